@@ -1,0 +1,167 @@
+"""``sirf-diffusion recon``: reconstruct STIR Interfile data by a named method."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..reconstructors.defaults import METHODS, NUM_SAMPLES
+
+_SETTINGS = "\n".join(
+    f"  {m.name:<10} {m.about}\n{'':13}{', '.join(f'{k}={v}' for k, v in m.settings.items())}" for m in METHODS.values()
+)
+
+_DESCRIPTION = f"""\
+Reconstruct STIR Interfile data. Writes reconstruction.hv, record.json and report.png, and for methods that draw
+posterior samples samples.h5 and uncertainty.hv (their standard deviation).
+
+methods, and their settings with defaults (change with --set NAME=VALUE):
+{_SETTINGS}
+
+The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
+model's in-plane voxel size (the scanner's default bin size without a model).
+"""
+
+_EPILOG = """\
+example:
+  sirf-diffusion recon --prompts prompts.hs --multiplicative norm.hs --additive scatter_and_randoms.hs \\
+      --attenuation mu.hv --model brain-fdg --method lisch --out results/lisch
+"""
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser = subparsers.add_parser(
+        "recon",
+        parents=[common],
+        help="reconstruct your own data",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = parser.add_argument_group("data (STIR Interfile)")
+    data.add_argument("--prompts", required=True, type=Path, metavar="P.hs", help="measured counts, uncorrected")
+    data.add_argument(
+        "--multiplicative", type=Path, metavar="M.hs", help="factors: detection efficiency (1 / normalisation)"
+    )
+    data.add_argument(
+        "--additive",
+        type=Path,
+        metavar="A.hs",
+        help="expected scatter and randoms, divided by the multiplicative factors",
+    )
+    data.add_argument(
+        "--attenuation",
+        type=Path,
+        metavar="MU.hv",
+        help="attenuation image in 1/cm; leave out if --multiplicative has attenuation in it",
+    )
+    data.add_argument(
+        "--initial", type=Path, metavar="X.hv", help="image to start from; its grid is that of the result"
+    )
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", default="lisch", choices=METHODS, help="default: lisch")
+    method.add_argument("--model", metavar="NAME|FILE", help="score model, for all methods but osem and map-rdp")
+    method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
+    method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    method.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="NAME=VALUE",
+        help="a setting of the method, see above; may be repeated",
+    )
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    run_group.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    run_group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
+    run_group.add_argument("--overwrite", action="store_true", help="replace another result in --out")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstruct and write."""
+    from ..acquisition import Acquisition
+    from ..engines.embedded.interfile import read_image
+    from ..environment import select_device
+    from ..outputs import OutputFolder
+    from ..reconstruction import load_model_for, reconstruct
+    from ..reconstructors.records import LogCallback, ProgressBar
+
+    method = METHODS[arguments.method]
+    settings = parse_settings(arguments.settings)
+    values = method.with_settings(settings)
+    device = select_device(arguments.device)
+    model = load_model_for(method, arguments.model, device)
+    initial, geometry = (None, None) if arguments.initial is None else read_image(arguments.initial)
+    folder = OutputFolder(
+        arguments.out,
+        {
+            "method": method.name,
+            "files": {name: getattr(arguments, name) for name in _FILES if getattr(arguments, name) is not None},
+            "model": None if model is None else model.hash,
+            "samples": arguments.samples,
+            "seed": arguments.seed,
+            "values": values,
+        },
+        overwrite=arguments.overwrite,
+    )
+    folder.check()
+    acquisition = Acquisition.from_files(
+        arguments.prompts,
+        multiplicative=arguments.multiplicative,
+        additive=arguments.additive,
+        attenuation=arguments.attenuation,
+        geometry=geometry,
+        voxel_size=None if model is None else tuple(model.voxel_size[1:]),
+    )
+    callbacks = [ProgressBar()] if sys.stderr.isatty() else [LogCallback()]
+    result = reconstruct(
+        acquisition,
+        method.name,
+        model=model,
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        device=arguments.device,
+        settings=settings,
+        initial=initial,
+        callbacks=callbacks,
+    )
+    result.save(folder)
+    record = result.record
+    projections = record["projections"]
+    print(f"{arguments.out}: {record['title']}")
+    print(
+        f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
+        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s"
+    )
+    if method.samples and result.uncertainty is None:
+        print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
+    return 0
+
+
+_FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial")
+
+
+def parse_settings(texts: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as a dictionary; values are numbers, ``None`` or words.
+
+    Examples
+    --------
+    >>> parse_settings(["eta=0.5", "num_steps=20", "planes=three"])
+    {'eta': 0.5, 'num_steps': 20, 'planes': 'three'}
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--set {text}: expected NAME=VALUE, for example --set num_steps=40")
+        try:
+            settings[name.strip().replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name.strip().replace("-", "_")] = value
+    return settings

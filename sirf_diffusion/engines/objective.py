@@ -1,0 +1,97 @@
+"""The likelihood's interface: what a reconstructor needs to know of an acquisition, and nothing more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..images import ImageGeometry
+
+
+@dataclass
+class ProjectionCounter:
+    """Counts projector work in full-data equivalents: one subset of ``n`` adds ``1 / n``, each image of a batch counts.
+
+    ``seconds`` is the wall time spent in the projector and in the likelihood's own arithmetic.
+    """
+
+    forward: float = 0.0
+    back: float = 0.0
+    seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the wall time of a ``with`` block to ``seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class Evaluation:
+    """The log-likelihood at one image (or batch of images), with its gradient available on demand.
+
+    ``value`` is ready at once; ``gradient()`` back-projects what the forward projection left, so that
+    asking for both costs one forward and one back projection where the engine allows it.
+    """
+
+    def __init__(self, value: Tensor, gradient: Callable[[Tensor | None], Tensor]) -> None:
+        self.value = value
+        self._gradient = gradient
+
+    def gradient(self, active: Tensor | None = None) -> Tensor:
+        """Gradient with respect to the image; with ``active`` (bool, one entry per image of the batch) of those only."""
+        return self._gradient(active)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    r"""Poisson log-likelihood of one acquisition, in STIR's sign (maximised).
+
+    .. math:: L(x) = \sum_i y_i \log q_i - q_i, \qquad q = A x + b
+
+    with prompts ``y``, the full linear model ``A`` (counts per image unit) and the expected background ``b``
+    (counts). Bins with ``y = 0`` contribute ``-q``. The constant ``-\log y_i!`` is omitted. Images are
+    ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
+    ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
+    multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``.
+    """
+
+    geometry: ImageGeometry
+    num_subsets: int
+    device: torch.device
+    counter: ProjectionCounter
+
+    def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
+        """Forward project ``x`` once; value now, gradient on demand without a second forward projection."""
+        ...
+
+    def value(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``L(x)``, float64, one number per image."""
+        ...
+
+    def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``A^T (y / q - 1)``, shape of ``x``."""
+        ...
+
+    def sensitivity(self, subset: int | None = None) -> Tensor:
+        """``A^T 1``, shape ``[z, y, x]``, computed once and kept; zero outside the scanner's field of view."""
+        ...
+
+    def uniform_image(self) -> Tensor:
+        """The constant image (where the sensitivity is positive) whose expected counts match: ``sum(y - b) / sum(s)``."""
+        ...
+
+    def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation of ``L(truth)`` over noise if ``x`` predicts the counts as well as the truth does.
+
+        ``mean = L(y; y) - sum_i e(q_i)`` with ``e(q) = E[KL(Y, q)]``, ``Y ~ Poisson(q)``: where a likelihood schedule should end.
+        """
+        ...

@@ -1,0 +1,67 @@
+"""Image grids: the one place where axes, voxel sizes and units of length are decided.
+
+Every image in the package is a ``float32`` tensor ``[..., z, y, x]`` in C order, as STIR and SIRF
+store it; leading dimensions are independent images (posterior samples).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """A regular voxel grid in STIR's conventions.
+
+    Voxel ``(k, j, i)`` has its centre at
+
+    ``z = origin_z + k * dz``, ``y = origin_y + (j - ny // 2) * dy``, ``x = origin_x + (i - nx // 2) * dx``,
+
+    in mm. STIR counts planes from zero at the first plane and centres the in-plane index range, so an
+    even in-plane size is half a voxel off-centre. The scanner's axis is at ``x = y = 0``, and its axial
+    centre lies at the middle of the image if ``origin_z`` is 0.
+
+    Parameters
+    ----------
+    shape
+        Number of voxels ``(z, y, x)``, all positive.
+    voxel_size
+        Voxel size ``(z, y, x)`` in mm, all positive.
+    origin
+        STIR's origin ``(z, y, x)`` in mm.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive or not three numbers were given.
+
+    Examples
+    --------
+    >>> ImageGeometry((1, 128, 128), (2.03125, 2.0, 2.0)).voxel_volume
+    8.125
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("shape", int), ("voxel_size", float), ("origin", float)):
+            values = tuple(kind(v) for v in getattr(self, name))
+            if len(values) != 3:
+                raise ValueError(f"{name} needs three numbers (z, y, x), found {values}")
+            if name != "origin" and min(values) <= 0:
+                raise ValueError(f"{name} must be positive, found {values}")
+            object.__setattr__(self, name, values)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm^3."""
+        dz, dy, dx = self.voxel_size
+        return dz * dy * dx
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of voxels."""
+        nz, ny, nx = self.shape
+        return nz * ny * nx

@@ -1,0 +1,216 @@
+"""The grid adapter: between the image's voxels and the voxels that a network was trained on, with exact adjoints.
+
+A 2D network needs slices of its own voxel size whose sides are multiples of a power of two. The latent image is the
+image on such a grid. It covers the whole field of view of the image; what it adds around it is air: zero in the clean
+image, with noise of its own in a noisy one, like every other voxel of the latent image. Padding belongs to the latent
+grid for that reason: padding single slices on their way into the network would surround noise by noiseless margins,
+which no network has seen in training.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..images import ImageGeometry
+
+logger = logging.getLogger(__name__)
+
+PLANES = ("transverse", "three")
+_SAME_VOXEL_SIZE = 0.01
+
+
+class GridAdapter:
+    """Linear maps between an image grid and a network's grid; voxel ``size // 2`` of an axis has its centre on both.
+
+    Axes whose voxel size agrees with the network's within 1 % are padded and not resampled: then `to_image` after
+    `to_latent` returns the same numbers. Others are interpolated linearly, each axis by an explicit matrix. When the
+    voxels get larger, the interpolating triangle is as wide as the larger voxel, so that activity is averaged and not
+    picked. Constants stay constant inside the field of view in both directions.
+
+    Parameters
+    ----------
+    geometry
+        The image grid.
+    voxel_size
+        The network's voxel size ``(z, y, x)`` in mm.
+    multiple
+        The latent sizes of the axes that slices lie in are multiples of this.
+    planes
+        ``"transverse"``: slices lie in y and x, and z is left as it is. ``"three"``: slices lie in all three pairs of
+        axes.
+    extent
+        If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
+
+    Raises
+    ------
+    ValueError
+        If ``planes`` is unknown, or ``"three"`` for an image of one plane, or ``extent`` is not positive.
+    """
+
+    def __init__(
+        self,
+        geometry: ImageGeometry,
+        voxel_size: tuple[float, float, float],
+        multiple: int = 1,
+        planes: str = "transverse",
+        extent: float | None = None,
+    ) -> None:
+        if planes not in PLANES:
+            raise ValueError(f"planes must be one of {', '.join(PLANES)}, found {planes!r}")
+        if planes == "three" and geometry.shape[0] == 1:
+            raise ValueError("planes='three' needs a volume, found an image of one plane; use planes='transverse'")
+        if extent is not None and not 0 < extent < math.inf:
+            raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
+        self.geometry, self.planes = geometry, planes
+        axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
+        self._axes = (
+            _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),
+            *(_axis(*axis, multiple, extent) for axis in in_plane),
+        )
+        z, y, x = self._axes
+        # STIR's origin is the centre of the first plane, but of the middle voxel in y and x.
+        origin_z = geometry.origin[0] + geometry.shape[0] // 2 * geometry.voxel_size[0] - z.size // 2 * z.spacing
+        self.latent_geometry = ImageGeometry(
+            (z.size, y.size, x.size), (z.spacing, y.spacing, x.spacing), (origin_z, *geometry.origin[1:])
+        )
+
+    @property
+    def resamples(self) -> bool:
+        """Whether voxel sizes differ, so that the maps interpolate."""
+        return any(axis.to_latent is not None for axis in self._axes)
+
+    @property
+    def latent_inside(self) -> Tensor:
+        """Boolean latent image: which voxels have their centre in the image's field of view."""
+        z, y, x = (axis.inside for axis in self._axes)
+        return z[:, None, None] & y[:, None] & x
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        """``P x``: image ``[..., z, y, x]`` to latent image, zero outside the field of view."""
+        _check_shape(x, self.geometry.shape, "image")
+        return self._apply(x, [(axis.to_latent, axis.padding) for axis in self._axes])
+
+    def to_latent_adjoint(self, u: Tensor) -> Tensor:
+        """``P^T u``, with ``<P x, u> = <x, P^T u>``."""
+        _check_shape(u, self.latent_geometry.shape, "latent image")
+        return self._apply(u, [(_transposed(axis.to_latent), axis.cropping) for axis in self._axes])
+
+    def to_image(self, u: Tensor) -> Tensor:
+        """``R u``: latent image to image; the inverse of `to_latent`, approximately where it interpolates."""
+        _check_shape(u, self.latent_geometry.shape, "latent image")
+        return self._apply(u, [(axis.to_image, axis.cropping) for axis in self._axes])
+
+    def to(self, device: torch.device | str) -> GridAdapter:
+        """The same adapter for tensors on another device."""
+        moved = object.__new__(GridAdapter)
+        moved.__dict__.update(self.__dict__, _axes=tuple(axis.to(device) for axis in self._axes))
+        return moved
+
+    def log(self) -> None:
+        """Say what is done to the image, if it is more than padding."""
+        if self.resamples:
+            old, new = self.geometry, self.latent_geometry
+            logger.warning(
+                "the image is resampled for the network: voxels of %s mm (%s) become %s mm (%s)",
+                " x ".join(f"{v:.4g}" for v in old.voxel_size),
+                " x ".join(map(str, old.shape)),
+                " x ".join(f"{v:.4g}" for v in new.voxel_size),
+                " x ".join(map(str, new.shape)),
+            )
+        if not all(axis.covers for axis in self._axes):
+            logger.warning("the network covers the centre of the image only: it is zero outside")
+
+    @staticmethod
+    def _apply(x: Tensor, maps: list[tuple[Tensor | None, tuple[int, int]]]) -> Tensor:
+        # x first and z last: the last axis is the fastest to multiply along, and padding is done in one copy.
+        if any(any(padding) for _, padding in maps):
+            x = torch.nn.functional.pad(x, [side for _, padding in reversed(maps) for side in padding])
+        for axis, (matrix, _) in zip((-3, -2, -1), maps, strict=True):
+            if matrix is not None:
+                x = _multiply(matrix.to(x), x, axis)
+        return x
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the latent grid: either padding (negative: cropping) on the two sides, or a pair of matrices."""
+
+    size: int
+    spacing: float
+    inside: Tensor
+    padding: tuple[int, int] = (0, 0)
+    to_latent: Tensor | None = None
+    to_image: Tensor | None = None
+    covers: bool = True
+
+    @property
+    def cropping(self) -> tuple[int, int]:
+        return -self.padding[0], -self.padding[1]
+
+    def to(self, device: torch.device | str) -> _Axis:
+        return replace(
+            self,
+            inside=self.inside.to(device),
+            to_latent=None if self.to_latent is None else self.to_latent.to(device),
+            to_image=None if self.to_image is None else self.to_image.to(device),
+        )
+
+
+def _keep(size: int, spacing: float) -> _Axis:
+    return _Axis(size, spacing, torch.ones(size, dtype=torch.bool))
+
+
+def _axis(size: int, old: float, new: float, multiple: int, extent: float | None) -> _Axis:
+    same = abs(old - new) <= _SAME_VOXEL_SIZE * new
+    spacing = old if same else new
+    # Half-sizes in mm below and above the centre of voxel size // 2.
+    below, above = (size // 2 + 0.5) * old, (size - size // 2 - 0.5) * old
+    wanted_below, wanted_above = (below, above) if extent is None else (min(below, extent / 2), min(above, extent / 2))
+    latent_size = multiple
+    while not (
+        (latent_size // 2 + 0.5) * spacing >= wanted_below * (1 - 1e-9)
+        and (latent_size - latent_size // 2 - 0.5) * spacing >= wanted_above * (1 - 1e-9)
+    ):
+        latent_size += multiple
+    latent = (torch.arange(latent_size, dtype=torch.float64) - latent_size // 2) * spacing
+    inside = (latent > -below) & (latent < above)
+    left = latent_size // 2 - size // 2
+    right = latent_size - size - left
+    latent_below, latent_above = (latent_size // 2 + 0.5) * spacing, (latent_size - latent_size // 2 - 0.5) * spacing
+    if same:
+        return _Axis(latent_size, spacing, inside, padding=(left, right), covers=left >= 0 and right >= 0)
+    image = (torch.arange(size, dtype=torch.float64) - size // 2) * old
+    covered = (image > -latent_below) & (image < latent_above)
+    width = max(old, new)
+    to_latent = _triangle(latent, inside, image, torch.ones_like(covered), width)
+    # Latent voxels outside the field of view are air by definition, and do not darken the image's last voxels.
+    to_image = _triangle(image, covered, latent, inside, width)
+    return _Axis(latent_size, spacing, inside, to_latent=to_latent, to_image=to_image, covers=bool(covered.all()))
+
+
+def _triangle(to: Tensor, to_valid: Tensor, source: Tensor, source_valid: Tensor, width: float) -> Tensor:
+    """Interpolation matrix ``[to, source]`` with rows that sum to one, or are zero where ``to_valid`` is false."""
+    weights = (1 - (to[:, None] - source[None, :]).abs() / width).clamp(min=0) * source_valid
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12) * to_valid[:, None]
+
+
+def _transposed(matrix: Tensor | None) -> Tensor | None:
+    return None if matrix is None else matrix.T
+
+
+def _multiply(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    if axis == -1:
+        return x @ matrix.T
+    if axis == -2:
+        return matrix @ x
+    return (matrix @ x.flatten(-2)).unflatten(-1, x.shape[-2:])
+
+
+def _check_shape(x: Tensor, shape: tuple[int, int, int], what: str) -> None:
+    if tuple(x.shape[-3:]) != shape:
+        raise ValueError(f"the {what} must have the shape [..., {', '.join(map(str, shape))}], found {tuple(x.shape)}")

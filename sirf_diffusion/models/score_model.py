@@ -1,0 +1,393 @@
+"""The score model: everything needed to denoise an image, or a volume, in image units."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..images import ImageGeometry
+from .grid import GridAdapter
+from .intensity import INTENSITY_RULES
+from .networks import TIME_INPUTS, NetworkConfig, network_time
+from .schedules import PREDICTIONS, NoiseSchedule, denoised_and_noise
+from .storage import ModelConfig, checked_voxel_size, find_model, load_model, save_model, serialise
+
+Network = Callable[..., Tensor]
+
+_CPU_BUDGET_BYTES = 1024 * 1024**2
+_CUDA_BUDGET_SHARE = 0.5
+# Slices of each orientation lie in two axes of [..., z, y, x]; rows before columns. The label is the position here.
+_STACKING_AXES = (-3, -2, -1)
+
+
+@dataclass
+class NetworkCounter:
+    """Counts network work: one evaluation is one image (or volume) denoised once; ``seconds`` is wall time."""
+
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+class ScoreModel:
+    """A network with its noise schedule and training grid; bound to an image grid and an intensity scale by `on`.
+
+    Two sets of units meet here. *Network units*, on the latent grid: ``u_t = gamma u_0 + nu z`` (`predict`,
+    `to_latent`, `to_image`; what samplers use). *Image units*, on the image grid: ``x_t = c u_t`` with the intensity
+    scale ``c`` (`denoise`, `score`, `predict_noise`, `denoise_at`, `residual`; what priors and users need). Images are
+    ``[..., z, y, x]`` with any leading dimensions; nothing is ever clipped.
+
+    Parameters
+    ----------
+    network
+        ``f(images [B, 1, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``, given
+        ``u_t / sqrt(gamma^2 + nu^2)``. Any callable will do.
+    schedule
+        Noise schedule of its training.
+    prediction
+        What it returns: ``"eps"``, ``"x0"``, ``"v"`` (variance-preserving schedules only) or ``"score"``.
+    voxel_size
+        Voxel size ``(z, y, x)`` of its training images, mm.
+    time_input
+        What it is told of the time, see `network_time`.
+    architecture
+        Its configuration, needed to save it.
+    multiple
+        Slice sizes must be multiples of this; taken from the architecture if there is one.
+    metadata
+        Any of ``tracer``, ``licence``, ``training``, ``intensity_rule``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not one of the above.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: NoiseSchedule,
+        prediction: str = "eps",
+        voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0),
+        metadata: dict[str, Any] | None = None,
+        *,
+        time_input: str = "log_sigma",
+        architecture: NetworkConfig | None = None,
+        multiple: int = 1,
+    ) -> None:
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+        if prediction == "v" and not schedule.variance_preserving:
+            raise ValueError(f"v-prediction needs a variance-preserving schedule, found {schedule.name!r}")
+        if time_input not in TIME_INPUTS:
+            raise ValueError(f"time_input must be one of {', '.join(TIME_INPUTS)}, found {time_input!r}")
+        if architecture is not None and architecture.in_channels != 1:
+            raise ValueError(
+                f"this network needs {architecture.in_channels} input images; conditioning images are not supported"
+            )
+        if multiple < 1:
+            raise ValueError(f"multiple must be at least 1, found {multiple}")
+        self.metadata: dict[str, Any] = {
+            "intensity_rule": INTENSITY_RULES[0],
+            "tracer": "",
+            "licence": "",
+            "training": {},
+        }
+        unknown = sorted(set(metadata or {}) - set(self.metadata))
+        if unknown:
+            raise ValueError(f"metadata has unknown keys {unknown}; known are {sorted(self.metadata)}")
+        self.metadata.update(metadata or {})
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.voxel_size = checked_voxel_size(voxel_size)
+        self.time_input, self.architecture = time_input, architecture
+        self.multiple = multiple if architecture is None else architecture.multiple
+        self.counter = NetworkCounter()
+        self.max_batch: int | None = None
+        self.geometry: ImageGeometry | None = None
+        self._scale: float | None = None
+        self._grid: GridAdapter | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str], device: str = "cpu") -> ScoreModel:
+        """Model of a bundled name or of a file, on ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+
+        Raises
+        ------
+        ModelFileError
+            If there is no such model, or its file cannot be used; a ValueError.
+        ValueError
+            If the device is not there.
+        """
+        from ..environment import select_device
+
+        where = select_device(device)
+        network, config, digest = load_model(find_model(name_or_path))
+        model = cls(
+            network.to(memory_format=torch.channels_last).to(where),  # type: ignore[call-overload]
+            config.schedule,
+            config.prediction,
+            config.voxel_size,
+            {key: getattr(config, key) for key in ("intensity_rule", "tracer", "licence", "training")},
+            time_input=config.time_input,
+            architecture=config.architecture,
+        )
+        model.__dict__["hash"] = digest
+        return model
+
+    def save(self, path: str | os.PathLike[str], weights_dtype: str = "float32") -> str:
+        """Write the model to a ``.safetensors`` file, weights as ``"float32"`` or ``"float16"``; returns its SHA-256.
+
+        Raises
+        ------
+        ValueError
+            If the architecture is not known, or does not fit the network.
+        """
+        return save_model(path, *self._stored(), weights_dtype)
+
+    def on(
+        self,
+        geometry: ImageGeometry,
+        intensity_scale: float,
+        planes: str = "transverse",
+        *,
+        extent: float | None = None,
+        max_batch: int | None = None,
+    ) -> ScoreModel:
+        """The model for images of one grid and intensity: a light copy that shares the network and counts anew.
+
+        Parameters
+        ----------
+        geometry
+            The image grid. Where its voxel size differs from the training images' by more than 1 %, images are
+            resampled for the network, which is logged.
+        intensity_scale
+            ``c``: image units for one network unit, see `sirf_diffusion.models.intensity_scale`; positive.
+        planes
+            ``"transverse"``, or ``"three"`` for the mean over transverse, coronal and sagittal slices of a volume.
+        extent
+            Cover only a centred square of this side, mm, in y and x; the image is zero outside it. For small objects in
+            a large field of view.
+        max_batch
+            Most slices in one network call; chosen to fit memory if not given.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, or ``planes="three"`` for one plane or for a network of one orientation.
+        """
+        if not 0 < intensity_scale < math.inf:
+            raise ValueError(f"intensity_scale must be a positive finite number, found {intensity_scale!r}")
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, found {max_batch}")
+        if planes == "three" and self.architecture is not None and self.architecture.num_class_embeds in (1, 2):
+            raise ValueError(
+                f"planes='three' needs a network of three orientations, found {self.architecture.num_class_embeds}"
+            )
+        grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent)
+        grid.log()
+        bound = copy.copy(self)
+        bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
+        bound.max_batch, bound.counter = max_batch, NetworkCounter()
+        return bound
+
+    @property
+    def intensity_scale(self) -> float:
+        """``c``, image units for one network unit."""
+        self._bound()
+        return float(self._scale)  # type: ignore[arg-type]
+
+    @property
+    def planes(self) -> str:
+        """``"transverse"`` or ``"three"``."""
+        return "transverse" if self._grid is None else self._grid.planes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        weight = self._weight()
+        return torch.device("cpu") if weight is None else weight.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape ``(Z', Y', X')`` of a latent image."""
+        return self._bound().latent_geometry.shape
+
+    @property
+    def latent_inside(self) -> Tensor:
+        """Boolean latent image: which voxels lie in the image's field of view."""
+        return self._bound().latent_inside
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the model file, or of the file that `save` would write; of its name for a bare callable."""
+        if self.architecture is not None and isinstance(self.network, nn.Module):
+            return hashlib.sha256(serialise(*self._stored())).hexdigest()
+        kind = self.network if hasattr(self.network, "__qualname__") else type(self.network)
+        name = f"{kind.__module__}.{kind.__qualname__} {self.schedule.to_config()} {self.prediction}"
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    # Network units, latent grid ---------------------------------------------------------------------------------------
+
+    def predict(self, u: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Clean image and noise in a noisy latent image: ``(u0, eps)`` with ``u = gamma u0 + nu eps``.
+
+        Three planes: the network's outputs for the three orientations are averaged; ``u0``, ``eps`` and the score are
+        the same affine functions of each, so that all of them are averages.
+
+        Parameters
+        ----------
+        u
+            Noisy latent image ``[..., Z', Y', X']``, network units.
+        t
+            Its time, with noise left (``nu > 0``).
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit, or there is no noise at ``t``.
+        """
+        t = float(t)
+        gamma, nu = self.schedule.gamma(t), self.schedule.nu(t)
+        if nu <= 0:
+            raise ValueError(f"a network needs noise: found none at t = {t:g}")
+        if self._grid is not None and tuple(u.shape[-3:]) != self.latent_shape:
+            raise ValueError(f"u must have the shape [..., {self.latent_shape}], found {tuple(u.shape)}; see to_latent")
+        with torch.no_grad():
+            start = self._clock()
+            output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t)
+            self.counter.evaluations += math.prod(u.shape[:-3])
+            self.counter.seconds += self._clock() - start
+            return denoised_and_noise(self.prediction, output, u, gamma, nu)
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        """Image in image units to latent image in network units: ``u = P x / c``."""
+        return self._bound().to_latent(x.to(self.device)) / self.intensity_scale
+
+    def to_image(self, u: Tensor) -> Tensor:
+        """Latent image in network units to image in image units: ``x = c R u``.
+
+        The inverse of `to_latent` where voxel sizes agree; close to it for images without detail at the voxel size
+        where they do not.
+        """
+        return self._bound().to_image(u) * self.intensity_scale
+
+    # Image units, image grid ------------------------------------------------------------------------------------------
+
+    def denoise(self, x_t: Tensor, t: float) -> Tensor:
+        """Clean image ``E[x_0 | x_t]`` in ``x_t = gamma x_0 + c nu z``, image units."""
+        u0, _ = self.predict(self.to_latent(x_t), t)
+        return self.to_image(u0).to(x_t.device)
+
+    def predict_noise(self, x_t: Tensor, t: float) -> Tensor:
+        """Noise ``z`` in ``x_t = gamma x_0 + c nu z``, without unit."""
+        _, eps = self.predict(self.to_latent(x_t), t)
+        return self._bound().to_image(eps).to(x_t.device)
+
+    def score(self, x_t: Tensor, t: float) -> Tensor:
+        """Gradient of ``log p(x_t)``: ``-z / (c nu)`` (Tweedie's formula), per image unit."""
+        return self.predict_noise(x_t, t) / (-self.intensity_scale * self.schedule.nu(float(t)))
+
+    def denoise_at(self, x: Tensor, sigma: float) -> Tensor:
+        """Clean image ``E[x_0 | x]`` in ``x = x_0 + c sigma z``: the noise level is given and the image not attenuated.
+
+        A discrete schedule is asked at the nearest level it has.
+        """
+        return self.to_image(self._denoise_latent(self.to_latent(x), sigma)).to(x.device)
+
+    def residual(self, x: Tensor, sigma: float) -> Tensor:
+        """What denoising takes away, ``c P^T (P x / c - D(P x / c; sigma))``, image units.
+
+        Divided by ``(c sigma)^2``, it is the gradient of ``-log p_sigma(P x / c)`` with respect to ``x``: the adjoint
+        ``P^T`` of the resampling makes it a gradient on the image grid too. Without resampling it is
+        ``x - denoise_at(x, sigma)``.
+        """
+        u = self.to_latent(x)
+        removed = u - self._denoise_latent(u, sigma)
+        return (self._bound().to_latent_adjoint(removed) * self.intensity_scale).to(x.device)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _denoise_latent(self, w: Tensor, sigma: float) -> Tensor:
+        """Clean latent image in ``w = u_0 + sigma z``: the schedule's own noisy image is ``gamma w``."""
+        t = self.schedule.t_of_sigma(float(sigma))
+        return self.predict(self.schedule.gamma(t) * w, t)[0]
+
+    def _evaluate(self, images: Tensor, t: float) -> Tensor:
+        if self.planes == "transverse":
+            return self._evaluate_slices(images, t, 0)
+        total = torch.zeros_like(images)
+        for plane, axis in enumerate(_STACKING_AXES):
+            total += self._evaluate_slices(images.movedim(axis, -3), t, plane).movedim(-3, axis)
+        return total.div_(len(_STACKING_AXES))
+
+    def _evaluate_slices(self, stacks: Tensor, t: float, plane: int) -> Tensor:
+        """Network output for every slice ``[..., slice, H, W]`` of one orientation, in batches."""
+        height, width = stacks.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"slices must be multiples of {self.multiple}, found {height} x {width}; see to_latent")
+        slices = stacks.reshape(-1, 1, height, width)
+        result = torch.empty_like(slices)
+        weight = self._weight()
+        dtype = slices.dtype if weight is None else weight.dtype
+        told = float(network_time(self.time_input, self.schedule, t))
+        batch = self.max_batch or self._largest_batch(height, width)
+        for first in range(0, len(slices), batch):
+            part = slices[first : first + batch].to(dtype)
+            times = torch.full((len(part),), told, dtype=dtype, device=part.device)
+            labels = torch.full((len(part),), plane, dtype=torch.long, device=part.device)
+            with torch.inference_mode():
+                output = self.network(part, times, class_labels=labels)
+            # Copied, because a tensor of inference mode could not be changed in place by the caller.
+            result[first : first + batch] = output
+        return result.reshape(stacks.shape)
+
+    def _largest_batch(self, height: int, width: int) -> int:
+        """Slices that fit the memory budget, from an estimate of what a slice's activations take."""
+        budget = float(_CPU_BUDGET_BYTES)
+        if self.device.type == "cuda":
+            budget = torch.cuda.mem_get_info(self.device)[0] * _CUDA_BUDGET_SHARE
+        return max(1, int(budget / (4 * _activations(self.architecture, height * width))))
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _weight(self) -> Tensor | None:
+        return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+
+    def _bound(self) -> GridAdapter:
+        if self._grid is None:
+            raise ValueError("the model has no image grid yet: bind it with model.on(geometry, intensity_scale)")
+        return self._grid
+
+    def _stored(self) -> tuple[dict[str, Tensor], ModelConfig]:
+        if self.architecture is None or not isinstance(self.network, nn.Module):
+            raise ValueError("only a network built by build_network can be saved: give its architecture to ScoreModel")
+        config = ModelConfig(
+            self.architecture, self.schedule, self.prediction, self.time_input, self.voxel_size, **self.metadata
+        )
+        return self.network.state_dict(), config
+
+
+def _activations(config: NetworkConfig | None, voxels: int) -> float:
+    """About how many numbers a slice of this many voxels takes inside a network."""
+    if config is None:
+        return 256.0 * voxels
+    pixels = voxels / config.patch_size**2
+    values, attention = 16.0 * pixels * config.channels[0], 0.0
+    for level, (channels, has_attention) in enumerate(zip(config.channels, config.attention_levels, strict=True)):
+        here = pixels / 4**level
+        values += here * channels * (config.num_res_blocks + 2)  # kept for the way up, and one at work
+        if has_attention or level == len(config.channels) - 1:
+            attention = max(attention, 2 * here * here * channels / config.num_head_channels)
+    return values + attention

@@ -1,0 +1,19 @@
+"""Priors: penalties on an image, written once on tensors."""
+
+from __future__ import annotations
+
+from .anchor import QuadraticAnchorPrior
+from .base import Prior
+from .quadratic import QuadraticPrior
+from .rdp import RelativeDifferencePrior, kappa_image
+from .score import ResidualModel, ScorePrior
+
+__all__ = [
+    "Prior",
+    "QuadraticAnchorPrior",
+    "QuadraticPrior",
+    "RelativeDifferencePrior",
+    "ResidualModel",
+    "ScorePrior",
+    "kappa_image",
+]

@@ -1,0 +1,22 @@
+"""Reconstructors: OSEM and MAP-EM, and the reverse-diffusion methods."""
+
+from __future__ import annotations
+
+from .base import Reconstructor
+from .dds import DDSReconstructor
+from .hqs import HQSReconstructor
+from .lisch import LikelihoodScheduledReconstructor
+from .mapem import MAPEM
+from .osem import MLEM, OSEM
+from .records import StepRecord
+
+__all__ = [
+    "MAPEM",
+    "MLEM",
+    "OSEM",
+    "DDSReconstructor",
+    "HQSReconstructor",
+    "LikelihoodScheduledReconstructor",
+    "Reconstructor",
+    "StepRecord",
+]

@@ -1,0 +1,118 @@
+"""A reconstructor from a method's name and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..engines.objective import Objective
+from .base import Reconstructor
+from .defaults import get_method
+
+
+def build_reconstructor(
+    name: str,
+    objective: Objective,
+    settings: Mapping[str, Any],
+    *,
+    model: Any = None,
+    intensity_scale: float = 1.0,
+    num_samples: int = 1,
+    seed: int = 0,
+    callbacks: Iterable[Callable[[Any], None]] = (),
+) -> Reconstructor:
+    """Make the reconstructor of a method.
+
+    Parameters
+    ----------
+    name
+        A name of `sirf_diffusion.reconstructors.defaults.METHODS`.
+    objective
+        The log-likelihood, with the subsets that the method is to use.
+    settings
+        Settings that differ from the method's defaults.
+    model
+        A score model that is bound to the objective's grid, for the methods that use one.
+    intensity_scale
+        ``c``, image units per network unit: strengths of the relative difference prior are relative to it.
+    num_samples, seed
+        Of the methods that draw posterior samples.
+    callbacks
+        Called with a ``StepRecord`` after each step.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or setting, or a setting out of range.
+    """
+    values = get_method(name).with_settings(settings)
+    for of_the_model in ("planes", "extent"):
+        values.pop(of_the_model, None)
+    builder = _BUILDERS[name]
+    if get_method(name).samples:
+        values |= {"num_samples": num_samples, "seed": seed}
+    return builder(objective, model, intensity_scale, values, tuple(callbacks))
+
+
+def relative_difference_prior(
+    objective: Objective, strength: float, intensity_scale: float, gamma: float, epsilon: float, **options: Any
+) -> Any:
+    """The prior of ``u = x / c``; its value is homogeneous of degree one, hence ``beta = strength / c``."""
+    from ..priors import RelativeDifferencePrior
+
+    beta = strength / intensity_scale
+    return RelativeDifferencePrior(objective.geometry, beta, gamma=gamma, epsilon=epsilon * intensity_scale, **options)
+
+
+def _osem(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .osem import OSEM
+
+    return OSEM(objective, **values, callbacks=callbacks)
+
+
+def _map_rdp(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .mapem import MAPEM
+
+    prior = relative_difference_prior(
+        objective, values.pop("penalisation_factor"), scale, values.pop("gamma"), values.pop("epsilon")
+    )
+    return MAPEM(objective, prior, **values, callbacks=callbacks)
+
+
+def _map_score(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from ..priors import ScorePrior
+    from .mapem import MAPEM
+
+    prior = ScorePrior(model, values.pop("sigma"), values.pop("penalisation_factor"))
+    return MAPEM(objective, prior, **values, callbacks=callbacks)
+
+
+def _dds(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .dds import DDSReconstructor
+
+    strength, prior = values.pop("axial_rdp"), None
+    if strength > 0 and objective.geometry.shape[0] > 1:
+        prior = relative_difference_prior(objective, strength, scale, 2.0, 0.005, neighbourhood="axial")
+    return DDSReconstructor(objective, model, prior=prior, **values, callbacks=callbacks)
+
+
+def _hqs(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .hqs import HQSReconstructor
+
+    return HQSReconstructor(objective, model, **values, callbacks=callbacks)
+
+
+def _lisch(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .lisch import LikelihoodScheduledReconstructor
+
+    return LikelihoodScheduledReconstructor(objective, model, **values, callbacks=callbacks)
+
+
+_BUILDERS: dict[str, Callable[..., Reconstructor]] = {
+    "osem": _osem,
+    "map-rdp": _map_rdp,
+    "map-score": _map_score,
+    "dds": _dds,
+    "hqs": _hqs,
+    "lisch": _lisch,
+}

@@ -1,0 +1,118 @@
+"""The data-consistency seam of the diffusion loop: how a denoised image is brought towards the measured data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.objective import Objective
+from .base import inside
+
+RELATIVE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class DiffusionStep:
+    """Where the chain is: ``index`` (from 0) of ``num_steps``, time ``t`` and relative noise level ``sigma``."""
+
+    index: int
+    num_steps: int
+    t: float
+    sigma: float
+
+
+@dataclass
+class Consistent:
+    """Result of a data step.
+
+    ``x`` images ``[samples, z, y, x]``; log-likelihoods before and after per sample where they were computed anyway;
+    the target if there was one; updates per sample.
+    """
+
+    x: Tensor
+    before: list[float] | None = None
+    after: list[float] | None = None
+    target: float | None = None
+    num_inner: list[int] | None = None
+
+    @staticmethod
+    def joined(parts: list[Consistent]) -> Consistent:
+        """One result of those of successive groups of samples."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def concatenated(name: str) -> Any:
+            lists = [getattr(part, name) for part in parts]
+            return None if any(values is None for values in lists) else list(chain.from_iterable(lists))
+
+        values = {name: concatenated(name) for name in ("before", "after", "num_inner")}
+        return Consistent(torch.cat([part.x for part in parts]), target=parts[0].target, **values)
+
+
+class DataConsistency(ABC):
+    """A data step. Subclasses implement :meth:`__call__`; they keep no state that changes from step to step.
+
+    The loop calls :meth:`set_up` once, then :meth:`set_scale`, then the object itself once per noise level (once per
+    group of samples if these are split), always with the same ``step`` for all samples.
+    """
+
+    name: ClassVar[str] = ""
+    objective: Objective
+    sensitivity: Tensor
+    inside: Tensor
+    intensity_scale: float
+
+    def set_up(self, objective: Objective) -> None:
+        """Take what stays fixed from the objective; a subclass may project here."""
+        self.objective = objective
+        self.sensitivity = objective.sensitivity()
+        self.inside = inside(self.sensitivity)
+
+    def set_scale(self, intensity_scale: float) -> None:
+        """Tell the scale ``c`` of ``x = c u``, in image units."""
+        self.intensity_scale = float(intensity_scale)
+
+    @abstractmethod
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+        """Bring ``prior_image`` towards the data.
+
+        Parameters
+        ----------
+        prior_image
+            Denoised images ``[samples, z, y, x]`` in image units, not clipped. Must not be changed in place.
+        step
+            Position in the chain.
+        """
+
+    def admissible(self, image: Tensor) -> Tensor:
+        """A copy that the likelihood accepts: at least ``1e-6 c`` inside the field of view, zero outside.
+
+        The floor is there because multiplicative updates never leave zero.
+        """
+        return image.clamp(min=RELATIVE_FLOOR * self.intensity_scale).mul_(self.inside)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Parameters, ready for JSON."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What :meth:`set_up` found and the run's record should keep, ready for JSON."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs instead of the projections of :meth:`set_up`, ready for JSON."""
+        return {}
+
+    def restore(self, objective: Objective, state: dict[str, Any]) -> None:
+        """:meth:`set_up` from :meth:`state`."""
+        self.set_up(objective)
+
+    def early_image(self) -> Tensor | None:
+        """An EM image that :meth:`set_up` happened to compute, for the intensity scale."""
+        return None

@@ -1,0 +1,174 @@
+"""The methods by name, with the settings that a run uses unless told otherwise: the one place where they are kept.
+
+Strengths are relative to the image's intensity scale ``c`` (see `sirf_diffusion.models.intensity_scale`), so that one
+value serves images whose units differ: an image ``x`` is penalised as ``u = x / c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the command line.
+
+    Parameters
+    ----------
+    name
+        Name on the command line and in results.
+    title
+        Name in figures.
+    about
+        One line for ``--help``.
+    uses_model
+        Whether a score model is needed.
+    samples
+        Whether it draws posterior samples; otherwise it gives one image.
+    num_subsets
+        Wanted number of subsets; the largest one below it that divides the views evenly is used.
+    settings
+        Defaults of what can be set; None stands for a value chosen by the data.
+        Those of all score models: ``planes`` (``"transverse"``; ``"three"``, the default for volumes) and ``extent``,
+        the side in mm of the central square that the network covers, for small objects in a large field of view.
+    quick
+        Other values for a quick look.
+    """
+
+    name: str
+    title: str
+    about: str
+    uses_model: bool = False
+    samples: bool = False
+    num_subsets: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_settings(self, given: Mapping[str, Any], *, quick: bool = False) -> dict[str, Any]:
+        """Defaults, replaced by what was given.
+
+        Raises
+        ------
+        ValueError
+            If a setting is unknown, with those that there are.
+        """
+        if unknown := sorted(set(given) - set(self.settings)):
+            known = ", ".join(f"{k}={v}" for k, v in self.settings.items())
+            raise ValueError(f"{self.name} has no setting {unknown[0]!r}; it has {known}")
+        return {**self.settings, **(self.quick if quick else {}), **given}
+
+
+_METHODS = (
+    Method(
+        "osem",
+        "OSEM",
+        "maximum likelihood, stopped early",
+        num_subsets=7,
+        settings={"num_iterations": 2},
+    ),
+    Method(
+        "map-rdp",
+        "MAP-EM, RDP",
+        "MAP-EM with the relative difference prior (BSREM)",
+        num_subsets=14,
+        settings={"num_iterations": 30, "penalisation_factor": 1.0, "gamma": 2.0, "epsilon": 0.005},
+        quick={"num_iterations": 12},
+    ),
+    Method(
+        "map-score",
+        "MAP-EM, score prior",
+        "MAP-EM with the score model as prior, at one noise level",
+        uses_model=True,
+        settings={
+            "num_iterations": 60,
+            "num_inner": 1,
+            "penalisation_factor": 1.0,
+            "sigma": 0.2,
+            "planes": None,
+            "extent": None,
+        },
+        quick={"num_iterations": 30},
+    ),
+    Method(
+        "dds",
+        "DDS",
+        "diffusion sampling, proximal data steps towards each denoised image",
+        uses_model=True,
+        samples=True,
+        settings={
+            "num_steps": 40,
+            "eta": 0.85,
+            "num_inner": 3,
+            "anchor_strength": 1.0,
+            "axial_rdp": 1.0,
+            "planes": None,
+            "extent": None,
+        },
+        quick={"num_steps": 15},
+    ),
+    Method(
+        "hqs",
+        "HQS",
+        "diffusion sampling, half-quadratic splitting with a closed-form EM data step",
+        uses_model=True,
+        samples=True,
+        settings={"num_steps": 40, "eta": 0.85, "num_inner": 3, "beta": 1.0, "planes": None, "extent": None},
+        quick={"num_steps": 15},
+    ),
+    Method(
+        "lisch",
+        "LiSch",
+        "diffusion sampling to a likelihood schedule; no strength to tune",
+        uses_model=True,
+        samples=True,
+        # The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
+        num_subsets=2,
+        settings={
+            "num_steps": 40,
+            "eta": 0.85,
+            "step_size": 1.8,
+            "target": None,
+            "num_em_iterations": None,
+            "planes": None,
+            "extent": None,
+        },
+        quick={"num_steps": 15},
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+
+#: Posterior samples of the sampling methods.
+NUM_SAMPLES = 5
+QUICK_NUM_SAMPLES = 2
+
+
+def get_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with those that there are.
+
+    Examples
+    --------
+    >>> get_method("lisch").samples
+    True
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def largest_num_subsets(num_views: int, wanted: int) -> int:
+    """The largest number of subsets up to ``wanted`` that divides the views evenly.
+
+    Examples
+    --------
+    >>> largest_num_subsets(126, 10)
+    9
+    """
+    return max(n for n in range(1, max(1, min(wanted, num_views)) + 1) if num_views % n == 0)

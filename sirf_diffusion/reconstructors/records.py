@@ -1,0 +1,146 @@
+"""What a run tells the outside: one record per step, the cost so far, and the callbacks that listen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..engines.objective import ProjectionCounter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StepRecord:
+    """State of a reconstruction after one step; callbacks receive one per step and may raise ``StopIteration``.
+
+    Parameters
+    ----------
+    method
+        Name of the method, as in the run's record.
+    step, num_steps
+        Steps done, counted from 1, and steps planned. A step is an epoch (OSEM, MAP-EM) or a noise level.
+    x
+        Current data-consistent image ``[z, y, x]``, or images ``[samples, z, y, x]``, in image units. Not a copy: a
+        callback that keeps it must clone it.
+    t, sigma
+        Diffusion time and relative noise level ``nu / gamma`` of the step.
+    log_likelihood_before, log_likelihood_after
+        Per sample, of the denoised image and of the image after the data step; None where the method did not compute
+        it.
+    target
+        Log-likelihood that the data step had to reach.
+    num_inner
+        Data-step updates, per sample.
+    forward, back
+        Projections so far, in full-data equivalents, all samples and the preparation included.
+    network_evaluations
+        Network evaluations so far (volumes denoised).
+    seconds
+        Wall time so far.
+    checkpoint
+        Called without arguments, gives all that is needed to go on from here; None if the method cannot be resumed.
+    """
+
+    method: str
+    step: int
+    num_steps: int
+    x: Tensor
+    t: float | None = None
+    sigma: float | None = None
+    log_likelihood_before: list[float] | None = None
+    log_likelihood_after: list[float] | None = None
+    target: float | None = None
+    num_inner: list[int] | None = None
+    forward: float = 0.0
+    back: float = 0.0
+    network_evaluations: int = 0
+    seconds: float = 0.0
+    checkpoint: Callable[[], Any] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_iteration(
+        cls,
+        method: str,
+        step: int,
+        num_steps: int,
+        x: Tensor,
+        log_likelihood: Tensor | None,
+        counter: ProjectionCounter,
+        seconds: float,
+    ) -> StepRecord:
+        """Record of an iteration without noise levels; ``log_likelihood`` is that of the image before the iteration."""
+        before = None if log_likelihood is None else [float(v) for v in log_likelihood.reshape(-1)]
+        return cls(
+            method,
+            step,
+            num_steps,
+            x,
+            log_likelihood_before=before,
+            forward=counter.forward,
+            back=counter.back,
+            seconds=seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step's numbers (everything but the image), ready for JSON."""
+        return {k: v for k, v in vars(self).items() if k not in ("method", "num_steps", "x", "checkpoint")}
+
+
+class ProgressBar:
+    """Callback that shows a tqdm bar with the noise level and the likelihood."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, record: StepRecord) -> None:
+        """Move the bar to this step; a step that does not follow the last one starts a new bar."""
+        if self._bar is None or record.step <= self._bar.n:
+            from tqdm.auto import tqdm
+
+            self.close()
+            self._bar = tqdm(total=record.num_steps, desc=record.method, unit="step", initial=record.step - 1)
+        self._bar.update(record.step - self._bar.n)
+        self._bar.set_postfix_str(", ".join(_numbers(record)), refresh=False)
+        if record.step == record.num_steps:
+            self.close()
+
+    def close(self) -> None:
+        """End the bar; done by itself after the last step."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+class LogCallback:
+    """Callback that logs every ``every``-th step and the last one, through :mod:`logging`."""
+
+    def __init__(self, every: int = 1, level: int = logging.INFO) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, found {every}")
+        self.every, self.level = every, level
+
+    def __call__(self, record: StepRecord) -> None:
+        """Log one line."""
+        if record.step % self.every == 0 or record.step == record.num_steps:
+            cost = f"{record.forward:.4g} forward, {record.back:.4g} back, {record.seconds:.1f} s"
+            numbers = ", ".join([*_numbers(record), cost])
+            logger.log(self.level, "%s %d/%d: %s", record.method, record.step, record.num_steps, numbers)
+
+
+def _numbers(record: StepRecord) -> list[str]:
+    parts = []
+    if record.sigma is not None:
+        parts.append(f"sigma {record.sigma:.3g}")
+    likelihood = record.log_likelihood_after or record.log_likelihood_before
+    if likelihood:
+        parts.append(f"L {sum(likelihood) / len(likelihood):.7g}")
+    if record.target is not None:
+        parts.append(f"target {record.target:.7g}")
+    if record.num_inner:
+        parts.append(f"{sum(record.num_inner) / len(record.num_inner):.3g} inner")
+    return parts

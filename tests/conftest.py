@@ -1,0 +1,73 @@
+"""Markers, threads and fixtures that every test module may use.
+
+``requires_stir``, ``requires_sirf`` and ``requires_cuda`` skip a test where the thing is absent; the environment
+variables ``REQUIRE_STIR=1``, ``REQUIRE_SIRF=1`` and ``REQUIRE_CUDA=1`` turn these skips into failures, so that a
+machine that is meant to have them cannot pass by skipping.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@functools.lru_cache
+def _imports(module: str) -> str:
+    """Empty if ``module`` imports, otherwise the last line of the error. In a child: a broken library may abort."""
+    child = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    if child.returncode == 0:
+        return ""
+    return (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+
+
+def _reason_stir() -> str:
+    return _imports("stir")
+
+
+def _reason_sirf() -> str:
+    return _imports("sirf.STIR")
+
+
+def _reason_cuda() -> str:
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+_REQUIREMENTS = {"stir": _reason_stir, "sirf": _reason_sirf, "cuda": _reason_cuda}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, reason_of in _REQUIREMENTS.items():
+        if item.get_closest_marker(f"requires_{name}") is None:
+            continue
+        reason = reason_of()
+        if not reason:
+            continue
+        variable = f"REQUIRE_{name.upper()}"
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{variable}=1, but {name} is not usable here: {reason}", pytrace=False)
+        pytest.skip(f"{name} is not usable here: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Small tensors gain nothing from many threads, and shared machines lose from them.
+    torch.set_num_threads(min(torch.get_num_threads(), int(os.environ.get("OMP_NUM_THREADS", "2"))))
+    os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A freshly seeded CPU generator: tests never touch the global one."""
+    return torch.Generator().manual_seed(20240229)
+
+
+@pytest.fixture
+def untouched_random_state():
+    """A test with this fixture fails if PyTorch's global random state was used in it."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "the global random state was used; pass a torch.Generator"

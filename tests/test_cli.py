@@ -1,0 +1,397 @@
+"""The commands: what they write, what they say, and that bad input costs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from small_scan import write_small_model, write_small_scan
+
+from sirf_diffusion.cli import main
+from sirf_diffusion.engines.embedded.interfile import (
+    read_image,
+    read_projection_data,
+    write_image,
+    write_projection_data,
+)
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.reconstructors.defaults import METHODS
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+
+
+@pytest.fixture
+def recon(scan, model, tmp_path):
+    """``recon(option=value, ...)`` runs the command on the small scan with few steps; gives exit code and folder."""
+
+    def run(*more: str, out: Path | None = None, **changed: object) -> tuple[int, Path]:
+        out = out or tmp_path / "out"
+        method = changed.get("method", "lisch")
+        options = {
+            "prompts": scan.prompts_hs,
+            "multiplicative": scan.multiplicative_hs,
+            "additive": scan.additive_hs,
+            "attenuation": scan.mu_hv,
+            "method": method,
+            "out": out,
+        }
+        if METHODS[method].uses_model:
+            options["model"] = model
+            options["set"] = "num_iterations=2" if method == "map-score" else "num_steps=3"
+        if METHODS[method].samples:
+            options["samples"] = 2
+        options.update(changed)
+        arguments = [part for key, value in options.items() if value is not None for part in (f"--{key}", str(value))]
+        return main(["recon", *arguments, *more]), out
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recon_writes_a_complete_result(recon, scan, method):
+    code, out = recon(method=method)
+    assert code == 0
+    written = {p.name for p in out.iterdir()}
+    expected = {"reconstruction.hv", "reconstruction.v", "record.json", "report.png"}
+    if METHODS[method].samples:
+        expected |= {"samples.h5", "uncertainty.hv", "uncertainty.v"}
+    assert written == expected
+
+    image, geometry = read_image(out / "reconstruction.hv")
+    assert geometry == scan.geometry
+    assert float(image.min()) >= 0
+    # A random network does not denoise, but the data decide where activity is and how much.
+    assert float(image.sum()) == pytest.approx(float(scan.truth.sum()), rel=0.1)
+    record = json.loads((out / "record.json").read_text())
+    assert record["seed"] == 0
+    assert record["engine"]["name"] == "embedded"
+    assert record["software"]["torch"]
+    assert record["data"]["prompts"] > 0
+    assert record["projections"]["forward"] > 0
+    if METHODS[method].uses_model:
+        assert len(record["model"]["sha256"]) == 64
+        assert record["intensity_scale"] > 0
+        assert record["network_evaluations"] > 0
+    if METHODS[method].samples:
+        with h5py.File(out / "samples.h5") as file:
+            samples = torch.from_numpy(file["samples"][:])
+        assert samples.shape == (2, *geometry.shape)
+        assert torch.allclose(samples.mean(0), image, rtol=1e-4, atol=1e-5 * float(image.max()))
+        assert torch.allclose(samples.std(0), read_image(out / "uncertainty.hv")[0], rtol=1e-4, atol=1e-5)
+        assert len(record["trace"]) == 3
+
+
+def test_the_result_depends_on_the_seed_and_on_nothing_else(recon, tmp_path, untouched_random_state):
+    images = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        code, out = recon(out=tmp_path / name, seed=seed)
+        assert code == 0
+        images.append(read_image(out / "reconstruction.hv")[0])
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_attenuation_may_come_as_an_image_or_within_the_factors(recon, scan, tmp_path):
+    write_image(tmp_path / "start.hv", torch.ones(scan.geometry.shape), scan.geometry)
+    variants = {
+        "separate": {},
+        "within": {"multiplicative": scan.multiplicative_with_attenuation_hs, "attenuation": None},
+        "without": {"attenuation": None},
+    }
+    images = {}
+    for name, changed in variants.items():
+        code, out = recon(method="osem", initial=tmp_path / "start.hv", out=tmp_path / name, **changed)
+        assert code == 0
+        images[name] = read_image(out / "reconstruction.hv")[0]
+    assert torch.allclose(images["separate"], images["within"], rtol=1e-3, atol=1e-5 * float(images["within"].max()))
+    assert float(images["without"].sum()) < 0.95 * float(images["within"].sum())
+
+
+def test_an_image_is_the_starting_point_and_decides_the_grid(recon, scan, tmp_path):
+    geometry = ImageGeometry((1, 15, 17), (4.0, 5.0, 5.0))
+    write_image(tmp_path / "start.hv", torch.ones(geometry.shape), geometry)
+    code, out = recon(method="osem", initial=tmp_path / "start.hv")
+    assert code == 0
+    assert read_image(out / "reconstruction.hv")[1] == geometry
+
+
+def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels(recon, model, scan):
+    code, out = recon(attenuation=None, multiplicative=scan.multiplicative_with_attenuation_hs)
+    assert code == 0
+    geometry = read_image(out / "reconstruction.hv")[1]
+    assert geometry.voxel_size == (4.0, 4.0, 4.0)
+    assert geometry.shape[1] == geometry.shape[2]
+    assert 100 < geometry.shape[1] * 4.0 <= 190
+
+
+def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
+    scan = write_small_scan(tmp_path / "scan", planes=3)
+    arguments = ["recon", "--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs]
+    arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--model", str(model), "--samples", "2"]
+    for method in ("dds", "lisch"):
+        out = tmp_path / method
+        assert main([*arguments, "--method", method, "--set", "num_steps=2", "--out", str(out)]) == 0
+        record = json.loads((out / "record.json").read_text())
+        assert record["model"]["planes"] == "three"
+    assert "projections" in capsys.readouterr().out
+
+
+def test_a_model_for_another_voxel_size_is_adapted_and_said(recon, tmp_path, caplog):
+    other = write_small_model(tmp_path / "other.safetensors", voxel_size=3.0)
+    code, out = recon(model=other)
+    assert code == 0
+    assert "resampled" in caplog.text
+    assert "3 x 3" in caplog.text
+    assert json.loads((out / "record.json").read_text())["model"]["voxel_size_mm"] == [4.0, 3.0, 3.0]
+
+
+def change_prompts(scan, folder, change):
+    values, layout = read_projection_data(scan.prompts_hs)
+    write_projection_data(folder / "changed.hs", change(values.clone()), layout)
+    return folder / "changed.hs"
+
+
+def missing_data_file(scan, folder):
+    shutil.copy(scan.prompts_hs, folder / "changed.hs")
+    return {"prompts": folder / "changed.hs"}, "prompts.s"
+
+
+def short_data_file(scan, folder):
+    path = change_prompts(scan, folder, lambda y: y)
+    (folder / "changed.s").write_bytes((folder / "changed.s").read_bytes()[:-100])
+    return {"prompts": path}, "changed.s"
+
+
+def no_header(scan, folder):
+    return {"prompts": folder / "nothing.hs"}, "nothing.hs"
+
+
+def negative_counts(scan, folder):
+    return {"prompts": change_prompts(scan, folder, lambda y: y - 1)}, "negative"
+
+
+def counts_that_are_not_numbers(scan, folder):
+    path = change_prompts(scan, folder, lambda y: y)
+    raw = torch.frombuffer(bytearray((folder / "changed.s").read_bytes()), dtype=torch.float32)
+    raw[7] = float("nan")
+    (folder / "changed.s").write_bytes(raw.numpy().tobytes())
+    return {"prompts": path}, "changed"
+
+
+def no_counts(scan, folder):
+    return {"prompts": change_prompts(scan, folder, torch.zeros_like)}, "zero"
+
+
+def another_template(scan, folder):
+    other = write_small_scan(folder / "other", planes=3)
+    return {"prompts": other.prompts_hs}, "does not match"
+
+
+def image_outside_the_scanner(scan, folder):
+    geometry = ImageGeometry((1, 15, 15), (4.0, 4.0, 4.0), (5000.0, 0.0, 0.0))
+    write_image(folder / "far.hv", torch.ones(geometry.shape), geometry)
+    return {"initial": folder / "far.hv"}, "outside the scanner"
+
+
+def attenuation_in_hounsfield_units(scan, folder):
+    mu, geometry = read_image(scan.mu_hv)
+    write_image(folder / "ct.hv", mu * 1e4, geometry)
+    return {"attenuation": folder / "ct.hv"}, "ct.hv"
+
+
+def unknown_model(scan, folder):
+    return {"model": "liver-psma"}, "liver-psma"
+
+
+def truncated_model(scan, folder):
+    path = write_small_model(folder / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-64])
+    return {"model": path}, "cut.safetensors"
+
+
+def no_model(scan, folder):
+    return {"model": None}, "--model"
+
+
+def unknown_setting(scan, folder):
+    return {"set": "beta=3"}, "num_steps"
+
+
+def unknown_device(scan, folder):
+    return {"device": "abacus"}, "abacus"
+
+
+def output_is_a_file(scan, folder):
+    (folder / "out").write_text("mine")
+    return {}, "is a file"
+
+
+def output_cannot_be_written(scan, folder):
+    (folder / "file").write_text("mine")
+    return {"out": folder / "file" / "below"}, "cannot be written"
+
+
+def output_holds_other_files(scan, folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.tex").write_text("mine")
+    return {}, "not empty"
+
+
+BAD_INPUT = [
+    missing_data_file,
+    short_data_file,
+    no_header,
+    negative_counts,
+    counts_that_are_not_numbers,
+    no_counts,
+    another_template,
+    image_outside_the_scanner,
+    attenuation_in_hounsfield_units,
+    unknown_model,
+    truncated_model,
+    no_model,
+    unknown_setting,
+    unknown_device,
+    output_is_a_file,
+    output_cannot_be_written,
+    output_holds_other_files,
+]
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("bad", BAD_INPUT, ids=lambda f: f.__name__)
+def test_bad_input_is_refused_and_nothing_is_written(recon, scan, tmp_path, capsys, bad):
+    changed, words = bad(scan, tmp_path)
+    before = files(tmp_path)
+    code, out = recon(**changed)
+    captured = capsys.readouterr()
+    assert code == 2
+    assert words in captured.err
+    assert captured.err.startswith("sirf-diffusion recon: error: ")
+    assert "Traceback" not in captured.err
+    assert captured.err.count("\n") == 1
+    assert files(tmp_path) == before
+    assert not (out / "record.json").exists()
+
+
+def test_another_result_is_kept_unless_overwriting(recon, capsys):
+    assert recon(method="osem")[0] == 0
+    code, out = recon(method="osem")  # the same again is no loss
+    assert code == 0
+    before = files(out)
+    assert recon(seed=4)[0] == 2
+    assert "another result" in capsys.readouterr().err
+    assert files(out) == before
+    assert recon("--overwrite", seed=4)[0] == 0
+    assert json.loads((out / "record.json").read_text())["method"] == "lisch"
+
+
+def test_one_sample_has_no_uncertainty_and_says_so(recon, capsys):
+    code, out = recon(samples=1)
+    assert code == 0
+    assert not (out / "uncertainty.hv").exists()
+    assert "no standard deviation" in capsys.readouterr().out
+
+
+def test_samples_of_a_method_without_samples_are_refused(recon, capsys):
+    assert recon(method="osem", samples=3)[0] == 2
+    assert "one image" in capsys.readouterr().err
+
+
+def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sirf_diffusion.reconstruction.reconstruct", interrupt)
+    code, out = recon()
+    assert code == 130
+    assert not out.exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(recon, scan):
+    with pytest.raises(ValueError, match="liver"):
+        recon("--debug", model="liver")
+
+
+def test_demo_compares_all_methods(scan, model, tmp_path, capsys):
+    folder = tmp_path / "example"
+    shutil.copytree(scan.folder, folder)
+    for suffix in ("hs", "s"):
+        (folder / f"multiplicative_with_attenuation.{suffix}").rename(folder / f"multiplicative.{suffix}")
+    header = folder / "multiplicative.hs"
+    header.write_text(header.read_text().replace("multiplicative_with_attenuation.s", "multiplicative.s"))
+    out = tmp_path / "demo"
+    assert main(["demo", "--data", str(folder), "--model", str(model), "--quick", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["osem", "map-rdp", "map-score", "dds", "hqs", "lisch"]
+    for numbers in metrics.values():
+        assert set(numbers) == {"nrmse", "psnr", "ssim", "log_likelihood", "projections", "seconds"}
+        assert 0 < numbers["nrmse"] < 1
+    table = capsys.readouterr().out
+    assert all(name in table for name in [*metrics, "nrmse", "psnr", "ssim", "forward", "back", "seconds"])
+    assert (out / "comparison.png").stat().st_size > 10_000
+    assert read_image(out / "lisch.hv")[1] == scan.geometry
+    assert (out / "lisch-uncertainty.hv").exists()
+
+
+def test_demo_compares_one_and_three_planes_on_a_volume(model, tmp_path, capsys):
+    from sirf_diffusion.cli.demo import _compare_planes
+    from sirf_diffusion.data import load_example
+    from sirf_diffusion.models import ScoreModel
+
+    folder = write_small_scan(tmp_path / "volume", planes=3).folder
+    options = {"model": ScoreModel.load(model), "num_samples": 1, "device": "cpu"}
+    found = _compare_planes(load_example(folder), options)
+    assert list(found) == ["osem", "lisch transverse", "lisch three"]
+    planes = [found[f"lisch {p}"].results["lisch"].record["model"]["planes"] for p in ("transverse", "three")]
+    assert planes == ["transverse", "three"]
+    assert "lisch three" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_there(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    assert all(word in text for word in ("STIR", "SIRF", "CUDA", "Works here"))
+
+
+def test_models_lists_and_shows(model, capsys):
+    assert main(["models"]) == 0
+    assert main(["models", str(model)]) == 0
+    assert '"licence": "Apache-2.0"' in capsys.readouterr().out
+    assert main(["models", "no-such"]) == 2
+    assert "no-such" in capsys.readouterr().err
+
+
+def test_train_passes_its_options_on(monkeypatch, tmp_path):
+    import sirf_diffusion.training as training
+
+    calls = []
+    monkeypatch.setattr(training, "train", lambda *a, **k: calls.append((a, k)), raising=False)
+    assert main(["train", "--recipe", "brain-fdg", "--out", str(tmp_path), "--max-steps", "3", "--no-resume"]) == 0
+    expected = {"work_dir": None, "max_steps": 3, "threads": None, "resume": False, "device": "auto"}
+    assert calls == [(("brain-fdg", tmp_path), expected)]
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["recon"], ["train"], ["doctor"], ["models"]])
+def test_every_command_helps_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert "example:" in capsys.readouterr().out

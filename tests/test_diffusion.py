@@ -1,0 +1,374 @@
+"""Properties of the reverse-diffusion loop that hold whatever the data step is."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from toy_model import Gaussian, Record, ToyModel
+from toy_objective import ToyObjective, make_toy
+
+from sirf_diffusion.engines.objective import Evaluation
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models.schedules import VESchedule, VPSchedule
+from sirf_diffusion.models.score_model import ScoreModel
+from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
+from sirf_diffusion.reconstructors.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
+from sirf_diffusion.reconstructors.hqs import HQSReconstructor
+from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor
+from sirf_diffusion.reconstructors.records import LogCallback, ProgressBar
+
+METHODS = [DDSReconstructor, HQSReconstructor, LikelihoodScheduledReconstructor]
+SHAPES = [(1, 8, 8), (3, 6, 5)]
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def bound_model(objective, denoiser=None, scale=1.0, **kwargs):
+    return ToyModel(denoiser or Gaussian(1.0, 0.25), **kwargs).on(objective.geometry, scale)
+
+
+def run(method, objective, model=None, num_steps=8, **kwargs):
+    reconstructor = method(objective, model or bound_model(objective), num_steps=num_steps, **kwargs)
+    return reconstructor.process()
+
+
+class NoData(ToyObjective):
+    """A likelihood that does not depend on the image."""
+
+    def at(self, x, subset=None):
+        return Evaluation(
+            torch.zeros(x.shape[:-3], dtype=torch.float64),
+            lambda active=None: torch.zeros_like(x if active is None else x[active]),
+        )
+
+
+class Watched(ToyObjective):
+    """Remembers every image whose full likelihood was asked for."""
+
+    seen: list
+
+    def at(self, x, subset=None):
+        if subset is None:
+            self.seen += [image.numpy().tobytes() for image in x.reshape(-1, *self.geometry.shape)]
+        return super().at(x, subset)
+
+
+def converted(kind, objective, **attributes):
+    other = kind(
+        objective.matrix, objective.prompts, objective.background, objective.geometry.shape, objective.num_subsets
+    )
+    vars(other).update(attributes)
+    return other
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule()], ids=["vp", "ve"])
+@pytest.mark.parametrize("eta", [0.0, 0.85])
+def test_without_data_the_chain_draws_from_the_prior(schedule, eta):
+    objective, _ = make_toy((2, 40, 40), num_bins=4)
+    model = bound_model(objective, Gaussian(3.0, 0.25), scale=2.0, schedule=schedule)
+    chain = DiffusionReconstructor(objective, model, num_steps=300, num_samples=4, eta=eta)
+    chain.set_up(torch.full((2, 40, 40), 6.0))
+    samples = chain.process().get_samples()
+    assert samples.mean() == pytest.approx(6.0, rel=0.01)
+    # A little less than the prior's, because the chain ends at sigma 0.05 and takes finite steps.
+    assert samples.std() == pytest.approx(1.0, rel=0.03)
+    within, between = samples.std((1, 2, 3)), samples.std(0).mean()
+    assert torch.allclose(within, torch.ones(4, dtype=within.dtype), rtol=0.08)
+    assert between == pytest.approx(1.0 * 0.921, rel=0.05)  # mean SD of 4 normal numbers
+
+
+@each_method
+@pytest.mark.parametrize("eta", [0.0, 0.85])
+@pytest.mark.filterwarnings("ignore:50 MLEM iterations")
+def test_with_an_uninformative_likelihood_it_is_the_unconditional_chain(method, eta):
+    objective = converted(NoData, make_toy((2, 5, 6))[0])
+    model = bound_model(objective, Gaussian(1.0, 0.01), scale=3.0)
+    with_step, without = Record(), Record()
+    run(method, objective, model, eta=eta, seed=5, num_samples=2, callbacks=[with_step])
+    run(DiffusionReconstructor, objective, model, eta=eta, seed=5, num_samples=2, callbacks=[without])
+    for a, b in zip(with_step.images, without.images, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=0)
+
+
+@each_method
+def test_a_sample_does_not_depend_on_the_others(method):
+    objective, _ = make_toy(SHAPES[0])
+    together = run(method, objective, num_samples=4, seed=3).get_samples()
+    grouped = run(method, objective, num_samples=4, seed=3, batch_size=3).get_samples()
+    fewer = run(method, objective, num_samples=2, seed=3).get_samples()
+    assert torch.allclose(together, grouped, rtol=1e-9)
+    assert torch.allclose(together[:2], fewer, rtol=1e-9)
+    assert not torch.allclose(together[0], together[1], rtol=0.01)
+
+
+@each_method
+def test_seeds(method):
+    objective, _ = make_toy(SHAPES[1])
+    first = run(method, objective, num_samples=2, seed=0)
+    again = run(method, objective, num_samples=2, seed=0)
+    other = run(method, objective, num_samples=2, seed=1)
+    assert torch.equal(first.get_samples(), again.get_samples())
+    assert not torch.allclose(first.get_samples()[1], other.get_samples()[0], rtol=0.01)
+    assert torch.equal(first.process().get_samples(), again.get_samples())
+
+
+@each_method
+def test_the_global_random_state_is_left_alone(method):
+    objective, _ = make_toy(SHAPES[0])
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    run(method, objective, num_samples=2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@each_method
+def test_image_units_do_not_matter(method):
+    objective, _ = make_toy(SHAPES[0])
+    scaled = ToyObjective(objective.matrix / 8, objective.prompts, objective.background, objective.geometry.shape)
+    model = ToyModel(Gaussian())
+    x = run(method, objective, model.on(objective.geometry, 1.5), num_samples=2).get_output()
+    x_scaled = run(method, scaled, model.on(objective.geometry, 12.0), num_samples=2).get_output()
+    assert torch.allclose(x_scaled, 8 * x, rtol=1e-9)
+
+
+@each_method
+@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
+@pytest.mark.parametrize("num_subsets", [1, 4])
+def test_hard_data_give_finite_images_that_are_zero_where_nothing_is_seen(method, shape, num_subsets):
+    objective, _ = make_toy(shape, counts=60, background=0.0, blind_voxel=True, dtype=torch.float32)
+    assert int((objective.prompts == 0).sum()) > 20
+    if shape[0] > 1:
+        objective.matrix[:, : shape[1] * shape[2]] = 0  # the scanner does not see the first slice
+        objective.prompts[objective.matrix.sum(1) == 0] = 0
+    objective = objective.with_subsets(num_subsets)
+    result = run(method, objective, bound_model(objective, Gaussian(1.0, 0.5)), num_samples=2)
+    samples = result.get_samples()
+    blind = objective.sensitivity() == 0
+    assert bool(torch.isfinite(samples).all())
+    assert bool((samples[:, blind] == 0).all())
+    assert bool((samples[:, ~blind] > 0).all())
+    assert bool(torch.isfinite(result.get_uncertainty()).all())
+
+
+@each_method
+def test_outside_the_image_the_chain_follows_the_prior(method, tmp_path):
+    objective, _ = make_toy(SHAPES[0])
+    ends = []
+    for kind in (method, DiffusionReconstructor):
+        path = tmp_path / f"{kind.__name__}.safetensors"
+        run(kind, objective, bound_model(objective, pad=3), callbacks=[CheckpointCallback(path)])
+        ends.append(Checkpoint.load(path).tensors["u"])
+    outside = torch.ones_like(ends[0], dtype=torch.bool)
+    outside[..., 3:-3, 3:-3] = False
+    assert torch.equal(ends[0][outside], ends[1][outside])
+    assert not torch.allclose(ends[0][~outside], ends[1][~outside], rtol=0.01)
+
+
+@each_method
+def test_stop_iteration_ends_with_the_image_of_that_step(method):
+    objective, _ = make_toy(SHAPES[0])
+    record = Record()
+
+    def stop(step):
+        if step.step == 3:
+            raise StopIteration
+
+    result = run(method, objective, num_samples=2, callbacks=[record, stop])
+    assert len(record.steps) == 3
+    assert result.record["stopped_early"]
+    assert torch.equal(result.get_samples(), record.images[-1])
+
+
+@each_method
+@pytest.mark.parametrize("bound", [True, False])
+def test_resumed_equals_uninterrupted(method, bound, tmp_path):
+    objective, _ = make_toy(SHAPES[1], num_subsets=1)
+    model = ToyModel(Gaussian())
+    model = model.on(objective.geometry, 1.2) if bound else model
+    path = tmp_path / "run.safetensors"
+    whole = run(method, objective, model, num_samples=2)
+
+    def kill(step):
+        if step.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(method, objective, model, num_samples=2, callbacks=[CheckpointCallback(path, every=2), kill])
+    resumed = run(method, objective, model, num_samples=2, resume_from=path, callbacks=[CheckpointCallback(path)])
+    assert torch.equal(whole.get_samples(), resumed.get_samples())
+    assert whole.record["projections"] == pytest.approx(resumed.record["projections"])
+    assert whole.record["network_evaluations"] == resumed.record["network_evaluations"]
+    assert whole.record["log_likelihood"] == resumed.record["log_likelihood"]
+    assert [e["step"] for e in resumed.record["trace"]] == list(range(1, 9))
+    finished = run(method, objective, model, num_samples=2, resume_from=path)
+    assert torch.equal(whole.get_samples(), finished.get_samples())
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    objective, _ = make_toy(SHAPES[0])
+    path = tmp_path / "run.safetensors"
+    run(DDSReconstructor, objective, callbacks=[CheckpointCallback(path)])
+    with pytest.raises(ValueError, match="seed was 0, this run has 1"):
+        run(DDSReconstructor, objective, seed=1, resume_from=path)
+    with pytest.raises(ValueError, match="num_inner"):
+        run(DDSReconstructor, objective, num_inner=2, resume_from=path)
+    other = ToyObjective(objective.matrix, objective.prompts + 1, objective.background, objective.geometry.shape)
+    with pytest.raises(ValueError, match="mean_activity"):
+        run(DDSReconstructor, other, resume_from=path)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\x00" * 64):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"run\.safetensors"):
+            run(DDSReconstructor, objective, resume_from=path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        run(DDSReconstructor, objective, resume_from=tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        CheckpointCallback(tmp_path / "nowhere" / "run.safetensors")
+
+
+def test_mean_and_standard_deviation():
+    objective, _ = make_toy(SHAPES[0])
+    result = run(DDSReconstructor, objective, num_samples=3)
+    samples = result.get_samples()
+    assert torch.equal(result.get_output(), samples.mean(0))
+    deviation = ((samples - samples.mean(0)) ** 2).sum(0).div(2).sqrt()
+    assert torch.allclose(result.get_uncertainty(), deviation)
+
+
+def test_one_sample_has_no_standard_deviation(caplog):
+    objective, _ = make_toy(SHAPES[0])
+    result = run(DDSReconstructor, objective)
+    with caplog.at_level(logging.WARNING):
+        assert result.get_uncertainty() is None
+    assert "num_samples" in caplog.text
+
+
+@each_method
+def test_no_likelihood_is_computed_twice(method):
+    objective = converted(Watched, make_toy(SHAPES[0])[0], seen=[])
+    run(method, objective, num_samples=3)
+    assert len(objective.seen) > 20
+    assert len(set(objective.seen)) == len(objective.seen)
+
+
+@each_method
+def test_the_record_accounts_for_everything(method):
+    objective, _ = make_toy(SHAPES[0])
+    record = Record()
+    result = run(method, objective, num_samples=3, callbacks=[record]).record
+    projections = result["projections"]
+    assert projections["forward"] == pytest.approx(objective.counter.forward)
+    assert projections["back"] == pytest.approx(objective.counter.back)
+    inner = sum(sum(step.num_inner) for step in record.steps)
+    assert projections["back"] == pytest.approx(inner + projections["preparation_back"])
+    tests = 8 * 3 if method is LikelihoodScheduledReconstructor else 0
+    assert projections["forward"] == pytest.approx(inner + tests + projections["preparation_forward"])
+    assert record.steps[-1].forward == pytest.approx(projections["forward"])
+    assert result["network_evaluations"] == 8 * 3
+    seconds = result["seconds"]
+    parts = seconds["projector"] + seconds["network"] + seconds["callbacks"] + seconds["other"]
+    assert parts == pytest.approx(seconds["total"], rel=1e-6)
+    assert len(result["trace"]) == 8
+    assert result["settings"]["num_steps"] == 8
+
+
+def gaussian_score_model(**kwargs):
+    """A ScoreModel whose network is the exact denoiser of ``Gaussian(1, 0.25)``."""
+
+    def network(images, time, class_labels=None):
+        sigma = torch.exp(time.reshape(-1)[0] / 250)  # log_sigma input; images are u / sqrt(gamma^2 + nu^2)
+        return Gaussian(1.0, 0.25)(images * torch.sqrt(1 + sigma**2), float(sigma))
+
+    return ScoreModel(network, VPSchedule(), "x0", **kwargs)
+
+
+@each_method
+def test_a_score_model_gives_what_the_exact_denoiser_gives(method):
+    objective, _ = make_toy(SHAPES[1], dtype=torch.float32)
+    expected = run(method, objective, bound_model(objective, scale=1.2), num_samples=2)
+    found = run(method, objective, gaussian_score_model().on(objective.geometry, 1.2), num_samples=2)
+    assert torch.allclose(found.get_samples(), expected.get_samples(), rtol=2e-3, atol=1e-4)
+    assert found.record["network_evaluations"] == 16
+
+
+@each_method
+@pytest.mark.parametrize("planes", ["transverse", "three"])
+def test_resampled_and_padded_for_the_network(method, planes):
+    objective, _ = make_toy(SHAPES[1], dtype=torch.float32)
+    model = gaussian_score_model(voxel_size=(3.0, 2.5, 2.5), multiple=4).on(objective.geometry, 1.2, planes)
+    assert model.latent_shape != SHAPES[1]
+    record = Record()
+    samples = run(method, objective, model, num_samples=2, callbacks=[record]).get_samples()
+    assert samples.shape == (2, *SHAPES[1])
+    assert bool(torch.isfinite(samples).all())
+    assert bool((objective.value(samples) > objective.value(objective.uniform_image())).all())
+
+
+def test_an_unbound_model_is_bound_with_a_scale_from_the_data():
+    objective, truth = make_toy((1, 16, 16), num_bins=400, counts=1e5)
+    model = ToyModel(Gaussian())
+    result = run(DDSReconstructor, objective, model)
+    assert model.geometry is None
+    assert truth.mean() / 2 < result.record["model"]["intensity_scale"] < truth.max()
+    given = DDSReconstructor(objective, model, num_steps=2)
+    given.set_up(2 * truth)
+    double = given.process().record["model"]["intensity_scale"]
+    given.set_up(truth)
+    assert given.model.intensity_scale == double  # bound once, then kept
+
+
+def test_the_last_network_call_is_at_t_end():
+    objective, _ = make_toy(SHAPES[0])
+    record = Record()
+    run(DDSReconstructor, objective, num_steps=5, t_end=0.1, callbacks=[record])
+    assert [step.t for step in record.steps] == pytest.approx([1.0, 0.775, 0.55, 0.325, 0.1])
+    assert record.steps[-1].sigma == pytest.approx(0.2476, abs=1e-4)
+
+
+def test_adaptation_sees_every_step_and_may_replace_the_model():
+    objective, _ = make_toy(SHAPES[0])
+    model = bound_model(objective, Gaussian(1.0, 0.01))
+    steps = []
+
+    def adaptation(current, x, step):
+        steps.append((step.index, tuple(x.shape)))
+        return bound_model(objective, Gaussian(5.0, 0.01)) if step.index == 3 else None
+
+    settings = {"num_inner": 1, "anchor_strength": 100.0}
+    adapted = run(DDSReconstructor, objective, model, adaptation=adaptation, **settings)
+    plain = run(DDSReconstructor, objective, model, **settings)
+    assert steps == [(index, (1, *SHAPES[0])) for index in range(8)]
+    assert adapted.get_output().mean() > 1.5 * plain.get_output().mean()
+
+
+def test_a_chain_that_blows_up_is_an_error():
+    objective, _ = make_toy(SHAPES[0])
+    model = bound_model(objective, lambda w, sigma: w * float("nan"))
+    with pytest.raises(FloatingPointError, match="dds step 1 of 8"):
+        run(DDSReconstructor, objective, model)
+
+
+def test_bad_settings_are_named():
+    objective, _ = make_toy(SHAPES[0])
+    model = bound_model(objective)
+    for name, value in {"num_steps": 0, "num_samples": 0, "eta": 1.2, "seed": -1, "batch_size": 0}.items():
+        with pytest.raises(ValueError, match=name):
+            DiffusionReconstructor(objective, model, **{name: value})
+    elsewhere = ToyModel(Gaussian()).on(ImageGeometry((1, 9, 9), (2.0, 2.0, 2.0)), 1.0)
+    with pytest.raises(ValueError, match="bound to"):
+        DDSReconstructor(objective, elsewhere)
+    with pytest.raises(RuntimeError, match="process"):
+        DDSReconstructor(objective, model).get_samples()
+
+
+def test_progress_and_log(caplog, capsys):
+    objective, _ = make_toy(SHAPES[0])
+    with caplog.at_level(logging.INFO, logger="sirf_diffusion"):
+        run(LikelihoodScheduledReconstructor, objective, callbacks=[ProgressBar(), LogCallback(every=3)])
+    lines = [line for line in caplog.messages if line.startswith("lisch ")]
+    assert [line.split(":")[0] for line in lines] == ["lisch 3/8", "lisch 6/8", "lisch 8/8"]
+    assert "target" in lines[0]
+    assert "8/8" in capsys.readouterr().err

@@ -1,0 +1,474 @@
+"""Interfile: STIR's files are read with the same values and places, written ones come back, errors are clear."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import random
+import stat
+
+import numpy as np
+import pytest
+import torch
+from interfile_files import (
+    NUM_BINS,
+    NUMBER_TYPES,
+    SCANNER,
+    SCANNERS,
+    asymmetric,
+    replace_in,
+    warnings_of,
+    write_image_files,
+    write_projdata_files,
+)
+
+from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
+from sirf_diffusion.engines.embedded.interfile import (
+    InterfileError,
+    UnsupportedError,
+    read_image,
+    read_projection_data,
+    read_projection_data_geometry,
+    write_image,
+    write_projection_data,
+)
+from sirf_diffusion.images import ImageGeometry
+
+
+class TestReadImage:
+    @pytest.mark.parametrize("byte_order", ["<", ">"])
+    @pytest.mark.parametrize("number", NUMBER_TYPES, ids=lambda n: n[2])
+    @pytest.mark.parametrize("offset", [0, 13])
+    def test_values_of_every_number_type(self, tmp_path, caplog, byte_order, number, offset):
+        values = np.arange(60).reshape(3, 4, 5) - (30 if number[2][0] in "if" else 0)
+        image, geometry = read_image(
+            write_image_files(tmp_path, values, byte_order=byte_order, number=number, offset=offset)
+        )
+        assert image.dtype == torch.float32
+        assert np.array_equal(image.numpy(), values)
+        assert geometry.shape == (3, 4, 5)
+        assert warnings_of(caplog) == []
+
+    def test_large_unsigned_values_are_not_taken_as_signed(self, tmp_path):
+        values = np.full((3, 4, 5), 60000)
+        image, _ = read_image(write_image_files(tmp_path, values, number=NUMBER_TYPES[3]))
+        assert (image == 60000).all()
+
+    def test_grid_and_origin(self, tmp_path):
+        _, geometry = read_image(write_image_files(tmp_path, np.zeros((3, 4, 5))))
+        assert geometry.voxel_size == (2.03125, 2.5, 2.08626)
+        assert geometry.origin == pytest.approx((1.5, 0.0, 0.0), abs=1e-6)
+
+    def test_rounding_in_the_header_is_no_shift(self, tmp_path):
+        header = write_image_files(tmp_path, np.zeros((3, 4, 5)))
+        replace_in(header, ":= -4.17252\n", ":= -4.1725\n")
+        assert read_image(header)[1].origin == (1.5, 0.0, 0.0)
+
+    def test_origin_is_zero_without_first_pixel_offset(self, tmp_path):
+        header = write_image_files(tmp_path, np.zeros((3, 4, 5)))
+        lines = [line for line in header.read_text().splitlines() if "first pixel" not in line]
+        header.write_text("\n".join(lines))
+        assert read_image(header)[1].origin == (0.0, 0.0, 0.0)
+
+    @pytest.mark.parametrize(
+        ("more", "expected"),
+        [
+            ("image scaling factor[1] := 0.25\n", [0.25, 0.25, 0.25]),
+            ("image scaling factor[1] := {1, 2,0.5}\n", [1.0, 2.0, 0.5]),
+            ("quantification units := 3\n", [3.0, 3.0, 3.0]),
+            ("image scaling factor[1] := 3\nquantification units := 3\n", [3.0, 3.0, 3.0]),
+        ],
+    )
+    def test_scale_factors(self, tmp_path, more, expected):
+        image, _ = read_image(write_image_files(tmp_path, np.ones((3, 4, 5)), more=more))
+        assert image[:, 1, 2].tolist() == expected
+
+    def test_data_may_follow_the_header_in_one_file(self, tmp_path):
+        header = write_image_files(tmp_path, np.arange(60), data="image.hv", more="data offset in bytes[1] := 2048\n")
+        text = header.read_bytes()
+        header.write_bytes(text + b"\0" * (2048 - len(text)) + np.arange(60, dtype="<f4").tobytes())
+        assert read_image(header)[0].flatten().tolist() == list(range(60))
+
+    def test_key_spelling_comments_and_line_ends_do_not_matter(self, tmp_path):
+        header = write_image_files(tmp_path, np.arange(60), byte_order=">", number=("signed integer", 2, "i2"))
+        text = header.read_text().replace("!matrix size [1]", "  MATRIX_size[ 1 ]")
+        text = text.replace("\n", "\r\n; comment := 1\r\n\r\n")
+        header.write_bytes(text.replace("name of data file := image", "name of data file := \\\r\nimage").encode())
+        assert read_image(header)[0][1, 2, 3] == 33
+
+    def test_environment_variables_are_expanded(self, tmp_path, monkeypatch):
+        header = write_image_files(tmp_path, np.arange(60), data="${WHERE}/image.v")
+        monkeypatch.setenv("WHERE", str(tmp_path))
+        assert read_image(header)[0][0, 0, 4] == 4
+        monkeypatch.delenv("WHERE")
+        with pytest.raises(InterfileError, match="environment variable 'WHERE'"):
+            read_image(header)
+
+    def test_unknown_keys_are_said_once(self, tmp_path, caplog):
+        read_image(write_image_files(tmp_path, np.zeros(60), more="decay corrected := yes\nsecond oddity := 1\n"))
+        assert len(warnings_of(caplog)) == 1
+        assert "'decay corrected', 'second oddity'" in warnings_of(caplog)[0]
+
+
+class TestReadProjectionData:
+    @pytest.mark.parametrize("number", NUMBER_TYPES, ids=lambda n: n[2])
+    @pytest.mark.parametrize("byte_order", ["<", ">"])
+    def test_values_of_every_number_type(self, tmp_path, caplog, number, byte_order):
+        values = np.arange(NUM_BINS) % 120 - (60 if number[2][0] in "if" else 0)
+        header = write_projdata_files(tmp_path, values, number=number, byte_order=byte_order, view=2, axial=3)
+        data, _ = read_projection_data(header)
+        assert data.dtype == torch.float32
+        assert np.array_equal(data[4 : 4 + 3].numpy().ravel(), values[7 * 56 :])
+        assert warnings_of(caplog) == []
+
+    @pytest.mark.parametrize("by_view", [True, False])
+    def test_each_bin_is_found_in_both_storage_orders(self, tmp_path, by_view):
+        order = {"view": 3, "axial": 2} if by_view else {"view": 2, "axial": 3}
+        data, geometry = read_projection_data(write_projdata_files(tmp_path, offset=7, **order))
+        assert [(s.num, s.min_ring_difference, s.num_axial_positions) for s in geometry.segments] == [
+            (0, 0, 4),
+            (1, 1, 3),
+            (-1, -1, 3),
+        ]
+        starts = {-1: 0, 0: 3, 1: 7}  # planes before each segment in the file
+        for segment, part in zip(geometry.segments, geometry.segment_slices(), strict=True):
+            n = segment.num_axial_positions
+            for a in range(n):
+                for v in range(8):
+                    first = starts[segment.num] * 56 + ((v * n + a) if by_view else (a * 8 + v)) * 7
+                    assert data[part][a, v].tolist() == list(range(first, first + 7))
+
+    def test_geometry_of_a_template_without_data(self, tmp_path):
+        header = write_projdata_files(tmp_path)
+        _, geometry = read_projection_data(header)
+        (tmp_path / "data.s").unlink()
+        assert read_projection_data_geometry(header) == geometry
+
+    def test_comments_after_numbers_are_not_read(self, tmp_path):
+        header = replace_in(write_projdata_files(tmp_path), ":= 15\n", ":= 15 ; unused\n")
+        replace_in(header, "{ 3,4,3}", "{ 3,4,3} ; planes")
+        assert read_projection_data_geometry(header).scanner.default_num_arccorrected_bins == 15
+
+    def test_scanner_from_parameters(self, tmp_path):
+        _, geometry = read_projection_data(write_projdata_files(tmp_path))
+        scanner = geometry.scanner
+        assert (scanner.num_rings, scanner.num_detectors_per_ring) == (4, 32)
+        assert (scanner.inner_ring_radius, scanner.average_depth_of_interaction) == (100, 5)
+        assert (scanner.ring_spacing, scanner.default_bin_size) == (4, 2.5)
+        assert scanner.view_offset == pytest.approx(math.radians(-7.5))
+        assert (scanner.max_num_non_arccorrected_bins, scanner.default_num_arccorrected_bins) == (16, 15)
+        assert scanner.blocks.num_transaxial_crystals_per_block == 8
+        assert geometry.view_mashing == 2
+        assert geometry.bed_position == (-3, 12)
+        assert not geometry.arc_corrected
+        assert geometry.tangential_spacing is None
+
+    @pytest.mark.parametrize("system", ["Siemens mMR", "siemens_mmr", "2008"])
+    def test_scanner_from_name(self, tmp_path, caplog, system):
+        _, geometry = read_projection_data(write_projdata_files(tmp_path, system=system, scanner=""))
+        assert geometry.scanner.name == "Siemens mMR"
+        assert geometry.scanner.num_detectors_per_ring == 504
+        assert len(warnings_of(caplog)) == 1  # 8 views are no divisor of 252
+        assert "views" in warnings_of(caplog)[0]
+
+    def test_header_wins_over_the_named_scanner_with_one_warning(self, tmp_path, caplog):
+        _, geometry = read_projection_data(write_projdata_files(tmp_path, system="ECAT 962"))
+        assert geometry.scanner.num_rings == 4
+        assert geometry.scanner.ring_spacing == 4
+        assert len(warnings_of(caplog)) == 1
+        for text in ("ECAT 962", "'number of rings' gives num_rings 4 (usually 32)", "ring_spacing 4 (usually 4.85)"):
+            assert text in warnings_of(caplog)[0]
+
+    def test_missing_view_offset_is_zero_and_said(self, tmp_path, caplog):
+        scanner = "number of detectors per ring := 576\n"
+        header = write_projdata_files(tmp_path, system="GE Discovery 690", scanner=scanner)
+        assert read_projection_data(header)[1].scanner.view_offset == 0
+        assert any("-5.021 degrees" in text for text in warnings_of(caplog))
+
+    @pytest.mark.parametrize("missing", ["number of rings", "Inner ring diameter", "Average depth", "Distance between"])
+    def test_an_unknown_scanner_needs_its_parameters(self, tmp_path, missing):
+        scanner = "\n".join(line for line in SCANNER.splitlines() if missing.lower() not in line.lower())
+        with pytest.raises(InterfileError, match=rf"data\.hs.*{missing.lower()}.*names no known scanner"):
+            read_projection_data(write_projdata_files(tmp_path, scanner=scanner + "\n"))
+
+    @pytest.mark.parametrize("word", ["arc correction", "Arc_Corrected", "none, arc correction"])
+    def test_arc_corrected_data(self, tmp_path, caplog, word):
+        _, geometry = read_projection_data(write_projdata_files(tmp_path, corrections=word))
+        assert geometry.arc_corrected
+        assert geometry.tangential_spacing == 2.0
+        assert len(warnings_of(caplog)) == 1  # the header's bin size is not the scanner's
+        header = write_projdata_files(tmp_path, corrections=word, scanner=SCANNER.replace("effective central", ";"))
+        assert read_projection_data(header)[1].tangential_spacing == 2.5
+
+    def test_data_count_as_arc_corrected_without_the_key(self, tmp_path, caplog):
+        header = replace_in(write_projdata_files(tmp_path), "applied corrections", "; corrections")
+        assert read_projection_data(header)[1].arc_corrected
+        assert any("applied corrections" in text for text in warnings_of(caplog))
+
+    def test_other_corrections_are_said(self, tmp_path, caplog):
+        header = write_projdata_files(tmp_path, corrections="decay correction")
+        assert not read_projection_data(header)[1].arc_corrected
+        assert "decay correction" in warnings_of(caplog)[0]
+
+    def test_scale_factor_and_offset(self, tmp_path):
+        header = write_projdata_files(
+            tmp_path,
+            np.full(NUM_BINS, -20000),
+            number=("signed integer", 2, "i2"),
+            more="image scaling factor[1] := 0.5\ndata offset in bytes[1] := 3\n",
+            offset=3,
+        )
+        assert (read_projection_data(header)[0] == -10000).all()
+
+    def test_exchanged_ring_differences_are_put_right(self, tmp_path, caplog):
+        header = write_projdata_files(tmp_path, np.zeros(12 * 56))
+        first = "minimum ring difference per segment := { -1,0,"
+        replace_in(replace_in(header, first + "1}", first + "2}"), "{ 3,4,3}", "{ 3,4,5}")
+        _, geometry = read_projection_data(header)
+        assert (geometry.segments[1].min_ring_difference, geometry.segments[1].max_ring_difference) == (1, 2)
+        assert any("exchanged" in text for text in warnings_of(caplog))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "words"),
+        [
+            ("number of dimensions := 4", "number of dimensions := 5", ["number of dimensions := 5", "STIR or SIRF"]),
+            ("number of time frames := 1", "TOF mashing factor := 13", ["TOF mashing factor := 13", "STIR or SIRF"]),
+            ("number of time frames := 1", "%TOF mashing factor := 13", ["TOF mashing factor := 13", "STIR or SIRF"]),
+            ("number of time frames := 1", "number of time frames := 3", ["number of time frames := 3", "STIR"]),
+            ("Generic)  := Cylindrical", "Generic)  := BlocksOnCylindrical", ["BlocksOnCylindrical", "STIR or SIRF"]),
+            ("Generic)  := Cylindrical", "Generic)  := Generic", ["Scanner geometry", "STIR or SIRF"]),
+            ("!imaging modality := PT", "!imaging modality := NM", ["imaging modality := NM", "STIR"]),
+            ("!version of keys", "data format := CoincidenceList\n!version of keys", ["CoincidenceList", "STIR"]),
+            ("!version of keys", "%SMS-MI version number := 3.4\n;", ["sms-mi version number", "SIRF"]),
+            ("!number format := float", "!number format := bit", ["number format := bit", "STIR"]),
+        ],
+    )
+    def test_unsupported_keys_name_themselves_and_an_engine(self, tmp_path, old, new, words):
+        header = replace_in(write_projdata_files(tmp_path), old, new)
+        with pytest.raises(UnsupportedError) as raised:
+            read_projection_data(header)
+        for word in ["data.hs", *words]:
+            assert word in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("!matrix size [3] := 8", "!matrix size [3] := -8", "at least 1, found -8"),
+            ("!matrix size [3] := 8", "!matrix size [3] := 0", "at least 1, found 0"),
+            ("!matrix size [3] := 8", "!matrix size [3] := eight", "whole number, found 'eight'"),
+            ("!matrix size [3] := 8", "!matrix size [3] := 8.5", "whole number, found '8.5'"),
+            ("!matrix size [3] := 8", "!matrix size [3] := 99999999999999999999", "whole number"),
+            ("!matrix size [3] := 8", "", r"matrix size \[3\]' is missing"),
+            ("!matrix size [3] := 8", "!matrix size [3] := 800000000000000", "too short: expected"),
+            ("!matrix size [1] := 7", "!matrix size [1] := 700000000", "num_tangential_positions is 700000000"),
+            ("!matrix size [4] := 3", "!matrix size [4] := 5", "5 segments"),
+            ("{ 3,4,3}", "{ 3,4,3", "no closing brace"),
+            ("{ 3,4,3}", "{ 3,4,x}", "whole number, found 'x'"),
+            ("{ 3,4,3}", "{ 3,4,30}", "at most 4"),
+            ("per segment := { -1,0,1}", "per segment := { 1,2,3}", "symmetric about 0"),
+            ("per segment := { -1,0,1}", "per segment := { 0,0,0}", "differ from segment to segment"),
+            ("label [2] := axial coordinate", "label [2] := planes", "exchanged; found tangential coordinate, planes"),
+            ("PET data type := Emission", "PET data type := Image", "must be Emission"),
+            ("number of dimensions := 4", "number of dimensions := 3", "must be 4"),
+            ("LITTLEENDIAN", "MIDDLEENDIAN", "LITTLEENDIAN, BIGENDIAN; found 'MIDDLEENDIAN'"),
+            ("!number of bytes per pixel := 4", "", "number of bytes per pixel' is missing"),
+            ("View offset (degrees)                    := -7.5", "View offset (degrees) := nan", "must be a number"),
+            ("rings (cm)              := 0.4", "rings (cm) := 1e999", "must be a number"),
+            ("detectors per ring             := 32", "detectors per ring := 31", "must be even"),
+            ("number of time frames := 1", "image scaling factor[1] := {1,2,3}", "single one"),
+            ("number of time frames := 1", "image scaling factor[1] := 0", "must not be 0"),
+            ("number of time frames := 1", "image scaling factor[1] := {1,2}", "1 or 3 values, found 2"),
+            ("number of time frames := 1", "image scaling factor[1] := 2\nquantification units := 3", "differ"),
+            ("number of time frames := 1", "data offset in bytes[1] := -4", "at least 0"),
+            ("number of time frames := 1", "data offset in bytes[x] := 4", "index of key"),
+            ("number of time frames := 1", "data offset in bytes[1] := 100000000000000", "too short"),
+            ("name of data file := data.s", "", "'name of data file' is missing"),
+            ("!INTERFILE  :=", "INTERFACE :=", "not an Interfile header"),
+        ],
+    )
+    def test_broken_headers_give_an_error_that_names_them(self, tmp_path, old, new, message):
+        header = replace_in(write_projdata_files(tmp_path), old, new)
+        with pytest.raises(InterfileError, match=message) as raised:
+            read_projection_data(header)
+        assert str(header) in str(raised.value)
+
+    def test_missing_and_short_data_files(self, tmp_path):
+        header = write_projdata_files(tmp_path)
+        data = tmp_path / "data.s"
+        data.write_bytes(data.read_bytes()[:-1])
+        with pytest.raises(InterfileError) as raised:
+            read_projection_data(header)
+        for text in (str(header), str(data), "expected 2240 bytes", "found 2239"):
+            assert text in str(raised.value)
+        data.unlink()
+        with pytest.raises(InterfileError) as raised:
+            read_projection_data(header)
+        for text in (str(header), str(data), "does not exist", "2240 bytes"):
+            assert text in str(raised.value)
+
+    @pytest.mark.parametrize("name", [".", "../nowhere/data.s", "a" * 5000, "da\0ta.s"])
+    def test_impossible_data_file_names(self, tmp_path, name):
+        with pytest.raises(InterfileError, match="does not exist"):
+            read_projection_data(write_projdata_files(tmp_path, data=name))
+
+    def test_a_longer_data_file_is_said(self, tmp_path, caplog):
+        read_projection_data(write_projdata_files(tmp_path, np.zeros(NUM_BINS + 1)))
+        assert "4 bytes more" in warnings_of(caplog)[0]
+
+    @pytest.mark.parametrize(
+        ("bad", "number"), [(math.nan, NUMBER_TYPES[6]), (math.inf, NUMBER_TYPES[6]), (1e39, NUMBER_TYPES[7])]
+    )
+    def test_values_that_are_not_finite_are_refused(self, tmp_path, bad, number):
+        values = np.zeros(NUM_BINS)
+        values[9] = bad
+        header = write_projdata_files(tmp_path, values, number=number)
+        with pytest.raises(InterfileError, match=r"data\.s holds 1 values that are not finite.*\(8, 0, 2\)"):
+            read_projection_data(header)
+
+    @pytest.mark.parametrize("content", [b"", b"\0" * 3000000, b"!INTERFILE", os.urandom(4096)])
+    def test_other_files_are_refused(self, tmp_path, content):
+        path = tmp_path / "junk.hs"
+        path.write_bytes(content)
+        with pytest.raises(InterfileError, match=r"junk\.hs"):
+            read_projection_data(path)
+
+    def test_damaged_headers_never_fail_otherwise(self, tmp_path):
+        header = write_projdata_files(tmp_path)
+        original = header.read_text()
+        generator = random.Random(0)
+        for _ in range(300):
+            lines = original.splitlines()
+            for _ in range(generator.randint(1, 3)):
+                n = generator.randrange(1, len(lines))
+                cut = generator.randrange(len(lines[n]) + 1)
+                new = generator.choice(["", "-", "9" * 12, "{", "}", ",", "[", "nan", "\0", ":=", lines[n][cut:]])
+                lines[n] = lines[n][:cut] + new
+            header.write_text("\n".join(lines))
+            with contextlib.suppress(InterfileError):
+                read_projection_data(header)
+
+    def test_absent_headers_folders_and_data_files_given_as_headers(self, tmp_path):
+        for path in (tmp_path / "absent.hs", tmp_path, tmp_path / "a\0b.hs"):
+            with pytest.raises(InterfileError, match="cannot read header"):
+                read_projection_data(path)
+        with pytest.raises(InterfileError, match=r"give its header \(.hs\)"):
+            read_projection_data(tmp_path / "data.s")
+
+
+class TestBrokenImages:
+    @pytest.mark.parametrize(
+        ("old", "new", "error", "message"),
+        [
+            ("number of time frames := 1", "number of time frames := 2", UnsupportedError, "time frames := 2"),
+            ("number of time frames", "number of image data types := 2\n;", UnsupportedError, "image data types := 2"),
+            ("label [3] := z", "label [3] := t", UnsupportedError, "x, y, t"),
+            ("number of dimensions := 3", "number of dimensions := 2", InterfileError, "must be 3"),
+            ("PET data type := Image", "PET data type := Emission", InterfileError, "no image"),
+            ("[3] := 2.03125", "[3] := 0", InterfileError, "voxel_size must be positive"),
+            ("[3] := 2.03125", "[4] := 2", InterfileError, r"scaling factor \(mm/pixel\) \[3\]' is missing"),
+            ("offset (mm) [2] := -5", "offset (mm) [2] :=", InterfileError, r"first pixel offset \(mm\) \[2\]"),
+            ("size [2] := 4", "size [2] := 400000000", InterfileError, "too short"),
+        ],
+    )
+    def test_error_names_header_and_key(self, tmp_path, old, new, error, message):
+        header = replace_in(write_image_files(tmp_path, np.zeros(60)), old, new)
+        with pytest.raises(error, match=message) as raised:
+            read_image(header)
+        assert str(header) in str(raised.value)
+
+
+class TestWrite:
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (4, 7, 6)])
+    def test_images_come_back(self, tmp_path, caplog, shape):
+        image, geometry = asymmetric(shape), ImageGeometry(shape, (2.03125, 1.7, 2.08626), (-3.0, 4.5, 0.25))
+        write_image(tmp_path / "image", image, geometry)
+        read, read_geometry = read_image(tmp_path / "image.hv")
+        assert torch.equal(read, image)
+        assert read_geometry.shape == geometry.shape
+        assert read_geometry.voxel_size == pytest.approx(geometry.voxel_size)
+        assert read_geometry.origin == pytest.approx(geometry.origin)
+        assert warnings_of(caplog) == []
+
+    @pytest.mark.parametrize("scanner", SCANNERS.values(), ids=SCANNERS)
+    @pytest.mark.parametrize(("span", "most", "views", "bins"), [(1, 5, 24, 24), (3, 4, 12, 23), (2, 5, 24, 9)])
+    @pytest.mark.parametrize("spacing", [None, 2.345])
+    def test_projection_data_come_back(self, tmp_path, scanner, span, most, views, bins, spacing):
+        geometry = dataclasses.replace(
+            ProjDataGeometry.from_scanner(scanner, span, most, views, bins),
+            arc_corrected=spacing is not None,
+            tangential_spacing=spacing,
+            bed_position=(1.5, -200.0),
+        )
+        data = asymmetric(geometry.shape)
+        write_projection_data(tmp_path / "data.hs", data, geometry)
+        read, read_geometry = read_projection_data(tmp_path / "data.hs")
+        assert torch.equal(read, data)
+        assert geometry.differences(read_geometry) == []
+        assert read_geometry.bed_position == geometry.bed_position
+        assert read_geometry.scanner.blocks == geometry.scanner.blocks
+        torch.testing.assert_close(read_geometry.tangential_positions(), geometry.tangential_positions())
+        torch.testing.assert_close(read_geometry.view_angles(), geometry.view_angles())
+
+    def test_segments_written_in_another_order_come_back_sorted(self, tmp_path):
+        sorted_geometry = ProjDataGeometry.from_scanner(SCANNERS["by parameters"], 1, 2, 24, 9)
+        order = [4, 2, 0, 1, 3]
+        geometry = dataclasses.replace(sorted_geometry, segments=[sorted_geometry.segments[i] for i in order])
+        data = asymmetric(geometry.shape)
+        write_projection_data(tmp_path / "data", data, geometry)
+        read, read_geometry = read_projection_data(tmp_path / "data.hs")
+        assert sorted_geometry.differences(read_geometry) == []
+        slices = geometry.segment_slices()
+        assert torch.equal(read, torch.cat([data[slices[order.index(i)]] for i in range(5)]))
+
+    def test_gradients_and_other_types_are_accepted(self, tmp_path):
+        image = torch.ones(2, 3, 3, dtype=torch.float64, requires_grad=True).transpose(1, 2)
+        write_image(tmp_path / "image", image, ImageGeometry((2, 3, 3), (1, 1, 1)))
+        assert (read_image(tmp_path / "image.hv")[0] == 1).all()
+
+    def test_a_failure_leaves_the_old_pair(self, tmp_path, monkeypatch):
+        geometry = ImageGeometry((2, 3, 3), (1, 1, 1))
+        write_image(tmp_path / "image", torch.ones(geometry.shape), geometry)
+        with pytest.raises(InterfileError, match="not finite"):
+            write_image(tmp_path / "image", torch.full(geometry.shape, math.nan), geometry)
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(InterfileError, match="No space left"):
+            write_image(tmp_path / "image", torch.zeros(geometry.shape), geometry)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["image.hv", "image.v"]
+        assert (read_image(tmp_path / "image.hv")[0] == 1).all()
+
+    def test_what_cannot_be_written_is_said(self, tmp_path):
+        geometry = ImageGeometry((2, 3, 3), (1, 1, 1))
+        image = torch.ones(geometry.shape)
+        with pytest.raises(InterfileError, match="does not match"):
+            write_image(tmp_path / "image", image[:1], geometry)
+        with pytest.raises(InterfileError, match=r"must end in '\.hv'"):
+            write_image(tmp_path / "image.v", image, geometry)
+        with pytest.raises(InterfileError, match=r"folder .*absent does not exist"):
+            write_image(tmp_path / "absent" / "image.hv", image, geometry)
+        (tmp_path / "taken.v").mkdir()
+        with pytest.raises(InterfileError, match=r"taken\.v: it is a folder"):
+            write_image(tmp_path / "taken.hv", image, geometry)
+        with pytest.raises(InterfileError, match="cannot hold the line"):
+            write_image(tmp_path / "two\nlines.hv", image, geometry)
+        assert [path.name for path in tmp_path.iterdir()] == ["taken.v"]
+
+    @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_without_write_permission(self, tmp_path):
+        tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        try:
+            with pytest.raises(InterfileError, match="Permission denied"):
+                write_image(tmp_path / "image", torch.ones(1, 1, 1), ImageGeometry((1, 1, 1), (1, 1, 1)))
+        finally:
+            tmp_path.chmod(stat.S_IRWXU)
+
+    def test_written_files_have_ordinary_permissions(self, tmp_path):
+        (tmp_path / "reference").touch()
+        write_image(tmp_path / "image", torch.ones(1, 1, 1), ImageGeometry((1, 1, 1), (1, 1, 1)))
+        expected = (tmp_path / "reference").stat().st_mode
+        assert (tmp_path / "image.hv").stat().st_mode == expected == (tmp_path / "image.v").stat().st_mode

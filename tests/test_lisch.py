@@ -1,0 +1,255 @@
+"""Likelihood-scheduled sampling: the schedule, and that every step ends where the schedule says."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from toy_model import Fixed, Gaussian, Record, ToyModel, identity
+from toy_objective import make_toy
+
+from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
+from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
+from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.engines.embedded.projector import Projector
+from sirf_diffusion.engines.embedded.scanners import Scanner
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.reconstructors.likelihood_schedule import LikelihoodSchedule
+from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor, share_of_step
+from sirf_diffusion.reconstructors.osem import em_update
+from sirf_diffusion.reconstructors.split_half import truth_log_likelihood
+
+
+def mlem_values(objective, number):
+    x, values = objective.uniform_image(), []
+    for _ in range(number + 1):
+        values.append(float(objective.value(x)))
+        x = em_update(objective, x)
+    return values
+
+
+def lisch(objective, denoiser=None, num_steps=12, **kwargs):
+    model = ToyModel(denoiser or Gaussian(1.0, 0.5)).on(objective.geometry, 1.0)
+    record = Record()
+    run = LikelihoodScheduledReconstructor(objective, model, num_steps=num_steps, callbacks=[record], **kwargs)
+    return run.process(), record
+
+
+def test_the_schedule_is_mlem_up_to_the_target():
+    objective, _ = make_toy((1, 8, 8))
+    values = mlem_values(objective, 20)
+    target = 0.3 * values[7] + 0.7 * values[8]
+    schedule = LikelihoodSchedule.compute(objective, target=target)
+    assert schedule.values == pytest.approx(values[:9])
+    assert schedule.num_iterations == pytest.approx(7.7)
+    assert schedule.at(1.0) == pytest.approx(target)
+    assert schedule.at(0.0) == pytest.approx(values[0])
+    assert schedule.at(2.5 / 7.7) == pytest.approx((values[2] + values[3]) / 2)
+    same = LikelihoodSchedule.compute(objective, num_em_iterations=7.7)
+    assert same.target == pytest.approx(target)
+
+
+def test_the_schedule_costs_one_projection_pair_per_iteration():
+    objective, _ = make_toy((1, 8, 8))
+    LikelihoodSchedule.compute(objective, num_em_iterations=9)
+    assert (objective.counter.forward, objective.counter.back) == (10, 9)
+
+
+def test_the_expected_target_is_where_the_truth_lies_on_average():
+    deviations = []
+    for seed in range(40):
+        objective, truth = make_toy((1, 6, 6), num_bins=600, counts=3e4, seed=0)
+        objective.prompts = torch.poisson(objective.expected(truth), generator=torch.Generator().manual_seed(seed))
+        expected, deviation = objective.expected_log_likelihood(truth)
+        schedule = LikelihoodSchedule.compute(objective, margin=3.0)
+        assert schedule.rule == "expected"
+        assert schedule.target == pytest.approx(expected - 3 * deviation, abs=0.2 * deviation)
+        deviations.append((float(objective.value(truth)) - expected) / deviation)
+    deviations = torch.tensor(deviations)
+    assert abs(float(deviations.mean())) < 0.5
+    assert 0.7 < float(deviations.std()) < 1.3
+
+
+def test_two_halves_of_the_data_find_the_truths_likelihood_of_this_measurement():
+    # On a small scanner: the decay of the bias that is extrapolated is that of images of objects in air.
+    projdata = ProjDataGeometry(Scanner("small", 1, 96, 120.0, 5.0, 6.0, 3.5), (Segment(0, 0, 0, 1),), 48, 48)
+    projector = Projector(ImageGeometry((1, 32, 32), (3.0, 4.0, 4.0)), projdata, "cpu")
+    truth = torch.zeros(1, 32, 32)
+    truth[:, 7:25, 8:24], truth[:, 10:14, 10:14], truth[:, 17:22, 12:20] = 1.0, 3.0, 0.3
+    factors = torch.full(projdata.shape, 3e4 / float(projector.forward(truth).sum()))
+    model = AcquisitionModel(projector, factors, None, torch.full(projdata.shape, 4.0))
+    errors, deviations = [], []
+    for seed in range(20):
+        prompts = torch.poisson(model.forward(truth), generator=torch.Generator().manual_seed(seed))
+        objective = PoissonObjective(model, prompts, num_subsets=2)
+        value = float(objective.value(truth))
+        errors.append(truth_log_likelihood(objective) - value)
+        deviations.append(objective.expected_log_likelihood(truth)[0] - value)
+    errors, deviations = torch.tensor(errors), torch.tensor(deviations)
+    assert float(errors.square().mean().sqrt()) < 0.6 * float(deviations.square().mean().sqrt())
+    assert abs(float(errors.mean())) < 0.5 * float(deviations.std())
+
+
+@pytest.mark.filterwarnings("ignore:50 MLEM iterations")
+def test_the_data_are_split_wherever_the_subsets_allow():
+    objective, _ = make_toy((1, 6, 6), num_bins=600, counts=1e4)
+    values = [truth_log_likelihood(objective.with_subsets(n)) for n in (2, 4)]
+    assert values[0] == pytest.approx(values[1])  # bins 0, 2, 4, ... either way
+    assert LikelihoodSchedule.compute(objective.with_subsets(2)).rule == "split-half"
+    with pytest.raises(ValueError, match="even number"):
+        truth_log_likelihood(objective.with_subsets(3))
+
+
+def test_the_estimate_costs_what_it_says():
+    objective, _ = make_toy((1, 8, 8), num_subsets=2)
+    truth_log_likelihood(objective, (3, 6, 12))
+    assert (objective.counter.forward, objective.counter.back) == (12 + 7, 12)
+
+
+def test_a_larger_margin_ends_earlier():
+    objective, truth = make_toy((1, 8, 8), num_bins=200, counts=2e4)
+    margins = (-0.5, 0.0, 0.5, 1.0)
+    schedules = [LikelihoodSchedule.compute(objective, margin=m, num_em_iterations_max=300) for m in margins]
+    ends = [schedule.num_iterations for schedule in schedules]
+    assert ends == sorted(ends, reverse=True)
+    assert 0 < ends[-1] < ends[0]
+    _, deviation = objective.expected_log_likelihood(truth)
+    assert schedules[1].target - schedules[3].target == pytest.approx(deviation, rel=0.1)
+
+
+def test_a_target_out_of_reach_warns_and_ends_at_the_last_iteration():
+    objective, _ = make_toy((1, 8, 8))
+    with pytest.warns(RuntimeWarning, match="6 MLEM iterations"):
+        schedule = LikelihoodSchedule.compute(objective, target=1e9, num_em_iterations_max=6)
+    assert schedule.num_iterations == 6
+    assert schedule.target == pytest.approx(mlem_values(objective, 6)[-1])
+
+
+def test_a_target_below_the_uniform_image_asks_for_no_more_than_that():
+    objective, _ = make_toy((1, 8, 8))
+    schedule = LikelihoodSchedule.compute(objective, target=-1e9)
+    assert schedule.at(1.0) == schedule.values[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 5)], ids=["2D", "3D"])
+@pytest.mark.parametrize("step_size", [1.0, 1.8])
+@pytest.mark.parametrize("counts", [1e3, 1e5])
+def test_every_step_meets_its_target_and_hardly_more(shape, step_size, counts):
+    objective, _ = make_toy(shape, counts=counts)
+    run, record = lisch(objective, num_samples=3, step_size=step_size, num_em_iterations=15)
+    surplus = []
+    for k, (step, images) in enumerate(zip(record.steps, record.images, strict=True)):
+        assert step.target == pytest.approx(run.schedule.at((k + 1) / 12))
+        values = objective.value(images).tolist()
+        before, after = step.log_likelihood_before, step.log_likelihood_after
+        for value, first, predicted, inner in zip(values, before, after, step.num_inner, strict=True):
+            if inner:
+                gap = step.target - first
+                surplus.append((value - step.target) / gap)
+                assert predicted == pytest.approx(value, abs=0.05 * gap)
+            else:
+                assert value == first >= step.target
+    assert len(surplus) > 10
+    assert min(surplus) > -0.005
+    assert sum(surplus) / len(surplus) < 0.1
+
+
+def test_an_image_that_fits_already_is_not_touched_and_costs_one_forward_projection():
+    objective, truth = make_toy((1, 8, 8), counts=500)
+    run, record = lisch(objective, Fixed(truth), num_em_iterations=0.5, num_samples=2)
+    assert all(step.num_inner == [0, 0] for step in record.steps)
+    assert torch.equal(run.get_samples(), truth.expand(2, *truth.shape))
+    assert run.record["projections"]["back"] == run.record["projections"]["preparation_back"]
+    assert run.record["projections"]["forward"] - run.record["projections"]["preparation_forward"] == 12 * 2
+
+
+def test_samples_that_have_arrived_are_not_projected_any_more():
+    objective, _ = make_toy((1, 8, 8))
+    run, record = lisch(objective, num_samples=5, num_em_iterations=20)
+    counts = [step.num_inner for step in record.steps]
+    assert any(len(set(inner)) > 1 for inner in counts)
+    total = sum(sum(inner) for inner in counts)
+    projections = run.record["projections"]
+    assert projections["back"] - projections["preparation_back"] == total
+    assert projections["forward"] - projections["preparation_forward"] == total + 12 * 5
+
+
+@pytest.mark.filterwarnings("ignore:step 1 of 12")  # clipped noise, where it starts, does not come near the data
+def test_with_an_identity_denoiser_it_follows_em():
+    objective, _ = make_toy((1, 8, 8), counts=1e5)
+    _, record = lisch(objective, identity, eta=0.0, step_size=1.0, num_em_iterations=30)
+    for before, after, step in zip(record.images[:-1], record.images[1:], record.steps[1:], strict=True):
+        x = before
+        for _ in range(step.num_inner[0] - 1):
+            x = em_update(objective, x, floor=1e-6)
+        if step.num_inner[0]:
+            end = em_update(objective, x, floor=1e-6)
+            share = ((after - x) * (end - x)).sum() / ((end - x) ** 2).sum()
+            assert 0 < share <= 1 + 1e-9
+            assert torch.allclose(after, torch.lerp(x, end, share), rtol=1e-7, atol=1e-9)
+    values = [float(objective.value(image)) for image in record.images]
+    assert values == sorted(values)
+
+
+def test_longer_steps_need_fewer_projections_for_the_same_fit():
+    objective, _ = make_toy((1, 8, 8), counts=1e5)
+    back, final = [], []
+    for step_size in (0.5, 1.0, 1.8):
+        run, _ = lisch(objective, step_size=step_size, num_em_iterations=20)
+        back.append(run.record["projections"]["back"])
+        final.append(float(objective.value(run.get_samples())))
+    assert back[0] > 1.5 * back[1] > 1.5 * 1.3 * back[2]
+    assert max(final) - min(final) < 0.01 * (run.schedule.target - run.schedule.values[0])
+
+
+def test_an_unreachable_step_warns_once_and_goes_on():
+    # The denoiser finds nothing in half of the image, and EM cannot leave zero within the updates allowed.
+    objective, truth = make_toy((1, 8, 8), counts=1e5)
+    image = truth.clone()
+    image[..., ::2] = 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run, record = lisch(objective, Fixed(image), num_em_iterations=20.0, num_samples=2)
+    assert len([w for w in caught if "was not reached" in str(w.message)]) == 1
+    assert [step.num_inner for step in record.steps][-1] == [33, 33]
+    assert bool(torch.isfinite(run.get_output()).all())
+
+
+@pytest.mark.filterwarnings("ignore:step 4 of 4")
+def test_a_step_that_lowers_the_likelihood_is_halved():
+    # Few bins and a start that is far too high in every other column: over-relaxed EM goes too far there.
+    objective, truth = make_toy((1, 8, 8), num_bins=12, counts=1e6, background=0.0)
+    start = truth.clone()
+    start[..., ::2] *= 30
+    run, record = lisch(objective, Fixed(start), num_steps=4, step_size=1.95, num_em_iterations=30)
+    inner = sum(step.num_inner[0] for step in record.steps)
+    back = run.record["projections"]["back"] - run.record["projections"]["preparation_back"]
+    assert 0 < back < inner
+    for step, image in zip(record.steps, record.images, strict=True):
+        assert float(objective.value(image)) > step.log_likelihood_before[0]
+
+
+@pytest.mark.parametrize("curvature", [-0.2, -1.0, -2.0])
+def test_the_share_of_a_step_is_enough_and_little_more_on_parabolas(curvature):
+    for end in (0.3, 0.7, 1.0):
+        wanted, gained = end + curvature / 2 * end * end, 1 + curvature / 2
+        if wanted > 0 < gained:
+            share = share_of_step(wanted, gained, 1.0)
+            assert end - 1e-12 <= share <= 1
+            chord = wanted / gained
+            assert share - end <= 0.21 * (chord - end) + 1e-12
+    assert share_of_step(1.0, 2.0, 2.0) == 0.5
+
+
+def test_bad_settings_are_named():
+    objective, _ = make_toy((1, 8, 8))
+    model = ToyModel(identity).on(objective.geometry, 1.0)
+    bad = {"step_size": 2.0, "num_em_iterations": -1.0, "target": float("nan"), "num_em_iterations_max": 0}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=name):
+            LikelihoodScheduledReconstructor(objective, model, **{name: value})
+    with pytest.raises(ValueError, match="not both"):
+        LikelihoodScheduledReconstructor(objective, model, target=1.0, num_em_iterations=3.0)
+    with pytest.raises(ValueError, match="num_em_iterations_max"):
+        LikelihoodScheduledReconstructor(objective, model, num_em_iterations=99.0).process()

@@ -1,0 +1,153 @@
+"""MAP reconstruction reaches the maximum of the objective it is given, by whichever algorithm suits the prior."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
+from toy_objective import make_toy
+
+from sirf_diffusion.priors import QuadraticAnchorPrior, QuadraticPrior, RelativeDifferencePrior, ScorePrior
+from sirf_diffusion.reconstructors import MAPEM, MLEM
+
+
+def run(reconstructor):
+    reconstructor.set_up()
+    return reconstructor.process().get_output()
+
+
+def make_prior(name, objective, beta):
+    geometry = objective.geometry
+    anchor = torch.full(geometry.shape, 1.5, dtype=torch.float64)
+    if name == "anchor":
+        return QuadraticAnchorPrior(anchor, beta)
+    if name == "quadratic":
+        return QuadraticPrior(geometry, beta)
+    if name == "score":
+        return ScorePrior(ResidualOf(gaussian_denoiser(0.5, 1.0), 1.5), 0.3, beta)
+    return RelativeDifferencePrior(geometry, beta, epsilon=1e-2)
+
+
+def optimality(objective, prior, x):
+    """Largest violation of the Karush-Kuhn-Tucker conditions, relative to the sensitivity."""
+    gradient = (objective.gradient(x) - prior.gradient(x)) / objective.sensitivity()
+    return float(torch.maximum((x * gradient).abs(), torch.where(x < 1e-3, gradient, -1.0)).max())
+
+
+@pytest.mark.parametrize("beta", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize(
+    ("name", "num_iterations"), [("anchor", 400), ("quadratic", 1500), ("score", 400), ("rdp", 800)]
+)
+def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations, beta):
+    objective, _ = make_toy()
+    prior = make_prior(name, objective, beta)
+    reconstructor = MAPEM(objective, prior, num_iterations)
+    x = run(reconstructor)
+    assert optimality(objective, prior, x) < 2e-2
+    if prior.explicit:
+        trace = torch.tensor(reconstructor.record["objective"], dtype=torch.float64)
+        kept = trace if name != "rdp" else torch.cummax(trace, 0).values[-20:]
+        assert (kept.diff() >= -1e-8 * trace.abs().max()).all()
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 300.0])
+def test_bsrem_with_subsets_converges_to_the_same_image_as_without(beta):
+    objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
+    prior = RelativeDifferencePrior(objective.geometry, beta, epsilon=1e-2)
+    reference = run(MAPEM(objective.with_subsets(1), prior, 2000))
+    x = run(MAPEM(objective, prior, 200))
+    # PETRIC's thresholds for convergence are 1 % (image) and 0.5 % (regions) of the background.
+    assert (x - reference).square().mean().sqrt() < 5e-3 * reference.mean()
+
+
+def test_bsrem_is_converged_for_practical_purposes_after_30_epochs():
+    objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
+    prior = RelativeDifferencePrior(objective.geometry, 3.0, epsilon=1e-2)
+    reference = run(MAPEM(objective, prior, 400))
+    reconstructor = MAPEM(objective, prior, 30)
+    x = run(reconstructor)
+    assert (x - reference).square().mean().sqrt() < 1e-2 * reference.mean()
+    assert reconstructor.record["projections"]["forward"] < 1.6 * 30
+
+
+def test_the_maximum_of_the_penalised_likelihood_beats_maximum_likelihood():
+    objective, truth = make_toy(counts=2e3)
+    error = {0.0: (run(MLEM(objective, 200)) - truth).norm()}
+    for beta in (0.3, 1.0, 3.0):
+        prior = RelativeDifferencePrior(objective.geometry, beta, epsilon=1e-2)
+        error[beta] = (run(MAPEM(objective, prior, 200)) - truth).norm()
+    assert min(error, key=error.get) > 0
+
+
+def test_closed_form_with_subsets_stays_near_the_maximum():
+    objective, _ = make_toy(num_bins=240, counts=1e5, num_subsets=4)
+    prior = make_prior("score", objective, 3.0)
+    reference = run(MAPEM(objective.with_subsets(1), prior, 500))
+    assert (run(MAPEM(objective, prior, 60)) - reference).norm() < 0.06 * reference.norm()
+
+
+def test_vanishing_penalty_gives_mlem_and_overwhelming_one_its_own_minimum():
+    objective, _ = make_toy()
+    free = run(MAPEM(objective, make_prior("score", objective, 0.0), 20))
+    torch.testing.assert_close(free, run(MLEM(objective, 20)))
+    tied = run(MAPEM(objective, make_prior("score", objective, 1e7), 100))
+    torch.testing.assert_close(tied, torch.full_like(tied, 1.5), rtol=1e-3, atol=0)
+
+
+def test_gaussian_score_prior_equals_the_quadratic_penalty_of_its_smoothed_variance():
+    objective, _ = make_toy()
+    score = make_prior("score", objective, 2.0)
+    mean = torch.full(objective.geometry.shape, 1.5, dtype=torch.float64)
+    quadratic = QuadraticAnchorPrior(mean, 2.0 / (1.5**2 * (0.5 + 0.3**2)))
+    torch.testing.assert_close(
+        run(MAPEM(objective, score, 600)), run(MAPEM(objective, quadratic, 600)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_each_iteration_asks_the_network_once_and_projects_once():
+    objective, _ = make_toy(num_subsets=4)
+    prior = ScorePrior(ResidualOf(mixture_denoiser()), 0.5)
+    reconstructor = MAPEM(objective, prior, 6)
+    run(reconstructor)
+    assert prior.model.calls == 6
+    assert reconstructor.record["projections"] == {"forward": 6.0, "back": 6.0}
+    assert reconstructor.settings["algorithm"] == "de-pierro"
+
+
+def test_inner_passes_save_network_calls_for_the_same_maximum():
+    objective, _ = make_toy()
+    prior = make_prior("score", objective, 3.0)
+    often, seldom = run(MAPEM(objective, prior, 400)), run(MAPEM(objective, prior, 100, num_inner=4))
+    torch.testing.assert_close(often, seldom, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["score", "rdp"])
+def test_blind_voxels_and_empty_bins_give_no_nan(name):
+    objective, _ = make_toy(counts=50, background=0.0, blind_voxel=True, num_subsets=4, dtype=torch.float32)
+    prior = make_prior(name, objective, 0.1)
+    x = run(MAPEM(objective, prior, 20))
+    assert torch.isfinite(x).all()
+    assert x.flatten()[0] == 0
+    assert x.min() >= 0
+
+
+def test_a_callback_can_stop_either_algorithm():
+    objective, _ = make_toy(num_subsets=4)
+
+    def stop(step):
+        if step.step == 3:
+            raise StopIteration
+
+    for name in ("score", "rdp"):
+        reconstructor = MAPEM(objective, make_prior(name, objective, 1.0), 50, callbacks=[stop])
+        run(reconstructor)
+        assert reconstructor.record["stopped_early"]
+        assert reconstructor.record["projections"]["forward"] < 6
+
+
+def test_bad_settings_are_refused():
+    objective, _ = make_toy()
+    with pytest.raises(TypeError, match="prior"):
+        MAPEM(objective, "rdp", 3)
+    with pytest.raises(ValueError, match="num_inner"):
+        MAPEM(objective, make_prior("rdp", objective, 1.0), 3, num_inner=2)

@@ -1,0 +1,107 @@
+"""Results on disk: whole or not at all, and never over another one."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from sirf_diffusion.outputs import OutputError, OutputFolder, atomic_path, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "x.json"
+    write_json(target, {"a": 1})
+
+    def fail_while_writing():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_while_writing()
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_json_takes_tensors_paths_and_numbers_that_are_not_finite(tmp_path):
+    value = {"t": torch.tensor([1.5, float("inf")]), "path": tmp_path, "n": (1, None, True)}
+    write_json(tmp_path / "x.json", value)
+    expected = {"t": [1.5, None], "path": str(tmp_path), "n": [1, None, True]}
+    assert json.loads((tmp_path / "x.json").read_text()) == expected
+
+
+def result(folder: OutputFolder, **files: str) -> None:
+    with folder.staged({"nrmse": 0.2}) as staging:
+        for name, text in files.items():
+            (staging / name).write_text(text)
+
+
+def contents(path):
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_the_same_settings_may_be_run_again_and_others_are_refused(tmp_path):
+    folder = OutputFolder(tmp_path / "new" / "run", {"seed": 1, "method": "dds"}).check()
+    result(folder, image="1")
+    record = json.loads(folder.record_path.read_text())
+    assert record == {"settings": {"seed": 1, "method": "dds"}, "nrmse": 0.2, "files": ["image"]}
+    OutputFolder(folder.path, {"seed": 1, "method": "dds"}).check()
+    before = contents(folder.path)
+    with pytest.raises(OutputError, match=r"another result: seed.*1 there, 2 asked"):
+        OutputFolder(folder.path, {"seed": 2, "method": "dds"}).check()
+    assert contents(folder.path) == before
+
+
+def test_overwriting_replaces_the_files_of_the_result_and_no_others(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result(OutputFolder(tmp_path, {"seed": 1}, overwrite=True).check(), image="1", samples="1")
+    result(OutputFolder(tmp_path, {"seed": 2}, overwrite=True).check(), image="2")
+    assert sorted(contents(tmp_path)) == ["image", "notes.txt", "record.json"]
+    assert (tmp_path / "image").read_text() == "2"
+
+
+def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path):
+    folder = OutputFolder(tmp_path, {"seed": 1}).check()
+    result(folder, image="1")
+    before = contents(tmp_path)
+
+    def fail_halfway():
+        with folder.staged({}) as staging:
+            (staging / "image").write_text("2")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway()
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="not empty"):
+        OutputFolder(tmp_path, {}).check()
+    (tmp_path / "record.json").write_text("[1, 2")
+    with pytest.raises(OutputError, match="not a record"):
+        OutputFolder(tmp_path, {}).check()
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        OutputFolder(tmp_path / "out", {}).check()
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        OutputFolder(tmp_path / "file" / "below", {}).check()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    with pytest.raises(OutputError, match="cannot be written"):
+        OutputFolder(locked / "run", {}).check()
