@@ -34,7 +34,8 @@ def problems() -> dict[str, tuple[ProjDataGeometry, ImageGeometry]]:
     ring = dataclasses.replace(scanner, name="one ring of an mMR", num_rings=1)
     direct = (Segment(0, 0, 0, 1),)
     segments = ProjDataGeometry.from_scanner(scanner, span=11, max_ring_difference=60).segments[:3]
-    small, large = ImageGeometry((1, 128, 128), (4.0625, 2.0, 2.0)), ImageGeometry((1, 344, 344), (4.0625, 2.08626, 2.08626))
+    small = ImageGeometry((1, 128, 128), (4.0625, 2.0, 2.0))
+    large = ImageGeometry((1, 344, 344), (4.0625, 2.08626, 2.08626))
     volume = ImageGeometry((127, 128, 128), (2.03125, 2.08626, 2.08626))
     return {
         "128 x 128, 126 views": (ProjDataGeometry(ring, direct, 126, 344), small),
@@ -99,18 +100,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--problems", type=int, nargs="+", default=[0, 1, 2], help="which of the three to run")
     parser.add_argument("--no-stir", action="store_true", help="time the embedded projector only")
     arguments = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     torch.set_num_threads(threads)
-    lines = ["| problem | operation | embedded, first (s) | then (s) | STIR, first (s) | then (s) |", "| --- " * 6 + "|"]
-    for name, (projdata, image) in problems().items():
+
+    def write(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    write(f"device {arguments.device}, {threads} threads, torch {torch.__version__}\n")
+    write("| problem | operation | embedded, first (s) | then (s) | STIR, first (s) | then (s) |")
+    write("| --- " * 6 + "|")
+    for number, (name, (projdata, image)) in enumerate(problems().items()):
+        if number not in arguments.problems:
+            continue
         mine = embedded(projdata, image, arguments.device, arguments.repeat)
         its = {} if arguments.no_stir else stir_ray_tracing(projdata, image, arguments.repeat)
         for operation, (first, later) in mine.items():
             other = "{:.3f} | {:.3f}".format(*its[operation]) if operation in its else " | "
-            lines.append(f"| {name} | {operation} | {first:.3f} | {later:.4f} | {other} |")
-    sys.stdout.write("\n".join([f"device {arguments.device}, {threads} threads, torch {torch.__version__}", "", *lines, ""]))
+            write(f"| {name} | {operation} | {first:.3f} | {later:.4f} | {other} |")
 
 
 if __name__ == "__main__":

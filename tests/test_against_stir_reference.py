@@ -18,6 +18,7 @@ from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.engines.embedded.scanners import BlockStructure, Scanner
 from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.reconstructors.base import inside
 from sirf_diffusion.reconstructors.osem import OSEM
 
 FOLDER = Path(__file__).parent / "reference"
@@ -123,9 +124,12 @@ def test_osem(poisson_case):
     reconstructor = OSEM(objective, num_iterations, subset_order=range(poisson_case.num_subsets))
     initial = torch.full(poisson_case.image.shape, float(poisson_case.attributes["poisson"]["initial"]))
     reconstructor.set_up(initial)
-    # STIR sets voxels at the rim to zero that one of the subsets does not see; here such a subset leaves them alone.
+    # On the rim conventions differ: STIR zeroes voxels that one of the subsets does not see, and here those that hardly
+    # any ray sees are left out.
+    total = objective.sensitivity()
     seen = torch.stack([objective.sensitivity(k) for k in range(objective.num_subsets)]).min(0).values > 0
-    assert seen.sum() > 0.98 * (objective.sensitivity() > 0).sum()
+    seen &= inside(total)
+    assert seen.sum() > 0.97 * (total > 0).sum()
     assert difference(reconstructor.process().get_output()[seen], expected[seen]) <= 5e-3
 
 

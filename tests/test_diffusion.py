@@ -300,11 +300,10 @@ def test_resampled_and_padded_for_the_network(method, planes):
     objective, _ = make_toy(SHAPES[1], dtype=torch.float32)
     model = gaussian_score_model(voxel_size=(3.0, 2.5, 2.5), multiple=4).on(objective.geometry, 1.2, planes)
     assert model.latent_shape != SHAPES[1]
-    record = Record()
-    samples = run(method, objective, model, num_samples=2, callbacks=[record]).get_samples()
-    assert samples.shape == (2, *SHAPES[1])
-    assert bool(torch.isfinite(samples).all())
-    assert bool((objective.value(samples) > objective.value(objective.uniform_image())).all())
+    samples = run(method, objective, model, num_samples=2).get_samples()
+    without = run(DiffusionReconstructor, objective, model, num_samples=2).get_samples()
+    assert samples.shape == without.shape == (2, *SHAPES[1])
+    assert bool((objective.value(samples) > objective.value(without)).all())
 
 
 def test_an_unbound_model_is_bound_with_a_scale_from_the_data():

@@ -13,15 +13,15 @@ MODEL_VOXEL = (2.0, 2.0, 2.0)
 GRIDS = {
     "same, multiple": ((3, 16, 16), (5.0, 2.0, 2.0), "transverse", 8),
     "same, odd": ((5, 17, 21), (5.0, 2.0, 2.0), "transverse", 8),
-    "within 1 %": ((1, 13, 16), (2.03125, 2.015, 1.99), "transverse", 4),
+    "within 5 %": ((1, 13, 16), (2.03125, 2.08, 1.95), "transverse", 4),
     "one plane, finer": ((1, 31, 40), (2.0, 1.5, 1.5), "transverse", 8),
     "coarser": ((2, 12, 15), (2.0, 3.1, 3.1), "transverse", 8),
-    "mMR-like volume": ((7, 20, 21), (2.03125, 2.08626, 2.08626), "three", 8),
+    "larger voxels in a volume": ((7, 20, 21), (2.03125, 2.38626, 2.38626), "three", 8),
     "half size": ((24, 40, 40), (1.0, 1.0, 1.0), "three", 4),
     "one axis differs": ((8, 16, 16), (3.27, 2.0, 2.0), "three", 4),
     "two planes": ((2, 9, 9), (4.0, 2.0, 4.0), "three", 8),
 }
-KEPT = ["same, multiple", "same, odd", "within 1 %"]
+KEPT = ["same, multiple", "same, odd", "within 5 %"]
 
 
 def adapter(name, **options):
@@ -65,8 +65,8 @@ def test_latent_sizes_are_multiples_and_cover_the_image(name):
         grid.latent_geometry.voxel_size,
         strict=True,
     ):
-        # Within 1 % voxel sizes count as equal, which may shift the outermost edge by 1 % of the half-size.
-        slack = 0.01 * float(image.max() - image.min() + old)
+        # Within 5 % voxel sizes count as equal, which may shift the outermost edge by 5 % of the half-size.
+        slack = 0.05 * float(image.max() - image.min() + old)
         assert float(latent[0]) - new / 2 <= float(image[0]) - old / 2 + slack
         assert float(latent[-1]) + new / 2 >= float(image[-1]) + old / 2 - slack
 
@@ -118,7 +118,7 @@ def test_constants_stay_constant(name):
     torch.testing.assert_close(grid.to_image(latent), ones)
 
 
-@pytest.mark.parametrize("name", ["one plane, finer", "mMR-like volume", "half size", "one axis differs"])
+@pytest.mark.parametrize("name", ["one plane, finer", "larger voxels in a volume", "half size", "one axis differs"])
 def test_smooth_images_survive_the_round_trip(name):
     grid = adapter(name)
     middle = [float(p.mean()) for p in centres(grid.geometry)]
@@ -138,9 +138,9 @@ def test_adapting_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         adapter("same, odd").log()
         assert not caplog.records
-        adapter("mMR-like volume").log()
+        adapter("larger voxels in a volume").log()
     assert len(caplog.records) == 1
-    assert "2.086" in caplog.text
+    assert "2.386" in caplog.text
     assert "7 x 20 x 21" in caplog.text
 
 

@@ -422,6 +422,25 @@ class TestWrite:
         slices = geometry.segment_slices()
         assert torch.equal(read, torch.cat([data[slices[order.index(i)]] for i in range(5)]))
 
+    @pytest.mark.parametrize("offset", [0, 1])
+    def test_shorts_are_exact_for_counts_and_close_for_others(self, tmp_path, offset):
+        grid = ImageGeometry((3, 4, 5), (2.0, 1.0, 1.0))
+        counts = torch.arange(60.0).reshape(grid.shape) - 7
+        layout = ProjDataGeometry.from_scanner(SCANNERS["by parameters"], 1, offset, 24, 9)
+        prompts = asymmetric(layout.shape).mul(3).round()
+        for scale in (1.0, 1e-6, 12345.6):
+            write_image(tmp_path / "image", counts * scale, grid, number_format="short")
+            write_projection_data(tmp_path / "data", prompts * scale, layout, number_format="short")
+            for read, written in (
+                (read_image(tmp_path / "image.hv")[0], counts * scale),
+                (read_projection_data(tmp_path / "data.hs")[0], prompts * scale),
+            ):
+                step = 0.0 if scale == 1 else written.abs().max().item() / 32767
+                assert (read - written).abs().max() <= 0.51 * step
+        assert (tmp_path / "image.v").stat().st_size == 2 * counts.numel()
+        with pytest.raises(InterfileError, match="'float' or 'short', found 'bit'"):
+            write_image(tmp_path / "image", counts, grid, number_format="bit")
+
     def test_gradients_and_other_types_are_accepted(self, tmp_path):
         image = torch.ones(2, 3, 3, dtype=torch.float64, requires_grad=True).transpose(1, 2)
         write_image(tmp_path / "image", image, ImageGeometry((2, 3, 3), (1, 1, 1)))

@@ -65,8 +65,9 @@ def pet_exam():
     return stir.ExamInfo(stir.ImagingModality(stir.ImagingModality.PT))
 
 
-# STIR's names of number types, and how many steps of an image's range they resolve at least.
-STIR_TYPES = {"SCHAR": 120, "UCHAR": 250, "SHORT": 3e4, "USHORT": 6e4, "INT": 1e5, "FLOAT": 1e6, "DOUBLE": 1e6}
+# STIR's names of number types, and how many steps of an image's range they resolve at least. Not for doubles: STIR
+# gives images of doubles a scale factor of 0.
+STIR_TYPES = {"SCHAR": 120, "UCHAR": 250, "SHORT": 3e4, "USHORT": 6e4, "INT": 1e5, "FLOAT": 1e6}
 
 LAYOUTS = [  # scanner, span, max ring difference, mashing, tangential size, arc-corrected
     ("Siemens mMR", 11, 16, 18, 35, False),
@@ -92,6 +93,19 @@ class TestAgainstSTIR:
         read = stir.ProjData.read_from_file(str(tmp_path / "ours.hs"))
         assert np.array_equal(stir_values(read), data.numpy())
         assert_same_layout(read.get_proj_data_info(), geometry)
+
+    def test_stir_reads_our_shorts(self, tmp_path):
+        import stir
+
+        geometry = ProjDataGeometry.from_scanner("ECAT 962", 3, 4, 24, 9)
+        data = asymmetric(geometry.shape)
+        write_projection_data(tmp_path / "ours.hs", data, geometry, number_format="short")
+        read = stir.ProjData.read_from_file(str(tmp_path / "ours.hs"))
+        np.testing.assert_allclose(stir_values(read), read_projection_data(tmp_path / "ours.hs")[0].numpy(), rtol=1e-6)
+        grid = ImageGeometry((3, 4, 5), (2.0, 1.0, 1.5))
+        write_image(tmp_path / "ours.hv", asymmetric(grid.shape), grid, number_format="short")
+        image = stir.FloatVoxelsOnCartesianGrid.read_from_file(str(tmp_path / "ours.hv"))
+        np.testing.assert_allclose(image.as_array(), read_image(tmp_path / "ours.hv")[0].numpy(), rtol=1e-6)
 
     @pytest.mark.parametrize("scanner", list(SCANNERS.values())[1:], ids=list(SCANNERS)[1:])
     def test_stir_reads_unknown_scanners(self, tmp_path, scanner):
@@ -122,7 +136,7 @@ class TestAgainstSTIR:
         assert geometry.scanner.blocks == ours.scanner.blocks
         assert warnings_of(caplog) == []
 
-    @pytest.mark.parametrize("number", STIR_TYPES, ids=lambda n: n.lower())
+    @pytest.mark.parametrize("number", [*STIR_TYPES, "DOUBLE"], ids=lambda n: n.lower())
     @pytest.mark.parametrize("byte_order", ["little_endian", "big_endian"])
     @pytest.mark.parametrize("order", ["Segment_View_AxialPos_TangPos", "Segment_AxialPos_View_TangPos"])
     @pytest.mark.parametrize("arc_corrected", [False, True])
@@ -139,7 +153,7 @@ class TestAgainstSTIR:
             getattr(stir.ProjDataInterfile, order),
             stir.NumericType(getattr(stir.NumericType, number)),
             stir.ByteOrder(getattr(stir.ByteOrder, byte_order)),
-            0.25,
+            1.0 if number == "FLOAT" else 0.25,  # STIR writes floats without scaling, whatever it says in the header
         )
         values = (np.arange(geometry.num_bins).reshape(geometry.shape) % 101 * 0.25).astype(np.float32)
         its.fill(values[None])

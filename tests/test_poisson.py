@@ -123,7 +123,8 @@ def test_subsets_add_up(objective, truth):
 def test_batches_and_active_images(objective, truth):
     x = torch.stack([truth + 0.1 * i for i in range(1, 4)])
     evaluation = objective.at(x)
-    assert evaluation.value.dtype == torch.float64 and evaluation.value.shape == (3,)
+    assert evaluation.value.dtype == torch.float64
+    assert evaluation.value.shape == (3,)
     torch.testing.assert_close(evaluation.value[1], objective.value(x[1]))
     active = torch.tensor([True, False, True])
     torch.testing.assert_close(evaluation.gradient(active), evaluation.gradient()[active])
@@ -152,7 +153,8 @@ def test_dead_bins_do_not_matter(model, truth):
     dead = model.multiplicative_factors == 0
     background = AcquisitionModel(model.projector, model.multiplicative_factors, background_term=dead.float())
     objective, other = (PoissonObjective(m, prompts) for m in (without, background))
-    assert bool(dead.any()) and bool(torch.isfinite(objective.gradient(truth + 0.1)).all())
+    assert bool(dead.any())
+    assert bool(torch.isfinite(objective.gradient(truth + 0.1)).all())
     torch.testing.assert_close(objective.gradient(truth + 0.1), other.gradient(truth + 0.1))
 
 
@@ -199,7 +201,8 @@ def test_divergence_of_a_poisson_variable():
         torch.testing.assert_close(mean, exact, rtol=2e-4, atol=0)
         torch.testing.assert_close(found, variance, rtol=2e-3, atol=0)
     for part in poisson_divergence(torch.tensor([0.0, 1e-9, 9.9e3, 1.01e4, 1e8])):
-        assert bool((part >= 0).all()) and float(part[0]) == 0
+        assert bool((part >= 0).all())
+        assert float(part[0]) == 0
         torch.testing.assert_close(part[2:], torch.full((3,), 0.5, dtype=torch.float64), rtol=1e-3, atol=0)
 
 
@@ -249,7 +252,8 @@ def test_more_background_than_counts_is_refused(projector):
 
 def test_subsets_have_equal_sizes():
     assert list(subset_views(12, 1, 4)) == [1, 5, 9]
-    assert subset_views(12, None, 4) is None and subset_views(12, 0, 1) is None
+    assert subset_views(12, None, 4) is None
+    assert subset_views(12, 0, 1) is None
     with pytest.raises(ValueError, match="must divide"):
         subset_views(12, 0, 5)
     with pytest.raises(ValueError, match="subset must be"):

@@ -21,13 +21,13 @@ from ..images import ImageGeometry
 logger = logging.getLogger(__name__)
 
 PLANES = ("transverse", "three")
-_SAME_VOXEL_SIZE = 0.01
+_SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
 
 
 class GridAdapter:
     """Linear maps between an image grid and a network's grid; voxel ``size // 2`` of an axis has its centre on both.
 
-    Axes whose voxel size agrees with the network's within 1 % are padded and not resampled: then `to_image` after
+    Axes whose voxel size agrees with the network's within 5 % are padded and not resampled: then `to_image` after
     `to_latent` returns the same numbers. Others are interpolated linearly, each axis by an explicit matrix. When the
     voxels get larger, the interpolating triangle is as wide as the larger voxel, so that activity is averaged and not
     picked. Constants stay constant inside the field of view in both directions.

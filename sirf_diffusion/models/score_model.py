@@ -167,7 +167,7 @@ class ScoreModel:
         Parameters
         ----------
         geometry
-            The image grid. Where its voxel size differs from the training images' by more than 1 %, images are
+            The image grid. Where its voxel size differs from the training images' by more than 5 %, images are
             resampled for the network, which is logged.
         intensity_scale
             ``c``: image units for one network unit, see `sirf_diffusion.models.intensity_scale`; positive.

@@ -16,6 +16,7 @@ from ..engines import Objective, as_objective
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_SENSITIVITY = 1e-2
 RELATIVE_FLOOR = 1e-4
 
 
@@ -160,8 +161,13 @@ class Reconstructor(ABC):
 
 
 def inside(sensitivity: Tensor) -> Tensor:
-    """Voxels that the scanner sees, ``s > 1e-9 max(s)``; the others are zero in every reconstruction."""
-    return sensitivity > 1e-9 * sensitivity.max()
+    """Voxels that the scanner sees; the others are zero in every reconstruction.
+
+    A voxel counts if its sensitivity exceeds a hundredth of the highest in its plane. What lies below are voxels on the
+    rim of the field of view that a few clipped rays graze: nothing but noise is known of them, and it can grow beyond
+    any activity. Planes are compared with themselves because the outermost ones see far less than the middle.
+    """
+    return sensitivity > SMALLEST_SENSITIVITY * sensitivity.amax((-2, -1), keepdim=True)
 
 
 def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:

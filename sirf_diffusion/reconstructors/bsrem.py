@@ -54,16 +54,17 @@ def bsrem(
         - \beta \nabla R(x)\big],\ 0\Big), \qquad
         P = \frac{\tilde x + \delta}{s + (\tilde x + \delta)\, C(\tilde x)}
 
-    with the penalty's curvature ``C`` and, for the sensitivity ``s``, that of the subset which sees a voxel best. BSREM (De Pierro and Yamagishi 2001,
-    doi:10.1109/42.921475; Ahn and Fessler 2003, doi:10.1109/TMI.2003.812251) damps the disagreement between subsets
-    by a vanishing step; here the gradients stored at a snapshot :math:`\tilde x` cancel it (SVRG: Twyman et al. 2023,
-    doi:10.1109/TMI.2022.3203237), so that steps stay long and the iterates converge to the optimum itself. Without
-    ``C`` in the preconditioner a strong penalty makes the ascent oscillate.
+    with the penalty's curvature ``C`` and, as sensitivity ``s``, ``n`` times that of the subset which sees a voxel
+    best. BSREM (De Pierro and Yamagishi 2001, doi:10.1109/42.921475; Ahn and Fessler 2003,
+    doi:10.1109/TMI.2003.812251) damps the disagreement between subsets by a vanishing step; here the gradients stored
+    at a snapshot :math:`\tilde x` cancel it (SVRG: Twyman et al. 2023, doi:10.1109/TMI.2022.3203237), so that steps
+    stay long and the iterates converge to the optimum itself. Without ``C`` in the preconditioner a strong penalty
+    makes the ascent oscillate.
 
     The first epoch has no snapshot and is plain BSREM. Then every second epoch starts from a snapshot, which costs a
     full projection and back-projection and gives the objective's value: if that fell, the ascent returns to the
-    previous snapshot and halves ``alpha``, so that the values of the snapshots that are kept never decrease. With one
-    subset each epoch is a snapshot, and this is preconditioned gradient ascent.
+    previous snapshot and halves ``alpha`` (which recovers by a quarter at each success), so that the values of the
+    snapshots that are kept never decrease. With one subset each epoch is a snapshot: preconditioned gradient ascent.
     """
     number = objective.num_subsets
     mask = inside(objective.sensitivity())

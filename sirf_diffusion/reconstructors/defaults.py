@@ -101,7 +101,7 @@ _METHODS = (
             "num_steps": 40,
             "eta": 0.85,
             "num_inner": 3,
-            "anchor_strength": 1.0,
+            "anchor_strength": 10.0,
             "axial_rdp": 1.0,
             "planes": None,
             "extent": None,

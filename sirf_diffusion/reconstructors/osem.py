@@ -136,14 +136,12 @@ def em_update(
         evaluation = objective.at(x, subset)
     gradient = evaluation.gradient()
     updated = em_step(x, gradient, objective.sensitivity(subset), step_size, floor)
-    return (
-        updated if subset is None else torch.where(inside(objective.sensitivity()), updated, torch.zeros_like(updated))
-    )
+    return updated.mul_(inside(objective.sensitivity()))
 
 
 def em_step(x: Tensor, gradient: Tensor, sensitivity: Tensor, step_size: float = 1.0, floor: float = 0.0) -> Tensor:
     r""":math:`\max(x (1 + \delta \nabla L / s),\ floor)` where the sensitivity is positive, ``x`` elsewhere."""
-    seen = inside(sensitivity)
+    seen = sensitivity > 1e-9 * sensitivity.max()
     ratio = gradient / torch.where(seen, sensitivity, torch.ones_like(sensitivity))
     # Rounding can push the bracket below zero where EM sends a voxel to zero; a negative image is never right.
     updated = (x * (1 + step_size * ratio)).clamp_min(floor)

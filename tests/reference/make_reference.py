@@ -99,7 +99,7 @@ def cases() -> dict[str, tuple[ProjDataGeometry, ImageGeometry]]:
 
 def phantoms(geometry: ImageGeometry) -> tuple[np.ndarray, np.ndarray]:
     """A smooth and a sharp image without any symmetry, well inside the field of view."""
-    (nz, ny, nx), (dz, dy, dx) = geometry.shape, geometry.voxel_size
+    (nz, ny, nx), (_, dy, dx) = geometry.shape, geometry.voxel_size
     z, y, x = np.meshgrid(
         (np.arange(nz) - (nz - 1) / 2) / max(nz, 6) * 2, (np.arange(ny) - ny // 2) * dy, (np.arange(nx) - nx // 2) * dx,
         indexing="ij",
@@ -190,7 +190,9 @@ class StirCase:
         return objective
 
 
-def _store_poisson(group: h5py.Group, case: StirCase, smooth: np.ndarray, sharp: np.ndarray, projected: np.ndarray) -> None:
+def _store_poisson(
+    group: h5py.Group, case: StirCase, smooth: np.ndarray, sharp: np.ndarray, projected: np.ndarray
+) -> None:
     rng = np.random.default_rng(7)
     factors = np.exp(-0.012 * np.minimum(projected, 80)).astype(np.float32)
     factors *= rng.uniform(0.8, 1.2, factors.shape).astype(np.float32)

@@ -52,8 +52,9 @@ class AcquisitionModel:
         self.background_term = self._check(background_term, "background_term")
         self.psf = _GaussianBlur(projector.geometry, psf_fwhm_mm, projector.device)
         if additive_term is not None:
-            counts = additive_term if self.multiplicative_factors is None else additive_term * self.multiplicative_factors
-            self.background_term = counts if self.background_term is None else self.background_term + counts
+            factors, background = self.multiplicative_factors, self.background_term
+            counts = additive_term if factors is None else additive_term * factors
+            self.background_term = counts if background is None else background + counts
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -147,7 +148,7 @@ def subset_views(num_views: int, subset: int | None, num_subsets: int) -> range 
     """
     if num_subsets < 1 or num_views % num_subsets:
         divisors = [n for n in range(1, num_views + 1) if num_views % n == 0]
-        raise ValueError(f"num_subsets must divide the number of views {num_views}, found {num_subsets}; try {divisors}")
+        raise ValueError(f"num_subsets must divide the {num_views} views, found {num_subsets}; try one of {divisors}")
     if subset is None:
         return None
     if not 0 <= subset < num_subsets:
@@ -166,9 +167,7 @@ def _select(term: Tensor, views: Sequence[int] | None) -> Tensor:
 class _GaussianBlur:
     """Separable Gaussian with zeros outside the image: symmetric, hence its own adjoint."""
 
-    def __init__(
-        self, geometry: ImageGeometry, fwhm_mm: float | Sequence[float] | None, device: torch.device
-    ) -> None:
+    def __init__(self, geometry: ImageGeometry, fwhm_mm: float | Sequence[float] | None, device: torch.device) -> None:
         widths = (fwhm_mm,) * 3 if isinstance(fwhm_mm, (int, float)) else tuple(fwhm_mm or (0.0, 0.0, 0.0))
         if len(widths) != 3 or not all(math.isfinite(w) and w >= 0 for w in widths):
             raise ValueError(f"psf_fwhm_mm needs one or three (z, y, x) non-negative widths in mm, found {fwhm_mm}")

@@ -58,8 +58,8 @@ def write_pair(header: Path, data: Path, lines: Sequence[str], arrays: Sequence[
 def encoded(values: np.ndarray, number_format: str) -> tuple[np.ndarray, str, list[str], float]:
     """Values as they are stored: the array, its type, the header lines that say so, and the scale factor.
 
-    ``"float"``: ``float32``. ``"short"``: signed 16-bit integers, exact for counts up to 32767, otherwise rounded to the
-    32767th part of the largest magnitude.
+    ``"float"``: ``float32``. ``"short"``: signed 16-bit integers, exact for whole numbers up to 32767, otherwise
+    rounded to multiples of the 32767th part of the largest magnitude.
     """
     if number_format == "float":
         return values, "<f4", ["!number format := float", "!number of bytes per pixel := 4"], 1.0

@@ -149,10 +149,10 @@ class PoissonObjective:
         factors = self.model.multiplicative_factors
         dead = 0 if factors is None else int((impossible & (_select(factors, views) == 0)).sum())
         raise ValueError(
-            f"{int(impossible.sum())} bins have counts where the model expects none (q <= 0), the first one in sinogram "
-            f"{sinogram}, view {view}, tangential position {bin_num}; {dead} of them have multiplicative factor 0. "
-            "Start from an image that is positive where the sensitivity is, give a background, or set the prompts of "
-            "dead bins to 0"
+            f"{int(impossible.sum())} bins have counts where the model expects none (q <= 0), the first one in "
+            f"sinogram {sinogram}, view {view}, tangential position {bin_num}; {dead} of them have multiplicative "
+            "factor 0. Start from an image that is positive where the sensitivity is, give a background, or set the "
+            "prompts of dead bins to 0"
         )
 
 

@@ -108,7 +108,7 @@ class Projector:
         return _Product.apply(x, self, views, False) if x.requires_grad else self._forward(x, views)
 
     def adjoint(self, p: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Back-project data ``[..., sinograms, len(views), tangential]`` to images ``[..., z, y, x]``; see `forward`."""
+        """Back-project ``[..., sinograms, len(views), tangential]`` to images ``[..., z, y, x]``; see `forward`."""
         views = self._check_views(views)
         sinograms, _, bins = self.projdata.shape
         p = self._check(p, (sinograms, len(views), bins), "projection data")
@@ -128,8 +128,8 @@ class Projector:
         ring = self.projdata.scanner.effective_ring_radius
         if self._grid.radius > _BEYOND_THE_RING * ring:
             raise ValueError(
-                f"image outside the scanner: its rays reach {self._grid.radius:.1f} mm from the axis, the detector ring "
-                f"of '{self.projdata.scanner.name}' has a radius of {ring:.1f} mm. Use a smaller grid"
+                f"image outside the scanner: its rays reach {self._grid.radius:.1f} mm from the axis, the detector "
+                f"ring of '{self.projdata.scanner.name}' has a radius of {ring:.1f} mm. Use a smaller grid"
             )
         (nz, _, _), (dz, _, _) = self.geometry.shape, self.geometry.voxel_size
         reach = max(float(self.projdata.axial_positions(s)[-1]) for s in self.projdata.segments)
@@ -176,9 +176,7 @@ class Projector:
         num_bins = self.projdata.num_tangential_positions
         for sample, job in self._work(len(data), views):
             num_columns = len(job.rotations) * len(data[sample])
-            stack = torch.zeros(
-                (math.prod(self._grid.shape), self.geometry.shape[0], num_columns), device=self.device
-            )
+            stack = torch.zeros((math.prod(self._grid.shape), self.geometry.shape[0], num_columns), device=self.device)
             for group in self._groups:
                 planes = torch.zeros_like(group.average(stack))
                 for axial in group.chunks(num_columns):
@@ -198,7 +196,7 @@ class Projector:
     def _parts(
         self, group: _Group, block: _Job, axial: range, columns: Tensor
     ) -> Iterator[tuple[slice, int, Tensor | slice, Tensor]]:
-        """Sinograms, rotation and views of each part of a product, and the part ``[view, bin, axial, rotation, image]``."""
+        """Sinograms, rotation, views and values ``[view, bin, axial, rotation, image]`` of each part of a product."""
         shape = len(block.base), self.projdata.num_tangential_positions, len(axial), len(block.rotations), -1
         for member, part in zip(group.members, columns.view(len(group.members), *shape), strict=True):
             rows = slice(member.first_sinogram + axial.start, member.first_sinogram + axial.stop)
@@ -495,8 +493,8 @@ def _axial_position(geometry: ImageGeometry, projdata: ProjDataGeometry, segment
     width = round(sampling / dz)
     if width < 1 or abs(sampling / dz - width) > 0.01:
         raise ValueError(
-            f"image planes are {dz} mm apart, but the sinograms of segment {segment.num} {sampling} mm: the distance of "
-            "sinograms must be a multiple of that of planes. Resample the image"
+            f"image planes are {dz} mm apart, but the sinograms of segment {segment.num} {sampling} mm: the distance "
+            "of sinograms must be a multiple of that of planes. Resample the image"
         )
     centre = (geometry.shape[0] - 1) / 2 - geometry.origin[0] / dz - (segment.num_axial_positions - 1) / 2 * width
     first = centre - (width - 1) / 2
