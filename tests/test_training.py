@@ -49,7 +49,8 @@ def test_batch_depends_on_step_only():
     again, same_planes = second.batch(5, 4)
     assert torch.equal(images, again)
     assert torch.equal(planes, same_planes)
-    assert images.shape[0] == 4 and images.shape[2] in (16, 24)
+    assert images.shape[0] == 4
+    assert images.shape[2] in (16, 24)
     assert not torch.equal(images, first.batch(6, 4)[0][:, :, : images.shape[2], : images.shape[3]])
 
 

@@ -47,7 +47,7 @@ class Evaluation:
         self._gradient = gradient
 
     def gradient(self, active: Tensor | None = None) -> Tensor:
-        """Gradient with respect to the image; with ``active`` (bool, one entry per image of the batch) of those only."""
+        """Gradient with respect to the image; with ``active`` (bool, one per image of the batch) of those only."""
         return self._gradient(active)
 
 
@@ -86,12 +86,13 @@ class Objective(Protocol):
         ...
 
     def uniform_image(self) -> Tensor:
-        """The constant image (where the sensitivity is positive) whose expected counts match: ``sum(y - b) / sum(s)``."""
+        """Constant image, where the sensitivity is positive, with as many counts: ``sum(y - b) / sum(s)``."""
         ...
 
     def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
-        """Mean and standard deviation of ``L(truth)`` over noise if ``x`` predicts the counts as well as the truth does.
+        """Mean and standard deviation of ``L(truth)`` over noise, if ``x`` predicts the counts as the truth does.
 
-        ``mean = L(y; y) - sum_i e(q_i)`` with ``e(q) = E[KL(Y, q)]``, ``Y ~ Poisson(q)``: where a likelihood schedule should end.
+        ``mean = L(y; y) - sum_i e(q_i)`` with ``e(q) = E[KL(Y, q)]``, ``Y ~ Poisson(q)``: where a likelihood schedule
+        should end.
         """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ class Prior(ABC):
     @abstractmethod
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         r""":math:`\beta \nabla^2 R(x)\, v`, shape of ``x``."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record needs to name this prior: class, factor and parameters, JSON-able."""
+        return {"name": type(self).__name__, "penalisation_factor": self.penalisation_factor}
 
     def majoriser(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Anchor and strength of the quadratic :math:`\tfrac12 \sum_j \rho_j (z_j - v_j)^2` that touches the penalty

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class QuadraticPrior(Prior):
     def geometry(self) -> ImageGeometry:
         """The image grid."""
         return self.pairs.geometry
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "kappa": self._kappa is not None, "neighbourhood": self.pairs.neighbourhood}
 
     def set_kappa(self, kappa: Tensor | None) -> None:
         """Replace the kappa image; None for none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +75,11 @@ class RelativeDifferencePrior(Prior):
     def geometry(self) -> ImageGeometry:
         """The image grid."""
         return self.pairs.geometry
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        own = {"gamma": self.gamma, "epsilon": self.epsilon, "kappa": self._kappa is not None}
+        return {**super().settings, **own, "neighbourhood": self.pairs.neighbourhood}
 
     def set_kappa(self, kappa: Tensor | None) -> None:
         """Replace the kappa image; None for none."""

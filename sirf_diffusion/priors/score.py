@@ -90,6 +90,11 @@ class ScorePrior(Prior):
         return self.penalisation_factor / (self.model.intensity_scale * self.sigma) ** 2
 
     @property
+    def settings(self) -> dict[str, Any]:
+        own = {"sigma": self.sigma, "lipschitz": self.lipschitz, "intensity_scale": float(self.model.intensity_scale)}
+        return {**super().settings, **own, "model": getattr(self.model, "hash", None)}
+
+    @property
     def counter(self) -> Any:
         """The model's network counter, or None."""
         return getattr(self.model, "counter", None)

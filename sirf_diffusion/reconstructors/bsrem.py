@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 EPOCHS_PER_SNAPSHOT = 2
 RELATIVE_OFFSET = 1e-2
 SMALLEST_STEP = 1e-3
+# Relative steps of 2 and more diverge.
+LARGEST_SUBSET_STEP = 1.5
 STEP_RECOVERY = 1.25
 
 
@@ -54,9 +56,10 @@ def bsrem(
         - \beta \nabla R(x)\big],\ 0\Big), \qquad
         P = \frac{\tilde x + \delta}{s + (\tilde x + \delta)\, C(\tilde x)}
 
-    with the penalty's curvature ``C`` and, as sensitivity ``s``, ``n`` times that of the subset which sees a voxel
-    best. BSREM (De Pierro and Yamagishi 2001, doi:10.1109/42.921475; Ahn and Fessler 2003,
-    doi:10.1109/TMI.2003.812251) damps the disagreement between subsets by a vanishing step; here the gradients stored
+    with the penalty's curvature ``C`` and the full sensitivity ``s`` (or ``n / 1.5`` times that of the subset which
+    sees a voxel best, if that is larger). BSREM (De Pierro and Yamagishi 2001, doi:10.1109/42.921475; Ahn and Fessler
+    2003, doi:10.1109/TMI.2003.812251) damps the disagreement between subsets by a vanishing step; here the gradients
+    stored
     at a snapshot :math:`\tilde x` cancel it (SVRG: Twyman et al. 2023, doi:10.1109/TMI.2022.3203237), so that steps
     stay long and the iterates converge to the optimum itself. Without ``C`` in the preconditioner a strong penalty
     makes the ascent oscillate.
@@ -67,10 +70,12 @@ def bsrem(
     snapshots that are kept never decrease. With one subset each epoch is a snapshot: preconditioned gradient ascent.
     """
     number = objective.num_subsets
-    mask = inside(objective.sensitivity())
-    # Where subsets see a voxel unequally (the rim), a step made for the average subset would overshoot in the best one.
-    subsets = range(number) if number > 1 else (None,)
-    sensitivity = number * torch.stack([objective.sensitivity(subset) for subset in subsets]).amax(0)
+    sensitivity = objective.sensitivity()
+    mask = inside(sensitivity)
+    if number > 1:
+        # Where subsets see a voxel unequally (the rim), a step made for all of them would diverge in the best one.
+        best_seen = number * torch.stack([objective.sensitivity(subset) for subset in range(number)]).amax(0)
+        sensitivity = torch.maximum(sensitivity, best_seen / LARGEST_SUBSET_STEP)
     offset = RELATIVE_OFFSET * float(x[mask].mean())
     # Zero everywhere along a line that has counts would make the likelihood infinite.
     floor = RELATIVE_OFFSET**2 * offset

@@ -85,8 +85,7 @@ class MAPEM(Reconstructor):
         self.subset_order: tuple[int | None, ...] = order if len(order) > 1 else (None,)
         self.settings = {
             "algorithm": "de-pierro" if prior.has_majoriser else "bsrem",
-            "prior": type(prior).__name__,
-            "penalisation_factor": prior.penalisation_factor,
+            "prior": prior.settings,
             "num_iterations": self.num_iterations,
             "num_inner": self.num_inner,
             "subset_order": list(self.subset_order),

@@ -69,9 +69,7 @@ class HeadAnatomy:
         return self.tissues["grey"] + self.tissues["white"]
 
 
-def simulate_anatomy(
-    seed: int, shape: tuple[int, int, int] = (112, 128, 112), voxel_size: float = 2.0
-) -> HeadAnatomy:
+def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), voxel_size: float = 2.0) -> HeadAnatomy:
     """Draw one subject.
 
     Parameters
@@ -146,7 +144,11 @@ def _patient_axes(shape: tuple[int, int, int], voxel_size: float) -> tuple[Array
     z = (np.arange(nz) - (nz - 1) / 2) * voxel_size + CENTRE_HEIGHT
     y = -(np.arange(ny) - ny // 2) * voxel_size
     x = -(np.arange(nx) - nx // 2) * voxel_size
-    return (x[None, None, :].astype(np.float32), y[None, :, None].astype(np.float32), z[:, None, None].astype(np.float32))
+    return (
+        x[None, None, :].astype(np.float32),
+        y[None, :, None].astype(np.float32),
+        z[:, None, None].astype(np.float32),
+    )
 
 
 def _warp(rng: np.random.Generator, x: Array, y: Array, z: Array, voxel_size: float) -> tuple[list[Array], Array]:
@@ -282,9 +284,10 @@ def _face_and_neck(
 
     spine = _soft(11 - np.sqrt(x**2 + (y + 32 * sy) ** 2) + 0 * z, 1.0) * _soft(-z - 62 * sz, 2.0)
     parts = {
-        "air": np.maximum.reduce([
-            organ((0, 55, -62), (9, 26, 20)), organ((20, 52, -68), (10, 13, 14)), organ((0, 12, -110), (8, 9, 60))
-        ]) * random_part(8.0, -0.6),
+        "air": np.maximum.reduce(
+            [organ((0, 55, -62), (9, 26, 20)), organ((20, 52, -68), (10, 13, 14)), organ((0, 12, -110), (8, 9, 60))]
+        )
+        * random_part(8.0, -0.6),
         "eyes": organ((32, 70, -38), (12, 12, 12)),
         "glands": np.maximum(organ((52, 18, -72), (9, 15, 20)), organ((24, 28, -102), (9, 12, 9))),
         "face_bone": np.maximum(spine, random_part(7.0, 1.1)),

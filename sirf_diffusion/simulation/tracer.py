@@ -85,7 +85,7 @@ def simulate_activity(
 
 
 def _lesions(rng: np.random.Generator, anatomy: HeadAnatomy, at_most: int) -> Array:
-    """Multiplicative hot (1.3 to 2.5) and cold (0.1 to 0.7) ellipsoids with radii of 3 to 14 mm, mostly in the brain."""
+    """Factors of hot (1.3 to 2.5) and cold (0.1 to 0.7) ellipsoids with radii of 3 to 14 mm, mostly in the brain."""
     factor = np.ones(anatomy.t1.shape, np.float32)
     head = sum(anatomy.tissues.values())
     for _ in range(rng.integers(0, at_most + 1)):
@@ -97,7 +97,9 @@ def _lesions(rng: np.random.Generator, anatomy: HeadAnatomy, at_most: int) -> Ar
         radii = rng.uniform(3.0, 14.0) * rng.uniform(0.7, 1.3, 3) / anatomy.voxel_size
         reach = [int(np.ceil(1.6 * r)) + 1 for r in radii]
         box = tuple(slice(max(0, c - h), c + h + 1) for c, h in zip(centre, reach, strict=True))
-        grid = np.meshgrid(*[np.arange(s.start, min(s.stop, n)) for s, n in zip(box, factor.shape, strict=True)], indexing="ij")
+        grid = np.meshgrid(
+            *[np.arange(s.start, min(s.stop, n)) for s, n in zip(box, factor.shape, strict=True)], indexing="ij"
+        )
         r = np.sqrt(sum(((g - c) / radius) ** 2 for g, c, radius in zip(grid, centre, radii, strict=True)))
         soft = 1 / (1 + np.exp(np.clip((r - 1) / 0.08, -30, 30)))
         change = rng.uniform(1.3, 2.5) if rng.random() < 0.6 else rng.uniform(0.1, 0.7)

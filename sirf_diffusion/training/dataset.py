@@ -27,7 +27,7 @@ SIMULATION_VERSION = 1
 
 
 def simulate_subject(seed: int, contrasts: int) -> NDArray[np.float16]:
-    """Activity of one subject, ``[contrasts, z, y, x]``, each divided by its intensity scale (mean activity about 1)."""
+    """Activity of one subject, ``[contrasts, z, y, x]``, each volume divided by its intensity scale."""
     torch.set_num_threads(1)
     anatomy = simulate_anatomy(seed, SHAPE, VOXEL_SIZE)
     geometry = ImageGeometry(SHAPE, (VOXEL_SIZE,) * 3)
@@ -106,7 +106,7 @@ class SliceSampler:
         self.seed = seed
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Slices ``[size, 1, crop, crop]`` float32 and their orientations ``[size]`` (0 transverse, 1 coronal, 2 sagittal)."""
+        """Slices ``[size, 1, crop, crop]`` and their orientations ``[size]`` (0 transverse, 1 coronal, 2 sagittal)."""
         rng = np.random.default_rng([22, self.seed, step])
         crop = int(self.crops[rng.integers(len(self.crops))])
         planes = rng.integers(0, 3, size)

@@ -14,8 +14,9 @@ class Recipe:
     """Data, network, noise and optimiser of one training.
 
     Noise levels are drawn as ``ln sigma ~ N(log_sigma_mean, log_sigma_sd^2)`` within the schedule's range
-    (Karras et al. 2022, arXiv:2206.00364), a tenth of them log-uniform so that no level goes unseen. The loss is the
-    mean squared error of the ``v`` prediction. Learning rate: linear warm-up, constant, linear decay over the last quarter.
+    (Karras et al. 2022, arXiv:2206.00364), a tenth of them log-uniform so that no level goes unseen. The loss is
+    the mean squared error of the ``v`` prediction. Learning rate: linear warm-up, constant, linear decay over the
+    last quarter.
     """
 
     name: str

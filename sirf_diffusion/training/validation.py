@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ class ValidationSet:
 
     def network_errors(self, network: nn.Module, prediction: str) -> dict[float, float]:
         """Root mean squared error of ``E[u0 | u0 + sigma z]`` over all slices, by noise level."""
+
         def denoise(noisy: Tensor, sigma: float, plane: int) -> Tensor:
             t = self.schedule.t_of_sigma(sigma)
             gamma, nu = self.schedule.gamma(t), self.schedule.nu(t)
@@ -58,7 +60,7 @@ class ValidationSet:
         return errors
 
     @torch.inference_mode()
-    def _error(self, denoise, sigma: float) -> float:  # noqa: ANN001
+    def _error(self, denoise: Callable[[Tensor, int], Tensor], sigma: float) -> float:
         total, count = 0.0, 0
         groups: dict[tuple[int, torch.Size], list[Tensor]] = {}
         for image, plane in zip(self.slices, self.planes, strict=True):

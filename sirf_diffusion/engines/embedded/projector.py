@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -256,21 +257,48 @@ class Projector:
     def _build(self, group: _Group, base: tuple[int, ...], transposed: bool) -> _Sparse:
         num_bins, num_pixels = self.projdata.num_tangential_positions, math.prod(self._grid.shape)
         inner, rim = self._grid.pixels(self.device)
-        parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in group.members]
-        for i, view in enumerate(base):
-            phi = self._angles[view]
+
+        def weights_of(i: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+            phi, found = self._angles[base[i]], []
             shared = inner_weights(self._grid, inner, phi, self._edges)
             for m, member in enumerate(group.members):
                 climb = group.climb(member, self.device)
                 ends = rim_weights(self._grid, rim, phi, self._edges, climb, group.fraction)
-                found = group.assign_planes(member, ViewWeights.join(shared, ends), half_chord(self._grid, phi))
-                bins, shift, weight, pixel = found
+                joined = ViewWeights.join(shared, ends)
+                bins, shift, weight, pixel = group.assign_planes(member, joined, half_chord(self._grid, phi))
                 row = bins.to(torch.int32) + (m * len(base) + i) * num_bins
-                parts[m].append((row, (shift * num_pixels + pixel).to(torch.int32), weight.float()))
+                found.append((row, (shift * num_pixels + pixel).to(torch.int32), weight.float()))
+            return found
+
+        parts = zip(*_map(weights_of, len(base), self.device), strict=True)
         rows, columns, weights = (torch.cat(v) for v in zip(*itertools.chain(*parts), strict=True))
         shape = (len(group.members) * len(base) * num_bins, group.num_shifts * num_pixels)
         matrix = _Sparse.from_sorted(rows, columns, weights, shape)
         return matrix.transposed() if transposed else matrix
+
+
+def _map(function: Callable[[int], list], count: int, device: torch.device) -> list:
+    """``function`` of ``0 .. count - 1``, on a CPU in as many threads as torch has, each of which computes alone.
+
+    The many small operations that make up one view would otherwise wait for all threads a hundred times.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        return [function(i) for i in range(count)]
+
+    def start() -> None:
+        torch.set_num_threads(1)
+
+    def run(i: int) -> list:
+        # The modes of autograd belong to a thread.
+        with torch.inference_mode(False), torch.no_grad():
+            return function(i)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=start) as pool:
+            return list(pool.map(run, range(count)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Product(torch.autograd.Function):
