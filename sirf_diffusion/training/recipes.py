@@ -28,7 +28,7 @@ class Recipe:
     schedule: NoiseSchedule = field(default_factory=VPSchedule)
     crops: tuple[int, ...] = (96, 96, 128)
     batch_size: int = 8
-    num_steps: int = 14_000
+    num_steps: int = 11_500
     learning_rate: float = 4e-4
     warmup_steps: int = 200
     ema_decay: float = 0.999

@@ -89,7 +89,7 @@ class InPlaneGrid:
 class Pixels(NamedTuple):
     """Flat indices and coordinates of pixels."""
 
-    index: Tensor
+    flat: Tensor
     x: Tensor
     y: Tensor
 
@@ -211,7 +211,7 @@ class _Neighbourhood(NamedTuple):
     def weights(self, pixels: Pixels, weight: Tensor, t: Tensor) -> ViewWeights:
         keep = self.exists & (weight > _NEGLIGIBLE)
         rows = torch.nonzero(keep)[:, 0]
-        return ViewWeights(pixels.index[rows], self.bins[keep], weight[keep], t[keep])
+        return ViewWeights(pixels.flat[rows], self.bins[keep], weight[keep], t[keep])
 
 
 def _direction(phi: float) -> tuple[float, float]:

@@ -88,7 +88,7 @@ class PoissonObjective:
         if subset not in self._sensitivities:
             views = self._views(subset)
             if subset is None and self.num_subsets > 1 and len(self._sensitivities) == self.num_subsets:
-                self._sensitivities[None] = sum(self._sensitivities.values())
+                self._sensitivities[None] = torch.stack(list(self._sensitivities.values())).sum(0)
             else:
                 with self.counter.timed():
                     ones = torch.ones_like(_select(self.prompts, views))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...images import ImageGeometry
-from .geometry import ProjDataGeometry, Segment
+from .axial import MAX_COLUMNS, SegmentGroup, group_segments
+from .geometry import ProjDataGeometry
 from .lor_geometry import InPlaneGrid, ViewWeights, half_chord, inner_weights, rim_weights, strip_edges
+from .sparse import SparseMatrix, map_threaded
 
 _logger = logging.getLogger(__name__)
 
-# Columns per product: more do not fit the caches of a CPU core, fewer waste its vector units.
-_COLUMNS = 32
 # A grid may reach beyond the detectors by this factor: vendors' own grids do so in their empty corners.
 _BEYOND_THE_RING = 1.1
 _BYTES_PER_WEIGHT = 8
@@ -80,11 +79,12 @@ class Projector:
         self.max_bytes = int(max_bytes)
         self._grid = InPlaneGrid(geometry)
         self._check_position()
-        self._edges = tuple(e.to(self.device) for e in strip_edges(projdata.tangential_positions()))
+        self._edges = strip_edges(projdata.tangential_positions().to(self.device))
         self._angles = projdata.view_angles().tolist()
-        self._groups = _group_segments(geometry, projdata, self._grid)
-        self._cache: dict[tuple, _Sparse] = {}
+        self._groups = group_segments(geometry, projdata, self._grid)
+        self._cache: dict[tuple, SparseMatrix] = {}
         self._cached_bytes = 0
+        self._warned = False
         (hy, hx), (dy, dx) = self._grid.half_size, self._grid.pixel_size
         # Views 90 degrees apart see the same weights on a rotated image, where the grid is square.
         self._quarter_turn = projdata.num_views // 2 if hy == hx and dy == dx and projdata.num_views % 2 == 0 else None
@@ -181,21 +181,18 @@ class Projector:
             for group in self._groups:
                 planes = torch.zeros_like(group.average(stack))
                 for axial in group.chunks(num_columns):
-                    windows = None
                     for block in self._blocks(job, group):
                         num_rows = len(group.members) * len(block.base) * num_bins
                         columns = torch.empty((num_rows, len(axial) * num_columns), device=self.device)
                         for rows, r, positions, part in self._parts(group, block, axial, columns):
                             part[..., r, :] = data[sample, rows, positions].permute(2, 3, 1, 0)
-                        product = self._matrix(group, block.base, transposed=True).times(columns)
-                        windows = product if windows is None else windows.add_(product)
-                    group.fold(windows, planes, axial)
+                        group.fold(self._matrix(group, block.base, transposed=True).times(columns), planes, axial)
                 stack += group.average_adjoint(planes)
             out[sample] += self._from_columns(stack, job.rotations)
         return out.reshape(*p.shape[:-3], *self.geometry.shape)
 
     def _parts(
-        self, group: _Group, block: _Job, axial: range, columns: Tensor
+        self, group: SegmentGroup, block: _Job, axial: range, columns: Tensor
     ) -> Iterator[tuple[slice, int, Tensor | slice, Tensor]]:
         """Sinograms, rotation, views and values ``[view, bin, axial, rotation, image]`` of each part of a product."""
         shape = len(block.base), self.projdata.num_tangential_positions, len(axial), len(block.rotations), -1
@@ -222,11 +219,11 @@ class Projector:
         """Samples and views to treat together: few enough samples that their shifted copies stay within bounds."""
         depth = max(max(group.num_shifts for group in self._groups), self.geometry.shape[0])
         per_sample = 2 * 4 * math.prod(self._grid.shape) * depth
-        step = max(1, min(_COLUMNS, self.max_bytes // (8 * per_sample)))
+        step = max(1, min(MAX_COLUMNS, self.max_bytes // (8 * per_sample)))
         slices = [slice(i, min(i + step, num_images)) for i in range(0, num_images, step)]
         return [(s, job) for s in slices for job in _jobs(views, self._quarter_turn)]
 
-    def _blocks(self, job: _Job, group: _Group) -> list[_Job]:
+    def _blocks(self, job: _Job, group: SegmentGroup) -> list[_Job]:
         """Parts of a job whose weights take a small part of the memory."""
         dy, dx = self._grid.pixel_size
         left, right = self._edges
@@ -235,7 +232,7 @@ class Projector:
         step = max(1, int(self.max_bytes / 8 / per_view))
         return [job.part(slice(i, i + step)) for i in range(0, len(job.base), step)]
 
-    def _matrix(self, group: _Group, base: tuple[int, ...], transposed: bool) -> _Sparse:
+    def _matrix(self, group: SegmentGroup, base: tuple[int, ...], transposed: bool) -> SparseMatrix:
         key = (group.key, base, transposed)
         if key in self._cache:
             return self._cache[key]
@@ -245,7 +242,7 @@ class Projector:
         if self._cached_bytes + matrix.num_bytes <= 3 * self.max_bytes // 4:
             self._cache[key] = matrix
             self._cached_bytes += matrix.num_bytes
-        elif not getattr(self, "_warned", False):
+        elif not self._warned:
             self._warned = True
             _logger.warning(
                 "projector weights exceed their part of max_bytes = %.0f MiB: some are computed anew in each "
@@ -254,7 +251,7 @@ class Projector:
             )
         return matrix
 
-    def _build(self, group: _Group, base: tuple[int, ...], transposed: bool) -> _Sparse:
+    def _build(self, group: SegmentGroup, base: tuple[int, ...], transposed: bool) -> SparseMatrix:
         num_bins, num_pixels = self.projdata.num_tangential_positions, math.prod(self._grid.shape)
         inner, rim = self._grid.pixels(self.device)
 
@@ -270,35 +267,11 @@ class Projector:
                 found.append((row, (shift * num_pixels + pixel).to(torch.int32), weight.float()))
             return found
 
-        parts = zip(*_map(weights_of, len(base), self.device), strict=True)
+        parts = zip(*map_threaded(weights_of, len(base), self.device), strict=True)
         rows, columns, weights = (torch.cat(v) for v in zip(*itertools.chain(*parts), strict=True))
         shape = (len(group.members) * len(base) * num_bins, group.num_shifts * num_pixels)
-        matrix = _Sparse.from_sorted(rows, columns, weights, shape)
+        matrix = SparseMatrix.from_sorted(rows, columns, weights, shape)
         return matrix.transposed() if transposed else matrix
-
-
-def _map(function: Callable[[int], list], count: int, device: torch.device) -> list:
-    """``function`` of ``0 .. count - 1``, on a CPU in as many threads as torch has, each of which computes alone.
-
-    The many small operations that make up one view would otherwise wait for all threads a hundred times.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu":
-        return [function(i) for i in range(count)]
-
-    def start() -> None:
-        torch.set_num_threads(1)
-
-    def run(i: int) -> list:
-        # The modes of autograd belong to a thread.
-        with torch.inference_mode(False), torch.no_grad():
-            return function(i)
-
-    try:
-        with ThreadPoolExecutor(threads, initializer=start) as pool:
-            return list(pool.map(run, range(count)))
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Product(torch.autograd.Function):
@@ -313,39 +286,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         product = ctx.projector.forward if ctx.transposed else ctx.projector.adjoint
         return product(gradient, ctx.views), None, None, None
-
-
-@dataclass(frozen=True)
-class _Sparse:
-    """Compressed rows. ``embedding_bag`` is the product with few columns that runs on every device and any CPU."""
-
-    offsets: Tensor
-    columns: Tensor
-    weights: Tensor
-    num_columns: int
-
-    @classmethod
-    def from_sorted(cls, rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int]) -> _Sparse:
-        counts = torch.bincount(rows, minlength=shape[0])
-        offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(torch.int32)
-        return cls(offsets, columns, weights, shape[1])
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.offsets, self.columns, self.weights))
-
-    def times(self, dense: Tensor) -> Tensor:
-        return functional.embedding_bag(
-            self.columns, dense, self.offsets, mode="sum", per_sample_weights=self.weights, include_last_offset=True
-        )
-
-    def transposed(self) -> _Sparse:
-        num_rows = self.offsets.numel() - 1
-        rows = torch.repeat_interleave(
-            torch.arange(num_rows, dtype=torch.int32, device=self.columns.device), self.offsets.diff()
-        )
-        columns, order = torch.sort(self.columns, stable=True)
-        return _Sparse.from_sorted(columns, rows[order], self.weights[order], (self.num_columns, num_rows))
 
 
 @dataclass(frozen=True)
@@ -391,143 +331,3 @@ def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:
     if only_second:
         jobs.append(_Job.of(only_second, (1,), (tuple(place[v + quarter_turn] for v in only_second),)))
     return jobs
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A segment of a group: where its sinograms start and how steep its rays are in each tangential position."""
-
-    first_sinogram: int
-    tangent: Tensor
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Segments whose sinograms lie in the same planes and that tilt equally, to either side.
-
-    An axial bin covers ``width`` planes, so that a ray's plane is looked up in an image averaged over ``width``
-    neighbours; averaged plane ``a`` covers planes ``a .. a + width - 1``. The bin at axial position ``p`` is centred
-    on averaged plane ``first_plane + fraction + p * width``; its rays stay within ``shifts`` of ``first_plane + p *
-    width``. A window is that run of averaged planes, for one shift and all axial positions.
-    """
-
-    key: int
-    width: int
-    first_plane: int
-    fraction: float
-    spacing: float
-    num_positions: int
-    shifts: tuple[int, int]
-    num_planes: int
-    members: tuple[_Member, ...]
-
-    @property
-    def num_shifts(self) -> int:
-        return self.shifts[1] - self.shifts[0] + 1
-
-    @property
-    def _range(self) -> tuple[int, int]:
-        """First and last averaged plane that is needed."""
-        first, last = (self.first_plane + shift for shift in self.shifts)
-        return first, last + self.width * (self.num_positions - 1)
-
-    def climb(self, member: _Member, device: torch.device) -> Tensor | None:
-        """Planes per mm along the ray, per bin; ``None`` for direct segments."""
-        return (member.tangent / self.spacing).to(device) if bool((member.tangent != 0).any()) else None
-
-    def assign_planes(
-        self, member: _Member, found: ViewWeights, half_chord: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bin, shift (from 0), weight and pixel of the one or two planes of each weight; bins stay sorted."""
-        if self.num_shifts == 1:
-            return found.bin, torch.zeros_like(found.bin), found.weight, found.pixel
-        tangent = member.tangent.to(found.t.device)[found.bin]
-        position = self.fraction + found.t * tangent / self.spacing
-        if self.climb(member, found.t.device) is not None:
-            # Within a pixel the ray climbs by a fraction of a plane: only near a border does it meet two of them.
-            climb = (2 * half_chord * tangent.abs() / self.spacing).clamp(1e-6, 1.0)
-        else:
-            climb = torch.ones_like(position)
-        lower = position.floor()
-        upper_part = ((position - lower - 0.5) / climb + 0.5).clamp(0, 1)
-        length = found.weight * (1 + tangent.square()).sqrt()
-        weight = torch.stack((length * (1 - upper_part), length * upper_part), 1).flatten()
-        entry = torch.nonzero(weight > 0).flatten()
-        source = entry // 2
-        shift = lower.long()[source] + entry % 2 - self.shifts[0]
-        return found.bin[source], shift, weight[entry], found.pixel[source]
-
-    def average(self, stack: Tensor) -> Tensor:
-        """Mean over ``width`` planes, zeros outside the image, of the planes that are needed."""
-        low, high = self._range
-        if (self.width, low, high) == (1, 0, self.num_planes - 1):
-            return stack
-        padded = functional.pad(stack, (0, 0, -low, high + self.width - self.num_planes))
-        size = high - low + 1
-        return padded if self.width == 1 else sum(padded[:, i : i + size] for i in range(self.width)) / self.width
-
-    def average_adjoint(self, planes: Tensor) -> Tensor:
-        low, high = self._range
-        if self.width > 1:
-            planes = sum(functional.pad(planes, (0, 0, i, self.width - 1 - i)) for i in range(self.width)) / self.width
-        return functional.pad(planes, (0, 0, low, self.num_planes - high - self.width))
-
-    def chunks(self, columns_per_position: int) -> list[range]:
-        step = max(1, _COLUMNS // columns_per_position)
-        return [range(i, min(i + step, self.num_positions)) for i in range(0, self.num_positions, step)]
-
-    def _windows(self, planes: Tensor, axial: range) -> list[Tensor]:
-        starts = [shift + self.width * axial.start for shift in range(self.num_shifts)]
-        return [planes[:, s : s + self.width * (len(axial) - 1) + 1 : self.width] for s in starts]
-
-    def expand(self, planes: Tensor, axial: range) -> Tensor:
-        """Windows ``[shift * pixel, axial * column]`` of planes ``[pixel, plane, column]``."""
-        if self.num_shifts == 1:
-            return self._windows(planes, axial)[0].flatten(1).contiguous()
-        out = planes.new_empty((self.num_shifts, planes.shape[0], len(axial), planes.shape[2]))
-        for target, window in zip(out, self._windows(planes, axial), strict=True):
-            target.copy_(window)
-        return out.view(-1, len(axial) * planes.shape[2])
-
-    def fold(self, windows: Tensor, planes: Tensor, axial: range) -> None:
-        """Adjoint of `expand`, added to ``planes``."""
-        windows = windows.view(self.num_shifts, planes.shape[0], len(axial), planes.shape[2])
-        for source, window in zip(windows, self._windows(planes, axial), strict=True):
-            window += source
-
-
-def _group_segments(geometry: ImageGeometry, projdata: ProjDataGeometry, grid: InPlaneGrid) -> list[_Group]:
-    groups: dict[tuple, list[_Member]] = {}
-    for segment, rows in zip(projdata.segments, projdata.segment_slices(), strict=True):
-        axial = _axial_position(geometry, projdata, segment)
-        key = (*axial, abs(segment.average_ring_difference), segment.num_axial_positions)
-        groups.setdefault(key, []).append(_Member(rows.start, projdata.tan_theta(segment)))
-    seen = projdata.tangential_positions().abs() <= grid.radius + 2 * max(grid.pixel_size)
-    found = []
-    for number, ((width, first_plane, fraction, _, num_positions), members) in enumerate(groups.items()):
-        steepest = float(members[0].tangent[seen].abs().max()) if bool(seen.any()) else 0.0
-        climb = (grid.radius + 2 * max(grid.pixel_size)) * steepest / geometry.voxel_size[0]
-        shifts = math.floor(fraction - climb), math.floor(fraction + climb) + (1 if climb or fraction else 0)
-        found.append(
-            _Group(number, width, first_plane, fraction, geometry.voxel_size[0], num_positions, shifts,
-                   geometry.shape[0], tuple(members))
-        )  # fmt: skip
-    return found
-
-
-def _axial_position(geometry: ImageGeometry, projdata: ProjDataGeometry, segment: Segment) -> tuple[int, int, float]:
-    """Number of planes per axial bin, and the averaged plane on which the first bin is centred."""
-    dz, sampling = geometry.voxel_size[0], projdata.axial_sampling(segment)
-    width = round(sampling / dz)
-    if width < 1 or abs(sampling / dz - width) > 0.01:
-        raise ValueError(
-            f"image planes are {dz} mm apart, but the sinograms of segment {segment.num} {sampling} mm: the distance "
-            "of sinograms must be a multiple of that of planes. Resample the image"
-        )
-    centre = (geometry.shape[0] - 1) / 2 - geometry.origin[0] / dz - (segment.num_axial_positions - 1) / 2 * width
-    first = centre - (width - 1) / 2
-    # A thousandth of a plane is rounding of voxel sizes in headers.
-    nearest_half = round(2 * first) / 2
-    first = nearest_half if abs(first - nearest_half) < 1e-3 else first
-    plane = math.floor(first)
-    return width, plane, first - plane
