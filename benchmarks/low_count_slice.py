@@ -33,11 +33,11 @@ from sirf_diffusion.reconstructors.defaults import METHODS, largest_num_subsets
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {
-    "map-rdp": ("penalisation_factor", (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)),
+    "map-rdp": ("penalisation_factor", (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)),
     "map-score": ("sigma", (0.1, 0.15, 0.2, 0.3, 0.4)),
     "dds": ("anchor_strength", (1.0, 3.0, 10.0, 30.0)),
-    "hqs": ("beta", (0.3, 1.0, 3.0, 10.0)),
-    "lisch": ("num_em_iterations", (None, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)),
+    "hqs": ("beta", (1.0, 3.0, 6.0, 12.0)),
+    "lisch": ("num_em_iterations", (None, 6.0, 7.0, 8.0, 9.0, 10.0)),
 }
 
 

@@ -253,3 +253,26 @@ def test_bad_settings_are_named():
         LikelihoodScheduledReconstructor(objective, model, target=1.0, num_em_iterations=3.0)
     with pytest.raises(ValueError, match="num_em_iterations_max"):
         LikelihoodScheduledReconstructor(objective, model, num_em_iterations=99.0).process()
+
+
+def test_smooth_step_is_symmetric_positive_and_no_longer_than_the_plain_one():
+    """So that a smoothed gradient is a direction of ascent, and step sizes keep their limits."""
+    from sirf_diffusion.images import ImageGeometry
+    from sirf_diffusion.reconstructors.consistency import SmoothStep
+
+    geometry = ImageGeometry((3, 9, 8), (4.0, 2.0, 2.0))
+    generator = torch.Generator().manual_seed(0)
+    p, a, b = (torch.rand(geometry.shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    a, b = a - 0.5, b - 0.5
+    smooth = SmoothStep(geometry, 12.0)
+    for sigma in (0.05, 0.5, 5.0):
+        of_a, of_b = smooth.direction(p, a, sigma), smooth.direction(p, b, sigma)
+        assert float((of_a * b).sum()) == pytest.approx(float((of_b * a).sum()), rel=1e-9, abs=1e-12)
+        assert 0 < float((of_a * a).sum()) <= float((p * a * a).sum())
+    # wider at higher noise levels, and nothing at all for a smoothing of 0
+    rough = torch.zeros(geometry.shape, dtype=torch.float64)
+    rough[1, 4, 4] = 1.0
+    peaks = [float(smooth.direction(torch.ones_like(rough), rough, sigma).max()) for sigma in (0.05, 0.5, 5.0)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > 3 * peaks[2]
+    assert torch.equal(SmoothStep(geometry, 0.0).direction(p, a, 1.0), p * a)

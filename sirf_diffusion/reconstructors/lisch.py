@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engines.objective import Objective
 from .base import check_count, check_real
-from .consistency import RELATIVE_FLOOR, Consistent, DataConsistency, DiffusionStep
+from .consistency import RELATIVE_FLOOR, Consistent, DataConsistency, DiffusionStep, SmoothStep
 from .diffusion import Adaptation, DiffusionReconstructor
 from .likelihood_schedule import LikelihoodSchedule
 from .records import StepRecord
@@ -44,6 +44,9 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         Over-relaxation of the EM steps, in (0, 2); larger is faster, up to the limit of stability.
     num_em_iterations_max
         Most MLEM iterations spent on the schedule; if they do not reach the target, the schedule ends where they end.
+    smoothing
+        Smoothness of the updates, mm, see :class:`~sirf_diffusion.reconstructors.consistency.SmoothStep`; 0 makes them
+        EM's.
     """
 
     method: ClassVar[str] = "lisch"
@@ -62,6 +65,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         margin: float = 1.0,
         step_size: float = 1.8,
         num_em_iterations_max: int = 50,
+        smoothing: float = 0.0,
         t_end: float | None = None,
         spacing: str = "t",
         adaptation: Adaptation | None = None,
@@ -72,7 +76,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         super().__init__(
             objective,
             model,
-            AscentToSchedule(target, num_em_iterations, margin, step_size, num_em_iterations_max),
+            AscentToSchedule(target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing),
             num_steps=num_steps,
             num_samples=num_samples,
             seed=seed,
@@ -96,6 +100,7 @@ class AscentToSchedule(DataConsistency):
 
     .. math:: x \leftarrow x + \delta\, \frac{x}{s} \nabla L(x) \quad \text{while } L(x) < L_k
 
+    with the update smoothed if ``smoothing`` is positive.
     The likelihood is tested before anything is projected back, so an image that already fits costs one forward
     projection. Samples that have arrived drop out of the projections. The last update is shortened to where the
     likelihood, interpolated between its two ends, meets :math:`L_k`, so that the step size does not decide by how
@@ -115,6 +120,7 @@ class AscentToSchedule(DataConsistency):
         margin: float = 1.0,
         step_size: float = 1.8,
         num_em_iterations_max: int = 50,
+        smoothing: float = 0.0,
     ) -> None:
         if target is not None and num_em_iterations is not None:
             raise ValueError("give target or num_em_iterations, not both")
@@ -129,6 +135,7 @@ class AscentToSchedule(DataConsistency):
         if self.step_size >= 2:
             raise ValueError(f"step_size must lie in (0, 2), found {step_size}: EM steps of 2 and more diverge")
         self.num_em_iterations_max = check_count("num_em_iterations_max", num_em_iterations_max)
+        self.smoothing = check_real("smoothing", smoothing)
         self.schedule: LikelihoodSchedule | None = None
 
     @property
@@ -140,11 +147,13 @@ class AscentToSchedule(DataConsistency):
             "margin": self.margin,
             "step_size": self.step_size,
             "num_em_iterations_max": self.num_em_iterations_max,
+            "smoothing": self.smoothing,
         }
 
     def set_up(self, objective: Objective) -> None:
         """Compute the schedule."""
         super().set_up(objective)
+        self.smooth_step = SmoothStep(objective.geometry, self.smoothing)
         self.schedule = LikelihoodSchedule.compute(
             objective, self.target, self.num_em_iterations, self.margin, self.num_em_iterations_max
         )
@@ -154,7 +163,7 @@ class AscentToSchedule(DataConsistency):
         """Ascend from the denoised image; each sample stops at the schedule's value."""
         target = self.schedule.at((step.index + 1) / step.num_steps)
         num_max = math.ceil(2 * self.schedule.num_iterations / self.step_size) + 10
-        ascent = _Ascent(self, self.admissible(prior_image), target)
+        ascent = _Ascent(self, self.admissible(prior_image), target, step.sigma)
         while ascent.active.numel():
             ascent.update(num_max)
         if ascent.missed and not self._warned:
@@ -178,6 +187,7 @@ class AscentToSchedule(DataConsistency):
     def restore(self, objective: Objective, state: dict[str, Any]) -> None:
         """Take the schedule over."""
         super().set_up(objective)
+        self.smooth_step = SmoothStep(objective.geometry, self.smoothing)
         self.schedule = LikelihoodSchedule(**state)
         self._warned = False
 
@@ -189,10 +199,11 @@ class AscentToSchedule(DataConsistency):
 class _Ascent:
     """Ascent of several images, each to the target and no further. Only those still ``active`` are projected."""
 
-    def __init__(self, parent: AscentToSchedule, start: Tensor, target: float) -> None:
+    def __init__(self, parent: AscentToSchedule, start: Tensor, target: float, sigma: float) -> None:
         number = len(start)
         self.x, self.target = start, target
         self.objective, self.step_size = parent.objective, parent.step_size
+        self.smooth_step, self.sigma = parent.smooth_step, sigma
         self.floor = RELATIVE_FLOOR * parent.intensity_scale * parent.inside
         self.sensitivity = torch.where(parent.inside, parent.sensitivity, torch.ones_like(parent.sensitivity))
         self.active = torch.arange(number)
@@ -235,10 +246,11 @@ class _Ascent:
         self.active = torch.tensor(remaining, dtype=torch.long)
 
     def _ascend(self, k: int, value: float, gradient: Tensor) -> None:
-        ratio = gradient / self.sensitivity
-        factor = torch.maximum(1 + self.step_size * ratio, (1 + ratio).clamp_min_(0).mul_(0.5))
-        self.base[k], self.base_value[k] = self.x[k].clone(), value
-        self.x[k] = torch.maximum(self.base[k] * factor, self.floor)
+        x = self.x[k].clone()
+        update = self.smooth_step.direction(x / self.sensitivity, gradient, self.sigma)
+        self.base[k], self.base_value[k] = x, value
+        lowest = torch.maximum(0.5 * (x + update), self.floor)
+        self.x[k] = torch.maximum(x + self.step_size * update, lowest)
         self.slope[k] = float(torch.sum(gradient * (self.x[k] - self.base[k]), dtype=torch.float64))
 
     def _halve(self, k: int, give_up: bool) -> None:

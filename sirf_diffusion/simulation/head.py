@@ -101,9 +101,9 @@ def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), v
     mni, size = _warp(rng, x, y, z, voxel_size)
     grey, white, t1 = (_sample(volume, mni) for volume in _templates())
 
-    noise = [smooth_field(rng, shape, width / voxel_size) for width in (5.0, 9.0, 7.0)]
-    parenchyma = _soft(grey + white - 0.42 + 0.07 * noise[1], 0.07)
-    white_share = _soft(white - grey + 0.10 * noise[0] + 0.06 * rng.standard_normal(), 0.10)
+    noise = [smooth_field(rng, shape, width / voxel_size) for width in (10.0, 10.0)]
+    parenchyma = _soft(grey + white - 0.42 + 0.04 * noise[1], 0.07)
+    white_share = _soft(white - grey + 0.06 * noise[0] + 0.06 * rng.standard_normal(), 0.10)
     hull, distance = _hull(parenchyma > 0.5, voxel_size)
     tissues = {"grey": parenchyma * (1 - white_share), "white": parenchyma * white_share}
 
@@ -164,7 +164,7 @@ def _warp(rng: np.random.Generator, x: Array, y: Array, z: Array, voxel_size: fl
     for row in range(3):
         warped = sum(matrix[row, col] * points[col] for col in range(3)) + BRAIN_CENTRE[row]
         warped = warped + rng.uniform(2.0, 6.0) * smooth_field(rng, shape, 22.0 / voxel_size)
-        warped = warped + rng.uniform(0.8, 2.2) * smooth_field(rng, shape, 9.0 / voxel_size)
+        warped = warped + rng.uniform(0.5, 1.5) * smooth_field(rng, shape, 10.0 / voxel_size)
         coordinates.append(warped.astype(np.float32) * np.float32(mirror if row == 0 else 1.0))
     return coordinates, size
 

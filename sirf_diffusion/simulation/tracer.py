@@ -71,7 +71,7 @@ def simulate_activity(
 
     activity = np.zeros(shape, np.float32)
     for name, fraction in anatomy.tissues.items():
-        variation = rng.uniform(0.03, 0.14) * smooth_field(rng, shape, rng.uniform(6, 16) / anatomy.voxel_size)
+        variation = rng.uniform(0.02, 0.1) * smooth_field(rng, shape, rng.uniform(10, 20) / anatomy.voxel_size)
         activity += fraction * np.float32(uptake[name]) * np.exp(variation)
     for name, mask in anatomy.regions.items():
         factor = rng.uniform(*(contrast.deep if name in DEEP_GREY else contrast.cerebellum))

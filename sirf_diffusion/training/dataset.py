@@ -119,7 +119,7 @@ class SliceSampler:
             # mostly air is of little use: look again a few times, then take what comes
             index = int(rng.integers(volume.shape[plane]))
             image = volume.select(plane, index).float()
-            if float((image > 0.1).float().mean()) > 0.04:
+            if float((image > 0.1).float().mean()) > 0.1:
                 break
         if rng.random() < 0.5:
             # left and right are alike: x is the last axis, but for sagittal slices, where front and back change places

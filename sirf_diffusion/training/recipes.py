@@ -26,10 +26,10 @@ class Recipe:
     contrasts: int = 3
     architecture: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: NoiseSchedule = field(default_factory=VPSchedule)
-    crops: tuple[int, ...] = (96, 96, 128)
+    crops: tuple[int, ...] = (96, 96, 96, 128)
     batch_size: int = 8
-    num_steps: int = 11_500
-    learning_rate: float = 4e-4
+    num_steps: int = 10_000
+    learning_rate: float = 6e-4
     warmup_steps: int = 200
     ema_decay: float = 0.999
     log_sigma_mean: float = -0.8

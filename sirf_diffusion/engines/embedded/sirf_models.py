@@ -175,8 +175,8 @@ class AcquisitionModelUsingRayTracingMatrix:
     def set_num_tangential_LORs(self, value: int) -> None:
         """Accepted for scripts written for STIR's ray tracing.
 
-        This engine interpolates along one ray per bin, which is closer to STIR with 10 rays than STIR with one is to
-        itself with 10; the number has no effect on it.
+        This engine integrates over the width of a bin in closed form, the limit of many rays; the number has no effect
+        on it.
         """
         if value < 1:
             raise error(f"number of tangential LORs must be at least 1, found {value}")

@@ -1,0 +1,72 @@
+"""The bundled model on the bundled subjects, which it was not trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sirf_diffusion.data import load_example
+from sirf_diffusion.evaluation.metrics import nrmse
+from sirf_diffusion.models import ScoreModel, intensity_scale, list_models
+from sirf_diffusion.models.intensity import gaussian_smooth
+from sirf_diffusion.reconstruction import reconstruct
+from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT, RECIPES
+
+WIDTHS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ScoreModel.load("brain-fdg")
+
+
+@pytest.fixture(scope="module")
+def example():
+    return load_example("brain2d")
+
+
+def test_is_bundled_small_and_says_where_it_comes_from(model):
+    from sirf_diffusion.models.storage import find_model
+
+    assert "brain-fdg" in list_models()
+    assert find_model("brain-fdg").stat().st_size <= 16e6
+    assert model.metadata["licence"] == "Apache-2.0"
+    training = model.metadata["training"]
+    assert training["steps"] == RECIPES["brain-fdg"].num_steps
+    assert training["recipe"]["subjects"].startswith("simulated")
+    assert max(RECIPES["brain-fdg"].subjects) < FIRST_HELD_OUT_SUBJECT
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4, 0.8, 1.6])
+def test_denoises_better_than_the_best_gaussian_filter(model, example, sigma):
+    truth, geometry = example.truth, example.acquisition.geometry
+    c = intensity_scale(truth, geometry)
+    noise = torch.randn((3, *truth.shape), generator=torch.Generator().manual_seed(1))
+    noisy = truth + c * sigma * noise
+    error = float((model.on(geometry, c).denoise_at(noisy, sigma) - truth).square().mean())
+    best = min(float((gaussian_smooth(noisy, geometry, width) - truth).square().mean()) for width in WIDTHS_MM)
+    assert error < 0.8 * best
+
+
+def test_the_unit_of_the_image_does_not_matter(model, example):
+    geometry = example.acquisition.geometry
+    noisy = example.truth + torch.randn(example.truth.shape, generator=torch.Generator().manual_seed(2))
+    one = model.on(geometry, 10.0).denoise_at(noisy, 0.1)
+    other = model.on(geometry, 10.0 * 1024).denoise_at(noisy * 1024, 0.1) / 1024
+    assert torch.allclose(one, other, atol=1e-4 * float(one.max()))
+
+
+def test_sampling_beats_maximum_likelihood_at_its_best(example):
+    """OSEM stopped by looking at the truth, against likelihood-scheduled sampling with its defaults."""
+    objective = example.acquisition.objective()
+    x, errors = objective.uniform_image(), []
+    for _ in range(20):
+        evaluation = objective.at(x)
+        x = x * (1 + evaluation.gradient() / objective.sensitivity().clamp_min(1e-9))
+        x = x * (objective.sensitivity() > 0.01 * objective.sensitivity().max())
+        errors.append(nrmse(x, example.truth))
+    assert errors.index(min(errors)) < len(errors) - 1
+    result = reconstruct(example.acquisition, "lisch", model="brain-fdg", num_samples=3, settings={"num_steps": 25})
+    assert METHODS["lisch"].samples
+    assert nrmse(result.image, example.truth) < 0.9 * min(errors)
