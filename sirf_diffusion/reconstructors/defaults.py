@@ -99,7 +99,7 @@ _METHODS = (
         samples=True,
         settings={
             "num_steps": 40,
-            "eta": 0.85,
+            "eta": 1.0,
             "num_inner": 3,
             "anchor_strength": 10.0,
             "axial_rdp": 1.0,
@@ -115,7 +115,7 @@ _METHODS = (
         "diffusion sampling, half-quadratic splitting with a closed-form EM data step",
         uses_model=True,
         samples=True,
-        settings={"num_steps": 40, "eta": 0.85, "num_inner": 3, "beta": 6.0, "planes": None, "extent": None},
+        settings={"num_steps": 40, "eta": 1.0, "num_inner": 3, "beta": 12.0, "planes": None, "extent": None},
         quick={"num_steps": 15},
     ),
     Method(
@@ -128,7 +128,7 @@ _METHODS = (
         num_subsets=2,
         settings={
             "num_steps": 40,
-            "eta": 0.85,
+            "eta": 1.0,
             "step_size": 1.8,
             "target": None,
             "num_em_iterations": None,
