@@ -79,7 +79,8 @@ def train(
         recipe = RECIPES[recipe]
     out = Path(out)
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".training")
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (work, out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
     where = _device(device)
