@@ -33,11 +33,16 @@ from sirf_diffusion.reconstructors.defaults import METHODS, largest_num_subsets
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {
-    "map-rdp": ("penalisation_factor", (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)),
-    "map-score": ("sigma", (0.1, 0.15, 0.2, 0.3, 0.4)),
-    "dds": ("anchor_strength", (1.0, 3.0, 10.0, 30.0)),
-    "hqs": ("beta", (1.0, 3.0, 6.0, 12.0)),
-    "lisch": ("num_em_iterations", (None, 6.0, 7.0, 8.0, 9.0, 10.0)),
+    "map-rdp": {"penalisation_factor": (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)},
+    "map-score": {"sigma": (0.1, 0.2, 0.3, 0.4), "penalisation_factor": (0.1, 0.2, 0.25, 0.35, 1.0)},
+    "dds": {"anchor_strength": (5.0, 10.0, 20.0), "smoothing": (0.0, 8.0, 12.0, 20.0), "eta": (0.85, 1.0)},
+    "hqs": {"beta": (3.0, 6.0, 12.0, 24.0)},
+    "lisch": {
+        "num_em_iterations": (None, 7.0, 8.0, 9.0),
+        "smoothing": (0.0, 5.0, 8.0, 12.0, 20.0),
+        "eta": (0.85, 1.0),
+        "num_steps": (40, 60),
+    },
 }
 
 
@@ -115,17 +120,13 @@ def mlem_errors(case: Case, num_iterations: int = 25) -> list[float]:
     return errors
 
 
-def tune_strength(method: str, cases: Sequence[Case], model: ScoreModel) -> dict:
-    """Mean NRMSE over the cases for each strength of a method."""
-    name, candidates = STRENGTHS[method]
-    rows = {}
-    for value in candidates:
-        settings = {name: value}
-        images = [reconstruct(case, method, model, settings)[0] for case in cases]
-        rows[value] = [round(nrmse(image, case.truth), 4) for image, case in zip(images, cases, strict=True)]
-        mean = sum(rows[value]) / len(cases)
-        print(f"{method:10s} {name} = {value!s:6s} NRMSE {mean:.4f}  {rows[value]}", flush=True)
-    return rows
+def print_scan(method: str, cases: Sequence[Case], model: ScoreModel) -> None:
+    """NRMSE for each value of each setting of a method, the others at their defaults."""
+    for name, candidates in STRENGTHS[method].items():
+        for value in candidates:
+            images = [reconstruct(case, method, model, {name: value})[0] for case in cases]
+            errors = [round(nrmse(image, case.truth), 4) for image, case in zip(images, cases, strict=True)]
+            print(f"{method:10s} {name} = {value!s:6s} NRMSE {sum(errors) / len(errors):.4f}  {errors}", flush=True)
 
 
 def evaluate(model: ScoreModel, methods: Sequence[str], seeds: Sequence[int]) -> dict:
@@ -137,7 +138,7 @@ def evaluate(model: ScoreModel, methods: Sequence[str], seeds: Sequence[int]) ->
     best_iteration = int(errors.argmin()) + 1
     tuned = tune(
         lambda other, strength: reconstruct(other, "map-rdp", model, {"penalisation_factor": strength})[0],
-        STRENGTHS["map-rdp"][1], others, case.truth,
+        STRENGTHS["map-rdp"]["penalisation_factor"], others, case.truth,
     )  # fmt: skip
     print(f"MLEM iterations {best_iteration} ({float(errors.min()):.4f}); RDP {tuned}", flush=True)
     table = {"osem": {"nrmse": mlem_errors(case, best_iteration)[-1], "settings": {"num_iterations": best_iteration}}}
@@ -183,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [other_subject(seed, plane) for seed, plane in zip(TUNING_SUBJECTS, (60, 66, 72, 78), strict=True)]
     print("best MLEM", [round(min(mlem_errors(case)), 4) for case in cases], flush=True)
     for method in options.methods:
-        tune_strength(method, cases, model)
+        print_scan(method, cases, model)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class AcquisitionModel:
         self.multiplicative_factors = self._check(multiplicative_factors, "multiplicative_factors")
         additive_term = self._check(additive_term, "additive_term")
         self.background_term = self._check(background_term, "background_term")
-        self.psf = _GaussianBlur(projector.geometry, psf_fwhm_mm, projector.device)
+        self.psf = GaussianBlur(projector.geometry, psf_fwhm_mm, projector.device)
         if additive_term is not None:
             factors, background = self.multiplicative_factors, self.background_term
             counts = additive_term if factors is None else additive_term * factors
@@ -164,7 +164,7 @@ def _select(term: Tensor, views: Sequence[int] | None) -> Tensor:
     return term[:, list(views)]
 
 
-class _GaussianBlur:
+class GaussianBlur:
     """Separable Gaussian with zeros outside the image: symmetric, hence its own adjoint."""
 
     def __init__(self, geometry: ImageGeometry, fwhm_mm: float | Sequence[float] | None, device: torch.device) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .acquisition_model import AcquisitionModel as LinearModel
-from .acquisition_model import attenuation_factors, subset_views
+from .acquisition_model import GaussianBlur, attenuation_factors, subset_views
 from .projector import Projector
 from .sirf_data import AcquisitionData, ImageData, error
 
@@ -62,9 +62,7 @@ class SeparableGaussianImageFilter(ImageDataProcessor):
 
     def apply(self, image: ImageData) -> None:
         """Smooth an image in place, with zeros outside it."""
-        from .acquisition_model import _GaussianBlur
-
-        image.tensor.copy_(_GaussianBlur(image.geometry, self.fwhms, image.tensor.device)(image.tensor))
+        image.tensor.copy_(GaussianBlur(image.geometry, self.fwhms, image.tensor.device)(image.tensor))
 
 
 class TruncateToCylinderProcessor(ImageDataProcessor):
