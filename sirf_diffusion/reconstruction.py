@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__
 from .acquisition import Acquisition
+from .engines.objective import NativeImages, Objective
 from .environment import select_device, software_versions
 from .evaluation.report import Trace, report_figure
 from .images import ImageGeometry
 from .outputs import OutputFolder, jsonable
 from .reconstructors.build import build_reconstructor
-from .reconstructors.defaults import NUM_SAMPLES, Method, get_method, largest_num_subsets
+from .reconstructors.defaults import NUM_SAMPLES, Method, get_method
+from .sources import AcquisitionSource, ObjectiveSource, Source
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def reconstruct(
     initial: Tensor | None = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstruction:
-    """Reconstruct with the embedded engine.
+    """Reconstruct with the embedded engine; see :func:`reconstruct_objective` for others.
 
     Parameters
     ----------
@@ -118,7 +119,8 @@ def reconstruct(
     quick
         Use the method's quick settings where ``settings`` gives none.
     initial
-        Image to start from ``[z, y, x]``; uniform if omitted.
+        Image to start from ``[z, y, x]``; if omitted, MAP methods start from an epoch of OSEM, others from a uniform
+        image.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
 
@@ -126,6 +128,65 @@ def reconstruct(
     ------
     ValueError
         For an unknown method, setting, model or device, and for settings that make no sense.
+    """
+    return reconstruct_from(
+        AcquisitionSource(acquisition),
+        method,
+        model=model,
+        num_samples=num_samples,
+        seed=seed,
+        device=device,
+        settings=settings,
+        quick=quick,
+        initial=initial,
+        callbacks=callbacks,
+    )
+
+
+def reconstruct_objective(objective: Any, method: str = "lisch", **options: Any) -> Reconstruction:
+    """Reconstruct on the log-likelihood of any engine.
+
+    Parameters
+    ----------
+    objective
+        Whatever ``sirf_diffusion.as_objective`` accepts: an objective function of STIR's Python module, of SIRF or of
+        the embedded engine that has been set up. Its subsets are used as they are.
+    method
+        A name from `sirf_diffusion.reconstructors.defaults.METHODS`.
+    options
+        The other arguments of :func:`reconstruct_from`.
+    """
+    return reconstruct_from(ObjectiveSource(objective), method, **options)
+
+
+def reconstruct_from(
+    source: Source,
+    method: str = "lisch",
+    *,
+    model: Any = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    initial: Tensor | None = None,
+    num_subsets: int | None = None,
+    subset_order: Sequence[int] | None = None,
+    prior: Any = None,
+    callbacks: Iterable[Callable[[Any], None]] = (),
+) -> Reconstruction:
+    """Reconstruct what a source offers; the parameters not listed are those of :func:`reconstruct`.
+
+    Parameters
+    ----------
+    source
+        Data and engine.
+    num_subsets
+        Instead of the method's own number.
+    subset_order
+        Of ``osem``: order of the subsets.
+    prior
+        Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
     """
     chosen = get_method(method)
     values = chosen.with_settings(settings or {}, quick=quick)
@@ -135,16 +196,17 @@ def reconstruct(
         num_samples = NUM_SAMPLES
     torch_device = select_device(device)
     score_model = load_model_for(chosen, model, torch_device)
-    objective = acquisition.objective(
-        largest_num_subsets(acquisition.projdata.num_views, chosen.num_subsets), torch_device
-    )
     early = None
     if chosen.name != "osem":
-        early = _Early.of(acquisition, torch_device)
+        early = _Early.of(source, torch_device)
         logger.info("intensity scale %.6g image units", early.scale)
+    objective = source.objective(num_subsets or chosen.num_subsets, torch_device)
+    if initial is None and early is not None and chosen.name.startswith("map-"):
+        # Nearer to the optimum than a uniform image by many iterations, and paid for already.
+        initial = early.image
     if score_model is not None:
-        planes = values["planes"] or ("three" if acquisition.geometry.shape[0] > 1 else "transverse")
-        score_model = score_model.on(acquisition.geometry, early.scale, planes, extent=values["extent"])
+        planes = values["planes"] or ("three" if source.geometry.shape[0] > 1 else "transverse")
+        score_model = score_model.on(source.geometry, early.scale, planes, extent=values["extent"])
     recorder = _TraceRecorder()
     reconstructor = build_reconstructor(
         method,
@@ -154,15 +216,17 @@ def reconstruct(
         intensity_scale=1.0 if early is None else early.scale,
         num_samples=num_samples or 1,
         seed=seed,
+        subset_order=subset_order,
+        prior=prior,
         callbacks=(recorder, *callbacks),
     )
-    reconstructor.set_up(None if initial is None else initial.to(torch_device))
+    reconstructor.set_up(None if initial is None else initial.to(objective.device))
     reconstructor.process()
 
-    image = reconstructor.get_output()
+    image = _as_tensor(objective, reconstructor.get_output())
     # One projection more than the method made, and not counted as its own: the likelihood of the image handed out.
     log_likelihood = float(objective.value(image))
-    samples = reconstructor.get_samples().detach().cpu() if chosen.samples else None
+    samples = _as_tensors(objective, reconstructor.get_samples()).detach().cpu() if chosen.samples else None
     of_samples = f", mean of {num_samples} samples (seed {seed})" if chosen.samples else ""
     record = {
         "method": method,
@@ -174,16 +238,17 @@ def reconstruct(
         "log_likelihood": log_likelihood,
         **_cost(reconstructor.record, early),
         "num_subsets": objective.num_subsets,
-        "data": _describe_data(acquisition),
-        "engine": {"name": "embedded", "version": __version__},
+        "data": source.describe(),
+        "engine": source.engine,
         "device": str(torch_device),
         "model": None if score_model is None else _describe_model(score_model),
+        "prior": None if prior is None else prior.settings,
         "software": software_versions(),
         "trace": recorder.steps,
     }
     return Reconstruction(
         image.detach().cpu(),
-        acquisition.geometry,
+        source.geometry,
         jsonable(record),
         samples,
         samples.std(0) if samples is not None and len(samples) > 1 else None,
@@ -214,24 +279,24 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
 
 @dataclass(frozen=True)
 class _Early:
-    """Intensity scale from one epoch of OSEM, and what it cost."""
+    """One epoch of OSEM: the intensity scale, a first image, and what it cost."""
 
     scale: float
+    image: Tensor
     forward: float
     back: float
     seconds: float
 
     @classmethod
-    def of(cls, acquisition: Acquisition, device: torch.device) -> _Early:
+    def of(cls, source: Source, device: torch.device) -> _Early:
         from .models import intensity_scale
         from .reconstructors.osem import OSEM
 
-        num_subsets = largest_num_subsets(acquisition.projdata.num_views, _EARLY_SUBSETS)
-        osem = OSEM(acquisition.objective(num_subsets, device), num_iterations=1)
-        image = osem.process().get_output()
+        osem = OSEM(source.objective(_EARLY_SUBSETS, device), num_iterations=1)
+        image = _as_tensor(osem.objective, osem.process().get_output())
         cost = osem.record["projections"]
-        scale = intensity_scale(image, acquisition.geometry)
-        return cls(scale, cost["forward"], cost["back"], osem.record["seconds"]["total"])
+        scale = intensity_scale(image, source.geometry)
+        return cls(scale, image, cost["forward"], cost["back"], osem.record["seconds"]["total"])
 
 
 class _TraceRecorder:
@@ -258,6 +323,16 @@ class _TraceRecorder:
         )
 
 
+def _as_tensor(objective: Objective, image: Any) -> Tensor:
+    return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
+
+
+def _as_tensors(objective: Objective, images: Any) -> Tensor:
+    if isinstance(objective, NativeImages):
+        return torch.stack([objective.to_tensor(image) for image in images])
+    return images
+
+
 def _cost(record: dict[str, Any], early: _Early | None) -> dict[str, Any]:
     """Projections, network evaluations and seconds of a run, the estimate of the intensity scale included."""
     projections, seconds = dict(record["projections"]), dict(record["seconds"])
@@ -269,19 +344,6 @@ def _cost(record: dict[str, Any], early: _Early | None) -> dict[str, Any]:
     known = ("projections", "seconds", "method", "settings", "log_likelihood", "trace")
     details = {key: value for key, value in record.items() if key not in known}
     return {"projections": projections, "seconds": seconds, **details}
-
-
-def _describe_data(acquisition: Acquisition) -> dict[str, Any]:
-    geometry = acquisition.geometry
-    return {
-        "files": acquisition.sources,
-        "scanner": acquisition.projdata.scanner.name,
-        "projection_data_shape": acquisition.projdata.shape,
-        "prompts": float(acquisition.prompts.sum(dtype=torch.float64)),
-        "image_shape": geometry.shape,
-        "voxel_size_mm": geometry.voxel_size,
-        "origin_mm": geometry.origin,
-    }
 
 
 def _describe_model(model: Any) -> dict[str, Any]:

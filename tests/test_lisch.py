@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from toy_model import Fixed, Gaussian, Record, ToyModel, identity
-from toy_objective import make_toy
+from toy_objective import ToyObjective, make_toy
 
+from sirf_diffusion.engines import Evaluation
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
@@ -99,6 +100,26 @@ def test_the_data_are_split_wherever_the_subsets_allow():
     assert LikelihoodSchedule.compute(objective.with_subsets(2)).rule == "split-half"
     with pytest.raises(ValueError, match="even number"):
         truth_log_likelihood(objective.with_subsets(3))
+
+
+class WithoutSubsetValues(ToyObjective):
+    """As engines that tell the log-likelihood of all data only."""
+
+    def at(self, x, subset=None):
+        evaluation = super().at(x, subset)
+        return evaluation if subset is None else Evaluation(self._refuse, evaluation.gradient)
+
+    def _refuse(self):
+        raise NotImplementedError
+
+
+def test_the_estimate_needs_no_log_likelihoods_of_subsets():
+    objective, _ = make_toy((1, 6, 6), num_bins=600, counts=1e4, num_subsets=2)
+    other = WithoutSubsetValues(
+        objective.matrix, objective.prompts, objective.background, objective.geometry.shape, num_subsets=2
+    )
+    # The data's noise moves the estimate by tens of nats, the quadrature by thousandths.
+    assert truth_log_likelihood(other) == pytest.approx(truth_log_likelihood(objective), abs=0.01)
 
 
 def test_the_estimate_costs_what_it_says():

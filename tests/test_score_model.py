@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models.batching import largest_batch
 from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.schedules import DDPMSchedule, VESchedule, VPSchedule, prediction_target
 from sirf_diffusion.models.score_model import ScoreModel
@@ -314,8 +315,8 @@ def test_a_network_of_one_orientation_does_not_do_three():
 
 
 def test_batches_shrink_with_the_image():
-    model = real_model().on(geometry((1, 8, 8)), 1.0)
-    small, large = model._largest_batch(64, 64), model._largest_batch(512, 512)
+    architecture = real_model().architecture
+    small, large, huge = (largest_batch(architecture, n, n, torch.device("cpu")) for n in (64, 512, 10**5))
     assert small > 64 * large / 2
     assert large >= 1
-    assert model._largest_batch(10**5, 10**5) == 1
+    assert huge == 1

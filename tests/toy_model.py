@@ -26,7 +26,7 @@ class ToyModel:
         self.device = torch.device("cpu")
         self.geometry: ImageGeometry | None = None
         self.intensity_scale = float("nan")
-        self.hash = "toy"
+        self.hash, self.conditioning = "toy", None
         self.counter = Counter()
 
     def on(self, geometry: ImageGeometry, intensity_scale: float) -> ToyModel:

@@ -22,8 +22,9 @@ def get_engine(name: str = "auto") -> ModuleType:
     Parameters
     ----------
     name
-        ``"sirf"`` for ``sirf.STIR``, ``"embedded"`` for this package's own engine, ``"auto"`` for SIRF if it can be
-        imported and the embedded one otherwise; which one it became is logged once.
+        ``"sirf"`` for all of ``sirf.STIR`` and this package's priors besides
+        (:mod:`sirf_diffusion.engines.sirf`), ``"embedded"`` for the same names without SIRF, ``"auto"`` for SIRF if it
+        can be imported and the embedded engine otherwise; which one it became is logged once.
 
     Raises
     ------
@@ -43,32 +44,48 @@ def get_engine(name: str = "auto") -> ModuleType:
         return importlib.import_module("sirf_diffusion.engines.embedded.sirf_api")
     if name == "sirf":
         try:
-            return importlib.import_module("sirf.STIR")
+            importlib.import_module("sirf.STIR")
         except ImportError as problem:
             raise ImportError(
                 f"engine 'sirf' was asked for, but sirf.STIR cannot be imported ({problem}). Install SIRF, for "
                 "instance from the image ghcr.io/synerbi/sirf, or use get_engine('embedded')"
             ) from problem
+        return importlib.import_module("sirf_diffusion.engines.sirf")
     raise ValueError(f"engine must be 'auto', 'embedded' or 'sirf', found {name!r}")
 
 
-def as_objective(obj: Any) -> Objective:
+def as_objective(obj: Any, **options: Any) -> Objective:
     """The log-likelihood of an objective function, as this package's reconstructors need it.
+
+    A penalty attached to the objective function is left out, with a warning: reconstructors take theirs as an argument.
 
     Parameters
     ----------
     obj
-        An :class:`~sirf_diffusion.engines.objective.Objective`, returned as it is, or an objective function of the
-        embedded engine that has been set up. A penalty attached to the latter is left out, with a warning:
-        reconstructors take theirs as an argument.
+        An :class:`~sirf_diffusion.engines.objective.Objective`, returned as it is, or an objective function of SIRF, of
+        STIR's Python module or of the embedded engine that has been set up.
+    options
+        For SIRF's: ``acquisition_data`` and ``acquisition_model``, see
+        :class:`~sirf_diffusion.engines.sirf.objective.SirfObjective`.
 
     Raises
     ------
     TypeError
         For anything else.
     """
-    if isinstance(obj, Objective):
+    if isinstance(obj, Objective) and not options:
         return obj
+    origin = {cls.__module__.split(".")[0] for cls in type(obj).__mro__}
+    if "sirf" in origin:
+        from .sirf.objective import SirfObjective
+
+        return SirfObjective(obj, **options)
+    if options:
+        raise TypeError(f"as_objective takes no option {next(iter(options))!r} for {_kind(obj)}")
+    if "stir" in origin:
+        from .stir import StirObjective
+
+        return StirObjective(obj)
     from .embedded.sirf_reconstruction import PoissonLogLikelihoodWithLinearModelForMeanAndProjData
 
     if isinstance(obj, PoissonLogLikelihoodWithLinearModelForMeanAndProjData):
@@ -77,18 +94,22 @@ def as_objective(obj: Any) -> Objective:
             logger.warning("the penalty of the objective function is left out: give it to the reconstructor")
         return likelihood
     raise TypeError(
-        f"cannot make an objective of {type(obj).__module__}.{type(obj).__qualname__}: give an Objective or an "
-        "objective function of sirf_diffusion.get_engine('embedded').make_Poisson_loglikelihood(...)"
+        f"cannot make an objective of {_kind(obj)}: give an Objective, or an objective function of SIRF, of STIR's "
+        "Python module or of sirf_diffusion.get_engine('embedded').make_Poisson_loglikelihood(...)"
     )
+
+
+def _kind(obj: Any) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
 
 
 @lru_cache(maxsize=1)
 def _automatic() -> ModuleType:
     try:
-        module = importlib.import_module("sirf.STIR")
+        module = get_engine("sirf")
     except ImportError:
         module = get_engine("embedded")
         logger.info("SIRF is not installed: using the embedded engine")
     else:
-        logger.info("using SIRF, %s", module.__name__)
+        logger.info("using SIRF")
     return module

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,15 +36,22 @@ class ProjectionCounter:
 
 
 class Evaluation:
-    """The log-likelihood at one image (or batch of images), with its gradient available on demand.
+    """The log-likelihood at one image (or batch of images), value and gradient both on demand.
 
-    ``value`` is ready at once; ``gradient()`` back-projects what the forward projection left, so that
-    asking for both costs one forward and one back projection where the engine allows it.
+    Where the engine allows it, asking for both costs one forward and one back projection. An engine that has to
+    project for the value alone gives a callable, and who does not ask for the value does not pay for it.
     """
 
-    def __init__(self, value: Tensor, gradient: Callable[[Tensor | None], Tensor]) -> None:
-        self.value = value
+    def __init__(self, value: Tensor | Callable[[], Tensor], gradient: Callable[[Tensor | None], Tensor]) -> None:
+        self._value = value
         self._gradient = gradient
+
+    @property
+    def value(self) -> Tensor:
+        """``L(x)``, float64, one number per image."""
+        if not isinstance(self._value, Tensor):
+            self._value = self._value()
+        return self._value
 
     def gradient(self, active: Tensor | None = None) -> Tensor:
         """Gradient with respect to the image; with ``active`` (bool, one per image of the batch) of those only."""
@@ -70,11 +77,11 @@ class Objective(Protocol):
     counter: ProjectionCounter
 
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
-        """Forward project ``x`` once; value now, gradient on demand without a second forward projection."""
+        """Value and gradient on demand; where the engine allows it, from one forward projection."""
         ...
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``L(x)``, float64, one number per image."""
+        """``L(x)``, float64, one number per image. Engines that have no values of subsets raise NotImplementedError."""
         ...
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
@@ -93,6 +100,21 @@ class Objective(Protocol):
         """Mean and standard deviation of ``L(truth)`` over noise, if ``x`` predicts the counts as the truth does.
 
         ``mean = L(y; y) - sum_i e(q_i)`` with ``e(q) = E[KL(Y, q)]``, ``Y ~ Poisson(q)``: where a likelihood schedule
-        should end.
+        should end. Engines that cannot tell the expected counts raise NotImplementedError.
         """
+        ...
+
+
+@runtime_checkable
+class NativeImages(Protocol):
+    """What an objective of an engine with image objects of its own offers besides: reconstructors then take and give
+    those.
+    """
+
+    def to_tensor(self, image: Any) -> Tensor:
+        """The engine's image as a tensor ``[z, y, x]`` that shares no memory with it."""
+        ...
+
+    def to_image(self, x: Tensor) -> Any:
+        """A new image of the engine from a tensor ``[z, y, x]``, geometry and patient information as the data's."""
         ...

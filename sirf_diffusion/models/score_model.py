@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..images import ImageGeometry
+from .batching import largest_batch
+from .conditioning import Conditioning, make_conditioning
 from .grid import GridAdapter
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, network_time
@@ -24,8 +26,6 @@ from .storage import ModelConfig, checked_voxel_size, find_model, load_model, sa
 
 Network = Callable[..., Tensor]
 
-_CPU_BUDGET_BYTES = 1024 * 1024**2
-_CUDA_BUDGET_SHARE = 0.5
 # Slices of each orientation lie in two axes of [..., z, y, x]; rows before columns. The label is the position here.
 _STACKING_AXES = (-3, -2, -1)
 
@@ -49,8 +49,8 @@ class ScoreModel:
     Parameters
     ----------
     network
-        ``f(images [B, 1, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``, given
-        ``u_t / sqrt(gamma^2 + nu^2)``. Any callable will do.
+        ``f(images [B, in, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``, given
+        ``u_t / sqrt(gamma^2 + nu^2)`` and, as second image of a conditional model, the anatomy. Any callable will do.
     schedule
         Noise schedule of its training.
     prediction
@@ -63,6 +63,8 @@ class ScoreModel:
         Its configuration, needed to save it.
     multiple
         Slice sizes must be multiples of this; taken from the architecture if there is one.
+    in_channels
+        2 for a model that is conditioned on an anatomical image; taken from the architecture if there is one.
     metadata
         Any of ``tracer``, ``licence``, ``training``, ``intensity_rule``.
 
@@ -83,6 +85,7 @@ class ScoreModel:
         time_input: str = "log_sigma",
         architecture: NetworkConfig | None = None,
         multiple: int = 1,
+        in_channels: int = 1,
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
@@ -90,9 +93,10 @@ class ScoreModel:
             raise ValueError(f"v-prediction needs a variance-preserving schedule, found {schedule.name!r}")
         if time_input not in TIME_INPUTS:
             raise ValueError(f"time_input must be one of {', '.join(TIME_INPUTS)}, found {time_input!r}")
-        if architecture is not None and architecture.in_channels != 1:
+        self.in_channels = in_channels if architecture is None else architecture.in_channels
+        if self.in_channels not in (1, 2):
             raise ValueError(
-                f"this network needs {architecture.in_channels} input images; conditioning images are not supported"
+                f"this network needs {self.in_channels} input images; known are 1 (noisy) and 2 (noisy, anatomical)"
             )
         if multiple < 1:
             raise ValueError(f"multiple must be at least 1, found {multiple}")
@@ -115,6 +119,7 @@ class ScoreModel:
         self.geometry: ImageGeometry | None = None
         self._scale: float | None = None
         self._grid: GridAdapter | None = None
+        self._conditioning = Conditioning() if self.in_channels > 1 else None
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], device: str = "cpu") -> ScoreModel:
@@ -161,6 +166,8 @@ class ScoreModel:
         *,
         extent: float | None = None,
         max_batch: int | None = None,
+        anatomical: Tensor | None = None,
+        guidance: float = 0.0,
     ) -> ScoreModel:
         """The model for images of one grid and intensity: a light copy that shares the network and counts anew.
 
@@ -177,12 +184,18 @@ class ScoreModel:
             Cover only a centred square of this side, mm, in y and x; the image is zero outside it. For small objects in
             a large field of view.
         max_batch
-            Most slices in one network call; chosen to fit memory if not given.
+            Most slices in one network call; None to fit memory.
+        anatomical
+            MR or CT image ``[z, y, x]`` on the image grid, any unit, for a model that was trained with such images;
+            without it such a model runs unconditionally, with a warning.
+        guidance
+            Weight ``w >= -1`` of classifier-free guidance; 0 is the plain conditional model, -1 the unconditional one.
 
         Raises
         ------
         ValueError
-            If an argument is out of range, or ``planes="three"`` for one plane or for a network of one orientation.
+            If an argument is out of range, an anatomical image is given to a model that takes none, or
+            ``planes="three"`` for one plane or for a network of one orientation.
         """
         if not 0 < intensity_scale < math.inf:
             raise ValueError(f"intensity_scale must be a positive finite number, found {intensity_scale!r}")
@@ -197,6 +210,7 @@ class ScoreModel:
         bound = copy.copy(self)
         bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
         bound.max_batch, bound.counter = max_batch, NetworkCounter()
+        bound._conditioning = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
         return bound
 
     @property
@@ -209,6 +223,11 @@ class ScoreModel:
     def planes(self) -> str:
         """``"transverse"`` or ``"three"``."""
         return "transverse" if self._grid is None else self._grid.planes
+
+    @property
+    def conditioning(self) -> dict[str, Any] | None:
+        """Hash of the anatomical image and guidance weight, ready for JSON; None for a model that takes none."""
+        return None if self._conditioning is None else self._conditioning.describe()
 
     @property
     def device(self) -> torch.device:
@@ -264,7 +283,8 @@ class ScoreModel:
         with torch.no_grad():
             start = self._clock()
             output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t)
-            self.counter.evaluations += math.prod(u.shape[:-3])
+            passes = 1 if self._conditioning is None else len(self._conditioning.terms())
+            self.counter.evaluations += math.prod(u.shape[:-3]) * passes
             self.counter.seconds += self._clock() - start
             return denoised_and_noise(self.prediction, output, u, gamma, nu)
 
@@ -322,24 +342,35 @@ class ScoreModel:
         return self.predict(self.schedule.gamma(t) * w, t)[0]
 
     def _evaluate(self, images: Tensor, t: float) -> Tensor:
+        """Network output, the weighted sum of those with and without anatomy under guidance."""
+        if self._conditioning is None:
+            return self._evaluate_planes(images[..., None, :, :, :], t)
+        outputs = []
+        for weight, anatomy in self._conditioning.terms():
+            second = torch.zeros_like(images) if anatomy is None else anatomy.to(images).expand_as(images)
+            outputs.append(weight * self._evaluate_planes(torch.stack((images, second), -4), t))
+        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+
+    def _evaluate_planes(self, inputs: Tensor, t: float) -> Tensor:
+        """Network output ``[..., Z', Y', X']`` for input images ``[..., in, Z', Y', X']``."""
         if self.planes == "transverse":
-            return self._evaluate_slices(images, t, 0)
-        total = torch.zeros_like(images)
+            return self._evaluate_slices(inputs, t, 0)
+        total = torch.zeros_like(inputs[..., 0, :, :, :])
         for plane, axis in enumerate(_STACKING_AXES):
-            total += self._evaluate_slices(images.movedim(axis, -3), t, plane).movedim(-3, axis)
+            total += self._evaluate_slices(inputs.movedim(axis, -3), t, plane).movedim(-3, axis)
         return total.div_(len(_STACKING_AXES))
 
     def _evaluate_slices(self, stacks: Tensor, t: float, plane: int) -> Tensor:
-        """Network output for every slice ``[..., slice, H, W]`` of one orientation, in batches."""
+        """Network output for every slice of ``[..., in, slice, H, W]`` of one orientation, in batches."""
         height, width = stacks.shape[-2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"slices must be multiples of {self.multiple}, found {height} x {width}; see to_latent")
-        slices = stacks.reshape(-1, 1, height, width)
-        result = torch.empty_like(slices)
+        slices = stacks.movedim(-4, -3).reshape(-1, self.in_channels, height, width)
+        result = slices.new_empty((len(slices), 1, height, width))
         weight = self._weight()
         dtype = slices.dtype if weight is None else weight.dtype
         told = float(network_time(self.time_input, self.schedule, t))
-        batch = self.max_batch or self._largest_batch(height, width)
+        batch = self.max_batch or largest_batch(self.architecture, height, width, self.device)
         for first in range(0, len(slices), batch):
             part = slices[first : first + batch].to(dtype)
             times = torch.full((len(part),), told, dtype=dtype, device=part.device)
@@ -348,14 +379,7 @@ class ScoreModel:
                 output = self.network(part, times, class_labels=labels)
             # Copied, because a tensor of inference mode could not be changed in place by the caller.
             result[first : first + batch] = output
-        return result.reshape(stacks.shape)
-
-    def _largest_batch(self, height: int, width: int) -> int:
-        """Slices that fit the memory budget, from an estimate of what a slice's activations take."""
-        budget = float(_CPU_BUDGET_BYTES)
-        if self.device.type == "cuda":
-            budget = torch.cuda.mem_get_info(self.device)[0] * _CUDA_BUDGET_SHARE
-        return max(1, int(budget / (4 * _activations(self.architecture, height * width))))
+        return result.reshape(*stacks.shape[:-4], *stacks.shape[-3:])
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -377,17 +401,3 @@ class ScoreModel:
             self.architecture, self.schedule, self.prediction, self.time_input, self.voxel_size, **self.metadata
         )
         return self.network.state_dict(), config
-
-
-def _activations(config: NetworkConfig | None, voxels: int) -> float:
-    """About how many numbers a slice of this many voxels takes inside a network."""
-    if config is None:
-        return 256.0 * voxels
-    pixels = voxels / config.patch_size**2
-    values, attention = 16.0 * pixels * config.channels[0], 0.0
-    for level, (channels, has_attention) in enumerate(zip(config.channels, config.attention_levels, strict=True)):
-        here = pixels / 4**level
-        values += here * channels * (config.num_res_blocks + 2)  # kept for the way up, and one at work
-        if has_attention or level == len(config.channels) - 1:
-            attention = max(attention, 2 * here * here * channels / config.num_head_channels)
-    return values + attention

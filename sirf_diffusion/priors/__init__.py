@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from .anchor import QuadraticAnchorPrior
 from .base import Prior
+from .bowsher import BowsherPrior
+from .late_score import LateScorePrior
 from .quadratic import QuadraticPrior
 from .rdp import RelativeDifferencePrior, kappa_image
 from .score import ResidualModel, ScorePrior
 
 __all__ = [
+    "BowsherPrior",
+    "LateScorePrior",
     "Prior",
     "QuadraticAnchorPrior",
     "QuadraticPrior",

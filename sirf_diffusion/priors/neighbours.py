@@ -25,11 +25,15 @@ DEFAULT_BLOCK_VOXELS = 1 << 26
 
 @dataclass(frozen=True)
 class Pair:
-    """Views of the voxels ``r`` and of their neighbours ``k = r + d`` in one block, with that direction's weight."""
+    """Views of the voxels ``r`` and of their neighbours ``k = r + d`` in one block, with that direction's weight.
+
+    ``direction`` is the position of ``d`` in `NeighbourPairs.offsets`.
+    """
 
     here: Index
     there: Index
     weight: float
+    direction: int
 
 
 class NeighbourPairs:
@@ -75,14 +79,15 @@ class NeighbourPairs:
             images = slice(first, first + images_per_block)
             for plane in range(0, planes, per_block):
                 last = min(plane + per_block, planes)
-                for (z, y, x_), weight in self.offsets:
+                for direction, ((z, y, x_), weight) in enumerate(self.offsets):
                     here_z = slice(plane, min(last, planes - z))
                     if here_z.stop <= here_z.start or abs(y) >= rows or abs(x_) >= columns:
                         continue
                     there_z = slice(here_z.start + z, here_z.stop + z)
                     here_y, there_y = _shifted(y, rows)
                     here_x, there_x = _shifted(x_, columns)
-                    yield Pair((images, here_z, here_y, here_x), (images, there_z, there_y, there_x), weight)
+                    here, there = (images, here_z, here_y, here_x), (images, there_z, there_y, there_x)
+                    yield Pair(here, there, weight, direction)
 
 
 def half_offsets(neighbourhood: Neighbourhood) -> list[tuple[int, int, int]]:

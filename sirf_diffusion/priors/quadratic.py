@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..images import ImageGeometry
 from .base import Prior
-from .neighbours import Neighbourhood, NeighbourPairs, as_batch, checked_kappa
+from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
 
 
 class QuadraticPrior(Prior):
@@ -79,8 +79,12 @@ class QuadraticPrior(Prior):
         kappa = torch.ones_like(images[:1]) if self._kappa is None else self._kappa.to(images)
         result = torch.zeros_like(images)
         for pair in self.pairs.over(images):
-            weight = pair.weight * kappa[(slice(None), *pair.here[1:])] * kappa[(slice(None), *pair.there[1:])]
+            weight = self._weight(pair, kappa)
             change = weight if diagonal else weight * (images[pair.here] - images[pair.there])
             result[pair.here] += change
             result[pair.there] += change if diagonal else -change
         return result.reshape(x.shape)
+
+    def _weight(self, pair: Pair, kappa: Tensor) -> Tensor:
+        """``w kappa kappa`` of one direction in one block."""
+        return pair.weight * kappa[(slice(None), *pair.here[1:])] * kappa[(slice(None), *pair.there[1:])]

@@ -50,6 +50,9 @@ class ScorePrior(Prior):
     lipschitz
         Bound of the largest eigenvalue of ``I - dD/du``; 1 holds for the ideal denoiser. See
         :meth:`estimate_lipschitz`.
+    kappa
+        Non-negative image ``[z, y, x]``: the gradient is multiplied by :math:`\kappa_j^2`, as the penalties on
+        neighbours are where kappa is smooth. Then it is the gradient of a function only approximately.
 
     Notes
     -----
@@ -70,7 +73,13 @@ class ScorePrior(Prior):
     has_majoriser: ClassVar[bool] = True
 
     def __init__(
-        self, model: ResidualModel, sigma: float, penalisation_factor: float = 1.0, *, lipschitz: float = 1.0
+        self,
+        model: ResidualModel,
+        sigma: float,
+        penalisation_factor: float = 1.0,
+        *,
+        lipschitz: float = 1.0,
+        kappa: Tensor | None = None,
     ) -> None:
         super().__init__(penalisation_factor)
         if not hasattr(model, "residual"):
@@ -83,6 +92,13 @@ class ScorePrior(Prior):
         self.model = model
         self.sigma = float(sigma)
         self.lipschitz = float(lipschitz)
+        self.set_kappa(kappa)
+
+    def set_kappa(self, kappa: Tensor | None) -> None:
+        """Replace the kappa image; None for none."""
+        if kappa is not None and not bool((torch.isfinite(kappa) & (kappa >= 0)).all()):
+            raise ValueError("kappa must be finite and not negative everywhere")
+        self._kappa_squared = None if kappa is None else kappa.detach().square()
 
     @property
     def strength(self) -> float:
@@ -92,6 +108,7 @@ class ScorePrior(Prior):
     @property
     def settings(self) -> dict[str, Any]:
         own = {"sigma": self.sigma, "lipschitz": self.lipschitz, "intensity_scale": float(self.model.intensity_scale)}
+        own["kappa"] = self._kappa_squared is not None
         return {**super().settings, **own, "model": getattr(self.model, "hash", None)}
 
     @property
@@ -106,11 +123,11 @@ class ScorePrior(Prior):
     def gradient(self, x: Tensor) -> Tensor:
         if self.penalisation_factor == 0:
             return torch.zeros_like(x)
-        return self.strength * self.model.residual(x, self.sigma)
+        return self._weighted(self.strength * self.model.residual(x, self.sigma))
 
     def curvature(self, x: Tensor) -> Tensor:
-        r"""The constant :math:`\beta\, l / (c \sigma)^2` with ``l`` the Lipschitz bound."""
-        return torch.full_like(x, self.strength * self.lipschitz)
+        r""":math:`\beta\, l\, \kappa^2 / (c \sigma)^2` with ``l`` the Lipschitz bound."""
+        return self._weighted(torch.full_like(x, self.strength * self.lipschitz))
 
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         r"""Central difference of gradients along ``v``, step :math:`10^{-2} c \sigma` in root mean square."""
@@ -143,14 +160,18 @@ class ScorePrior(Prior):
 
         Give ``max(1, 1.1 * result)`` as ``lipschitz`` if the majoriser has to be safe for a trained network.
         """
+        plain = ScorePrior(self.model, self.sigma)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         eigenvalue = 0.0
         for _ in range(num_iterations):
             v = v / v.norm()
-            image = self.hessian_times(x, v) / self.strength
+            image = plain.hessian_times(x, v) / plain.strength
             eigenvalue = float((image * v).sum())
             if not float(image.norm()):
                 return 0.0
             v = image
         return eigenvalue
+
+    def _weighted(self, image: Tensor) -> Tensor:
+        return image if self._kappa_squared is None else image * self._kappa_squared.to(image)

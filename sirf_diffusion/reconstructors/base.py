@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..engines import Objective, as_objective
+from ..engines.objective import NativeImages
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +63,15 @@ class Reconstructor(ABC):
         self._start = 0.0
         self._stopped = False
 
-    def set_up(self, initial_image: Tensor | None = None) -> None:
+    def set_up(self, initial_image: Any = None) -> None:
         """Fix the starting image and compute what does not change during the run.
 
         Parameters
         ----------
         initial_image
-            Non-negative image ``[z, y, x]`` in image units; the objective's uniform image if omitted. Voxels inside the
-            field of view that are zero are raised to 1e-4 of the mean, because multiplicative updates cannot leave
-            zero.
+            Non-negative image ``[z, y, x]`` in image units, or an image of the objective's engine, which is left as it
+            is; the objective's uniform image if omitted. Voxels inside the field of view that are zero are raised to
+            1e-4 of the mean, because multiplicative updates cannot leave zero.
 
         Raises
         ------
@@ -78,6 +79,8 @@ class Reconstructor(ABC):
             If the image has another shape than the objective's, is negative, not finite, or zero everywhere.
         """
         uniform = self.objective.uniform_image()
+        if initial_image is not None and not isinstance(initial_image, Tensor):
+            initial_image = self._taken(initial_image)
         initial = uniform if initial_image is None else self._checked_image(initial_image, uniform)
         self._initial = raise_zeros(initial, self.objective.sensitivity())
         self._output = None
@@ -113,15 +116,26 @@ class Reconstructor(ABC):
         }
         return self
 
-    def get_output(self) -> Tensor:
-        """The reconstructed image ``[z, y, x]`` in image units."""
+    def get_output(self) -> Any:
+        """The reconstructed image in image units: of the objective's engine if that has images, else ``[z, y, x]``."""
         if self._output is None:
             raise RuntimeError(f"{type(self).__name__} has no output yet: call process() first")
-        return self._output.clone()
+        return self._handed_out(self._output)
 
     @abstractmethod
     def _run(self) -> Tensor:
         """Reconstruct from ``self._initial``."""
+
+    def _handed_out(self, image: Tensor) -> Any:
+        """A copy, as an image of the objective's engine if that has images."""
+        if isinstance(self.objective, NativeImages):
+            return self.objective.to_image(image)
+        return image.clone()
+
+    def _taken(self, image: Any) -> Tensor:
+        if isinstance(self.objective, NativeImages):
+            return self.objective.to_tensor(image)
+        raise TypeError(f"initial_image must be a tensor [z, y, x], found {type(image).__name__}")
 
     def _network_counter(self) -> Any | None:
         """The model's counter (``evaluations``, ``seconds``), or None without a network."""

@@ -124,6 +124,10 @@ def bsrem(
 def _take(objective: Objective, prior: Prior, x: Tensor, precondition) -> _Snapshot:
     subsets = range(objective.num_subsets) if objective.num_subsets > 1 else (None,)
     evaluations = [objective.at(x, subset) for subset in subsets]
+    try:
+        # Values first: engines that project for them keep what the gradients need.
+        value = torch.stack([evaluation.value for evaluation in evaluations]).sum(0)
+    except NotImplementedError:
+        value = objective.value(x)
     gradients = torch.stack([evaluation.gradient() for evaluation in evaluations])
-    value = torch.stack([evaluation.value for evaluation in evaluations]).sum(0)
     return _Snapshot(x, gradients, gradients.sum(0), value, prior.value(x), precondition(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..engines.objective import Objective
@@ -19,6 +19,8 @@ def build_reconstructor(
     intensity_scale: float = 1.0,
     num_samples: int = 1,
     seed: int = 0,
+    subset_order: Sequence[int] | None = None,
+    prior: Any = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstructor:
     """Make the reconstructor of a method.
@@ -37,18 +39,27 @@ def build_reconstructor(
         ``c``, image units per network unit: strengths of the relative difference prior are relative to it.
     num_samples, seed
         Of the methods that draw posterior samples.
+    subset_order
+        Of ``osem``: order of the subsets.
+    prior
+        Of ``map-rdp``: another penalty than the settings describe.
     callbacks
         Called with a ``StepRecord`` after each step.
 
     Raises
     ------
     ValueError
-        For an unknown method or setting, or a setting out of range.
+        For an unknown method or setting, a setting out of range, or an order or prior that the method has no use for.
     """
     values = get_method(name).with_settings(settings)
     for of_the_model in ("planes", "extent"):
         values.pop(of_the_model, None)
     builder = _BUILDERS[name]
+    for option, given, user in (("subset_order", subset_order, "osem"), ("prior", prior, "map-rdp")):
+        if given is not None:
+            if name != user:
+                raise ValueError(f"{option} is for {user} only, not for {name}")
+            values[option] = given
     if get_method(name).samples:
         values |= {"num_samples": num_samples, "seed": seed}
     return builder(objective, model, intensity_scale, values, tuple(callbacks))
@@ -73,9 +84,10 @@ def _osem(objective: Objective, model: Any, scale: float, values: dict[str, Any]
 def _map_rdp(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
     from .mapem import MAPEM
 
-    prior = relative_difference_prior(
-        objective, values.pop("penalisation_factor"), scale, values.pop("gamma"), values.pop("epsilon")
-    )
+    strength, gamma, epsilon = (values.pop(name) for name in ("penalisation_factor", "gamma", "epsilon"))
+    prior = values.pop("prior", None)
+    if prior is None:
+        prior = relative_difference_prior(objective, strength, scale, gamma, epsilon)
     return MAPEM(objective, prior, **values, callbacks=callbacks)
 
 

@@ -6,14 +6,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from ..engines.objective import Objective
+from ..engines.objective import NativeImages, Objective
 from .base import Reconstructor, check_count, check_real
 from .chain import Chain
 from .checkpoint import Checkpoint
@@ -40,6 +40,18 @@ class Adaptation(Protocol):
         as it was.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network found in a chain's noisy images: clean images and noise ``u0``, ``eps`` on its own grid in
+    network units, and the clean images ``image [samples, z, y, x]`` in image units.
+    """
+
+    step: DiffusionStep
+    u0: Tensor
+    eps: Tensor
+    image: Tensor
 
 
 class DiffusionReconstructor(Reconstructor):
@@ -127,7 +139,7 @@ class DiffusionReconstructor(Reconstructor):
         self.eta = check_real("eta", eta, 0.0, 1.0)
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
-        self.times = _times(model.schedule, self.num_steps, t_end, spacing)
+        self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing)
         self.settings = {
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
@@ -143,7 +155,7 @@ class DiffusionReconstructor(Reconstructor):
         self._resumed: Checkpoint | None = None
         self._preparation = Cost()
 
-    def set_up(self, initial_image: Tensor | None = None) -> None:
+    def set_up(self, initial_image: Any = None) -> None:
         """Prepare the data step and bind the model; the record counts what this costs.
 
         Parameters
@@ -190,49 +202,55 @@ class DiffusionReconstructor(Reconstructor):
             "callbacks": cost.callbacks,
             "other": max(cost.total - cost.projector - cost.network - cost.callbacks, 0.0),
         }
-        self.record["model"] = {"hash": self.model.hash, "intensity_scale": float(self.model.intensity_scale)}
+        self.record["model"] = {
+            "hash": self.model.hash,
+            "conditioning": self.model.conditioning,
+            "intensity_scale": float(self.model.intensity_scale),
+        }
         self.record["trace"] = [dict(entry) for entry in self._steps]
         if self.consistency is not None:
             self.record.update(self.consistency.summary())
         return self
 
-    def get_samples(self) -> Tensor:
-        """All samples ``[samples, z, y, x]``, image units."""
-        if self._samples is None:
-            raise RuntimeError(f"{type(self).__name__} has no output yet: call process() first")
-        return self._samples.clone()
+    def get_samples(self) -> Any:
+        """All samples: a list of images of the objective's engine if that has images, else ``[samples, z, y, x]``."""
+        samples = self._known_samples()
+        if isinstance(self.objective, NativeImages):
+            return [self.objective.to_image(sample) for sample in samples]
+        return samples.clone()
 
-    def get_uncertainty(self) -> Tensor | None:
-        """Standard deviation of the samples (divisor ``samples - 1``); None, with a logged reason, for one sample."""
-        samples = self.get_samples()
+    def get_uncertainty(self) -> Any:
+        """Standard deviation of the samples (divisor ``samples - 1``), an image as :meth:`get_output` gives.
+
+        None, with a logged reason, for one sample.
+        """
+        samples = self._known_samples()
         if len(samples) == 1:
             logger.warning("one sample has no standard deviation: ask for num_samples >= 2 to get an uncertainty image")
             return None
-        return samples.std(0, unbiased=True)
+        return self._handed_out(samples.std(0, unbiased=True))
+
+    def _known_samples(self) -> Tensor:
+        if self._samples is None:
+            raise RuntimeError(f"{type(self).__name__} has no output yet: call process() first")
+        return self._samples
 
     def _run(self) -> Tensor:
         self._steps: list[dict[str, Any]] = []
         self._counted = Cost.now(self.objective, self.model)
         self._earlier = self._preparation
         self._listening = 0.0
-        chain = self._begin() if self._resumed is None else self._resume(self._resumed)
-        model, like = self.model, self.objective.sensitivity()
-        for index in range(chain.step, self.num_steps):
-            t = self.times[index]
-            step = DiffusionStep(index, self.num_steps, t, float(model.schedule.sigma(t)))
-            u0, eps = model.predict(chain.u, t)
-            prior_image = model.to_image(u0).to(like)
-            data = self._consistent(prior_image, step)
-            chain.x, chain.step = data.x, index + 1
+        chain = self.begin() if self._resumed is None else self._resume(self._resumed)
+        model = self.model
+        while chain.step < self.num_steps:
+            denoised = self.denoise(chain, model)
+            step = denoised.step
+            data = self._consistent(denoised.image, step)
+            chain.x, chain.step = data.x, step.index + 1
             if self.adaptation is not None:
                 model = self.adaptation(model, data.x, step) or model
             if chain.step < self.num_steps:
-                if self.consistency is not None:
-                    # The change, not the image: a resampled image would lose detail that only the network's grid holds.
-                    u0 = u0 + model.to_latent(data.x - prior_image).to(u0)
-                t_next = self.times[chain.step]
-                noise = chain.noise() if self.eta > 0 else None
-                chain.u = model.schedule.ddim_step(u0, eps, t, t_next, self.eta, noise)
+                self.renoise(chain, denoised, model)
             if not bool(torch.isfinite(chain.u.sum() + chain.x.sum())):
                 raise FloatingPointError(f"{self.method} step {chain.step} of {self.num_steps} is not finite")
             if self._report(chain, step, data):
@@ -246,11 +264,29 @@ class DiffusionReconstructor(Reconstructor):
         groups = prior_image.split(self.batch_size)
         return Consistent.joined([self.consistency(group, step) for group in groups])
 
-    def _begin(self) -> Chain:
+    def begin(self) -> Chain:
+        """The state of a run before its first step; needs :meth:`set_up`."""
         # Not from pure noise: at a finite noise level the missing mean would bias every sample.
         schedule, t = self.model.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self.model.to_latent(self._starting_image().to(self.model.device))
         return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed)
+
+    def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
+        """First part of a step: what the model finds in the chain's noisy images."""
+        t = self.times[chain.step]
+        u0, eps = model.predict(chain.u, t)
+        step = DiffusionStep(chain.step, self.num_steps, t, float(model.schedule.sigma(t)))
+        return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
+
+    def renoise(self, chain: Chain, denoised: Denoised, model: ScoreModel) -> None:
+        """Last part of a step: the noisy images of the next noise level, from the data-consistent ones ``chain.x``."""
+        u0 = denoised.u0
+        if self.consistency is not None:
+            # The change, not the image: a resampled image would lose detail that only the network's grid holds.
+            u0 = u0 + model.to_latent(chain.x - denoised.image).to(u0)
+        noise = chain.noise() if self.eta > 0 else None
+        t_next = self.times[chain.step]
+        chain.u = model.schedule.ddim_step(u0, denoised.eps, denoised.step.t, t_next, self.eta, noise)
 
     def _report(self, chain: Chain, step: DiffusionStep, data: Consistent) -> bool:
         cost = self._cost()
@@ -312,6 +348,7 @@ class DiffusionReconstructor(Reconstructor):
         fingerprint = {
             "method": self.method,
             "model": self.model.hash,
+            "conditioning": self.model.conditioning,
             "intensity_scale": float(self.model.intensity_scale),
             "image_shape": list(self.objective.geometry.shape),
             "sensitivity": float(self.objective.sensitivity().double().sum()),
@@ -353,8 +390,8 @@ def early_em_image(objective: Objective, initial: Tensor, num_updates: int = 10)
     return x
 
 
-def _times(schedule: Any, num_steps: int, t_end: float | None, spacing: str) -> list[float]:
-    """Times at which the network is asked, the last one being ``t_end``."""
+def reverse_times(schedule: Any, num_steps: int, t_end: float | None, spacing: str) -> list[float]:
+    """Times at which the network is asked, descending; the last one is ``t_end``, where sigma is 0.05 if omitted."""
     if t_end is None:
         t_end = float(schedule.t_of_sigma(SIGMA_END))
     if num_steps == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,8 @@ def truth_log_likelihood(objective: Objective, iterations: Sequence[int] = (4, 8
 
     Notes
     -----
-    Costs ``4 n + 7`` forward and ``4 n`` back projections of all data.
+    Costs ``4 n + 7`` forward and ``4 n`` back projections of all data. Where the engine has no log-likelihoods of
+    subsets, differences of theirs are integrals of gradients, and 12 forward and 9 back projections are added.
     """
     if objective.num_subsets % 2:
         raise ValueError(f"an even number of subsets is needed to split the data, found {objective.num_subsets}")
@@ -61,11 +63,14 @@ def truth_log_likelihood(objective: Objective, iterations: Sequence[int] = (4, 8
         own = [half.evaluate(half.x) for half in halves]
         if iteration in iterations:
             a, b = halves
-            across = b.value(a.x) + a.value(b.x)
-            within = sum(half.total(evaluations) for half, evaluations in zip(halves, own, strict=True))
+            try:
+                across = b.value(a.x) + a.value(b.x)
+                within = sum(half.total(evaluations) for half, evaluations in zip(halves, own, strict=True))
+                both, gap = within + across, within - across
+            except NotImplementedError:
+                both, gap = float(objective.value(a.x) + objective.value(b.x)), _gap(a, b)
             middle = float(objective.value((a.x + b.x) / 2))
-            mean, trace = (within + across) / 2, (within - across) / 2
-            estimates.append(2 * middle - mean - trace)
+            estimates.append(2 * middle - (both + gap) / 2)
         if iteration < iterations[-1]:
             for half, evaluations in zip(halves, own, strict=True):
                 half.update(evaluations)
@@ -92,9 +97,25 @@ class _Half:
     def total(evaluations: list[Evaluation]) -> float:
         return sum(float(evaluation.value) for evaluation in evaluations)
 
+    @staticmethod
+    def gradient(evaluations: list[Evaluation]) -> Tensor:
+        return torch.stack([evaluation.gradient() for evaluation in evaluations]).sum(0)
+
     def update(self, evaluations: list[Evaluation]) -> None:
-        gradient = torch.stack([evaluation.gradient() for evaluation in evaluations]).sum(0)
-        self.x = em_step(self.x, gradient, self.sensitivity)
+        self.x = em_step(self.x, self.gradient(evaluations), self.sensitivity)
+
+
+def _gap(a: _Half, b: _Half) -> float:
+    r""":math:`L_a(x_a) - L_a(x_b) - L_b(x_a) + L_b(x_b)` as an integral of gradients along the line between the images.
+
+    Three Gauss-Legendre points are exact up to the fifth order in the images' difference.
+    """
+    step, total = a.x - b.x, 0.0
+    for node, weight in zip(*np.polynomial.legendre.leggauss(3), strict=True):
+        x = b.x + (1 + float(node)) / 2 * step
+        slope = a.gradient(a.evaluate(x)) - b.gradient(b.evaluate(x))
+        total += float(weight) / 2 * float((slope.double() * step).sum())
+    return total
 
 
 def _limit(first: float, second: float, third: float) -> float:

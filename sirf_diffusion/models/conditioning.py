@@ -1,0 +1,109 @@
+"""Conditioning on anatomy: what a network with a second input image is shown, and how much weight it gets."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..images import ImageGeometry
+from .grid import GridAdapter
+from .intensity import intensity_scale
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """An anatomical image on the latent grid, and the weight of classifier-free guidance.
+
+    Parameters
+    ----------
+    anatomy
+        Latent image ``[Z', Y', X']``, scaled as in training by `scaled_anatomical`; None for zeros, which mean
+        "unknown" to a network trained with dropped anatomies.
+    guidance
+        ``w >= -1``: 0 is the plain conditional model, -1 the unconditional one, more than 0 exaggerates what the
+        anatomy changes.
+    """
+
+    anatomy: Tensor | None = None
+    guidance: float = 0.0
+
+    def terms(self) -> list[tuple[float, Tensor | None]]:
+        r"""Weights and second inputs of the network outputs whose sum is to be taken.
+
+        ``(1 + w) s(u, a) - w s(u, 0)`` (Ho and Salimans 2022, arXiv:2207.12598; for PET Singh et al. 2024, MELBA
+        2:547). Whatever the network predicts is an affine function of the score with the same coefficients, so that
+        the same weights, which sum to one, apply to it.
+        """
+        if self.anatomy is None or self.guidance == -1:
+            return [(1.0, None)]
+        if self.guidance == 0:
+            return [(1.0, self.anatomy)]
+        return [(1 + self.guidance, self.anatomy), (-self.guidance, None)]
+
+    def describe(self) -> dict[str, Any]:
+        """What a record needs to name it: the weight, and a hash of the anatomical image as the network sees it."""
+        digest = None if self.anatomy is None else hashlib.sha256(self.anatomy.cpu().numpy().tobytes()).hexdigest()
+        return {"anatomical_sha256": digest, "guidance": self.guidance}
+
+
+def scaled_anatomical(anatomical: Tensor, geometry: ImageGeometry) -> Tensor:
+    """The image divided by its mean over the head, by the rule that scales emission images (`intensity_scale`).
+
+    Negative values, such as those of air in a CT image, become 0 first. Training and use must scale alike; after this,
+    units and receiver gains no longer matter.
+
+    Raises
+    ------
+    ValueError
+        If the image is on another grid, not finite, or has no signal.
+    """
+    if tuple(anatomical.shape) != geometry.shape:
+        raise ValueError(
+            f"the anatomical image has shape {tuple(anatomical.shape)}, expected {geometry.shape} (z, y, x): "
+            "resample it to the grid of the reconstruction"
+        )
+    positive = anatomical.clamp(min=0)
+    return positive / intensity_scale(positive, geometry)
+
+
+def make_conditioning(
+    in_channels: int,
+    anatomical: Tensor | None,
+    guidance: float,
+    geometry: ImageGeometry,
+    grid: GridAdapter,
+    device: torch.device,
+) -> Conditioning | None:
+    """Conditioning of a network with this many input images; None for one that takes the noisy image alone.
+
+    Raises
+    ------
+    ValueError
+        If the network takes no anatomical image and one is given, or ``guidance`` is out of range.
+    """
+    if not -1 <= guidance < math.inf:
+        raise ValueError(f"guidance must be a finite number of at least -1, found {guidance!r}")
+    if in_channels == 1:
+        if anatomical is not None or guidance != 0:
+            raise ValueError(
+                "this model was trained without anatomical images: it takes neither an anatomical image nor guidance; "
+                "use a model with two input images, or an anatomical prior such as BowsherPrior"
+            )
+        return None
+    if anatomical is None:
+        if guidance != -1:
+            logger.warning(
+                "the model can use an anatomical image and has none: it runs unconditionally. Give model.on(..., "
+                "anatomical=image), or guidance=-1 if that is meant"
+            )
+        return Conditioning(None, -1.0)
+    scaled = scaled_anatomical(anatomical.detach().to(torch.float32).cpu(), geometry)
+    return Conditioning(grid.to_latent(scaled).to(device), float(guidance))
