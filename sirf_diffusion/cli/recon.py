@@ -1,4 +1,4 @@
-"""``sirf-diffusion recon``: reconstruct STIR Interfile data by a named method."""
+"""``sirf-diffusion recon``: reconstruct STIR Interfile data, or those of a parameter file, by a named method."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ methods, and their settings with defaults (change with --set NAME=VALUE):
 
 The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
 model's in-plane voxel size (the scanner's default bin size without a model).
+
+With --par an existing parameter file of STIR's OSMAPOSL or OSSPS says what the data are. STIR itself reads it where its
+Python module is installed; otherwise the embedded engine reads projection data, additive sinogram, normalisation from
+projection data and attenuation image, ray tracing, image size and initial estimate, and refuses everything else by
+name. The file's prior is replaced by the method's, or kept with --keep-prior (map-rdp: relative difference and
+quadratic prior; map-score: Diffusion Score). osem takes subsets and subiterations from the file.
 """
 
 _EPILOG = """\
 example:
   sirf-diffusion recon --prompts prompts.hs --multiplicative norm.hs --additive scatter_and_randoms.hs \\
       --attenuation mu.hv --model brain-fdg --method lisch --out results/lisch
+  sirf-diffusion recon --par OSMAPOSL.par --model brain-fdg --method lisch --out results/lisch
 """
 
 
@@ -43,7 +50,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data = parser.add_argument_group("data (STIR Interfile)")
-    data.add_argument("--prompts", required=True, type=Path, metavar="P.hs", help="measured counts, uncorrected")
+    what = data.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompts", type=Path, metavar="P.hs", help="measured counts, uncorrected")
+    what.add_argument("--par", type=Path, metavar="FILE.par", help="parameter file of OSMAPOSL or OSSPS instead")
     data.add_argument(
         "--multiplicative", type=Path, metavar="M.hs", help="factors: detection efficiency (1 / normalisation)"
     )
@@ -62,6 +71,12 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--initial", type=Path, metavar="X.hv", help="image to start from; its grid is that of the result"
     )
+    data.add_argument(
+        "--engine",
+        choices=("auto", "stir", "embedded"),
+        help="with --par: who reads it; default: auto, STIR if its Python module is installed",
+    )
+    data.add_argument("--keep-prior", action="store_true", help="with --par: run the file's own prior")
     method = parser.add_argument_group("method")
     method.add_argument("--method", default="lisch", choices=METHODS, help="default: lisch")
     method.add_argument("--model", metavar="NAME|FILE", help="score model, for all methods but osem and map-rdp")
@@ -85,19 +100,21 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct and write."""
-    from ..acquisition import Acquisition
-    from ..engines.embedded.interfile import read_image
     from ..environment import select_device
     from ..outputs import OutputFolder
-    from ..reconstruction import load_model_for, reconstruct
+    from ..reconstruction import load_model_for, reconstruct_from
     from ..reconstructors.records import LogCallback, ProgressBar
 
     method = METHODS[arguments.method]
     settings = parse_settings(arguments.settings)
+    model_name, request = arguments.model, None
+    if arguments.par is not None:
+        request = _par_request(arguments, settings)
+        settings, model_name = request.settings, request.model
+    elif arguments.engine is not None or arguments.keep_prior:
+        raise ValueError("--engine and --keep-prior are for --par")
     values = method.with_settings(settings)
-    device = select_device(arguments.device)
-    model = load_model_for(method, arguments.model, device)
-    initial, geometry = (None, None) if arguments.initial is None else read_image(arguments.initial)
+    model = load_model_for(method, model_name, select_device(arguments.device))
     folder = OutputFolder(
         arguments.out,
         {
@@ -107,32 +124,27 @@ def run(arguments: argparse.Namespace) -> int:
             "samples": arguments.samples,
             "seed": arguments.seed,
             "values": values,
+            **({} if request is None else {"engine": request.engine, "keep_prior": request.keep_prior}),
         },
         overwrite=arguments.overwrite,
     )
     folder.check()
-    acquisition = Acquisition.from_files(
-        arguments.prompts,
-        multiplicative=arguments.multiplicative,
-        additive=arguments.additive,
-        attenuation=arguments.attenuation,
-        geometry=geometry,
-        voxel_size=None if model is None else tuple(model.voxel_size[1:]),
-    )
-    callbacks = [ProgressBar()] if sys.stderr.isatty() else [LogCallback()]
-    result = reconstruct(
-        acquisition,
+    source, options = _from_files(arguments, model) if request is None else (request.source(), request.options)
+    result = reconstruct_from(
+        source,
         method.name,
         model=model,
         num_samples=arguments.samples,
         seed=arguments.seed,
         device=arguments.device,
         settings=settings,
-        initial=initial,
-        callbacks=callbacks,
+        callbacks=[ProgressBar()] if sys.stderr.isatty() else [LogCallback()],
+        **options,
     )
-    result.save(folder)
     record = result.record
+    if request is not None:
+        record.update(request.record())
+    result.save(folder)
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")
     print(
@@ -144,7 +156,40 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial")
+def _par_request(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:
+    from .recon_par import ParRequest
+
+    for name in _FILES[1:-1]:
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name}: with --par the parameter file names the data; leave it out")
+    return ParRequest(
+        str(arguments.par),
+        arguments.method,
+        settings,
+        arguments.model,
+        arguments.keep_prior,
+        arguments.engine or "auto",
+    )
+
+
+def _from_files(arguments: argparse.Namespace, model: Any) -> tuple[Any, dict[str, Any]]:
+    from ..acquisition import Acquisition
+    from ..engines.embedded.interfile import read_image
+    from ..sources import AcquisitionSource
+
+    initial, geometry = (None, None) if arguments.initial is None else read_image(arguments.initial)
+    acquisition = Acquisition.from_files(
+        arguments.prompts,
+        multiplicative=arguments.multiplicative,
+        additive=arguments.additive,
+        attenuation=arguments.attenuation,
+        geometry=geometry,
+        voxel_size=None if model is None else tuple(model.voxel_size[1:]),
+    )
+    return AcquisitionSource(acquisition), {"initial": initial}
+
+
+_FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial", "par")
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:

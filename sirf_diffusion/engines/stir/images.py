@@ -1,0 +1,80 @@
+"""Images of STIR-Python as tensors and grids; whether an objective function can be asked for one without harm."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...images import ImageGeometry
+
+
+def geometry_of(image: Any) -> ImageGeometry:
+    """Grid of a STIR image; see :class:`~sirf_diffusion.images.ImageGeometry` for where its voxels lie.
+
+    Raises
+    ------
+    TypeError
+        If it is no image on a Cartesian grid.
+    """
+    try:
+        voxel_size, origin, first = (
+            tuple(coordinate[k] for k in (1, 2, 3))
+            for coordinate in (image.get_grid_spacing(), image.get_origin(), image.get_min_indices())
+        )
+        shape = tuple(image.shape())
+    except AttributeError as problem:
+        raise TypeError(f"expected STIR's FloatVoxelsOnCartesianGrid, found {type(image).__name__}") from problem
+    # ImageGeometry counts planes from 0 and rows and columns from -(n // 2); STIR's images usually do too.
+    usual = (0, -(shape[1] // 2), -(shape[2] // 2))
+    shifted = tuple(o + (f - u) * d for o, f, u, d in zip(origin, first, usual, voxel_size, strict=True))
+    return ImageGeometry(shape, voxel_size, shifted)
+
+
+def tensor_of(image: Any) -> Tensor:
+    """Values of a STIR image as a tensor ``[z, y, x]`` with memory of its own."""
+    return torch.from_numpy(image.as_array().astype(np.float32, copy=False))
+
+
+def same_grid(a: ImageGeometry, b: ImageGeometry) -> bool:
+    """Whether two grids agree within the digits that headers keep."""
+    if a.shape != b.shape:
+        return False
+    pairs = zip(a.voxel_size + a.origin, b.voxel_size + b.origin, strict=True)
+    return all(math.isclose(p, q, rel_tol=1e-4, abs_tol=1e-3) for p, q in pairs)
+
+
+def is_set_up(obj: Any) -> bool:
+    """Whether ``set_up`` was called on an objective function of STIR-Python, and nothing that undoes it since.
+
+    Asks for a subset that there cannot be: STIR complains of the missing ``set_up`` first, and computes nothing.
+    Getting a sensitivity that is not there would end the process.
+    """
+    import stir
+
+    image = stir.FloatVoxelsOnCartesianGrid()
+    with _without_messages():
+        try:
+            obj.compute_sub_gradient(image, image, -1)
+        except RuntimeError as problem:
+            return "set_up" not in str(problem)
+    raise RuntimeError(f"{type(obj).__name__} took -1 for a subset: this version of STIR is not known")
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Keep what STIR writes to the process's standard error away from it: an error that was asked for is none."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)

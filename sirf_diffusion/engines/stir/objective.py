@@ -1,0 +1,247 @@
+"""STIR-Python's objective functions as an :class:`~sirf_diffusion.engines.objective.Objective`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..objective import Evaluation, ProjectionCounter
+from .counts import StirCounts
+from .images import geometry_of, is_set_up, same_grid, tensor_of
+from .list_mode import ValueRepair
+
+logger = logging.getLogger(__name__)
+
+_SCALING_ITERATIONS = 30
+
+
+class StirObjective:
+    """Poisson log-likelihood of an objective function of STIR's Python module, without its penalty.
+
+    STIR computes everything, with its own projectors, normalisation and subsets. An image crosses as one copy
+    (STIR-Python offers no views of image memory), which costs a few milliseconds for a whole-body image.
+
+    Parameters
+    ----------
+    obj
+        ``PoissonLogLikelihoodWithLinearModelForMeanAndProjData3DFloat`` or
+        ``PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin3DFloat`` on which ``set_up`` was
+        called. Its number of subsets is the one that counts. A penalty attached to it is left out, with a warning.
+    owner
+        What has to live as long as ``obj``: the reconstruction object of which ``obj`` is the
+        ``get_objective_function()``, for STIR-Python gives a reference that does not keep it alive.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` is not such an objective function.
+    ValueError
+        If it has not been set up.
+
+    Notes
+    -----
+    Value and gradient each project the image forward: STIR has no call that gives both. Sensitivities are those that
+    ``set_up`` has computed or read, and do not count as projections. STIR raises estimates below a ten-thousandth of
+    the measured counts, so values are finite even where bins with counts are predicted to have none.
+    """
+
+    def __init__(self, obj: Any, owner: Any = None) -> None:
+        if not hasattr(obj, "compute_sub_gradient_without_penalty_plus_sensitivity"):
+            raise TypeError(
+                f"expected a Poisson log-likelihood of STIR's Python module, found {type(obj).__name__}; of a "
+                "reconstruction object give get_objective_function()"
+            )
+        if not is_set_up(obj):
+            raise ValueError(
+                f"{type(obj).__name__} has not been set up, or was changed since: call its set_up(image) first"
+            )
+        self.stir_objective, self._owner = obj, owner
+        self.num_subsets = int(obj.get_num_subsets())
+        self.device = torch.device("cpu")
+        self.counter = ProjectionCounter()
+        self._template = obj.get_subset_sensitivity(0).clone()
+        if _has_projection_data(obj):
+            # The data know the patient, the radionuclide and the time frame; a template image often does not.
+            self._template.set_exam_info(obj.get_proj_data().get_exam_info())
+        self.geometry = geometry_of(self._template)
+        self._estimate, self._result = self._template.get_empty_copy(), self._template.get_empty_copy()
+        self._sensitivities: dict[int | None, Tensor] = {}
+        self._counts: StirCounts | None = None
+        self._repair: ValueRepair | None = ValueRepair.none() if _has_projection_data(obj) else None
+        if not obj.prior_is_zero():
+            logger.warning(
+                "the prior of the STIR objective function (%s) is left out: give one to the reconstructor",
+                type(obj.get_prior()).__name__,
+            )
+
+    def to_tensor(self, image: Any) -> Tensor:
+        """STIR's image as a tensor ``[z, y, x]`` that shares no memory with it.
+
+        Raises
+        ------
+        ValueError
+            If the image lies on another grid than the objective function's.
+        """
+        found = geometry_of(image)
+        if not same_grid(found, self.geometry):
+            raise ValueError(f"the image has the grid {found}, the objective function {self.geometry}")
+        return tensor_of(image)
+
+    def to_image(self, x: Tensor) -> Any:
+        """A new STIR image with the values ``[z, y, x]``, on the grid and with the exam information of the data."""
+        image = self._template.get_empty_copy()
+        self._fill(image, x)
+        return image
+
+    def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
+        """Value and gradient on demand, each with a forward projection of its own."""
+        x = self._checked(x)
+        return Evaluation(lambda: self._value(x, subset), lambda active=None: self._gradient(x, subset, active))
+
+    def value(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``L(x)``, float64, one number per image."""
+        return self._value(self._checked(x), subset)
+
+    def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``A^T (y / q - 1)``, shape of ``x``."""
+        return self._gradient(self._checked(x), subset)
+
+    def sensitivity(self, subset: int | None = None) -> Tensor:
+        """``A^T 1``, ``[z, y, x]``, as STIR computed it; zero outside the field of view."""
+        if subset not in self._sensitivities:
+            self._check_subset(subset)
+            obj = self.stir_objective
+            image = obj.get_sensitivity() if subset is None else obj.get_subset_sensitivity(subset)
+            self._sensitivities[subset] = tensor_of(image)
+        return self._sensitivities[subset]
+
+    def uniform_image(self) -> Tensor:
+        """Constant where the sensitivity is positive, with as many counts as were measured; zero elsewhere.
+
+        For list-mode data, whose background STIR does not tell, the constant of the highest likelihood.
+
+        Raises
+        ------
+        ValueError
+            If the expected background exceeds the measured counts.
+        """
+        sensitivity = self.sensitivity()
+        seen = (sensitivity > 0).float()
+        total = float(sensitivity.sum(dtype=torch.float64))
+        if total <= 0:
+            raise ValueError("the sensitivity is zero everywhere: no bin sees the image")
+        if not _has_projection_data(self.stir_objective):
+            return seen * self._scaling(seen, total)
+        counts = self._known_counts()
+        above = counts.num_prompts - counts.num_background
+        if above <= 0:
+            raise ValueError(
+                f"the expected background exceeds the {counts.num_prompts:g} measured counts by {-above:g}. Is the "
+                "additive sinogram divided by the multiplicative factors, as STIR wants it?"
+            )
+        return seen * (above / total)
+
+    def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation of the truth's log-likelihood, see the protocol; one forward projection.
+
+        Raises
+        ------
+        NotImplementedError
+            For list-mode data: STIR-Python does not tell the expected counts.
+        """
+        if x.dim() != 3:
+            raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+        if not _has_projection_data(self.stir_objective):
+            raise NotImplementedError(
+                "STIR-Python does not tell the expected counts of list-mode data: use an even number of subsets, or "
+                "give the likelihood schedule its end (target or num_em_iterations)"
+            )
+        with self.counter.timed():
+            self._fill(self._estimate, self._checked(x))
+            self.counter.forward += 1
+            return self._known_counts().expected_log_likelihood(self._estimate)
+
+    def _known_counts(self) -> StirCounts:
+        if self._counts is None:
+            with self.counter.timed():
+                self._counts = StirCounts(self.stir_objective, self._template.get_empty_copy())
+                self.counter.forward += 1
+        return self._counts
+
+    def _value(self, x: Tensor, subset: int | None) -> Tensor:
+        self._check_subset(subset)
+        if self._repair is None:
+            self._repair = ValueRepair.find(self, self._stirs_value)
+
+        def value_of(image: Tensor) -> float:
+            return self._repair(self._stirs_value(image, subset), image, self.sensitivity(subset))
+
+        return torch.tensor(self._each(value_of, x), dtype=torch.float64).reshape(x.shape[:-3])
+
+    def _stirs_value(self, image: Tensor, subset: int | None = None) -> float:
+        self._fill(self._estimate, image)
+        self.counter.forward += self._share(subset)
+        arguments = () if subset is None else (subset,)
+        return self.stir_objective.compute_objective_function_without_penalty(self._estimate, *arguments)
+
+    def _gradient(self, x: Tensor, subset: int | None, active: Tensor | None = None) -> Tensor:
+        self._check_subset(subset)
+        if active is not None:
+            x = x[active.to(x.device)]
+
+        def gradient_of(image: Tensor) -> Tensor:
+            self._fill(self._estimate, image)
+            self.counter.forward += self._share(subset)
+            self.counter.back += self._share(subset)
+            if subset is None:
+                self.stir_objective.compute_gradient_without_penalty(self._result, self._estimate)
+            else:
+                self.stir_objective.compute_sub_gradient_without_penalty(self._result, self._estimate, subset)
+            return tensor_of(self._result)
+
+        gradients = self._each(gradient_of, x)
+        return torch.stack(gradients).reshape(x.shape) if gradients else torch.zeros_like(x)
+
+    def _each(self, function: Callable[[Tensor], Any], x: Tensor) -> list[Any]:
+        with self.counter.timed():
+            return [function(image) for image in x.reshape(-1, *self.geometry.shape)]
+
+    def _scaling(self, seen: Tensor, total: float) -> float:
+        """EM for a single factor: the constant image of the highest likelihood."""
+        scale = 1.0
+        for _ in range(_SCALING_ITERATIONS):
+            factor = 1 + float(self.gradient(seen * scale).mul_(seen).sum(dtype=torch.float64)) / total
+            scale *= factor
+            if abs(factor - 1) < 1e-3:
+                break
+        return scale
+
+    def _share(self, subset: int | None) -> float:
+        return 1.0 if subset is None else 1 / self.num_subsets
+
+    def _check_subset(self, subset: int | None) -> None:
+        if subset is not None and not 0 <= subset < self.num_subsets:
+            raise ValueError(f"subset must be in 0..{self.num_subsets - 1}, found {subset}")
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """A copy: callers may change their image before they ask for the gradient."""
+        if tuple(x.shape[-3:]) != self.geometry.shape:
+            raise ValueError(f"expected images [..., z, y, x] of {self.geometry.shape}, found shape {tuple(x.shape)}")
+        x = x.detach().to(self.device, torch.float32, copy=True)
+        # Here and not in STIR, which may be compiled to take NaN for a number.
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"the image has {int((~torch.isfinite(x)).sum())} values that are not finite")
+        return x
+
+    @staticmethod
+    def _fill(image: Any, x: Tensor) -> None:
+        image.fill(np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32))
+
+
+def _has_projection_data(obj: Any) -> bool:
+    return hasattr(obj, "get_proj_data")

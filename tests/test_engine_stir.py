@@ -1,0 +1,265 @@
+"""STIR-Python's objective functions as objectives of this package, against the embedded engine."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from stir_scan import stir_objective
+
+from sirf_diffusion.data import load_example
+from sirf_diffusion.engines import Objective, as_objective
+from sirf_diffusion.engines.objective import NativeImages
+from sirf_diffusion.engines.stir.par import stir_version
+from sirf_diffusion.models import ScoreModel, intensity_scale
+from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.reconstruction import reconstruct_objective
+from sirf_diffusion.reconstructors import (
+    MAPEM,
+    OSEM,
+    DDSReconstructor,
+    HQSReconstructor,
+    LikelihoodScheduledReconstructor,
+)
+from sirf_diffusion.reconstructors.base import inside
+
+pytestmark = pytest.mark.requires_stir
+
+
+@pytest.fixture(scope="module")
+def slice_():
+    """Objective of STIR, the same of the embedded engine, the true image as a tensor."""
+    obj, _ = stir_objective()
+    example = load_example("brain2d")
+    return as_objective(obj), example.acquisition.objective(2), example.truth
+
+
+@pytest.fixture
+def fresh():
+    return as_objective(stir_objective()[0])
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_it_is_an_objective_with_images_of_its_own(slice_):
+    stir, embedded, _ = slice_
+    assert isinstance(stir, Objective)
+    assert isinstance(stir, NativeImages)
+    assert stir.geometry == embedded.geometry
+
+
+@pytest.mark.parametrize("subset", [None, 0, 1])
+def test_numbers_are_those_of_the_embedded_engine(slice_, subset):
+    stir, embedded, truth = slice_
+    batch = torch.stack((truth, embedded.uniform_image()))
+    values, expected = stir.value(batch, subset), embedded.value(batch, subset)
+    assert values.shape == (2,)
+    # 10 rays and exact strips differ by a few 1e-4 of the projections.
+    assert torch.allclose(values, expected, rtol=2e-4)
+    assert relative(stir.gradient(batch, subset), embedded.gradient(batch, subset)) < 0.03
+    assert relative(stir.sensitivity(subset), embedded.sensitivity(subset)) < 0.01
+
+
+def test_uniform_image_and_expected_likelihood_are_those_of_the_embedded_engine(slice_):
+    stir, embedded, truth = slice_
+    assert float(stir.uniform_image().max()) == pytest.approx(float(embedded.uniform_image().max()), rel=1e-3)
+    found, expected = stir.expected_log_likelihood(truth), embedded.expected_log_likelihood(truth)
+    assert found[0] == pytest.approx(expected[0], abs=0.1 * expected[1])
+    assert found[1] == pytest.approx(expected[1], rel=1e-3)
+
+
+def test_subsets_add_up(slice_):
+    stir, _, truth = slice_
+    assert float(sum(stir.value(truth, k) for k in range(2))) == pytest.approx(float(stir.value(truth)), rel=1e-9)
+    assert relative(sum(stir.gradient(truth, k) for k in range(2)), stir.gradient(truth)) < 1e-5
+    assert relative(sum(stir.sensitivity(k) for k in range(2)), stir.sensitivity()) < 1e-6
+
+
+def test_gradient_is_the_derivative_of_the_value(slice_):
+    stir, _, truth = slice_
+    x = truth + 0.1 * truth.mean()
+    direction = truth.flip(-1) * inside(stir.sensitivity())
+    step = 1e-3 * float(x.max()) / float(direction.max())
+    slope = float(stir.value(x + step * direction) - stir.value(x - step * direction)) / (2 * step)
+    assert slope == pytest.approx(float((stir.gradient(x).double() * direction).sum()), rel=1e-2)
+
+
+def test_an_evaluation_is_of_the_image_as_it_was_and_of_the_active_ones(fresh, slice_):
+    truth = slice_[2]
+    x = torch.stack((truth, 2 * truth, 3 * truth))
+    expected = fresh.gradient(x)
+    value = fresh.value(x)
+    evaluation = fresh.at(x)
+    x.zero_()
+    assert torch.equal(evaluation.value, value)
+    assert torch.equal(evaluation.gradient(torch.tensor([True, False, True])), expected[[0, 2]])
+    assert evaluation.gradient(torch.zeros(3, dtype=torch.bool)).shape == (0, *truth.shape)
+
+
+def test_projections_are_counted_when_they_are_made(fresh, slice_):
+    truth = slice_[2]
+    evaluation = fresh.at(torch.stack((truth, truth)), 0)
+    assert (fresh.counter.forward, fresh.counter.back) == (0, 0)
+    _ = evaluation.value, evaluation.value
+    assert (fresh.counter.forward, fresh.counter.back) == (1, 0)
+    evaluation.gradient(torch.tensor([True, False]))
+    assert (fresh.counter.forward, fresh.counter.back) == (1.5, 0.5)
+    fresh.sensitivity()
+    assert fresh.counter.back == 0.5
+    assert fresh.counter.seconds > 0
+
+
+def test_images_cross_without_flips_and_keep_what_the_data_know(slice_, generator):
+    stir, _, _ = slice_
+    x = torch.rand(stir.geometry.shape, generator=generator)
+    image = stir.to_image(x)
+    assert torch.equal(torch.from_numpy(image.as_array()), x)
+    assert torch.equal(stir.to_tensor(image), x)
+    data = stir.stir_objective.get_proj_data().get_exam_info()
+    assert image.get_exam_info().parameter_info() == data.parameter_info()
+    before = x.clone()
+    stir.to_tensor(image).zero_()
+    image.fill(0)
+    assert torch.equal(x, before)
+
+
+def test_voxels_lie_where_stir_has_them(slice_):
+    import stir as toolkit
+
+    from sirf_diffusion.engines.stir.images import geometry_of
+
+    _, image = stir_objective("brain3d", set_up=False)
+    geometry = geometry_of(image)
+    assert geometry == load_example("brain3d").acquisition.geometry
+    index = toolkit.Int3BasicCoordinate()
+    first = image.get_min_indices()
+    for axis, offset in ((1, 3), (2, 5), (3, 7)):
+        index[axis] = first[axis] + offset
+    position = image.get_physical_coordinates_for_indices(index)
+    _, ny, nx = geometry.shape
+    for axis, offset, centre in ((1, 3, 0), (2, 5, ny // 2), (3, 7, nx // 2)):
+        expected = geometry.origin[axis - 1] + (offset - centre) * geometry.voxel_size[axis - 1]
+        assert position[axis] == pytest.approx(expected)
+
+
+def test_images_on_another_grid_are_refused(slice_):
+    stir, _, _ = slice_
+    with pytest.raises(ValueError, match="grid"):
+        stir.to_tensor(stir_objective("brain3d", set_up=False)[1])
+    with pytest.raises(ValueError, match="expected images"):
+        stir.value(torch.ones(1, 5, 5))
+    with pytest.raises(TypeError, match="FloatVoxelsOnCartesianGrid"):
+        stir.to_tensor("an image")
+
+
+def test_values_that_are_not_finite_are_refused_before_stir_sees_them(slice_):
+    stir, _, truth = slice_
+    bad = truth.clone()
+    bad[0, 3, 3] = float("nan")
+    for function in (stir.value, stir.gradient, stir.at):
+        with pytest.raises(ValueError, match="1 values that are not finite"):
+            function(bad)
+
+
+def test_subsets_that_there_are_not_are_refused(slice_):
+    stir, _, truth = slice_
+    for function in (lambda k: stir.value(truth, k), lambda k: stir.gradient(truth, k), stir.sensitivity):
+        with pytest.raises(ValueError, match=r"subset must be in 0\.\.1, found 2"):
+            function(2)
+
+
+def test_an_objective_function_that_was_not_set_up_is_refused(capfd):
+    with pytest.raises(ValueError, match="set_up"):
+        as_objective(stir_objective(set_up=False)[0])
+    obj, _ = stir_objective()
+    capfd.readouterr()
+    as_objective(obj)
+    assert "ERROR" not in capfd.readouterr().err
+    obj.set_recompute_sensitivity(True)
+    obj.set_num_subsets(3)
+    with pytest.raises(ValueError, match="set_up"):
+        as_objective(obj)
+
+
+def test_a_reconstruction_object_is_refused_with_advice():
+    import stir
+
+    with pytest.raises(TypeError, match="get_objective_function"):
+        as_objective(stir.OSMAPOSLReconstruction3DFloat())
+
+
+def test_a_prior_is_left_out_with_one_warning(caplog, slice_):
+    import stir
+
+    prior = stir.QuadraticPrior3DFloat(False, 3.0)
+    with caplog.at_level(logging.WARNING):
+        with_prior = as_objective(stir_objective(prior=prior)[0])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "QuadraticPrior" in caplog.text
+    truth = slice_[2]
+    assert float(with_prior.value(truth)) == pytest.approx(float(slice_[0].value(truth)), rel=1e-9)
+    assert torch.allclose(with_prior.gradient(truth), slice_[0].gradient(truth), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"additive": False},
+        {"additive": False, "normalisation": False},
+        {"example": "brain3d"},
+        {"example": "brain3d", "max_segment": 0},
+    ],
+    ids=["no background", "no normalisation", "oblique", "direct only"],
+)
+def test_counts_are_those_behind_stirs_own_value(options):
+    obj, truth = stir_objective(**options)
+    objective = as_objective(obj)
+    x = objective.to_tensor(truth)
+    counts = objective._known_counts()
+    q, y = (torch.from_numpy(a).double() for a in (counts.expected(objective.to_image(x)), counts.prompts))
+    expected = (torch.xlogy(y, q.clamp_min(1e-4 * y)) - q.clamp_min(1e-4 * y)).sum()
+    assert float(objective.value(x)) == pytest.approx(float(expected), rel=1e-6)
+    uniform = objective.uniform_image()
+    predicted = float(counts.expected(objective.to_image(uniform)).sum(dtype="float64"))
+    assert predicted == pytest.approx(counts.num_prompts, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ScoreModel.load("brain-fdg")
+
+
+METHODS = {
+    "OSEM": lambda o, m: OSEM(o, 4),
+    "MAP-EM": lambda o, m: MAPEM(o, RelativeDifferencePrior(o.geometry, 1.0, epsilon=0.05), 8),
+    "DDS": lambda o, m: DDSReconstructor(o, m, num_steps=6, num_inner=3, anchor_strength=10.0),
+    "HQS": lambda o, m: HQSReconstructor(o, m, num_steps=6, beta=12.0),
+    "LiSch": lambda o, m: LikelihoodScheduledReconstructor(o, m, num_steps=6, smoothing=8.0),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_reconstructor_gives_the_image_of_the_embedded_engine(slice_, model, method):
+    stir, embedded, truth = slice_
+    bound = model.on(stir.geometry, intensity_scale(truth, stir.geometry))
+    runs = [METHODS[method](objective, bound).process() for objective in (stir, embedded)]
+    image, expected = stir.to_tensor(runs[0].get_output()), runs[1].get_output()
+    assert relative(image, expected) < 0.03
+    made, needed = (run.record["projections"] for run in runs)
+    assert made["back"] == pytest.approx(needed["back"], rel=0.2)
+    assert made["forward"] <= 2.2 * needed["forward"] + 1
+
+
+def test_reconstruct_objective_tells_the_engine_and_counts_everything(fresh):
+    result = reconstruct_objective(fresh, "map-rdp", settings={"num_iterations": 2})
+    record = result.record
+    assert record["engine"] == {"name": "stir", "version": stir_version()}
+    assert record["engine"]["version"].split(".")[0].isdigit()
+    # All but the log-likelihood of the image that is handed out.
+    assert record["projections"]["forward"] == pytest.approx(fresh.counter.forward - 1, abs=1.01)
+    assert record["projections"]["back"] == pytest.approx(fresh.counter.back)
+    assert isinstance(result.image, torch.Tensor)
+    assert result.geometry == fresh.geometry
