@@ -183,7 +183,7 @@ def test_osmaposl_without_prior_is_osem_with_subsets_in_order(objective, image):
     result = osmaposl(objective, start)
     osem = OSEM(objective, 2, subset_order=range(4))
     osem.set_up(start.tensor)
-    torch.testing.assert_close(result.tensor, osem.process().get_output(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.tensor, osem.process().get_output().tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_osmaposl_continues_update_by_update(objective, image):
@@ -238,6 +238,42 @@ def test_objective_is_likelihood_minus_penalty_and_subset_gradients_share_it(obj
     parts = [objective.get_subset_gradient(image, k) for k in range(4)]
     full = objective.gradient(image).as_array()
     np.testing.assert_allclose(sum(parts[1:], parts[0]).as_array(), full, rtol=1e-3, atol=1e-3 * np.abs(full).max())
+
+
+def test_hessian_of_objective_is_the_change_of_its_gradient(objective, image):
+    prior = pet.RelativeDifferencePrior()
+    prior.set_penalisation_factor(2.0)
+    prior.set_epsilon(0.1)
+    objective.set_prior(prior)
+    objective.set_num_subsets(4)
+    objective.set_up(image)
+    direction = image.clone().fill(np.random.default_rng(1).random(image.shape))
+    for subset in (-1, 2):
+        forward, back = (objective.gradient(image.sapyb(1, direction, h), subset).as_array() for h in (1e-2, -1e-2))
+        product = objective.multiply_with_Hessian(image, direction, subset)
+        scale = float(product.abs().max())
+        np.testing.assert_allclose(product.as_array(), (forward - back) / 2e-2, rtol=1e-2, atol=1e-2 * scale)
+        added = objective.accumulate_Hessian_times_input(image, direction, subset, out=product.clone())
+        np.testing.assert_allclose(added.as_array(), 2 * product.as_array(), rtol=1e-5)
+    alone = prior.multiply_with_Hessian(image, direction)
+    added = prior.accumulate_Hessian_times_input(image, direction, out=alone.clone())
+    np.testing.assert_allclose(added.as_array(), 2 * alone.as_array(), rtol=1e-6)
+
+
+def test_reconstructors_take_and_give_images_of_the_engine(objective, image):
+    objective.set_num_subsets(4)
+    objective.set_up(image)
+    reconstructor = OSEM(objective, 1)
+    start = image.clone()
+    reconstructor.set_up(start)
+    result = reconstructor.process().get_output()
+    assert isinstance(result, pet.ImageData)
+    assert result.geometry == image.geometry
+    np.testing.assert_array_equal(start.as_array(), image.as_array())
+    result.fill(0)
+    assert reconstructor.get_output().max() > 0
+    with pytest.raises(TypeError, match="ndarray"):
+        reconstructor.set_up(image.as_array())
 
 
 def test_a_score_or_other_tensor_prior_fits_the_objective(objective, image):
@@ -299,6 +335,24 @@ def test_message_redirector_writes_files_while_it_lives(tmp_path):
     redirector.close()
     log.info("lost")
     assert (tmp_path / "info.txt").read_text() == "kept\n"
+
+
+def test_verbosity_is_the_loggers_level():
+    log = logging.getLogger("sirf_diffusion")
+    before = log.level
+    try:
+        for verbosity, level in ((0, logging.WARNING), (1, logging.INFO), (5, logging.DEBUG)):
+            pet.set_verbosity(verbosity)
+            assert log.getEffectiveLevel() == level
+            assert pet.get_verbosity() == min(verbosity, 2)
+    finally:
+        log.setLevel(before)
+
+
+def test_errors_have_sirfs_value():
+    with pytest.raises(pet.error) as problem:
+        pet.ImageData(3)
+    assert problem.value.value == str(problem.value)
 
 
 @pytest.mark.parametrize(

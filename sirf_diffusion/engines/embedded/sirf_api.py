@@ -1,7 +1,8 @@
 """The embedded engine under the names of ``sirf.STIR``: one script runs on either.
 
-Signatures and semantics follow SIRF; what is missing here (scatter, list mode, TOF, other scanners' normalisation
-files) is missing as a name, so that a script stops where it asks for it.
+Signatures and semantics follow SIRF, and the names that this package adds (`ScorePrior`, `AnchorPrior`, `BowsherPrior`,
+`PythonPrior`, `ScoreImageProcessor`) are those of `sirf_diffusion.engines.sirf`; what is missing here (scatter, list
+mode, TOF, other scanners' normalisation files) is missing as a name, so that a script stops where it asks for it.
 
 Examples
 --------
@@ -19,6 +20,7 @@ import logging
 import sys
 
 from .sirf_data import AcquisitionData, DataContainer, ImageData, error
+from .sirf_learned import AnchorPrior, BowsherPrior, PythonPrior, ScoreImageProcessor, ScorePrior
 from .sirf_models import (
     AcquisitionModelUsingRayTracingMatrix,
     AcquisitionSensitivityModel,
@@ -26,19 +28,16 @@ from .sirf_models import (
     SeparableGaussianImageFilter,
     TruncateToCylinderProcessor,
 )
-from .sirf_reconstruction import (
-    OSMAPOSLReconstructor,
-    PoissonLogLikelihoodWithLinearModelForMeanAndProjData,
-    Prior,
-    QuadraticPrior,
-    RelativeDifferencePrior,
-    make_Poisson_loglikelihood,
-)
+from .sirf_objective import PoissonLogLikelihoodWithLinearModelForMeanAndProjData, make_Poisson_loglikelihood
+from .sirf_priors import Prior, QuadraticPrior, RelativeDifferencePrior
+from .sirf_reconstruction import OSMAPOSLReconstructor
 
 __all__ = [
     "AcquisitionData",
     "AcquisitionModelUsingRayTracingMatrix",
     "AcquisitionSensitivityModel",
+    "AnchorPrior",
+    "BowsherPrior",
     "DataContainer",
     "ImageData",
     "ImageDataProcessor",
@@ -46,14 +45,21 @@ __all__ = [
     "OSMAPOSLReconstructor",
     "PoissonLogLikelihoodWithLinearModelForMeanAndProjData",
     "Prior",
+    "PythonPrior",
     "QuadraticPrior",
     "RelativeDifferencePrior",
+    "ScoreImageProcessor",
+    "ScorePrior",
     "SeparableGaussianImageFilter",
     "TruncateToCylinderProcessor",
     "error",
     "get_engine_version_string",
+    "get_verbosity",
     "make_Poisson_loglikelihood",
+    "set_verbosity",
 ]
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class MessageRedirector:
@@ -101,6 +107,17 @@ def get_engine_version_string() -> str:
     from ... import __version__
 
     return f"sirf-diffusion embedded engine {__version__}"
+
+
+def set_verbosity(verbosity: int) -> None:
+    """How much this package's logger passes on: 0 warnings, 1 also information, 2 and more everything."""
+    logging.getLogger("sirf_diffusion").setLevel(_LEVELS[min(max(int(verbosity), 0), len(_LEVELS) - 1)])
+
+
+def get_verbosity() -> int:
+    """The verbosity as :func:`set_verbosity` takes it."""
+    level = logging.getLogger("sirf_diffusion").getEffectiveLevel()
+    return max((number for number, value in enumerate(_LEVELS) if value >= level), default=0)
 
 
 def _handler(destination: str | None, lowest: int, highest: int) -> logging.Handler:

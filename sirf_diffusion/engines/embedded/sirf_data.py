@@ -14,12 +14,18 @@ from torch import Tensor
 from ...images import ImageGeometry
 from .geometry import ProjDataGeometry
 from .interfile import read_image, read_projection_data, write_image, write_projection_data
+from .scanners import get_scanner
 
 Self = TypeVar("Self", bound="DataContainer")
 
 
 class error(Exception):
     """What SIRF raises for wrong arguments."""
+
+    @property
+    def value(self) -> str:
+        """The message."""
+        return str(self)
 
 
 class DataContainer:
@@ -384,10 +390,7 @@ def default_image_geometry(projdata: ProjDataGeometry, ny: int | None = None, nx
 
 def _scanner_geometry(name: str, span: int, max_ring_diff: int, view_mash_factor: int) -> ProjDataGeometry:
     largest = max_ring_diff
-    full = None
     if largest < 0:
-        from .scanners import get_scanner
-
         largest = get_scanner(name).num_rings - 1
     full = ProjDataGeometry.from_scanner(name, span, largest)
     if view_mash_factor == 1:

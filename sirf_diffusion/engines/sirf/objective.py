@@ -1,0 +1,392 @@
+"""A SIRF objective function as an :class:`~sirf_diffusion.engines.objective.Objective`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...images import ImageGeometry
+from ..objective import Evaluation, ProjectionCounter
+from .convert import fill, image_geometry, to_image, to_tensor, values_of
+from .data import KnownData
+from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
+
+logger = logging.getLogger(__name__)
+
+# Subset sensitivities beyond this are fetched from STIR, which has them anyway, each time.
+SENSITIVITY_CACHE_BYTES = 1 << 29
+# Of quotients that are kept between a value and its gradient; beyond this the gradient projects once more.
+QUOTIENT_BYTES = 1 << 30
+
+
+class SirfObjective:
+    r"""The log-likelihood in a ``sirf.STIR.ObjectiveFunction``, from sinograms or list mode, with or without TOF.
+
+    .. math:: L(x) = \sum_i y_i \log q_i - q_i, \qquad \nabla_k L(x) = A_k^T (y / q) - A_k^T 1
+
+    Every objective function gives gradients (``get_backprojection_of_acquisition_ratio`` less the subset's
+    sensitivity) and ``L`` of all data. With the acquisition data, ``L`` of subsets and its expectation over noise are
+    there too, and value and gradient share one forward projection. A penalty attached to the objective function is
+    left out of all of them: reconstructors take theirs as an argument.
+
+    The caller's images are never written to, nor are SIRF's storage scheme and verbosity changed. Three images are
+    allocated, with known acquisition data one set of projection data besides.
+
+    Parameters
+    ----------
+    obj
+        Objective function after its ``set_up``. Its number of subsets must not change afterwards.
+    acquisition_data
+        The ``AcquisitionData`` that were given to ``obj``, which SIRF does not hand back. Objective functions made
+        by ``sirf_diffusion.get_engine("sirf")`` remember them, so it need not be given for those. Not for list mode.
+    acquisition_model
+        The ``AcquisitionModel`` that was given to ``obj``; read from ``obj`` where it was made by SIRF's Python class
+        for sinograms.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` is not a Poisson log-likelihood of SIRF.
+    RuntimeError
+        If ``obj`` has not been set up.
+    ValueError
+        If acquisition data or model are not those of ``obj``: then values differ at a uniform image.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, obj: Any, acquisition_data: Any = None, acquisition_model: Any = None) -> None:
+        for method in ("get_backprojection_of_acquisition_ratio", "get_subset_sensitivity", "value"):
+            if not callable(getattr(obj, method, None)):
+                raise TypeError(
+                    f"obj must be a Poisson log-likelihood of sirf.STIR, found {type(obj).__name__} without {method}()"
+                )
+        self.obj = obj
+        self.num_subsets = int(obj.get_num_subsets())
+        self.counter = ProjectionCounter()
+        model = acquisition_model if acquisition_model is not None else model_of(obj)
+        require_set_up(obj, self.num_subsets)
+        self._template = obj.get_subset_sensitivity(0)
+        self.geometry: ImageGeometry = image_geometry(self._template)
+        self._image, self._result = self._template.clone(), self._template.clone()
+        self._sensitivities: dict[int | None, Tensor] = {}
+        self._uniform: Tensor | None = None
+        # L = sign * value - weight * <x, s>; to be found out where the value may be wrong.
+        self._repair: tuple[int, int] | None = (1, 0) if is_of_sinograms(obj) else None
+        with without_prior(obj) as factor:
+            if factor:
+                logger.warning("the penalty of the objective function is left out: give it to the reconstructor")
+        if acquisition_data is None:
+            acquisition_data = getattr(obj, "known_acquisition_data", None)
+        self._data: KnownData | None = None
+        if acquisition_data is not None:
+            self._use(acquisition_data, model)
+
+    def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
+        """Value and gradient on demand. ``x [..., z, y, x]`` must not be changed in place before they are taken.
+
+        One forward and one back projection for both if the acquisition data are known, else two and one.
+
+        Raises
+        ------
+        ValueError
+            If the image does not fit or is not finite, or what SIRF computes of it is not.
+        NotImplementedError
+            On asking for the value of a subset if the acquisition data are not known.
+        """
+        point = _Point(self, self._checked(x, subset), subset)
+        return Evaluation(point.value, point.gradient)
+
+    def value(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``L(x)``, float64, one number per image; of a subset only if the acquisition data are known."""
+        return _Point(self, self._checked(x, subset), subset).value(keep=False)
+
+    def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """``A^T (y / q - 1)``, shape of ``x``; of subset ``k`` alone, not multiplied by ``num_subsets``."""
+        return self.at(x, subset).gradient()
+
+    def sensitivity(self, subset: int | None = None) -> Tensor:
+        """``A^T 1``, ``[z, y, x]``, as SIRF computed it in ``set_up``: no projection is made here."""
+        if subset not in self._sensitivities:
+            if subset is None:
+                found = torch.zeros(self.geometry.shape)
+                for k in range(self.num_subsets):
+                    found += to_tensor(self.obj.get_subset_sensitivity(k))
+            else:
+                self._check_subset(subset)
+                found = to_tensor(self.obj.get_subset_sensitivity(subset))
+                if 4 * found.numel() * self.num_subsets > SENSITIVITY_CACHE_BYTES:
+                    return found
+            self._sensitivities[subset] = found
+        return self._sensitivities[subset]
+
+    def uniform_image(self) -> Tensor:
+        r"""Constant where the sensitivity is positive, zero elsewhere; computed once.
+
+        With known acquisition data :math:`c = \sum (y - b) / \sum s`. Otherwise the constant of highest likelihood,
+        where :math:`\langle \nabla L(c), 1 \rangle = 0`, to 0.1 % of the sensitivity: the same if there is no
+        background, and a few gradients of all data.
+
+        Raises
+        ------
+        ValueError
+            If no voxel is seen, or no counts are left for the image.
+        """
+        if self._uniform is None:
+            sensitivity = self.sensitivity()
+            total = float(sensitivity.sum(dtype=torch.float64))
+            if total <= 0:
+                raise ValueError("sensitivity is zero everywhere: no bin with a positive factor sees the image")
+            mask = (sensitivity > 0).float()
+            self._uniform = self._constant_of_highest_likelihood(mask, total) * mask
+        return self._uniform.clone()
+
+    def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation, over noise, of the truth's ``L`` if ``x [z, y, x]`` predicts counts as it does.
+
+        One forward projection. See :func:`~sirf_diffusion.engines.embedded.poisson.poisson_divergence`.
+
+        Raises
+        ------
+        NotImplementedError
+            If the acquisition data are not known.
+        """
+        if x.dim() != 3:
+            raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+        if self._data is None:
+            raise NotImplementedError("the expected log-likelihood " + _DATA_NEEDED)
+        with self.counter.timed():
+            self.counter.forward += 1
+            return self._data.expected_log_likelihood(fill(self._image, self._checked(x, None)))
+
+    def to_tensor(self, image: Any) -> Tensor:
+        """A SIRF image on the objective's grid as a tensor of its own.
+
+        Raises
+        ------
+        ValueError
+            If the image lies on another grid.
+        """
+        found, grid = image_geometry(image), self.geometry
+        near = all(
+            abs(a - b) <= 1e-3 * max(1.0, abs(b))
+            for a, b in zip(found.voxel_size + found.origin, grid.voxel_size + grid.origin, strict=True)
+        )
+        if found.shape != grid.shape or not near:
+            raise ValueError(
+                f"the image lies on {found}, the objective function on {grid}: zoom_image_as_template() it"
+            )
+        return to_tensor(image)
+
+    def to_image(self, x: Tensor) -> Any:
+        """A new ``sirf.STIR.ImageData`` with geometry and ExamInfo as the image that ``obj`` was set up with."""
+        return to_image(x, self._template)
+
+    def _use(self, acquisition_data: Any, model: Any) -> None:
+        """Take up the data if they are what ``obj`` computes with; learns the background on the way."""
+        if model is None:
+            raise ValueError("acquisition_model must be given with acquisition_data: it cannot be read from obj")
+        set_up_model(model, acquisition_data, self._template)
+        data = KnownData(acquisition_data, model, self.num_subsets)
+        sensitivity = self.sensitivity()
+        total, mask = float(sensitivity.sum(dtype=torch.float64)), (sensitivity > 0).float()
+        if total <= 0 or data.counts <= 0:
+            raise ValueError(f"nothing to reconstruct: {data.counts:g} counts, sum of the sensitivity {total:g}")
+        level = data.counts / total
+        with self.counter.timed():
+            fill(self._image, level * mask)
+            ours, expected, impossible = data.check_at(self._image)
+            background = expected - level * total
+            theirs = self._value_of_obj()
+            self.counter.forward += 2
+        if abs(ours - theirs) > 1e-4 * max(data.counts, abs(theirs)):
+            raise ValueError(
+                "acquisition_data or acquisition_model are not those of the objective function: at a uniform image "
+                f"they give {ours:.8g}, the objective function {theirs:.8g}. Leave them out, or give the right ones"
+            )
+        if impossible:
+            logger.warning("%d bins have counts where none are expected: set the prompts of dead bins to 0", impossible)
+        if data.counts <= background:
+            raise ValueError(
+                f"the expected background exceeds the {data.counts:g} measured counts by {background - data.counts:g}"
+            )
+        self._uniform = (data.counts - max(background, 0.0)) / total * mask
+        self._data = data
+
+    def _constant_of_highest_likelihood(self, mask: Tensor, total: float) -> float:
+        def slope(level: float) -> float:
+            return float(self.gradient(level * mask).sum(dtype=torch.float64)) / total
+
+        # An EM step goes from any c towards the root; 1 / (slope + 1) is linear in c without background, and smooth
+        # with it, so secants of it end what the step has begun.
+        levels = [1.0]
+        slopes = [slope(1.0)]
+        if slopes[0] <= -1:
+            raise ValueError("the objective function has no counts that the image could explain")
+        levels.append(1 + slopes[0])
+        for _ in range(10):
+            slopes.append(slope(levels[-1]))
+            if abs(slopes[-1]) < 1e-3:
+                return levels[-1]
+            before, now = (1 / (1 + value) for value in slopes[-2:])
+            rate = (now - before) / (levels[-1] - levels[-2])
+            step = (1 - now) / rate if rate > 0 else levels[-1] * slopes[-1]
+            levels.append(min(max(levels[-1] + step, 0.01 * levels[-1]), 100 * levels[-1]))
+        if slopes[-1] < 0 and levels[-1] < 1e-3 * levels[1]:
+            raise ValueError("the likelihood falls with any activity: the expected background exceeds the counts")
+        logger.warning("the uniform image is rough: its likelihood still rises by %.2g of the counts", abs(slopes[-1]))
+        return levels[-1]
+
+    def _value_of_obj(self) -> float:
+        """``L`` of the scratch image, without the attached penalty."""
+        with without_prior(self.obj):
+            return float(self.obj.value(self._image))
+
+    def _generic_value(self, x: Tensor) -> float:
+        fill(self._image, x)
+        self.counter.forward += 1
+        value = self._value_of_obj()
+        if self._repair is None:
+            self._repair = self._find_repair()
+        sign, weight = self._repair
+        return sign * value - (weight and float((x.double() * self.sensitivity()).sum()))
+
+    def _generic_gradient(self, x: Tensor, subset: int | None) -> Tensor:
+        fill(self._image, x)
+        total = None
+        for k in range(self.num_subsets) if subset is None else (subset,):
+            self.obj.get_backprojection_of_acquisition_ratio(self._image, k, out=self._result)
+            self.counter.forward += 1 / self.num_subsets
+            self.counter.back += 1 / self.num_subsets
+            part, shared = values_of(self._result)
+            if total is not None:
+                total += part
+            else:
+                total = part.clone() if shared else part
+        return total.sub_(self.sensitivity(subset))
+
+    def _find_repair(self) -> tuple[int, int]:
+        """What makes the log-likelihood of the value, by the slopes of both along a constant image.
+
+        In STIR 6.5 the value of list mode data is the sum of ``-log q`` over events: sign reversed, ``<x, s>`` missing.
+        """
+        level, step = float(self.uniform_image().max()), 0.05
+        mask = (self.sensitivity() > 0).float()
+        values = []
+        for factor in (1 + step, 1 - step):
+            fill(self._image, factor * level * mask)
+            values.append(self._value_of_obj())
+            self.counter.forward += 1
+        found = (values[0] - values[1]) / (2 * step)
+        slope = level * float(self.gradient(level * mask).sum(dtype=torch.float64))
+        term = level * float(self.sensitivity().sum(dtype=torch.float64))
+        for repair, expected in (((1, 0), slope), ((1, 1), slope + term), ((-1, 1), -slope - term)):
+            if abs(found - expected) < 0.1 * term:
+                if repair != (1, 0):
+                    logger.warning("SIRF's values of this objective function are no log-likelihood: repaired here")
+                return repair
+        raise ValueError(
+            f"the objective function's value changes by {found:.6g} per unit of scale, its gradient says {slope:.6g}: "
+            "they cannot be of the same log-likelihood"
+        )
+
+    def _check_subset(self, subset: int) -> None:
+        if not 0 <= subset < self.num_subsets:
+            raise ValueError(f"subset must be in 0..{self.num_subsets - 1}, found {subset}")
+
+    def _checked(self, x: Tensor, subset: int | None) -> Tensor:
+        if subset is not None:
+            self._check_subset(subset)
+        if int(self.obj.get_num_subsets()) != self.num_subsets:
+            raise RuntimeError(
+                f"the objective function had {self.num_subsets} subsets and has {int(self.obj.get_num_subsets())} now: "
+                "set it up and make a new objective of it"
+            )
+        if tuple(x.shape[-3:]) != self.geometry.shape:
+            raise ValueError(f"image has shape {tuple(x.shape)}, expected [..., z, y, x] with {self.geometry.shape}")
+        x = x.detach().to("cpu", torch.float32)
+        if not math.isfinite(float(x.sum(dtype=torch.float64))):
+            raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
+        return x
+
+
+class _Point:
+    """One evaluation: a batch of images, their values and what was kept for their gradients."""
+
+    def __init__(self, objective: SirfObjective, x: Tensor, subset: int | None) -> None:
+        self._objective, self._subset = objective, subset
+        self._x = x.clone() if x.is_inference() else x
+        self._version = self._x._version if not self._x.is_inference() else None
+        self._images = self._x.reshape(-1, *x.shape[-3:])
+        self._values: dict[int, float] = {}
+        self._quotients: dict[int, Tensor] = {}
+
+    def value(self, keep: bool = True) -> Tensor:
+        objective, data = self._objective, self._objective._data
+        if data is None and self._subset is not None:
+            raise NotImplementedError("the log-likelihood of one subset " + _DATA_NEEDED)
+        with objective.counter.timed():
+            for i in range(len(self._images)):
+                if i not in self._values:
+                    self._evaluate(i, keep)
+            values = torch.tensor([self._values[i] for i in range(len(self._images))], dtype=torch.float64)
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"the log-likelihood is not finite: {values.tolist()}")
+        return values.reshape(self._x.shape[:-3])
+
+    def gradient(self, active: Tensor | None = None) -> Tensor:
+        chosen = range(len(self._images))
+        if active is not None:
+            chosen = torch.nonzero(active.reshape(-1)).reshape(-1).tolist()
+        shape = self._x.shape if active is None else (len(chosen), *self._x.shape[-3:])
+        with self._objective.counter.timed():
+            parts = [self._one_gradient(i) for i in chosen]
+            if len(parts) == 1:
+                return parts[0].reshape(shape)
+            return torch.stack(parts).reshape(shape) if parts else self._x.new_zeros(shape)
+
+    def _evaluate(self, i: int, keep: bool) -> None:
+        self._check_unchanged()
+        objective, data = self._objective, self._objective._data
+        if data is None:
+            self._values[i] = objective._generic_value(self._images[i])
+            return
+        share = 1.0 if self._subset is None else 1 / objective.num_subsets
+        kept = (len(self._quotients) + 1) * share * data.bytes_of_quotient <= QUOTIENT_BYTES
+        fill(objective._image, self._images[i])
+        value, quotient = data.likelihood(objective._image, self._subset, keep and kept)
+        objective.counter.forward += share
+        self._values[i] = value
+        if quotient is not None:
+            self._quotients[i] = quotient
+
+    def _one_gradient(self, i: int) -> Tensor:
+        objective, data = self._objective, self._objective._data
+        # Of a subset alone STIR's own loop is faster, because it touches no other bins.
+        if data is not None and self._subset is None and i not in self._values:
+            self._evaluate(i, keep=True)
+        if i in self._quotients:
+            data.back_project(self._quotients[i], self._subset, objective._result)
+            objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
+            gradient = to_tensor(objective._result).sub_(objective.sensitivity(self._subset))
+        else:
+            self._check_unchanged()
+            gradient = objective._generic_gradient(self._images[i], self._subset)
+        if not math.isfinite(float(gradient.sum(dtype=torch.float64))):
+            bad = int((~torch.isfinite(gradient)).sum())
+            raise ValueError(f"SIRF gives {bad} gradient values that are not finite (subset {self._subset})")
+        return gradient
+
+    def _check_unchanged(self) -> None:
+        if self._version is not None and self._x._version != self._version:
+            raise RuntimeError("the image was changed in place between at() and taking its value or gradient")
+
+
+_DATA_NEEDED = (
+    "needs the acquisition data, which SIRF's objective functions do not hand back: "
+    "as_objective(obj, acquisition_data=...), or make obj with sirf_diffusion.get_engine('sirf'); list mode has none"
+)

@@ -1,0 +1,173 @@
+"""Acquisitions for tests with the real SIRF: the bundled ones, TOF data, and list mode data written event by event."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sirf_diffusion import data
+
+LIST_MODE = "LinearModelForMeanAndListModeDataWithProjMatrixByBin"
+
+
+@dataclass
+class Scan:
+    """What a SIRF script has in its hands."""
+
+    prompts: Any
+    model: Any
+    template: Any
+    truth: Any = None
+
+    def objective(self, pet: Any, num_subsets: int = 6, prior: Any = None) -> Any:
+        """An objective function that has been set up."""
+        obj = pet.make_Poisson_loglikelihood(self.prompts, acq_model=self.model)
+        obj.set_num_subsets(num_subsets)
+        if prior is not None:
+            obj.set_prior(prior)
+        obj.set_up(self.template)
+        return obj
+
+
+@contextlib.contextmanager
+def quiet_sirf(scheme: str = "memory") -> Iterator[Any]:
+    """``sirf.STIR`` with this storage scheme and no chatter, both restored afterwards."""
+    import sirf.STIR as pet
+
+    before, verbosity = pet.AcquisitionData.get_storage_scheme(), pet.get_verbosity()
+    redirector = pet.MessageRedirector(info=None, warn=None, errr=None)
+    pet.AcquisitionData.set_storage_scheme(scheme)
+    pet.set_verbosity(0)
+    try:
+        yield pet
+    finally:
+        pet.AcquisitionData.set_storage_scheme(before)
+        pet.set_verbosity(verbosity)
+        del redirector
+
+
+def bundled(pet: Any, name: str = "brain2d", num_rays: int = 10) -> Scan:
+    """A bundled acquisition as SIRF reads it, with the ray tracing that it was simulated with."""
+    folder = Path(data.__file__).parent / name
+    prompts, multiplicative, additive = (
+        pet.AcquisitionData(str(folder / f"{part}.hs")) for part in ("prompts", "multiplicative", "additive")
+    )
+    truth = pet.ImageData(str(folder / "truth.hv"))
+    factors = pet.AcquisitionSensitivityModel(multiplicative)
+    factors.set_up(prompts)
+    model = pet.AcquisitionModelUsingRayTracingMatrix()
+    model.set_num_tangential_LORs(num_rays)
+    model.set_acquisition_sensitivity(factors)
+    model.set_additive_term(additive)
+    model.set_up(prompts, truth)
+    return Scan(prompts, model, truth.get_uniform_copy(0), truth)
+
+
+def time_of_flight(pet: Any) -> Scan:
+    """A few sinograms of a TOF scanner, five TOF bins, of an asymmetric object."""
+    layout = pet.AcquisitionData("GE Discovery 690", 1, 0, 12, 11)
+    truth = _object(pet, (47, 25, 25), (3.27, 18.0, 18.0))
+    model = pet.AcquisitionModelUsingRayTracingMatrix()
+    model.set_up(layout, truth)
+    return _with_noise(Scan(None, model, truth.get_uniform_copy(0), truth), layout, 3e5)
+
+
+def list_mode(pet: Any, folder: Path) -> tuple[Scan, Any]:
+    """Direct sinograms and the same events as list mode data: the scan of the former, the ``ListmodeData``."""
+    header, events = folder / "events.l.hdr", folder / "events.l"
+    header.write_text(_LIST_MODE_HEADER)
+    _write_events(events, np.ones(4, dtype=int))
+    layout = pet.ListmodeData(str(header)).acquisition_data_template()
+    truth = _object(pet, (127, 25, 25), (2.03125, 16.0, 16.0))
+    model = pet.AcquisitionModelUsingRayTracingMatrix()
+    model.set_up(layout, truth)
+    scan = _with_noise(Scan(None, model, truth.get_uniform_copy(0), truth), layout, 3e4)
+    _write_events(events, np.asarray(scan.prompts.as_array(), dtype=int).ravel())
+    return scan, pet.ListmodeData(str(header))
+
+
+def _object(pet: Any, shape: tuple[int, int, int], voxel_size: tuple[float, float, float]) -> Any:
+    image = pet.ImageData()
+    image.initialise(shape, voxel_size)
+    image.fill(0)
+    cylinder = pet.EllipticCylinder()
+    length = shape[0] * voxel_size[0]
+    cylinder.set_length(length)
+    cylinder.set_radii((90, 60))
+    cylinder.set_origin((length / 2, 20, -30))
+    image.add_shape(cylinder, 1.0)
+    return image
+
+
+def _with_noise(scan: Scan, layout: Any, counts: float) -> Scan:
+    """Poisson counts, a fifth of them background."""
+    expected = scan.model.forward(scan.truth).as_array().astype(np.float64)
+    scale = 0.8 * counts / expected.sum()
+    background = 0.2 * counts / expected.size
+    scan.truth = scan.truth * scale
+    additive = layout.get_uniform_copy(background)
+    scan.model.set_additive_term(additive)
+    drawn = np.random.default_rng(7).poisson(scale * expected + background).astype(np.float32)
+    scan.prompts = layout.get_uniform_copy(0)
+    scan.prompts.fill(drawn)
+    return scan
+
+
+def _write_events(path: Path, counts: np.ndarray) -> None:
+    """32-bit words: bin numbers with the bit of a prompt, between two time marks."""
+    events = np.repeat(np.arange(counts.size), counts)
+    np.random.default_rng(8).shuffle(events)
+    words = np.concatenate([[0x80000000], events | 0x40000000, [0x80000000 + 1000]])
+    words.astype("<u4").tofile(path)
+
+
+_LIST_MODE_HEADER = """!INTERFILE:=
+!originating system:=2008
+%SMS-MI header name space:=PETLINK bin address
+%SMS-MI version number:=3.4
+!GENERAL DATA:=
+!data offset in bytes:=0
+name of data file := events.l
+!GENERAL IMAGE DATA:=
+!type of data:=PET
+%study date (yyyy:mm:dd):=2020:01:01
+%study time (hh:mm:ss GMT+00:00):=00:00:00
+isotope name:=F-18
+isotope gamma halflife (sec):=6586.2
+isotope branching factor:=0.97
+%patient orientation:=HFS
+PET data type:=Emission
+data format:=CoincidenceList
+number of energy windows:=1
+%energy window lower level (keV) [1]:=430
+%energy window upper level (keV) [1]:=610
+!PET STUDY (Emission data):=
+PET scanner type:=cylindrical
+transaxial FOV diameter (cm):=59.6
+number of rings:=64
+distance between rings (cm):=0.40625
+gantry crystal radius (cm):=32.8
+bin size (cm):=0.20445
+septa state:=none
+%number of TOF time bins:=1
+%TOF mashing factor:=1
+!IMAGE DATA DESCRIPTION:=
+%preset type:=time
+%preset value:=1
+%preset unit:=seconds
+image duration (sec):=1
+%COINCIDENCE LIST DATA:=
+%LM event and tag words format (bits):=32
+%timing tagwords interval (msec):=1
+%axial compression:=1
+%maximum ring difference:=0
+%number of projections:=344
+%number of views:=252
+%number of segments :=1
+%segment table :={64}
+"""
