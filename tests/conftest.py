@@ -1,8 +1,8 @@
 """Markers, threads and fixtures that every test module may use.
 
-``requires_stir``, ``requires_sirf`` and ``requires_cuda`` skip a test where the thing is absent; the environment
-variables ``REQUIRE_STIR=1``, ``REQUIRE_SIRF=1`` and ``REQUIRE_CUDA=1`` turn these skips into failures, so that a
-machine that is meant to have them cannot pass by skipping.
+``requires_stir``, ``requires_shim``, ``requires_sirf`` and ``requires_cuda`` skip a test where the thing is absent; the
+environment variables ``REQUIRE_STIR=1`` (also for the shim), ``REQUIRE_SIRF=1`` and ``REQUIRE_CUDA=1`` turn these skips
+into failures, so that a machine that is meant to have them cannot pass by skipping.
 """
 
 from __future__ import annotations
@@ -33,21 +33,37 @@ def _reason_sirf() -> str:
     return _imports("sirf.STIR")
 
 
+@functools.lru_cache
+def _reason_shim() -> str:
+    """Empty if the compiled module of ``stir_priors`` is there, which is compiled once if STIR and a compiler are."""
+    from stir_priors.build import ShimError, build
+
+    try:
+        build()
+    except ShimError as problem:
+        return str(problem)
+    return ""
+
+
 def _reason_cuda() -> str:
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
-_REQUIREMENTS = {"stir": _reason_stir, "sirf": _reason_sirf, "cuda": _reason_cuda}
+_REQUIREMENTS = {
+    "stir": (_reason_stir, "REQUIRE_STIR"),
+    "shim": (_reason_shim, "REQUIRE_STIR"),
+    "sirf": (_reason_sirf, "REQUIRE_SIRF"),
+    "cuda": (_reason_cuda, "REQUIRE_CUDA"),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name, reason_of in _REQUIREMENTS.items():
+    for name, (reason_of, variable) in _REQUIREMENTS.items():
         if item.get_closest_marker(f"requires_{name}") is None:
             continue
         reason = reason_of()
         if not reason:
             continue
-        variable = f"REQUIRE_{name.upper()}"
         if os.environ.get(variable) == "1":
             pytest.fail(f"{variable}=1, but {name} is not usable here: {reason}", pytrace=False)
         pytest.skip(f"{name} is not usable here: {reason}")

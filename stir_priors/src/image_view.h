@@ -1,0 +1,189 @@
+// STIR images as NumPy arrays of the same memory, and the one pass over what Python wrote.
+#pragma once
+
+#include "python_host.h"
+
+#include "stir/DiscretisedDensity.h"
+#include "stir/VoxelsOnCartesianGrid.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace stir_priors {
+
+using Density = stir::DiscretisedDensity<3, float>;
+
+// Shape, voxel size and origin (z, y, x) as sirf_diffusion.images.ImageGeometry has them.
+struct Grid
+{
+  int shape[3];
+  double voxel_size[3];
+  double origin[3];
+
+  std::size_t size() const { return std::size_t(shape[0]) * shape[1] * shape[2]; }
+};
+
+inline Grid
+grid_of(const Density& image)
+{
+  const auto* voxels = dynamic_cast<const stir::VoxelsOnCartesianGrid<float>*>(&image);
+  if (voxels == nullptr)
+    throw std::runtime_error("stir_priors needs images of voxels on a Cartesian grid");
+  stir::BasicCoordinate<3, int> low, high;
+  if (!image.get_regular_range(low, high))
+    throw std::runtime_error("stir_priors needs an image that is a box of voxels");
+  Grid grid;
+  for (int d = 0; d < 3; ++d)
+    {
+      grid.shape[d] = high[d + 1] - low[d + 1] + 1;
+      grid.voxel_size[d] = voxels->get_voxel_size()[d + 1];
+      // ImageGeometry counts planes from the first, and in-plane voxels from the middle, as STIR itself does by default.
+      const int first = d == 0 ? low[1] : low[d + 1] + grid.shape[d] / 2;
+      grid.origin[d] = image.get_origin()[d + 1] + first * grid.voxel_size[d];
+    }
+  return grid;
+}
+
+inline py::array_t<float>
+array_over(const float* data, const Grid& grid, bool writable)
+{
+  const py::ssize_t ny = grid.shape[1], nx = grid.shape[2], size = sizeof(float);
+  py::array_t<float> array(std::vector<py::ssize_t>{grid.shape[0], ny, nx},
+                           std::vector<py::ssize_t>{ny * nx * size, nx * size, size},
+                           data,
+                           py::capsule(data, [](void*) {})); // a base object: otherwise pybind11 would copy
+  if (!writable)
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return array;
+}
+
+// Warns once per process if a callback kept an array whose memory STIR is about to reuse.
+inline void
+warn_if_kept(const py::array& array)
+{
+  static bool warned = false;
+  // A traceback under way holds the arrays of its frames.
+  if (!warned && std::uncaught_exceptions() == 0 && array.ref_count() > 1)
+    {
+      warned = true;
+      log("warning",
+          "a Python callback kept an array that STIR gave it; STIR reuses that memory after the call: keep a copy "
+          "(x.copy()) instead");
+    }
+}
+
+// A read-only array over an image; the image's memory where it is contiguous, else a copy of it.
+class ReadView
+{
+public:
+  explicit ReadView(const Density& image)
+      : image_(image),
+        direct_(image.is_contiguous())
+  {
+    const Grid grid = grid_of(image);
+    if (!direct_)
+      {
+        copy_.resize(grid.size());
+        std::copy(image.begin_all_const(), image.end_all_const(), copy_.begin());
+      }
+    array_ = array_over(direct_ ? image.get_const_full_data_ptr() : copy_.data(), grid, false);
+  }
+  ReadView(const ReadView&) = delete;
+  ~ReadView()
+  {
+    warn_if_kept(array_);
+    if (direct_)
+      image_.release_const_full_data_ptr();
+  }
+  const py::array_t<float>& array() const { return array_; }
+
+private:
+  const Density& image_;
+  const bool direct_;
+  std::vector<float> copy_;
+  py::array_t<float> array_;
+};
+
+// A writable array over an image; commit() must follow, after the last write.
+class WriteView
+{
+public:
+  explicit WriteView(Density& image)
+      : image_(image),
+        direct_(image.is_contiguous()),
+        grid_(grid_of(image))
+  {
+    if (!direct_)
+      {
+        copy_.resize(grid_.size());
+        std::copy(image.begin_all_const(), image.end_all_const(), copy_.begin());
+      }
+    data_ = direct_ ? image.get_full_data_ptr() : copy_.data();
+    array_ = array_over(data_, grid_, true);
+  }
+  WriteView(const WriteView&) = delete;
+  ~WriteView()
+  {
+    warn_if_kept(array_);
+    if (direct_)
+      image_.release_full_data_ptr();
+  }
+  const py::array_t<float>& array() const { return array_; }
+  float* data() { return data_; }
+  std::size_t size() const { return grid_.size(); }
+  void commit()
+  {
+    if (!direct_)
+      std::copy(copy_.begin(), copy_.end(), image_.begin_all());
+  }
+
+private:
+  Density& image_;
+  const bool direct_;
+  const Grid grid_;
+  std::vector<float> copy_;
+  float* data_ = nullptr;
+  py::array_t<float> array_;
+};
+
+// Multiplies by `factor` and returns how many of the numbers were, or became, NaN or infinite. By their bits: the compiler
+// may have been told that such numbers do not exist.
+inline std::size_t
+scale_and_count_nonfinite(float* data, std::size_t size, float factor)
+{
+  constexpr std::uint32_t exponent = 0x7f800000U;
+  std::size_t bad = 0;
+  constexpr std::size_t block = 4096;
+  for (std::size_t start = 0; start < size; start += block)
+    {
+      const std::size_t stop = std::min(size, start + block);
+      if (factor != 1.F)
+        for (std::size_t i = start; i < stop; ++i)
+          data[i] *= factor;
+      std::uint32_t found = 0;
+      for (std::size_t i = start; i < stop; ++i)
+        {
+          std::uint32_t bits;
+          std::memcpy(&bits, data + i, sizeof bits);
+          found += (bits & exponent) == exponent;
+        }
+      bad += found;
+    }
+  return bad;
+}
+
+inline py::object
+geometry_object(const Grid& grid)
+{
+  return py::module_::import("stir_priors.callbacks")
+      .attr("geometry")(py::make_tuple(grid.shape[0], grid.shape[1], grid.shape[2]),
+                        py::make_tuple(grid.voxel_size[0], grid.voxel_size[1], grid.voxel_size[2]),
+                        py::make_tuple(grid.origin[0], grid.origin[1], grid.origin[2]));
+}
+
+} // namespace stir_priors

@@ -1,0 +1,230 @@
+#include "registration.h"
+
+#include "forwarding_prior.h"
+#include "forwarding_processor.h"
+#include "quadratic_anchor.h"
+
+#include "stir/BasicCoordinate.h"
+#include "stir/IndexRange.h"
+#include "stir/config.h"
+
+#include <array>
+#include <chrono>
+#include <sstream>
+
+namespace stir_priors {
+
+// Defaults are the text that a parameter file would have; stir_priors/blocks.py lists the same, and a test compares them.
+extern const Block python_prior;
+const Block python_prior{ "Python", { { "module", "" }, { "class", "" }, { "arguments", "{}" } } };
+
+extern const Block score_prior;
+const Block score_prior{ "Diffusion Score",
+                         { { "model filename", "brain-fdg" },
+                           { "noise level", "0.2" },
+                           { "number of subiterations per noise level", "0" },
+                           { "planes", "auto" },
+                           { "intensity scale", "0" },
+                           { "kappa filename", "" },
+                           { "anatomical image filename", "" },
+                           { "device", "auto" },
+                           { "random seed", "0" },
+                           { "gradient filename prefix", "" } } };
+
+extern const Block python_processor;
+const Block python_processor{ "Python", { { "module", "" }, { "class", "" }, { "arguments", "{}" } } };
+
+extern const Block denoiser;
+const Block denoiser{ "Diffusion Denoiser",
+                      { { "model filename", "brain-fdg" },
+                        { "noise level", "0" },
+                        { "number of steps", "1" },
+                        { "planes", "auto" },
+                        { "intensity scale", "0" },
+                        { "device", "auto" },
+                        { "random seed", "0" } } };
+
+extern const Block sampler;
+const Block sampler{ "Diffusion Sampler",
+                     { { "model filename", "brain-fdg" },
+                       { "number of steps", "0" },
+                       { "eta", "0.85" },
+                       { "final noise level", "0.05" },
+                       { "planes", "auto" },
+                       { "intensity scale", "0" },
+                       { "anchor strength", "0" },
+                       { "device", "auto" },
+                       { "random seed", "0" },
+                       { "sample filename prefix", "" } } };
+
+namespace {
+
+struct Entry
+{
+  const Block& block;
+  void (*register_it)();
+};
+
+const std::vector<Entry>&
+priors()
+{
+  static const std::vector<Entry> entries{ { python_prior, &RegisteredPrior<python_prior>::register_it },
+                                           { score_prior, &RegisteredPrior<score_prior>::register_it },
+                                           { QuadraticAnchor::block(), &QuadraticAnchor::register_it } };
+  return entries;
+}
+
+const std::vector<Entry>&
+processors()
+{
+  static const std::vector<Entry> entries{ { python_processor, &RegisteredProcessor<python_processor>::register_it },
+                                           { denoiser, &RegisteredProcessor<denoiser>::register_it },
+                                           { sampler, &RegisteredProcessor<sampler>::register_it } };
+  return entries;
+}
+
+py::dict
+blocks_of(const std::vector<Entry>& entries)
+{
+  py::dict result;
+  for (const Entry& entry : entries)
+    result[entry.block.name] = as_dict(entry.block, defaults_of(entry.block));
+  return result;
+}
+
+// The two-line check of a shared registry: what STIR's parser makes of `prior type := name`, in this module's own copy.
+bool
+parses(const std::string& name)
+{
+  std::istringstream block(name + " Parameters :=\nEND " + name + " Parameters :=\n");
+  std::unique_ptr<stir::GeneralisedPrior<Density>> prior(
+      stir::GeneralisedPrior<Density>::read_registered_object(&block, name));
+  return bool(prior);
+}
+
+// A prior of any registered name, STIR's own too, at one image: value, gradient, and what each gradient took.
+py::dict
+evaluate(const std::string& text, const py::array_t<float, py::array::c_style | py::array::forcecast>& image,
+         const std::array<float, 3>& voxel_size, int repeats)
+{
+  std::istringstream file(text);
+  std::string key, name;
+  if (image.ndim() != 3 || !next_line(file, key, name) || key != "prior type")
+    throw py::value_error("expected the text of a prior, from 'prior type := ...' on, and an image [z, y, x]");
+  const std::unique_ptr<stir::GeneralisedPrior<Density>> prior(
+      stir::GeneralisedPrior<Density>::read_registered_object(&file, name));
+  if (!prior)
+    throw py::value_error("no prior of the name '" + name + "' is registered");
+  const int nz = int(image.shape(0)), ny = int(image.shape(1)), nx = int(image.shape(2));
+  const stir::IndexRange<3> range(stir::make_coordinate(0, -(ny / 2), -(nx / 2)),
+                                  stir::make_coordinate(nz - 1, -(ny / 2) + ny - 1, -(nx / 2) + nx - 1));
+  const stir::shared_ptr<Density> x(new stir::VoxelsOnCartesianGrid<float>(
+      range, stir::CartesianCoordinate3D<float>(0.F, 0.F, 0.F),
+      stir::CartesianCoordinate3D<float>(voxel_size[0], voxel_size[1], voxel_size[2])));
+  std::copy(image.data(), image.data() + image.size(), x->begin_all());
+  const std::unique_ptr<Density> gradient(x->get_empty_copy());
+  prior->set_up(x);
+  std::vector<double> seconds;
+  for (int k = 0; k < repeats; ++k)
+    {
+      const auto start = std::chrono::steady_clock::now();
+      prior->compute_gradient(*gradient, *x);
+      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+  py::array_t<float> copy({ nz, ny, nx });
+  std::copy(gradient->begin_all_const(), gradient->end_all_const(), copy.mutable_data());
+  py::dict result;
+  result["value"] = prior->compute_value(*x);
+  result["gradient"] = copy;
+  result["seconds"] = seconds;
+  return result;
+}
+
+WatchedPrior&
+prior_of(int id)
+{
+  const auto found = WatchedPrior::living().find(id);
+  if (found == WatchedPrior::living().end())
+    throw py::key_error("no prior " + std::to_string(id) + " is alive");
+  return *found->second;
+}
+
+} // namespace
+
+void
+register_all()
+{
+  for (const Entry& entry : priors())
+    if (is_registered<stir::GeneralisedPrior<Density>>(entry.block.name))
+      throw std::runtime_error(std::string("the prior '") + entry.block.name
+                               + "' is already registered in this process: another copy of the shim was loaded before");
+  for (const Entry& entry : processors())
+    if (is_registered<stir::DataProcessor<Density>>(entry.block.name))
+      throw std::runtime_error(std::string("the data processor '") + entry.block.name
+                               + "' is already registered in this process: another copy of the shim was loaded before");
+  for (const Entry& entry : priors())
+    entry.register_it();
+  for (const Entry& entry : processors())
+    entry.register_it();
+}
+
+std::vector<std::string>
+prior_names()
+{
+  return registered_names<stir::GeneralisedPrior<Density>>();
+}
+
+std::vector<std::string>
+processor_names()
+{
+  return registered_names<stir::DataProcessor<Density>>();
+}
+
+void
+bind(py::module_& module)
+{
+  module.doc() = "C++ side of stir_priors: what it registered in STIR, and the priors that are alive.";
+  module.attr("stir_version") = STIR_VERSION_STRING;
+  module.def("prior_names", &prior_names, "Names in STIR's registry of priors, STIR's own included.");
+  module.def("processor_names", &processor_names, "Names in STIR's registry of data processors.");
+  module.def("prior_blocks", [] { return blocks_of(priors()); }, "Keys and defaults of the priors' blocks.");
+  module.def("processor_blocks", [] { return blocks_of(processors()); }, "Keys and defaults of the processors' blocks.");
+  module.def("parses", &parses, "Whether the registry that this module sees makes a prior of a name.");
+  module.def("evaluate", &evaluate, py::arg("text"), py::arg("image"), py::arg("voxel_size"), py::arg("repeats") = 1,
+             "Value, gradient [z, y, x] and seconds per gradient of the prior in a piece of a parameter file.");
+  module.def(
+      "living_priors",
+      [] {
+        py::list result;
+        for (const auto& entry : WatchedPrior::living())
+          result.append(py::make_tuple(entry.first, entry.second->label(), entry.second->callback()));
+        return result;
+      },
+      "(id, label, Python object) of every prior of this project that is alive, oldest first.");
+  module.def(
+      "watch",
+      [](int id, const std::vector<py::array_t<float>>& sensitivities, bool multiplicative) {
+        prior_of(id).expect_divisions_by(sensitivities, multiplicative);
+      },
+      "Count from now on where OSMAPOSL limits the effect of a prior, given subset sensitivities in order of use.");
+  module.def("clamped", [](int id) { return prior_of(id).clamped(); }, "(limited voxel updates, all of them) since `watch`.");
+  module.def("report_clamping", [](int id) { prior_of(id).report_clamping(); }, "Log the count once, and start anew.");
+  module.def(
+      "moving_anchors",
+      [] {
+        py::list result;
+        for (const auto& entry : WatchedPrior::living())
+          if (auto* anchor = dynamic_cast<QuadraticAnchor*>(entry.second); anchor != nullptr && anchor->is_moving())
+            result.append(entry.first);
+        return result;
+      },
+      "Ids of the priors `Quadratic Anchor` that have no anchor file.");
+  module.def(
+      "move_anchor",
+      [](int id, const py::array_t<float, py::array::c_style | py::array::forcecast>& image, float factor) {
+        dynamic_cast<QuadraticAnchor&>(prior_of(id)).move_to(image, factor);
+      },
+      "Give a moving anchor its image and penalisation factor.");
+}
+
+} // namespace stir_priors

@@ -1,0 +1,28 @@
+"""Copies of STIR's own priors that the tests name in parameter files."""
+
+from __future__ import annotations
+
+from sirf_diffusion.priors import QuadraticPrior, RelativeDifferencePrior
+from stir_priors.views import TensorPrior
+
+
+class QuadraticCopy(TensorPrior):
+    """STIR's quadratic prior, by this package's tensor prior of the same formula."""
+
+    curvature_depends_on_image = False
+
+    def __init__(self):
+        pass
+
+    def set_up(self, geometry):
+        super().__init__(QuadraticPrior(geometry, 1.0))
+
+
+class RDPCopy(TensorPrior):
+    """STIR's relative difference prior."""
+
+    def __init__(self, gamma=2.0, epsilon=0.0):
+        self.gamma, self.epsilon = gamma, epsilon
+
+    def set_up(self, geometry):
+        super().__init__(RelativeDifferencePrior(geometry, 1.0, self.gamma, self.epsilon))

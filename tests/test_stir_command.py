@@ -1,0 +1,512 @@
+"""The `stir-diffusion` command, the sample parameter files, and the documentation of their keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import stir_priors
+from sirf_diffusion.data import load_example
+from sirf_diffusion.engines.embedded.interfile import read_image
+from sirf_diffusion.engines.parfile import ParFile, fold
+from stir_priors import blocks, registry, run, scan, stir_keys
+from stir_priors import check as checking
+from stir_priors.cli import main
+
+PACKAGE = Path(stir_priors.__file__).parent
+SAMPLES = sorted((PACKAGE / "par").glob("*.par"))
+ROOT = Path(__file__).parents[1]
+OSMAPOSL = PACKAGE / "par" / "OSMAPOSL_diffusion_score.par"
+DDS = PACKAGE / "par" / "OSMAPOSL_DDS.par"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder with all files that the samples name; nothing compiled is asked."""
+    example = Path(load_example("brain2d").folder)
+    for name in ("prompts", "additive"):
+        for suffix in (".hs", ".s"):
+            shutil.copy(example / f"{name}{suffix}", tmp_path)
+    for target, source in (("norm", "multiplicative"), ("osem", "truth")):
+        for path in example.glob(f"{source}.*"):
+            # The header keeps naming its own data file.
+            shutil.copy(path, tmp_path)
+            shutil.copy(path, tmp_path / f"{target}{path.suffix}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checking, "known_names", registry.built_in_names)
+    return tmp_path
+
+
+def edited(folder: Path, *changes: tuple[str, str], source: Path = OSMAPOSL) -> Path:
+    """A copy of a sample with each old text, which must be there, replaced by a new one."""
+    text = source.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "my.par"
+    path.write_text(text)
+    return path
+
+
+def errors_of(path: Path, **options) -> list[str]:
+    return [str(f) for f in checking.check(path, **options).errors]
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_samples_are_right(folder, path):
+    report = checking.check(path)
+    assert report.findings == ()
+    assert report.program == path.stem.split("_")[0]
+
+
+def test_check_lists_what_the_file_asks_for(folder, capsys):
+    assert main(["check", str(OSMAPOSL)]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"prior +Diffusion Score \(penalisation factor 0.2, model filename brain-fdg, noise level", output)
+    assert re.search(r"matrix +Ray Tracing", output)
+    assert re.search(r"input file +prompts.hs", output)
+    assert "built-in table" in output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("Diffusion Score\n", "Difusion Score\n", "did you mean 'Diffusion Score'"),
+        ("prior type := Diffusion Score", "prior type := Diffusion Score ; ours", "line of its own"),
+        ("prior type := Diffusion Score\n", "prior type := Diffusion Score\n\n", "must begin on the line after"),
+        ("prior type := Diffusion Score\n", "prior type := Diffusion Score\n; ours\n", "must begin on the line after"),
+        ("  END Diffusion Score Parameters :=\n", "", ""),
+        ("noise level := 0.3", "noise levels := 0.3", "did you mean 'noise level'"),
+        ("noise level := 0.3", "noise level := -1", "must be positive"),
+        ("noise level := 0.3", "noise level := high", "must be numbers"),
+        ("noise level := 0.3", "noise level := {0.3, 0.2}", "'number of subiterations per noise level'"),
+        ("noise level := 0.3", "planes := sagittal", "one of auto, transverse, three"),
+        ("noise level := 0.3", "kappa filename := kappa.hv", "no such file"),
+        ("brain-fdg", "brain-fgd", "brain-fgd"),
+        ("  penalisation factor := 0.2\n", "", "default is 0"),
+        ("penalisation factor := 0.2", "penalisation factor := -2", "negative"),
+        ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}", "FACTOR"),
+        ("input file := prompts.hs", "input file := absent.hs", "no such file"),
+        ("prompts.hs", "prompts.hs ; measured", "line of its own"),
+        ("number of subsets := 9", "number of subsets := 8", "126 views"),
+        ("prefix := map_score", "prefix := nowhere/map_score", "does not exist"),
+        ("prefix := map_score", "prefix := map_0.2", "overwrite each other"),
+        ("subiteration intervals := 36", "subiteration intervals := 40", "between 1 and the 36 subiterations"),
+        ("Matrix type := Ray Tracing", "Matrix type := Ray Tracer", "did you mean 'Ray Tracing'"),
+        ("OSMAPOSLParameters", "KOSMAPOSLParameters", "kernel coefficients"),
+        ("OSMAPOSLParameters", "OSEMParameters", "expected one of"),
+    ],
+)
+def test_what_stir_would_not_do_as_asked_is_an_error(folder, capsys, old, new, expected):
+    path = edited(folder, (old, new))
+    assert any(expected in error for error in errors_of(path))
+    assert main(["check", str(path)]) == 2
+    assert main(["run", "OSMAPOSL", str(path)]) == 2
+    assert "not run" in capsys.readouterr().err
+
+
+def test_a_prior_outside_the_objective_function_is_an_error(folder):
+    text = OSMAPOSL.read_text()
+    start, end = text.index("prior type"), text.index("end PoissonLog")
+    block = text[start:end]
+    path = folder / "my.par"
+    path.write_text(text.replace(block, "").replace("END :=\n", f"{block}END :=\n"))
+    assert any("goes on without Diffusion Score" in error for error in errors_of(path))
+
+
+def test_names_and_keys_compare_as_in_stir(folder):
+    path = edited(
+        folder,
+        ("prior type := Diffusion Score", "Prior_Type := diffusion  SCORE"),
+        ("Diffusion Score Parameters :=\n  ;", "!DIFFUSION_score parameters:=\n  ;"),
+        ("  penalisation factor :=", "  Penalisation_Factor:="),
+    )
+    assert errors_of(path) == []
+
+
+def test_keys_of_stir_that_look_wrong_are_warnings(folder):
+    path = edited(folder, ("number of subsets := 9", "number of subset := 9"))
+    report = checking.check(path)
+    assert report.errors == []
+    assert [f.text for f in report.findings if "did you mean 'number of subsets'" in f.text]
+
+
+def test_program_and_file_must_agree(folder):
+    assert "not for OSSPS" in errors_of(OSMAPOSL, program="OSSPS")[0]
+
+
+def test_variables(folder):
+    path = edited(folder, ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}"))
+    assert errors_of(path, variables={"FACTOR": "0.4"}) == []
+    assert main(["check", str(path), "FACTOR=0.4"]) == 0
+    assert main(["check", str(path), "FACTOR=strong"]) == 2
+
+
+def test_a_data_file_that_is_missing(folder):
+    (folder / "prompts.s").unlink()
+    assert "names the data file prompts.s" in errors_of(OSMAPOSL)[0]
+
+
+@pytest.mark.parametrize(
+    ("subiterations", "steps", "level"),
+    [(63, 0, None), (63, 20, None), (62, 0, "error"), (60, 20, "error"), (66, 20, "warning"), (3, 0, "error")],
+)
+def test_steps_of_the_sampler_and_subiterations(folder, subiterations, steps, level):
+    path = edited(
+        folder,
+        (" := 63", f" := {subiterations}"),
+        ("  random seed := 1", f"  random seed := 1\n  number of steps := {steps}"),
+        source=DDS,
+    )
+    findings = checking.check(path).findings
+    assert [f.level for f in findings] == ([] if level is None else [level])
+    if level == "error" and steps:
+        assert f"({steps} + 1) x 3 = {(steps + 1) * 3}" in findings[0].text or "not a multiple" in findings[0].text
+
+
+def test_a_filter_without_an_interval_is_never_called(folder):
+    path = edited(folder, ("inter-iteration filter subiteration interval := 3\n", ""), source=DDS)
+    assert any("never called" in error for error in errors_of(path))
+
+
+def test_arguments_of_a_python_prior_are_json(folder):
+    source = PACKAGE / "par" / "OSMAPOSL_python_prior.par"
+    path = edited(folder, ('{"axial": false}', "axial=false"), source=source)
+    assert any("must be JSON" in error for error in errors_of(path))
+
+
+def test_unreadable_files_are_one_message(folder, capsys):
+    assert main(["check", "absent.par"]) == 2
+    assert "absent.par" in capsys.readouterr().err
+    (folder / "binary.par").write_bytes(b"\0\1\2")
+    assert main(["check", "binary.par"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["KOSMAPOSL", "a.par"], "kernel coefficients"),
+        (["FBP2D", "a.par"], "choose from OSMAPOSL, OSSPS, postfilter"),
+        (["OSMAPOSL", "a.par", "b.par"], "found 2 file names"),
+        (["postfilter", "a.par"], "OUTPUT INPUT FILE.par"),
+    ],
+)
+def test_calls_that_cannot_be(words, expected, capsys):
+    assert main(["run", *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_call_of_postfilter():
+    call = run.Call.parse("postfilter", ["out.hv", "in.hv", "SEED=3", "filter.par"])
+    assert (call.images, call.par, call.variables) == (("out.hv", "in.hv"), Path("filter.par"), {"SEED": "3"})
+
+
+def test_run_becomes_the_program_with_the_variables(folder, monkeypatch):
+    monkeypatch.setattr(run, "find_build", lambda: type("Build", (), {"program": lambda self, name: f"/bin/{name}"})())
+    seen = []
+    monkeypatch.setattr(run.os, "execve", lambda *call: seen.append(call))
+    path = edited(folder, ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}"))
+    with pytest.raises(AssertionError):
+        main(["run", "OSMAPOSL", str(path), "FACTOR=0.4"])
+    executable, command, environment = seen[0]
+    assert (executable, command) == ("/bin/OSMAPOSL", ["/bin/OSMAPOSL", str(path)])
+    assert environment["FACTOR"] == "0.4"
+    assert str(folder) in environment["PYTHONPATH"].split(os.pathsep)
+
+
+def test_without_a_build_the_advice_is_to_build(folder, monkeypatch, capsys):
+    monkeypatch.setattr(run, "find_builds", list)
+    assert main(["run", "OSMAPOSL", str(OSMAPOSL)]) == 2
+    assert "stir-diffusion build" in capsys.readouterr().err
+
+
+# --- scan
+
+
+@pytest.fixture
+def fake_program(folder, monkeypatch):
+    """An "OSMAPOSL" that writes the reference plus noise of (factor - 0.5)**2, and counts its calls."""
+    script = folder / "program.py"
+    script.write_text(
+        "import sys\n"
+        "from sirf_diffusion.engines.embedded.interfile import read_image, write_image\n"
+        "from sirf_diffusion.engines.parfile import ParFile\n"
+        "par = ParFile.read(sys.argv[1])\n"
+        "factor = par.prior().block.real('penalisation factor')\n"
+        "open('calls.txt', 'a').write(f'{factor:g}\\n')\n"
+        "if factor == 9: sys.exit('it cannot be done')\n"
+        "x, geometry = read_image('osem.hv')\n"
+        "last = par.root.integer('number of subiterations')\n"
+        "assert par.root.integer('save estimates at subiteration intervals') == last\n"
+        "name = par.root.text('output filename prefix')\n"
+        "write_image(f'{name}_{last}.hv', x * (1 + (factor - 0.5) ** 2), geometry)\n"
+        "print('Objective function without penalty', 100 - factor)\n"
+    )
+    monkeypatch.setattr(run.Call, "command", lambda self: [sys.executable, str(script), str(self.par)])
+    # The script's own path comes before PYTHONPATH; the repository has to be importable there too.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return folder
+
+
+def test_scan_finds_the_best_factor_and_resumes(fake_program, capsys):
+    command = ["scan", str(OSMAPOSL), "--reference", "osem.hv", "--out", "out", "--factors"]
+    assert main([*command, "0.25,0.5"]) == 0
+    assert "at its end: try larger" in capsys.readouterr().out
+    assert main([*command, "0.25,0.5,1"]) == 0
+    assert "penalisation factor 0.5" in capsys.readouterr().out
+    assert Path("calls.txt").read_text().split() == ["0.25", "0.5", "1"]
+    rows = Path("out/scan.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["factor", "0.25", "0.5", "1.0"]
+    assert Path("out/scan.png").stat().st_size > 5000
+    # Every other setting of the file is as it was.
+    assert ParFile.read("out/factor_0p25.par").prior().block.text("model filename") == "brain-fdg"
+
+
+def test_scan_without_a_reference_tells_likelihood_and_roughness(fake_program):
+    points = scan.Scan(OSMAPOSL, Path("out")).run([0.25, 1])
+    assert [p.log_likelihood for p in points] == [99.75, 99.0]
+    assert all(p.nrmse is None and p.roughness > 0 for p in points)
+    assert scan.best(points) is None
+    assert Path("out/scan.png").is_file()
+
+
+def test_a_scan_that_fails_keeps_what_it_has(fake_program, capsys):
+    assert main(["scan", str(OSMAPOSL), "--out", "out", "--factors", "0.5,9"]) == 2
+    assert "it cannot be done" in capsys.readouterr().err
+    assert Path("out/factor_0p5_36.hv").is_file()
+    assert main(["scan", str(OSMAPOSL), "--out", "out", "--factors", "0.5"]) == 0
+    assert Path("calls.txt").read_text().split() == ["0.5", "9"]
+
+
+def test_scan_refuses_a_folder_of_another_scan(fake_program):
+    scan.Scan(OSMAPOSL, Path("out")).run([0.5])
+    other = edited(fake_program, ("noise level := 0.3", "noise level := 0.4"))
+    with pytest.raises(ValueError, match="another parameter file"):
+        scan.Scan(other, Path("out"))
+    os.utime("prompts.hs", (1, 1))
+    with pytest.raises(ValueError, match="another input file"):
+        scan.Scan(OSMAPOSL, Path("out"))
+    with pytest.raises(ValueError, match="not empty"):
+        scan.Scan(OSMAPOSL, Path())
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "nan"])
+def test_factors_that_are_none(text):
+    with pytest.raises(ValueError, match="--factors"):
+        scan.parse_factors(text)
+
+
+def test_scan_needs_a_prior(folder):
+    with pytest.raises(ValueError, match="no prior"):
+        scan.Scan(DDS, Path("out"))
+
+
+# --- documentation and C++ sources in step
+
+
+def _declared_in_cpp() -> dict[tuple[str, str], dict[str, str]]:
+    """Keys and defaults of every block as the C++ sources declare them."""
+    text = "".join(path.read_text() for path in sorted((PACKAGE / "src").glob("*")))
+    declared = {}
+    for variable, name, keys in re.findall(
+        r"const Block (\w+)\s*\{\s*([\w\"][\w\" ]*),\s*\{((?:\s*\{\s*\"[^\"]*\",\s*\"[^\"]*\"\s*\},?)+)\s*\}\s*\}", text
+    ):
+        # QuadraticAnchor's block has its class's registered name.
+        name = name.strip('"') if '"' in name else "Quadratic Anchor"
+        kind = "data processor" if variable in ("python_processor", "denoiser", "sampler") else "prior"
+        declared[kind, name] = dict(re.findall(r"\{\s*\"([^\"]*)\",\s*\"([^\"]*)\"\s*\}", keys))
+    return declared
+
+
+def test_blocks_are_those_of_the_sources():
+    here = {("prior", name): keys for name, keys in blocks.PRIORS.items()}
+    here |= {("data processor", name): keys for name, keys in blocks.DATA_PROCESSORS.items()}
+    assert _declared_in_cpp() == here
+
+
+def _documented() -> dict[tuple[str, str], dict[str, str]]:
+    text = (ROOT / "docs" / "stir.md").read_text()
+    documented = {}
+    for heading, body in re.findall(r"^### (prior type :=|filter:) (.*?)(?=^##)", text, re.MULTILINE | re.DOTALL):
+        name, _, table = body.partition("\n")
+        kind = "prior" if heading.startswith("prior") else "data processor"
+        documented[kind, name.strip()] = dict(re.findall(r"^\| `([^`]+)` \| *([^|]*?) *\|", table, re.MULTILINE))
+    return documented
+
+
+def test_every_key_is_documented_with_its_default():
+    assert _documented() == {(block.kind, block.name): block.defaults for block in blocks.BLOCKS}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_defaults_in_the_comments_of_samples_are_the_defaults(path):
+    """``; key := value`` in one of our blocks states a default."""
+    compared = 0
+    file = ParFile.read(path, environment={})
+    for _, key in file.root.walk():
+        block = blocks.own_block(key)
+        if block is None:
+            continue
+        for name, value in re.findall(r"^\s*; ([\w ]+?) :=(.*)$", file.lines_of(key), re.MULTILINE):
+            assert value.strip() == block.defaults[fold(name)]
+            compared += 1
+    assert compared or "Values behind a commented-out key" not in path.read_text()
+
+
+def test_commands_and_samples_in_the_documentation_exist():
+    text = (ROOT / "docs" / "stir.md").read_text()
+    commands = set(re.findall(r"stir-diffusion (\w+)", text))
+    assert commands == {"build", "check", "run", "scan"}
+    named = set(re.findall(r"`(\w+\.par)`", text)) - {"my.par"}
+    assert named == {path.name for path in SAMPLES}
+    # The file that shows the silent drop must stand in a red box, ahead of everything else.
+    assert text.index("[!CAUTION]") < text.index("## ")
+
+
+@pytest.mark.parametrize("command", ["build", "run", "check", "scan"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+# --- with STIR
+
+
+def stir_programs() -> Path | None:
+    """Folder of STIR's own programs."""
+    program = shutil.which("forward_project")
+    if program:
+        return Path(program).parent
+    for build in run.find_builds():
+        folder = Path(build.stir_dir).parents[2] / "bin"
+        if (folder / "forward_project").is_file():
+            return folder
+    return None
+
+
+def command_line(*words: str) -> list[str]:
+    return [sys.executable, "-m", "stir_priors.cli", *words]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What examples/stir/run.sh makes."""
+    programs = stir_programs()
+    if programs is None:
+        pytest.skip("STIR's own programs (forward_project, ...) are not installed")
+    out = tmp_path_factory.mktemp("stir")
+    bin_folder = tmp_path_factory.mktemp("bin")
+    for name, words in (("stir-diffusion", "-m stir_priors.cli"), ("python3", "")):
+        path = bin_folder / name
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": os.pathsep.join([str(bin_folder), str(programs), os.environ["PATH"]])}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    example = ["sh", str(ROOT / "examples" / "stir" / "run.sh"), str(out)]
+    done = subprocess.run(example, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = dict(re.findall(r"^(\S+)\.hv\s+([\d.]+)$", done.stdout, re.MULTILINE))
+    return out, {name: float(number) for name, number in numbers.items()}, environment
+
+
+@pytest.mark.requires_shim
+def test_the_example_runs_and_every_method_beats_osem(results):
+    _, nrmse, _ = results
+    for name in ("map_score_36", "ossps_score_72", "annealed_36"):
+        assert nrmse[name] < 0.9 * nrmse["osem"]
+    for name in ("denoised", "python_prior_36"):
+        assert nrmse[name] < nrmse["osem"]
+    # One posterior sample carries its own noise.
+    assert nrmse["dds_63"] < 1.2 * nrmse["osem"]
+
+
+@pytest.mark.requires_shim
+def test_the_stock_program_drops_the_prior_and_ours_does_not(results):
+    out, _, environment = results
+    programs = stir_programs()
+    text = (out / OSMAPOSL.name).read_text().replace(":= map_score", ":= stock")
+    (out / "stock.par").write_text(text)
+    done = subprocess.run(
+        [programs / "OSMAPOSL", "stock.par"], cwd=out, env=environment, capture_output=True, check=False
+    )
+    # This is what makes the check necessary: no prior, and success.
+    assert done.returncode == 0
+    (out / "plain.par").write_text(ParFile.parse(text).with_prior(None).replace(":= stock", ":= plain"))
+    subprocess.run([programs / "OSMAPOSL", "plain.par"], cwd=out, env=environment, capture_output=True, check=True)
+    stock, plain, ours = (read_image(out / f"{name}_36.hv")[0] for name in ("stock", "plain", "map_score"))
+    assert (stock == plain).all()
+    assert (ours - plain).norm() > 0.1 * plain.norm()
+
+
+@pytest.mark.requires_shim
+def test_names_come_from_the_compiled_program():
+    names = registry.known_names()
+    assert names.compiled
+    assert {"Diffusion Score", "Quadratic Anchor", "Python", "Quadratic"} <= set(names.by_kind["prior"])
+    assert {"Diffusion Sampler", "Separable Gaussian"} <= set(names.by_kind["data processor"])
+    # The table that serves without it has no name that this STIR does not know, but for options of the build.
+    optional = {name for name in stir_keys.NAMES["prior"] if name.startswith("Cuda")} | {"HUToMu"}
+    for kind in ("prior", "data processor"):
+        assert set(stir_keys.NAMES[kind]) - set(names.by_kind[kind]) <= optional | {"Maximal"}
+
+
+@pytest.mark.requires_shim
+def test_variables_reach_stir(results):
+    out, _, environment = results
+    text = (out / OSMAPOSL.name).read_text().replace("prefix := map_score", "prefix := ${NAME}")
+    text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 1", text)
+    (out / "variable.par").write_text(text)
+    words = command_line("run", "OSMAPOSL", "variable.par", "NAME=by_variable")
+    done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / "by_variable_1.hv").is_file()
+
+
+@pytest.mark.requires_shim
+def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
+    out, _, environment = results
+    text = (out / OSMAPOSL.name).read_text().replace("prefix := map_score", "prefix := interrupted")
+    text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 9", text)
+    (out / "interrupted.par").write_text(
+        text.replace("number of subiterations := 9", "number of subiterations := 9000")
+    )
+    words = command_line("run", "OSMAPOSL", "interrupted.par")
+    process = subprocess.Popen(words, cwd=out, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 120
+        while not (out / "interrupted_9.hv").is_file() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    finally:
+        process.kill()
+    assert code in (130, -signal.SIGINT)
+    image, _ = read_image(out / "interrupted_9.hv")
+    assert float(image.sum()) > 0
+
+
+@pytest.mark.requires_shim
+def test_scan_takes_any_prior(results):
+    out, _, environment = results
+    text = (out / OSMAPOSL.name).read_text().replace("number of subiterations := 36", "number of subiterations := 9")
+    rdp = (
+        "prior type := Relative Difference Prior\nRelative Difference Prior Parameters :=\npenalisation factor := 1\n"
+        "END Relative Difference Prior Parameters :=\n"
+    )
+    (out / "rdp.par").write_text(ParFile.parse(text).with_prior(rdp))
+    words = command_line("scan", "rdp.par", "--factors", "0,0.05", "--reference", "truth.hv")
+    done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = (out / "scan_rdp" / "scan.csv").read_text().splitlines()[1:]
+    without, with_prior = (dict(zip(("factor", "nrmse"), row.split(",")[:2], strict=True)) for row in rows)
+    assert float(with_prior["nrmse"]) < float(without["nrmse"])

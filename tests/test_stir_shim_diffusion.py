@@ -1,0 +1,188 @@
+"""Score prior, denoiser and sampler in STIR: against analytic denoisers and this package's own reconstructors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stir_shim_blocks import prior, processor, python
+from stir_shim_scan import Scan, relative, run_program, simulate
+
+import stir_priors
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.denoiser import Denoiser
+from sirf_diffusion.models.schedules import VPSchedule
+from sirf_diffusion.priors import QuadraticAnchorPrior
+from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
+from stir_priors.callbacks import ScorePriorCallback, hold
+
+pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
+
+MEAN, VARIANCE = 1.2, 0.3
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    return simulate(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def stir():
+    stir_priors.load()
+    import stir
+
+    before = stir.Verbosity.get()
+    stir.Verbosity.set(0)
+    yield stir
+    stir.Verbosity.set(before)
+
+
+def gaussian_model(voxel_size: tuple[float, float, float]) -> ScoreModel:
+    """A score model whose denoiser is exact for independent voxels ``N(MEAN, VARIANCE)``."""
+    schedule = VPSchedule()
+
+    def network(u, times, class_labels=None):
+        t = float(times[0]) / 1000
+        gamma, nu = schedule.gamma(t), schedule.nu(t)
+        weight = VARIANCE / (VARIANCE + (nu / gamma) ** 2)
+        return weight * u / gamma + (1 - weight) * MEAN
+
+    return ScoreModel(network, schedule, "x0", voxel_size, time_input="t")
+
+
+def objective_of(stir, par):
+    """This package's objective of a parameter file's objective function, which must be kept with it."""
+    from sirf_diffusion.engines.stir import StirObjective
+
+    reconstruction = stir.OSMAPOSLReconstruction3DFloat(str(par))
+    reconstruction.set_up(stir.FloatVoxelsOnCartesianGrid.read_from_file(str(par.parent / "start.hv")))
+    return reconstruction, StirObjective(reconstruction.get_objective_function())
+
+
+def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
+    sigma, scale, factor = 0.3, 12.0, 2000.0
+    callback = ScorePriorCallback(gaussian_model(scan.geometry.voxel_size), [sigma], intensity_scale=scale)
+    block = python("held", factor, module="stir_priors.callbacks", token=hold(callback))
+    par = scan.par(
+        "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
+    )
+    assert stir.OSSPSReconstruction3DFloat(str(par)).reconstruct().succeeded()
+
+    # The penalty of the smoothed Gaussian is an anchor at its mean, with its precision.
+    strength = factor / (scale**2 * (VARIANCE + sigma**2))
+    anchor = torch.full(scan.geometry.shape, scale * MEAN)
+    kept, objective = objective_of(stir, scan.par("likelihood", subsets=1))
+    reference = MAPEM(objective, QuadraticAnchorPrior(anchor, strength), num_iterations=100)
+    reference.set_up(torch.from_numpy(scan.image("start")))
+    expected = objective.to_tensor(reference.process().get_output())
+
+    seen = (objective.sensitivity() > 1e-3 * objective.sensitivity().max()).numpy()
+    slope = objective.gradient(expected) - strength * (expected - anchor)
+    free = seen & (expected.numpy() > 1e-3)
+    assert float(slope[torch.from_numpy(free)].abs().max()) < 1e-3 * float(objective.sensitivity().max())
+    assert relative(scan.image("map_100")[seen], expected.numpy()[seen]) < 1e-3
+    assert relative(expected.numpy()[seen], anchor.numpy()[seen]) > 0.05, "the data have no say"
+    del kept
+
+
+def test_noise_levels_follow_each_other(scan, stir):
+    model = gaussian_model(scan.geometry.voxel_size)
+    callback = ScorePriorCallback(model, [0.8, 0.4, 0.2], subiterations_per_level=2, intensity_scale=0.5)
+    levels = []
+    residual = callback.prior.gradient
+    callback.prior.gradient = lambda x: (levels.append(callback.prior.sigma), residual(x))[1]
+    block = python("held", 0.1, module="stir_priors.callbacks", token=hold(callback))
+    assert stir.OSMAPOSLReconstruction3DFloat(str(scan.par("annealed", block))).reconstruct().succeeded()
+    assert levels == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
+
+
+def test_kappa_multiplies_the_gradient_that_is_written(scan):
+    kappa = scan.write("kappa", np.linspace(0.5, 2, scan.truth.size).reshape(scan.truth.shape))
+    ran = run_program("OSMAPOSL", scan.par("early", subiterations=2), cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    block = prior(
+        "Diffusion Score",
+        penalisation_factor=0.01,
+        noise_level=0.3,
+        intensity_scale=0.5,
+        kappa_filename=kappa,
+        gradient_filename_prefix="gradient",
+    )
+    ran = run_program("OSMAPOSL", scan.par("kappa", block, subiterations=1, initial="early_2.hv"), cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    x = torch.from_numpy(scan.image("early_2"))
+    residual = ScoreModel.load("brain-fdg").on(scan.geometry, 0.5).residual(x, 0.3).numpy()
+    expected = scan.image("kappa") ** 2 * residual / (0.5 * 0.3) ** 2
+    # STIR raised the zeros of its estimate to a tiny positive value before.
+    assert relative(scan.image("gradient_1"), expected) < 1e-3
+
+
+def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
+    steps, interval, seed, eta = 4, 2, 3, 0.6
+    block = processor("inter-iteration filter type", "Diffusion Sampler", eta=eta, random_seed=seed)
+    extra = f"inter-iteration filter subiteration interval := {interval}\n{block}"
+    par = scan.par("dds", extra=extra, subiterations=(steps + 1) * interval)
+    ran = run_program("OSMAPOSL", par, cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    assert f"{steps} steps" in ran.output
+    ran = run_program("OSMAPOSL", scan.par("warm", subiterations=interval), cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+
+    kept, objective = objective_of(stir, scan.par("likelihood2"))
+    reconstructor = DDSReconstructor(
+        objective,
+        ScoreModel.load("brain-fdg"),
+        num_steps=steps,
+        seed=seed,
+        eta=eta,
+        num_inner=interval,
+        anchor_strength=0.0,
+        smoothing=0.0,
+    )
+    reconstructor.set_up(torch.from_numpy(scan.image("warm_2")))
+    expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
+    found = scan.image(f"dds_{(steps + 1) * interval}")
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+    assert relative(found, scan.image("warm_2")) > 0.1, "the chain did nothing"
+    del kept
+
+
+def test_the_sampler_moves_the_quadratic_anchor(scan):
+    moved = {}
+    for strength in (0, 30):
+        block = processor("inter-iteration filter type", "Diffusion Sampler", eta=0, anchor_strength=strength)
+        extra = f"inter-iteration filter subiteration interval := 12\n{block}"
+        name = f"moving{strength}"
+        par = scan.par(name, prior("Quadratic Anchor"), extra=extra, subiterations=24, save=12)
+        ran = run_program("OSMAPOSL", par, cwd=scan.folder)
+        assert ran.returncode == 0, ran.output
+        # Subiteration 12 ended with a denoising: the twelve that follow fit the data, held back by the anchor.
+        moved[strength] = np.linalg.norm(scan.image(f"{name}_24") - scan.image(f"{name}_12"))
+    assert moved[30] < 0.9 * moved[0]
+
+
+@pytest.mark.parametrize(
+    ("subiterations", "steps", "message"),
+    [(6, 3, "use 8 subiterations"), (2, 0, "use 4 subiterations"), (7, 0, "multiple of the interval")],
+)
+def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message, scan):
+    block = processor("inter-iteration filter type", "Diffusion Sampler", number_of_steps=steps)
+    extra = f"inter-iteration filter subiteration interval := 2\n{block}"
+    ran = run_program("OSMAPOSL", scan.par("misfit", extra=extra, subiterations=subiterations), cwd=scan.folder)
+    assert ran.returncode == 2, ran.output
+    assert message in ran.output
+
+
+def test_the_post_filter_is_the_denoiser(scan):
+    ran = run_program("OSMAPOSL", scan.par("noisy"), cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    block = processor("Postfilter type", "Diffusion Denoiser", noise_level=0.4, number_of_steps=3)
+    (scan.folder / "denoise.par").write_text(f"PostFilteringParameters :=\n{block}END PostFiltering Parameters :=\n")
+    ran = run_program("postfilter", "denoised", "noisy_8.hv", "denoise.par", cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    noisy = torch.from_numpy(scan.image("noisy_8"))
+    expected = Denoiser(ScoreModel.load("brain-fdg"), 0.4, num_steps=3)(noisy, scan.geometry).numpy()
+    assert relative(scan.image("denoised"), expected) < 1e-4
+    assert relative(expected, noisy.numpy()) > 0.05
