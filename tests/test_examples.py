@@ -1,0 +1,97 @@
+"""Every example runs, on the embedded engine and on SIRF where that is installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_scan import write_conditional_model, write_small_model
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("[0-9]*.py"))
+# Priors of this package inside SIRF's own reconstructors are called by STIR through the compiled shim.
+NEED_SHIM = ("02_one_step_late.py", "07_your_own_prior.py", "10_before_and_after.py")
+IMAGES = {
+    "01_osem.py": ["OSEM"],
+    "02_one_step_late.py": ["OSEM", "RDP", "score-prior"],
+    "03_dds.py": ["DDS", "one-sample"],
+    "04_hqs.py": ["HQS", "one-sample"],
+    "05_likelihood_scheduling.py": ["mean-of-samples", "standard-deviation"],
+    "06_mr_guided.py": ["quadratic", "Bowsher", "DDS-Bowsher"],
+    "07_your_own_prior.py": ["OSEM", "own-prior"],
+    "08_kappa_and_penalty_scan.py": ["factor-0.005", "factor-0.02", "factor-0.08"],
+    "09_three_planes.py": ["OSEM", "DDS-three-planes"],
+    "10_before_and_after.py": ["before", "after", "LiSch"],
+}
+
+
+def run(script, engine, output, *more):
+    options = ["--engine", engine, "--non-interactive", "--quick", "--output", output]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, *map(str, [EXAMPLES / script, *options, *more])],
+        cwd=output.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().splitlines()[-1] == f"=== done with {EXAMPLES / script}"
+    return done.stdout
+
+
+def errors(text):
+    """The errors that an example prints, by the name of the image."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(": NRMSE ")
+        if value:
+            found[name] = float(value)
+    return found
+
+
+def check(script, engine, tmp_path):
+    text = run(script, engine, tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"figure.png", *(f"{name}.hv" for name in IMAGES[script])} <= written
+    # Whatever the settings: an image of the head, not noise or nothing. Few steps are far from the best.
+    found = errors(text)
+    assert max(found.values()) < 0.6
+    if script == "02_one_step_late.py":
+        assert max(found["RDP"], found["score prior"]) < found["OSEM"]
+
+
+def test_all_examples_are_tested():
+    assert sorted(IMAGES) == SCRIPTS
+    assert SCRIPTS
+
+
+@pytest.mark.parametrize("script", sorted(IMAGES))
+def test_example_runs_on_the_embedded_engine(script, tmp_path):
+    check(script, "embedded", tmp_path)
+
+
+@pytest.mark.requires_sirf
+@pytest.mark.parametrize("script", [pytest.param(s, marks=pytest.mark.requires_shim) if s in NEED_SHIM else s
+                                    for s in sorted(IMAGES)])  # fmt: skip
+def test_example_runs_on_sirf(script, tmp_path):
+    check(script, "sirf", tmp_path)
+
+
+def test_a_conditional_model_takes_the_mr_image(tmp_path):
+    model = write_conditional_model(tmp_path / "conditional.safetensors")
+    options = ("--conditional-model", model, "--model", write_small_model(tmp_path / "plain.safetensors", 2.0))
+    run("06_mr_guided.py", "embedded", tmp_path / "out", *options)
+    assert (tmp_path / "out" / "DDS-conditional.hv").is_file()
+    refused = subprocess.run(
+        [sys.executable, str(EXAMPLES / "06_mr_guided.py"), "--engine", "embedded", "--non-interactive", "--quick",
+         "--conditional-model", str(tmp_path / "plain.safetensors"), "--model", str(tmp_path / "plain.safetensors")],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "without anatomical images" in refused.stderr
