@@ -69,10 +69,20 @@ def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, 
     return SmallScan(folder, truth, geometry)
 
 
-def write_small_model(path: Path, voxel_size: float = 4.0) -> Path:
+def write_conditional_model(path: Path, voxel_size: float = 2.0) -> Path:
+    """Like `write_small_model`, with an anatomical image as second input."""
+    return write_small_model(path, voxel_size, in_channels=2)
+
+
+def write_small_model(path: Path, voxel_size: float = 4.0, in_channels: int = 1) -> Path:
     """A network with random weights: it denoises badly, and has everything a model file has."""
     config = NetworkConfig(
-        channels=(8, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, num_head_channels=8
+        channels=(8, 8),
+        attention_levels=(False, False),
+        num_res_blocks=1,
+        norm_num_groups=4,
+        num_head_channels=8,
+        in_channels=in_channels,
     )
     model = ScoreModel(
         build_network(config, seed=0),

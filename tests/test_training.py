@@ -19,7 +19,7 @@ from sirf_diffusion.training.validation import ValidationSet
 TINY = Recipe(
     name="tiny", tracer="none", subjects=(0, 1), validation_subjects=(2,), contrasts=1,
     architecture=NetworkConfig(channels=(8, 8), attention_levels=(False, False), num_head_channels=8, patch_size=2),
-    crops=(16, 24), batch_size=2, num_steps=6, warmup_steps=2,
+    crops=(16, 24), batch_size=2, cycles=(6,), warmup_steps=2,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
-from . import demo, doctor, models, recon, train
+from . import data, demo, doctor, models, recon, train
 
 INTERRUPTED = 130
 USER_ERROR = 2
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sirf-diffusion {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, recon, train, doctor, models):
+    for module in (demo, recon, data, train, doctor, models):
         module.add_parser(subparsers, common)
     return parser
 

@@ -1,10 +1,13 @@
-"""``sirf-diffusion models``: list the bundled score models, or show what a model file says of itself."""
+"""``sirf-diffusion models``: list, show, import and evaluate score models."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
+
+_ACTIONS = ("list", "show", "import", "evaluate")
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -12,28 +15,125 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "models",
         parents=[common],
-        help="list score models, or show one",
-        description="Without a name: list the bundled score models. With a name or a file: show its configuration.",
+        help="list, show, import or evaluate score models",
+        description="Alone: list the bundled score models. With a name or a file: show its configuration.",
         epilog="example: sirf-diffusion models brain-fdg",
     )
-    parser.add_argument("model", nargs="?", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_list)
+    actions = parser.add_subparsers(dest="action", metavar="NAME|FILE|ACTION")
+    actions.add_parser("list", parents=[common], help="list the bundled models").set_defaults(run=_list)
+    show = actions.add_parser("show", parents=[common], help="show what a model says of itself (or give just its name)")
+    show.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
+    show.set_defaults(run=_show)
+    _add_import(actions, common)
+    _add_evaluate(actions, common)
+    _name_means_show(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """List or show."""
-    from ..models import ScoreModel, list_models, read_config
+def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
+    parser = actions.add_parser(
+        "import",
+        parents=[common],
+        help="import a network that other software trained",
+        description="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel folder) "
+        "or guided-diffusion (without scale-shift normalisation). Weights only: nothing is unpickled or run.",
+        epilog="example: sirf-diffusion models import unet.pt --config unet.json --out unet.safetensors",
+    )
+    parser.add_argument("source", type=Path, metavar="FILE|FOLDER", help="state dictionary, or folder of diffusers")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors) to write")
+    parser.add_argument("--kind", metavar="NAME", help="monai, diffusers or guided-diffusion; default: as found")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file of the network's arguments")
+    parser.add_argument("--schedule", metavar="JSON|NAME", help="ddpm, vp or ve, or JSON with constants; default: ddpm")
+    parser.add_argument("--prediction", metavar="eps|x0|v|score", help="what it predicts; default: eps")
+    parser.add_argument("--time-input", default="t", metavar="t|log_sigma", help="how it is told the time; default: t")
+    parser.add_argument(
+        "--voxel-size", type=float, nargs="+", default=[2.0], metavar="MM", help="of its training images: one, or z y x"
+    )
+    parser.add_argument("--tracer", default="", help="tracer and body region in words")
+    parser.add_argument("--licence", default="", help="licence of the weights")
+    parser.set_defaults(run=_import)
+
+
+def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
+    parser = actions.add_parser(
+        "evaluate",
+        parents=[common],
+        help="judge a model on held-out volumes",
+        description="Denoising error beside the best Gaussian and non-local means filters, unconditional samples, "
+        "scale equivariance and calibration, as a model card with figures (README.md) and numbers (report.json).",
+        epilog="example: sirf-diffusion models evaluate model.safetensors --data train.h5 --out card",
+    )
+    parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
+    parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the samples; default: 128")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    parser.set_defaults(run=_evaluate)
+
+
+def _name_means_show(parser: argparse.ArgumentParser) -> None:
+    """Let ``models NAME`` mean ``models show NAME``."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
+        args = list(args or [])
+        first = next((k for k, word in enumerate(args) if not word.startswith("-")), None)
+        if first is not None and args[first] not in _ACTIONS:
+            args.insert(first, "show")
+        return parse(args, namespace)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from ..models import list_models, read_config
     from ..models.storage import find_model
 
-    if arguments.model is None:
-        for name in list_models():
-            config = read_config(find_model(name))
-            millimetres = " x ".join(f"{v:.4g}" for v in config.voxel_size)
-            print(f"{name}  tracer {config.tracer}, voxels of {millimetres} mm (z, y, x), licence {config.licence}")
-        return 0
+    for name in list_models():
+        config = read_config(find_model(name))
+        millimetres = " x ".join(f"{v:.4g}" for v in config.voxel_size)
+        print(f"{name}  tracer {config.tracer}, voxels of {millimetres} mm (z, y, x), licence {config.licence}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from ..models import ScoreModel
+
     model = ScoreModel.load(arguments.model)
     print(f"{arguments.model}")
     print(json.dumps(describe_model(model), indent=2))
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from ..models.importers import import_model
+    from ..models.schedules import NoiseSchedule
+
+    schedule: Any = arguments.schedule
+    if schedule is not None and schedule.lstrip().startswith("{"):
+        schedule = NoiseSchedule.from_config(json.loads(schedule))
+    sizes = arguments.voxel_size * 3 if len(arguments.voxel_size) == 1 else arguments.voxel_size
+    config = import_model(
+        arguments.source, arguments.out, kind=arguments.kind, config=arguments.config, schedule=schedule,
+        prediction=arguments.prediction, time_input=arguments.time_input, voxel_size=tuple(sizes),
+        tracer=arguments.tracer, licence=arguments.licence,
+    )  # fmt: skip
+    print(f"{arguments.out}: {config.training['imported']['kind']} network, predicts {config.prediction}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from ..training.acceptance import evaluate
+    from ..training.model_card import write_card
+
+    evaluation = evaluate(
+        arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
+    )
+    card = write_card(evaluation, arguments.out)
+    for line in evaluation.summary():
+        print(line)
+    print(f"the card is {card}")
     return 0
 
 

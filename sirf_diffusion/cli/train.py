@@ -1,4 +1,4 @@
-"""``sirf-diffusion train``: train a bundled recipe."""
+"""``sirf-diffusion train``: train a score model on a file of volumes, or by a bundled recipe."""
 
 from __future__ import annotations
 
@@ -12,20 +12,34 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
         "train",
         parents=[common],
-        help="train a score model by a bundled recipe",
-        description="Train a score model by a bundled recipe; an interrupted run goes on where it was. "
-        'Needs the extra: pip install -c constraints.txt -e ".[train]"',
-        epilog="example: sirf-diffusion train --recipe brain-fdg --out runs/brain-fdg.safetensors",
+        help="train a score model",
+        description="Train a score model on a file of volumes (`sirf-diffusion data build`), or by a bundled recipe "
+        "that simulates its own. An interrupted or killed run goes on where it was when the same command is given "
+        'again. Bundled recipes need the extra: pip install -c constraints.txt -e ".[train]"',
+        epilog="example: sirf-diffusion train --data train.h5 --out model.safetensors; several GPUs: torchrun "
+        "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
     )
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="name of the recipe, for example brain-fdg")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="model file (.safetensors) to write")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--recipe", metavar="NAME", help="bundled recipe, for example brain-fdg; simulates its own data")
+    how.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration; see --print-config")
     parser.add_argument(
-        "--work-dir", type=Path, metavar="DIR", help="folder for data, checkpoint and log; default: FILE.training"
+        "--print-config", action="store_true", help="print the configuration with every default, and end"
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="end after this many steps instead of the recipe's")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="model file (.safetensors) to write")
+    parser.add_argument(
+        "--init", metavar="NAME|FILE", help="start from this model; it decides network, schedule and prediction"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and figures; default: FILE.training"
+    )
+    parser.add_argument("--max-steps", type=int, metavar="N", help="end after this many steps instead of all")
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the last checkpoint"
     )
+    parser.add_argument("--samples-every", type=int, metavar="N", help="steps between sheets of samples; 0: none")
+    parser.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
+    parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     parser.set_defaults(run=run)
@@ -34,14 +48,35 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from ..training import train
+    from ..training.configuration import DEFAULT, default_text, read_configuration
+    from ..training.trainer import RunOptions
 
+    if arguments.print_config:
+        print(default_text(), end="")
+        return 0
+    if arguments.out is None:
+        raise ValueError("--out FILE is needed: the model file to write")
+    if arguments.recipe is None and arguments.data is None:
+        raise ValueError("give --data FILE (a file of `sirf-diffusion data`), or --recipe NAME for simulated subjects")
+    recipe, options = arguments.recipe or DEFAULT, RunOptions()
+    if arguments.config is not None:
+        configured = read_configuration(arguments.config)
+        recipe, options = configured.recipe, configured.options
     train(
-        arguments.recipe,
+        recipe,
         arguments.out,
+        data=arguments.data,
+        init=arguments.init,
         work_dir=arguments.work_dir,
         max_steps=arguments.max_steps,
         threads=arguments.threads,
         resume=arguments.resume,
         device=arguments.device,
+        options=RunOptions(
+            options.checkpoint_every,
+            options.samples_every if arguments.samples_every is None else arguments.samples_every,
+            options.compiled or arguments.compile,
+            options.tensorboard or arguments.tensorboard,
+        ),
     )
     return 0

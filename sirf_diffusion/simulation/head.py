@@ -33,8 +33,8 @@ DEEP_GREY = {
 class HeadAnatomy:
     """One subject's tissues as volume fractions, arrays ``[z, y, x]`` float32 in [0, 1].
 
-    Axes follow a supine patient in STIR's image: ``x`` to the left, ``y`` to the back (row 0 is the nose),
-    ``z`` to the top of the head.
+    Axes: ``x`` to the left, ``y`` to the back (row 0 is the nose), ``z`` to the top of the head. STIR's ``z`` of a
+    patient who is scanned head first runs the other way: files of training volumes are turned.
 
     Attributes
     ----------

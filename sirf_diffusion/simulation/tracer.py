@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .head import DEEP_GREY, Array, HeadAnatomy, smooth_field
+from .lesions import Lesion, draw_lesions
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,23 @@ class TracerContrast:
 
     The default is [18F]FDG: grey to white matter between 1.6 and 5, and a tail (``reversed_share``) of subjects
     with white matter at or above grey so that the score does not force the usual contrast upon unusual data.
+
+    Attributes
+    ----------
+    white, reversed_white, reversed_share
+        Uptake of white matter, the other range of it, and how often that one is drawn.
+    other
+        Uptake of the tissues around the brain, by name.
+    deep, cerebellum
+        Factors on deep grey structures and on the cerebellum.
+    regions
+        Factors on single structures (``caudate``, ``putamen``, ``thalamus``, ``cerebellum``) instead of those.
+    regional_sd
+        Size of the slow variation over the brain (SD of its logarithm).
+    max_lesions
+        Lesions per subject, at most.
+    logarithmic
+        Draw all of these log-uniformly: for ranges that span more than one order of magnitude.
     """
 
     white: tuple[float, float] = (0.2, 0.62)
@@ -35,7 +53,16 @@ class TracerContrast:
     )
     deep: tuple[float, float] = (0.85, 1.35)
     cerebellum: tuple[float, float] = (0.65, 1.1)
+    regions: dict[str, tuple[float, float]] = field(default_factory=dict)
+    regional_sd: float = 0.1
     max_lesions: int = 4
+    logarithmic: bool = False
+
+    def draw(self, rng: np.random.Generator, span: tuple[float, float]) -> float:
+        """One value from a range."""
+        if self.logarithmic:
+            return float(np.exp(rng.uniform(*np.log(span))))
+        return rng.uniform(*span)
 
 
 def simulate_activity(
@@ -59,49 +86,38 @@ def simulate_activity(
     numpy.ndarray
         ``[z, y, x]`` float32, non-negative, grey matter about 1.
     """
+    return draw_activity(anatomy, seed, contrast, psf_fwhm)[0]
+
+
+def draw_activity(
+    anatomy: HeadAnatomy, seed: int, contrast: TracerContrast | None = None, psf_fwhm: float | None = None
+) -> tuple[Array, list[Lesion]]:
+    """`simulate_activity` (the same arguments, the same numbers) together with the lesions that are in it."""
     from scipy.ndimage import gaussian_filter
 
     contrast = contrast or TracerContrast()
     rng = np.random.default_rng([21, anatomy.seed, seed])
     shape = anatomy.t1.shape
-    uptake = {name: rng.uniform(*span) for name, span in contrast.other.items()}
+    uptake = {name: contrast.draw(rng, span) for name, span in contrast.other.items()}
     is_reversed = rng.random() < contrast.reversed_share
-    uptake["white"] = rng.uniform(*(contrast.reversed_white if is_reversed else contrast.white))
+    uptake["white"] = contrast.draw(rng, contrast.reversed_white if is_reversed else contrast.white)
     uptake["grey"] = 1.0
 
+    usual = {True: contrast.deep, False: contrast.cerebellum}
     activity = np.zeros(shape, np.float32)
     for name, fraction in anatomy.tissues.items():
         variation = rng.uniform(0.02, 0.1) * smooth_field(rng, shape, rng.uniform(10, 20) / anatomy.voxel_size)
         activity += fraction * np.float32(uptake[name]) * np.exp(variation)
     for name, mask in anatomy.regions.items():
-        factor = rng.uniform(*(contrast.deep if name in DEEP_GREY else contrast.cerebellum))
+        factor = contrast.draw(rng, contrast.regions.get(name, usual[name in DEEP_GREY]))
         activity *= 1 + (factor - 1) * mask * anatomy.brain
-    activity *= np.exp(0.1 * smooth_field(rng, shape, 28.0 / anatomy.voxel_size) * anatomy.brain)
-    activity *= _lesions(rng, anatomy, contrast.max_lesions)
+    activity *= np.exp(contrast.regional_sd * smooth_field(rng, shape, 28.0 / anatomy.voxel_size) * anatomy.brain)
+    lesions = draw_lesions(rng, anatomy, contrast.max_lesions)
+    change = np.ones(shape, np.float32)
+    for lesion in lesions:
+        lesion.multiply(change, lesion.factor)
+    activity *= change
 
     fwhm = rng.uniform(3.5, 5.0) if psf_fwhm is None else psf_fwhm
     blurred = gaussian_filter(activity, fwhm / 2.3548 / anatomy.voxel_size, mode="constant")
-    return np.clip(blurred, 0, None).astype(np.float32)
-
-
-def _lesions(rng: np.random.Generator, anatomy: HeadAnatomy, at_most: int) -> Array:
-    """Factors of hot (1.3 to 2.5) and cold (0.1 to 0.7) ellipsoids with radii of 3 to 14 mm, mostly in the brain."""
-    factor = np.ones(anatomy.t1.shape, np.float32)
-    head = sum(anatomy.tissues.values())
-    for _ in range(rng.integers(0, at_most + 1)):
-        where = anatomy.brain if rng.random() < 0.8 else head
-        candidates = np.flatnonzero(where > 0.5)
-        if candidates.size == 0:
-            continue
-        centre = np.unravel_index(candidates[rng.integers(candidates.size)], factor.shape)
-        radii = rng.uniform(3.0, 14.0) * rng.uniform(0.7, 1.3, 3) / anatomy.voxel_size
-        reach = [int(np.ceil(1.6 * r)) + 1 for r in radii]
-        box = tuple(slice(max(0, c - h), c + h + 1) for c, h in zip(centre, reach, strict=True))
-        grid = np.meshgrid(
-            *[np.arange(s.start, min(s.stop, n)) for s, n in zip(box, factor.shape, strict=True)], indexing="ij"
-        )
-        r = np.sqrt(sum(((g - c) / radius) ** 2 for g, c, radius in zip(grid, centre, radii, strict=True)))
-        soft = 1 / (1 + np.exp(np.clip((r - 1) / 0.08, -30, 30)))
-        change = rng.uniform(1.3, 2.5) if rng.random() < 0.6 else rng.uniform(0.1, 0.7)
-        factor[box] *= 1 + (change - 1) * soft.astype(np.float32)
-    return factor
+    return np.clip(blurred, 0, None).astype(np.float32), lesions

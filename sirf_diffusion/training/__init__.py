@@ -1,6 +1,8 @@
-"""Training of score models from simulated heads."""
+"""Training of score models, from simulated heads or a user's own volumes."""
 
+from .augmentation import Augmentation
+from .loop import RunOptions
 from .recipes import RECIPES, Recipe
 from .trainer import train
 
-__all__ = ["RECIPES", "Recipe", "train"]
+__all__ = ["RECIPES", "Augmentation", "Recipe", "RunOptions", "train"]

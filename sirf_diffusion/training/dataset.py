@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..images import ImageGeometry
 from ..models.intensity import intensity_scale
 from ..simulation import simulate_activity, simulate_anatomy
+from .augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ class SliceSampler:
         self.volumes = volumes
         self.crops = crops
         self.seed = seed
+        self.augmentation = Augmentation(axial_flip=0.25)
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Slices ``[size, 1, crop, crop]`` and their orientations ``[size]`` (0 transverse, 1 coronal, 2 sagittal)."""
@@ -121,24 +122,4 @@ class SliceSampler:
             image = volume.select(plane, index).float()
             if float((image > 0.1).float().mean()) > 0.1:
                 break
-        if rng.random() < 0.5:
-            # left and right are alike: x is the last axis, but for sagittal slices, where front and back change places
-            image = image.flip(-1)
-        if plane > 0 and rng.random() < 0.25:
-            image = image.flip(-2)
-        image = _warp(rng, image, crop)
-        if rng.random() < 0.4:
-            image = image.pow(rng.uniform(0.75, 1.35))
-        return image * rng.uniform(0.5, 1.5)
-
-
-def _warp(rng: np.random.Generator, image: Tensor, crop: int) -> Tensor:
-    """Rotate by up to 15 degrees, scale by 0.9 to 1.1 and crop around a point near the middle; zero outside."""
-    angle, scale = math.radians(rng.uniform(-15, 15)), rng.uniform(0.9, 1.1)
-    height, width = image.shape
-    reach = 0.3 if crop < min(height, width) else 0.1
-    centre = [rng.uniform(-reach, reach), rng.uniform(-reach, reach)]
-    cos, sin = math.cos(angle) * crop * scale, math.sin(angle) * crop * scale
-    matrix = torch.tensor([[cos / width, -sin / width, centre[0]], [sin / height, cos / height, centre[1]]])
-    grid = torch.nn.functional.affine_grid(matrix[None], [1, 1, crop, crop], align_corners=False)
-    return torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
+        return self.augmentation.slices(rng, image[None], plane, crop, everywhere=False)[0]

@@ -1,0 +1,317 @@
+"""``sirf-diffusion data``: make and look at training data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_BUILD = """\
+Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
+resampled to one voxel size, in STIR's axes (z to the feet, y to the back, x to the left: head first, supine), divided
+by their intensity scale, cropped around the activity, split by subject. A folder stands for all images under it.
+
+Images that cannot be used (damaged, not finite, constant, of unknown orientation, duplicates, ...) are left out and
+listed with the reason, at the end and in the file. A build that was stopped goes on when the same command is given
+again. Names, paths and patient identifiers are not written: subjects and sources are hashed with a random key that is
+forgotten.
+"""
+
+_BUILD_EPILOG = """\
+The manifest is CSV (or a JSON list of objects) with the columns subject, image, mr, ct, split; only image is needed.
+Without one, a subject is what "sub-..." in the path says (BIDS), else the DICOM patient, else each file for itself.
+
+examples:
+  sirf-diffusion data build --out train.h5 --tracer "[18F]FDG" pet/
+  sirf-diffusion data build --out train.h5 --manifest subjects.csv --voxel-size 2.03 2.09 2.09
+  sirf-diffusion data build --out train.h5 a/pet.nii.gz b/pet.nii.gz --mr a/t1.nii.gz b/t1.nii.gz
+"""
+
+_PHANTOM = """\
+Simulate subjects: heads (a deformed MNI152 brain in a synthetic head), or other heads and chests of parametric shapes
+that share neither code nor template with the first, for judging a model on what it has never seen. With a tracer's
+uptake, regional variation, hot and cold lesions that show in the MR or do not, the scanner's blur, a T1-weighted MR,
+attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same data.
+"""
+
+_PHANTOM_EPILOG = """\
+tracers:
+  head             fdg amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine amino-acid any
+  head-parametric  fdg amyloid dpa714 any
+  thorax           fdg psma any
+  "any" draws the uptake of every tissue at random
+
+examples:
+  sirf-diffusion data phantom --subjects 40 --tracer dpa714 --out dpa.h5
+  sirf-diffusion data phantom --subjects 8 --tracer any --seed 9000 --held-out --out test.h5
+  sirf-diffusion data phantom --subjects 20 --body thorax --tracer fdg --voxel-size 4 --out chest.h5
+"""
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser = subparsers.add_parser(
+        "data",
+        parents=[common],
+        help="make training data from images or phantoms, or look at them",
+        description="Make training data from images or phantoms, or look at them. "
+        'Needs the extra: pip install "sirf-diffusion[train]"; for DICOM also [dicom].',
+        epilog="example: sirf-diffusion data phantom --subjects 40 --out train.h5 && sirf-diffusion data show train.h5",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_build(actions, common)
+    _add_phantom(actions, common)
+    show = actions.add_parser(
+        "show",
+        parents=[common],
+        help="what a file holds: a table and a figure",
+        description="Print what a file of training volumes holds, and draw slices of some of them.",
+        epilog="example: sirf-diffusion data show train.h5",
+    )
+    show.add_argument("file", type=Path, metavar="F.h5")
+    show.add_argument("--figure", type=Path, metavar="PNG", help="default: F.png beside the file")
+    show.set_defaults(run=run_show)
+
+
+def _add_build(actions: Any, common: argparse.ArgumentParser) -> None:
+    build = actions.add_parser(
+        "build",
+        parents=[common],
+        help="from images: Interfile, NIfTI, DICOM",
+        description=_BUILD,
+        epilog=_BUILD_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="emission images, or folders of them")
+    build.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
+    source = build.add_argument_group("images")
+    source.add_argument("--manifest", type=Path, metavar="CSV|JSON", help="table of images instead of IMAGES")
+    anatomical = source.add_mutually_exclusive_group()
+    anatomical.add_argument(
+        "--mr", nargs="+", type=Path, default=[], metavar="FILE",
+        help="MR images in the space of the IMAGES, one for each, same order",
+    )  # fmt: skip
+    anatomical.add_argument("--ct", nargs="+", type=Path, default=[], metavar="FILE", help="the same for CT")
+    source.add_argument("--tracer", default="", help="written into the file, for example '[18F]FDG'")
+    source.add_argument(
+        "--assume", metavar="RAS", help="axes of images that do not tell theirs (NIfTI without qform and sform)"
+    )
+    grid = build.add_argument_group("grid")
+    grid.add_argument(
+        "--voxel-size", nargs="+", type=float, default=[2.0], metavar="MM",
+        help="one number, or three for z, y, x; default: 2. Equal to the images' own: nothing is interpolated",
+    )  # fmt: skip
+    grid.add_argument(
+        "--margin", type=float, default=16.0, metavar="MM", help="air kept around the activity; default: %(default)g"
+    )
+    grid.add_argument("--no-crop", action="store_true", help="keep the whole field of view")
+    _add_splits(build)
+    build.add_argument("--add", action="store_true", help="add to a file that --out names (with its --key)")
+    build.add_argument(
+        "--key", type=Path, metavar="FILE",
+        help="keep the key of the hashes in this private file (made if it does not exist): images that are added later "
+        "are then known to be of the same subjects",
+    )  # fmt: skip
+    build.add_argument("--overwrite", action="store_true", help="replace --out")
+    build.set_defaults(run=run_build)
+
+
+def _add_phantom(actions: Any, common: argparse.ArgumentParser) -> None:
+    phantom = actions.add_parser(
+        "phantom",
+        parents=[common],
+        help="simulated heads or chests",
+        description=_PHANTOM,
+        epilog=_PHANTOM_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    phantom.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
+    phantom.add_argument("--subjects", type=int, default=16, metavar="N", help="default: %(default)d")
+    phantom.add_argument("--tracer", default="fdg", metavar="NAME", help="see below; default: %(default)s")
+    kinds = ("head", "head-parametric", "thorax")
+    phantom.add_argument("--body", default="head", choices=kinds, help="default: %(default)s")
+    phantom.add_argument("--draws", type=int, default=1, metavar="K", help="uptakes per subject; default: 1")
+    phantom.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first subject; default: 0")
+    phantom.add_argument(
+        "--held-out", action="store_true", help="a test set of subjects that no bundled model has seen (seed >= 9000)"
+    )
+    phantom.add_argument("--voxel-size", type=float, default=2.0, metavar="MM", help="default: %(default)g")
+    phantom.add_argument("--psf", type=float, metavar="MM", help="FWHM of the blur; default: drawn at random")
+    phantom.add_argument(
+        "--lesions-in-mr", type=float, default=0.5, metavar="SHARE", help="how many show in the MR; default: 0.5"
+    )
+    _add_splits(phantom, seed="split-seed")
+    phantom.add_argument("--workers", type=int, metavar="N", help="processes; default: one per processor")
+    phantom.add_argument("--overwrite", action="store_true", help="replace --out")
+    phantom.set_defaults(run=run_phantom)
+
+
+def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
+    group = parser.add_argument_group("splits, by subject")
+    group.add_argument(
+        "--split", nargs=3, type=float, default=[0.8, 0.1, 0.1], metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="shares of the subjects; default: 0.8 0.1 0.1",
+    )  # fmt: skip
+    group.add_argument(f"--{seed}", type=int, default=0, metavar="S", help="which subject goes where; default: 0")
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    """Take in images."""
+    from ..training.image_data import ImageOptions, build_from_images
+    from ..training.import_images import find_images
+    from ..training.manifest import paired, read_manifest
+    from ..training.volume_parts import NothingUsable
+
+    if bool(arguments.images) == bool(arguments.manifest):
+        raise ValueError("give either IMAGES or --manifest")
+    if arguments.manifest:
+        if arguments.mr or arguments.ct:
+            raise ValueError("--mr and --ct go with IMAGES; in a manifest they are columns")
+        inputs = read_manifest(arguments.manifest)
+    else:
+        modality = "CT" if arguments.ct else "MR"
+        inputs = paired(find_images(arguments.images), find_images(arguments.mr or arguments.ct), modality)
+    voxel_size = tuple(arguments.voxel_size * (3 if len(arguments.voxel_size) == 1 else 1))
+    options = ImageOptions(
+        voxel_size,
+        None if arguments.no_crop else arguments.margin,
+        arguments.tracer,
+        arguments.assume,
+        tuple(arguments.split),
+        arguments.seed,
+    )
+    key = None if arguments.key is None else _key_file(arguments.key)
+    if arguments.add and key is None:
+        raise ValueError("--add needs the --key that the file was built with: subjects cannot be recognised without")
+    with _progress(len(inputs), "images") as bar:
+        try:
+            outcomes = build_from_images(
+                inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite, key=key,
+                progress=bar.update,
+            )  # fmt: skip
+        except NothingUsable as error:
+            bar.close()
+            _print_outcomes(error.outcomes)
+            raise
+        except KeyboardInterrupt:
+            _say_how_to_go_on(bar, arguments.out)
+            raise
+    _print_outcomes(outcomes)
+    _print_summary(arguments.out)
+    return 0
+
+
+def run_phantom(arguments: argparse.Namespace) -> int:
+    """Simulate."""
+    from ..training.phantom_data import PhantomOptions, build_phantoms
+
+    options = PhantomOptions(
+        tracer=arguments.tracer, body=arguments.body, subjects=arguments.subjects, draws=arguments.draws,
+        first=arguments.seed, voxel_size=arguments.voxel_size, psf_fwhm=arguments.psf, in_mr=arguments.lesions_in_mr,
+        fractions=tuple(arguments.split), split_seed=arguments.split_seed,
+    )  # fmt: skip
+    with _progress(options.subjects * options.draws, "volumes") as bar:
+        try:
+            build_phantoms(
+                arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
+                overwrite=arguments.overwrite, progress=bar.update,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _say_how_to_go_on(bar, arguments.out)
+            raise
+    _print_summary(arguments.out)
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """Print and draw."""
+    import json
+
+    from ..evaluation.volume_sheet import volume_sheet
+    from ..training.volume_file import VolumeFile, rejected_inputs
+
+    file = VolumeFile(arguments.file)
+    for name in ("kind", "created_by", "axes", "intensity_rule"):
+        print(f"{name.replace('_', ' ')}: {file.attributes[name]}")
+    print(f"settings: {json.dumps(json.loads(file.attributes['settings']), sort_keys=True)}")
+    rows = [
+        {
+            "volume": info.name, "subject": info.subject, "split": info.split, "tracer": info.tracer,
+            "voxels": " x ".join(map(str, info.shape)), "scale": f"{info.intensity_scale:.4g}",
+            "anatomy": info.modality, "MB": f"{info.bytes_on_disk / 1e6:.1f}", "notes": info.notes,
+        }
+        for info in file.infos
+    ]  # fmt: skip
+    print()
+    _print_table(rows)
+    rejected = rejected_inputs(arguments.file)
+    if rejected:
+        print(f"\n{len(rejected)} inputs were left out:")
+        _print_table([{"input": str(n), "source": source, "reason": reason} for n, source, reason in rejected])
+    figure = arguments.figure or arguments.file.with_suffix(".png")
+    volume_sheet(figure, file)
+    print()
+    _print_summary(arguments.file)
+    print(f"figure: {figure}")
+    return 0
+
+
+def _say_how_to_go_on(bar: Any, out: Path) -> None:
+    bar.close()
+    print(f"\nstopped: give the same command again to go on where it was ({out}.parts)", file=sys.stderr)
+
+
+def _key_file(path: Path) -> bytes:
+    """The key in a private file, which is made if it does not exist."""
+    import os
+    import secrets
+
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except ValueError as error:
+        raise ValueError(f"--key {path} holds no key of this program: name a file that does not exist") from error
+    if len(key) < 16:
+        raise ValueError(f"--key {path} holds no key of this program: name a file that does not exist")
+    return key
+
+
+def _progress(total: int, unit: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty())
+
+
+def _print_outcomes(outcomes: Sequence[Any]) -> None:
+    told = [o for o in outcomes if o.reason]
+    if told:
+        _print_table([{"input": str(o.number), "": o.status, "image": o.name, "reason": o.reason} for o in told])
+        print()
+
+
+def _print_summary(path: Path) -> None:
+    from ..training.volume_file import VolumeFile
+    from ..training.volumes import SPLITS
+
+    file = VolumeFile(path)
+    parts = []
+    for split in SPLITS:
+        members = [info for info in file.infos if info.split == split]
+        if members:
+            subjects = len({info.subject for info in members})
+            parts.append(f"{split} {len(members)} (of {subjects} subject{'s' if subjects > 1 else ''})")
+    sizes = " x ".join(f"{v:.4g}" for v in file.voxel_size)
+    print(f"{path}: {len(file)} volumes of {sizes} mm: {', '.join(parts)}; {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _print_table(rows: Sequence[dict[str, str]]) -> None:
+    if not rows:
+        return
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    for line in ({name: name for name in columns}, *rows):
+        print("  ".join(line[name].ljust(width[name]) for name in columns).rstrip())

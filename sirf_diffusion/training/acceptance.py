@@ -1,0 +1,244 @@
+"""Whether a model is good: denoising error, samples, scale equivariance and calibration, on subjects it never saw."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.score_model import ScoreModel
+from .recipes import Recipe
+from .samples import unconditional_samples
+from .sources import validation_set
+from .validation import Denoiser, ValidationSet, network_denoiser
+from .volume_file import VolumeFile
+
+logger = logging.getLogger(__name__)
+
+#: Factors by which images are made brighter or darker.
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+#: Noise levels, relative to the image's own brightness, at which that is looked at.
+SCALE_SIGMAS = (0.1, 0.4, 1.6)
+#: Mean activity of the emitting pixels that samples should have, and how far from it they may be.
+SAMPLE_MEAN, SAMPLE_TOLERANCE = 1.0, 0.3
+_EMITTING = 0.1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to a model: what was found, and whether it is as it should be."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass
+class Evaluation:
+    """All numbers of an evaluation; errors are root mean squares by noise level."""
+
+    model: str
+    about: dict[str, Any]
+    data: str
+    split: str
+    num_slices: int
+    network: dict[float, float]
+    gaussian: dict[float, float]
+    non_local_means: dict[float, float]
+    #: Without the anatomical image, for a conditional model.
+    unconditional: dict[float, float]
+    #: ``[noise level][scale]``: error for brighter and darker images, divided by the scale.
+    scales: dict[float, dict[float, float]]
+    #: Calibration by noise level, see `calibration`: 1 is perfect.
+    balance: dict[float, float]
+    predicted: dict[float, float]
+    sample_means: list[float]
+    samples: Tensor = field(repr=False)
+
+    def checks(self) -> list[Check]:
+        """What a model must pass."""
+        ratios = {s: self.network[s] / self.gaussian[s] for s in self.network}
+        worst = max(ratios, key=lambda s: ratios[s])
+        errors = [self.network[s] for s in sorted(self.network)]
+        falling = all(a < b for a, b in pairwise(errors))
+        lowest = min(self.network)
+        mean = sum(self.sample_means) / max(len(self.sample_means), 1)
+        calibrated = [s for s in self.balance if not 0.9 <= self.balance[s] <= 1.1]
+        return [
+            Check(
+                "denoises better than the best Gaussian filter at every noise level", ratios[worst] < 1,
+                f"error {ratios[worst]:.2f} times the filter's at most (noise level {worst:g})",
+            ),
+            Check(
+                "error falls to zero with the noise level", falling and self.network[lowest] < lowest,
+                f"{self.network[lowest]:.4f} at {lowest:g}",
+            ),
+            Check(
+                f"unconditional samples have a mean activity of {SAMPLE_MEAN:g} +/- {SAMPLE_TOLERANCE:g}",
+                abs(mean - SAMPLE_MEAN) <= SAMPLE_TOLERANCE, f"{mean:.2f} on average",
+            ),
+            Check(
+                "takes away as much noise as there is (within 10 %)", not calibrated,
+                f"{min(self.balance.values()):.2f} to {max(self.balance.values()):.2f}",
+            ),
+        ]  # fmt: skip
+
+    def summary(self) -> list[str]:
+        """The checks as lines of text."""
+        return [f"{'passed' if c.passed else 'FAILED'}: {c.name}: {c.found}" for c in self.checks()]
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    size: int = 128,
+    num_samples: int = 8,
+    num_steps: int = 60,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate a model on volumes of a data file.
+
+    Parameters
+    ----------
+    model
+        Name or file.
+    data
+        HDF5 file of ``sirf-diffusion data``; a conditional model is given its anatomical images.
+    split
+        Which volumes; default the first of test, validation, train that the file has.
+    size
+        Side of the unconditional samples in pixels.
+    num_samples, num_steps
+        How many, and in how many steps.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    ValueError
+        If the model or the file cannot be used, their voxel sizes differ, or the file has no such volumes.
+    """
+    loaded = ScoreModel.load(model, device)
+    recipe, found = _recipe(loaded), VolumeFile(data).voxel_size
+    if any(abs(a - b) > 0.05 * b for a, b in zip(found, loaded.voxel_size, strict=True)):
+        raise ValueError(
+            f"{data} has voxels of {found} mm and {model} is for {loaded.voxel_size} mm (z, y, x): build the file with "
+            "the model's --voxel-size"
+        )
+    splits = (split,) if split else ("test", "validation", "train")
+    for chosen in splits:
+        slices = validation_set(data, recipe, chosen)
+        if slices is not None:
+            break
+    else:
+        raise ValueError(f"{data} has no volumes in {' or '.join(splits)}: see sirf-diffusion data show {data}")
+    if chosen == "train":
+        logger.warning("%s has neither test nor validation volumes: the model is judged on training volumes", data)
+    return evaluate_on(
+        loaded, slices, model=os.fspath(model), data=os.path.basename(data), split=chosen, size=size,
+        num_samples=num_samples, num_steps=num_steps,
+    )  # fmt: skip
+
+
+def evaluate_on(
+    model_: ScoreModel, slices: ValidationSet, *, model: str, data: str, split: str, size: int, num_samples: int,
+    num_steps: int,
+) -> Evaluation:  # fmt: skip
+    """Evaluate a model on given slices; see `evaluate`."""
+    denoise = network_denoiser(model_.network, model_.schedule, model_.prediction, model_.time_input)
+    sigmas = slices.sigmas
+    blind: dict[float, float] = {}
+    if model_.in_channels == 2:
+        blind = {s: slices.error(lambda u, s_, p, a: denoise(u, s_, p, torch.zeros_like(a)), s) for s in sigmas}
+    balance, predicted = {}, {}
+    for sigma in sigmas:
+        balance[sigma], predicted[sigma] = calibration(slices, denoise, sigma)
+    samples = unconditional_samples(model_, num_samples, size, num_steps)
+    means = [float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples]
+    return Evaluation(
+        model=model,
+        about={"sha256": model_.hash, "architecture": model_.architecture.to_dict() if model_.architecture else None,
+               "schedule": model_.schedule.to_config(), "prediction": model_.prediction,
+               "voxel_size_mm": list(model_.voxel_size), "parameters": _parameters(model_), **model_.metadata},
+        data=data,
+        split=split,
+        num_slices=len(slices.slices),
+        network={s: slices.error(denoise, s) for s in sigmas},
+        gaussian=slices.gaussian_errors(),
+        non_local_means=slices.non_local_means_errors(),
+        unconditional=blind,
+        scales=scale_errors(slices, denoise),
+        balance=balance,
+        predicted=predicted,
+        sample_means=means,
+        samples=samples,
+    )  # fmt: skip
+
+
+def scale_errors(slices: ValidationSet, denoise: Denoiser) -> dict[float, dict[float, float]]:
+    """Error of ``D(a (u + sigma z); a sigma) / a``, by ``sigma`` and scale ``a``.
+
+    A denoiser that is equivariant has the same error for all scales; networks learn that from changed intensities, and
+    only as far as those went.
+    """
+    found: dict[float, dict[float, float]] = {}
+    for sigma in SCALE_SIGMAS:
+        levels = {a: slices.error(denoise, a * sigma, a) / a for a in SCALES if _within(slices, a * sigma)}
+        if levels:
+            found[sigma] = levels
+    return found
+
+
+@torch.inference_mode()
+def calibration(slices: ValidationSet, denoise: Denoiser, sigma: float) -> tuple[float, float]:
+    r"""Whether the denoiser is a posterior mean, as far as its own output can tell.
+
+    With ``w = u + sigma z`` and ``D = E[u | w]`` the error is orthogonal to every function of ``w``. Two ratios follow
+    that are 1 for a perfect model, the means being over slices and pixels:
+
+    * noise balance ``(E|w - D|^2 + E|D - u|^2) / sigma^2``;
+    * predicted over actual error ``(sigma^2 E[div D] / E|D - u|^2)^(1/2)`` with ``div D`` the mean diagonal of the
+      Jacobian (Tweedie's second formula), by a random difference quotient. Below 1: the model is more certain than it
+      should be.
+    """
+    removed = error = divergence = count = 0.0
+    step = 1e-2 * sigma
+    for clean, noise, anatomy, plane in slices.groups(sigma):
+        noisy = clean + sigma * noise
+        denoised = denoise(noisy, sigma, plane, anatomy)
+        signs = torch.randn(clean.shape, generator=torch.Generator().manual_seed(plane)).sign()
+        moved = denoise(noisy + step * signs, sigma, plane, anatomy)
+        removed += float((noisy - denoised).double().square().sum())
+        error += float((denoised - clean).double().square().sum())
+        divergence += float((signs * (moved - denoised)).double().sum()) / step
+        count += clean.numel()
+    balance = (removed + error) / (count * sigma * sigma)
+    return balance, math.sqrt(max(sigma * sigma * divergence, 0.0) / error) if error else math.inf
+
+
+def _within(slices: ValidationSet, sigma: float) -> bool:
+    schedule = slices.schedule
+    return schedule.sigma(float(schedule.t_min)) <= sigma <= schedule.sigma(float(schedule.t_max))
+
+
+def _recipe(model: ScoreModel) -> Recipe:
+    """As much of a recipe as reading volumes needs."""
+    if model.architecture is None:
+        raise ValueError("the model does not tell its network: only models from files can be evaluated")
+    planes = (0, 1, 2) if model.architecture.num_class_embeds in (0, 3) else (0,)
+    return Recipe(
+        "evaluation", "", (), (), architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
+        planes=planes, crops=(model.architecture.multiple,),
+    )  # fmt: skip
+
+
+def _parameters(model: ScoreModel) -> int:
+    return sum(p.numel() for p in model.network.parameters()) if isinstance(model.network, torch.nn.Module) else 0

@@ -1,0 +1,113 @@
+"""Random changes of training slices: flips, rotation, scale, crop, contrast, brightness.
+
+All random numbers come from the generator that the caller gives: a slice is a function of its seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much training images are changed (methods: flips and small rotations, intensity U(0.5, 1.5)).
+
+    Parameters
+    ----------
+    flip
+        Probability in [0, 1] of exchanging left and right (front and back in sagittal slices).
+    axial_flip
+        The same for head and feet, in coronal and sagittal slices.
+    rotation
+        Largest angle in degrees, 0 to 180.
+    scale
+        Largest change of size, as a share in [0, 0.5]: 0.1 is 0.9 to 1.1 times.
+    gamma_share, gamma
+        How often the contrast changes by ``u ** g``, and the range of ``g``, both positive.
+    intensity
+        Range of the factor on the whole image, both positive.
+    anatomy_intensity
+        The same for the anatomical image, which is scaled by a rule and so needs less of it.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    flip: float = 0.5
+    axial_flip: float = 0.5
+    rotation: float = 15.0
+    scale: float = 0.1
+    gamma_share: float = 0.4
+    gamma: tuple[float, float] = (0.75, 1.35)
+    intensity: tuple[float, float] = (0.5, 1.5)
+    anatomy_intensity: tuple[float, float] = (0.9, 1.1)
+
+    def __post_init__(self) -> None:
+        limits = {"flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5}
+        for name, highest in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= highest:
+                raise ValueError(f"augmentation: {name} must lie between 0 and {highest}, found {value!r}")
+        for name in ("gamma", "intensity", "anatomy_intensity"):
+            value = tuple(getattr(self, name))
+            if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
+                raise ValueError(f"augmentation: {name} must be two positive numbers, the lower first, found {value!r}")
+            object.__setattr__(self, name, value)
+
+    def slices(self, rng: np.random.Generator, images: Tensor, plane: int, crop: int, everywhere: bool) -> Tensor:
+        """Change one slice.
+
+        Parameters
+        ----------
+        rng
+            Source of all random numbers.
+        images
+            ``[1, h, w]``, the emission image; or ``[2, h, w]`` with the anatomical image of the same place. Both are
+            moved alike; contrast and intensity are those of the emission image only.
+        plane
+            0 transverse, 1 coronal, 2 sagittal.
+        crop
+            Side of the square that is returned, in pixels.
+        everywhere
+            Crops reach to the edges of the image; else their centres stay near the middle of the image.
+
+        Returns
+        -------
+        Tensor
+            ``[1 or 2, crop, crop]``.
+        """
+        if rng.random() < self.flip:
+            # left and right are alike: x is the last axis, but for sagittal slices, where front and back change places
+            images = images.flip(-1)
+        if plane > 0 and rng.random() < self.axial_flip:
+            images = images.flip(-2)
+        images = self._moved(rng, images, crop, everywhere)
+        emission = images[:1]
+        if rng.random() < self.gamma_share:
+            emission = emission.pow(rng.uniform(*self.gamma))
+        emission = emission * rng.uniform(*self.intensity)
+        if len(images) == 1:
+            return emission
+        return torch.cat([emission, images[1:] * rng.uniform(*self.anatomy_intensity)])
+
+    def _moved(self, rng: np.random.Generator, images: Tensor, crop: int, everywhere: bool) -> Tensor:
+        """Rotate, scale and crop; zero outside."""
+        angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+        scale = rng.uniform(1 - self.scale, 1 + self.scale)
+        height, width = images.shape[-2:]
+        if everywhere:
+            reach_x, reach_y = (max(0.1, 1 - crop / side) for side in (width, height))
+        else:
+            reach_x = reach_y = 0.3 if crop < min(height, width) else 0.1
+        centre = [rng.uniform(-reach_x, reach_x), rng.uniform(-reach_y, reach_y)]
+        cos, sin = math.cos(angle) * crop * scale, math.sin(angle) * crop * scale
+        matrix = torch.tensor([[cos / width, -sin / width, centre[0]], [sin / height, cos / height, centre[1]]])
+        grid = torch.nn.functional.affine_grid(matrix[None], [1, 1, crop, crop], align_corners=False)
+        return torch.nn.functional.grid_sample(images[None], grid, align_corners=False)[0]

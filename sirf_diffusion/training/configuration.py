@@ -1,0 +1,209 @@
+"""A training in a TOML file: read, checked, and written with every default for the user to start from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..models.networks import NetworkConfig
+from ..models.schedules import NoiseSchedule
+from .augmentation import Augmentation
+from .recipes import Recipe
+from .trainer import RunOptions
+
+#: The recipe that a configuration changes: for a file of the user's own volumes.
+DEFAULT = Recipe(
+    name="own", tracer="", subjects=(), validation_subjects=(), batch_size=16, cycles=(30_000,), decay="cosine",
+    architecture=NetworkConfig(
+        channels=(32, 64, 128), attention_levels=(False, False, False), num_res_blocks=2, num_head_channels=32,
+        patch_size=2,
+    ),
+    crops=(96,),
+)  # fmt: skip
+
+# Table and key of the file -> field of the recipe, and what the file says about it. The order is that of the file.
+_KEYS: dict[str, list[tuple[str, str, str]]] = {
+    "": [
+        ("name", "name", "name of the training, kept in the model file"),
+        ("tracer", "tracer", "tracer and body region in words; empty: as the data file says"),
+        ("seed", "seed", "seed of weights, batches and noise"),
+    ],
+    "data": [
+        ("crops", "crops", "sides of the square crops in pixels, one of them for each batch"),
+        ("planes", "planes", "slice orientations: 0 transverse, 1 coronal, 2 sagittal"),
+    ],
+    "noise": [
+        ("prediction", "prediction", "v, eps, x0 or score; edm: v with Karras' weights and noise levels"),
+        ("time_input", "time_input", "what the network is told: log_sigma or t"),
+        ("log_sigma_mean", "log_sigma_mean", "mean of ln(noise level)"),
+        ("log_sigma_sd", "log_sigma_sd", "its standard deviation"),
+        ("uniform_share", "uniform_share", "share of noise levels drawn log-uniformly over the whole schedule"),
+        ("weighting", "weighting", "uniform, or edm"),
+        ("sigma_data", "sigma_data", "root mean square of the training images, for weighting edm"),
+        ("condition_dropout", "condition_dropout", "share of images whose anatomical image is hidden"),
+    ],
+    "optimiser": [
+        ("batch_size", "batch_size", "slices of a step, over all processes"),
+        ("accumulation", "accumulation", "parts in which a batch is computed, to save memory"),
+        ("cycles", "cycles", "steps of each learning-rate cycle"),
+        ("learning_rate", "learning_rate", "highest learning rate of Adam"),
+        ("warmup_steps", "warmup_steps", "linear warm-up of each cycle"),
+        ("decay", "decay", "cosine, or linear (over the last quarter of each cycle)"),
+        ("gradient_clip", "gradient_clip", "largest norm of a gradient; 0: any"),
+        ("ema_decay", "ema_decay", "decay of the running average of the weights that the model file gets"),
+        ("precision", "precision", "bfloat16 (weights stay float32) or float32"),
+    ],
+    "validation": [
+        ("every", "validate_every", "steps between validations"),
+        ("patience", "patience", "validations without improvement before an early stop; 0: no early stop"),
+    ],
+}
+_OPTIONS = {
+    "checkpoint_every": "steps between checkpoints",
+    "samples_every": "steps between sheets of unconditional samples; 0: none",
+    "compiled": "compile the network with torch.compile",
+    "tensorboard": "TensorBoard logs beside log.csv",
+}
+_NETWORK = {
+    "channels": "channels of each resolution level",
+    "attention_levels": "self-attention at each level",
+    "num_res_blocks": "residual blocks per level",
+    "norm_num_groups": "groups of the normalisation; divides all channels",
+    "num_head_channels": "channels of an attention head",
+    "num_class_embeds": "slice orientations that the network tells apart",
+    "in_channels": "1, or 2 for a network that is shown the anatomical image (MR or CT)",
+    "out_channels": "always 1",
+    "patch_size": "blocks of pixels that the network works on: 2 is four times faster than 1, and a little less sharp",
+}
+_SCHEDULE = "vp (beta_min, beta_max), ve (sigma_min, sigma_max) or ddpm (num_train_steps, beta_start, beta_end)"
+_AUGMENTATION = "random changes of the training images, see sirf_diffusion.training.Augmentation"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a file says: the recipe and how it runs."""
+
+    recipe: Recipe
+    options: RunOptions
+
+
+def read_configuration(path: str | os.PathLike[str]) -> Configuration:
+    """Configuration of a TOML file; what it does not mention has its default.
+
+    Raises
+    ------
+    ValueError
+        If it is not TOML, or has an unknown table or key, or a value of the wrong type or out of range; the message
+        names the file and the entry.
+    """
+    path = Path(path)
+    try:
+        return configuration(_parse(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"configuration {path}: {error}") from error
+
+
+def configuration(content: dict[str, Any]) -> Configuration:
+    """Configuration of parsed TOML."""
+    content = dict(content)
+    changes: dict[str, Any] = {}
+    for table, keys in _KEYS.items():
+        entries = {k: v for k, v in content.items() if not isinstance(v, dict)} if not table else content.pop(table, {})
+        for key in list(entries):
+            if not table:
+                content.pop(key)
+        known = {key: name for key, name, _ in keys}
+        _check_known(table, entries, known)
+        for key, value in entries.items():
+            changes[known[key]] = _like(table, key, value, getattr(DEFAULT, known[key]))
+    run = content.pop("run", {})
+    _check_known("run", run, _OPTIONS)
+    options = RunOptions(**{k: _like("run", k, v, getattr(RunOptions(), k)) for k, v in run.items()})
+    if "network" in content:
+        changes["architecture"] = NetworkConfig.from_dict(DEFAULT.architecture.to_dict() | content.pop("network"))
+    if "schedule" in content:
+        changes["schedule"] = _schedule(content.pop("schedule"))
+    if "augmentation" in content:
+        table = content.pop("augmentation")
+        _check_known("augmentation", table, {item.name for item in fields(Augmentation)})
+        default = Augmentation()
+        changes["augmentation"] = Augmentation(
+            **{k: _like("augmentation", k, v, getattr(default, k)) for k, v in table.items()}
+        )
+    if content:
+        tables = [*(name for name in _KEYS if name), "network", "schedule", "augmentation", "run"]
+        raise ValueError(f"unknown tables {sorted(content)}; known are {tables}")
+    if changes.get("prediction") == "edm":
+        noise = {"prediction": "v", "weighting": "edm", "log_sigma_mean": -1.2, "log_sigma_sd": 1.2}
+        changes = noise | changes | {"prediction": "v"}
+    return Configuration(replace(DEFAULT, **changes), options)
+
+
+def default_text() -> str:
+    """The defaults as a TOML file that `read_configuration` reads, each with a line that says what it is."""
+    lines = ["# Configuration of `sirf-diffusion train --data F.h5 --config THIS --out MODEL`: the defaults."]
+    for table, keys in _KEYS.items():
+        lines += ["", f"[{table}]"] if table else [""]
+        lines += [_line(key, getattr(DEFAULT, name), text) for key, name, text in keys]
+    lines += ["", "[network]"]
+    lines += [_line(key, value, _NETWORK[key]) for key, value in DEFAULT.architecture.to_dict().items()]
+    lines += ["", f"[schedule]  # {_SCHEDULE}"]
+    lines += [_line(key, value) for key, value in DEFAULT.schedule.to_config().items()]
+    lines += ["", f"[augmentation]  # {_AUGMENTATION}"]
+    lines += [_line(item.name, getattr(DEFAULT.augmentation, item.name)) for item in fields(Augmentation)]
+    lines += ["", "[run]  # has no influence on the result"]
+    lines += [_line(key, getattr(RunOptions(), key), text) for key, text in _OPTIONS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        try:
+            import tomli as tomllib
+        except ImportError as error:
+            raise ImportError("TOML files need Python 3.11, or: pip install tomli") from error
+    return tomllib.loads(text)
+
+
+def _schedule(table: dict[str, Any]) -> NoiseSchedule:
+    kinds = {kind.name: kind for kind in NoiseSchedule.__subclasses__()}
+    name = table.get("name", DEFAULT.schedule.name)
+    if name not in kinds:
+        raise ValueError(f"[schedule] name must be one of {', '.join(kinds)}, found {name!r}")
+    return NoiseSchedule.from_config(kinds[name]().to_config() | table)
+
+
+def _check_known(table: str, entries: Any, known: Any) -> None:
+    if not isinstance(entries, dict):
+        raise ValueError(f"[{table}] must be a table, found {entries!r}")
+    unknown = sorted(set(entries) - set(known))
+    if unknown:
+        where = f"table [{table}]" if table else "the top of the file"
+        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(known)}")
+
+
+def _like(table: str, key: str, value: Any, default: Any) -> Any:
+    """The value, of the type of the default: a whole number may stand for a number, a list for a tuple."""
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(_like(table, key, item, default[0]) for item in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"[{table}] {key} must be of type {type(default).__name__}, found {value!r}")
+    return value
+
+
+def _line(key: str, value: Any, text: str = "") -> str:
+    return f"{key} = {_toml(value)}" + (f"  # {text}" if text else "")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)

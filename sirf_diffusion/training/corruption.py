@@ -1,0 +1,105 @@
+"""From clean slices to a training example: noise levels, noisy input, target and weight of the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.networks import network_time
+from ..models.schedules import NoiseSchedule, prediction_target
+from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a network is shown (``images`` ``[B, in, H, W]``, ``time`` ``[B]``) and what is wanted of it."""
+
+    images: Tensor
+    time: Tensor
+    planes: Tensor
+    target: Tensor
+    weight: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, index: int, parts: int) -> Example:
+        """One of ``parts`` equal parts."""
+        size = len(self) // parts
+        chosen = slice(index * size, (index + 1) * size)
+        values = (self.images, self.time, self.planes, self.target, self.weight)
+        return Example(*(None if value is None else value[chosen] for value in values))
+
+    def loss(self, predicted: Tensor) -> Tensor:
+        """Mean squared error, weighted image by image."""
+        error = (predicted.float() - self.target).square()
+        return error.mean() if self.weight is None else (error * self.weight[:, None, None, None]).mean()
+
+
+class Corruption:
+    """Adds noise to batches; all random choices of a step depend on the recipe's seed and the step alone.
+
+    They are drawn for the batch of all processes, of which each takes its share: every ``world``-th slice.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+
+    def example(self, images: Tensor, planes: Tensor, step: int, rank: int = 0, world: int = 1) -> Example:
+        """Training example of clean slices ``[n, 1 or 2, H, W]``, the second channel the anatomical image."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        sigma = draw_noise_levels(recipe, generator)[rank::world]
+        noise = torch.randn((recipe.batch_size, 1, *images.shape[-2:]), generator=generator)[rank::world]
+        u0, schedule = images[:, :1], recipe.schedule
+        t = schedule.t_of_sigma(sigma)
+        gamma, nu = (f(t)[:, None, None, None] for f in (schedule.gamma, schedule.nu))
+        shown = gamma * u0 + nu * noise
+        if not schedule.variance_preserving:
+            shown = shown / torch.sqrt(gamma * gamma + nu * nu)
+        if recipe.conditional:
+            kept = torch.rand(recipe.batch_size, generator=generator)[rank::world] >= recipe.condition_dropout
+            shown = torch.cat((shown, images[:, 1:] * kept[:, None, None, None]), 1)
+        target = prediction_target(recipe.prediction, u0, noise, gamma, nu)
+        weight = None if recipe.weighting == "uniform" else edm_weights(recipe, t)
+        time = network_time(recipe.time_input, schedule, t)
+        shown = shown.contiguous(memory_format=torch.channels_last)
+        return Example(*(_moved(value, self.device) for value in (shown, time, planes, target, weight)))
+
+
+def draw_noise_levels(recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Noise levels ``sigma`` of a step, ``[batch_size]``."""
+    size = recipe.batch_size
+    low, high = log_sigma_range(recipe.schedule)
+    normal = torch.randn(size, generator=generator) * recipe.log_sigma_sd + recipe.log_sigma_mean
+    uniform = torch.rand(size, generator=generator) * (high - low) + low
+    chosen = torch.where(torch.rand(size, generator=generator) < recipe.uniform_share, uniform, normal)
+    return chosen.clamp(low + 1e-3, high - 1e-3).exp()
+
+
+def log_sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
+    """Lowest and highest ``ln sigma`` of a schedule."""
+    return math.log(schedule.sigma(float(schedule.t_min))), math.log(schedule.sigma(float(schedule.t_max)))
+
+
+def edm_weights(recipe: Recipe, t: Tensor) -> Tensor:
+    r"""Weight of the squared error of the *prediction* that gives the denoised image Karras' weight.
+
+    ``(sigma^2 + s^2) / (sigma s)^2`` (Karras et al. 2022, arXiv:2206.00364, table 1) times the square of the factor by
+    which an error of the prediction becomes one of the denoised image: ``nu`` for ``v``, ``nu / gamma`` for ``eps``, 1
+    for ``x0``, ``nu^2 / gamma`` for the score.
+    """
+    gamma, nu, sigma = (f(t) for f in (recipe.schedule.gamma, recipe.schedule.nu, recipe.schedule.sigma))
+    factor = {"v": nu, "eps": nu / gamma, "x0": torch.ones_like(nu), "score": nu * nu / gamma}[recipe.prediction]
+    s = recipe.sigma_data
+    return (sigma * sigma + s * s) / (sigma * s) ** 2 * factor**2
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if value is None or device.type == "cpu":
+        return value
+    return value.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,64 @@
+"""Starting from a trained model: its weights, and what the new training must take over from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..models.networks import NetworkConfig
+from ..models.score_model import ScoreModel
+from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from, and where they come from."""
+
+    weights: dict[str, Tensor]
+    provenance: dict[str, str]
+
+
+def fine_tuning(recipe: Recipe, model_name: str) -> tuple[Recipe, Start]:
+    """The recipe with the model's network, schedule and prediction, and the model's weights.
+
+    A recipe for a conditional network (``in_channels = 2``) may start from an unconditional model: the weights of the
+    new input image start at zero, so that the first step makes the same images.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such model.
+    ValueError
+        If the model is conditional and the recipe is not, or its network does not suit the recipe.
+    """
+    model = ScoreModel.load(model_name)
+    if model.architecture is None or not isinstance(model.network, torch.nn.Module):
+        raise ValueError(f"{model_name} does not tell its network: it cannot be trained further")
+    weights = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
+    old, wanted = model.architecture, recipe.architecture.in_channels
+    if old.in_channels > wanted:
+        raise ValueError(
+            f"{model_name} takes {old.in_channels} images and the recipe {wanted}: set in_channels = {old.in_channels} "
+            "and use data with anatomical images"
+        )
+    architecture = replace(old, in_channels=wanted)
+    weights = with_more_inputs(weights, old, architecture)
+    recipe = replace(
+        recipe, architecture=architecture, schedule=model.schedule, prediction=model.prediction,
+        time_input=model.time_input,
+    )  # fmt: skip
+    return recipe, Start(weights, {"name": str(model_name), "sha256": model.hash})
+
+
+def with_more_inputs(weights: dict[str, Tensor], old: NetworkConfig, new: NetworkConfig) -> dict[str, Tensor]:
+    """Weights of the network with more input images, on which they do not depend yet."""
+    if new.in_channels == old.in_channels:
+        return weights
+    name = next(name for name in weights if name.endswith("conv_in.conv.weight"))
+    first = weights[name]
+    extra = (new.in_channels - old.in_channels) * new.patch_size**2
+    # Pixel unshuffling keeps the pixels of an image together, so that new images come last.
+    zeros = first.new_zeros((first.shape[0], extra, *first.shape[2:]))
+    return weights | {name: torch.cat((first, zeros), 1)}

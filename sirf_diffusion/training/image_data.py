@@ -1,0 +1,197 @@
+"""From images in files to a file of training volumes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .import_images import SourceImage, read_source
+from .manifest import ImageInput, subject_of
+from .resampling import PatientGrid, coverage, grid_over, resample
+from .volume_parts import Outcome, PartStore
+from .volumes import UnusableImage, Volume
+
+logger = logging.getLogger(__name__)
+
+#: Share of the emission image's box that an anatomical image must cover.
+MIN_COVERAGE = 0.5
+#: Share of negative activity (of the sum of absolute values) that is set to zero with a note, and not refused.
+MAX_NEGATIVE = 0.2
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images become volumes.
+
+    Attributes
+    ----------
+    voxel_size
+        ``(z, y, x)`` in mm, each from 0.5 to 20.
+    margin
+        Millimetres of air kept around the emission mask; None to keep the whole field of view.
+    tracer
+        Written into the file; part of the model card later.
+    assumed
+        Axes of images that do not tell theirs, such as ``RAS``.
+    fractions
+        Shares of the subjects for training, validation and test.
+    seed
+        Decides which subject goes where.
+    """
+
+    voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    margin: float | None = 16.0
+    tracer: str = ""
+    assumed: str | None = None
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.voxel_size) != 3 or not all(0.5 <= v <= 20 for v in self.voxel_size):
+            raise ValueError(f"voxel_size must be three numbers from 0.5 to 20 mm, found {self.voxel_size}")
+        if self.margin is not None and self.margin < 0:
+            raise ValueError(f"margin must not be negative, found {self.margin}")
+
+
+def build_from_images(
+    inputs: Sequence[ImageInput],
+    out: str | os.PathLike[str],
+    options: ImageOptions | None = None,
+    *,
+    add: bool = False,
+    overwrite: bool = False,
+    key: bytes | None = None,
+    progress: Callable[[], None] | None = None,
+) -> list[Outcome]:
+    """Take in images, and write them as training volumes; what cannot be used is listed and left out.
+
+    A build that was stopped continues where it was.
+
+    Parameters
+    ----------
+    inputs
+        The images.
+    out
+        The file to write (``.h5``).
+    options
+        Voxel size, splits and the like.
+    add, overwrite, key
+        See `PartStore`.
+    progress
+        Called after each image.
+
+    Returns
+    -------
+    list of Outcome
+        What became of each input, in their order.
+
+    Raises
+    ------
+    NothingUsable
+        If not one image could be used.
+    ValueError
+        If ``out`` cannot be written to or continued (see `PartStore`).
+    """
+    options = options or ImageOptions()
+    settings = {"margin": options.margin}
+    store = PartStore(out, "images", settings, options.voxel_size, add=add, overwrite=overwrite, key=key)
+    keyed = []
+    for source in inputs:
+        name = str(source.image)
+        others = [source.subject, source.split, source.modality, options.assumed, options.tracer]
+        part = store.hashed("\n".join(map(str, [_state(source.image), _state(source.anatomy), *others])))
+        keyed.append((part, name))
+        if not store.done(part):
+            try:
+                store.write(part, take_in(source, options, store.hashed))
+            except UnusableImage as error:
+                logger.info("%s is left out: %s", name, error)
+                store.reject(part, error.reason)
+        if progress is not None:
+            progress()
+    return store.assemble(keyed, options.fractions, options.seed)
+
+
+def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], str]) -> Volume:
+    """Read, check, orient, resample and scale one image, with its anatomical image if there is one.
+
+    Raises
+    ------
+    UnusableImage
+        If it cannot be used. An anatomical image that cannot be used is left out, with a note.
+    """
+    image = read_source(source.image, options.assumed)
+    notes: list[str] = []
+    image = _without_negatives(image, notes)
+    grid = grid_over(image, options.voxel_size)
+    if max(grid.shape) > 4000 or np.prod([float(n) for n in grid.shape]) > 1e9:
+        raise UnusableImage(f"it would have {' x '.join(map(str, grid.shape))} voxels: are its voxel sizes right?")
+    emission = resample(image, grid)
+    names = {"subject": hashed(subject_of(source, image.patient)), "source": hashed(str(source.image.resolve()))}
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    details = {"source_format": image.kind, "source_voxel_sizes": np.round(sizes, 4)}
+    names |= {"tracer": options.tracer, "split": source.split, "details": details}
+    volume = Volume.from_image(emission, grid.voxel_size, notes=notes, **names)
+    box = tuple(slice(0, n) for n in grid.shape)
+    if options.margin is not None:
+        box = _box(volume.arrays["mask"], [options.margin / v for v in grid.voxel_size])
+    if source.anatomy is not None:
+        try:
+            # scaled before it is cropped, since a reconstruction scales it on its whole field of view
+            volume.add_anatomy(_anatomy(source.anatomy, source.modality, grid, box, options.assumed), source.modality)
+        except UnusableImage as error:
+            logger.info("%s is left out: %s", source.anatomy, error)
+            notes.append(f"{source.modality} left out: {error.reason}")
+    volume.arrays = {name: values[box] for name, values in volume.arrays.items()}
+    return volume
+
+
+def _anatomy(
+    path: Path, modality: str, grid: PatientGrid, box: tuple[slice, slice, slice], assumed: str | None
+) -> NDArray[np.float32]:
+    image = read_source(path, assumed)
+    if modality == "CT":
+        # Density relative to water; networks are given non-negative images.
+        density = np.clip(image.values / 1000 + 1, 0, None).astype(np.float32)
+        image = replace(image, values=density)
+    covered = coverage(image, grid.cropped(box))
+    if covered < MIN_COVERAGE:
+        raise UnusableImage(f"it covers {covered:.0%} of the emission image: is it of another patient or space?")
+    return resample(image, grid)
+
+
+def _without_negatives(image: SourceImage, notes: list[str]) -> SourceImage:
+    negative = -float(np.minimum(image.values, 0).sum(dtype=np.float64))
+    if negative == 0:
+        return image
+    share = negative / float(np.abs(image.values).sum(dtype=np.float64))
+    if share > MAX_NEGATIVE:
+        raise UnusableImage(f"{share:.0%} of its activity is negative")
+    if share > 1e-3:
+        notes.append(f"{share:.1%} of the activity was negative and set to 0")
+    return replace(image, values=np.maximum(image.values, 0))
+
+
+def _box(mask: NDArray[np.bool_], margin: Sequence[float]) -> tuple[slice, slice, slice]:
+    """The smallest box around a mask with a margin in voxels."""
+    box = []
+    for axis, extra in enumerate(margin):
+        inside = np.flatnonzero(mask.any(axis=tuple(k for k in range(3) if k != axis)))
+        low, high = int(inside[0] - np.ceil(extra)), int(inside[-1] + 1 + np.ceil(extra))
+        box.append(slice(max(0, low), min(mask.shape[axis], high)))
+    return tuple(box)
+
+
+def _state(path: Path | None) -> str:
+    """A file's name, size and time: what tells whether it has been dealt with already."""
+    if path is None or not path.exists():
+        return str(path)
+    status = path.stat()
+    size = sum(1 for _ in path.iterdir()) if path.is_dir() else status.st_size
+    return f"{path.resolve()} {size} {status.st_mtime_ns}"

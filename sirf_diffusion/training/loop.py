@@ -1,0 +1,205 @@
+"""The loop around the steps of a training: batches, validation, logs, checkpoints, early stopping, the model file."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.score_model import ScoreModel
+from ..models.storage import ModelConfig, save_model
+from .corruption import Corruption
+from .log import TrainingLog, reference_errors, relative_error
+from .prefetch import prefetched
+from .samples import save_sheet, unconditional_samples
+from .sources import Source
+from .state import TrainingState
+from .stopping import noted_signals
+
+#: Steps after which losses are looked at, and processes tell each other whether to stop.
+FLUSH_EVERY = 10
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training runs, without a say in what comes out of it.
+
+    Parameters
+    ----------
+    checkpoint_every
+        Steps between checkpoints.
+    samples_every
+        Steps between sheets of unconditional samples (``samples-STEP.png``); 0 for none.
+    compiled
+        Compile the network (``torch.compile``; needs a C++ compiler on the CPU).
+    tensorboard
+        Write TensorBoard logs too.
+    """
+
+    checkpoint_every: int = 250
+    samples_every: int = 0
+    compiled: bool = False
+    tensorboard: bool = False
+
+
+class TrainingLoop:
+    """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
+
+    def __init__(self, state: TrainingState, source: Source, work: Path, options: RunOptions) -> None:
+        self.state, self.source, self.work, self.options = state, source, work, options
+        self.recipe, self.peers = state.recipe, state.peers
+        self.corruption = Corruption(state.recipe, torch.device(state.device))
+        self.validation = source.validation() if self.peers.first else None
+        if self.recipe.patience and self.peers.first and self.validation is None:
+            raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
+        self._pending: list[Tensor] = []
+        self._saved: int | None = None
+        #: Seconds spent waiting for batches, and in steps.
+        self.waited = self.worked = 0.0
+
+    def advance(self, last: int) -> None:
+        """Train up to step ``last``; checkpoints now and then, at the end, and when asked to stop by a signal."""
+        from tqdm import tqdm
+
+        state, losses = self.state, self.state.notes.setdefault("losses", [0.0, 0])
+        log = None
+        if self.peers.first:
+            log = TrainingLog(self.work, state.step, reference_errors(self.validation), self.options.tensorboard)
+        batches = prefetched(self._example, range(state.step, last))
+        started = time.perf_counter()
+        bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
+        with noted_signals() as asked, bar:
+            try:
+                while state.step < last and not self._finished:
+                    before = time.perf_counter()
+                    example = next(batches)
+                    between = time.perf_counter()
+                    self._pending.append(state.advance(example))
+                    self.waited += between - before
+                    self.worked += time.perf_counter() - before
+                    bar.update()
+                    validates = state.step % self.recipe.validate_every == 0 or state.step == last
+                    saves = state.step % self.options.checkpoint_every == 0
+                    # Alone, a process may stop at any step; several must agree on one.
+                    stops = bool(asked) and self.peers.world == 1
+                    draws = self.options.samples_every and state.step % self.options.samples_every == 0
+                    if state.step % FLUSH_EVERY and not (validates or saves or draws or stops):
+                        continue
+                    self._flush()
+                    bar.set_postfix(loss=f"{losses[0] / max(losses[1], 1):.4f}", refresh=False)
+                    if validates:
+                        self._validate(log, time.perf_counter() - started)
+                        started = time.perf_counter()
+                    if draws and self.peers.first:
+                        self._draw_samples()
+                    stop = self.peers.any(bool(asked), state.device)
+                    if saves or validates or stop:
+                        self._save()
+                    if stop:
+                        raise KeyboardInterrupt
+            finally:
+                batches.close()
+                if log is not None:
+                    log.close()
+        self._save()
+
+    def export(self, out: Path) -> None:
+        """Write the model file."""
+        best = self.work / "best.safetensors"
+        if self.recipe.patience and best.exists() and "best" in self.state.notes:
+            partial = out.with_name(f".{out.name}.partial")
+            shutil.copyfile(best, partial)
+            os.replace(partial, out)
+        else:
+            self._save_model(out)
+
+    def _example(self, step: int) -> Any:
+        rank, world = self.peers.rank, self.peers.world
+        images, planes = self.source.batch(step, self.recipe.batch_size, rank, world)
+        return self.corruption.example(images, planes, step, rank, world)
+
+    def _flush(self) -> None:
+        """Add up the losses since the last time; they must be finite."""
+        if not self._pending:
+            return
+        values = self.peers.mean(torch.stack(self._pending)).tolist()
+        first = self.state.step - len(values)
+        for k, value in enumerate(values):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the training loss is not finite at step {first + k}: lower learning_rate")
+        losses = self.state.notes["losses"]
+        for value in values:
+            losses[0] += value
+        losses[1] += len(values)
+        self._pending.clear()
+
+    def _validate(self, log: TrainingLog | None, seconds: float) -> None:
+        """Validate, log, and decide whether to go on; the first process does, and tells the others."""
+        notes = self.state.notes
+        total, count = notes["losses"]
+        if log is not None:
+            errors: dict[float, float] = {}
+            if self.validation is not None:
+                network = self.state.averaged()
+                errors = self.validation.network_errors(network, self.recipe.prediction, self.recipe.time_input)
+            notes["validation"] = {f"{sigma:g}": round(error, 5) for sigma, error in errors.items()}
+            log.add(self.state.step, seconds, total / max(count, 1), errors)
+            if self.recipe.patience:
+                self._judge(relative_error(errors, log.reference))
+        notes["losses"][:] = [0.0, 0]
+        if self.peers.world > 1:
+            shared = [notes]
+            torch.distributed.broadcast_object_list(shared, 0)
+            notes.update({key: value for key, value in shared[0].items() if key != "losses"})
+
+    def _judge(self, error: float) -> None:
+        """Remember the best validation for early stopping, and its model."""
+        notes = self.state.notes
+        best = notes.get("best")
+        if best is None or error < best["error"]:
+            self._save_model(self.work / "best.safetensors")
+            notes["best"] = {"error": error, "step": self.state.step, "since": 0}
+        else:
+            best["since"] += 1
+
+    @property
+    def _finished(self) -> bool:
+        best = self.state.notes.get("best")
+        return bool(self.recipe.patience and best and best["since"] >= self.recipe.patience)
+
+    def _save(self) -> None:
+        if self.peers.first and self._saved != self.state.step:
+            self.state.save(self.work)
+        self._saved = self.state.step
+        self.peers.wait()
+
+    def _config(self) -> ModelConfig:
+        recipe, state = self.recipe, self.state
+        training = {
+            "recipe": recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
+            "torch": torch.__version__, "device": state.device.type,
+        }  # fmt: skip
+        training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
+        return ModelConfig(
+            recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.voxel_size,
+            tracer=self.source.tracer, licence="Apache-2.0" if recipe.subjects else "", training=training,
+        )  # fmt: skip
+
+    def _save_model(self, path: Path) -> None:
+        save_model(path, self.state.average, self._config(), weights_dtype="float16")
+
+    def _draw_samples(self) -> None:
+        config = self._config()
+        model = ScoreModel(
+            self.state.averaged(), config.schedule, config.prediction, config.voxel_size,
+            time_input=config.time_input, architecture=config.architecture,
+        )  # fmt: skip
+        images = unconditional_samples(model, 8, max(self.recipe.crops), num_steps=30)
+        save_sheet(images, self.work / f"samples-{self.state.step:07d}.png")

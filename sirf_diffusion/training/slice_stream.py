@@ -1,0 +1,191 @@
+"""Random slices and patches from a file of volumes, streamed: a batch is a pure function of seed, step and size.
+
+Where all volumes fit into the file's memory budget, every sample draws its volume from all of them. Otherwise a window
+slides over an endless sequence of random orders of the volumes: only those in the window are in memory, each stays for
+``slices_per_volume`` samples per place in the window, and each is read once per pass. The window is computed from the
+step alone, so that a training that was killed meets the same slices again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .augmentation import Augmentation
+from .volume_file import VolumeFile
+
+#: Places of the window are dealt out to the samples of a batch in this many groups: with R processes that divide it,
+#: each process reads only its R-th part of the file.
+_GROUPS = 8
+#: Slices of which less than this share is in the emission mask are not drawn.
+_MIN_OCCUPANCY = 0.05
+_SMALLEST_SIDE = 16
+
+
+@dataclass
+class SliceStream:
+    """Random slices with random crop, flip, rotation, scaling and contrast.
+
+    Sample ``i`` of a batch depends on ``(seed, step, size, i)`` only; process ``rank`` of ``world`` gets the samples
+    ``rank, rank + world, ...``. So two processes together see what one would see, whatever ``world`` is.
+
+    Parameters
+    ----------
+    file
+        The volumes; its ``memory_mb`` decides how many are held, and is part of what the result depends on when the
+        file is larger.
+    crops
+        Square crop sizes in pixels; each batch has one of them.
+    seed
+        Seed of all random choices.
+    planes
+        Orientations to draw from: 0 transverse, 1 coronal, 2 sagittal.
+    anatomy
+        Give the anatomical image as a second channel, zero where a volume has none.
+    augmentation
+        How much is changed.
+    slices_per_volume
+        How many samples are drawn, on average, for each time that a volume is read.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range, anatomies are asked for and none are there, or no volume has slices of an
+        orientation.
+    """
+
+    file: VolumeFile
+    crops: tuple[int, ...]
+    seed: int
+    planes: tuple[int, ...] = (0, 1, 2)
+    anatomy: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    slices_per_volume: int = 64
+
+    def __post_init__(self) -> None:
+        self.crops, self.planes = tuple(self.crops), tuple(self.planes)
+        if not self.crops or min(self.crops) < 1:
+            raise ValueError(f"crops must be positive numbers of pixels, found {self.crops}")
+        if not self.planes or not set(self.planes) <= {0, 1, 2}:
+            raise ValueError(f"planes must be among 0, 1 and 2, found {self.planes}")
+        if self.slices_per_volume < 1:
+            raise ValueError(f"slices_per_volume must be at least 1, found {self.slices_per_volume}")
+        if self.anatomy and not self.file.has_anatomy:
+            raise ValueError(f"{self.file.path} has no anatomical images: build it with --mr or --ct")
+        self._choices = [[_usable(o) for o in info.occupancy] for info in self.file.infos]
+        for k, info in enumerate(self.file.infos):
+            for plane in range(3):
+                if min(s for axis, s in enumerate(info.shape) if axis != plane) < _SMALLEST_SIDE:
+                    self._choices[k][plane] = np.empty(0, np.int64)
+            if not any(len(self._choices[k][plane]) for plane in self.planes):
+                raise ValueError(
+                    f"{self.file.path}: volume {info.name} of shape {info.shape} has no slices of the orientations "
+                    f"{self.planes} with sides of {_SMALLEST_SIDE} pixels"
+                )
+        bytes_each = max(int(np.prod(i.shape)) * 2 * (1 + (self.anatomy and i.has_anatomy)) for i in self.file.infos)
+        room = self.file.memory // bytes_each
+        self.window = min(len(self.file), max(1, room if room < _GROUPS else room // _GROUPS * _GROUPS))
+        self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def streams(self) -> bool:
+        """Whether the volumes do not all fit into memory."""
+        return self.window < len(self.file)
+
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Slices of one step.
+
+        Returns
+        -------
+        images
+            ``[n, 1 or 2, crop, crop]`` float32 for the ``n`` samples of this process; emission first.
+        planes
+            ``[n]``, their orientations.
+        """
+        crop = int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])
+        images, planes = [], []
+        for rng, index in self._samples(step, size, rank, world):
+            usable = [plane for plane in self.planes if len(self._choices[index][plane])]
+            plane = usable[int(rng.integers(len(usable)))]
+            choices = self._choices[index][plane]
+            place = int(choices[rng.integers(len(choices))])
+            image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
+            images.append(self.augmentation.slices(rng, image, plane, crop, everywhere=True))
+            planes.append(plane)
+        return torch.stack(images), torch.tensor(planes)
+
+    def patches(self, step: int, size: int, side: int, rank: int = 0, world: int = 1) -> Tensor:
+        """Cubes ``[n, 1 or 2, side, side, side]`` around emitting tissue, flipped and with changed intensity."""
+        patches = []
+        change = self.augmentation
+        for rng, index in self._samples(step, size, rank, world):
+            choices = self._choices[index][0]
+            shape = self.file.infos[index].shape
+            centre = [int(choices[rng.integers(len(choices))]) if len(choices) else shape[0] // 2]
+            centre += [int(rng.integers(n)) for n in shape[1:]]
+            patch = torch.stack([_cube(c, centre, side) for c in self._channels(index)])
+            for axis, chance in ((-1, change.flip), (-3, change.axial_flip)):
+                if rng.random() < chance:
+                    patch = patch.flip(axis)
+            factors = torch.tensor([rng.uniform(*change.intensity), rng.uniform(*change.anatomy_intensity)])
+            patches.append(patch * factors[: len(patch), None, None, None].float())
+        return torch.stack(patches)
+
+    def _samples(self, step: int, size: int, rank: int, world: int) -> list[tuple[np.random.Generator, int]]:
+        """Random generator and volume of each sample of this process."""
+        if not 0 <= rank < world or size < world:
+            raise ValueError(f"rank {rank}, {world} processes, batches of {size}: expected 0 <= rank < world <= size")
+        samples = []
+        first = step * size // self.slices_per_volume
+        for i in range(rank, size, world):
+            rng = np.random.default_rng([27, self.seed, step, i])
+            samples.append((rng, self._volume(rng, first, i)))
+        if self.streams:
+            self.file.forget({self._at(first + k) for k in range(self.window)})
+        return samples
+
+    def _volume(self, rng: np.random.Generator, first: int, sample: int) -> int:
+        if not self.streams:
+            return int(rng.integers(len(self.file)))
+        groups = min(_GROUPS, self.window)
+        member = int(rng.integers(self.window // groups))
+        # the places first, first + 1, ... whose number has the remainder of this sample's group
+        start = first + (sample - first) % groups
+        return self._at(start + member * groups)
+
+    def _at(self, place: int) -> int:
+        """The volume at a place of the endless sequence."""
+        epoch, position = divmod(place, len(self.file))
+        if epoch not in self._orders:
+            for old in [e for e in self._orders if e < epoch - 1]:
+                del self._orders[old]
+            self._orders[epoch] = np.random.default_rng([28, self.seed, epoch]).permutation(len(self.file))
+        return int(self._orders[epoch][position])
+
+    def _channels(self, index: int) -> list[Tensor]:
+        emission = self.file.volume(index)
+        if not self.anatomy:
+            return [emission]
+        if self.file.infos[index].has_anatomy:
+            return [emission, self.file.volume(index, "anatomy")]
+        return [emission, torch.zeros((), dtype=emission.dtype).expand(emission.shape)]
+
+
+def _usable(occupancy: np.ndarray) -> np.ndarray:
+    """Slices with enough in them; half of the fullest is enough for a small object in a large image."""
+    return np.flatnonzero(occupancy > min(_MIN_OCCUPANCY, 0.5 * float(occupancy.max(initial=0.0))))
+
+
+def _cube(volume: Tensor, centre: list[int], side: int) -> Tensor:
+    cube = torch.zeros((side,) * 3)
+    source, target = [], []
+    for c, n in zip(centre, volume.shape, strict=True):
+        # stay inside where the volume is large enough, in the middle where it is not
+        low = (n - side) // 2 if n <= side else min(max(c - side // 2, 0), n - side)
+        source.append(slice(max(low, 0), min(low + side, n)))
+        target.append(slice(max(-low, 0), max(-low, 0) + source[-1].stop - source[-1].start))
+    cube[tuple(target)] = volume[tuple(source)].float()
+    return cube

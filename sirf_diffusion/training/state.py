@@ -1,0 +1,149 @@
+"""The state of a training: weights, their running average, optimiser and step; how it changes and is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.networks import build_network
+from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from .corruption import Example
+from .distributed import Processes
+from .fine_tuning import Start
+from .recipes import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingState:
+    """Network, running average, optimiser and step of one process.
+
+    Parameters
+    ----------
+    recipe
+        What to train.
+    provenance
+        What else decides the result (the data), for the checkpoint: a checkpoint of anything else is refused.
+    device
+        Where the network lives.
+    peers
+        The processes that train together.
+    start
+        Weights to start from instead of random ones.
+    compiled
+        Whether to compile the network (``torch.compile``).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        provenance: dict[str, Any],
+        device: torch.device,
+        peers: Processes,
+        start: Start | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.peers = recipe, device, peers
+        self.network = build_network(recipe.architecture, seed=recipe.seed, device=device)
+        if start is not None:
+            self.network.load_state_dict(start.weights)
+        self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, foreach=True)
+        self.step = 0
+        #: Values that go into the checkpoint as they are.
+        self.notes: dict[str, Any] = {}
+        self.description = {"recipe": recipe.to_dict(), **provenance}
+        if start is not None:
+            self.description["init"] = start.provenance
+        self._wrapped = peers.wrap(self.network, device)
+        if compiled:
+            self._wrapped = torch.compile(self._wrapped)  # type: ignore[assignment]
+        self.network.train()
+
+    def advance(self, example: Example) -> Tensor:
+        """One step of the optimiser on this process' share of the batch; returns its loss as a tensor on the device."""
+        recipe = self.recipe
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = []
+        for k in range(recipe.accumulation):
+            part = example if recipe.accumulation == 1 else example.part(k, recipe.accumulation)
+            losses.append(self._backward(part, last=k == recipe.accumulation - 1))
+        if recipe.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.gradient_clip)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            current = list(self.network.state_dict().values())
+            torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def averaged(self) -> nn.Module:
+        """A network of its own with the averaged weights, for validation, in float32."""
+        network = build_network(self.recipe.architecture, device=self.device)
+        network.load_state_dict(self.average)
+        return network.eval()
+
+    def save(self, work: Path) -> None:
+        """Write a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.network.state_dict().items():
+            tensors[f"network/{name}"] = value
+        for name, value in self.average.items():
+            tensors[f"average/{name}"] = value
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser/{name}/{key}"] = value
+        metadata = {"step": str(self.step), "description": self._description_text()}
+        write_checkpoint(work, tensors, metadata | {key: json.dumps(value) for key, value in self.notes.items()})
+
+    @torch.no_grad()
+    def load(self, work: Path) -> bool:
+        """Take up the newest whole checkpoint; whether there was one."""
+        content = read_checkpoint(work)
+        if content is None:
+            return False
+        tensors, metadata = content
+        if metadata.get("description") != self._description_text():
+            raise CheckpointError(
+                f"the checkpoint in {work} belongs to another recipe or other data: choose another folder or remove it"
+            )
+        self.step = int(metadata["step"])
+        self.notes = {key: json.loads(v) for key, v in metadata.items() if key not in ("step", "description")}
+        self.network.load_state_dict({n[8:]: v for n, v in tensors.items() if n.startswith("network/")})
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average/{name}"])
+        if self.step:
+            for name, parameter in self.network.named_parameters():
+                state = {"step": tensors[f"optimiser/{name}/step"]}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    # In the memory layout of the parameter, which is faster.
+                    state[key] = torch.empty_like(parameter).copy_(tensors[f"optimiser/{name}/{key}"]).detach()
+                self.optimiser.state[parameter] = state
+        logger.info("resumed from %s at step %d", work, self.step)
+        return True
+
+    def _backward(self, part: Example, last: bool) -> Tensor:
+        wrapped = self._wrapped
+        if not last and self.peers.world > 1:
+            with wrapped.no_sync():  # type: ignore[operator]
+                return self._one_backward(part)
+        return self._one_backward(part)
+
+    def _one_backward(self, part: Example) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            predicted = self._wrapped(part.images, part.time, class_labels=part.planes)
+        loss = part.loss(predicted)
+        (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
+        return loss.detach()
+
+    def _description_text(self) -> str:
+        return json.dumps(self.description, sort_keys=True)

@@ -1,0 +1,253 @@
+"""Builds that survive being killed: every volume is a small file of its own until all are there.
+
+HDF5 files that are being written do not survive a kill. So each finished volume becomes ``OUT.parts/<key>.h5`` under a
+temporary name that is renamed, and the file itself is put together at the end, in one go. The same command continues
+where it was; during the last step the disk holds the data twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..outputs import atomic_path, jsonable
+from .splits import assign_splits
+from .volume_file import open_checked, rejected_inputs
+from .volumes import Volume, root_attributes, write_part
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input.
+
+    Attributes
+    ----------
+    number
+        Its place in the list of inputs, from 1.
+    name
+        For the person at the terminal.
+    status
+        ``used``, ``used in part`` or ``left out``.
+    reason
+        Why not used, or what is missing; empty otherwise.
+    """
+
+    number: int
+    name: str
+    status: str
+    reason: str = ""
+
+
+class PartStore:
+    """Finished volumes of one build, and the file that they become.
+
+    Parameters
+    ----------
+    out
+        The file to build (``.h5``).
+    kind
+        ``images`` or ``phantoms``.
+    settings
+        What the data depend on, as JSON values without names or paths: written into the file, and compared when a build
+        is continued.
+    voxel_size
+        ``(z, y, x)`` in mm.
+    add
+        Keep the volumes that ``out`` has, and add to them.
+    overwrite
+        Replace ``out``.
+    key
+        Secret that names are hashed with; default a random one that is forgotten when the file is complete.
+
+    Raises
+    ------
+    ValueError
+        If ``out`` exists and neither ``add`` nor ``overwrite`` is given, there is nothing to add to, or the folder of
+        parts or the file to add to was made with other settings.
+    """
+
+    def __init__(
+        self, out: str | os.PathLike[str], kind: str, settings: Mapping[str, Any], voxel_size: Sequence[float], *,
+        add: bool = False, overwrite: bool = False, key: bytes | None = None,
+    ) -> None:  # fmt: skip
+        self.out, self.kind, self.add = Path(out), kind, add
+        self.voxel_size = tuple(float(v) for v in voxel_size)
+        self.settings = jsonable({"kind": kind, "voxel_size": self.voxel_size, **settings})
+        self.folder = self.out.with_name(self.out.name + ".parts")
+        if self.out.suffix not in (".h5", ".hdf5"):
+            raise ValueError(f"--out {self.out}: training data are HDF5 files; give a name that ends in .h5")
+        if self.out.exists() and not (add or overwrite):
+            raise ValueError(f"{self.out} exists: --add adds to it, --overwrite replaces it")
+        if add:
+            if not self.out.exists():
+                raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
+            self._compare(_file_settings(self.out), f"{self.out}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.key = self._take_up(key)
+
+    def hashed(self, text: str) -> str:
+        """Keyed hash of a name: the same in one build, of no use to guess the name from."""
+        return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:16]
+
+    def part(self, key: str) -> Path:
+        """The file of one finished volume."""
+        return self.folder / f"{key}.h5"
+
+    def done(self, key: str) -> bool:
+        """Whether this input has been dealt with, one way or the other."""
+        return self.part(key).exists() or self._rejection(key).exists()
+
+    def write(self, key: str, volume: Volume) -> None:
+        """Keep a finished volume."""
+        write_part(self.part(key), volume)
+
+    def reject(self, key: str, reason: str) -> None:
+        """Remember that an input was left out."""
+        with atomic_path(self._rejection(key)) as temporary:
+            temporary.write_text(json.dumps({"reason": reason}), encoding="utf-8")
+
+    def assemble(
+        self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int, progress: Any = None
+    ) -> list[Outcome]:
+        """Put the file together, under a temporary name that is renamed, and remove the parts.
+
+        Parameters
+        ----------
+        inputs
+            ``(key, name)`` in the order of the file; all have been dealt with.
+        fractions
+            Shares of the subjects for training, validation and test.
+        seed
+            Decides which subject goes where.
+        progress
+            Called after each volume.
+
+        Returns
+        -------
+        list of Outcome
+            One per input.
+
+        Raises
+        ------
+        ValueError
+            If no input was usable. The parts stay.
+        """
+        import h5py
+
+        outcomes, rejected, used = [], [], []
+        with contextlib.ExitStack() as stack:
+            # inside the folder of parts: what a kill leaves behind is taken up or removed with it
+            whole = self.folder / "whole.h5.partial"
+            file = stack.enter_context(h5py.File(whole, "w"))
+            volumes = file.create_group("volumes")
+            known: dict[str, str] = {}
+            if self.add:
+                with h5py.File(self.out) as old:
+                    for name in sorted(old["volumes"]):
+                        old.copy(old["volumes"][name], volumes, name)
+                        known[volumes[name].attrs["data_sha256"]] = "a volume that the file has already"
+                rejected += rejected_inputs(self.out)
+            for number, (key, name) in enumerate(inputs, start=1):
+                reason = self._reason(key)
+                if reason is None:
+                    with h5py.File(self.part(key)) as part:
+                        digest = part.attrs["data_sha256"]
+                        if digest in known:
+                            reason = f"duplicate of {known[digest]}"
+                        else:
+                            known[digest] = f"input {number}"
+                            target = f"{len(volumes):05d}"
+                            part.copy(part, volumes, target)
+                            notes = volumes[target].attrs["notes"]
+                            used.append(number)
+                            status = "used in part" if "left out" in notes else "used"
+                            outcomes.append(Outcome(number, name, status, notes))
+                if reason is not None:
+                    rejected.append((number, self.hashed(str(Path(name).resolve())), reason))
+                    outcomes.append(Outcome(number, name, "left out", reason))
+                if progress is not None:
+                    progress()
+            if not len(volumes):
+                raise NothingUsable(outcomes)
+            self._finish(file, rejected, fractions, seed)
+        os.replace(whole, self.out)
+        shutil.rmtree(self.folder)
+        return outcomes
+
+    def _finish(self, file: Any, rejected: list[tuple[int, str, str]], fractions: Sequence[float], seed: int) -> None:
+        import h5py
+
+        groups = [file["volumes"][name] for name in sorted(file["volumes"])]
+        fixed: dict[str, str] = {}
+        for group in groups:
+            subject, split = group.attrs["subject"], group.attrs["split"]
+            if split:
+                fixed.setdefault(subject, split)
+        splits = assign_splits([g.attrs["subject"] for g in groups], fractions, seed, fixed)
+        for group in groups:
+            group.attrs["split"] = splits[group.attrs["subject"]]
+        for name, value in root_attributes(self.kind, self.voxel_size).items():
+            file.attrs[name] = value
+        file.attrs["settings"] = json.dumps(self.settings, sort_keys=True)
+        table = file.create_group("rejected")
+        table["number"] = np.asarray([r[0] for r in rejected], np.int64)
+        for column, name in ((1, "source"), (2, "reason")):
+            texts = [r[column] for r in rejected]
+            table.create_dataset(name, (len(texts),), h5py.string_dtype(), data=texts)
+
+    def _rejection(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _reason(self, key: str) -> str | None:
+        if not self._rejection(key).exists():
+            return None
+        return json.loads(self._rejection(key).read_text(encoding="utf-8"))["reason"]
+
+    def _take_up(self, key: bytes | None) -> bytes:
+        """The key of these parts: that of an earlier run, else a new one. Compares the settings."""
+        record = self.folder / "settings.json"
+        if record.exists():
+            content = json.loads(record.read_text(encoding="utf-8"))
+            self._compare(content["settings"], f"{self.folder}, an unfinished build,")
+            earlier = bytes.fromhex(content["key"])
+            if key is not None and key != earlier:
+                raise ValueError(f"{self.folder} was begun with another --key: give that one, or remove the folder")
+            return earlier
+        key = key or secrets.token_bytes(32)
+        with atomic_path(record) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(json.dumps({"settings": self.settings, "key": key.hex()}), encoding="utf-8")
+        return key
+
+    def _compare(self, found: dict[str, Any], where: str) -> None:
+        differing = sorted(k for k in {*found, *self.settings} if found.get(k) != self.settings.get(k))
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{where} was made with other settings: {', '.join(differing)} differ ({name}: {found.get(name)!r} "
+                f"there, {self.settings.get(name)!r} asked for); give the same, or another --out"
+            )
+
+
+class NothingUsable(ValueError):
+    """No input became a volume; ``outcomes`` tells why."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__(f"none of the {len(outcomes)} inputs can be used: no file was written")
+        self.outcomes = outcomes
+
+
+def _file_settings(path: Path) -> dict[str, Any]:
+    with open_checked(path) as file:
+        return json.loads(file.attrs["settings"])

@@ -1,0 +1,381 @@
+"""Images become training volumes: the same patient from every format, reasons for what is left out, kills survived."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
+
+from sirf_diffusion.cli import main
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models.intensity import intensity_scale
+from sirf_diffusion.training.image_data import ImageOptions, build_from_images
+from sirf_diffusion.training.import_images import find_images
+from sirf_diffusion.training.manifest import ImageInput, read_manifest
+from sirf_diffusion.training.splits import assign_splits
+from sirf_diffusion.training.volume_file import VolumeFile, VolumeFileError, rejected_inputs
+from sirf_diffusion.training.volume_parts import NothingUsable
+
+pytest.importorskip("nibabel")
+pytest.importorskip("scipy")
+
+NATIVE = ImageOptions((VOXEL,) * 3, margin=None)
+
+
+def build(tmp_path, *inputs, options=NATIVE, **others):
+    """The file, and what became of each input."""
+    out = tmp_path / "out.h5"
+    inputs = [i if isinstance(i, ImageInput) else ImageInput(i) for i in inputs]
+    return out, build_from_images(inputs, out, options, **others)
+
+
+def expected(stir):
+    return stir / intensity_scale(torch.from_numpy(stir), ImageGeometry(stir.shape, (VOXEL,) * 3))
+
+
+class TestOneAxesConvention:
+    @pytest.mark.parametrize("axes", ["RAS", "LPS", "LPI", "SAL", "IRP", "ASR"])
+    def test_nifti_of_any_orientation_gives_the_same_voxels(self, tmp_path, axes):
+        out, _ = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity(), axes))
+        stored = VolumeFile(out).volume(0).float().numpy()
+        np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("position", [None, ("head_in", "supine"), ("head_in", "prone"), ("feet_in", "supine"),
+                                          ("feet_in", "prone")])  # fmt: skip
+    def test_interfile_follows_the_patient_position(self, tmp_path, position):
+        out, _ = build(tmp_path, write_interfile(tmp_path / "a.hv", activity(), position))
+        stored = VolumeFile(out).volume(0).float().numpy()
+        np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
+
+    def test_dicom_with_a_slope_per_slice_and_no_identifier_in_the_file(self, tmp_path):
+        pytest.importorskip("SimpleITK")
+        out, _ = build(tmp_path, write_dicom(tmp_path / "Jane_Doe", activity()))
+        stored = VolumeFile(out).volume(0).float().numpy()
+        np.testing.assert_allclose(stored, expected(activity()), rtol=2e-3, atol=1e-3)
+        content = out.read_bytes()
+        for word in (NAME, "JANE", "Jane", PATIENT_ID, "19500101", str(tmp_path)):
+            assert word.encode() not in content
+
+    def test_an_oblique_image_is_turned_back(self, tmp_path):
+        import nibabel
+
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        image = nibabel.load(path)
+        angle = np.deg2rad(20)
+        turn = np.eye(4)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        # the object is turned in the world by the header, and by as much the other way in the array
+        from scipy.ndimage import affine_transform
+
+        centre = (np.asarray(image.shape) - 1) / 2
+        array = affine_transform(image.get_fdata(), turn[:3, :3], centre - turn[:3, :3] @ centre, order=1)
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), image.affine @ turn), path)
+        out, _ = build(tmp_path, path)
+        stored = VolumeFile(out).volume(0).float().numpy()
+        middle = tuple((s - n) // 2 for s, n in zip(stored.shape, SHAPE, strict=True))
+        inner = stored[tuple(slice(m, m + n) for m, n in zip(middle, SHAPE, strict=True))]
+        assert np.corrcoef(inner.ravel(), expected(activity()).ravel())[0, 1] > 0.95
+        organs = [np.argwhere(a > 0.5 * a.max()).mean(0) for a in (inner, activity())]
+        np.testing.assert_allclose(*organs, atol=0.3)
+
+    def test_unknown_orientation_is_refused_until_it_is_told(self, tmp_path):
+        path = write_nifti(tmp_path / "a.nii", activity(), "LPI", coded=False)
+        with pytest.raises(NothingUsable) as error:
+            build(tmp_path, path)
+        assert "--assume" in error.value.outcomes[0].reason
+        out, _ = build(tmp_path, path, options=ImageOptions((VOXEL,) * 3, None, assumed="LPI"))
+        np.testing.assert_allclose(VolumeFile(out).volume(0).float(), expected(activity()), rtol=1e-3, atol=1e-4)
+
+
+class TestGrid:
+    @pytest.mark.parametrize("size", [2.0, 8.0])
+    def test_resampling_keeps_the_place_and_the_mean(self, tmp_path, size):
+        smooth = np.full(SHAPE, 0.0, np.float32)
+        smooth[6:18, 6:16, 5:15] = 2.0
+        out, _ = build(tmp_path, write_nifti(tmp_path / "a.nii", smooth), options=ImageOptions((size,) * 3, None))
+        stored = VolumeFile(out).volume(0).float().numpy()
+        assert VolumeFile(out).voxel_size == (size,) * 3
+        for axis, n in enumerate(SHAPE):
+            profile = stored.sum(tuple(k for k in range(3) if k != axis))
+            centre = (profile * (np.arange(len(profile)) - (len(profile) - 1) / 2)).sum() / profile.sum() * size
+            wanted = smooth.sum(tuple(k for k in range(3) if k != axis))
+            wanted = (wanted * (np.arange(n) - (n - 1) / 2)).sum() / wanted.sum() * VOXEL
+            assert centre == pytest.approx(wanted, abs=0.1 * size)
+        info = VolumeFile(out).infos[0]
+        total = stored.sum() * size**3 * info.intensity_scale
+        assert total == pytest.approx(smooth.sum() * VOXEL**3, rel=0.05)
+
+    def test_cropping_keeps_the_activity_and_the_margin(self, tmp_path):
+        small = np.zeros(SHAPE, np.float32)
+        small[10:14, 9:13, 8:12] = 1.0
+        path = write_nifti(tmp_path / "a.nii", small)
+        out, _ = build(tmp_path, path, options=ImageOptions((VOXEL,) * 3, margin=8.0))
+        stored = VolumeFile(out).volume(0)
+        assert stored.shape < torch.Size(SHAPE)
+        assert (stored > 0).sum() == (small > 0).sum()
+        assert float(stored[0].max()) == float(stored[:, :, -1].max()) == 0
+
+    def test_anatomy_in_another_grid_lands_on_the_emission_image(self, tmp_path):
+        pet = write_nifti(tmp_path / "pet.nii.gz", activity())
+        fine = activity().repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        mr = write_nifti(tmp_path / "t1.nii.gz", 300 * fine, "SAL", voxel=VOXEL / 2)
+        out, outcomes = build(tmp_path, ImageInput(pet, anatomy=mr, modality="MR"))
+        file = VolumeFile(out)
+        emission, anatomy = file.volume(0).float().numpy(), file.volume(0, "anatomy").float().numpy()
+        assert outcomes[0].status == "used"
+        assert file.infos[0].modality == "MR"
+        assert np.corrcoef(emission.ravel(), anatomy.ravel())[0, 1] > 0.97
+        np.testing.assert_allclose(anatomy.mean(), emission.mean(), rtol=0.1)
+
+    def test_ct_becomes_a_density(self, tmp_path):
+        pet = write_nifti(tmp_path / "pet.nii.gz", activity())
+        inside = activity() > 0
+        ct = write_nifti(tmp_path / "ct.nii.gz", np.where(inside, 0.0, -1000.0).astype(np.float32))
+        out, _ = build(tmp_path, ImageInput(pet, anatomy=ct, modality="CT"))
+        density = VolumeFile(out).volume(0, "anatomy").float().numpy()
+        assert density[~inside].max() < 1e-3
+        assert density[inside].std() < 1e-3 < density[inside].mean()
+
+
+class TestWhatCannotBeUsed:
+    def test_every_kind_is_listed_with_its_reason_and_the_rest_is_built(self, tmp_path):
+        good, bad = activity(), activity()
+        bad[3, 3, 3] = np.nan
+        inputs = {
+            "good": write_nifti(tmp_path / "good.nii.gz", good),
+            "not finite": write_nifti(tmp_path / "nan.nii.gz", bad),
+            "same value": write_nifti(tmp_path / "constant.nii.gz", np.ones(SHAPE, np.float32)),
+            "duplicate of input 1": write_nifti(tmp_path / "again.nii.gz", good, "LPS"),
+            "negative": write_nifti(tmp_path / "negative.nii.gz", good - 0.9),
+            "no such file": tmp_path / "missing.nii.gz",
+            "no readable NIfTI": tmp_path / "noise.nii.gz",
+            "instead of one volume": tmp_path / "dynamic.nii.gz",
+            "wrong sizes": write_nifti(tmp_path / "metres.nii.gz", good, voxel=0.004),
+            "right angles": tmp_path / "sheared.nii.gz",
+            "unknown kind": tmp_path / "image.png",
+            "no readable Interfile": tmp_path / "broken.hv",
+        }
+        import nibabel
+
+        (tmp_path / "noise.nii.gz").write_bytes(inputs["good"].read_bytes()[:400])
+        (tmp_path / "image.png").write_bytes(b"png")
+        (tmp_path / "broken.hv").write_text("!INTERFILE :=\nname of data file := nothing.v\n")
+        frames = nibabel.Nifti1Image(np.stack([good, 2 * good], -1), np.diag([4, 4, 4, 1]))
+        nibabel.save(frames, inputs["instead of one volume"])
+        shear = np.diag([4.0, 4.0, 4.0, 1.0])
+        shear[0, 1] = 2.0
+        sheared = nibabel.Nifti1Image(good, shear)
+        nibabel.save(sheared, inputs["right angles"])
+        out, outcomes = build(tmp_path, *inputs.values())
+        assert len(VolumeFile(out)) == 1
+        for (words, _), outcome in zip(inputs.items(), outcomes, strict=True):
+            if words == "good":
+                assert outcome.status == "used"
+            else:
+                assert outcome.status == "left out", outcome
+                assert words in outcome.reason
+        stored = rejected_inputs(out)
+        assert [n for n, _, _ in stored] == [o.number for o in outcomes if o.status == "left out"]
+        assert [r for _, _, r in stored] == [o.reason for o in outcomes if o.status == "left out"]
+        assert str(tmp_path).encode() not in out.read_bytes()
+        assert not (tmp_path / "out.h5.parts").exists()
+
+    def test_dicom_with_a_missing_slice(self, tmp_path):
+        pytest.importorskip("SimpleITK")
+        with pytest.raises(NothingUsable) as error:
+            build(tmp_path, write_dicom(tmp_path / "series", activity(), skip=9))
+        assert "slices are missing" in error.value.outcomes[0].reason
+
+    def test_a_bad_anatomy_is_left_out_and_the_emission_image_kept(self, tmp_path):
+        import nibabel
+
+        pet = write_nifti(tmp_path / "pet.nii.gz", activity())
+        mr = write_nifti(tmp_path / "mr.nii.gz", activity())
+        away = nibabel.load(mr).affine.copy()
+        away[0, 3] += 500.0
+        nibabel.save(nibabel.Nifti1Image(activity(), away), mr)
+        out, outcomes = build(tmp_path, ImageInput(pet, anatomy=mr, modality="MR"))
+        assert outcomes[0].status == "used in part"
+        assert "MR left out: it covers 0%" in outcomes[0].reason
+        assert not VolumeFile(out).has_anatomy
+
+    def test_a_little_negative_activity_is_noted(self, tmp_path):
+        image = activity() - 0.05
+        out, outcomes = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", image))
+        assert "was negative" in outcomes[0].reason
+        assert float(VolumeFile(out).volume(0).min()) == 0
+
+
+class TestSubjectsAndSplits:
+    def test_splits_are_by_subject_seeded_and_near_the_fractions(self):
+        subjects = [f"s{k // 3}" for k in range(90)]
+        first = assign_splits(subjects, (0.8, 0.1, 0.1), seed=1)
+        assert first == assign_splits(subjects[::-1], (0.8, 0.1, 0.1), seed=1)
+        assert first != assign_splits(subjects, (0.8, 0.1, 0.1), seed=2)
+        assert [list(first.values()).count(s) for s in ("train", "validation", "test")] == [24, 3, 3]
+
+    def test_decided_subjects_stay_and_the_others_fill_up(self):
+        fixed = {f"s{k}": "train" for k in range(8)}
+        splits = assign_splits([f"s{k}" for k in range(10)], (0.8, 0.1, 0.1), 0, fixed)
+        assert all(splits[s] == "train" for s in fixed)
+        assert {splits["s8"], splits["s9"]} == {"validation", "test"}
+
+    def test_images_of_one_subject_share_a_split(self, tmp_path):
+        images = []
+        for k in range(6):
+            folder = tmp_path / f"sub-{k // 2:02d}" / f"ses-{k % 2}"
+            folder.mkdir(parents=True)
+            images.append(write_nifti(folder / "pet.nii.gz", activity(k)))
+        assert find_images([tmp_path]) == images
+        out, _ = build(tmp_path, *images)
+        infos = VolumeFile(out).infos
+        assert len({i.subject for i in infos}) == 3
+        assert len({(i.subject, i.split) for i in infos}) == 3
+        assert {i.split for i in infos} == {"train", "validation", "test"}
+
+    def test_manifest_in_both_forms(self, tmp_path):
+        rows = [{"subject": "a", "image": "a.nii", "mr": "t1.nii", "split": "test"}, {"image": "b.nii"}]
+        (tmp_path / "m.json").write_text(json.dumps(rows))
+        with (tmp_path / "m.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["subject", "image", "mr", "split"])
+            writer.writeheader()
+            writer.writerows(rows)
+        table = read_manifest(tmp_path / "m.csv")
+        assert table == read_manifest(tmp_path / "m.json")
+        assert table[0] == ImageInput(tmp_path / "a.nii", "a", tmp_path / "t1.nii", "MR", "test")
+        assert table[1] == ImageInput(tmp_path / "b.nii")
+
+    @pytest.mark.parametrize(("text", "words"), [
+        ("subject,image\na,\n", "no 'image'"), ("image,pet\na,b\n", "unknown column 'pet'"),
+        ("image,split\na.nii,dev\n", "split must be"), ("image,mr,ct\na,b,c\n", "both 'mr' and 'ct'"),
+        ("subject,image,split\ns,a,train\ns,b,test\n", "both train and test"), ("", "no rows"),
+    ])  # fmt: skip
+    def test_errors_in_a_manifest_are_named(self, tmp_path, text, words):
+        (tmp_path / "m.csv").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read_manifest(tmp_path / "m.csv")
+
+    def test_additions_with_the_key_know_subjects_and_duplicates(self, tmp_path):
+        images = [write_nifti(tmp_path / f"{k}.nii.gz", activity(k)) for k in range(5)]
+        key = bytes(32)
+        inputs = [ImageInput(p, subject=f"s{k % 4}") for k, p in enumerate(images)]
+        out, _ = build(tmp_path, *inputs[:4], key=key)
+        before = {i.subject: i.split for i in VolumeFile(out).infos}
+        outcomes = build_from_images([inputs[4], inputs[0]], out, NATIVE, add=True, key=key)
+        infos = VolumeFile(out).infos
+        assert [o.status for o in outcomes] == ["used", "left out"]
+        assert len(infos) == 5
+        assert {i.subject: i.split for i in infos} == before
+
+
+#: Builds from images, and is killed when the n-th data set is about to be written.
+_KILLED = """
+import os, signal, sys, h5py
+from sirf_diffusion.cli import main
+create, calls = h5py.Group.create_dataset, []
+def create_or_die(*arguments, **others):
+    calls.append(1)
+    if len(calls) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create(*arguments, **others)
+h5py.Group.create_dataset = create_or_die
+main(["data", "build", "--voxel-size", "4", "--no-crop", "--out", *sys.argv[2:]])
+"""
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize(("at", "kept"), [(6, 2), (9, 4)], ids=["within a volume", "while putting together"])
+    def test_a_killed_build_goes_on_and_ends_like_an_undisturbed_one(self, tmp_path, monkeypatch, at, kept):
+        images = [write_nifti(tmp_path / f"{k}.nii.gz", activity(k)) for k in range(4)]
+        killed = tmp_path / "killed.h5"
+        arguments = [str(at), str(killed), *map(str, images)]
+        child = subprocess.run([sys.executable, "-c", _KILLED, *arguments], capture_output=True, check=False)
+        assert child.returncode == -signal.SIGKILL
+        assert not killed.exists()
+        with pytest.raises(VolumeFileError, match="unfinished build"):
+            VolumeFile(killed)
+        from sirf_diffusion.training import image_data
+
+        taken = []
+        original = image_data.take_in
+        monkeypatch.setattr(image_data, "take_in", lambda source, *o: taken.append(source) or original(source, *o))
+        build_from_images([ImageInput(p) for p in images], killed, NATIVE)
+        assert len(taken) == len(images) - kept
+        assert not (tmp_path / "killed.h5.parts").exists()
+        whole, _ = build(tmp_path, *images)
+        # subjects are hashed with other keys, so that splits may differ; the data do not
+        digests = [[i.data_sha256 for i in VolumeFile(p).infos] for p in (killed, whole)]
+        assert digests[0] == digests[1]
+
+    def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        missing = tmp_path / "missing.nii"
+        with pytest.raises(NothingUsable):
+            build(tmp_path, missing)
+        with pytest.raises(ValueError, match="made with other settings: voxel_size"):
+            build(tmp_path, path, options=ImageOptions((3.0,) * 3, None))
+        out, _ = build(tmp_path, path)
+        with pytest.raises(ValueError, match="--overwrite"):
+            build(tmp_path, path)
+        assert len(VolumeFile(out)) == 1
+
+
+class TestReadingAFile:
+    def test_damage_is_noticed(self, tmp_path):
+        out, _ = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity()))
+        with h5py.File(out) as file:
+            dataset = file["volumes/00000/emission"]
+            where = dataset.id.get_chunk_info(0)
+        content = bytearray(out.read_bytes())
+        content[where.byte_offset + where.size // 2] ^= 0xFF
+        out.write_bytes(content)
+        with pytest.raises(VolumeFileError, match="damaged"):
+            VolumeFile(out).volume(0)
+        out.write_bytes(content[: len(content) // 2])
+        with pytest.raises(VolumeFileError, match="incomplete or damaged"):
+            VolumeFile(out)
+
+    def test_other_files_and_newer_versions_are_refused(self, tmp_path):
+        out, _ = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity()))
+        with pytest.raises(VolumeFileError, match="no volumes in split 'test'"):
+            VolumeFile(out, "test")
+        with h5py.File(out, "a") as file:
+            file.attrs["schema_version"] = 99
+        with pytest.raises(VolumeFileError, match="version 99"):
+            VolumeFile(out)
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file["x"] = 1
+        with pytest.raises(VolumeFileError, match="no training volumes"):
+            VolumeFile(tmp_path / "other.h5")
+
+
+def test_commands_build_and_show(tmp_path, capsys):
+    for k in range(3):
+        write_nifti(tmp_path / f"pet{k}.nii.gz", activity(k))
+        write_nifti(tmp_path / f"t1{k}.nii.gz", 100 * activity(k))
+    (tmp_path / "broken.nii").write_bytes(b"x")
+    pets, mrs = ([str(tmp_path / f"{stem}{k}.nii.gz") for k in range(3)] for stem in ("pet", "t1"))
+    out = str(tmp_path / "train.h5")
+    assert main(["data", "build", "--out", out, *pets, str(tmp_path / "broken.nii"), "--voxel-size", "4",
+                 "--mr", *mrs, str(tmp_path / "broken.nii"), "--tracer", "[18F]FDG"]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "broken.nii" in printed
+    assert "3 volumes" in printed
+    assert main(["data", "show", out]) == 0
+    printed = capsys.readouterr().out
+    assert "1 inputs were left out" in printed
+    assert "[18F]FDG" in printed
+    assert (tmp_path / "train.png").stat().st_size > 10_000
+    assert main(["data", "build", "--out", out, *pets]) == 2
+    assert main(["data", "build", "--out", str(tmp_path / "x.h5"), *pets, "--mr", mrs[0]]) == 2
+    assert "3 images and 1 MR images" in capsys.readouterr().err
+    assert Path(out).exists()

@@ -1,0 +1,387 @@
+"""Phantoms as training volumes, and reading: contrasts, lesions, seeds; batches as functions of the step; memory."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from functools import lru_cache
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from sirf_diffusion.cli.data import _PHANTOM_EPILOG
+from sirf_diffusion.simulation import body, parametric, parametric_head
+from sirf_diffusion.simulation.lesions import LESION_KINDS
+from sirf_diffusion.simulation.tracers import TRACERS
+from sirf_diffusion.training.augmentation import Augmentation
+from sirf_diffusion.training.phantom_data import BODIES, HEAD_LABELS, PhantomOptions, build_phantoms, simulate_volumes
+from sirf_diffusion.training.prefetch import prefetched
+from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT
+from sirf_diffusion.training.slice_stream import SliceStream
+from sirf_diffusion.training.volume_file import VolumeFile
+from sirf_diffusion.training.volume_parts import PartStore
+from sirf_diffusion.training.volumes import Volume
+
+SMALL = {"voxel_size": 4.0}
+THORAX = {"body": "thorax", "voxel_size": 10.0}
+
+
+@lru_cache
+def thorax(seed: int = 9100):
+    return body.simulate_thorax(seed, (56, 48, 72), 6.0)
+
+
+@lru_cache
+def parametric_head_of(seed: int = 9100):
+    return parametric_head.simulate_parametric_head(seed, (56, 64, 56), 4.0)
+
+
+class TestThorax:
+    def test_organs_are_shares_of_a_body(self):
+        organs = thorax().organs
+        assert set(organs) == set(body.TISSUES)
+        inside = sum(organs.values())
+        assert min(v.min() for v in organs.values()) >= 0
+        assert inside.max() <= 1 + 1e-5
+        litres = {name: float(v.sum()) * 0.6**3 / 1000 for name, v in organs.items()}
+        assert 2 < litres["lung"] < 7
+        assert 0.7 < litres["liver"] < 3
+        assert 10 < float(inside.sum()) * 0.6**3 / 1000 < 40
+
+    def test_axes_and_attenuation(self):
+        """x to the left, y to the back, z to the feet; 1/cm."""
+        organs, (nz, ny, nx) = thorax().organs, thorax().mr.shape
+
+        def centre(name):
+            return [float(np.average(g, weights=organs[name])) for g in np.indices((nz, ny, nx))]
+
+        assert centre("liver")[2] < nx / 2 < centre("spleen")[2]
+        assert centre("lung")[0] < centre("liver")[0]
+        assert centre("kidney")[1] > centre("liver")[1]
+        assert centre("myocardium")[2] > nx / 2
+        mu = thorax().mu
+        assert mu[organs["lung"] > 0.99].max() < 0.04
+        assert mu[organs["muscle"] > 0.99].min() == pytest.approx(0.096, rel=0.01)
+        assert 0.1 < mu.max() <= 0.1401
+
+    def test_same_seed_same_body_other_seed_other_body(self):
+        assert np.array_equal(body.simulate_thorax(9100, (56, 48, 72), 6.0).mr, thorax().mr)
+        assert not np.array_equal(thorax(9101).labels, thorax().labels)
+
+    @pytest.mark.parametrize("tracer", body.BODY_TRACERS)
+    def test_activity_and_its_lesions(self, tracer):
+        def draw(k):
+            return parametric.draw_parametric_activity(
+                thorax(), k, body.BODY_TRACERS[tracer], body.HOT_LESIONS, 5.0, in_mr=0.0
+            )
+
+        draws, again = [draw(k) for k in range(3)], draw(0)
+        assert all(np.array_equal(a, b) for a, b in zip(draws[0], again, strict=True))
+        assert not np.array_equal(draws[0][0], draws[1][0])
+        for activity, mr, kinds in draws:
+            assert activity.min() >= 0
+            assert np.isfinite(activity).all()
+            assert np.array_equal(mr, thorax().mr)
+            assert set(np.unique(kinds)) <= {0, 2, 4}
+
+
+def test_generators_share_nothing():
+    """What holds for one and not for the other is then due to neither code nor template."""
+    import ast
+    import inspect
+
+    for module in (parametric, body, parametric_head):
+        source = inspect.getsource(module)
+        ours = [n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.level]
+        assert set(ours) <= {"parametric"}
+        assert "nilearn" not in source
+
+
+def test_parametric_heads_have_a_brain_with_a_cortex():
+    organs = parametric_head_of().organs
+    inside = sum(organs.values())
+    assert min(v.min() for v in organs.values()) >= 0
+    assert inside.max() <= 1 + 1e-5
+    litres = {name: float(v.sum()) * 0.4**3 / 1000 for name, v in organs.items()}
+    assert 1.0 < litres["grey"] + litres["white"] + litres["cerebellum"] < 2.5
+    assert litres["grey"] > 0.3
+    height = {name: np.average(np.arange(56), weights=v.sum((1, 2))) for name, v in organs.items()}
+    assert height["grey"] < height["cerebellum"] < height["muscle"]
+    assert not np.array_equal(parametric_head_of(9101).mr, parametric_head_of().mr)
+
+
+class TestHeads:
+    @staticmethod
+    @lru_cache
+    def volume(tracer: str, in_mr: float = 0.5, subject: int = 9200) -> Volume:
+        pytest.importorskip("nilearn")
+        return simulate_volumes(subject, PhantomOptions(tracer=tracer, in_mr=in_mr, **SMALL))[0]
+
+    def test_arrays_belong_together(self):
+        arrays = self.volume("fdg").arrays
+        assert {a.shape for a in arrays.values()} == {(56, 64, 56)}
+        brain = (arrays["labels"] == 1 + HEAD_LABELS.index("grey")) | (arrays["labels"] == 2)
+        mu = arrays["mu"].astype(float)
+        assert 0.09 < mu[brain].min() <= mu[brain].max() < 0.12
+        # z to the feet: the neck, without brain, at the end
+        assert brain[:20].sum() > 20 * max(1, brain[-12:].sum())
+        assert arrays["emission"][brain].mean() > 5 * arrays["emission"][arrays["labels"] == 0].mean()
+        assert arrays["mask"][brain].mean() > 0.95
+
+    def test_contrasts_are_those_of_the_tracer(self):
+        def level(tracer, label):
+            arrays = self.volume(tracer).arrays
+            return float(np.median(arrays["emission"][arrays["labels"] == 1 + HEAD_LABELS.index(label)]))
+
+        assert level("fdg", "white") < 0.75 * level("fdg", "grey")
+        assert level("amyloid-negative", "white") > level("amyloid-negative", "grey")
+        assert 0.7 < level("dpa714", "white") / level("dpa714", "grey") < 1.3
+
+    def test_every_tracer_can_be_drawn(self):
+        for name, tracer in TRACERS.items():
+            assert tracer.name == name
+            assert tracer.contrast(5, 0) in tracer.contrasts
+        amyloid = TRACERS["amyloid"]
+        assert {amyloid.contrasts.index(amyloid.contrast(subject, 0)) for subject in range(12)} == {0, 1}
+
+    def test_lesions_show_in_the_mr_or_do_not(self):
+        hidden, shown = (self.volume("fdg", share, 9201).arrays for share in (0.0, 1.0))
+        where = hidden["lesions"] > 0
+        assert where.any()
+        assert np.array_equal(where, shown["lesions"] > 0)
+        assert np.array_equal(hidden["emission"], shown["emission"])
+        names = {value: name for name, value in LESION_KINDS.items()}
+        assert all("not in the MR" in names[v] for v in np.unique(hidden["lesions"][where]))
+        assert all(", in the MR" in names[v] for v in np.unique(shown["lesions"][where]))
+        ratio = shown["anatomy"][where] / hidden["anatomy"][where]
+        away = ratio.mean() - np.median(shown["anatomy"][~where & (hidden["anatomy"] > 0.5)] /
+                                        hidden["anatomy"][~where & (hidden["anatomy"] > 0.5)])  # fmt: skip
+        assert abs(away) > 0.05
+
+class TestFiles:
+    def test_file_is_the_same_whoever_made_it(self, tmp_path):
+        options = PhantomOptions(tracer="any", subjects=3, first=7, **THORAX)
+        build_phantoms(tmp_path / "one.h5", options, workers=1)
+        with pytest.raises(KeyboardInterrupt):
+            build_phantoms(tmp_path / "two.h5", options, workers=1, progress=_interrupt)
+        assert len(list((tmp_path / "two.h5.parts").glob("*.h5"))) == 1
+        build_phantoms(tmp_path / "two.h5", options, workers=1)
+        one, two = VolumeFile(tmp_path / "one.h5"), VolumeFile(tmp_path / "two.h5")
+        assert one.fingerprint == two.fingerprint
+        assert [i.split for i in one.infos] == [i.split for i in two.infos]
+        assert one.infos[0].has_anatomy
+        assert torch.equal(one.volume(1, "anatomy"), two.volume(1, "anatomy"))
+
+    def test_held_out_subjects_need_to_be_asked_for(self, tmp_path):
+        near = PhantomOptions(subjects=2, first=FIRST_HELD_OUT_SUBJECT - 1, **THORAX)
+        for held_out in (False, True):
+            with pytest.raises(ValueError, match="--held-out"):
+                build_phantoms(tmp_path / "a.h5", near, held_out=held_out)
+        beyond = PhantomOptions(subjects=1, first=FIRST_HELD_OUT_SUBJECT, **THORAX)
+        with pytest.raises(ValueError, match="kept for examples"):
+            build_phantoms(tmp_path / "a.h5", beyond)
+        build_phantoms(tmp_path / "a.h5", beyond, held_out=True, workers=1)
+        assert [i.split for i in VolumeFile(tmp_path / "a.h5").infos] == ["test"]
+
+    @pytest.mark.parametrize(("values", "words"), [
+        ({"tracer": "water"}, "unknown tracer 'water' for body head"), ({"body": "leg"}, "body must be"),
+        ({"body": "thorax", "tracer": "tau"}, "for body thorax"), ({"voxel_size": 9.0}, "voxel_size"),
+        ({"subjects": 0}, "subjects"), ({"in_mr": 2.0}, "between 0 and 1"),
+    ])  # fmt: skip
+    def test_bad_options_are_named(self, values, words):
+        with pytest.raises(ValueError, match=words):
+            PhantomOptions(**values)
+
+
+def test_help_names_every_tracer():
+    for kind, tracers in BODIES.items():
+        line = next(line for line in _PHANTOM_EPILOG.splitlines() if line.split()[:1] == [kind])
+        assert line.split()[1:] == list(tracers)
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def write_volumes(path, count=6, shape=(20, 24, 28), anatomy=True):
+    """A file whose volume k has the value k + 1 inside."""
+    store = PartStore(path, "phantoms", {}, (2.0, 2.0, 2.0))
+    for k in range(count):
+        emission = np.zeros(shape, np.float32)
+        emission[3:-3, 3:-3, 3:-3] = 1
+        volume = Volume({"emission": emission * (k + 1), "mask": emission > 0}, (2.0, 2.0, 2.0), f"s{k}", "x", 1.0)
+        if anatomy and k % 2 == 0:
+            volume.arrays["anatomy"] = 10 * volume.arrays["emission"]
+        store.write(f"{k}", volume)
+    store.assemble([(f"{k}", f"{k}") for k in range(count)], (1, 0, 0), 0)
+    return VolumeFile(path)
+
+
+PLAIN = Augmentation(0, 0, 0, 0, 0, (1, 1), (1, 1), (1, 1))
+
+
+class TestSliceStream:
+    @pytest.fixture
+    def file(self, tmp_path):
+        return write_volumes(tmp_path / "a.h5")
+
+    @pytest.mark.parametrize("memory_mb", [400, 0.1])
+    def test_batch_depends_on_seed_and_step_only(self, tmp_path, file, memory_mb):
+        file = VolumeFile(file.path, memory_mb=memory_mb)
+        stream = SliceStream(file, (16, 24), 3, anatomy=True, slices_per_volume=4)
+        assert stream.streams == (memory_mb < 1)
+        wanted = [stream.batch(step, 6) for step in range(8)]
+        fresh = SliceStream(VolumeFile(file.path, memory_mb=memory_mb), (16, 24), 3, anatomy=True, slices_per_volume=4)
+        for step in (5, 0, 7):
+            images, planes = fresh.batch(step, 6)
+            assert torch.equal(images, wanted[step][0])
+            assert torch.equal(planes, wanted[step][1])
+        assert images.shape == (6, 2, *images.shape[-1:] * 2)
+        other = SliceStream(file, (16, 24), 4, anatomy=True).batch(0, 6)[0]
+        assert other.shape != wanted[0][0].shape or not torch.equal(other, wanted[0][0])
+
+    @pytest.mark.parametrize("memory_mb", [400, 0.25])
+    def test_two_processes_see_the_batch_of_one(self, file, memory_mb):
+        file = VolumeFile(file.path, memory_mb=memory_mb)
+        stream = SliceStream(file, (16,), 0, slices_per_volume=2)
+        for step in range(4):
+            images, planes = stream.batch(step, 8)
+            for rank in (0, 1):
+                part, part_planes = stream.batch(step, 8, rank, 2)
+                assert torch.equal(part, images[rank::2])
+                assert torch.equal(part_planes, planes[rank::2])
+
+    def test_streaming_reads_each_volume_once_a_pass_and_keeps_within_its_memory(self, tmp_path):
+        file = write_volumes(tmp_path / "b.h5", count=40, shape=(16, 16, 16), anatomy=False)
+        size = 16**3 * 2
+        file.memory = 16 * size
+        stream = SliceStream(file, (16,), 0, slices_per_volume=4, augmentation=PLAIN)
+        assert stream.window == 16
+        reads, held = [], []
+        original = file._open
+
+        def counting():
+            reads.append(1)
+            return original()
+
+        file._open = counting
+        seen = set()
+        steps = 3 * 40 * 4 // 8
+        for step in range(steps):
+            images, _ = stream.batch(step, 8)
+            seen |= {round(float(i.max())) for i in images}
+            held.append(file._held())
+        assert seen == set(range(1, 41))
+        assert max(held) <= file.memory
+        passes = steps * 8 / 4 / 40
+        assert len(reads) <= 1.05 * 40 * passes + stream.window
+
+    def test_processes_share_the_reading(self, tmp_path):
+        file = write_volumes(tmp_path / "c.h5", count=40, shape=(16, 16, 16), anatomy=False)
+        file.memory = 16 * 16**3 * 2
+        seen = []
+        for rank in (0, 1):
+            stream = SliceStream(file, (16,), 0, slices_per_volume=4)
+            file.forget(set())
+            stream.batch(0, 8, rank, 2)
+            for step in range(20):
+                stream.batch(step, 64, rank, 2)
+            seen.append({k for k, _ in file._kept})
+        assert not seen[0] & seen[1]
+
+    def test_anatomy_moves_with_the_emission_image(self, file):
+        still = Augmentation(gamma_share=0, intensity=(1, 1), anatomy_intensity=(1, 1))
+        images, _ = SliceStream(file, (24,), 1, anatomy=True, augmentation=still).batch(0, 32)
+        has = images[:, 1].amax((1, 2)) > 0
+        assert has.any()
+        assert not has.all()
+        assert torch.allclose(images[has, 1], 10 * images[has, 0], rtol=1e-2, atol=0.05)
+
+    def test_patches_are_cubes_of_the_volume(self, file):
+        patches = SliceStream(file, (16,), 0, anatomy=True, augmentation=PLAIN).patches(0, 5, 18)
+        assert patches.shape == (5, 2, 18, 18, 18)
+        assert patches[:, 0].amax((1, 2, 3)).min() >= 1
+        whole = SliceStream(file, (16,), 0, augmentation=PLAIN).patches(0, 3, 32)
+        assert {round(float(p.sum())) for p in whole} <= {
+            round(float(file.volume(k).float().sum())) for k in range(len(file))
+        }
+
+    def test_unusable_choices_are_named(self, tmp_path, file):
+        with pytest.raises(ValueError, match="no anatomical images"):
+            SliceStream(write_volumes(tmp_path / "d.h5", anatomy=False), (16,), 0, anatomy=True)
+        with pytest.raises(ValueError, match="planes"):
+            SliceStream(file, (16,), 0, planes=(3,))
+        with pytest.raises(ValueError, match="rotation"):
+            Augmentation(rotation=-1)
+
+    def test_works_in_another_process(self, file):
+        copy = pickle.loads(pickle.dumps(file))
+        assert torch.equal(copy.volume(2), file.volume(2))
+
+
+_CHILD = """
+import resource, sys
+import torch
+from sirf_diffusion.training.slice_stream import SliceStream
+from sirf_diffusion.training.volume_file import VolumeFile
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file = VolumeFile(sys.argv[1], memory_mb=100)
+stream = SliceStream(file, (96,), 0, slices_per_volume=2)
+for step in range(len(file) * 2 // 8):
+    stream.batch(step, 8)
+print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def sparse_file(path, volumes, shape):
+    """A file with volumes that take no room on the disk: chunks that were never written are zeros when read."""
+    small = write_volumes(path, 1, anatomy=False)
+    small.close()
+    with h5py.File(path, "a") as file:
+        template = file["volumes/00000"]
+        for k in range(volumes):
+            group = file.create_group(f"volumes/1{k:04d}")
+            group.create_dataset("emission", shape, "f2", chunks=(1, *shape[1:]))
+            for name, value in template.attrs.items():
+                group.attrs[name] = value
+            for letter, n in zip("zyx", shape, strict=True):
+                group.attrs[f"occupancy_{letter}"] = np.ones(n, np.float32)
+        del file["volumes/00000"]
+
+
+def test_a_pass_over_a_large_file_keeps_to_its_memory(tmp_path):
+    shape = (100, 256, 256)
+    sparse_file(tmp_path / "large.h5", 80, shape)
+    gigabytes = 80 * np.prod(shape) * 2 / 1e9
+    assert gigabytes > 1
+    result = subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path / "large.h5")], capture_output=True, text=True,
+                            check=True)  # fmt: skip
+    before, after = map(float, result.stdout.split())
+    assert after - before < 250
+
+
+class TestPrefetch:
+    def test_order_errors_and_closing(self):
+        assert list(prefetched(lambda s: 2 * s, range(50), depth=3)) == [2 * s for s in range(50)]
+
+        def fails(step):
+            if step == 2:
+                raise OSError("disk")
+            return step
+
+        results = prefetched(fails, range(5))
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(OSError, match="disk"):
+            next(results)
+
+        import threading
+
+        before = threading.active_count()
+        endless = prefetched(lambda s: s, iter(int, 1))
+        next(endless)
+        assert threading.active_count() == before + 1
+        endless.close()
+        assert threading.active_count() == before
