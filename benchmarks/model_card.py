@@ -18,10 +18,10 @@ import h5py
 import torch
 
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.training.acceptance import evaluate_on
-from sirf_diffusion.training.model_card import denoising_table, draw_denoising
-from sirf_diffusion.training.samples import save_sheet
-from sirf_diffusion.training.validation import ValidationSet
+from sirf_diffusion.training.judging.acceptance import evaluate_on
+from sirf_diffusion.training.judging.model_card import denoising_table, draw_denoising
+from sirf_diffusion.training.judging.samples import save_sheet
+from sirf_diffusion.training.judging.validation import ValidationSet
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -18,12 +18,12 @@ from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom
 from sirf_diffusion.cli import main
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models.intensity import intensity_scale
-from sirf_diffusion.training.image_data import ImageOptions, build_from_images
-from sirf_diffusion.training.import_images import find_images
-from sirf_diffusion.training.manifest import ImageInput, read_manifest
-from sirf_diffusion.training.splits import assign_splits
-from sirf_diffusion.training.volume_file import VolumeFile, VolumeFileError, rejected_inputs
-from sirf_diffusion.training.volume_parts import NothingUsable
+from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
+from sirf_diffusion.training.data.import_images import find_images
+from sirf_diffusion.training.data.manifest import ImageInput, read_manifest
+from sirf_diffusion.training.data.splits import assign_splits
+from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError, rejected_inputs
+from sirf_diffusion.training.data.volume_parts import NothingUsable
 
 pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -135,6 +135,16 @@ class TestGrid:
         assert file.infos[0].modality == "MR"
         assert np.corrcoef(emission.ravel(), anatomy.ravel())[0, 1] > 0.97
         np.testing.assert_allclose(anatomy.mean(), emission.mean(), rtol=0.1)
+
+    def test_the_fingerprint_tells_another_anatomy(self, tmp_path):
+        pet = write_nifti(tmp_path / "pet.nii.gz", activity())
+        found = []
+        for name, image in (("a", activity()), ("b", activity() ** 2), ("none", None)):
+            mr = None if image is None else write_nifti(tmp_path / f"{name}.nii.gz", image)
+            (tmp_path / name).mkdir()
+            out, _ = build(tmp_path / name, ImageInput(pet, anatomy=mr, modality="" if mr is None else "MR"))
+            found.append(VolumeFile(out).fingerprint)
+        assert len(set(found)) == 3
 
     def test_ct_becomes_a_density(self, tmp_path):
         pet = write_nifti(tmp_path / "pet.nii.gz", activity())
@@ -303,7 +313,7 @@ class TestInterruptions:
         assert not killed.exists()
         with pytest.raises(VolumeFileError, match="unfinished build"):
             VolumeFile(killed)
-        from sirf_diffusion.training import image_data
+        from sirf_diffusion.training.data import image_data
 
         taken = []
         original = image_data.take_in

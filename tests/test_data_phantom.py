@@ -16,14 +16,20 @@ from sirf_diffusion.cli.data import _PHANTOM_EPILOG
 from sirf_diffusion.simulation import body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
 from sirf_diffusion.simulation.tracers import TRACERS
-from sirf_diffusion.training.augmentation import Augmentation
-from sirf_diffusion.training.phantom_data import BODIES, HEAD_LABELS, PhantomOptions, build_phantoms, simulate_volumes
-from sirf_diffusion.training.prefetch import prefetched
+from sirf_diffusion.training.data.augmentation import Augmentation
+from sirf_diffusion.training.data.phantom_data import (
+    BODIES,
+    HEAD_LABELS,
+    PhantomOptions,
+    build_phantoms,
+    simulate_volumes,
+)
+from sirf_diffusion.training.data.prefetch import prefetched
+from sirf_diffusion.training.data.slice_stream import SliceStream
+from sirf_diffusion.training.data.volume_file import VolumeFile
+from sirf_diffusion.training.data.volume_parts import PartStore
+from sirf_diffusion.training.data.volumes import Volume
 from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT
-from sirf_diffusion.training.slice_stream import SliceStream
-from sirf_diffusion.training.volume_file import VolumeFile
-from sirf_diffusion.training.volume_parts import PartStore
-from sirf_diffusion.training.volumes import Volume
 
 SMALL = {"voxel_size": 4.0}
 THORAX = {"body": "thorax", "voxel_size": 10.0}
@@ -325,8 +331,8 @@ class TestSliceStream:
 _CHILD = """
 import resource, sys
 import torch
-from sirf_diffusion.training.slice_stream import SliceStream
-from sirf_diffusion.training.volume_file import VolumeFile
+from sirf_diffusion.training.data.slice_stream import SliceStream
+from sirf_diffusion.training.data.volume_file import VolumeFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 file = VolumeFile(sys.argv[1], memory_mb=100)
 stream = SliceStream(file, (96,), 0, slices_per_volume=2)

@@ -12,9 +12,9 @@ import torch
 from sirf_diffusion.models.networks import NetworkConfig
 from sirf_diffusion.training import RECIPES, Recipe, train, trainer
 from sirf_diffusion.training.dataset import SIMULATION_VERSION, SliceSampler, build_dataset
+from sirf_diffusion.training.judging.validation import ValidationSet
 from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training.trainer import CheckpointError
-from sirf_diffusion.training.validation import ValidationSet
 
 TINY = Recipe(
     name="tiny", tracer="none", subjects=(0, 1), validation_subjects=(2,), contrasts=1,

@@ -20,15 +20,15 @@ from sirf_diffusion.models import DDPMSchedule, ScoreModel, VESchedule, VPSchedu
 from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.storage import ModelConfig
 from sirf_diffusion.training import Recipe, loop, train, trainer
-from sirf_diffusion.training.acceptance import calibration
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
 from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
+from sirf_diffusion.training.judging.acceptance import calibration
+from sirf_diffusion.training.judging.non_local_means import non_local_means
+from sirf_diffusion.training.judging.validation import ValidationSet, network_denoiser
 from sirf_diffusion.training.log import relative_error
-from sirf_diffusion.training.non_local_means import non_local_means
 from sirf_diffusion.training.sources import validation_set
 from sirf_diffusion.training.state import TrainingState
-from sirf_diffusion.training.validation import ValidationSet, network_denoiser
 
 CPU = torch.device("cpu")
 SHORT = replace(RECIPE, cycles=(6,), validate_every=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sirf_diffusion.training.volumes import Volume, root_attributes, write_group
+from sirf_diffusion.training.data.volumes import Volume, root_attributes, write_group
 
 
 def ball(seed: int, side: int = 32) -> np.ndarray:

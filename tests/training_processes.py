@@ -14,8 +14,9 @@ from sirf_diffusion.training.trainer import RunOptions
 #: What a training imports when it needs it, for the server that processes are forked from. Modules of this folder are
 #: not found there by all versions of Python.
 PRELOAD = [
-    "sirf_diffusion.training.trainer", "sirf_diffusion.training.volume_file", "h5py", "matplotlib.backends.backend_agg",
-    "monai.networks.nets.diffusion_model_unet", "safetensors.torch", "torch._dynamo", "torch.distributed",
+    "sirf_diffusion.training.trainer", "sirf_diffusion.training.data.volume_file", "h5py",
+    "matplotlib.backends.backend_agg", "monai.networks.nets.diffusion_model_unet", "safetensors.torch",
+    "torch._dynamo", "torch.distributed",
     "torch.nn.parallel",
 ]  # fmt: skip
 

@@ -159,10 +159,10 @@ def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Take in images."""
-    from ..training.image_data import ImageOptions, build_from_images
-    from ..training.import_images import find_images
-    from ..training.manifest import paired, read_manifest
-    from ..training.volume_parts import NothingUsable
+    from ..training.data.image_data import ImageOptions, build_from_images
+    from ..training.data.import_images import find_images
+    from ..training.data.manifest import paired, read_manifest
+    from ..training.data.volume_parts import NothingUsable
 
     if bool(arguments.images) == bool(arguments.manifest):
         raise ValueError("give either IMAGES or --manifest")
@@ -205,7 +205,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def run_phantom(arguments: argparse.Namespace) -> int:
     """Simulate."""
-    from ..training.phantom_data import PhantomOptions, build_phantoms
+    from ..training.data.phantom_data import PhantomOptions, build_phantoms
 
     options = PhantomOptions(
         tracer=arguments.tracer, body=arguments.body, subjects=arguments.subjects, draws=arguments.draws,
@@ -230,7 +230,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     import json
 
     from ..evaluation.volume_sheet import volume_sheet
-    from ..training.volume_file import VolumeFile, rejected_inputs
+    from ..training.data.volume_file import VolumeFile, rejected_inputs
 
     file = VolumeFile(arguments.file)
     for name in ("kind", "created_by", "axes", "intensity_rule"):
@@ -294,8 +294,8 @@ def _print_outcomes(outcomes: Sequence[Any]) -> None:
 
 
 def _print_summary(path: Path) -> None:
-    from ..training.volume_file import VolumeFile
-    from ..training.volumes import SPLITS
+    from ..training.data.volume_file import VolumeFile
+    from ..training.data.volumes import SPLITS
 
     file = VolumeFile(path)
     parts = []

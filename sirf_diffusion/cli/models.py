@@ -124,8 +124,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from ..training.acceptance import evaluate
-    from ..training.model_card import write_card
+    from ..training.judging.acceptance import evaluate
+    from ..training.judging.model_card import write_card
 
     evaluation = evaluate(
         arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device

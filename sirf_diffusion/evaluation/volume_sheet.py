@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from ..outputs import atomic_path
-from ..training.volume_file import VolumeFile
+from ..training.data.volume_file import VolumeFile
 
 _MOST = 8
 

@@ -1,6 +1,6 @@
 """Training of score models, from simulated heads or a user's own volumes."""
 
-from .augmentation import Augmentation
+from .data.augmentation import Augmentation
 from .loop import RunOptions
 from .recipes import RECIPES, Recipe
 from .trainer import train

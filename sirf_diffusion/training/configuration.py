@@ -9,7 +9,7 @@ from typing import Any
 
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
-from .augmentation import Augmentation
+from .data.augmentation import Augmentation
 from .recipes import Recipe
 from .trainer import RunOptions
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..images import ImageGeometry
 from ..models.intensity import intensity_scale
 from ..simulation import simulate_activity, simulate_anatomy
-from .augmentation import Augmentation
+from .data.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .validation import ValidationSet
+from .judging.validation import ValidationSet
 
 
 class TrainingLog:

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import Corruption
+from .data.prefetch import prefetched
+from .judging.samples import save_sheet, unconditional_samples
 from .log import TrainingLog, reference_errors, relative_error
-from .prefetch import prefetched
-from .samples import save_sheet, unconditional_samples
 from .sources import Source
 from .state import TrainingState
 from .stopping import noted_signals

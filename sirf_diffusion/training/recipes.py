@@ -8,7 +8,7 @@ from typing import Any
 
 from ..models.networks import TIME_INPUTS, NetworkConfig
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
-from .augmentation import Augmentation
+from .data.augmentation import Augmentation
 
 WEIGHTINGS = ("uniform", "edm")
 DECAYS = ("linear", "cosine")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .dataset import SIMULATION_VERSION, VOXEL_SIZE, SliceSampler, build_dataset
+from .judging.validation import ValidationSet
 from .recipes import Recipe
-from .validation import ValidationSet
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class FileSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], recipe: Recipe) -> None:
-        from .slice_stream import SliceStream
-        from .volume_file import VolumeFile
+        from .data.slice_stream import SliceStream
+        from .data.volume_file import VolumeFile
 
         self.path, self.recipe = Path(path), recipe
         self._file = VolumeFile(self.path, "train")
@@ -110,7 +110,7 @@ class FileSource:
 
 def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "validation") -> ValidationSet | None:
     """Equidistant slices of some volumes of a split; None if it has no volumes."""
-    from .volume_file import VolumeFile
+    from .data.volume_file import VolumeFile
 
     if split not in {info.split for info in VolumeFile(path).infos}:
         return None

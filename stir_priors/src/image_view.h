@@ -28,25 +28,74 @@ struct Grid
   std::size_t size() const { return std::size_t(shape[0]) * shape[1] * shape[2]; }
 };
 
+// The shape and, where the voxels lie in one piece in C order, where they start. One look at each row: STIR's own
+// is_contiguous() and get_regular_range() start threads or allocate for every plane, which costs more than a gradient.
+struct Layout
+{
+  int first[3] = { 0, 0, 0 };
+  int shape[3] = { 0, 0, 0 };
+  const float* data = nullptr; // null where the voxels do not lie in one piece
+};
+
+inline Layout
+layout_of(const Density& image)
+{
+  const auto fail = [] { return std::runtime_error("stir_priors needs an image that is a box of voxels, not an empty one"); };
+  Layout layout;
+  if (image.get_length() == 0 || image[image.get_min_index()].get_length() == 0)
+    throw fail();
+  const auto& plane = image[image.get_min_index()];
+  const auto& row = plane[plane.get_min_index()];
+  if (row.get_length() == 0)
+    throw fail();
+  layout.first[0] = image.get_min_index();
+  layout.first[1] = plane.get_min_index();
+  layout.first[2] = row.get_min_index();
+  layout.shape[0] = image.get_length();
+  layout.shape[1] = plane.get_length();
+  layout.shape[2] = row.get_length();
+  layout.data = &row[layout.first[2]];
+  const float* expected = layout.data;
+  bool in_one_piece = true;
+  for (int z = image.get_min_index(); z <= image.get_max_index(); ++z)
+    {
+      if (image[z].get_min_index() != layout.first[1] || image[z].get_length() != layout.shape[1])
+        throw fail();
+      for (int y = image[z].get_min_index(); y <= image[z].get_max_index(); ++y, expected += layout.shape[2])
+        {
+          const auto& line = image[z][y];
+          if (line.get_min_index() != layout.first[2] || line.get_length() != layout.shape[2])
+            throw fail();
+          in_one_piece = in_one_piece && &line[layout.first[2]] == expected;
+        }
+    }
+  if (!in_one_piece)
+    layout.data = nullptr;
+  return layout;
+}
+
 inline Grid
-grid_of(const Density& image)
+grid_of(const Density& image, const Layout& layout)
 {
   const auto* voxels = dynamic_cast<const stir::VoxelsOnCartesianGrid<float>*>(&image);
   if (voxels == nullptr)
     throw std::runtime_error("stir_priors needs images of voxels on a Cartesian grid");
-  stir::BasicCoordinate<3, int> low, high;
-  if (!image.get_regular_range(low, high))
-    throw std::runtime_error("stir_priors needs an image that is a box of voxels");
   Grid grid;
   for (int d = 0; d < 3; ++d)
     {
-      grid.shape[d] = high[d + 1] - low[d + 1] + 1;
+      grid.shape[d] = layout.shape[d];
       grid.voxel_size[d] = voxels->get_voxel_size()[d + 1];
       // ImageGeometry counts planes from the first, and in-plane voxels from the middle, as STIR itself does by default.
-      const int first = d == 0 ? low[1] : low[d + 1] + grid.shape[d] / 2;
+      const int first = d == 0 ? layout.first[0] : layout.first[d] + layout.shape[d] / 2;
       grid.origin[d] = image.get_origin()[d + 1] + first * grid.voxel_size[d];
     }
   return grid;
+}
+
+inline Grid
+grid_of(const Density& image)
+{
+  return grid_of(image, layout_of(image));
 }
 
 inline py::array_t<float>
@@ -82,29 +131,21 @@ class ReadView
 {
 public:
   explicit ReadView(const Density& image)
-      : image_(image),
-        direct_(image.is_contiguous())
   {
-    const Grid grid = grid_of(image);
-    if (!direct_)
+    const Layout layout = layout_of(image);
+    const Grid grid = grid_of(image, layout);
+    if (layout.data == nullptr)
       {
         copy_.resize(grid.size());
         std::copy(image.begin_all_const(), image.end_all_const(), copy_.begin());
       }
-    array_ = array_over(direct_ ? image.get_const_full_data_ptr() : copy_.data(), grid, false);
+    array_ = array_over(layout.data != nullptr ? layout.data : copy_.data(), grid, false);
   }
   ReadView(const ReadView&) = delete;
-  ~ReadView()
-  {
-    warn_if_kept(array_);
-    if (direct_)
-      image_.release_const_full_data_ptr();
-  }
+  ~ReadView() { warn_if_kept(array_); }
   const py::array_t<float>& array() const { return array_; }
 
 private:
-  const Density& image_;
-  const bool direct_;
   std::vector<float> copy_;
   py::array_t<float> array_;
 };
@@ -114,38 +155,33 @@ class WriteView
 {
 public:
   explicit WriteView(Density& image)
-      : image_(image),
-        direct_(image.is_contiguous()),
-        grid_(grid_of(image))
+      : image_(image)
   {
-    if (!direct_)
+    const Layout layout = layout_of(image);
+    const Grid grid = grid_of(image, layout);
+    size_ = grid.size();
+    if (layout.data == nullptr)
       {
-        copy_.resize(grid_.size());
+        copy_.resize(size_);
         std::copy(image.begin_all_const(), image.end_all_const(), copy_.begin());
       }
-    data_ = direct_ ? image.get_full_data_ptr() : copy_.data();
-    array_ = array_over(data_, grid_, true);
+    data_ = layout.data != nullptr ? const_cast<float*>(layout.data) : copy_.data(); // `image` is not const
+    array_ = array_over(data_, grid, true);
   }
   WriteView(const WriteView&) = delete;
-  ~WriteView()
-  {
-    warn_if_kept(array_);
-    if (direct_)
-      image_.release_full_data_ptr();
-  }
+  ~WriteView() { warn_if_kept(array_); }
   const py::array_t<float>& array() const { return array_; }
   float* data() { return data_; }
-  std::size_t size() const { return grid_.size(); }
+  std::size_t size() const { return size_; }
   void commit()
   {
-    if (!direct_)
+    if (!copy_.empty())
       std::copy(copy_.begin(), copy_.end(), image_.begin_all());
   }
 
 private:
   Density& image_;
-  const bool direct_;
-  const Grid grid_;
+  std::size_t size_ = 0;
   std::vector<float> copy_;
   float* data_ = nullptr;
   py::array_t<float> array_;

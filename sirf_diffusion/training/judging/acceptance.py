@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.score_model import ScoreModel
-from .recipes import Recipe
+from ...models.score_model import ScoreModel
+from ..data.volume_file import VolumeFile
+from ..recipes import Recipe
+from ..sources import validation_set
 from .samples import unconditional_samples
-from .sources import validation_set
 from .validation import Denoiser, ValidationSet, network_denoiser
-from .volume_file import VolumeFile
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
-from ..models.score_model import ScoreModel
+from ...images import ImageGeometry
+from ...models.score_model import ScoreModel
 
 #: Noise level at which sampling ends with one last denoising.
 LAST_SIGMA = 0.03

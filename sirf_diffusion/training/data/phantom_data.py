@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..simulation import body, parametric_head, simulate_anatomy
-from ..simulation.lesions import lesions_in_mr
-from ..simulation.parametric import draw_parametric_activity
-from ..simulation.tracer import draw_activity
-from ..simulation.tracers import TRACERS
-from .dataset import SIMULATION_VERSION
-from .recipes import FIRST_HELD_OUT_SUBJECT
+from ...simulation import body, parametric_head, simulate_anatomy
+from ...simulation.lesions import lesions_in_mr
+from ...simulation.parametric import draw_parametric_activity
+from ...simulation.tracer import draw_activity
+from ...simulation.tracers import TRACERS
+from ..dataset import SIMULATION_VERSION
+from ..recipes import FIRST_HELD_OUT_SUBJECT
 from .volume_parts import Outcome, PartStore
 from .volumes import Volume, write_part
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..images import ImageGeometry
-from ..models.conditioning import scaled_anatomical
-from ..models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
-from ..outputs import atomic_path
+from ...images import ImageGeometry
+from ...models.conditioning import scaled_anatomical
+from ...models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
+from ...outputs import atomic_path
 
 FORMAT = "sirf-diffusion training volumes"
 SCHEMA_VERSION = 1
@@ -145,13 +145,13 @@ class Volume:
 
 def write_group(group: Any, volume: Volume) -> None:
     """Write a volume into an empty HDF5 group."""
-    digest = hashlib.sha256()
+    digests = {"emission": "", "anatomy": ""}
     for name in _DTYPES:
         if name not in volume.arrays:
             continue
         values = np.ascontiguousarray(volume.arrays[name], dtype=_DTYPES[name])
-        if name == "emission":
-            digest.update(str(values.shape).encode() + values.tobytes())
+        if name in digests:
+            digests[name] = hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
         planes = int(np.clip(2**20 // max(values[0].nbytes, 1), 1, len(values)))
         group.create_dataset(
             name, data=values, chunks=(planes, *values.shape[1:]), compression="gzip", compression_opts=1,
@@ -165,7 +165,7 @@ def write_group(group: Any, volume: Volume) -> None:
     attributes["voxel_size"] = volume.voxel_size
     attributes["intensity_scale"] = volume.intensity_scale
     attributes["notes"] = "; ".join(volume.notes)
-    attributes["data_sha256"] = digest.hexdigest()
+    attributes["data_sha256"], attributes["anatomy_sha256"] = digests["emission"], digests["anatomy"]
     if volume.label_names:
         group["labels"].attrs["names"] = list(volume.label_names)
     mask = volume.arrays["mask"]
@@ -184,7 +184,7 @@ def write_part(path: Path, volume: Volume) -> None:
 
 def root_attributes(kind: str, voxel_size: tuple[float, float, float]) -> dict[str, Any]:
     """Attributes of the file itself, but for its settings."""
-    from .. import __version__
+    from ... import __version__
 
     return {
         "format": FORMAT,

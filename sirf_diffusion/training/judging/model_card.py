@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..outputs import jsonable, write_json
+from ...outputs import jsonable, write_json
 from .acceptance import Evaluation
 from .samples import save_sheet
 

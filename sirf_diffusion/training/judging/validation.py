@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..images import ImageGeometry
-from ..models.intensity import gaussian_smooth
-from ..models.networks import network_time
-from ..models.schedules import NoiseSchedule, denoised_and_noise
+from ...images import ImageGeometry
+from ...models.intensity import gaussian_smooth
+from ...models.networks import network_time
+from ...models.schedules import NoiseSchedule, denoised_and_noise
 from .non_local_means import STRENGTHS, non_local_means
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)

@@ -23,7 +23,7 @@ class VolumeFileError(ValueError):
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """What a file says of one volume; see `sirf_diffusion.training.volumes`."""
+    """What a file says of one volume; see `sirf_diffusion.training.data.volumes`."""
 
     name: str
     subject: str
@@ -34,6 +34,7 @@ class VolumeInfo:
     has_anatomy: bool
     modality: str
     data_sha256: str
+    anatomy_sha256: str
     notes: str
     bytes_on_disk: int
     occupancy: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
@@ -97,7 +98,7 @@ class VolumeFile:
     @property
     def fingerprint(self) -> str:
         """Hash of the voxel size and the data of this split: what a training depends on."""
-        text = [str(self.voxel_size), *(info.data_sha256 for info in self.infos)]
+        text = [str(self.voxel_size), *(info.data_sha256 + info.anatomy_sha256 for info in self.infos)]
         return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
     def volume(self, index: int, name: str = "emission") -> Tensor:
@@ -209,6 +210,7 @@ def _info(name: str, group: Any) -> VolumeInfo:
         has_anatomy="anatomy" in group,
         modality=str(attributes["modality"]),
         data_sha256=str(attributes["data_sha256"]),
+        anatomy_sha256=str(attributes["anatomy_sha256"]),
         notes=str(attributes["notes"]),
         bytes_on_disk=sum(dataset.id.get_storage_size() for dataset in group.values()),
         occupancy=tuple(attributes[f"occupancy_{letter}"] for letter in "zyx"),

@@ -103,8 +103,8 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 
 def _read_interfile(path: Path) -> SourceImage:
-    from ..engines.embedded.interfile import InterfileError, read_image
-    from ..engines.embedded.interfile_header import Header
+    from ...engines.embedded.interfile import InterfileError, read_image
+    from ...engines.embedded.interfile_header import Header
 
     try:
         image, geometry = read_image(path)

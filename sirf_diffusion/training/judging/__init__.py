@@ -1,0 +1,1 @@
+"""Whether a model is good: denoising error, samples, calibration, and the report of them."""
