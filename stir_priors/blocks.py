@@ -21,7 +21,7 @@ PRIORS: dict[str, dict[str, str]] = {
     "Python": dict(_PYTHON),
     "Diffusion Score": {
         "model filename": "brain-fdg",
-        "noise level": "0.2",
+        "noise level": "0.3",
         "number of subiterations per noise level": "0",
         "planes": "auto",
         "intensity scale": "0",

@@ -105,10 +105,10 @@ def memory_after_a_run():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
-memory_after_a_run()  # caches fill
-memory = [memory_after_a_run() for run in range(3)]
-# An image of 9 kB that each subiteration left behind would be 9 MB a run.
-assert memory[2] - memory[0] < 2**21, memory
+memory = [memory_after_a_run() for run in range(5)]
+# STIR's own caches grow now and then, with its own priors too; a leak grows in every run: an image left behind
+# by each subiteration would be 9 MB a run, a hundred bytes 100 kB.
+assert min(after - before for before, after in zip(memory, memory[1:])) < 2**16, memory
 assert not stir_priors.load().living_priors()
 """
     par = scan.par("long", python("TenLines", 0.01), subsets=63, subiterations=1000)

@@ -43,7 +43,7 @@ class ScoreSettings:
     def __init__(
         self,
         model: ScoreModel | str | os.PathLike[str],
-        noise_level: float = 0.2,
+        noise_level: float = 0.3,
         planes: str | None = None,
         intensity_scale: float | None = None,
         device: str = "auto",

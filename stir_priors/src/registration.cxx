@@ -21,7 +21,7 @@ const Block python_prior{ "Python", { { "module", "" }, { "class", "" }, { "argu
 extern const Block score_prior;
 const Block score_prior{ "Diffusion Score",
                          { { "model filename", "brain-fdg" },
-                           { "noise level", "0.2" },
+                           { "noise level", "0.3" },
                            { "number of subiterations per noise level", "0" },
                            { "planes", "auto" },
                            { "intensity scale", "0" },

@@ -7,7 +7,7 @@ Examples
 --------
 >>> pet = sirf_diffusion.get_engine("sirf")                                      # doctest: +SKIP
 >>> objective = pet.make_Poisson_loglikelihood(prompts, acq_model=acq_model)     # doctest: +SKIP
->>> objective.set_prior(pet.ScorePrior("brain-fdg", noise_level=0.2))            # doctest: +SKIP
+>>> objective.set_prior(pet.ScorePrior("brain-fdg", noise_level=0.3))            # doctest: +SKIP
 """
 
 from __future__ import annotations
