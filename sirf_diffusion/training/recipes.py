@@ -197,7 +197,6 @@ RECIPES = {
             tracer="[18F]FDG, head",
             subjects=tuple(range(64)),
             validation_subjects=tuple(range(800, 804)),
-            cycles=(10_000, 10_000),
             architecture=NetworkConfig(
                 channels=(32, 64, 128),
                 attention_levels=(False, False, False),

@@ -194,15 +194,19 @@ scale_and_count_nonfinite(float* data, std::size_t size, float factor)
 {
   constexpr std::uint32_t exponent = 0x7f800000U;
   std::size_t bad = 0;
-  constexpr std::size_t block = 4096;
-  for (std::size_t start = 0; start < size; start += block)
+  constexpr std::ptrdiff_t block = 4096; // stays in the nearest cache between the two loops
+  const auto end = std::ptrdiff_t(size);
+#ifdef _OPENMP
+#  pragma omp parallel for schedule(static) reduction(+ : bad) if (size > (std::size_t(1) << 20))
+#endif
+  for (std::ptrdiff_t start = 0; start < end; start += block)
     {
-      const std::size_t stop = std::min(size, start + block);
+      const std::ptrdiff_t stop = std::min(end, start + block);
       if (factor != 1.F)
-        for (std::size_t i = start; i < stop; ++i)
+        for (std::ptrdiff_t i = start; i < stop; ++i)
           data[i] *= factor;
       std::uint32_t found = 0;
-      for (std::size_t i = start; i < stop; ++i)
+      for (std::ptrdiff_t i = start; i < stop; ++i)
         {
           std::uint32_t bits;
           std::memcpy(&bits, data + i, sizeof bits);
