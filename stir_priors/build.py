@@ -123,7 +123,7 @@ def find_builds() -> list[Build]:
     """Builds of the present sources for this Python, newest first."""
     found = []
     for path in cache_root().glob(f"stir-*-{_python_tag()}-*/build.json"):
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         item = Build(path.parent, about["stir_version"], about["stir_dir"], about["python"])
         if path.parent.name.endswith(_fingerprint(Path(item.stir_dir))) and item.module.is_file():
             found.append((path.stat().st_mtime, item))
@@ -169,7 +169,7 @@ def find_stir(stir_dir: str | os.PathLike[str] | None = None) -> Path:
 def stir_version(config: Path) -> str:
     """Version of an installed STIR, such as ``"6.2.0"``."""
     path = config / "STIRConfigVersion.cmake"
-    found = re.search(r'PACKAGE_VERSION\s+"([\d.]+)"', path.read_text()) if path.is_file() else None
+    found = re.search(r'PACKAGE_VERSION\s+"([\d.]+)"', path.read_text(encoding="utf-8")) if path.is_file() else None
     if found is None:
         raise ShimError(f"{path} does not tell STIR's version: the installation is incomplete")
     return found[1]
@@ -183,7 +183,7 @@ def check_stir(config: Path, version: str) -> None:
     include = prefix / "include" / f"STIR-{'.'.join(version.split('.')[:2])}"
     if not any((folder / "stir" / "DataProcessor.h").is_file() for folder in (include, prefix / "include")):
         raise ShimError(f"STIR {version} has no headers ({include} lacks them): install its development files")
-    targets = "".join(path.read_text() for path in sorted(config.glob("STIRTargets*.cmake")))
+    targets = "".join(path.read_text(encoding="utf-8") for path in sorted(config.glob("STIRTargets*.cmake")))
     libraries = re.findall(r'IMPORTED_LOCATION\w*\s+"([^"]+)"', targets)
     missing = [p for p in (lib.replace("${_IMPORT_PREFIX}", str(prefix)) for lib in libraries) if not Path(p).is_file()]
     if missing:
@@ -246,7 +246,7 @@ def _compile(scratch: Path, config: Path, tools: _Tools, log: Path) -> None:
     configure += [f"-DSTIR_DIR={config}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"] if tools.ninja else ["-G", "Unix Makefiles"]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "1")
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         for command in (configure, [tools.cmake, "--build", str(scratch), "--parallel", jobs]):
             result = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
             if result.returncode != 0:
@@ -255,7 +255,7 @@ def _compile(scratch: Path, config: Path, tools: _Tools, log: Path) -> None:
 
 
 def _explain(log: Path, compiling: bool) -> str:
-    text = log.read_text(errors="replace")
+    text = log.read_text(encoding="utf-8", errors="replace")
     end = "\n".join(text.splitlines()[-_LOG_LINES:])
     if "recompile with -fPIC" in text or "recompile with `-fPIC" in text:
         return (

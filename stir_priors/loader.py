@@ -176,7 +176,7 @@ def _prove(host: ModuleType) -> None:
     """Let the host parse a prior of ours: it answers only if its registry is the one that we wrote to."""
     with tempfile.TemporaryDirectory(prefix="stir-priors-") as folder:
         path = Path(folder, "proof.par")
-        path.write_text(_PROOF)
+        path.write_text(_PROOF, encoding="utf-8")
         parse = getattr(host, "OSMAPOSLReconstruction3DFloat", None) or host.OSMAPOSLReconstructor
         with _quiet(host):
             reconstruction = parse(str(path))  # kept: STIR-Python's objective function lives no longer than it

@@ -210,7 +210,8 @@ class Scan:
     def _write(self) -> None:
         points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]
         write_json(self.out / _RECORD, {"settings": self._settings(), "prior": self.prior, "points": points})
-        with atomic_path(self.out / "scan.csv") as temporary, temporary.open("w", newline="") as stream:
+        options = {"newline": "", "encoding": "utf-8"}
+        with atomic_path(self.out / "scan.csv") as temporary, temporary.open("w", **options) as stream:
             writer = csv.DictWriter(stream, ["factor", "nrmse", "log_likelihood", "roughness", "seconds", "image"])
             writer.writeheader()
             writer.writerows(points)

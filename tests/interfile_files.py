@@ -150,7 +150,7 @@ def write_projdata_files(folder, values=None, *, byte_order="<", number=("float"
 
 
 def replace_in(header, old, new):
-    text = header.read_text()
+    text = header.read_text(encoding="utf-8")
     assert old in text
     header.write_text(text.replace(old, new))
     return header

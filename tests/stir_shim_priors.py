@@ -50,7 +50,7 @@ class Slow(TenLines):
 
     def gradient(self, x, out):
         super().gradient(x, out)
-        with open("called", "a") as file:
+        with open("called", "a", encoding="utf-8") as file:
             file.write("x")
         time.sleep(0.05)
 

@@ -116,7 +116,7 @@ def test_the_origin_does_not_depend_on_how_the_patient_lies(pet, tmp_path, posit
     made.initialise(SHAPE, SIZES, (12.5, -6.0, 4.25))
     made.fill(1)
     made.write(str(tmp_path / "image.hv"))
-    header = (tmp_path / "image.hv").read_text()
+    header = (tmp_path / "image.hv").read_text(encoding="utf-8")
     lines = f"patient orientation := {position}\npatient rotation := prone\n"
     assert "!PET data type" in header
     (tmp_path / "image.hv").write_text(

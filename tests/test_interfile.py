@@ -68,7 +68,7 @@ class TestReadImage:
 
     def test_origin_is_zero_without_first_pixel_offset(self, tmp_path):
         header = write_image_files(tmp_path, np.zeros((3, 4, 5)))
-        lines = [line for line in header.read_text().splitlines() if "first pixel" not in line]
+        lines = [line for line in header.read_text(encoding="utf-8").splitlines() if "first pixel" not in line]
         header.write_text("\n".join(lines))
         assert read_image(header)[1].origin == (0.0, 0.0, 0.0)
 
@@ -93,7 +93,7 @@ class TestReadImage:
 
     def test_key_spelling_comments_and_line_ends_do_not_matter(self, tmp_path):
         header = write_image_files(tmp_path, np.arange(60), byte_order=">", number=("signed integer", 2, "i2"))
-        text = header.read_text().replace("!matrix size [1]", "  MATRIX_size[ 1 ]")
+        text = header.read_text(encoding="utf-8").replace("!matrix size [1]", "  MATRIX_size[ 1 ]")
         text = text.replace("\n", "\r\n; comment := 1\r\n\r\n")
         header.write_bytes(text.replace("name of data file := image", "name of data file := \\\r\nimage").encode())
         assert read_image(header)[0][1, 2, 3] == 33
@@ -336,7 +336,7 @@ class TestReadProjectionData:
 
     def test_damaged_headers_never_fail_otherwise(self, tmp_path):
         header = write_projdata_files(tmp_path)
-        original = header.read_text()
+        original = header.read_text(encoding="utf-8")
         generator = random.Random(0)
         for _ in range(300):
             lines = original.splitlines()

@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail_while_writing()
-    assert json.loads(target.read_text()) == {"a": 1}
+    assert json.loads(target.read_text(encoding="utf-8")) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -30,7 +30,7 @@ def test_json_takes_tensors_paths_and_numbers_that_are_not_finite(tmp_path):
     value = {"t": torch.tensor([1.5, float("inf")]), "path": tmp_path, "n": (1, None, True)}
     write_json(tmp_path / "x.json", value)
     expected = {"t": [1.5, None], "path": str(tmp_path), "n": [1, None, True]}
-    assert json.loads((tmp_path / "x.json").read_text()) == expected
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == expected
 
 
 def result(folder: OutputFolder, **files: str) -> None:
@@ -46,7 +46,7 @@ def contents(path):
 def test_the_same_settings_may_be_run_again_and_others_are_refused(tmp_path):
     folder = OutputFolder(tmp_path / "new" / "run", {"seed": 1, "method": "dds"}).check()
     result(folder, image="1")
-    record = json.loads(folder.record_path.read_text())
+    record = json.loads(folder.record_path.read_text(encoding="utf-8"))
     assert record == {"settings": {"seed": 1, "method": "dds"}, "nrmse": 0.2, "files": ["image"]}
     OutputFolder(folder.path, {"seed": 1, "method": "dds"}).check()
     before = contents(folder.path)
@@ -60,7 +60,7 @@ def test_overwriting_replaces_the_files_of_the_result_and_no_others(tmp_path):
     result(OutputFolder(tmp_path, {"seed": 1}, overwrite=True).check(), image="1", samples="1")
     result(OutputFolder(tmp_path, {"seed": 2}, overwrite=True).check(), image="2")
     assert sorted(contents(tmp_path)) == ["image", "notes.txt", "record.json"]
-    assert (tmp_path / "image").read_text() == "2"
+    assert (tmp_path / "image").read_text(encoding="utf-8") == "2"
 
 
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path):

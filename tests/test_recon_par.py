@@ -163,7 +163,7 @@ def test_record_tells_engine_file_prior_and_subsets(par, recon):
     path = par(prior=RDP)
     code, out = recon(path, "osem")
     assert code == 0
-    record = json.loads((out / "record.json").read_text())
+    record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     assert record["engine"] == {"name": "embedded", "version": sirf_diffusion.__version__}
     assert record["parameter_file"]["prior"] == "replaced: Relative Difference Prior"
     assert record["parameter_file"]["path"] == record["data"]["files"]["parameter file"] == path
@@ -313,7 +313,7 @@ def test_few_rays_are_warned_of(par, recon, caplog):
 def test_the_files_own_prior_is_kept_when_asked(par, recon):
     code, out = recon(par(prior=RDP), "map-rdp", "--keep-prior")
     assert code == 0
-    record = json.loads((out / "record.json").read_text())
+    record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     assert record["parameter_file"]["prior"] == "kept: Relative Difference Prior"
     kept = record["prior"]
     assert (kept["penalisation_factor"], kept["gamma"], kept["epsilon"]) == (2, 1.5, 0.01)
@@ -366,7 +366,7 @@ def test_a_score_prior_is_kept_with_its_model_and_strength(par, recon, model):
 """
     code, out = recon(par(prior=score), "map-score", "--keep-prior", "--set", "num_iterations=2")
     assert code == 0
-    values = json.loads((out / "record.json").read_text())["values"]
+    values = json.loads((out / "record.json").read_text(encoding="utf-8"))["values"]
     assert (values["penalisation_factor"], values["sigma"]) == (0.3, 0.4)
 
 
@@ -407,7 +407,7 @@ def test_stir_and_embedded_engine_give_the_image_of_stirs_own_program(par, recon
         code, out = recon(path, "osem", engine=engine)
         assert code == 0
         images[engine] = read_image(out / "reconstruction.hv")
-        record = json.loads((out / "record.json").read_text())
+        record = json.loads((out / "record.json").read_text(encoding="utf-8"))
         assert record["engine"]["name"] == engine
         assert record["engine"]["version"]
         assert record["data"]["files"]["parameter file"] == path

@@ -334,7 +334,7 @@ def test_message_redirector_writes_files_while_it_lives(tmp_path):
     log.warning("elsewhere")
     redirector.close()
     log.info("lost")
-    assert (tmp_path / "info.txt").read_text() == "kept\n"
+    assert (tmp_path / "info.txt").read_text(encoding="utf-8") == "kept\n"
 
 
 def test_verbosity_is_the_loggers_level():

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupts import heed_interrupts
 
 import stir_priors
 from sirf_diffusion.data import load_example
@@ -47,7 +48,7 @@ def folder(tmp_path, monkeypatch):
 
 def edited(folder: Path, *changes: tuple[str, str], source: Path = OSMAPOSL) -> Path:
     """A copy of a sample with each old text, which must be there, replaced by a new one."""
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -114,7 +115,7 @@ def test_what_stir_would_not_do_as_asked_is_an_error(folder, capsys, old, new, e
 
 
 def test_a_prior_outside_the_objective_function_is_an_error(folder):
-    text = OSMAPOSL.read_text()
+    text = OSMAPOSL.read_text(encoding="utf-8")
     start, end = text.index("prior type"), text.index("end PoissonLog")
     block = text[start:end]
     path = folder / "my.par"
@@ -262,8 +263,8 @@ def test_scan_finds_the_best_factor_and_resumes(fake_program, capsys):
     assert "at its end: try larger" in capsys.readouterr().out
     assert main([*command, "0.25,0.5,1"]) == 0
     assert "penalisation factor 0.5" in capsys.readouterr().out
-    assert Path("calls.txt").read_text().split() == ["0.25", "0.5", "1"]
-    rows = Path("out/scan.csv").read_text().splitlines()
+    assert Path("calls.txt").read_text(encoding="utf-8").split() == ["0.25", "0.5", "1"]
+    rows = Path("out/scan.csv").read_text(encoding="utf-8").splitlines()
     assert [row.split(",")[0] for row in rows] == ["factor", "0.25", "0.5", "1.0"]
     assert Path("out/scan.png").stat().st_size > 5000
     # Every other setting of the file is as it was.
@@ -283,7 +284,7 @@ def test_a_scan_that_fails_keeps_what_it_has(fake_program, capsys):
     assert "it cannot be done" in capsys.readouterr().err
     assert Path("out/factor_0p5_36.hv").is_file()
     assert main(["scan", str(OSMAPOSL), "--out", "out", "--factors", "0.5"]) == 0
-    assert Path("calls.txt").read_text().split() == ["0.5", "9"]
+    assert Path("calls.txt").read_text(encoding="utf-8").split() == ["0.5", "9"]
 
 
 def test_scan_refuses_a_folder_of_another_scan(fake_program):
@@ -314,7 +315,7 @@ def test_scan_needs_a_prior(folder):
 
 def _declared_in_cpp() -> dict[tuple[str, str], dict[str, str]]:
     """Keys and defaults of every block as the C++ sources declare them."""
-    text = "".join(path.read_text() for path in sorted((PACKAGE / "src").glob("*")))
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "src").glob("*")))
     declared = {}
     for variable, name, keys in re.findall(
         r"const Block (\w+)\s*\{\s*([\w\"][\w\" ]*),\s*\{((?:\s*\{\s*\"[^\"]*\",\s*\"[^\"]*\"\s*\},?)+)\s*\}\s*\}", text
@@ -333,7 +334,7 @@ def test_blocks_are_those_of_the_sources():
 
 
 def _documented() -> dict[tuple[str, str], dict[str, str]]:
-    text = (ROOT / "docs" / "stir.md").read_text()
+    text = (ROOT / "docs" / "stir.md").read_text(encoding="utf-8")
     documented = {}
     for heading, body in re.findall(r"^### (prior type :=|filter:) (.*?)(?=^##)", text, re.MULTILINE | re.DOTALL):
         name, _, table = body.partition("\n")
@@ -358,11 +359,11 @@ def test_defaults_in_the_comments_of_samples_are_the_defaults(path):
         for name, value in re.findall(r"^\s*; ([\w ]+?) :=(.*)$", file.lines_of(key), re.MULTILINE):
             assert value.strip() == block.defaults[fold(name)]
             compared += 1
-    assert compared or "Values behind a commented-out key" not in path.read_text()
+    assert compared or "Values behind a commented-out key" not in path.read_text(encoding="utf-8")
 
 
 def test_commands_and_samples_in_the_documentation_exist():
-    text = (ROOT / "docs" / "stir.md").read_text()
+    text = (ROOT / "docs" / "stir.md").read_text(encoding="utf-8")
     commands = set(re.findall(r"stir-diffusion (\w+)", text))
     assert commands == {"build", "check", "run", "scan"}
     named = set(re.findall(r"`(\w+\.par)`", text)) - {"my.par"}
@@ -434,7 +435,7 @@ def test_the_example_runs_and_every_method_beats_osem(results):
 def test_the_stock_program_drops_the_prior_and_ours_does_not(results):
     out, _, environment = results
     programs = stir_programs()
-    text = (out / OSMAPOSL.name).read_text().replace(":= map_score", ":= stock")
+    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace(":= map_score", ":= stock")
     (out / "stock.par").write_text(text)
     done = subprocess.run(
         [programs / "OSMAPOSL", "stock.par"], cwd=out, env=environment, capture_output=True, check=False
@@ -463,7 +464,7 @@ def test_names_come_from_the_compiled_program():
 @pytest.mark.requires_shim
 def test_variables_reach_stir(results):
     out, _, environment = results
-    text = (out / OSMAPOSL.name).read_text().replace("prefix := map_score", "prefix := ${NAME}")
+    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace("prefix := map_score", "prefix := ${NAME}")
     text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 1", text)
     (out / "variable.par").write_text(text)
     words = command_line("run", "OSMAPOSL", "variable.par", "NAME=by_variable")
@@ -475,13 +476,14 @@ def test_variables_reach_stir(results):
 @pytest.mark.requires_shim
 def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
     out, _, environment = results
-    text = (out / OSMAPOSL.name).read_text().replace("prefix := map_score", "prefix := interrupted")
+    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace("prefix := map_score", "prefix := interrupted")
     text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 9", text)
     (out / "interrupted.par").write_text(
         text.replace("number of subiterations := 9", "number of subiterations := 9000")
     )
     words = command_line("run", "OSMAPOSL", "interrupted.par")
-    process = subprocess.Popen(words, cwd=out, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, cwd=out, env=environment, preexec_fn=heed_interrupts, **pipes)
     try:
         end = time.monotonic() + 120
         while not (out / "interrupted_9.hv").is_file() and time.monotonic() < end and process.poll() is None:
@@ -498,7 +500,7 @@ def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
 @pytest.mark.requires_shim
 def test_scan_takes_any_prior(results):
     out, _, environment = results
-    text = (out / OSMAPOSL.name).read_text().replace("number of subiterations := 36", "number of subiterations := 9")
+    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace(":= 36", ":= 9")  # subiterations, and when to save
     rdp = (
         "prior type := Relative Difference Prior\nRelative Difference Prior Parameters :=\npenalisation factor := 1\n"
         "END Relative Difference Prior Parameters :=\n"
@@ -507,6 +509,6 @@ def test_scan_takes_any_prior(results):
     words = command_line("scan", "rdp.par", "--factors", "0,0.05", "--reference", "truth.hv")
     done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = (out / "scan_rdp" / "scan.csv").read_text().splitlines()[1:]
+    rows = (out / "scan_rdp" / "scan.csv").read_text(encoding="utf-8").splitlines()[1:]
     without, with_prior = (dict(zip(("factor", "nrmse"), row.split(",")[:2], strict=True)) for row in rows)
     assert float(with_prior["nrmse"]) < float(without["nrmse"])

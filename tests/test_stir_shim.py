@@ -270,7 +270,7 @@ def test_what_stir_would_drop_or_the_file_gets_wrong_stops_the_program(block, me
 @pytest.mark.requires_sirf
 def test_kernel_coefficients_are_refused(scan):
     par = scan.par("kernel", python("TenLines", 1.0))
-    par.write_text(par.read_text().replace("OSMAPOSLParameters", "KOSMAPOSLParameters"))
+    par.write_text(par.read_text(encoding="utf-8").replace("OSMAPOSLParameters", "KOSMAPOSLParameters"))
     code = "import sys, sirf.STIR as pet, stir_priors; stir_priors.load(); pet.KOSMAPOSLReconstructor(sys.argv[1])"
     ran = run_python(code, par, cwd=scan.folder)
     assert ran.returncode == 1

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from interrupts import heed_interrupts
 from stir_shim_blocks import python
 from stir_shim_scan import Scan, environment, run_python, simulate
 
@@ -120,9 +121,8 @@ def _interrupted(command, cwd):
     """Start, wait until STIR has called Python, press Ctrl-C; exit code and output."""
     called = cwd / "called"
     called.unlink(missing_ok=True)
-    with subprocess.Popen(
-        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=cwd, env=environment(), text=True, preexec_fn=heed_interrupts, **pipes) as child:
         for _ in range(600):
             if called.exists() and called.stat().st_size >= 3:
                 break

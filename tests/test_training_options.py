@@ -49,7 +49,7 @@ def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
     assert main(["train", "--print-config"]) == 0
     path = tmp_path / "default.toml"
     path.write_text(capsys.readouterr().out)
-    assert path.read_text() == default_text()
+    assert path.read_text(encoding="utf-8") == default_text()
     assert read_configuration(path).recipe == DEFAULT
     assert read_configuration(path).options == trainer.RunOptions()
 
@@ -265,8 +265,8 @@ def test_evaluation_makes_a_card_of_what_it_measured(data, tmp_path, capsys):
     train(SHORT, tmp_path / "m.safetensors", data=data)
     assert main(["models", "evaluate", str(tmp_path / "m.safetensors"), "--data", str(data), "--out",
                  str(tmp_path / "card"), "--size", "16"]) == 0  # fmt: skip
-    assert "validation" in (tmp_path / "card" / "README.md").read_text()
-    report = json.loads((tmp_path / "card" / "report.json").read_text())
+    assert "validation" in (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "card" / "report.json").read_text(encoding="utf-8"))
     assert {p.name for p in (tmp_path / "card").glob("*.png")} == {
         "denoising.png", "samples.png", "scales.png", "calibration.png"
     }  # fmt: skip

@@ -22,7 +22,7 @@ class TrainingLog:
         self.path, self.reference = work / "log.csv", reference
         self._figure = work / "validation.png"
         self._trim(step)
-        with (work / "reference.csv").open("w", newline="") as file:
+        with (work / "reference.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["filter", *(f"rmse_sigma_{s:g}" for s in reference)])
             writer.writerow(["gaussian", *(round(value, 5) for value in reference.values())])
@@ -52,7 +52,7 @@ class TrainingLog:
     def _trim(self, step: int) -> None:
         if not self.path.exists():
             return
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         # A row may be incomplete if the process was killed while it wrote.
         kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
@@ -60,14 +60,14 @@ class TrainingLog:
             self.path.unlink()
             return
         partial = self.path.with_name(".log.csv.partial")
-        with partial.open("w", newline="") as file:
+        with partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([rows[0], *kept])
         partial.replace(self.path)
 
     def _draw(self) -> None:
         from matplotlib.figure import Figure
 
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()

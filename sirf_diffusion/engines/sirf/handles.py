@@ -68,7 +68,7 @@ def _parsed(obj: Any, objective: list[str] | None = None, reconstruction: list[s
     ]
     descriptor, name = tempfile.mkstemp(suffix=".par", prefix="stir_priors_")
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
         return pet.OSMAPOSLReconstructor(name)
     finally:
