@@ -87,6 +87,44 @@ def image_geometry(image: Any) -> ImageGeometry:
     return ImageGeometry(shape, sizes, tuple(round(value, 4) + 0.0 for value in first))
 
 
+class Scratch:
+    """An image of the adaptor's own, whose memory is looked up rarely: that takes longer than to copy a slice.
+
+    SIRF writes into the memory that an image has. When the same place was found a few times in succession this is
+    relied upon; where it is not so, the memory is looked up at each use.
+    """
+
+    def __init__(self, image: Any) -> None:
+        self.image = image
+        self._memory: Tensor | None = None
+        self._times_found = 0
+
+    def fill(self, x: Tensor) -> Any:
+        """Overwrite the values with those of a tensor of the same shape; returns the image."""
+        values = self._found()
+        if values is None:
+            return fill(self.image, x)
+        values.copy_(x)
+        return self.image
+
+    def values(self) -> tuple[Tensor, bool]:
+        """Values without a copy where that is possible; whether the memory is SIRF's."""
+        values = self._found()
+        return values_of(self.image) if values is None else (values, True)
+
+    def _found(self) -> Tensor | None:
+        if self._times_found < _ENOUGH:
+            now, shared = _view(self.image)
+            if not shared:
+                return None
+            same = self._memory is not None and now.data_ptr() == self._memory.data_ptr()
+            self._memory, self._times_found = now, self._times_found + 1 if same else 0
+        return self._memory
+
+
+_ENOUGH = 4
+
+
 def _view(container: Any) -> tuple[Any, bool]:
     try:
         return torch.from_numpy(np.asarray(_Memory(container, container.__array_interface__))), True

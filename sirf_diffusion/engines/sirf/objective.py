@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...images import ImageGeometry
 from ..objective import Evaluation, ProjectionCounter
-from .convert import fill, image_geometry, to_image, to_tensor, values_of
+from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
@@ -72,7 +72,7 @@ class SirfObjective:
         require_set_up(obj, self.num_subsets)
         self._template = obj.get_subset_sensitivity(0)
         self.geometry: ImageGeometry = image_geometry(self._template)
-        self._image, self._result = self._template.clone(), self._template.clone()
+        self._image, self._result = Scratch(self._template.clone()), Scratch(self._template.clone())
         self._sensitivities: dict[int | None, Tensor] = {}
         self._uniform: Tensor | None = None
         # L = sign * value - weight * <x, s>; to be found out where the value may be wrong.
@@ -161,7 +161,7 @@ class SirfObjective:
             raise NotImplementedError("the expected log-likelihood " + _DATA_NEEDED)
         with self.counter.timed():
             self.counter.forward += 1
-            return self._data.expected_log_likelihood(fill(self._image, self._checked(x, None)))
+            return self._data.expected_log_likelihood(self._image.fill(self._checked(x, None)))
 
     def to_tensor(self, image: Any) -> Tensor:
         """A SIRF image on the objective's grid as a tensor of its own.
@@ -198,8 +198,8 @@ class SirfObjective:
             raise ValueError(f"nothing to reconstruct: {data.counts:g} counts, sum of the sensitivity {total:g}")
         level = data.counts / total
         with self.counter.timed():
-            fill(self._image, level * mask)
-            ours, expected, impossible = data.check_at(self._image)
+            self._image.fill(level * mask)
+            ours, expected, impossible = data.check_at(self._image.image)
             background = expected - level * total
             theirs = self._value_of_obj()
             self.counter.forward += 2
@@ -244,10 +244,10 @@ class SirfObjective:
     def _value_of_obj(self) -> float:
         """``L`` of the scratch image, without the attached penalty."""
         with without_prior(self.obj):
-            return float(self.obj.value(self._image))
+            return float(self.obj.value(self._image.image))
 
     def _generic_value(self, x: Tensor) -> float:
-        fill(self._image, x)
+        self._image.fill(x)
         self.counter.forward += 1
         value = self._value_of_obj()
         if self._repair is None:
@@ -256,13 +256,13 @@ class SirfObjective:
         return sign * value - (weight and float((x.double() * self.sensitivity()).sum()))
 
     def _generic_gradient(self, x: Tensor, subset: int | None) -> Tensor:
-        fill(self._image, x)
+        self._image.fill(x)
         total = None
         for k in range(self.num_subsets) if subset is None else (subset,):
-            self.obj.get_backprojection_of_acquisition_ratio(self._image, k, out=self._result)
+            self.obj.get_backprojection_of_acquisition_ratio(self._image.image, k, out=self._result.image)
             self.counter.forward += 1 / self.num_subsets
             self.counter.back += 1 / self.num_subsets
-            part, shared = values_of(self._result)
+            part, shared = self._result.values()
             if total is not None:
                 total += part
             else:
@@ -278,7 +278,7 @@ class SirfObjective:
         mask = (self.sensitivity() > 0).float()
         values = []
         for factor in (1 + step, 1 - step):
-            fill(self._image, factor * level * mask)
+            self._image.fill(factor * level * mask)
             values.append(self._value_of_obj())
             self.counter.forward += 1
         found = (values[0] - values[1]) / (2 * step)
@@ -357,8 +357,8 @@ class _Point:
             return
         share = 1.0 if self._subset is None else 1 / objective.num_subsets
         kept = (len(self._quotients) + 1) * share * data.bytes_of_quotient <= QUOTIENT_BYTES
-        fill(objective._image, self._images[i])
-        value, quotient = data.likelihood(objective._image, self._subset, keep and kept)
+        objective._image.fill(self._images[i])
+        value, quotient = data.likelihood(objective._image.image, self._subset, keep and kept)
         objective.counter.forward += share
         self._values[i] = value
         if quotient is not None:
@@ -370,9 +370,9 @@ class _Point:
         if data is not None and self._subset is None and i not in self._values:
             self._evaluate(i, keep=True)
         if i in self._quotients:
-            data.back_project(self._quotients[i], self._subset, objective._result)
+            data.back_project(self._quotients[i], self._subset, objective._result.image)
             objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
-            gradient = to_tensor(objective._result).sub_(objective.sensitivity(self._subset))
+            gradient = to_tensor(objective._result.image).sub_(objective.sensitivity(self._subset))
         else:
             self._check_unchanged()
             gradient = objective._generic_gradient(self._images[i], self._subset)
