@@ -85,8 +85,8 @@ SIRF_RUN = """
 import sys, sirf.STIR as pet, stir_priors
 stir_priors.load()
 pet.set_verbosity(0)
-for par in sys.argv[1:]:
-    reconstructor = pet.OSMAPOSLReconstructor(par)
+for par in sys.argv[2:]:
+    reconstructor = getattr(pet, sys.argv[1])(par)
     start = pet.ImageData("start.hv")
     reconstructor.set_up(start)
     reconstructor.set_current_estimate(start)
@@ -99,10 +99,21 @@ for par in sys.argv[1:]:
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_parameter_file_in_sirf_gives_the_image_of_stirs_own_prior(name, scan):
     pars = [scan.par(f"{who}_{name}", block) for who, block in zip(("stock", "ours"), PAIRS[name], strict=True)]
-    ran = run_python(SIRF_RUN, *pars, cwd=scan.folder)
+    ran = run_python(SIRF_RUN, "OSMAPOSLReconstructor", *pars, cwd=scan.folder)
     assert ran.returncode == 0, ran.output
     images = [scan.image(f"{who}_{name}_sirf") for who in ("ours", "stock")]
     assert relative(*images) < SAME
+
+
+@pytest.mark.requires_sirf
+def test_a_parameter_file_of_ossps_in_sirf_gives_the_image_of_stirs_own_prior(scan):
+    pars = [
+        scan.par(f"{who}_sps", block, algorithm="OSSPS", subsets=4, subiterations=12)
+        for who, block in zip(("stock", "ours"), PAIRS["quadratic"], strict=True)
+    ]
+    ran = run_python(SIRF_RUN, "OSSPSReconstructor", *pars, cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    assert relative(scan.image("ours_sps_sirf"), scan.image("stock_sps_sirf")) < SAME
 
 
 def penalty_of(stir, par, x, v):
