@@ -89,7 +89,8 @@ class SirfObjective:
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
         """Value and gradient on demand. ``x [..., z, y, x]`` must not be changed in place before they are taken.
 
-        One forward and one back projection for both if the acquisition data are known, else two and one.
+        One forward and one back projection for both if the acquisition data are known and the value is taken first,
+        else two and one.
 
         Raises
         ------
@@ -366,9 +367,7 @@ class _Point:
 
     def _one_gradient(self, i: int) -> Tensor:
         objective, data = self._objective, self._objective._data
-        # Of a subset alone STIR's own loop is faster, because it touches no other bins.
-        if data is not None and self._subset is None and i not in self._values:
-            self._evaluate(i, keep=True)
+        # Without a value before it, STIR's own loop is the faster one.
         if i in self._quotients:
             data.back_project(self._quotients[i], self._subset, objective._result.image)
             objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
