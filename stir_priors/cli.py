@@ -7,47 +7,24 @@ wherever STIR would silently drop a prior or filter; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-INTERRUPTED = 130
-USER_ERROR = 2
+from sirf_diffusion import __version__
+from sirf_diffusion.command_line import USER_ERROR, common_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    _set_up_logging(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _log_warning
-            return arguments.run(arguments)
-    except KeyboardInterrupt:
-        if arguments.debug:
-            raise
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; nothing is wrong.
-        sys.stderr.close()
-        return 0
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        print(f"stir-diffusion {arguments.command}: error: {_one_message(error)}", file=sys.stderr)
-        return USER_ERROR
+    user_errors = (ValueError, OSError, ImportError, RuntimeError)
+    return run_command("stir-diffusion", arguments, ("stir_priors", "sirf_diffusion"), user_errors)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    from sirf_diffusion import __version__
-
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--verbose", action="store_true", help="say more of what is done")
-    common.add_argument("--debug", action="store_true", help="say everything, and show a traceback on errors")
+    common = common_options()
     parser = argparse.ArgumentParser(
         prog="stir-diffusion",
         description="Diffusion-model priors and filters for STIR's own programs and parameter files.",
@@ -199,24 +176,6 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _errors(number: int) -> str:
     return "1 error" if number == 1 else f"{number} errors"
-
-
-def _set_up_logging(arguments: argparse.Namespace) -> None:
-    # Other libraries' debug messages would bury ours: only this package's loggers are opened.
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    level = logging.DEBUG if arguments.debug else logging.INFO if arguments.verbose else logging.WARNING
-    for name in ("stir_priors", "sirf_diffusion"):
-        logging.getLogger(name).setLevel(level)
-
-
-def _log_warning(message: Warning | str, *where: object, **more: object) -> None:
-    logging.getLogger("stir_priors").warning("%s", message)
-
-
-def _one_message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or error}"
-    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":
