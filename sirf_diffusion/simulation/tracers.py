@@ -89,5 +89,9 @@ TRACERS = {
         Tracer("dopamine", "striatal (dopaminergic)", (_DOPAMINE,)),
         Tracer("amino-acid", "amino acid (FET, methionine)", (_AMINO_ACID,)),
         Tracer("any", "uptake of every tissue drawn at random", (_ANY,)),
+        # Amyloid and TSPO tracers are left out, so that a model of all the others can be tried on tracers it never saw.
+        Tracer("various", "many tracers, without amyloid and TSPO", (
+            _FDG, _FDG, _TAU, _DOPAMINE, _AMINO_ACID, _ANY, _ANY, _ANY,
+        )),
     )
 }  # fmt: skip

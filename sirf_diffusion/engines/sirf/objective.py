@@ -108,7 +108,11 @@ class SirfObjective:
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``A^T (y / q - 1)``, shape of ``x``; of subset ``k`` alone, not multiplied by ``num_subsets``."""
-        return self.at(x, subset).gradient()
+        x = self._checked(x, subset)
+        if x.dim() > 3:
+            return _Point(self, x, subset).gradient()
+        with self.counter.timed():
+            return self._generic_gradient(x, subset)
 
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, ``[z, y, x]``, as SIRF computed it in ``set_up``: no projection is made here."""
@@ -257,18 +261,16 @@ class SirfObjective:
         return sign * value - (weight and float((x.double() * self.sensitivity()).sum()))
 
     def _generic_gradient(self, x: Tensor, subset: int | None) -> Tensor:
+        """Gradient of one image by STIR's own loop."""
         self._image.fill(x)
-        total = None
-        for k in range(self.num_subsets) if subset is None else (subset,):
+        total, subsets = self.sensitivity(subset), range(self.num_subsets) if subset is None else (subset,)
+        for number, k in enumerate(subsets):
             self.obj.get_backprojection_of_acquisition_ratio(self._image.image, k, out=self._result.image)
-            self.counter.forward += 1 / self.num_subsets
-            self.counter.back += 1 / self.num_subsets
-            part, shared = self._result.values()
-            if total is not None:
-                total += part
-            else:
-                total = part.clone() if shared else part
-        return total.sub_(self.sensitivity(subset))
+            part, _ = self._result.values()
+            total = total.add_(part) if number else part - total
+        self.counter.forward += len(subsets) / self.num_subsets
+        self.counter.back += len(subsets) / self.num_subsets
+        return _finite(total, subset)
 
     def _find_repair(self) -> tuple[int, int]:
         """What makes the log-likelihood of the value, by the slopes of both along a constant image.
@@ -371,18 +373,21 @@ class _Point:
         if i in self._quotients:
             data.back_project(self._quotients[i], self._subset, objective._result.image)
             objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
-            gradient = to_tensor(objective._result.image).sub_(objective.sensitivity(self._subset))
-        else:
-            self._check_unchanged()
-            gradient = objective._generic_gradient(self._images[i], self._subset)
-        if not math.isfinite(float(gradient.sum(dtype=torch.float64))):
-            bad = int((~torch.isfinite(gradient)).sum())
-            raise ValueError(f"SIRF gives {bad} gradient values that are not finite (subset {self._subset})")
-        return gradient
+            gradient = objective._result.values()[0] - objective.sensitivity(self._subset)
+            return _finite(gradient, self._subset)
+        self._check_unchanged()
+        return objective._generic_gradient(self._images[i], self._subset)
 
     def _check_unchanged(self) -> None:
         if self._version is not None and self._x._version != self._version:
             raise RuntimeError("the image was changed in place between at() and taking its value or gradient")
+
+
+def _finite(gradient: Tensor, subset: int | None) -> Tensor:
+    if not math.isfinite(gradient.sum(dtype=torch.float64)):
+        bad = int((~torch.isfinite(gradient)).sum())
+        raise ValueError(f"SIRF gives {bad} gradient values that are not finite (subset {subset})")
+    return gradient
 
 
 _DATA_NEEDED = (
