@@ -1,15 +1,15 @@
 """Use an MR image of the same head: a Bowsher prior in MAP-EM, the same prior inside DDS, and a conditional model.
 
-The Bowsher prior smooths only between voxels that look alike in the MR image, which has to be registered and resampled
-to the reconstruction's grid. It needs no training. A score model that was trained with MR images as a second input
-takes the image through `model.on(..., anatomical=mr, guidance=w)`: give one with --conditional-model. The bundled model
-has one input, and refuses an anatomical image.
+The Bowsher prior smooths only between voxels that look alike in the MR image, which has to be aligned. It needs no
+training. A score model that was trained with MR images as a second input takes the image through
+`model.guided_by(mr, guidance)`: the bundled brain-fdg-mr where there is one, or another with --conditional-model. A
+model with one input refuses an anatomical image.
 """
 
 import common
 
 import sirf_diffusion
-from sirf_diffusion.models import intensity_scale
+from sirf_diffusion.models import intensity_scale, list_models
 from sirf_diffusion.priors import BowsherPrior, QuadraticPrior
 
 args = common.parse(
@@ -18,7 +18,7 @@ args = common.parse(
     iterations=60,
     steps=30,
     model="brain-fdg",
-    conditional_model={"metavar": "FILE", "help": "a score model with two input images"},
+    conditional_model={"metavar": "NAME|FILE", "help": "a score model with two input images"},
     guidance=0.25,
     strength=3.0,
     neighbours=5,
@@ -40,10 +40,11 @@ def main():
     factor = args.strength / scale**2  # a quadratic penalty is proportional to the square of the image
     bowsher = BowsherPrior(geometry, factor, mr, num_neighbours=args.neighbours)
 
-    conditional = None
-    if args.conditional_model is not None:
-        model = sirf_diffusion.ScoreModel.load(args.conditional_model, device="auto")
-        conditional = model.on(geometry, scale, anatomical=mr, guidance=args.guidance)
+    conditional, name = None, args.conditional_model
+    if name is None and "brain-fdg-mr" in list_models():
+        name = "brain-fdg-mr"
+    if name is not None:
+        conditional = sirf_diffusion.ScoreModel.load(name, device="auto").guided_by(mr, args.guidance)
 
     iterations, steps = (10, 6) if args.quick else (args.iterations, args.steps)
     images = {}

@@ -14,11 +14,15 @@ import sirf_diffusion.data
 
 
 def parse(description: str, data: str = "brain2d", **more: Any) -> argparse.Namespace:
-    """Options of an example; ``more`` are further ones: name and default, or name and add_argument's keywords."""
+    """Options of an example; ``more`` are further ones: name and default, or name and add_argument's keywords.
+
+    ``data`` is the bundled example that it reads; empty if it makes its own unless told a path.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bundled = Path(sirf_diffusion.data.__file__).parent / data
+    bundled = Path(sirf_diffusion.data.__file__).parent / data if data else None
+    where = f"the bundled {data}" if data else "simulated data"
     parser.add_argument("-e", "--engine", choices=["auto", "sirf", "embedded"], default="auto")
-    parser.add_argument("-p", "--path", type=Path, default=bundled, help="data folder; default: the bundled " + data)
+    parser.add_argument("-p", "--path", type=Path, default=bundled, help=f"data folder; default: {where}")
     parser.add_argument("-o", "--output", type=Path, help="folder for images and figures; none are kept if not given")
     parser.add_argument("--non-interactive", action="store_true", help="do not show plots")
     parser.add_argument("--quick", action="store_true", help="fewer steps: to see it run, not to judge it")

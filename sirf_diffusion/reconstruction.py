@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch import Tensor
 from .acquisition import Acquisition
 from .engines.objective import NativeImages, Objective
 from .environment import select_device, software_versions
+from .evaluation.distribution import check_distribution
 from .evaluation.report import Trace, report_figure
+from .guide import Guide
 from .images import ImageGeometry
 from .outputs import OutputFolder, jsonable
-from .reconstructors.build import build_reconstructor
+from .reconstructors.build import adaptation_for, build_reconstructor
 from .reconstructors.defaults import NUM_SAMPLES, Method, get_method
 from .sources import AcquisitionSource, ObjectiveSource, Source
 
@@ -45,6 +49,8 @@ class Reconstruction:
         Standard deviation of the samples ``[z, y, x]``; None for fewer than two.
     trace
         Log-likelihood by step.
+    anatomical
+        The anatomical image that the network saw, on the image's grid; None without one.
     """
 
     image: Tensor
@@ -53,6 +59,7 @@ class Reconstruction:
     samples: Tensor | None = None
     uncertainty: Tensor | None = None
     trace: Trace | None = None
+    anatomical: Tensor | None = None
 
     def save(self, folder: OutputFolder) -> None:
         """Write image, report and record, and of a method that samples, the samples and their standard deviation."""
@@ -70,8 +77,14 @@ class Reconstruction:
                 self.geometry,
                 uncertainty=self.uncertainty,
                 trace=self.trace,
-                title=self.record["title"],
+                anatomical=self.anatomical,
+                title=self._heading(),
             )
+
+    def _heading(self) -> str:
+        """Title of the figure, and what is known of the model's fitness."""
+        check = self.record["distribution"]
+        return self.record["title"] + ("" if check is None else "\n" + textwrap.fill(check["message"], 90))
 
     def _write_samples(self, path: Path) -> None:
         import h5py
@@ -96,6 +109,10 @@ def reconstruct(
     settings: Mapping[str, Any] | None = None,
     quick: bool = False,
     initial: Tensor | None = None,
+    anatomical: Any = None,
+    guidance: float = 0.0,
+    register_to: str | None = None,
+    adaptation: Any = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstruction:
     """Reconstruct with the embedded engine; see :func:`reconstruct_objective` for others.
@@ -121,6 +138,12 @@ def reconstruct(
     initial
         Image to start from ``[z, y, x]``; if omitted, MAP methods start from an epoch of OSEM, others from a uniform
         image.
+    anatomical, guidance, register_to
+        For a model that was trained with MR or CT images, see `sirf_diffusion.guide.Guide`.
+    adaptation
+        Fits the network to the data, for methods that draw posterior samples: ``"ddip"``, ``"steerable"`` or an object
+        such as `sirf_diffusion.reconstructors.ddip.DDIPAdaptation`, which has the adapter afterwards; the method's own
+        if omitted.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
 
@@ -139,6 +162,10 @@ def reconstruct(
         settings=settings,
         quick=quick,
         initial=initial,
+        anatomical=anatomical,
+        guidance=guidance,
+        register_to=register_to,
+        adaptation=adaptation,
         callbacks=callbacks,
     )
 
@@ -170,9 +197,13 @@ def reconstruct_from(
     settings: Mapping[str, Any] | None = None,
     quick: bool = False,
     initial: Tensor | None = None,
+    anatomical: Any = None,
+    guidance: float = 0.0,
+    register_to: str | None = None,
     num_subsets: int | None = None,
     subset_order: Sequence[int] | None = None,
     prior: Any = None,
+    adaptation: Any = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstruction:
     """Reconstruct what a source offers; the parameters not listed are those of :func:`reconstruct`.
@@ -194,19 +225,29 @@ def reconstruct_from(
         raise ValueError(f"{method} gives one image, not samples: leave the number of samples out")
     if num_samples is None and chosen.samples:
         num_samples = NUM_SAMPLES
+    adaptation = adaptation_for(chosen, adaptation)
     torch_device = select_device(device)
     score_model = load_model_for(chosen, model, torch_device)
+    guide, placed = Guide(anatomical, guidance, register_to), None
+    guide.check(method, score_model)
     early = None
     if chosen.name != "osem":
         early = _Early.of(source, torch_device)
+        if chosen.num_subsets % 2 and getattr(adaptation, "needs_target", False):
+            early = early.with_target(source, torch_device)
+            adaptation.offer_target(early.target)
         logger.info("intensity scale %.6g image units", early.scale)
     objective = source.objective(num_subsets or chosen.num_subsets, torch_device)
     if initial is None and early is not None and chosen.name.startswith("map-"):
         # Nearer to the optimum than a uniform image by many iterations, and paid for already.
         initial = early.image
     if score_model is not None:
-        planes = values["planes"] or ("three" if source.geometry.shape[0] > 1 else "transverse")
-        score_model = score_model.on(source.geometry, early.scale, planes, extent=values["extent"])
+        planes = values["planes"] or score_model.planes_for(source.geometry)
+        placed = guide.place(source, early.image)
+        shown = {} if placed is None else {"anatomical": placed.values}
+        if guidance != 0:
+            shown["guidance"] = guidance
+        score_model = score_model.on(source.geometry, early.scale, planes, extent=values["extent"], **shown)
     recorder = _TraceRecorder()
     reconstructor = build_reconstructor(
         method,
@@ -218,6 +259,7 @@ def reconstruct_from(
         seed=seed,
         subset_order=subset_order,
         prior=prior,
+        adaptation=adaptation,
         callbacks=(recorder, *callbacks),
     )
     reconstructor.set_up(None if initial is None else initial.to(objective.device))
@@ -227,6 +269,16 @@ def reconstruct_from(
     # One projection more than the method made, and not counted as its own: the likelihood of the image handed out.
     log_likelihood = float(objective.value(image))
     samples = _as_tensors(objective, reconstructor.get_samples()).detach().cpu() if chosen.samples else None
+    distribution = None
+    if score_model is not None:
+        distribution = check_distribution(
+            score_model,
+            image,
+            samples=samples,
+            objective=objective,
+            log_likelihood=log_likelihood,
+            remedy=_remedy(chosen, adaptation),
+        ).to_dict()
     of_samples = f", mean of {num_samples} samples (seed {seed})" if chosen.samples else ""
     record = {
         "method": method,
@@ -242,7 +294,9 @@ def reconstruct_from(
         "engine": source.engine,
         "device": str(torch_device),
         "model": None if score_model is None else _describe_model(score_model),
+        "anatomical": None if placed is None else {**placed.record, "guidance": guidance},
         "prior": None if prior is None else prior.settings,
+        "distribution": distribution,
         "software": software_versions(),
         "trace": recorder.steps,
     }
@@ -253,7 +307,15 @@ def reconstruct_from(
         samples,
         samples.std(0) if samples is not None and len(samples) > 1 else None,
         recorder.trace(),
+        None if placed is None else placed.values,
     )
+
+
+def _remedy(method: Method, adaptation: Any) -> str:
+    """What to do if the model, as it was trained, does not know images like the result."""
+    if adaptation is not None:
+        return "the model was adapted: compare with an unadapted run"
+    return f"adapt the model to the data: {'--adapt' if method.samples else '--method'} ddip"
 
 
 def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu") -> Any:
@@ -279,13 +341,14 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
 
 @dataclass(frozen=True)
 class _Early:
-    """One epoch of OSEM: the intensity scale, a first image, and what it cost."""
+    """One epoch of OSEM: the intensity scale, a first image, the truth's likelihood if needed, and what they cost."""
 
     scale: float
     image: Tensor
     forward: float
     back: float
     seconds: float
+    target: float | None = None
 
     @classmethod
     def of(cls, source: Source, device: torch.device) -> _Early:
@@ -297,6 +360,23 @@ class _Early:
         cost = osem.record["projections"]
         scale = intensity_scale(image, source.geometry)
         return cls(scale, image, cost["forward"], cost["back"], osem.record["seconds"]["total"])
+
+    def with_target(self, source: Source, device: torch.device) -> _Early:
+        """With the log-likelihood that the truth is expected to have; None where the data cannot be halved."""
+        from .reconstructors.split_half import truth_log_likelihood
+
+        objective = source.objective(2, device)
+        if objective.num_subsets % 2:
+            return self
+        began, before = time.perf_counter(), replace(objective.counter)
+        target, after = truth_log_likelihood(objective), objective.counter
+        return replace(
+            self,
+            target=target,
+            forward=self.forward + after.forward - before.forward,
+            back=self.back + after.back - before.back,
+            seconds=self.seconds + time.perf_counter() - began,
+        )
 
 
 class _TraceRecorder:

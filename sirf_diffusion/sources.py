@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from . import __version__
 from .acquisition import Acquisition
 from .engines import Objective, as_objective
 from .images import ImageGeometry
+from .patient_space.resampling import Position
+from .patient_space.source_image import patient_position
 from .reconstructors.defaults import largest_num_subsets
 
 
@@ -24,6 +27,8 @@ class Source(Protocol):
         Image grid.
     engine
         Name and version of the engine, for the record.
+    patient_position
+        How the patient lay, if the data tell; places anatomical images.
     """
 
     @property
@@ -31,6 +36,9 @@ class Source(Protocol):
 
     @property
     def engine(self) -> dict[str, str]: ...
+
+    @property
+    def patient_position(self) -> Position | None: ...
 
     def objective(self, num_subsets: int, device: torch.device) -> Objective:
         """The log-likelihood, with the largest number of subsets up to ``num_subsets`` that the data allow."""
@@ -54,6 +62,10 @@ class AcquisitionSource:
     @property
     def engine(self) -> dict[str, str]:
         return {"name": "embedded", "version": __version__}
+
+    @property
+    def patient_position(self) -> Position | None:
+        return _position_in(self.acquisition.sources.get("prompts"))
 
     def objective(self, num_subsets: int, device: torch.device) -> Objective:
         return self.acquisition.objective(largest_num_subsets(self.acquisition.projdata.num_views, num_subsets), device)
@@ -92,6 +104,10 @@ class ObjectiveSource:
     def engine(self) -> dict[str, str]:
         return engine_of(self.likelihood)
 
+    @property
+    def patient_position(self) -> Position | None:
+        return None
+
     def objective(self, num_subsets: int, device: torch.device) -> Objective:
         return self.likelihood
 
@@ -126,6 +142,10 @@ class StirParSource:
     @property
     def engine(self) -> dict[str, str]:
         return engine_of(self._made)
+
+    @property
+    def patient_position(self) -> Position | None:
+        return _position_in(files_of(self.run).get("input file"))
 
     def objective(self, num_subsets: int, device: torch.device) -> Objective:
         from .engines.stir.par import stir_objective
@@ -170,6 +190,10 @@ def files_of(run: Any) -> dict[str, str]:
     found = {key.name: key.value for _, key in run.par.objective().walk() if key.name in names and key.value}
     initial = {} if run.initial_estimate is None else {"initial estimate": run.initial_estimate}
     return {"parameter file": run.par.path, **found, **initial}
+
+
+def _position_in(header: str | None) -> Position | None:
+    return None if header is None or not header.lower().endswith(".hs") else patient_position(Path(header))
 
 
 def _describe_grid(geometry: ImageGeometry) -> dict[str, Any]:

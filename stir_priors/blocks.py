@@ -15,6 +15,7 @@ from .stir_keys import SLOTS
 PENALISATION_FACTOR = "penalisation factor"
 
 _PYTHON = {"module": "", "class": "", "arguments": "{}"}
+_ANATOMICAL = {"anatomical image filename": "", "guidance weight": "0"}
 
 #: Keys and defaults of the priors, by registered name; each has the penalisation factor besides.
 PRIORS: dict[str, dict[str, str]] = {
@@ -26,7 +27,7 @@ PRIORS: dict[str, dict[str, str]] = {
         "planes": "auto",
         "intensity scale": "0",
         "kappa filename": "",
-        "anatomical image filename": "",
+        **_ANATOMICAL,
         "device": "auto",
         "random seed": "0",
         "gradient filename prefix": "",
@@ -43,6 +44,7 @@ DATA_PROCESSORS: dict[str, dict[str, str]] = {
         "number of steps": "1",
         "planes": "auto",
         "intensity scale": "0",
+        **_ANATOMICAL,
         "device": "auto",
         "random seed": "0",
     },
@@ -54,6 +56,7 @@ DATA_PROCESSORS: dict[str, dict[str, str]] = {
         "planes": "auto",
         "intensity scale": "0",
         "anchor strength": "0",
+        **_ANATOMICAL,
         "device": "auto",
         "random seed": "0",
         "sample filename prefix": "",

@@ -12,7 +12,7 @@ from . import stir_keys
 from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
 from .findings import Findings
 
-_PLANES = ("auto", "transverse", "three")
+_PLANES = ("auto", "transverse", "three", "volume")
 
 
 def check(file: ParFile, program: str, findings: Findings) -> None:
@@ -41,6 +41,8 @@ def _check_input(block: ParBlock, key: ParKey, findings: Findings) -> None:
     if key.name in ("additive sinogram", "initial estimate", "precomputed denominator") and key.value in ("0", "1"):
         return
     path = Path(key.value)
+    if key.name == "anatomical image filename" and path.is_dir():  # a DICOM series
+        return
     if path.is_file():
         if path.suffix.lower() in (".hs", ".hv"):
             _check_data_file(key, path, findings)
@@ -98,11 +100,31 @@ def _check_model(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
     from sirf_diffusion.models.storage import find_model
 
     name = block.text("model filename", own.defaults["model filename"])
+    key = block.key("model filename")
+    line = block.line if key is None else key.line
     try:
-        read_config(find_model(name))
+        architecture = read_config(find_model(name)).architecture
     except ModelFileError as error:
-        key = block.key("model filename")
-        findings.error(block.line if key is None else key.line, f"'model filename := {name}': {error}")
+        findings.error(line, f"'model filename := {name}': {error}")
+        return
+    if "guidance weight" in own.defaults:
+        _check_anatomical(block, line, name, architecture.in_channels, findings)
+
+
+def _check_anatomical(block: ParBlock, line: int, model: str, in_channels: int, findings: Findings) -> None:
+    image, weight = block.key("anatomical image filename"), block.key("guidance weight")
+    has_image = image is not None and bool(image.value)
+    if in_channels == 1:
+        for key in (image, weight):
+            if key is not None and key.value and (key is image or block.real(key.name) != 0):
+                text = f"'{key.name} := {key.value}': the model {model} was trained without anatomical images"
+                findings.error(key.line, text)
+    elif not has_image and block.real("guidance weight") != -1:
+        findings.warning(
+            line,
+            f"the model {model} can use an MR or CT image and is given none: it runs without. Give 'anatomical image "
+            "filename', or 'guidance weight := -1' if that is meant",
+        )
 
 
 def _check_python(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
@@ -149,6 +171,8 @@ def _check_numbers(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
             if number < 0 or (name == "eta" and number > 1):
                 expected = "between 0 and 1" if name == "eta" else "at least 0"
                 raise block.error(name, f"must be {expected}, found {number:g}")
+    if "guidance weight" in own.defaults and not -1 <= block.real("guidance weight") < float("inf"):
+        raise block.error("guidance weight", f"must be at least -1, found {block.text('guidance weight')}")
     for name in ("random seed", "number of steps", "number of subiterations per noise level"):
         if name in own.defaults and block.integer(name) < 0:
             raise block.error(name, f"must not be negative, found {block.text(name)}")

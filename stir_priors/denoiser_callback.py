@@ -20,7 +20,7 @@ class DenoiserCallback:
     Parameters
     ----------
     model
-        Score model, not bound to a grid.
+        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     noise_level
         Noise relative to the mean activity; 0 estimates it with the model itself, see
         `sirf_diffusion.models.noise_level.estimate_noise_level`.
@@ -51,7 +51,7 @@ class DenoiserCallback:
     def from_text(cls, options: Mapping[str, str]) -> DenoiserCallback:
         """The filter of a block's keys."""
         return cls(
-            ScoreModel.load(options["model filename"], device=options["device"]),
+            values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options),
             values.real("noise level", options["noise level"]),
             num_steps=values.count("number of steps", options["number of steps"], minimum=1),
             planes=options["planes"],
@@ -61,7 +61,8 @@ class DenoiserCallback:
     def set_up(self, geometry: ImageGeometry) -> None:
         """Take the grid; the intensity scale may have to wait for an image."""
         self.geometry = geometry
-        self.denoiser.planes = values.planes(self.planes, geometry)
+        self.denoiser.planes = values.planes(self.planes)
+        self.denoiser.model.check_anatomical(geometry)
 
     def apply(self, x: np.ndarray) -> None:
         """Denoise in place."""

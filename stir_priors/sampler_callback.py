@@ -42,7 +42,7 @@ class SamplerCallback:
     Parameters
     ----------
     model
-        Score model, not bound to a grid.
+        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     num_steps
         ``K``, network evaluations.
     eta
@@ -97,7 +97,7 @@ class SamplerCallback:
         """
         steps = _num_steps(values.count("number of steps", options["number of steps"]), context)
         return cls(
-            ScoreModel.load(options["model filename"], device=options["device"]),
+            values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options),
             steps,
             eta=values.real("eta", options["eta"]),
             final_noise_level=values.real("final noise level", options["final noise level"]),
@@ -111,7 +111,8 @@ class SamplerCallback:
     def set_up(self, geometry: ImageGeometry) -> None:
         """Start anew, on this grid."""
         self.geometry = geometry
-        values.planes(self.planes, geometry)
+        values.planes(self.planes)
+        self.model.check_anatomical(geometry)
         self.num_calls = 0
         self._chain: Chain | None = None
         self._bound: ScoreModel | None = None
@@ -135,7 +136,8 @@ class SamplerCallback:
     def _begin(self, image: Tensor) -> None:
         scale = self.intensity_scale or intensity_scale(image, self.geometry)
         logger.info("reverse diffusion: %d steps, intensity scale %.6g image units", self.num_steps, scale)
-        self._bound = self.model.on(self.geometry, scale, values.planes(self.planes, self.geometry))
+        planes = values.planes(self.planes) or self.model.planes_for(self.geometry)
+        self._bound = self.model.on(self.geometry, scale, planes)
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
         self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.seed)

@@ -28,7 +28,7 @@ class ScorePriorCallback(TensorPrior):
     Parameters
     ----------
     model
-        Score model, not bound to a grid.
+        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     noise_levels
         One or more noise levels in network units, in the order of their use.
     subiterations_per_level
@@ -37,8 +37,8 @@ class ScorePriorCallback(TensorPrior):
         ``"auto"``, ``"transverse"`` or ``"three"``.
     intensity_scale
         Image units per network unit; 0 to estimate it.
-    kappa_filename, anatomical_filename
-        Images on the grid of the estimate, or empty.
+    kappa_filename
+        Image on the grid of the estimate, or empty.
     gradient_filename_prefix
         If given, each gradient is written to ``<prefix>_<n>.hv``.
 
@@ -57,7 +57,6 @@ class ScorePriorCallback(TensorPrior):
         planes: str = "auto",
         intensity_scale: float = 0.0,
         kappa_filename: str = "",
-        anatomical_filename: str = "",
         gradient_filename_prefix: str = "",
     ) -> None:
         if min(noise_levels) <= 0:
@@ -70,7 +69,7 @@ class ScorePriorCallback(TensorPrior):
         self.noise_levels = list(noise_levels)
         self.subiterations_per_level = subiterations_per_level
         self.curvature_depends_on_image = len(self.noise_levels) > 1 or intensity_scale == 0
-        self.files = {"kappa filename": kappa_filename, "anatomical image filename": anatomical_filename}
+        self.kappa_filename = kappa_filename
         self.gradient_filename_prefix = gradient_filename_prefix
         self.num_gradients = 0
         self._planes = planes
@@ -79,7 +78,7 @@ class ScorePriorCallback(TensorPrior):
     @classmethod
     def from_text(cls, options: Mapping[str, str]) -> ScorePriorCallback:
         """The prior of a block's keys."""
-        model = ScoreModel.load(options["model filename"], device=options["device"])
+        model = values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options)
         return cls(
             model,
             values.reals("noise level", options["noise level"]),
@@ -89,19 +88,18 @@ class ScorePriorCallback(TensorPrior):
             planes=options["planes"],
             intensity_scale=values.real("intensity scale", options["intensity scale"]),
             kappa_filename=options["kappa filename"],
-            anatomical_filename=options["anatomical image filename"],
             gradient_filename_prefix=options["gradient filename prefix"],
         )
 
     def set_up(self, geometry: ImageGeometry) -> None:
-        """Read the images on this grid and start at the first noise level."""
+        """Read kappa, place the anatomical image and start at the first noise level."""
         self.num_gradients = 0
         self.geometry = geometry
         self.prior.sigma = self.noise_levels[0]
-        self.prior.planes = values.planes(self._planes, geometry)
-        images = {key: values.image(key, name, geometry) for key, name in self.files.items() if name}
-        self.prior.set_kappa(images.get("kappa filename"))
-        self.prior.set_anatomical(images.get("anatomical image filename"))
+        self.prior.planes = values.planes(self._planes)
+        kappa = self.kappa_filename
+        self.prior.set_kappa(values.image("kappa filename", kappa, geometry) if kappa else None)
+        self.prior.model.check_anatomical(geometry)
         self.prior.set_up(geometry)
 
     def gradient(self, x: np.ndarray, out: np.ndarray) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.patient_space import AnatomicalImage
 
-PLANES = ("auto", "transverse", "three")
+PLANES = ("auto", "transverse", "three", "volume")
 
 
 def real(key: str, text: str, minimum: float = 0.0) -> float:
@@ -47,11 +50,29 @@ def reals(key: str, text: str) -> list[float]:
     return numbers
 
 
-def planes(text: str, geometry: ImageGeometry) -> str:
-    """``"transverse"`` or ``"three"``; ``auto`` is three for volumes."""
+def planes(text: str) -> str | None:
+    """``"transverse"``, ``"three"`` or ``"volume"``; None for ``auto``: as the network and the image ask for."""
     if text not in PLANES:
         raise ValueError(f"planes := {text}: expected one of {', '.join(PLANES)}")
-    return ("three" if geometry.shape[0] > 1 else "transverse") if text == "auto" else text
+    return None if text == "auto" else text
+
+
+def guided(model: ScoreModel, options: Mapping[str, str]) -> ScoreModel:
+    """The model with the block's anatomical image, read but not yet resampled, and guidance weight.
+
+    Raises
+    ------
+    ValueError
+        If the image cannot be used, the weight is out of range, or the model takes no anatomical image.
+    """
+    filename = options["anatomical image filename"]
+    weight = real("guidance weight", options["guidance weight"], minimum=-1.0)
+    if not filename and not weight:
+        return model
+    try:
+        return model.guided_by(AnatomicalImage.read(filename) if filename else None, weight)
+    except ValueError as problem:
+        raise ValueError(f"anatomical image filename := {filename}: {problem}") from problem
 
 
 def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:

@@ -47,6 +47,31 @@ def write_nifti(path: Path, stir: np.ndarray, axes: str = "RAS", voxel: float = 
     return path
 
 
+def write_nifti_at(path: Path, image: torch.Tensor, geometry: ImageGeometry, axes: str = "RAS") -> Path:
+    """An image of STIR's (head first, supine) where it is in the patient, array axes pointing to the given sides."""
+    import nibabel
+
+    # RAS coordinates of STIR's z, y, x: to the feet, to the back, to the left
+    sides = {"I": 0, "S": 0, "P": 1, "A": 1, "L": 2, "R": 2}
+    first = [
+        geometry.origin[0],
+        *(geometry.origin[k] - geometry.shape[k] // 2 * geometry.voxel_size[k] for k in (1, 2)),
+    ]
+    array, affine = image.numpy(), np.eye(4)
+    affine[:3, :3] = 0
+    array = array.transpose([sides[a] for a in axes])
+    for axis, letter in enumerate(axes):
+        k = sides[letter]
+        ends = (first[k], first[k] + (geometry.shape[k] - 1) * geometry.voxel_size[k])
+        flipped = letter in "SAR"
+        array = np.flip(array, axis) if flipped else array
+        # every one of z, y, x runs against its RAS axis
+        affine[2 - k, axis] = (1 if flipped else -1) * geometry.voxel_size[k]
+        affine[2 - k, 3] = -ends[1] if flipped else -ends[0]
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(array), affine), path)
+    return path
+
+
 def write_interfile(path: Path, stir: np.ndarray, position: tuple[str, str] | None = None) -> Path:
     """The image as STIR has it for this patient position (None: not told, which means head first, supine)."""
     flips = {("head_in", "supine"): (1, 1, 1), ("head_in", "prone"): (1, -1, -1), ("feet_in", "supine"): (-1, 1, -1),

@@ -93,6 +93,47 @@ def test_recon_writes_a_complete_result(recon, scan, method):
         assert len(record["trace"]) == 3
 
 
+def test_an_adapter_is_kept_and_used(recon, tmp_path):
+    kept = tmp_path / "adapter.safetensors"
+    options = ("--adapt", "ddip")
+    for setting in ("rank=2", "cap=False", "num_updates=2"):
+        options += ("--adapt-set", setting)
+    code, first = recon(*options, "--save-adapter", str(kept), method="dds")
+    assert code == 0
+    record = json.loads((first / "record.json").read_text())
+    assert record["adaptation"]["updates"] == 6
+    assert record["adaptation"]["rank"] == 2
+    images = {}
+    start = ("--adapter", str(kept))
+    for name, more in {"none": (), "used": start, "further": (*options, *start)}.items():
+        code, out = recon(*more, method="dds", out=tmp_path / name)
+        assert code == 0
+        images[name] = read_image(out / "reconstruction.hv")[0]
+    record = json.loads((tmp_path / "used" / "record.json").read_text())
+    assert record["adaptation"]["adapter"] == record["adaptation"]["adapter_hash"]
+    assert len({image.numpy().tobytes() for image in images.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "ddip", "--adapt", "none"], ["--adapt none", "ddip"]),
+        (["--adapt-set", "rank=2"], ["--adapt-set", "--adapt ddip"]),
+        (["--adapt", "ddip", "--adapt-set", "rang=2"], ["rang", "rank=4"]),
+        (["--adapt", "ddip", "--adapt-set", "rank"], ["--adapt-set rank", "NAME=VALUE"]),
+        (["--adapt", "ddip", "--method", "map-score"], ["map-score", "lisch"]),
+        (["--adapter", "missing.safetensors"], ["--adapter missing.safetensors"]),
+        (["--adapt", "ddip", "--save-adapter", "nowhere/a.safetensors"], ["--save-adapter", "folder"]),
+    ],
+)
+def test_adaptations_that_make_no_sense_cost_nothing(scan, model, tmp_path, capsys, options, words):
+    arguments = ["recon", "--prompts", scan.prompts_hs, "--model", str(model), "--out", str(tmp_path / "out"), *options]
+    assert main(arguments) != 0
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_result_depends_on_the_seed_and_on_nothing_else(recon, tmp_path, untouched_random_state):
     images = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -15,6 +15,7 @@ import torch
 from sirf_diffusion.cli.data import _PHANTOM_EPILOG
 from sirf_diffusion.simulation import body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
+from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.phantom_data import (
@@ -29,7 +30,6 @@ from sirf_diffusion.training.data.slice_stream import SliceStream
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.data.volume_parts import PartStore
 from sirf_diffusion.training.data.volumes import Volume
-from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT
 
 SMALL = {"voxel_size": 4.0}
 THORAX = {"body": "thorax", "voxel_size": 10.0}
@@ -307,10 +307,10 @@ class TestSliceStream:
         assert torch.allclose(images[has, 1], 10 * images[has, 0], rtol=1e-2, atol=0.05)
 
     def test_patches_are_cubes_of_the_volume(self, file):
-        patches = SliceStream(file, (16,), 0, anatomy=True, augmentation=PLAIN).patches(0, 5, 18)
+        patches = SliceStream(file, (18,), 0, anatomy=True, augmentation=PLAIN).cubes(0, 5)
         assert patches.shape == (5, 2, 18, 18, 18)
         assert patches[:, 0].amax((1, 2, 3)).min() >= 1
-        whole = SliceStream(file, (16,), 0, augmentation=PLAIN).patches(0, 3, 32)
+        whole = SliceStream(file, (32,), 0, augmentation=PLAIN).cubes(0, 3)
         assert {round(float(p.sum())) for p in whole} <= {
             round(float(file.volume(k).float().sum())) for k in range(len(file))
         }

@@ -13,6 +13,7 @@ from sirf_diffusion.engines.objective import Evaluation
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
+from sirf_diffusion.reconstructors.adaptation import Adaptation
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
@@ -327,20 +328,29 @@ def test_the_last_network_call_is_at_t_end():
     assert record.steps[-1].sigma == pytest.approx(0.2476, abs=1e-4)
 
 
+class Replaced(Adaptation):
+    """Goes over to another model at the fourth noise level."""
+
+    def __init__(self, other):
+        self.other, self.steps = other, []
+
+    def __call__(self, model, u, step):
+        self.steps.append((step.index, tuple(u.shape)))
+        return self.other if step.index == 3 else None
+
+
 def test_adaptation_sees_every_step_and_may_replace_the_model():
     objective, _ = make_toy(SHAPES[0])
     model = bound_model(objective, Gaussian(1.0, 0.01))
-    steps = []
-
-    def adaptation(current, x, step):
-        steps.append((step.index, tuple(x.shape)))
-        return bound_model(objective, Gaussian(5.0, 0.01)) if step.index == 3 else None
-
+    adaptation = Replaced(bound_model(objective, Gaussian(5.0, 0.01)))
     settings = {"num_inner": 1, "anchor_strength": 100.0}
-    adapted = run(DDSReconstructor, objective, model, adaptation=adaptation, **settings)
+    record = Record()
+    adapted = run(DDSReconstructor, objective, model, adaptation=adaptation, callbacks=[record], **settings)
     plain = run(DDSReconstructor, objective, model, **settings)
-    assert steps == [(index, (1, *SHAPES[0])) for index in range(8)]
+    assert adaptation.steps == [(index, (1, *SHAPES[0])) for index in range(8)]
     assert adapted.get_output().mean() > 1.5 * plain.get_output().mean()
+    # The new model denoises the very images that it was chosen for.
+    assert record.images[3].mean() > 1.5 * record.images[2].mean()
 
 
 def test_a_chain_that_blows_up_is_an_error():

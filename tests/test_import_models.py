@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.models import DDPMSchedule, VPSchedule, load_model
-from sirf_diffusion.models.importers import UnsupportedNetworkError, import_model
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import DDPMSchedule, ScoreModel, VESchedule, VPSchedule, load_model
+from sirf_diffusion.models.importers import DenoiserNetwork, UnsupportedNetworkError, import_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 ARGUMENTS = {
     "spatial_dims": 2, "in_channels": 1, "out_channels": 1, "num_res_blocks": [1, 1], "channels": [32, 64],
@@ -45,14 +50,19 @@ GUIDED = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def network():
+def randomised(build):
+    """A module with weights of its own everywhere (MONAI's start at zero output)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = DiffusionModelUNet(**ARGUMENTS).eval()
+        network = build().eval()
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return network.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return randomised(lambda: DiffusionModelUNet(**ARGUMENTS))
 
 
 def renamed(weights, names):
@@ -119,6 +129,8 @@ def test_diffusers_folder(network, tmp_path, sines_first):
     if sines_first:
         first = weights["time_embedding.linear_1.weight"]
         weights["time_embedding.linear_1.weight"] = torch.cat((first[:, 16:], first[:, :16]), 1)
+    # Their default for the normalisation is not MONAI's.
+    network = randomised(lambda: DiffusionModelUNet(**ARGUMENTS, norm_eps=1e-5))
     for folder in ("unet", "scheduler"):
         (tmp_path / folder).mkdir()
     save_file(weights, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
@@ -126,7 +138,7 @@ def test_diffusers_folder(network, tmp_path, sines_first):
         "_class_name": "UNet2DModel", "in_channels": 1, "out_channels": 1, "block_out_channels": [32, 64],
         "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 16, "norm_num_groups": 32,
-        "norm_eps": 1e-6, "flip_sin_to_cos": not sines_first,
+        "flip_sin_to_cos": not sines_first,
     }  # fmt: skip
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     scheduler = {"num_train_timesteps": 500, "beta_schedule": "linear", "prediction_type": "v_prediction"}
@@ -141,7 +153,8 @@ def test_diffusers_folder(network, tmp_path, sines_first):
 
 
 @pytest.mark.parametrize("new_order", [False, True])
-def test_guided_diffusion(network, tmp_path, new_order):
+def test_guided_diffusion(tmp_path, new_order):
+    network = randomised(lambda: DiffusionModelUNet(**ARGUMENTS, norm_eps=1e-5))
     torch.save(guided_diffusion(network, new_order), tmp_path / "ema.pt")
     config = {"num_head_channels": 16, "use_new_attention_order": new_order}
     import_model(tmp_path / "ema.pt", tmp_path / "m.safetensors", config=config, schedule=VPSchedule())
@@ -161,7 +174,8 @@ def test_guided_diffusion_with_scale_shift_is_refused(network, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spatial_dims": 3}, "spatial_dims = 3"),
+        ({"spatial_dims": 1}, "spatial_dims = 1"),
+        ({"spatial_dims": 3}, "do not fit"),
         ({"out_channels": 2}, "out_channels = 2"),
         ({"with_conditioning": True}, "with_conditioning"),
         ({"resblock_updown": True}, "resblock_updown"),
@@ -202,13 +216,177 @@ def test_nothing_is_unpickled(tmp_path, protocol):
     assert not (tmp_path / "caught").exists()
 
 
-def test_programs_and_unknown_networks_are_refused_by_name(tmp_path):
+def test_a_network_of_volumes(tmp_path):
+    arguments = ARGUMENTS | {"spatial_dims": 3, "channels": [32, 32], "attention_levels": [False, False]}
+    network = randomised(lambda: DiffusionModelUNet(**arguments))
+    torch.save(network.state_dict(), tmp_path / "unet.pt")
+    found = import_model(tmp_path / "unet.pt", tmp_path / "m.safetensors", config=arguments)
+    assert found.architecture.spatial_dims == 3
+    images = torch.randn((1, 1, 8, 8, 8), generator=torch.Generator().manual_seed(1))
+    time = torch.tensor([3.0])
+    assert torch.equal(load_model(tmp_path / "m.safetensors")[0](images, time), network(images, time))
+
+
+class Residual(torch.nn.Module):
+    """A block of the foreign denoiser below."""
+
+    def __init__(self, width):
+        super().__init__()
+        convolutions = (torch.nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.res = torch.nn.Sequential(next(convolutions), torch.nn.ReLU(), next(convolutions))
+
+    def forward(self, x):
+        return x + self.res(x)
+
+
+class ForeignDRUNet(torch.nn.Module):
+    """deepinv's DRUNet, written down from its description: layers, names and the noise level as last image."""
+
+    def __init__(self, channels=(4, 6, 8, 10), blocks=2):
+        super().__init__()
+        self.m_head = torch.nn.Conv2d(2, channels[0], 3, padding=1, bias=False)
+        for k, (a, b) in enumerate(pairwise(channels), 1):
+            residuals = [[Residual(a) for _ in range(blocks)] for _ in range(2)]
+            down, up = torch.nn.Conv2d(a, b, 2, 2, bias=False), torch.nn.ConvTranspose2d(b, a, 2, 2, bias=False)
+            setattr(self, f"m_down{k}", torch.nn.Sequential(*residuals[0], down))
+            setattr(self, f"m_up{k}", torch.nn.Sequential(up, *residuals[1]))
+        self.m_body = torch.nn.Sequential(*(Residual(channels[-1]) for _ in range(blocks)))
+        self.m_tail = torch.nn.Conv2d(channels[0], 1, 3, padding=1, bias=False)
+
+    def forward(self, x, sigma: float):
+        x1 = self.m_head(torch.cat((x, torch.ones_like(x) * sigma), 1))
+        x2 = self.m_down1(x1)
+        x3 = self.m_down2(x2)
+        x4 = self.m_down3(x3)
+        x = self.m_up3(self.m_body(x4) + x4)
+        return self.m_tail(self.m_up1(self.m_up2(x + x3) + x2) + x1)
+
+
+@pytest.fixture(scope="module")
+def drunet():
+    return randomised(ForeignDRUNet)
+
+
+def assert_denoises_like(model, drunet):
+    w = 3 * torch.rand((2, 16, 24), generator=torch.Generator().manual_seed(1))
+    bound = model.on(ImageGeometry((2, 16, 24), (2.0,) * 3), 10.0)
+    for sigma in (0.05, 0.7):
+        expected = 10 * drunet(w[:, None], sigma)[:, 0]
+        torch.testing.assert_close(bound.denoise_at(10 * w, sigma), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_deepinv_drunet(drunet, tmp_path):
+    torch.save(drunet.state_dict(), tmp_path / "drunet.pth")
+    found = import_model(tmp_path / "drunet.pth", tmp_path / "m.safetensors")
+    assert (found.schedule, found.prediction, found.time_input) == (VESchedule(), "x0", "log_sigma")
+    assert (found.architecture.kind, found.architecture.channels) == ("drunet", (4, 6, 8, 10))
+    assert_denoises_like(ScoreModel.load(tmp_path / "m.safetensors"), drunet)
+    for change, message in (({"act_mode": "E"}, "act_mode"), ({"upsample_mode": "upconv"}, "upsample_mode")):
+        with pytest.raises(UnsupportedNetworkError, match=message):
+            import_model(tmp_path / "drunet.pth", tmp_path / "m.safetensors", config=change)
+    with pytest.raises(ValueError, match="must be 'x0'"):
+        import_model(tmp_path / "drunet.pth", tmp_path / "m.safetensors", prediction="eps")
+    colour = drunet.state_dict() | {"m_head.weight": torch.zeros(4, 4, 3, 3), "m_tail.weight": torch.zeros(3, 4, 3, 3)}
+    torch.save(colour, tmp_path / "colour.pth")
+    with pytest.raises(UnsupportedNetworkError, match="3 images"):
+        import_model(tmp_path / "colour.pth", tmp_path / "m.safetensors")
+
+
+def test_any_denoiser_in_python(drunet):
+    """Brightness changes nothing for a scale-equivariant denoiser, and is undone for any other."""
+    for brightness in (1.0, 0.2):
+        network = DenoiserNetwork(drunet, brightness=brightness)
+        assert_denoises_like(ScoreModel(network, VESchedule(), "x0", multiple=8), drunet)
+    other = ScoreModel(DenoiserNetwork(randomised(torch.nn.Identity)), VESchedule(), "x0", multiple=8)
+    assert other.hash != ScoreModel(DenoiserNetwork(drunet), VESchedule(), "x0", multiple=8).hash
+    network = DenoiserNetwork(lambda w, sigma: w.clamp(max=1) + sigma, brightness=0.25)
+    model = ScoreModel(network, VESchedule(), "x0").on(ImageGeometry((1, 1, 2), (2.0,) * 3), 1.0)
+    found = model.denoise_at(torch.tensor([[[2.0, 8.0]]]), 0.5)
+    torch.testing.assert_close(found, torch.tensor([[[2.5, 4.5]]]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced", "exported"])
+def test_weights_are_taken_out_of_programs(drunet, tmp_path, kind):
+    path, example = tmp_path / f"{kind}.pt", (torch.zeros(1, 1, 16, 16), torch.tensor(0.1))
+    if kind == "exported":
+        torch.export.save(torch.export.export(drunet, example), path)
+    elif kind == "traced":
+        torch.jit.trace(drunet, example).save(str(path))
+    else:
+        torch.jit.script(drunet).save(str(path))
+    found = import_model(path, tmp_path / "m.safetensors")
+    assert found.training["imported"]["file"] == path.name
+    assert_denoises_like(ScoreModel.load(tmp_path / "m.safetensors"), drunet)
+
+
+def test_weights_of_a_program_keep_their_layout(tmp_path):
+    """A transposed weight, and one that is part of a larger array."""
+    from sirf_diffusion.models.importers.archives import read_archive
+
+    linear = torch.nn.Linear(2, 3)
+    linear.weight.data = torch.arange(12.0).reshape(4, 3)[1:3].t()
+    example = (torch.zeros(1, 2),)
+    torch.jit.trace(linear, example).save(str(tmp_path / "a.pt"))
+    torch.export.save(torch.export.export(linear, example), tmp_path / "a.pt2")
+    for name in ("a.pt", "a.pt2"):
+        assert torch.equal(read_archive(tmp_path / name)[1]["weight"], linear.weight)
+
+
+def repacked(source, target, changes):
+    """An archive with other contents under some names."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            change = next((change for end, change in changes.items() if name.endswith(end)), None)
+            content = old.read(name)
+            new.writestr(name, content if change is None else change(content))
+
+
+def test_hostile_programs_run_nothing(drunet, tmp_path):
+    example = (torch.zeros(1, 1, 16, 16), torch.tensor(0.1))
+    torch.jit.trace(drunet, example).save(str(tmp_path / "good.pt"))
+    torch.export.save(torch.export.export(drunet, example), tmp_path / "good.pt2")
+    trap = pickle.dumps(Trap(str(tmp_path / "caught")), 2)
+
+    def pickled(content):
+        config = json.loads(content)
+        for entry in config["config"].values():
+            entry["use_pickle"] = True
+        return json.dumps(config).encode()
+
+    def too_long(content):
+        return content.replace(b'"sizes": [{"as_int": 4}', b'"sizes": [{"as_int": 4000}')
+
+    for source, changes, message in (
+        ("good.pt", {"data.pkl": lambda _: trap}, "refers to"),
+        ("good.pt", {"data.pkl": lambda content: content[:200]}, "cannot be read"),
+        ("good.pt", {"data/0": lambda content: content[:4]}, "longer than its numbers"),
+        ("good.pt2", {"weights_config.json": pickled}, "is pickled"),
+        ("good.pt2", {"weights_config.json": too_long}, "longer than its numbers"),
+    ):
+        repacked(tmp_path / source, tmp_path / "evil.pt", changes)
+        with pytest.raises(UnsupportedNetworkError, match=message):
+            import_model(tmp_path / "evil.pt", tmp_path / "m.safetensors")
+        assert not (tmp_path / "caught").exists()
+        assert not (tmp_path / "m.safetensors").exists()
+    # What is not read is not run: the program itself, constants and sample inputs.
+    rest = {
+        "constants.pkl": lambda _: trap,
+        ".py": lambda _: b"open('caught', 'w')",
+        "sample_inputs/model.pt": lambda _: trap,
+    }
+    for source in ("good.pt", "good.pt2"):
+        repacked(tmp_path / source, tmp_path / "odd.pt", rest)
+        import_model(tmp_path / "odd.pt", tmp_path / "m.safetensors")
+        assert not (tmp_path / "caught").exists()
+
+
+def test_unknown_networks_are_refused_by_name(tmp_path):
     linear = torch.nn.Linear(2, 2)
     torch.jit.trace(linear, torch.zeros(1, 2)).save(str(tmp_path / "script.pt"))
-    torch.save({"m_head.weight": torch.zeros(2)}, tmp_path / "drunet.pt")
+    torch.save({"in_conv.weight": torch.zeros(2)}, tmp_path / "dncnn.pt")
     torch.save({"something": torch.zeros(2)}, tmp_path / "other.pt")
     for name, message in (
-        ("script.pt", "TorchScript"), ("drunet.pt", "DRUNet"), ("other.pt", "no known kind"),
+        ("script.pt", "no known kind"), ("dncnn.pt", "DnCNN.*DenoiserNetwork"), ("other.pt", "no known kind"),
     ):  # fmt: skip
         with pytest.raises(UnsupportedNetworkError, match=message):
             import_model(tmp_path / name, tmp_path / "m.safetensors", config=ARGUMENTS)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import sirf_diffusion
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.reconstructors.build import build_adaptation
+from sirf_diffusion.reconstructors.defaults import ADAPTATIONS, METHODS
 
 ROOT = Path(sirf_diffusion.__file__).parents[1]
 
@@ -82,3 +83,18 @@ def test_the_methods_page_has_every_setting_with_its_default():
         for name, default in method.settings.items():
             row = f"| `{name}` | {default} |"
             assert row in (sections[method.name] + (shared if method.uses_model else "")), f"{method.name}: {row}"
+
+
+def test_the_adaptation_page_has_every_setting_with_its_defaults():
+    page = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    first, second = ADAPTATIONS["ddip"].settings, ADAPTATIONS["steerable"].settings
+    assert first.keys() == second.keys()
+    for name in first:
+        assert f"| `{name}` | {first[name]} | {second[name]} |" in page, name
+
+
+def test_adaptations_have_the_defaults_of_their_classes():
+    for name, choice in ADAPTATIONS.items():
+        given, own = build_adaptation(name).settings, type(build_adaptation(name))().settings
+        assert given == own, name
+        assert set(choice.settings) < set(own)

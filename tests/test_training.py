@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.networks import NetworkConfig
+from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import RECIPES, Recipe, train, trainer
+from sirf_diffusion.training.data.phantom_data import PhantomOptions
 from sirf_diffusion.training.dataset import SIMULATION_VERSION, SliceSampler, build_dataset
 from sirf_diffusion.training.judging.validation import ValidationSet
-from sirf_diffusion.training.recipes import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training.trainer import CheckpointError
 
 TINY = Recipe(
@@ -92,8 +94,27 @@ def test_unknown_recipe_names_the_known(tmp_path):
 
 def test_recipes_leave_the_held_out_subjects_alone():
     for recipe in RECIPES.values():
-        assert max(*recipe.subjects, *recipe.validation_subjects) < FIRST_HELD_OUT_SUBJECT
+        made = recipe.phantoms
+        seeds = {*recipe.subjects, *(() if made is None else range(made.first, made.first + made.subjects))}
+        assert seeds
+        assert max(seeds | set(recipe.validation_subjects)) < FIRST_HELD_OUT_SUBJECT
         assert not set(recipe.subjects) & set(recipe.validation_subjects)
+
+
+def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
+    small = PhantomOptions("fdg", "head-parametric", subjects=2, voxel_size=8.0, fractions=(0.5, 0.5, 0.0))
+    recipe = replace(
+        RECIPES["brain-fdg-mr"], phantoms=small, crops=(16,), batch_size=2, cycles=(2,), warmup_steps=0
+    )  # fmt: skip
+    model = ScoreModel.load(train(recipe, tmp_path / "m.safetensors", threads=1))
+    told = model.metadata["training"]
+    assert model.in_channels == 2
+    assert model.metadata["licence"] == "Apache-2.0"
+    assert told["init"]["name"] == "brain-fdg"
+    assert told["recipe"]["phantoms"]["subjects"] == 2
+    other = replace(recipe, phantoms=replace(small, first=7))
+    with pytest.raises(ValueError, match="other subjects"):
+        train(other, tmp_path / "m.safetensors", threads=1)
 
 
 def test_validation_of_a_perfect_and_a_lazy_denoiser():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..command_line import common_options, run_command
-from . import data, demo, doctor, models, recon, train
+from . import bench, data, demo, doctor, models, recon, recon_many, train
 
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
 
@@ -31,6 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sirf-diffusion {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, recon, data, train, doctor, models):
+    for module in (demo, recon, recon_many, data, train, bench, doctor, models):
         module.add_parser(subparsers, common)
     return parser

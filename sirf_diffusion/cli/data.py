@@ -39,9 +39,10 @@ attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same dat
 _PHANTOM_EPILOG = """\
 tracers:
   head             fdg amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine amino-acid any
+                   various
   head-parametric  fdg amyloid dpa714 any
   thorax           fdg psma any
-  "any" draws the uptake of every tissue at random
+  "any" draws the uptake of every tissue at random; "various" mixes all but amyloid and TSPO tracers (dpa714)
 
 examples:
   sirf-diffusion data phantom --subjects 40 --tracer dpa714 --out dpa.h5
@@ -142,6 +143,9 @@ def _add_phantom(actions: Any, common: argparse.ArgumentParser) -> None:
     phantom.add_argument(
         "--lesions-in-mr", type=float, default=0.5, metavar="SHARE", help="how many show in the MR; default: 0.5"
     )
+    phantom.add_argument(
+        "--perturb", metavar="stripes|spikes", help="wrong in a known way, to study what a model makes of it"
+    )
     _add_splits(phantom, seed="split-seed")
     phantom.add_argument("--workers", type=int, metavar="N", help="processes; default: one per processor")
     phantom.add_argument("--overwrite", action="store_true", help="replace --out")
@@ -210,7 +214,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     options = PhantomOptions(
         tracer=arguments.tracer, body=arguments.body, subjects=arguments.subjects, draws=arguments.draws,
         first=arguments.seed, voxel_size=arguments.voxel_size, psf_fwhm=arguments.psf, in_mr=arguments.lesions_in_mr,
-        fractions=tuple(arguments.split), split_seed=arguments.split_seed,
+        fractions=tuple(arguments.split), split_seed=arguments.split_seed, perturb=arguments.perturb,
     )  # fmt: skip
     with _progress(options.subjects * options.draws, "volumes") as bar:
         try:

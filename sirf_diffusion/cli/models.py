@@ -35,15 +35,22 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
         "import",
         parents=[common],
         help="import a network that other software trained",
-        description="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel folder) "
-        "or guided-diffusion (without scale-shift normalisation). Weights only: nothing is unpickled or run.",
+        description="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel "
+        "folder), guided-diffusion (without scale-shift normalisation) or deepinv (DRUNet). Nothing is run: of "
+        "TorchScript and torch.export archives, too, only the weights are read.",
         epilog="example: sirf-diffusion models import unet.pt --config unet.json --out unet.safetensors",
     )
-    parser.add_argument("source", type=Path, metavar="FILE|FOLDER", help="state dictionary, or folder of diffusers")
+    parser.add_argument(
+        "source", type=Path, metavar="FILE|FOLDER", help="state dictionary, archive, or folder of diffusers"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors) to write")
-    parser.add_argument("--kind", metavar="NAME", help="monai, diffusers or guided-diffusion; default: as found")
+    parser.add_argument(
+        "--kind", metavar="NAME", help="monai, diffusers, guided-diffusion or drunet; default: as found"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file of the network's arguments")
-    parser.add_argument("--schedule", metavar="JSON|NAME", help="ddpm, vp or ve, or JSON with constants; default: ddpm")
+    parser.add_argument(
+        "--schedule", metavar="JSON|NAME", help="ddpm, vp or ve, or JSON with constants; default: ddpm; drunet: ve"
+    )
     parser.add_argument("--prediction", metavar="eps|x0|v|score", help="what it predicts; default: eps")
     parser.add_argument("--time-input", default="t", metavar="t|log_sigma", help="how it is told the time; default: t")
     parser.add_argument(
@@ -67,7 +74,9 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side of the samples; default: 128")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
     parser.set_defaults(run=_evaluate)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..guide import TARGETS, Guide
 from ..reconstructors.defaults import METHODS, NUM_SAMPLES
+from .adapt import ABOUT, adaptation_of, add_options
 
 _SETTINGS = "\n".join(
     f"  {m.name:<10} {m.about}\n{'':13}{', '.join(f'{k}={v}' for k, v in m.settings.items())}" for m in METHODS.values()
@@ -20,6 +23,9 @@ posterior samples samples.h5 and uncertainty.hv (their standard deviation).
 
 methods, and their settings with defaults (change with --set NAME=VALUE):
 {_SETTINGS}
+
+adaptations of the network (--adapt), and their settings with defaults (change with --adapt-set NAME=VALUE):
+{ABOUT}
 
 The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
 model's in-plane voxel size (the scanner's default bin size without a model).
@@ -77,6 +83,26 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="with --par: who reads it; default: auto, STIR if its Python module is installed",
     )
     data.add_argument("--keep-prior", action="store_true", help="with --par: run the file's own prior")
+    anatomy = parser.add_argument_group("anatomical image, for models that were trained with one")
+    anatomy.add_argument(
+        "--anatomical",
+        type=Path,
+        metavar="FILE",
+        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series",
+    )
+    anatomy.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="weight of the anatomical image: 0 as trained (default), more exaggerates it, -1 none of it",
+    )
+    anatomy.add_argument(
+        "--register",
+        nargs="?",
+        const="emission",
+        choices=TARGETS,
+        help="move it rigidly onto an early OSEM image (emission, default) or onto --attenuation first",
+    )
     method = parser.add_argument_group("method")
     method.add_argument("--method", default="lisch", choices=METHODS, help="default: lisch")
     method.add_argument("--model", metavar="NAME|FILE", help="score model, for all methods but osem and map-rdp")
@@ -90,6 +116,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a setting of the method, see above; may be repeated",
     )
+    add_options(parser)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
     run_group.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
@@ -115,6 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--engine and --keep-prior are for --par")
     values = method.with_settings(settings)
     model = load_model_for(method, model_name, select_device(arguments.device))
+    guide = Guide(arguments.anatomical, arguments.guidance or 0.0, arguments.register)
+    if request is not None:
+        guide = request.guide(guide)
+    guide.check(method.name, model)
+    adapt_settings = parse_settings(arguments.adapt_settings, "--adapt-set")
+    adaptation = adaptation_of(arguments, method, adapt_settings)
     folder = OutputFolder(
         arguments.out,
         {
@@ -124,6 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
             "samples": arguments.samples,
             "seed": arguments.seed,
             "values": values,
+            **({} if adaptation is None else {"adaptation": adaptation.settings, "adapter": arguments.adapter}),
+            **({} if guide == Guide() else {"anatomical": asdict(guide)}),
             **({} if request is None else {"engine": request.engine, "keep_prior": request.keep_prior}),
         },
         overwrite=arguments.overwrite,
@@ -138,6 +173,10 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         device=arguments.device,
         settings=settings,
+        anatomical=guide.anatomical,
+        guidance=guide.guidance,
+        register_to=guide.register_to,
+        adaptation=adaptation,
         callbacks=[ProgressBar()] if sys.stderr.isatty() else [LogCallback()],
         **options,
     )
@@ -145,6 +184,9 @@ def run(arguments: argparse.Namespace) -> int:
     if request is not None:
         record.update(request.record())
     result.save(folder)
+    if arguments.save_adapter is not None:
+        adaptation.save(arguments.save_adapter)
+        print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")
     print(
@@ -192,7 +234,7 @@ def _from_files(arguments: argparse.Namespace, model: Any) -> tuple[Any, dict[st
 _FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial", "par")
 
 
-def parse_settings(texts: list[str]) -> dict[str, Any]:
+def parse_settings(texts: list[str], option: str = "--set") -> dict[str, Any]:
     """``NAME=VALUE`` texts as a dictionary; values are numbers, ``None`` or words.
 
     Examples
@@ -204,7 +246,7 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"--set {text}: expected NAME=VALUE, for example --set num_steps=40")
+            raise ValueError(f"{option} {text}: expected NAME=VALUE, for example --set num_steps=40")
         try:
             settings[name.strip().replace("-", "_")] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engines.parfile import ParFile, ParFileError
 from ..engines.parfile.run import ParRun
+from ..guide import Guide
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,15 @@ class ParRequest:
 
             self.options["prior"] = prior_of(self.par, source.geometry)
         return source
+
+    def guide(self, given: Guide) -> Guide:
+        """What guides the model: as given, or as in the file's own prior if that is kept."""
+        if not self.keep_prior or given.anatomical is not None or self.method != "map-score":
+            return given
+        from ..engines.parfile.prior import anatomical_of
+
+        anatomical, weight = anatomical_of(self.par)
+        return replace(given, anatomical=anatomical, guidance=given.guidance or weight)
 
     def record(self) -> dict[str, Any]:
         """What the record tells of the file."""

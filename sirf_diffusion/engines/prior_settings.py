@@ -8,18 +8,83 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..images import ImageGeometry
 from ..priors.late import LateAnchorPrior, LateBowsherPrior
 from ..priors.late_score import LateScorePrior
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
+    from ..patient_space import AnatomicalImage, Position
 
 
-class ScoreSettings:
+class AnatomicalSettings:
+    """An anatomical image as scripts give it: an image of the engine on any grid, or the name of a file.
+
+    A class that this is mixed into says in `_hand_over` who needs the image.
+    """
+
+    values: Callable[[Any], Tensor]
+    grid: Callable[[Any], ImageGeometry]
+    position: Callable[[Any], Position | None]
+
+    _anatomical: Any = None
+    _located: AnatomicalImage | None = None
+
+    def set_anatomical_image(self, image: Any) -> None:
+        """MR or CT image, None for none; may be changed after ``set_up``.
+
+        An image of the engine on any grid in the scanner's coordinates, or the name of a file: Interfile (``.hv``),
+        NIfTI, or a folder with one DICOM series. It is resampled to the grid of the reconstruction if it has another
+        one, which is logged; it must be aligned with the scanner.
+        """
+        if image is None:
+            self._located = None
+        else:
+            from ..patient_space import AnatomicalImage
+
+            if isinstance(image, (str, os.PathLike)):
+                self._located = AnatomicalImage.read(image)
+            else:
+                self._located = AnatomicalImage.of(self.values(image), self.grid(image))
+        self._anatomical = image
+        self._hand_over()
+
+    def get_anatomical_image(self) -> Any:
+        """What was given to :meth:`set_anatomical_image`, or None."""
+        return self._anatomical
+
+    def _see(self, image: Any) -> None:
+        """Take from an image of the data how the patient lies: files need it."""
+        position = self.position(image)
+        if self._located is not None and position is not None and self._located.data_position != position:
+            self._located = replace(self._located, data_position=position)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        raise NotImplementedError
+
+
+class GuidedSettings(AnatomicalSettings):
+    """Besides, the weight of guidance of a conditional score model."""
+
+    _guidance = 0.0
+
+    def set_guidance(self, value: float) -> None:
+        """Weight ``w`` of classifier-free guidance, at least -1; 0 is the plain conditional model, -1 no guidance."""
+        self._guidance = float(value)
+        self._hand_over()
+
+    def get_guidance(self) -> float:
+        """Weight of classifier-free guidance."""
+        return self._guidance
+
+
+class ScoreSettings(GuidedSettings):
     """A diffusion model as a penalty, see :class:`sirf_diffusion.priors.ScorePrior`; penalisation factor 1 unless set.
 
     Parameters
@@ -51,11 +116,10 @@ class ScoreSettings:
         super().__init__(
             LateScorePrior(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
         )
-        self._anatomical: Any = None
-        self._guidance = 0.0
 
     def set_up(self, image: Any) -> None:
         """Prepare for images of this grid."""
+        self._see(image)
         super().set_up(image)  # type: ignore[misc]
         if self.obj.intensity_scale is None and image.max() > image.min():
             self.obj.find_scale(self.values(image))
@@ -68,23 +132,8 @@ class ScoreSettings:
         """Noise level in network units."""
         return self.obj.sigma
 
-    def set_anatomical_image(self, image: Any) -> None:
-        """MR or CT image on the image grid, for a model conditioned on one; None for none."""
-        self.obj.set_anatomical(None if image is None else self.values(image), self._guidance)
-        self._anatomical = image
-
-    def get_anatomical_image(self) -> Any:
-        """The image given to :meth:`set_anatomical_image`, or None."""
-        return self._anatomical
-
-    def set_guidance(self, value: float) -> None:
-        """Weight of classifier-free guidance, at least -1; 0 is the plain conditional model."""
-        self._guidance = float(value)
-        self.set_anatomical_image(self._anatomical)
-
-    def get_guidance(self) -> float:
-        """Weight of classifier-free guidance."""
-        return self._guidance
+    def _hand_over(self) -> None:
+        self.obj.set_anatomical(self._located, self._guidance)
 
     def get_intensity_scale(self) -> float | None:
         """Image units per network unit; None as long as it is not known."""
@@ -134,7 +183,7 @@ class AnchorSettings:
         return self._weight
 
 
-class BowsherSettings:
+class BowsherSettings(AnatomicalSettings):
     """Quadratic smoothing between voxels that look alike in an anatomical image; penalisation factor 1 unless set.
 
     See :class:`sirf_diffusion.priors.BowsherPrior`.
@@ -142,7 +191,7 @@ class BowsherSettings:
     Parameters
     ----------
     anatomical_image
-        MR or CT image on the image grid.
+        MR or CT image, or the name of a file, see :meth:`set_anatomical_image`.
     num_neighbours
         Neighbours that each voxel keeps; 7 of 26, or 3 of 8 in a single plane, if None.
     """
@@ -152,18 +201,17 @@ class BowsherSettings:
 
     def __init__(self, anatomical_image: Any = None, num_neighbours: int | None = None) -> None:
         super().__init__(LateBowsherPrior(num_neighbours))
-        self._anatomical, self._num_neighbours = None, num_neighbours
+        self._num_neighbours = num_neighbours
         if anatomical_image is not None:
             self.set_anatomical_image(anatomical_image)
 
-    def set_anatomical_image(self, image: Any) -> None:
-        """MR or CT image on the image grid; may be changed after ``set_up``."""
-        self.obj.set_anatomical(self.values(image))
-        self._anatomical = image
+    def set_up(self, image: Any) -> None:
+        """Prepare for images of this grid."""
+        self._see(image)
+        super().set_up(image)  # type: ignore[misc]
 
-    def get_anatomical_image(self) -> Any:
-        """The image given to :meth:`set_anatomical_image`, or None."""
-        return self._anatomical
+    def _hand_over(self) -> None:
+        self.obj.set_anatomical(self._located)
 
     def set_num_neighbours(self, value: int | None) -> None:
         """Neighbours that each voxel keeps, None for the default; may be changed after ``set_up``."""

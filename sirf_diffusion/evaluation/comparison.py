@@ -99,7 +99,7 @@ class Comparison:
 
 def compare(
     example: Example,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(name for name, method in METHODS.items() if method.adaptation is None),
     *,
     model: Any = None,
     num_samples: int | None = None,

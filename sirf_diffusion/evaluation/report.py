@@ -125,9 +125,10 @@ def report_figure(
     *,
     uncertainty: Tensor | None = None,
     trace: Trace | None = None,
+    anatomical: Tensor | None = None,
     title: str = "",
 ) -> None:
-    """Draw one reconstruction: middle planes, standard deviation, and the log-likelihood of the run.
+    """Draw one reconstruction: middle planes, standard deviation, anatomical image, and the log-likelihood of the run.
 
     A volume is shown in its three middle planes (transverse, coronal, sagittal), a single plane alone.
     """
@@ -136,6 +137,8 @@ def report_figure(
     stacks = [("reconstruction", image, "gray_r")]
     if uncertainty is not None:
         stacks.append(("standard deviation", uncertainty, "magma"))
+    if anatomical is not None:
+        stacks.append(("anatomical image", anatomical, "gray"))
     views = _views(image.shape, geometry)
     columns = len(views) + (trace is not None)
     figure = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from ..images import ImageGeometry
 from .grid import GridAdapter
 from .intensity import intensity_scale
+
+if TYPE_CHECKING:
+    from ..patient_space import AnatomicalImage
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +78,41 @@ def scaled_anatomical(anatomical: Tensor, geometry: ImageGeometry) -> Tensor:
     return positive / intensity_scale(positive, geometry)
 
 
+def anatomical_on(anatomical: Tensor | AnatomicalImage | str | os.PathLike[str], geometry: ImageGeometry) -> Tensor:
+    """The anatomical image ``[z, y, x]`` on a grid: given there, or resampled from its own space, or from a file.
+
+    Raises
+    ------
+    ValueError
+        If values have another shape than the grid, or the image cannot be used there.
+    """
+    if isinstance(anatomical, Tensor):
+        return anatomical
+    from ..patient_space.anatomical import as_anatomical
+
+    return as_anatomical(anatomical, geometry).on(geometry)
+
+
+def check_guidance(in_channels: int, has_anatomical: bool, guidance: float) -> None:
+    """Whether a network with this many input images can be guided so.
+
+    Raises
+    ------
+    ValueError
+        If not.
+    """
+    if not -1 <= guidance < math.inf:
+        raise ValueError(f"guidance must be a finite number of at least -1, found {guidance!r}")
+    if in_channels == 1 and (has_anatomical or guidance != 0):
+        raise ValueError(
+            "this model was trained without anatomical images: it takes neither an anatomical image nor guidance; "
+            "use a model with two input images, or an anatomical prior such as BowsherPrior"
+        )
+
+
 def make_conditioning(
     in_channels: int,
-    anatomical: Tensor | None,
+    anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None,
     guidance: float,
     geometry: ImageGeometry,
     grid: GridAdapter,
@@ -89,21 +125,17 @@ def make_conditioning(
     ValueError
         If the network takes no anatomical image and one is given, or ``guidance`` is out of range.
     """
-    if not -1 <= guidance < math.inf:
-        raise ValueError(f"guidance must be a finite number of at least -1, found {guidance!r}")
+    check_guidance(in_channels, anatomical is not None, guidance)
     if in_channels == 1:
-        if anatomical is not None or guidance != 0:
-            raise ValueError(
-                "this model was trained without anatomical images: it takes neither an anatomical image nor guidance; "
-                "use a model with two input images, or an anatomical prior such as BowsherPrior"
-            )
         return None
     if anatomical is None:
         if guidance != -1:
             logger.warning(
-                "the model can use an anatomical image and has none: it runs unconditionally. Give model.on(..., "
-                "anatomical=image), or guidance=-1 if that is meant"
+                "the model can use an anatomical image and has none: it runs unconditionally. Give one "
+                "(model.on(..., anatomical=image), model.guided_by(image), set_anatomical_image, --anatomical), or "
+                "guidance=-1 if that is meant"
             )
         return Conditioning(None, -1.0)
-    scaled = scaled_anatomical(anatomical.detach().to(torch.float32).cpu(), geometry)
+    image = anatomical_on(anatomical, geometry)
+    scaled = scaled_anatomical(image.detach().to(torch.float32).cpu(), geometry)
     return Conditioning(grid.to_latent(scaled).to(device), float(guidance))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Denoiser:
     num_steps
         Network evaluations.
     planes
-        ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes.
+        ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes (``"volume"`` if the network takes those).
     intensity_scale
         Image units per network unit, > 0; None estimates it for each image.
 
@@ -77,10 +77,14 @@ class Denoiser:
             raise ValueError(f"the noise level must be a positive finite number, found {value!r}")
         self._noise_level = value
 
+    def set_anatomical(self, anatomical: Any, guidance: float = 0.0) -> None:
+        """MR or CT image for a conditional model and its guidance weight, see `ScoreModel.guided_by`."""
+        self.model = self.model.guided_by(anatomical, guidance)
+
     def __call__(self, x: Tensor, geometry: ImageGeometry) -> Tensor:
         """The denoised image ``[z, y, x]``, new, image units; ``used_noise_level`` is what was taken for its noise."""
         scale = self.intensity_scale or estimate_intensity_scale(x.clamp(min=0), geometry)
-        planes = self.planes or ("three" if geometry.shape[0] > 1 else "transverse")
+        planes = self.planes or self.model.planes_for(geometry)
         model = self.model.on(geometry, scale, planes)
         sigma = self.noise_level or estimate_noise_level(model, x)
         self.used_noise_level = sigma

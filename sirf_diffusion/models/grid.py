@@ -1,7 +1,7 @@
 """The grid adapter: between the image's voxels and the voxels that a network was trained on, with exact adjoints.
 
-A 2D network needs slices of its own voxel size whose sides are multiples of a power of two. The latent image is the
-image on such a grid. It covers the whole field of view of the image; what it adds around it is air: zero in the clean
+A network needs images of its own voxel size whose sides are multiples of a power of two. The latent image is the image
+on such a grid. It covers the whole field of view of the image; what it adds around it is air: zero in the clean
 image, with noise of its own in a noisy one, like every other voxel of the latent image. Padding belongs to the latent
 grid for that reason: padding single slices on their way into the network would surround noise by noiseless margins,
 which no network has seen in training.
@@ -20,7 +20,7 @@ from ..images import ImageGeometry
 
 logger = logging.getLogger(__name__)
 
-PLANES = ("transverse", "three")
+PLANES = ("transverse", "three", "volume")
 _SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
 
 
@@ -42,14 +42,14 @@ class GridAdapter:
         The latent sizes of the axes that slices lie in are multiples of this.
     planes
         ``"transverse"``: slices lie in y and x, and z is left as it is. ``"three"``: slices lie in all three pairs of
-        axes.
+        axes. ``"volume"``: the network takes the volume.
     extent
         If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
 
     Raises
     ------
     ValueError
-        If ``planes`` is unknown, or ``"three"`` for an image of one plane, or ``extent`` is not positive.
+        If ``planes`` is unknown, or not ``"transverse"`` for an image of one plane, or ``extent`` is not positive.
     """
 
     def __init__(
@@ -62,8 +62,11 @@ class GridAdapter:
     ) -> None:
         if planes not in PLANES:
             raise ValueError(f"planes must be one of {', '.join(PLANES)}, found {planes!r}")
-        if planes == "three" and geometry.shape[0] == 1:
-            raise ValueError("planes='three' needs a volume, found an image of one plane; use planes='transverse'")
+        if planes != "transverse" and geometry.shape[0] == 1:
+            raise ValueError(
+                f"planes={planes!r} needs a volume, found an image of one plane; use planes='transverse' with a "
+                "network of slices"
+            )
         if extent is not None and not 0 < extent < math.inf:
             raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
         self.geometry, self.planes = geometry, planes

@@ -1,9 +1,9 @@
-"""Networks: MONAI's diffusion UNet in two dimensions, built from a configuration that may come from a hostile file."""
+"""Networks: MONAI's diffusion UNet for slices or volumes, from a configuration that may come from a hostile file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from .schedules import NoiseSchedule
 
 TIME_INPUTS = ("log_sigma", "t")
+KINDS = ("unet", "drunet")
 _MAX_LEVELS = 6
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture of a 2D ``monai.networks.nets.DiffusionModelUNet``.
+    """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`.
 
     Parameters
     ----------
@@ -32,12 +33,22 @@ class NetworkConfig:
     num_head_channels
         Channels of an attention head, 1 to 1024; divides the channels of the levels with attention, and of the last.
     num_class_embeds
-        Number of slice orientations that the network tells apart (transverse 0, coronal 1, sagittal 2), 0 for none.
+        Number of slice orientations that the network tells apart (transverse 0, coronal 1, sagittal 2), 0 for none, as
+        for a network of volumes and for one network per orientation.
     in_channels, out_channels
         1 to 16 images in (the noisy slice first) and 1 out.
     patch_size
-        1 to 4: the network works on blocks of ``patch_size x patch_size`` pixels as channels (pixel unshuffling as in
+        1 to 4: the network works on blocks of this many pixels along each axis as channels (pixel unshuffling as in
         Zhang et al. 2018, arXiv:1710.04026), which costs little accuracy and saves most of the time.
+    spatial_dims
+        2: the network sees slices. 3: it sees volumes.
+    num_networks
+        1, or 3 for a network of its own for each of the three slice orientations.
+    norm_eps
+        What is added to the variance in group normalisation, 1e-8 to 1e-3; networks of others have 1e-5.
+    kind
+        ``"unet"``, or ``"drunet"`` for the denoiser `DRUNet`, to which ``channels``, ``num_res_blocks`` and
+        ``in_channels`` apply, and which has no attention, orientations or pixel blocks.
 
     Raises
     ------
@@ -54,6 +65,12 @@ class NetworkConfig:
     in_channels: int = 1
     out_channels: int = 1
     patch_size: int = 1
+    # Fields from here on came later: `to_dict` leaves them out where they have their defaults, so that older releases
+    # read the files that they can use, and the provenance in older files stays comparable.
+    spatial_dims: int = 2
+    num_networks: int = 1
+    norm_eps: float = 1e-6
+    kind: str = "unet"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", _whole_numbers("channels", self.channels))
@@ -74,6 +91,8 @@ class NetworkConfig:
             ("in_channels", 1, 16),
             ("out_channels", 1, 1),
             ("patch_size", 1, 4),
+            ("spatial_dims", 2, 3),
+            ("num_networks", 1, 3),
         ):
             value = getattr(self, name)
             if not _is_whole(value) or not low <= value <= high:
@@ -89,15 +108,43 @@ class NetworkConfig:
                 raise ValueError(
                     f"num_head_channels = {self.num_head_channels} must divide the {value} channels that have attention"
                 )
+        self._check_form()
+
+    def _check_form(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
+        if isinstance(self.norm_eps, bool) or not isinstance(self.norm_eps, (int, float)):
+            raise ValueError(f"norm_eps must be a number, found {self.norm_eps!r}")
+        if not 1e-8 <= self.norm_eps <= 1e-3:
+            raise ValueError(f"norm_eps must be a number from 1e-8 to 1e-3, found {self.norm_eps!r}")
+        if self.num_networks == 2:
+            raise ValueError("num_networks must be 1, or 3 for one network per slice orientation; found 2")
+        if self.spatial_dims == 3 and self.num_networks != 1:
+            raise ValueError(
+                "a network of volumes (spatial_dims = 3) has no slice orientations: num_networks must be 1"
+            )
+        if self.num_class_embeds and (self.spatial_dims == 3 or self.num_networks != 1):
+            raise ValueError(
+                "num_class_embeds must be 0 for a network of volumes (spatial_dims = 3) and for one network per "
+                f"orientation (num_networks = 3), found {self.num_class_embeds}"
+            )
+        if self.kind == "drunet" and (any(self.attention_levels) or self.num_class_embeds or self.patch_size > 1):
+            raise ValueError("a drunet has no attention_levels, num_class_embeds or patch_size")
 
     @property
     def multiple(self) -> int:
-        """In-plane image sizes must be multiples of this: each level below the first halves them."""
+        """Sizes of slices, or volumes, must be multiples of this: each level below the first halves them."""
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Values as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        names = [item.name for item in fields(self)]
+        first_later = names.index("spatial_dims")
+        return {
+            item.name: list(value) if isinstance(value := getattr(self, item.name), tuple) else value
+            for k, item in enumerate(fields(self))
+            if k < first_later or getattr(self, item.name) != item.default
+        }
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> NetworkConfig:
@@ -116,8 +163,9 @@ def build_network(
 ) -> nn.Module:
     """An untrained network ``f(images [B, in, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``.
 
-    Initial weights come from ``seed`` and leave PyTorch's global generator as it was. MONAI sets the last convolution
-    to zero, so that an untrained network predicts zero. Building on ``device="meta"`` allocates nothing.
+    With three spatial dimensions images are ``[B, in, D, H, W]``. Initial weights come from ``seed`` and leave
+    PyTorch's global generator as it was. MONAI sets the last convolution to zero, so that an untrained network predicts
+    zero. Building on ``device="meta"`` allocates nothing.
 
     Raises
     ------
@@ -127,32 +175,66 @@ def build_network(
         If MONAI is not installed.
     """
     config = NetworkConfig.from_dict(config) if isinstance(config, dict) else config
-    try:
-        from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
-    except ImportError as error:
-        raise ImportError("the networks need MONAI, which is not installed: run `pip install monai`") from error
     # Weights are drawn on the CPU, whatever the device, so that a seed means the same network everywhere.
     where = torch.device(device)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if where.type == "meta" else "cpu"):
         torch.default_generator.manual_seed(seed)
-        network: nn.Module = DiffusionModelUNet(
-            spatial_dims=2,
-            in_channels=config.in_channels * config.patch_size**2,
-            out_channels=config.out_channels * config.patch_size**2,
-            num_res_blocks=config.num_res_blocks,
-            channels=config.channels,
-            attention_levels=config.attention_levels,
-            norm_num_groups=config.norm_num_groups,
-            num_head_channels=config.num_head_channels,
-            num_class_embeds=config.num_class_embeds or None,
-        )
-        if config.patch_size > 1:
-            network = PatchedNetwork(network, config.patch_size)
+        networks = [_single_network(config) for _ in range(config.num_networks)]
+        network = networks[0] if len(networks) == 1 else PlaneNetworks(networks)
     return network.to(where)
 
 
+def _single_network(config: NetworkConfig) -> nn.Module:
+    if config.kind == "drunet":
+        from .drunet import DRUNet
+
+        return DRUNet(config.channels, config.num_res_blocks, config.in_channels, config.spatial_dims)
+    try:
+        from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+    except ImportError as error:
+        raise ImportError("the networks need MONAI, which is not installed: run `pip install monai`") from error
+    block = config.patch_size**config.spatial_dims
+    network: nn.Module = DiffusionModelUNet(
+        spatial_dims=config.spatial_dims,
+        in_channels=config.in_channels * block,
+        out_channels=config.out_channels * block,
+        num_res_blocks=config.num_res_blocks,
+        channels=config.channels,
+        attention_levels=config.attention_levels,
+        norm_num_groups=config.norm_num_groups,
+        norm_eps=config.norm_eps,
+        num_head_channels=config.num_head_channels,
+        num_class_embeds=config.num_class_embeds or None,
+    )
+    return PatchedNetwork(network, config.patch_size) if config.patch_size > 1 else network
+
+
+def memory_format(config: NetworkConfig | None) -> torch.memory_format:
+    """The memory layout in which convolutions of such a network are fast: channels last."""
+    return torch.channels_last_3d if config is not None and config.spatial_dims == 3 else torch.channels_last
+
+
+class PlaneNetworks(nn.Module):
+    """One network for each slice orientation behind the call of a single one: the class label chooses."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor, time: Tensor, class_labels: Tensor) -> Tensor:
+        parts, places = [], []
+        for plane, network in enumerate(self.networks):
+            chosen = torch.nonzero(class_labels == plane)[:, 0]
+            if len(chosen) == len(images):
+                return network(images, time)
+            if len(chosen):
+                parts.append(network(images[chosen], time[chosen]))
+                places.append(chosen)
+        return torch.cat(parts)[torch.argsort(torch.cat(places))]
+
+
 class PatchedNetwork(nn.Module):
-    """A network seen through pixel unshuffling: blocks of pixels go in and come out as channels."""
+    """A network seen through pixel unshuffling: blocks of pixels, or voxels, go in and come out as channels."""
 
     def __init__(self, network: nn.Module, patch_size: int) -> None:
         super().__init__()
@@ -160,8 +242,26 @@ class PatchedNetwork(nn.Module):
         self.patch_size = patch_size
 
     def forward(self, images: Tensor, time: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        patches = nn.functional.pixel_unshuffle(images, self.patch_size)
-        return nn.functional.pixel_shuffle(self.network(patches, time, class_labels=class_labels), self.patch_size)
+        patches = unshuffled(images, self.patch_size)
+        return shuffled(self.network(patches, time, class_labels=class_labels), self.patch_size)
+
+
+def unshuffled(images: Tensor, size: int) -> Tensor:
+    """Blocks of ``size`` pixels along each axis as channels; those of one image stay together."""
+    if images.ndim == 4:
+        return nn.functional.pixel_unshuffle(images, size)
+    batch, channels, *sides = images.shape
+    split = images.reshape(batch, channels, *(part for side in sides for part in (side // size, size)))
+    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, -1, *(side // size for side in sides))
+
+
+def shuffled(images: Tensor, size: int) -> Tensor:
+    """The inverse of `unshuffled`."""
+    if images.ndim == 4:
+        return nn.functional.pixel_shuffle(images, size)
+    batch, channels, *sides = images.shape
+    split = images.reshape(batch, channels // size**3, size, size, size, *sides)
+    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, -1, *(side * size for side in sides))
 
 
 def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) -> float | Tensor:
@@ -176,6 +276,12 @@ def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) ->
     if time_input == "t":
         return t if schedule.t_max > 1 else 1000.0 * t
     raise ValueError(f"time_input must be one of {', '.join(TIME_INPUTS)}, found {time_input!r}")
+
+
+def check_time_input(config: NetworkConfig, time_input: str) -> None:
+    """A ValueError if the network cannot be told the time so."""
+    if config.kind == "drunet" and time_input != "log_sigma":
+        raise ValueError(f"a drunet is told the noise level: time_input must be log_sigma, found {time_input!r}")
 
 
 def _is_whole(value: object) -> bool:

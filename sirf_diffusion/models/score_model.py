@@ -10,24 +10,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..images import ImageGeometry
-from .batching import largest_batch
-from .conditioning import Conditioning, make_conditioning
+from .batching import largest_batch, largest_block
+from .blocks import in_blocks
+from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning
 from .grid import GridAdapter
 from .intensity import INTENSITY_RULES
-from .networks import TIME_INPUTS, NetworkConfig, network_time
+from .networks import TIME_INPUTS, NetworkConfig, memory_format, network_time
 from .schedules import PREDICTIONS, NoiseSchedule, denoised_and_noise
 from .storage import ModelConfig, checked_voxel_size, find_model, load_model, save_model, serialise
+
+if TYPE_CHECKING:
+    from ..patient_space import AnatomicalImage
 
 Network = Callable[..., Tensor]
 
 # Slices of each orientation lie in two axes of [..., z, y, x]; rows before columns. The label is the position here.
 _STACKING_AXES = (-3, -2, -1)
+# What the backward pass keeps of a slice, in units of what the forward pass alone needs of it at a time.
+_GRADIENT_MEMORY = 12
 
 
 @dataclass
@@ -51,6 +57,7 @@ class ScoreModel:
     network
         ``f(images [B, in, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``, given
         ``u_t / sqrt(gamma^2 + nu^2)`` and, as second image of a conditional model, the anatomy. Any callable will do.
+        A network of volumes (``spatial_dims=3``) is given ``[B, in, D, H, W]``.
     schedule
         Noise schedule of its training.
     prediction
@@ -65,6 +72,8 @@ class ScoreModel:
         Slice sizes must be multiples of this; taken from the architecture if there is one.
     in_channels
         2 for a model that is conditioned on an anatomical image; taken from the architecture if there is one.
+    spatial_dims
+        2 for a network of slices, 3 for one of volumes; taken from the architecture if there is one.
     metadata
         Any of ``tracer``, ``licence``, ``training``, ``intensity_rule``.
 
@@ -86,6 +95,7 @@ class ScoreModel:
         architecture: NetworkConfig | None = None,
         multiple: int = 1,
         in_channels: int = 1,
+        spatial_dims: int = 2,
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
@@ -114,12 +124,19 @@ class ScoreModel:
         self.voxel_size = checked_voxel_size(voxel_size)
         self.time_input, self.architecture = time_input, architecture
         self.multiple = multiple if architecture is None else architecture.multiple
+        self.spatial_dims = spatial_dims if architecture is None else architecture.spatial_dims
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims!r}")
         self.counter = NetworkCounter()
         self.max_batch: int | None = None
+        self.block: int | None = None
+        self.gradient_batch: int | None = None
         self.geometry: ImageGeometry | None = None
         self._scale: float | None = None
         self._grid: GridAdapter | None = None
         self._conditioning = Conditioning() if self.in_channels > 1 else None
+        self._anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None = None
+        self._guidance = 0.0
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], device: str = "cpu") -> ScoreModel:
@@ -137,7 +154,7 @@ class ScoreModel:
         where = select_device(device)
         network, config, digest = load_model(find_model(name_or_path))
         model = cls(
-            network.to(memory_format=torch.channels_last).to(where),  # type: ignore[call-overload]
+            network.to(memory_format=memory_format(config.architecture)).to(where),  # type: ignore[call-overload]
             config.schedule,
             config.prediction,
             config.voxel_size,
@@ -162,12 +179,13 @@ class ScoreModel:
         self,
         geometry: ImageGeometry,
         intensity_scale: float,
-        planes: str = "transverse",
+        planes: str | None = None,
         *,
         extent: float | None = None,
         max_batch: int | None = None,
-        anatomical: Tensor | None = None,
-        guidance: float = 0.0,
+        block: int | None = None,
+        anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None = None,
+        guidance: float | None = None,
     ) -> ScoreModel:
         """The model for images of one grid and intensity: a light copy that shares the network and counts anew.
 
@@ -179,24 +197,42 @@ class ScoreModel:
         intensity_scale
             ``c``: image units for one network unit, see `sirf_diffusion.models.intensity_scale`; positive.
         planes
-            ``"transverse"``, or ``"three"`` for the mean over transverse, coronal and sagittal slices of a volume.
+            ``"transverse"``, or ``"three"`` for the mean over transverse, coronal and sagittal slices of a volume;
+            ``"volume"`` for a network of volumes, which knows nothing else. None: ``"volume"`` or ``"transverse"``.
         extent
             Cover only a centred square of this side, mm, in y and x; the image is zero outside it. For small objects in
             a large field of view.
         max_batch
-            Most slices in one network call; None to fit memory.
+            Most slices, or volumes, in one network call; None to fit memory.
+        block
+            A network of volumes sees blocks of this side in voxels, which overlap and are blended (`in_blocks`); None:
+            the whole volume, or blocks as large as memory allows.
         anatomical
-            MR or CT image ``[z, y, x]`` on the image grid, any unit, for a model that was trained with such images;
-            without it such a model runs unconditionally, with a warning.
+            MR or CT image, any unit, for a model that was trained with such images: ``[z, y, x]`` on the image grid,
+            an `AnatomicalImage` in its own space, or a file; None for that of `guided_by`. Without one such a model
+            runs unconditionally, with a warning.
         guidance
-            Weight ``w >= -1`` of classifier-free guidance; 0 is the plain conditional model, -1 the unconditional one.
+            Weight ``w >= -1`` of classifier-free guidance; 0 is the plain conditional model, -1 the unconditional one;
+            None for that of `guided_by`, or 0.
 
         Raises
         ------
         ValueError
             If an argument is out of range, an anatomical image is given to a model that takes none, or
-            ``planes="three"`` for one plane or for a network of one orientation.
+            ``planes="three"`` for one plane or for a network of one orientation, or ``planes`` does not suit the
+            network's dimensions.
         """
+        planes = planes or ("volume" if self.spatial_dims == 3 else "transverse")
+        if (planes == "volume") != (self.spatial_dims == 3):
+            raise ValueError(
+                f"planes={planes!r} does not suit a network of {'volumes' if self.spatial_dims == 3 else 'slices'}: "
+                f"use {self.planes_for(geometry)!r}"
+            )
+        if block is not None and (planes != "volume" or block < 2 * self.multiple):
+            raise ValueError(
+                f"block must be at least {2 * self.multiple} voxels, for a network of volumes; found {block} with "
+                f"planes={planes!r}"
+            )
         if not 0 < intensity_scale < math.inf:
             raise ValueError(f"intensity_scale must be a positive finite number, found {intensity_scale!r}")
         if max_batch is not None and max_batch < 1:
@@ -205,13 +241,39 @@ class ScoreModel:
             raise ValueError(
                 f"planes='three' needs a network of three orientations, found {self.architecture.num_class_embeds}"
             )
+        anatomical = self._anatomical if anatomical is None else anatomical
+        guidance = self._guidance if guidance is None else guidance
         grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent)
         grid.log()
         bound = copy.copy(self)
         bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
-        bound.max_batch, bound.counter = max_batch, NetworkCounter()
+        bound.max_batch, bound.block, bound.counter = max_batch, block, NetworkCounter()
         bound._conditioning = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
         return bound
+
+    def guided_by(
+        self, anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None, guidance: float = 0.0
+    ) -> ScoreModel:
+        """A light copy, not bound to a grid, that shows the network this anatomical image wherever it is bound.
+
+        For what binds the model itself: reconstructors, priors and filters.
+
+        Parameters
+        ----------
+        anatomical, guidance
+            As for `on`; None for no image.
+
+        Raises
+        ------
+        ValueError
+            If the network takes no anatomical image, or ``guidance`` is out of range.
+        """
+        check_guidance(self.in_channels, anatomical is not None, guidance)
+        copied = copy.copy(self)
+        copied.geometry = copied._scale = copied._grid = None
+        copied._anatomical, copied._guidance = anatomical, float(guidance)
+        copied.counter = NetworkCounter()
+        return copied
 
     @property
     def intensity_scale(self) -> float:
@@ -221,8 +283,30 @@ class ScoreModel:
 
     @property
     def planes(self) -> str:
-        """``"transverse"`` or ``"three"``."""
+        """``"transverse"``, ``"three"`` or ``"volume"``."""
         return "transverse" if self._grid is None else self._grid.planes
+
+    def planes_for(self, geometry: ImageGeometry) -> str:
+        """How images of a grid are best seen: ``"three"`` for volumes, ``"volume"`` if the network takes those."""
+        if self.spatial_dims == 3:
+            return "volume"
+        return "three" if geometry.shape[0] > 1 else "transverse"
+
+    def check_anatomical(self, geometry: ImageGeometry) -> None:
+        """Whether the image of `guided_by`, if there is one, can be put onto a grid: before anything is computed.
+
+        Raises
+        ------
+        ValueError
+            If not.
+        """
+        if self._anatomical is not None:
+            anatomical_on(self._anatomical, geometry)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether it was given an anatomical image by `guided_by`, or a weight of guidance that needs none."""
+        return self._anatomical is not None or self._guidance == -1
 
     @property
     def conditioning(self) -> dict[str, Any] | None:
@@ -241,18 +325,36 @@ class ScoreModel:
         return self._bound().latent_geometry.shape
 
     @property
+    def network_input(self) -> tuple[tuple[int, ...], float]:
+        """Shape ``(in, ...)`` of the largest image of which gradients are taken at once, and how many a volume is."""
+        z, y, x = self.latent_shape
+        if self.planes == "volume":
+            share = 1 / _GRADIENT_MEMORY
+            side = self.block or largest_block(self.architecture, (z, y, x), self.multiple, self.device, share)
+            block = tuple(min(side, size) for size in (z, y, x))
+            return (self.in_channels, *block), z * y * x / math.prod(block)
+        if self.planes == "transverse":
+            return (self.in_channels, y, x), float(z)
+        height, width = max(((y, x), (z, x), (z, y)), key=lambda sides: sides[0] * sides[1])
+        return (self.in_channels, height, width), 3.0 * z * y * x / (height * width)
+
+    @property
     def latent_inside(self) -> Tensor:
         """Boolean latent image: which voxels lie in the image's field of view."""
         return self._bound().latent_inside
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the model file, or of the file that `save` would write; of its name for a bare callable."""
+        """SHA-256 of the model file, or of the file that `save` would write; of name and weights for others."""
         if self.architecture is not None and isinstance(self.network, nn.Module):
             return hashlib.sha256(serialise(*self._stored())).hexdigest()
         kind = self.network if hasattr(self.network, "__qualname__") else type(self.network)
         name = f"{kind.__module__}.{kind.__qualname__} {self.schedule.to_config()} {self.prediction}"
-        return hashlib.sha256(name.encode()).hexdigest()
+        digest = hashlib.sha256(name.encode())
+        if isinstance(self.network, nn.Module):
+            for value in self.network.state_dict().values():
+                digest.update(value.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     # Network units, latent grid ---------------------------------------------------------------------------------------
 
@@ -274,19 +376,31 @@ class ScoreModel:
         ValueError
             If the shape does not fit, or there is no noise at ``t``.
         """
+        with torch.no_grad():
+            return self._predict(u, t)
+
+    def predict_with_gradient(self, u: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """`predict`, differentiable with respect to ``u`` and to those of the network's weights that ask for it.
+
+        Where the slices need more than one network call, activations are not kept but computed again in the backward
+        pass, one call at a time, so that memory is that of one call. Time in the backward pass is not counted.
+        """
+        with torch.enable_grad():
+            return self._predict(u, t)
+
+    def _predict(self, u: Tensor, t: float) -> tuple[Tensor, Tensor]:
         t = float(t)
         gamma, nu = self.schedule.gamma(t), self.schedule.nu(t)
         if nu <= 0:
             raise ValueError(f"a network needs noise: found none at t = {t:g}")
         if self._grid is not None and tuple(u.shape[-3:]) != self.latent_shape:
             raise ValueError(f"u must have the shape [..., {self.latent_shape}], found {tuple(u.shape)}; see to_latent")
-        with torch.no_grad():
-            start = self._clock()
-            output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t)
-            passes = 1 if self._conditioning is None else len(self._conditioning.terms())
-            self.counter.evaluations += math.prod(u.shape[:-3]) * passes
-            self.counter.seconds += self._clock() - start
-            return denoised_and_noise(self.prediction, output, u, gamma, nu)
+        start = self._clock()
+        output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t)
+        passes = 1 if self._conditioning is None else len(self._conditioning.terms())
+        self.counter.evaluations += math.prod(u.shape[:-3]) * passes
+        self.counter.seconds += self._clock() - start
+        return denoised_and_noise(self.prediction, output, u, gamma, nu)
 
     def to_latent(self, x: Tensor) -> Tensor:
         """Image in image units to latent image in network units: ``u = P x / c``."""
@@ -353,6 +467,8 @@ class ScoreModel:
 
     def _evaluate_planes(self, inputs: Tensor, t: float) -> Tensor:
         """Network output ``[..., Z', Y', X']`` for input images ``[..., in, Z', Y', X']``."""
+        if self.planes == "volume":
+            return self._evaluate_volumes(inputs, t)
         if self.planes == "transverse":
             return self._evaluate_slices(inputs, t, 0)
         total = torch.zeros_like(inputs[..., 0, :, :, :])
@@ -366,20 +482,51 @@ class ScoreModel:
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"slices must be multiples of {self.multiple}, found {height} x {width}; see to_latent")
         slices = stacks.movedim(-4, -3).reshape(-1, self.in_channels, height, width)
-        result = slices.new_empty((len(slices), 1, height, width))
+        return self._evaluate_batches(slices, t, plane).reshape(*stacks.shape[:-4], *stacks.shape[-3:])
+
+    def _evaluate_volumes(self, inputs: Tensor, t: float) -> Tensor:
+        """Network output for ``[..., in, Z', Y', X']``: whole, or in blocks."""
+        shape = inputs.shape[-3:]
+        if any(size % self.multiple for size in shape):
+            raise ValueError(f"volumes must be multiples of {self.multiple}, found {tuple(shape)}; see to_latent")
+        volumes = inputs.reshape(-1, *inputs.shape[-4:])
+        share = 1 / _GRADIENT_MEMORY if torch.is_grad_enabled() else 1.0
+        side = self.block or largest_block(self.architecture, tuple(shape), self.multiple, self.device, share)
+        if side >= max(shape):
+            result = self._evaluate_batches(volumes, t, 0)
+        else:
+            result = in_blocks(lambda block: self._evaluate_batches(block, t, 0), volumes, side, self.multiple)
+        return result.reshape(*inputs.shape[:-4], *shape)
+
+    def _evaluate_batches(self, images: Tensor, t: float, plane: int) -> Tensor:
+        """Network output ``[n, 1, ...]`` for slices or volumes ``[n, in, ...]``, in batches."""
         weight = self._weight()
-        dtype = slices.dtype if weight is None else weight.dtype
+        dtype = images.dtype if weight is None else weight.dtype
         told = float(network_time(self.time_input, self.schedule, t))
-        batch = self.max_batch or largest_batch(self.architecture, height, width, self.device)
-        for first in range(0, len(slices), batch):
-            part = slices[first : first + batch].to(dtype)
+        batch = self.max_batch or largest_batch(self.architecture, math.prod(images.shape[2:]), self.device)
+        if torch.is_grad_enabled():
+            batch = self.gradient_batch or max(1, batch // _GRADIENT_MEMORY)
+        results = []
+        for first in range(0, len(images), batch):
+            part = images[first : first + batch].to(dtype)
             times = torch.full((len(part),), told, dtype=dtype, device=part.device)
             labels = torch.full((len(part),), plane, dtype=torch.long, device=part.device)
+            output = self._call_network(part, times, labels, keep=len(part) == len(images))
+            results.append(output.to(images.dtype))
+        return torch.cat(results)
+
+    def _call_network(self, images: Tensor, times: Tensor, labels: Tensor, *, keep: bool) -> Tensor:
+        """Network output for a batch; with gradients, ``keep`` keeps activations for the backward pass."""
+        if not torch.is_grad_enabled():
             with torch.inference_mode():
-                output = self.network(part, times, class_labels=labels)
-            # Copied, because a tensor of inference mode could not be changed in place by the caller.
-            result[first : first + batch] = output
-        return result.reshape(*stacks.shape[:-4], *stacks.shape[-3:])
+                return self.network(images, times, class_labels=labels)
+        if keep and self.planes == "transverse":
+            return self.network(images, times, class_labels=labels)
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(
+            self.network, images, times, class_labels=labels, use_reentrant=False, preserve_rng_state=False
+        )
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .intensity import INTENSITY_RULES
-from .networks import TIME_INPUTS, NetworkConfig, build_network
+from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
 
 METADATA_KEY = "sirf_diffusion"
@@ -79,6 +79,7 @@ class ModelConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        check_time_input(self.architecture, self.time_input)
         if self.prediction == "v" and not self.schedule.variance_preserving:
             raise ValueError(f"v-prediction needs a variance-preserving schedule, found {self.schedule.name!r}")
         object.__setattr__(self, "voxel_size", checked_voxel_size(self.voxel_size))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from ..images import ImageGeometry
+from ..models.conditioning import anatomical_on
 from .anchor import QuadraticAnchorPrior
 from .base import Prior
 from .bowsher import BowsherPrior
+
+if TYPE_CHECKING:
+    from ..patient_space import AnatomicalImage
 
 
 class LatePrior(Prior):
@@ -102,11 +106,11 @@ class LateBowsherPrior(LatePrior):
     def __init__(self, num_neighbours: int | None = None, penalisation_factor: float = 1.0) -> None:
         super().__init__(penalisation_factor)
         self._num_neighbours = num_neighbours
-        self._anatomical: Tensor | None = None
+        self._anatomical: Tensor | AnatomicalImage | None = None
         self._kappa: Tensor | None = None
 
-    def set_anatomical(self, anatomical: Tensor | None) -> None:
-        """MR or CT image ``[z, y, x]`` on the image grid."""
+    def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None) -> None:
+        """MR or CT image: ``[z, y, x]`` on the image grid, or in its own space, to be resampled."""
         self._anatomical = anatomical
         self.renew()
 
@@ -124,4 +128,5 @@ class LateBowsherPrior(LatePrior):
     def _make(self, geometry: ImageGeometry) -> Prior:
         if self._anatomical is None:
             raise ValueError("BowsherPrior has no anatomical image: call set_anatomical_image(image) before set_up()")
-        return BowsherPrior(geometry, self.penalisation_factor, self._anatomical, self._num_neighbours, self._kappa)
+        anatomical = anatomical_on(self._anatomical, geometry)
+        return BowsherPrior(geometry, self.penalisation_factor, anatomical, self._num_neighbours, self._kappa)

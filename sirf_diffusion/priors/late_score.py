@@ -16,6 +16,7 @@ from .score import ScorePrior
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
+    from ..patient_space import AnatomicalImage
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class LateScorePrior(Prior):
     penalisation_factor
         :math:`\beta`.
     planes
-        ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes.
+        ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes (``"volume"`` if the network takes those).
     intensity_scale
         ``c`` in image units; None to estimate it.
     device
@@ -77,7 +78,7 @@ class LateScorePrior(Prior):
         self.geometry: ImageGeometry | None = None
         self._scale = intensity_scale
         self._kappa: Tensor | None = None
-        self._anatomical: Tensor | None = None
+        self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance = 0.0
         self._prior: ScorePrior | None = None
         self._warned = False
@@ -116,9 +117,9 @@ class LateScorePrior(Prior):
         """Prepare for images of this grid; an estimated intensity scale is kept."""
         if geometry != self.geometry:
             self.geometry, self._prior = geometry, None
-        for name, image in (("kappa", self._kappa), ("the anatomical image", self._anatomical)):
-            if image is not None:
-                _check_shape(image, geometry, name)
+        if self._kappa is not None:
+            _check_shape(self._kappa, geometry, "kappa")
+        _check_anatomical(self._anatomical, geometry)
         if self._scale is not None:
             self._bind()
 
@@ -151,10 +152,13 @@ class LateScorePrior(Prior):
         if self._prior is not None:
             self._prior.set_kappa(kappa)
 
-    def set_anatomical(self, anatomical: Tensor | None, guidance: float = 0.0) -> None:
-        """MR or CT image ``[z, y, x]`` on the image grid for a conditional model, with its guidance weight."""
-        if anatomical is not None and self.geometry is not None:
-            _check_shape(anatomical, self.geometry, "the anatomical image")
+    def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None, guidance: float = 0.0) -> None:
+        """MR or CT image for a conditional model, with its guidance weight.
+
+        ``[z, y, x]`` on the image grid, or in its own space: then it is resampled when the grid is known.
+        """
+        if self.geometry is not None:
+            _check_anatomical(anatomical, self.geometry)
         self._anatomical, self._guidance, self._prior = anatomical, float(guidance), None
 
     def value(self, x: Tensor) -> Tensor:
@@ -185,14 +189,21 @@ class LateScorePrior(Prior):
         return self._prior
 
     def _bind(self) -> None:
-        planes = self.planes or ("three" if self.geometry.shape[0] > 1 else "transverse")
-        options = {}
-        if self._anatomical is not None:
+        planes = self.planes or self.model.planes_for(self.geometry)
+        options: dict[str, Any] = {}
+        if self._anatomical is not None or self._guidance != 0:
             options = {"anatomical": self._anatomical, "guidance": self._guidance}
         model = self.model
         if model.geometry != self.geometry or options:
             model = model.on(self.geometry, self._scale, planes, **options)
         self._prior = ScorePrior(model, self.sigma, self.penalisation_factor, kappa=self._kappa)
+
+
+def _check_anatomical(anatomical: Tensor | AnatomicalImage | None, geometry: ImageGeometry) -> None:
+    if isinstance(anatomical, Tensor):
+        _check_shape(anatomical, geometry, "the anatomical image")
+    elif anatomical is not None:
+        anatomical.on(geometry)  # an image of another place is refused at once
 
 
 def _check_shape(image: Tensor, geometry: ImageGeometry, name: str) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
 from .base import Reconstructor
-from .defaults import get_method
+from .defaults import ADAPTATIONS, METHODS, Method, get_method
+
+if TYPE_CHECKING:
+    from .network_adaptation import NetworkAdaptation
+
+_SAMPLING = tuple(name for name, method in METHODS.items() if method.samples)
 
 
 def build_reconstructor(
@@ -21,6 +26,7 @@ def build_reconstructor(
     seed: int = 0,
     subset_order: Sequence[int] | None = None,
     prior: Any = None,
+    adaptation: Any = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstructor:
     """Make the reconstructor of a method.
@@ -43,15 +49,20 @@ def build_reconstructor(
         Of ``osem``: order of the subsets.
     prior
         Of ``map-rdp``: another penalty than the settings describe.
+    adaptation
+        Of the methods that draw posterior samples: a name of
+        `sirf_diffusion.reconstructors.defaults.ADAPTATIONS`, or an object; the method's own if omitted.
     callbacks
         Called with a ``StepRecord`` after each step.
 
     Raises
     ------
     ValueError
-        For an unknown method or setting, a setting out of range, or an order or prior that the method has no use for.
+        For an unknown method or setting, a setting out of range, or an order, prior or adaptation that the method has
+        no use for.
     """
-    values = get_method(name).with_settings(settings)
+    method = get_method(name)
+    values = method.with_settings(settings)
     for of_the_model in ("planes", "extent"):
         values.pop(of_the_model, None)
     builder = _BUILDERS[name]
@@ -60,9 +71,41 @@ def build_reconstructor(
             if name != user:
                 raise ValueError(f"{option} is for {user} only, not for {name}")
             values[option] = given
-    if get_method(name).samples:
-        values |= {"num_samples": num_samples, "seed": seed}
+    adaptation = adaptation_for(method, adaptation)
+    if method.samples:
+        values |= {"num_samples": num_samples, "seed": seed, "adaptation": adaptation}
     return builder(objective, model, intensity_scale, values, tuple(callbacks))
+
+
+def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapter: Any = None) -> NetworkAdaptation:
+    """The adaptation of a name, with settings that differ from its defaults, and the file of an adapter to start from.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or setting, or a setting out of range.
+    """
+    from .ddip import DDIPAdaptation
+    from .steerable import SteerableAdaptation
+
+    if name not in ADAPTATIONS:
+        raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
+    kind = {"ddip": DDIPAdaptation, "steerable": SteerableAdaptation}[name]
+    return kind(**ADAPTATIONS[name].with_settings(settings or {}), adapter=adapter)
+
+
+def adaptation_for(method: Method, given: Any = None) -> Any:
+    """The adaptation that a method is to use: the one given, as an object or by its name, or else the method's own.
+
+    Raises
+    ------
+    ValueError
+        If the method has no place for one.
+    """
+    if given is not None and not method.samples:
+        raise ValueError(f"{method.name} does not adapt the network: use {', '.join(_SAMPLING)}")
+    given = method.adaptation if given is None else given
+    return build_adaptation(given) if isinstance(given, str) else given
 
 
 def relative_difference_prior(
@@ -120,6 +163,18 @@ def _lisch(objective: Objective, model: Any, scale: float, values: dict[str, Any
     return LikelihoodScheduledReconstructor(objective, model, **values, callbacks=callbacks)
 
 
+def _ddip(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .ddip import DDIPReconstructor
+
+    return DDIPReconstructor(objective, model, **values, callbacks=callbacks)
+
+
+def _steerable(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
+    from .steerable import SteerableReconstructor
+
+    return SteerableReconstructor(objective, model, **values, callbacks=callbacks)
+
+
 _BUILDERS: dict[str, Callable[..., Reconstructor]] = {
     "osem": _osem,
     "map-rdp": _map_rdp,
@@ -127,4 +182,6 @@ _BUILDERS: dict[str, Callable[..., Reconstructor]] = {
     "dds": _dds,
     "hqs": _hqs,
     "lisch": _lisch,
+    "ddip": _ddip,
+    "steerable": _steerable,
 }

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
+from .adaptation import Adaptation
 from .base import check_count, check_real
 from .consistency import Consistent, DataConsistency, DiffusionStep, SmoothStep
-from .diffusion import Adaptation, DiffusionReconstructor
+from .diffusion import DiffusionReconstructor
 from .osem import herman_meyer_order
 from .records import StepRecord
 

@@ -35,6 +35,8 @@ class Method:
         the side in mm of the central square that the network covers, for small objects in a large field of view.
     quick
         Other values for a quick look.
+    adaptation
+        Name of the adaptation of the network that belongs to it, see `ADAPTATIONS`.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Method:
     num_subsets: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
+    adaptation: str | None = None
 
     def with_settings(self, given: Mapping[str, Any], *, quick: bool = False) -> dict[str, Any]:
         """Defaults, replaced by what was given.
@@ -138,9 +141,90 @@ _METHODS = (
         },
         quick={"num_steps": 15},
     ),
+    Method(
+        "ddip",
+        "DDIP",
+        "the network is fitted to the data while it denoises an MLEM image (--adapt-set)",
+        uses_model=True,
+        samples=True,
+        num_subsets=2,
+        settings={
+            "num_steps": 40,
+            "eta": 0.85,
+            "sigma_start": 0.7,
+            "final_step": True,
+            "target": None,
+            "smoothing": 8.0,
+            "planes": None,
+            "extent": None,
+        },
+        quick={"num_steps": 15},
+        adaptation="ddip",
+    ),
+    Method(
+        "steerable",
+        "Steerable",
+        "lisch with a network that is steered towards the data (--adapt-set)",
+        uses_model=True,
+        samples=True,
+        num_subsets=2,
+        settings={
+            "num_steps": 40,
+            "eta": 1.0,
+            "step_size": 1.8,
+            "target": None,
+            "num_em_iterations": None,
+            "smoothing": 8.0,
+            "planes": None,
+            "extent": None,
+        },
+        quick={"num_steps": 15},
+        adaptation="steerable",
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+
+
+@dataclass(frozen=True)
+class AdaptationChoice:
+    """An adaptation of the network by its name on the command line, with its defaults; see `NetworkAdaptation`."""
+
+    name: str
+    about: str
+    settings: Mapping[str, Any]
+
+    def with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults, replaced by what was given; ValueError for an unknown setting."""
+        if unknown := sorted(set(given) - set(self.settings)):
+            known = ", ".join(f"{k}={v}" for k, v in self.settings.items())
+            raise ValueError(f"the adaptation {self.name} has no setting {unknown[0]!r}; it has {known}")
+        return {**self.settings, **given}
+
+
+ADAPTATIONS: dict[str, AdaptationChoice] = {
+    choice.name: choice
+    for choice in (
+        AdaptationChoice(
+            "ddip",
+            "EM targets, and the network fitted to them; the projector is not differentiated",
+            {
+                "coupling": "hqs", "rank": 4, "biases": True, "learning_rate": 3e-3, "num_rounds": 1, "num_inner": 5,
+                "num_updates": 5, "beta": 12.0, "total_variation": 0.0, "every": 1, "sigma_max": None,
+                "carry_optimiser": False, "cap": True,
+            },
+        ),
+        AdaptationChoice(
+            "steerable",
+            "low-rank changes towards what the method's data step makes of the denoised image",
+            {
+                "coupling": "data-step", "rank": 4, "biases": True, "learning_rate": 5e-3, "num_rounds": 1,
+                "num_inner": 5, "num_updates": 5, "beta": 12.0, "total_variation": 0.0, "every": 1, "sigma_max": 3.0,
+                "carry_optimiser": False, "cap": True,
+            },
+        ),
+    )
+}  # fmt: skip
 
 #: Posterior samples of the sampling methods.
 NUM_SAMPLES = 5

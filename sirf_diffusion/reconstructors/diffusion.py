@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.objective import NativeImages, Objective
+from .adaptation import Adaptation
 from .base import Reconstructor, check_count, check_real
 from .chain import Chain
 from .checkpoint import Checkpoint
@@ -27,19 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SIGMA_END = 0.05
-
-
-class Adaptation(Protocol):
-    """The adaptation seam: fit the prior to the data while sampling (steerable sampling, deep image priors)."""
-
-    def __call__(self, model: ScoreModel, x: Tensor, step: DiffusionStep) -> ScoreModel | None:
-        """Called after each data step with the model and the data-consistent images ``[samples, z, y, x]``.
-
-        Returns the model for the steps that follow, or None to keep the present one. All samples share it. An
-        adaptation that changes weights must work on its own copy, so that the model given to the reconstructor stays
-        as it was.
-        """
-        ...
+_ADAPTED = "adaptation."
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ class DiffusionReconstructor(Reconstructor):
     With :math:`u` in network units, :math:`x = c\,u`, and noise levels :math:`t_1 > \dots > t_K`:
 
     .. math::
+        \mathrm{model} &\leftarrow \mathrm{adaptation}(\mathrm{model}, u) \\
         (u_0, \epsilon) &= \mathrm{model}(u, t_k) \\
         x &= \mathrm{consistency}(c\,u_0) \\
         u &\leftarrow \gamma' (u_0 + \Delta) + \sqrt{\nu'^2 - (\eta b)^2}\, \epsilon + \eta b\, z
@@ -94,7 +84,8 @@ class DiffusionReconstructor(Reconstructor):
     spacing
         Spacing of the times, see ``NoiseSchedule.timesteps``.
     adaptation
-        See :class:`Adaptation`.
+        Fits the model to the data before it denoises, see
+        :class:`~sirf_diffusion.reconstructors.adaptation.Adaptation`; with one, samples are no longer independent.
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
     resume_from
@@ -149,6 +140,8 @@ class DiffusionReconstructor(Reconstructor):
             "spacing": spacing,
             **({} if consistency is None else consistency.settings),
         }
+        if adaptation is not None:
+            self.settings["adaptation"] = adaptation.settings
         if model.geometry is not None:
             _check_grid(model, objective)
         self._samples: Tensor | None = None
@@ -178,11 +171,21 @@ class DiffusionReconstructor(Reconstructor):
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale)
+        if self.adaptation is not None:
+            self._set_up_adaptation(self.adaptation)
         self._preparation = Cost.now(self.objective, self.model) - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
             self._resumed.check(self.resume_from, self._fingerprint())
             self._preparation = Cost(**self._resumed.metadata["preparation"])
+
+    def _set_up_adaptation(self, adaptation: Adaptation) -> None:
+        fixed = (self.objective, self.model, self.consistency, self.num_steps)
+        if self._resumed is None:
+            adaptation.set_up(*fixed)
+        else:
+            adaptation.restore(*fixed, self._resumed.metadata["adaptation"])
+        self.settings["adaptation"] = adaptation.settings
 
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
@@ -210,6 +213,8 @@ class DiffusionReconstructor(Reconstructor):
         self.record["trace"] = [dict(entry) for entry in self._steps]
         if self.consistency is not None:
             self.record.update(self.consistency.summary())
+        if self.adaptation is not None:
+            self.record["adaptation"] = self.adaptation.summary()
         return self
 
     def get_samples(self) -> Any:
@@ -240,15 +245,17 @@ class DiffusionReconstructor(Reconstructor):
         self._counted = Cost.now(self.objective, self.model)
         self._earlier = self._preparation
         self._listening = 0.0
-        chain = self.begin() if self._resumed is None else self._resume(self._resumed)
         model = self.model
+        if self.adaptation is not None:
+            model = self.adaptation.begin(model, self.num_samples, self.batch_size)
+        chain = self.begin() if self._resumed is None else self._resume(self._resumed)
         while chain.step < self.num_steps:
+            if self.adaptation is not None:
+                model = self.adaptation(model, chain.u, self._level(chain)) or model
             denoised = self.denoise(chain, model)
             step = denoised.step
             data = self._consistent(denoised.image, step)
             chain.x, chain.step = data.x, step.index + 1
-            if self.adaptation is not None:
-                model = self.adaptation(model, data.x, step) or model
             if chain.step < self.num_steps:
                 self.renoise(chain, denoised, model)
             if not bool(torch.isfinite(chain.u.sum() + chain.x.sum())):
@@ -273,10 +280,13 @@ class DiffusionReconstructor(Reconstructor):
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
-        t = self.times[chain.step]
-        u0, eps = model.predict(chain.u, t)
-        step = DiffusionStep(chain.step, self.num_steps, t, float(model.schedule.sigma(t)))
+        step = self._level(chain)
+        u0, eps = model.predict(chain.u, step.t)
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
+
+    def _level(self, chain: Chain) -> DiffusionStep:
+        t = self.times[chain.step]
+        return DiffusionStep(chain.step, self.num_steps, t, float(self.model.schedule.sigma(t)))
 
     def renoise(self, chain: Chain, denoised: Denoised, model: ScoreModel) -> None:
         """Last part of a step: the noisy images of the next noise level, from the data-consistent ones ``chain.x``."""
@@ -301,6 +311,7 @@ class DiffusionReconstructor(Reconstructor):
             log_likelihood_after=data.after,
             target=data.target,
             num_inner=data.num_inner,
+            loss=None if self.adaptation is None else self.adaptation.loss,
             forward=cost.forward,
             back=cost.back,
             network_evaluations=cost.evaluations,
@@ -323,12 +334,16 @@ class DiffusionReconstructor(Reconstructor):
         return cost
 
     def _checkpoint(self, chain: Chain) -> Checkpoint:
+        adapted: dict[str, Tensor] = {}
+        if self.adaptation is not None:
+            adapted = {f"{_ADAPTED}{name}": tensor for name, tensor in self.adaptation.tensors().items()}
         return Checkpoint(
-            chain.tensors(),
+            chain.tensors() | adapted,
             {
                 "fingerprint": self._fingerprint(),
                 "intensity_scale": float(self.model.intensity_scale),
                 "consistency": {} if self.consistency is None else self.consistency.state(),
+                "adaptation": None if self.adaptation is None else self.adaptation.state(),
                 "preparation": asdict(self._preparation),
                 "cost": asdict(self._cost()),
                 "step": chain.step,
@@ -341,6 +356,9 @@ class DiffusionReconstructor(Reconstructor):
         self._earlier = Cost(**checkpoint.metadata["cost"])
         self._steps = [dict(entry) for entry in checkpoint.metadata["steps"]]
         self._trace = list(checkpoint.metadata["log_likelihood"])
+        if self.adaptation is not None:
+            kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
+            self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
         device = self.objective.sensitivity().device
         return Chain.of(checkpoint.tensors, checkpoint.metadata["step"], self.model.device, device)
 
@@ -390,13 +408,15 @@ def early_em_image(objective: Objective, initial: Tensor, num_updates: int = 10)
     return x
 
 
-def reverse_times(schedule: Any, num_steps: int, t_end: float | None, spacing: str) -> list[float]:
+def reverse_times(
+    schedule: Any, num_steps: int, t_end: float | None, spacing: str, t_start: float | None = None
+) -> list[float]:
     """Times at which the network is asked, descending; the last one is ``t_end``, where sigma is 0.05 if omitted."""
     if t_end is None:
         t_end = float(schedule.t_of_sigma(SIGMA_END))
     if num_steps == 1:
-        return [float(schedule.t_max)]
-    return [float(t) for t in schedule.timesteps(num_steps - 1, t_end, spacing)]
+        return [float(schedule.t_max if t_start is None else t_start)]
+    return [float(t) for t in schedule.timesteps(num_steps - 1, t_end, spacing, t_start)]
 
 
 def _check_grid(model: ScoreModel, objective: Objective) -> None:

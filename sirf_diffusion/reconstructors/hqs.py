@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ..engines.objective import Objective
+from ..engines.objective import Evaluation, Objective
+from .adaptation import Adaptation
 from .base import check_count, check_real
 from .consistency import Consistent, DataConsistency, DiffusionStep
-from .diffusion import Adaptation, DiffusionReconstructor
+from .diffusion import DiffusionReconstructor
 from .osem import em_update, herman_meyer_order, penalised_em_step
 from .records import StepRecord
 
@@ -99,16 +100,22 @@ class PenalisedEM(DataConsistency):
         """Parameters, ready for JSON."""
         return {"num_inner": self.num_inner, "beta": self.beta}
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
-        """Make ``num_inner`` updates, started at the denoised image."""
+    def __call__(self, prior_image: Tensor, step: DiffusionStep, evaluation: Evaluation | None = None) -> Consistent:
+        """Make ``num_inner`` updates, started at the denoised image.
+
+        ``evaluation`` is that of all data at ``admissible(prior_image)``, if the caller has it already: without
+        subsets, it saves a projection.
+        """
         num_subsets = self.objective.num_subsets
         order = herman_meyer_order(num_subsets)
+        given = evaluation
         rho = self.beta / (self.intensity_scale * step.sigma) ** 2 / num_subsets
         x = self.admissible(prior_image)
         before: list[float] | None = None
         for inner in range(self.num_inner):
             subset = order[(step.index * self.num_inner + inner) % num_subsets] if num_subsets > 1 else None
-            evaluation = self.objective.at(x, subset)
+            first = inner == 0 and subset is None and given is not None
+            evaluation = given if first else self.objective.at(x, subset)
             if inner == 0 and subset is None:
                 before = evaluation.value.tolist()
             x_em = em_update(self.objective, x, subset, evaluation=evaluation)

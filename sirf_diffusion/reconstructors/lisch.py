@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
+from .adaptation import Adaptation
 from .base import check_count, check_real
 from .consistency import RELATIVE_FLOOR, Consistent, DataConsistency, DiffusionStep, SmoothStep
-from .diffusion import Adaptation, DiffusionReconstructor
+from .diffusion import DiffusionReconstructor
 from .likelihood_schedule import LikelihoodSchedule
 from .records import StepRecord
 

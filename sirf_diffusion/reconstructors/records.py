@@ -36,6 +36,8 @@ class StepRecord:
         Log-likelihood that the data step had to reach.
     num_inner
         Data-step updates, per sample.
+    loss
+        Of the network's adaptation, before its first update at this noise level.
     forward, back
         Projections so far, in full-data equivalents, all samples and the preparation included.
     network_evaluations
@@ -56,6 +58,7 @@ class StepRecord:
     log_likelihood_after: list[float] | None = None
     target: float | None = None
     num_inner: list[int] | None = None
+    loss: float | None = None
     forward: float = 0.0
     back: float = 0.0
     network_evaluations: int = 0
@@ -143,4 +146,6 @@ def _numbers(record: StepRecord) -> list[str]:
         parts.append(f"target {record.target:.7g}")
     if record.num_inner:
         parts.append(f"{sum(record.num_inner) / len(record.num_inner):.3g} inner")
+    if record.loss is not None:
+        parts.append(f"loss {record.loss:.4g}")
     return parts

@@ -64,6 +64,12 @@ class HeadAnatomy:
         return (0.096 * inside + (0.14 - 0.096) * bone - 0.006 * self.tissues["scalp"]).astype(np.float32)
 
     @property
+    def labels(self) -> NDArray[np.uint8]:
+        """1 plus the position in ``tissues`` of what fills most of a voxel; 0 in air."""
+        shares = np.stack([1 - sum(self.tissues.values()), *self.tissues.values()])
+        return np.argmax(shares, axis=0).astype(np.uint8)
+
+    @property
     def brain(self) -> Array:
         """Fraction of grey and white matter."""
         return self.tissues["grey"] + self.tissues["white"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,15 +49,22 @@ def draw_lesions(rng: np.random.Generator, anatomy: HeadAnatomy, at_most: int) -
             continue
         centre = np.unravel_index(candidates[rng.integers(candidates.size)], shape)
         radii = rng.uniform(3.0, 14.0) * rng.uniform(0.7, 1.3, 3) / anatomy.voxel_size
-        reach = [int(np.ceil(1.6 * r)) + 1 for r in radii]
-        box = tuple(slice(max(0, c - h), c + h + 1) for c, h in zip(centre, reach, strict=True))
-        ranges = [np.arange(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)]
-        grid = np.meshgrid(*ranges, indexing="ij")
-        r = np.sqrt(sum(((g - c) / radius) ** 2 for g, c, radius in zip(grid, centre, radii, strict=True)))
-        soft = 1 / (1 + np.exp(np.clip((r - 1) / 0.08, -30, 30)))
         change = rng.uniform(1.3, 2.5) if rng.random() < 0.6 else rng.uniform(0.1, 0.7)
-        lesions.append(Lesion(box, soft.astype(np.float32), change))
+        lesions.append(soft_ellipsoid(shape, centre, radii, change))
     return lesions
+
+
+def soft_ellipsoid(
+    shape: tuple[int, ...], centre: Sequence[float], radii: Sequence[float] | NDArray[np.float64], factor: float
+) -> Lesion:
+    """A lesion of given centre and radii, both in voxels, with an edge of about a tenth of the radius."""
+    reach = [int(np.ceil(1.6 * r)) + 1 for r in radii]
+    box = tuple(slice(max(0, int(c) - h), int(c) + h + 1) for c, h in zip(centre, reach, strict=True))
+    ranges = [np.arange(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)]
+    grid = np.meshgrid(*ranges, indexing="ij")
+    r = np.sqrt(sum(((g - c) / radius) ** 2 for g, c, radius in zip(grid, centre, radii, strict=True)))
+    soft = 1 / (1 + np.exp(np.clip((r - 1) / 0.08, -30, 30)))
+    return Lesion(box, soft.astype(np.float32), factor)
 
 
 def lesions_in_mr(

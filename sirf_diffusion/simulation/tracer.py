@@ -90,9 +90,16 @@ def simulate_activity(
 
 
 def draw_activity(
-    anatomy: HeadAnatomy, seed: int, contrast: TracerContrast | None = None, psf_fwhm: float | None = None
+    anatomy: HeadAnatomy,
+    seed: int,
+    contrast: TracerContrast | None = None,
+    psf_fwhm: float | None = None,
+    lesions: list[Lesion] | None = None,
 ) -> tuple[Array, list[Lesion]]:
-    """`simulate_activity` (the same arguments, the same numbers) together with the lesions that are in it."""
+    """`simulate_activity` (the same arguments, the same numbers) together with the lesions that are in it.
+
+    With ``lesions`` those are put in, instead of what would be drawn.
+    """
     from scipy.ndimage import gaussian_filter
 
     contrast = contrast or TracerContrast()
@@ -112,7 +119,8 @@ def draw_activity(
         factor = contrast.draw(rng, contrast.regions.get(name, usual[name in DEEP_GREY]))
         activity *= 1 + (factor - 1) * mask * anatomy.brain
     activity *= np.exp(contrast.regional_sd * smooth_field(rng, shape, 28.0 / anatomy.voxel_size) * anatomy.brain)
-    lesions = draw_lesions(rng, anatomy, contrast.max_lesions)
+    drawn = draw_lesions(rng, anatomy, contrast.max_lesions)
+    lesions = drawn if lesions is None else lesions
     change = np.ones(shape, np.float32)
     for lesion in lesions:
         lesion.multiply(change, lesion.factor)

@@ -31,7 +31,7 @@ _KEYS: dict[str, list[tuple[str, str, str]]] = {
         ("seed", "seed", "seed of weights, batches and noise"),
     ],
     "data": [
-        ("crops", "crops", "sides of the square crops in pixels, one of them for each batch"),
+        ("crops", "crops", "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch"),
         ("planes", "planes", "slice orientations: 0 transverse, 1 coronal, 2 sagittal"),
     ],
     "noise": [
@@ -76,6 +76,10 @@ _NETWORK = {
     "in_channels": "1, or 2 for a network that is shown the anatomical image (MR or CT)",
     "out_channels": "always 1",
     "patch_size": "blocks of pixels that the network works on: 2 is four times faster than 1, and a little less sharp",
+    "spatial_dims": "2: slices; 3: volumes, trained on cubes (num_class_embeds is 0 then, and planes have no meaning)",
+    "num_networks": "3: a network of its own for each slice orientation (num_class_embeds is 0 then)",
+    "norm_eps": "added to the variance by the normalisation",
+    "kind": "unet, or drunet: a convolutional denoiser (takes channels and num_res_blocks; prediction x0, schedule ve)",
 }
 _SCHEDULE = "vp (beta_min, beta_max), ve (sigma_min, sigma_max) or ddpm (num_train_steps, beta_start, beta_end)"
 _AUGMENTATION = "random changes of the training images, see sirf_diffusion.training.Augmentation"
@@ -122,7 +126,7 @@ def configuration(content: dict[str, Any]) -> Configuration:
     _check_known("run", run, _OPTIONS)
     options = RunOptions(**{k: _like("run", k, v, getattr(RunOptions(), k)) for k, v in run.items()})
     if "network" in content:
-        changes["architecture"] = NetworkConfig.from_dict(DEFAULT.architecture.to_dict() | content.pop("network"))
+        changes["architecture"] = _network(content.pop("network"))
     if "schedule" in content:
         changes["schedule"] = _schedule(content.pop("schedule"))
     if "augmentation" in content:
@@ -148,7 +152,7 @@ def default_text() -> str:
         lines += ["", f"[{table}]"] if table else [""]
         lines += [_line(key, getattr(DEFAULT, name), text) for key, name, text in keys]
     lines += ["", "[network]"]
-    lines += [_line(key, value, _NETWORK[key]) for key, value in DEFAULT.architecture.to_dict().items()]
+    lines += [_line(key, getattr(DEFAULT.architecture, key), text) for key, text in _NETWORK.items()]
     lines += ["", f"[schedule]  # {_SCHEDULE}"]
     lines += [_line(key, value) for key, value in DEFAULT.schedule.to_config().items()]
     lines += ["", f"[augmentation]  # {_AUGMENTATION}"]
@@ -167,6 +171,17 @@ def _parse(text: str) -> dict[str, Any]:
         except ImportError as error:
             raise ImportError("TOML files need Python 3.11, or: pip install tomli") from error
     return tomllib.loads(text)
+
+
+def _network(table: Any) -> NetworkConfig:
+    known = [item.name for item in fields(NetworkConfig)]
+    _check_known("network", table, known)
+    defaults = {name: getattr(DEFAULT.architecture, name) for name in known}
+    if table.get("spatial_dims", 2) == 3 or table.get("num_networks", 1) != 1 or table.get("kind") == "drunet":
+        defaults["num_class_embeds"] = 0
+    if table.get("kind") == "drunet":
+        defaults["patch_size"] = 1
+    return NetworkConfig.from_dict(defaults | table)
 
 
 def _schedule(table: dict[str, Any]) -> NoiseSchedule:

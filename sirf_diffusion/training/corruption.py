@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.networks import network_time
+from ..models.networks import memory_format, network_time
 from ..models.schedules import NoiseSchedule, prediction_target
 from .recipes import Recipe
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a network is shown (``images`` ``[B, in, H, W]``, ``time`` ``[B]``) and what is wanted of it."""
+    """What a network is shown (``images`` ``[B, in, (D,) H, W]``, ``time`` ``[B]``) and what is wanted of it."""
 
     images: Tensor
     time: Tensor
@@ -37,7 +37,7 @@ class Example:
     def loss(self, predicted: Tensor) -> Tensor:
         """Mean squared error, weighted image by image."""
         error = (predicted.float() - self.target).square()
-        return error.mean() if self.weight is None else (error * self.weight[:, None, None, None]).mean()
+        return error.mean() if self.weight is None else (error * over_images(self.weight, error)).mean()
 
 
 class Corruption:
@@ -50,25 +50,33 @@ class Corruption:
         self.recipe, self.device = recipe, device
 
     def example(self, images: Tensor, planes: Tensor, step: int, rank: int = 0, world: int = 1) -> Example:
-        """Training example of clean slices ``[n, 1 or 2, H, W]``, the second channel the anatomical image."""
+        """Training example of clean slices ``[n, 1 or 2, H, W]``, or patches ``[n, 1 or 2, D, H, W]``.
+
+        The second channel is the anatomical image.
+        """
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         sigma = draw_noise_levels(recipe, generator)[rank::world]
-        noise = torch.randn((recipe.batch_size, 1, *images.shape[-2:]), generator=generator)[rank::world]
+        noise = torch.randn((recipe.batch_size, 1, *images.shape[2:]), generator=generator)[rank::world]
         u0, schedule = images[:, :1], recipe.schedule
         t = schedule.t_of_sigma(sigma)
-        gamma, nu = (f(t)[:, None, None, None] for f in (schedule.gamma, schedule.nu))
+        gamma, nu = (over_images(f(t), images) for f in (schedule.gamma, schedule.nu))
         shown = gamma * u0 + nu * noise
         if not schedule.variance_preserving:
             shown = shown / torch.sqrt(gamma * gamma + nu * nu)
         if recipe.conditional:
             kept = torch.rand(recipe.batch_size, generator=generator)[rank::world] >= recipe.condition_dropout
-            shown = torch.cat((shown, images[:, 1:] * kept[:, None, None, None]), 1)
+            shown = torch.cat((shown, images[:, 1:] * over_images(kept, images)), 1)
         target = prediction_target(recipe.prediction, u0, noise, gamma, nu)
         weight = None if recipe.weighting == "uniform" else edm_weights(recipe, t)
         time = network_time(recipe.time_input, schedule, t)
-        shown = shown.contiguous(memory_format=torch.channels_last)
+        shown = shown.contiguous(memory_format=memory_format(recipe.architecture))
         return Example(*(_moved(value, self.device) for value in (shown, time, planes, target, weight)))
+
+
+def over_images(values: Tensor, images: Tensor) -> Tensor:
+    """One value for each image, ``[n]``, in a shape that multiplies images ``[n, ...]``."""
+    return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
 def draw_noise_levels(recipe: Recipe, generator: torch.Generator) -> Tensor:

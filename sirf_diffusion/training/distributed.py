@@ -44,13 +44,14 @@ class Processes:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network whose backward pass averages gradients over processes."""
+    def wrap(self, network: nn.Module, device: torch.device, *, partial: bool = False) -> nn.Module:
+        """The network whose backward pass averages gradients over processes; ``partial``: not all weights have some."""
         if self.world == 1:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+        devices = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=partial)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over processes."""

@@ -11,6 +11,8 @@ from ..models.networks import NetworkConfig
 from ..models.score_model import ScoreModel
 from .recipes import Recipe
 
+_FIRST_LAYERS = ("conv_in.conv.weight", "head.weight")
+
 
 @dataclass(frozen=True)
 class Start:
@@ -56,9 +58,11 @@ def with_more_inputs(weights: dict[str, Tensor], old: NetworkConfig, new: Networ
     """Weights of the network with more input images, on which they do not depend yet."""
     if new.in_channels == old.in_channels:
         return weights
-    name = next(name for name in weights if name.endswith("conv_in.conv.weight"))
-    first = weights[name]
-    extra = (new.in_channels - old.in_channels) * new.patch_size**2
-    # Pixel unshuffling keeps the pixels of an image together, so that new images come last.
-    zeros = first.new_zeros((first.shape[0], extra, *first.shape[2:]))
-    return weights | {name: torch.cat((first, zeros), 1)}
+    extra = (new.in_channels - old.in_channels) * new.patch_size**new.spatial_dims
+    extended = dict(weights)
+    for name, first in weights.items():
+        if name.endswith(_FIRST_LAYERS):
+            # Pixel unshuffling keeps the pixels of an image together, so that new images come last.
+            zeros = first.new_zeros((first.shape[0], extra, *first.shape[2:]))
+            extended[name] = torch.cat((first, zeros), 1)
+    return extended

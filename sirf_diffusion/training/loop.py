@@ -189,7 +189,7 @@ class TrainingLoop:
         training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
         return ModelConfig(
             recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.voxel_size,
-            tracer=self.source.tracer, licence="Apache-2.0" if recipe.subjects else "", training=training,
+            tracer=self.source.tracer, licence="Apache-2.0" if recipe.simulated else "", training=training,
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:

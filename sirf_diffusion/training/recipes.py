@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..models.networks import TIME_INPUTS, NetworkConfig
+from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
+from .data.phantom_data import PhantomOptions
 
 WEIGHTINGS = ("uniform", "edm")
 DECAYS = ("linear", "cosine")
@@ -40,9 +41,10 @@ class Recipe:
     schedule
         Noise schedule.
     crops
-        Side of the square crops in pixels, multiples of ``architecture.multiple``; each batch has one of them.
+        Side of the square crops, or cubes for a network of volumes, in pixels, multiples of
+        ``architecture.multiple``; each batch has one of them.
     batch_size
-        Slices of a step, over all processes and accumulated parts together.
+        Slices, or cubes, of a step, over all processes and accumulated parts together.
     cycles
         Steps of each learning-rate cycle.
     learning_rate, warmup_steps, decay, gradient_clip
@@ -63,13 +65,18 @@ class Recipe:
         Share of training images whose anatomical image is replaced by zeros, for guidance without a classifier
         (Ho and Salimans 2022, arXiv:2207.12598).
     planes
-        Slice orientations: 0 transverse, 1 coronal, 2 sagittal.
+        Slice orientations: 0 transverse, 1 coronal, 2 sagittal. Without meaning for a network of volumes.
     augmentation
         Random changes of the images of a data file.
     accumulation
         Parts in which a step's batch is computed, to save memory.
     precision
         ``"bfloat16"`` (weights stay float32) or ``"float32"``.
+    phantoms
+        Subjects to simulate as a file of training volumes, for recipes that need more of them than their activity;
+        ``subjects`` is empty then.
+    init
+        Bundled model to start from; empty for random weights.
     validate_every, patience
         Steps between validations; validations without improvement after which training stops early (0: never).
     seed
@@ -111,6 +118,8 @@ class Recipe:
     gradient_clip: float = 1.0
     accumulation: int = 1
     precision: str = "bfloat16"
+    phantoms: PhantomOptions | None = None
+    init: str = ""
     validate_every: int = 1000
     patience: int = 0
 
@@ -146,8 +155,16 @@ class Recipe:
         labels = self.architecture.num_class_embeds
         if labels and max(self.planes) >= labels:
             raise ValueError(f"planes = {self.planes} need a network of 3 orientations, found {labels}")
+        if self.architecture.num_networks == 3 and set(self.planes) != {0, 1, 2}:
+            raise ValueError(f"planes = {self.planes} leave some of the three networks untrained: use 0, 1 and 2")
+        check_time_input(self.architecture, self.time_input)
         if self.architecture.in_channels > 2:
             raise ValueError("a network in training takes 1 (noisy) or 2 (noisy, anatomical) images")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the recipe makes its own subjects."""
+        return bool(self.subjects) or self.phantoms is not None
 
     @property
     def num_steps(self) -> int:
@@ -186,8 +203,17 @@ class Recipe:
         return content
 
 
-#: Seeds from 9000 on are kept for examples, tests and benchmarks: no recipe may train or validate on them.
-FIRST_HELD_OUT_SUBJECT = 9000
+_HEAD = NetworkConfig(
+    channels=(32, 64, 128),
+    attention_levels=(False, False, False),
+    num_res_blocks=2,
+    num_head_channels=32,
+    patch_size=2,
+)
+_CONTINUED: dict[str, Any] = {
+    "subjects": (), "validation_subjects": (), "init": "brain-fdg", "learning_rate": 4e-4, "warmup_steps": 300,
+    "decay": "cosine",
+}  # fmt: skip
 
 RECIPES = {
     recipe.name: recipe
@@ -197,13 +223,23 @@ RECIPES = {
             tracer="[18F]FDG, head",
             subjects=tuple(range(64)),
             validation_subjects=tuple(range(800, 804)),
-            architecture=NetworkConfig(
-                channels=(32, 64, 128),
-                attention_levels=(False, False, False),
-                num_res_blocks=2,
-                num_head_channels=32,
-                patch_size=2,
-            ),
+            architecture=_HEAD,
+        ),
+        Recipe(
+            name="brain-fdg-mr",
+            tracer="[18F]FDG, head",
+            architecture=replace(_HEAD, in_channels=2),
+            phantoms=PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0)),
+            cycles=(8000,),
+            **_CONTINUED,
+        ),
+        Recipe(
+            name="brain",
+            tracer="many tracers, head",
+            architecture=_HEAD,
+            phantoms=PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0)),
+            cycles=(7000,),
+            **_CONTINUED,
         ),
     )
 }

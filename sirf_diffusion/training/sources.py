@@ -30,7 +30,10 @@ class Source(Protocol):
     provenance: dict[str, Any]
 
     def batch(self, step: int, size: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        """Share of this process in a step's slices ``[n, 1 or 2, crop, crop]``, and their orientations ``[n]``."""
+        """Share of this process in a step's slices ``[n, 1 or 2, crop, crop]``, and their orientations ``[n]``.
+
+        For a network of volumes: cubes, and zeros.
+        """
 
     def validation(self) -> ValidationSet | None:
         """Slices of subjects that are not trained on; None if there are none."""
@@ -97,11 +100,14 @@ class FileSource:
         )  # fmt: skip
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Every ``world``-th slice of the step's."""
+        """Every ``world``-th slice, or cube, of the step's."""
+        if self.recipe.architecture.spatial_dims == 3:
+            cubes = self._stream.cubes(step, size, rank, world)
+            return cubes, torch.zeros(len(cubes), dtype=torch.long)
         return self._stream.batch(step, size, rank, world)
 
     def validation(self) -> ValidationSet | None:
-        """Slices of the file's validation subjects; without any, one warning and no validation."""
+        """Slices, or cubes, of the file's validation subjects; without any, one warning and no validation."""
         found = validation_set(self.path, self.recipe)
         if found is None:
             logger.warning("%s has no validation subjects: the training is not validated", self.path)
@@ -109,7 +115,7 @@ class FileSource:
 
 
 def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "validation") -> ValidationSet | None:
-    """Equidistant slices of some volumes of a split; None if it has no volumes."""
+    """Equidistant slices, or cubes, of some volumes of a split; None if it has no volumes."""
     from .data.volume_file import VolumeFile
 
     if split not in {info.split for info in VolumeFile(path).infos}:
@@ -124,6 +130,7 @@ def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "v
                 file.volume(k, "emission")[None], recipe.schedule,
                 anatomies=None if anatomy is None else anatomy[None], conditional=recipe.conditional,
                 planes=recipe.planes, multiple=recipe.architecture.multiple,
+                cube=max(recipe.crops) if recipe.architecture.spatial_dims == 3 else None,
             )
         )  # fmt: skip
     slices, planes = ([item for one in sets for item in getattr(one, name)] for name in ("slices", "planes"))

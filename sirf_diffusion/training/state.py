@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.networks import build_network
+from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .corruption import Example
 from .distributed import Processes
@@ -52,7 +52,7 @@ class TrainingState:
         self.network = build_network(recipe.architecture, seed=recipe.seed, device=device)
         if start is not None:
             self.network.load_state_dict(start.weights)
-        self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, foreach=True)
         self.step = 0
@@ -61,7 +61,8 @@ class TrainingState:
         self.description = {"recipe": recipe.to_dict(), **provenance}
         if start is not None:
             self.description["init"] = start.provenance
-        self._wrapped = peers.wrap(self.network, device)
+        # One network per plane: a batch may have no slice of a plane.
+        self._wrapped = peers.wrap(self.network, device, partial=recipe.architecture.num_networks > 1)
         if compiled:
             self._wrapped = torch.compile(self._wrapped)  # type: ignore[assignment]
         self.network.train()
@@ -123,6 +124,8 @@ class TrainingState:
             value.copy_(tensors[f"average/{name}"])
         if self.step:
             for name, parameter in self.network.named_parameters():
+                if f"optimiser/{name}/step" not in tensors:  # of a plane of which no slice was seen yet
+                    continue
                 state = {"step": tensors[f"optimiser/{name}/step"]}
                 for key in ("exp_avg", "exp_avg_sq"):
                     # In the memory layout of the parameter, which is faster.

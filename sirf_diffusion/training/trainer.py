@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ..environment import select_device
 from ..models.networks import build_network
+from ..outputs import jsonable
 from .checkpoint import CheckpointError
+from .data.phantom_data import PhantomOptions, build_phantoms
+from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
@@ -47,7 +52,7 @@ def train(
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
-        Model to start from, a name or a file; it decides network, schedule and prediction.
+        Model to start from, a name or a file; it decides network, schedule and prediction. The recipe's if omitted.
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
@@ -76,7 +81,7 @@ def train(
     """
     recipe, out = _known(recipe), Path(out)
     if data is not None:
-        recipe = replace(recipe, subjects=(), validation_subjects=())
+        recipe = replace(recipe, subjects=(), validation_subjects=(), phantoms=None)
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".training")
     for folder in (work, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +89,8 @@ def train(
         torch.set_num_threads(threads)
     where = select_device(device)
     start = None
-    if init is not None:
-        recipe, start = fine_tuning(recipe, os.fspath(init))
+    if init is not None or recipe.init:
+        recipe, start = fine_tuning(recipe, os.fspath(init or recipe.init))
     with processes(where) as peers:
         where = peers.device(where)
         if recipe.batch_size % (peers.world * recipe.accumulation):
@@ -117,11 +122,32 @@ def _known(recipe: str | Recipe) -> Recipe:
 def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> Source:
     if data is not None:
         return FileSource(data, recipe)
+    if recipe.phantoms is not None:
+        path = work / "phantoms.h5"
+        if peers.first:
+            _simulate(path, recipe.phantoms)
+        peers.wait()
+        return FileSource(path, recipe)
     if not recipe.subjects:
         raise ValueError(f"recipe {recipe.name!r} simulates no subjects: give a data file (--data)")
+    if recipe.architecture.spatial_dims == 3:
+        raise ValueError("simulated recipes train on slices: make a file with `sirf-diffusion data phantom` (--data)")
     if recipe.conditional:
         raise ValueError("simulated recipes have no anatomical images: make a file with `sirf-diffusion data phantom`")
     if peers.first:
         source = SimulatedSource(recipe, work)
     peers.wait()
     return source if peers.first else SimulatedSource(recipe, work)
+
+
+def _simulate(path: Path, options: PhantomOptions) -> None:
+    """The subjects, unless an earlier run made them; a killed simulation goes on where it was."""
+    if path.exists():
+        found = json.loads(VolumeFile(path).attributes["settings"])
+        if any(found.get(key) != value for key, value in jsonable(asdict(options)).items()):
+            raise ValueError(
+                f"{path} holds other subjects than the recipe asks for: remove it or choose another folder"
+            )
+        return
+    with tqdm(total=options.subjects * options.draws, desc="subjects", unit="volume") as bar:
+        build_phantoms(path, options, progress=bar.update)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...images import ImageGeometry
 from ...models.denoiser import Denoiser
 from ...priors import Prior as Penalty
-from ..prior_settings import AnchorSettings, BowsherSettings, ScoreSettings
+from ..prior_settings import AnchorSettings, BowsherSettings, GuidedSettings, ScoreSettings
 from .sirf_callback import CallbackPenalty
 from .sirf_data import ImageData, error
 from .sirf_models import ImageDataProcessor
@@ -56,6 +57,15 @@ class PythonPrior(Prior):
             raise error(f"expected ImageData, found {type(image).__name__}")
         return image.tensor.clone()
 
+    @staticmethod
+    def grid(image: Any) -> ImageGeometry:
+        """Grid of an image."""
+        return image.geometry
+
+    @staticmethod
+    def position(image: Any) -> None:
+        """How the patient lies: this engine's images do not tell."""
+
     def set_kappa(self, image: ImageData) -> None:
         """Handed to the object's own ``set_kappa``."""
         if not callable(getattr(self.obj, "set_kappa", None)):
@@ -94,7 +104,7 @@ class BowsherPrior(BowsherSettings, PythonPrior):
     __doc__ = BowsherSettings.__doc__
 
 
-class ScoreImageProcessor(ImageDataProcessor):
+class ScoreImageProcessor(GuidedSettings, ImageDataProcessor):
     """Enhances an image by taking out its noise with a score model, see `sirf_diffusion.models.denoiser.Denoiser`.
 
     Parameters
@@ -121,6 +131,13 @@ class ScoreImageProcessor(ImageDataProcessor):
 
             model = ScoreModel.load(model, device=device)
         self._denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
+
+    values = staticmethod(PythonPrior.values)
+    grid = staticmethod(PythonPrior.grid)
+    position = staticmethod(PythonPrior.position)
+
+    def _hand_over(self) -> None:
+        self._denoiser.set_anatomical(self._located, self._guidance)
 
     def set_noise_level(self, value: float | None) -> None:
         """Noise level in network units; None to estimate it for each image."""

@@ -54,7 +54,7 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
     block = key.block
     check_keys(
         block,
-        {"penalisation factor", "model filename", "noise level", "planes", "device", "random seed"},
+        {"penalisation factor", "model filename", "noise level", "planes", "device", "random seed", *_ANATOMICAL},
         "map-score has no counterpart of",
     )
     if len(block.reals("noise level")) > 1:
@@ -66,6 +66,18 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
     if fold(block.text("planes", "auto")) != "auto":
         settings["planes"] = fold(block.text("planes"))
     return block.text("model filename"), settings
+
+
+def anatomical_of(par: ParFile) -> tuple[str | None, float]:
+    """Anatomical image and guidance weight of the file's ``Diffusion Score`` prior; None and 0 without."""
+    key = par.prior()
+    if key is None or fold(key.value) != "diffusion score":
+        return None, 0.0
+    filename, weight = _ANATOMICAL
+    return key.block.text(filename) or None, key.block.real(weight, 0.0)
+
+
+_ANATOMICAL = ("anatomical image filename", "guidance weight")
 
 
 def check_keys(block: ParBlock, known: set[str], complaint: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...images import ImageGeometry
+
+if TYPE_CHECKING:
+    from ...patient_space import Position
 
 
 def to_tensor(container: Any, copy: bool = True) -> Tensor:
@@ -85,6 +88,15 @@ def image_geometry(image: Any) -> ImageGeometry:
     first = (z, y + sizes[1] * (shape[1] // 2), x + sizes[2] * (shape[2] // 2))
     # Rounding to 0.1 micrometre takes away what single precision left of the cancelling terms.
     return ImageGeometry(shape, sizes, tuple(round(value, 4) + 0.0 for value in first))
+
+
+def patient_position(image: Any) -> Position | None:
+    """How the patient lies, from the signs of a SIRF image's axes; None if they are those of no known position."""
+    from ...patient_space.resampling import POSITIONS
+
+    matrix = np.asarray(image.transf_matrix(), dtype=np.float64)[:3, :3]
+    signs = tuple(int(v) for v in np.sign(np.diag(matrix)))
+    return next((position for position, known in POSITIONS.items() if known == signs), None)
 
 
 class Scratch:

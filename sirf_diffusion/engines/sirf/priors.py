@@ -9,15 +9,19 @@ uphill, and it is subtracted from the log-likelihood. Needs the compiled part of
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sirf.STIR as pet
 from torch import Tensor
 
+from ...images import ImageGeometry
 from ...priors import Prior as Penalty
 from ..prior_settings import AnchorSettings, BowsherSettings, ScoreSettings
-from .convert import to_tensor
+from .convert import image_geometry, patient_position, to_tensor
 from .handles import prior_handle
+
+if TYPE_CHECKING:
+    from ...patient_space import Position
 
 
 class PythonPrior(pet.Prior):
@@ -59,6 +63,16 @@ class PythonPrior(pet.Prior):
         if not isinstance(image, pet.ImageData):
             raise pet.error(f"expected sirf.STIR.ImageData, found {type(image).__name__}")
         return to_tensor(image)
+
+    @staticmethod
+    def grid(image: Any) -> ImageGeometry:
+        """Grid of an image."""
+        return image_geometry(image)
+
+    @staticmethod
+    def position(image: Any) -> Position | None:
+        """How the patient lies."""
+        return patient_position(image)
 
     def set_kappa(self, image: Any) -> None:
         """Image that scales the penalty locally, handed to the object's own ``set_kappa``; takes effect at once."""

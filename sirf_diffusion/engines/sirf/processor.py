@@ -10,14 +10,16 @@ import sirf.STIR as pet
 
 from ...images import ImageGeometry
 from ...models.denoiser import Denoiser
+from ..prior_settings import GuidedSettings
 from .convert import fill, image_geometry, to_tensor
 from .handles import processor_handle
+from .priors import PythonPrior
 
 if TYPE_CHECKING:
     from ...models import ScoreModel
 
 
-class ScoreImageProcessor(pet.ImageDataProcessor):
+class ScoreImageProcessor(GuidedSettings, pet.ImageDataProcessor):
     """Enhances an image by denoising it with a score model: ``x -> c D(x / c, sigma)``, negative values set to 0.
 
     ``apply``, ``process``, ``set_input`` and ``get_output`` need no compiled part. SIRF objects that take an image
@@ -62,6 +64,13 @@ class ScoreImageProcessor(pet.ImageDataProcessor):
     def handle(self, value: Any) -> None:
         self._handle = value
 
+    values = staticmethod(PythonPrior.values)
+    grid = staticmethod(PythonPrior.grid)
+    position = staticmethod(PythonPrior.position)
+
+    def _hand_over(self) -> None:
+        self.denoiser.set_anatomical(self._located, self._guidance)
+
     def set_noise_level(self, value: float | None) -> None:
         """Noise level in network units; None to estimate it for each image."""
         self.denoiser.noise_level = value
@@ -74,6 +83,7 @@ class ScoreImageProcessor(pet.ImageDataProcessor):
         """Denoise an image in place."""
         if not isinstance(image, pet.ImageData):
             raise pet.error(f"expected sirf.STIR.ImageData, found {type(image).__name__}")
+        self._see(image)
         fill(image, self.denoiser(to_tensor(image), image_geometry(image)))
 
 

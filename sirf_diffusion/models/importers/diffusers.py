@@ -18,7 +18,7 @@ _FITTING: dict[str, tuple[Any, ...]] = {
     "downsample_type": ("conv",), "upsample_type": ("conv",), "act_fn": ("silu", "swish"),
     "attn_norm_num_groups": (None,),
     "resnet_time_scale_shift": ("default",), "class_embed_type": (None,), "add_attention": (True,),
-    "norm_eps": (1e-6, 1e-5), "out_channels": (1,), "mid_block_type": ("UNetMidBlock2D",),
+    "out_channels": (1,), "mid_block_type": ("UNetMidBlock2D",),
 }  # fmt: skip
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
@@ -71,6 +71,7 @@ def convert_diffusers(weights: dict[str, Tensor], config: dict[str, Any]) -> tup
         num_head_channels=config_heads,
         num_class_embeds=config.get("num_class_embeds") or 0,
         in_channels=config.get("in_channels", 3),
+        norm_eps=config.get("norm_eps") or 1e-5,
     )
     converted = {}
     for name, value in weights.items():

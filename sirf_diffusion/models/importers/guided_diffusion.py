@@ -76,6 +76,7 @@ def convert_guided_diffusion(
     architecture = NetworkConfig(
         channels=channels, attention_levels=attention, num_res_blocks=len(levels[0]), norm_num_groups=32,
         num_head_channels=head, num_class_embeds=classes, in_channels=weights["input_blocks.0.0.weight"].shape[1],
+        norm_eps=1e-5,
     )  # fmt: skip
     return architecture, converted
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..networks import NetworkConfig
 from ..schedules import DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
 from ..storage import ModelConfig, save_model
+from .deepinv import convert_drunet
 from .diffusers import convert_diffusers, diffusers_schedule
 from .guided_diffusion import convert_guided_diffusion
 from .monai import convert_monai
@@ -26,14 +27,15 @@ CONVERTERS: dict[str, Converter] = {
     "monai": convert_monai,
     "diffusers": convert_diffusers,
     "guided-diffusion": convert_guided_diffusion,
+    "drunet": convert_drunet,
 }
 #: A weight that only networks of this kind have; kinds without converter are refused by name.
 _SIGNS = (
     ("diffusers", "time_embedding.linear_1.weight"),
     ("guided-diffusion", "input_blocks.0.0.weight"),
     ("monai", "conv_in.conv.weight"),
-    ("deepinv DRUNet", "m_head.weight"),
-    ("deepinv DRUNet", "m_head.0.weight"),
+    ("drunet", "m_head.weight"),
+    ("drunet", "m_head.0.weight"),
     ("deepinv DnCNN", "in_conv.weight"),
     ("EDM (NVlabs) network", "model.map_layer0.weight"),
     ("EDM (NVlabs) network", "map_layer0.weight"),
@@ -59,21 +61,23 @@ def import_model(
     Parameters
     ----------
     source
-        State dictionary (``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` of ``torch.save``), or a folder of
-        diffusers (a UNet's, or a pipeline's).
+        State dictionary (``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` of ``torch.save``), TorchScript or
+        ``torch.export`` archive (of which the weights are taken, and the program is not run), or a folder of diffusers
+        (a UNet's, or a pipeline's).
     out
         The model file to write.
     kind
-        ``"monai"``, ``"diffusers"`` or ``"guided-diffusion"``; None: as the names of the weights say.
+        ``"monai"``, ``"diffusers"``, ``"guided-diffusion"`` or ``"drunet"``; None: as the names of the weights say.
     config
         The arguments that the network was built with, or their JSON file; a diffusers folder has its own.
     schedule
-        Noise schedule of its training, or the name of one with default constants; default: the folder's, else DDPM with
-        1000 steps.
+        Noise schedule of its training, or the name of one with default constants; default: the folder's, ``"ve"`` for a
+        DRUNet, else DDPM with 1000 steps.
     prediction
-        ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; default: the folder's, else ``"eps"``.
+        ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; default: the folder's, else ``"eps"``; a DRUNet's is ``"x0"``.
     time_input
-        What the network is told of the time: ``"t"`` (the index, for DDPM) or ``"log_sigma"``.
+        What the network is told of the time: ``"t"`` (the index, for DDPM) or ``"log_sigma"``; a DRUNet is told the
+        noise level.
     voxel_size
         Voxel size ``(z, y, x)`` of its training images, mm.
     tracer, licence
@@ -110,7 +114,7 @@ def import_model(
     if kind not in CONVERTERS:
         raise ValueError(f"kind must be one of {', '.join(CONVERTERS)}, found {kind!r}")
     given = found if config is None else config
-    if not given and kind != "guided-diffusion":
+    if not given and kind not in ("guided-diffusion", "drunet"):
         raise ValueError(f"a {kind} network needs the arguments it was built with: give config (a JSON file)")
     try:
         architecture, converted = CONVERTERS[kind](weights, given)
@@ -120,8 +124,10 @@ def import_model(
         raise UnsupportedNetworkError(
             f"{kind}: the network takes {architecture.in_channels} images; known are 1 and 2 (noisy, anatomical)"
         )
-    if given.get("norm_eps", 1e-5 if kind != "monai" else 1e-6) != 1e-6:
-        logger.warning("the network's normalisation has eps = 1e-5, here it is 1e-6: outputs differ by about 1e-4")
+    if kind == "drunet":
+        if prediction not in (None, "x0"):
+            raise ValueError(f"a DRUNet predicts the clean image: prediction must be 'x0', found {prediction!r}")
+        schedule, prediction, time_input = schedule or "ve", "x0", "log_sigma"
     model = ModelConfig(
         architecture, _schedule(schedule), prediction or "eps", time_input, voxel_size, tracer=tracer, licence=licence,
         training={"imported": {"kind": kind, "file": path.name, "sha256": sha256(path)}},
@@ -130,6 +136,12 @@ def import_model(
         save_model(out, converted, model)
     except ValueError as error:
         raise UnsupportedNetworkError(f"{path}: {error}") from error
+    if kind == "drunet":
+        logger.warning(
+            "a DRUNet does not mind how its training images were scaled, but it was trained for little noise only "
+            "(usually up to 0.2 of the brightest pixel): check it with sirf-diffusion models evaluate"
+        )
+        return model
     logger.warning(
         "how the network's training images were scaled is not known: where their mean over emitting voxels was not 1, "
         "fine-tune it (sirf-diffusion train --init %s --data ...), and check it with sirf-diffusion models evaluate",
@@ -144,13 +156,14 @@ def _kind(weights: dict[str, Tensor], path: Path) -> str:
             continue
         if kind not in CONVERTERS:
             raise UnsupportedNetworkError(
-                f"{path} is a {kind}, whose architecture model files cannot describe. Use it in Python: ScoreModel "
-                "takes any callable as its network"
+                f"{path} is a {kind}, which model files cannot describe. Use it in Python, see "
+                "sirf_diffusion.models.importers.DenoiserNetwork"
             )
         return kind
     some = ", ".join(sorted(weights)[:3])
     raise UnsupportedNetworkError(
-        f"{path} is of no known kind (its first weights: {some}); known are {', '.join(CONVERTERS)}"
+        f"{path} is of no known kind (its first weights: {some}); known are {', '.join(CONVERTERS)}. Any denoiser can "
+        "be used in Python, see sirf_diffusion.models.importers.DenoiserNetwork"
     )
 
 

@@ -18,9 +18,8 @@ _KNOWN = (
     "include_fc", "use_combined_linear", "use_flash_attention",
 )  # fmt: skip
 _FITTING: dict[str, tuple[Any, ...]] = {
-    "spatial_dims": (2,), "out_channels": (1,), "resblock_updown": (False,), "with_conditioning": (False,),
+    "spatial_dims": (2, 3), "out_channels": (1,), "resblock_updown": (False,), "with_conditioning": (False,),
     "cross_attention_dim": (None,), "include_fc": (True,), "use_combined_linear": (False,),
-    "norm_eps": (1e-6, 1e-5),
 }  # fmt: skip
 
 
@@ -49,6 +48,8 @@ def convert_monai(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[N
         num_head_channels=_one("num_head_channels", config.get("num_head_channels", 8)),
         num_class_embeds=config.get("num_class_embeds") or 0,
         in_channels=config["in_channels"],
+        spatial_dims=config.get("spatial_dims", 2),
+        norm_eps=config.get("norm_eps", 1e-6),
     )
     return architecture, {_new_name(name): value for name, value in weights.items()}
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .archives import ArchiveError, read_archive
+
+logger = logging.getLogger(__name__)
 
 #: Keys under which training programs keep the weights among other things, the averaged ones first.
 _INSIDE = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "unet_state_dict", "unet")
@@ -22,14 +26,15 @@ class UnsupportedNetworkError(ValueError):
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """State dictionary in a ``.safetensors`` file or one of ``torch.save``, as float32.
+    """State dictionary in a ``.safetensors`` file, one of ``torch.save``, TorchScript or ``torch.export``, as float32.
 
-    The latter is read with ``weights_only=True``, which builds tensors and plain containers and nothing else.
+    Files of ``torch.save`` are read with ``weights_only=True``, which builds tensors and plain containers and nothing
+    else. Of TorchScript and ``torch.export`` archives only the weights are read: their programs are not run.
 
     Raises
     ------
     UnsupportedNetworkError
-        If the file is TorchScript or ``torch.export``, needs unpickling, or holds no state dictionary.
+        If the file is damaged, needs unpickling, or holds no state dictionary.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -39,8 +44,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         except (SafetensorError, ValueError) as error:
             raise UnsupportedNetworkError(f"{path} is not a complete safetensors file: {error}") from error
+    elif (program := _program(path)) is not None:
+        content = program
     else:
-        _refuse_programs(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -92,22 +98,19 @@ def _digest(file: Any) -> str:
     return total.hexdigest()
 
 
-def _refuse_programs(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = [name.split("/", 1)[-1] for name in archive.namelist()]
-    if any(name == "constants.pkl" or name.startswith("code/") for name in names):
-        kind = "a TorchScript module"
-    elif any(name.startswith(("models/", "serialized_exported_program")) for name in names):
-        kind = "a torch.export program"
-    else:
-        return
-    raise UnsupportedNetworkError(
-        f"{path} is {kind}: a program, not a network of known architecture, and programs from files are not run. Use "
-        "it in Python (ScoreModel takes any callable as its network), or import the state_dict() of the network "
-        "that it was made from"
-    )
+def _program(path: Path) -> dict[str, Tensor] | None:
+    """Weights of an archive that holds a program; None for other files."""
+    try:
+        found = read_archive(path)
+    except ArchiveError as error:
+        raise UnsupportedNetworkError(
+            f"{path} holds a program, of which only the weights are taken, and {error}: save the state_dict() of the "
+            "network that it was made from, with torch.save or safetensors"
+        ) from error
+    if found is None:
+        return None
+    logger.info("%s is a %s program: its weights are taken, the program is not run", path, found[0])
+    return found[1]
 
 
 def _inside(content: Any, path: Path) -> dict[str, Tensor]:

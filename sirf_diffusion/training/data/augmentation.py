@@ -1,4 +1,4 @@
-"""Random changes of training slices: flips, rotation, scale, crop, contrast, brightness.
+"""Random changes of training slices and cubes: flips, rotation, scale, crop, contrast, brightness.
 
 All random numbers come from the generator that the caller gives: a slice is a function of its seed.
 """
@@ -24,7 +24,7 @@ class Augmentation:
     axial_flip
         The same for head and feet, in coronal and sagittal slices.
     rotation
-        Largest angle in degrees, 0 to 180.
+        Largest angle in degrees, 0 to 180; of cubes, about an axis of random direction.
     scale
         Largest change of size, as a share in [0, 0.5]: 0.1 is 0.9 to 1.1 times.
     gamma_share, gamma
@@ -88,7 +88,48 @@ class Augmentation:
             images = images.flip(-1)
         if plane > 0 and rng.random() < self.axial_flip:
             images = images.flip(-2)
-        images = self._moved(rng, images, crop, everywhere)
+        return self._brightened(rng, self._moved(rng, images, crop, everywhere))
+
+    def margin(self, side: int) -> int:
+        """Voxels around a cube that rotation and scaling may bring into it."""
+        angle = math.radians(min(self.rotation, 90.0))
+        reach = math.cos(angle) + math.sqrt(2) * math.sin(angle) + math.sqrt(3) * (1 - math.cos(angle))
+        return math.ceil((min(reach, math.sqrt(3)) * (1 + self.scale) - 1) * side / 2)
+
+    def cubes(self, rng: np.random.Generator, images: Tensor, side: int) -> Tensor:
+        """Change one cube.
+
+        Parameters
+        ----------
+        rng
+            Source of all random numbers.
+        images
+            ``[1 or 2, s, s, s]`` as for `slices`, with the `margin` on all sides: ``s = side + 2 * margin(side)``.
+        side
+            Side of the cube that is returned, in voxels.
+
+        Returns
+        -------
+        Tensor
+            ``[1 or 2, side, side, side]``.
+        """
+        for axis, chance in ((-1, self.flip), (-3, self.axial_flip)):
+            if rng.random() < chance:
+                images = images.flip(axis)
+        if self.rotation or self.scale:
+            axis = rng.standard_normal(3)
+            x, y, z = axis / np.linalg.norm(axis)
+            angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+            cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+            turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+            turn *= rng.uniform(1 - self.scale, 1 + self.scale) * side / images.shape[-1]
+            matrix = torch.from_numpy(np.hstack((turn, np.zeros((3, 1))))).float()
+            grid = torch.nn.functional.affine_grid(matrix[None], [1, 1, side, side, side], align_corners=False)
+            images = torch.nn.functional.grid_sample(images[None], grid, align_corners=False)[0]
+        return self._brightened(rng, images)
+
+    def _brightened(self, rng: np.random.Generator, images: Tensor) -> Tensor:
+        """Change contrast and intensity."""
         emission = images[:1]
         if rng.random() < self.gamma_share:
             emission = emission.pow(rng.uniform(*self.gamma))

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .import_images import SourceImage, read_source
+from ...patient_space.resampling import PatientGrid, coverage, grid_over, resample
+from ...patient_space.source_image import SourceImage, UnusableImage, density_of_ct, read_source
 from .manifest import ImageInput, subject_of
-from .resampling import PatientGrid, coverage, grid_over, resample
 from .volume_parts import Outcome, PartStore
-from .volumes import UnusableImage, Volume
+from .volumes import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +157,7 @@ def _anatomy(
 ) -> NDArray[np.float32]:
     image = read_source(path, assumed)
     if modality == "CT":
-        # Density relative to water; networks are given non-negative images.
-        density = np.clip(image.values / 1000 + 1, 0, None).astype(np.float32)
-        image = replace(image, values=density)
+        image = density_of_ct(image)
     covered = coverage(image, grid.cropped(box))
     if covered < MIN_COVERAGE:
         raise UnusableImage(f"it covers {covered:.0%} of the emission image: is it of another patient or space?")

@@ -16,10 +16,11 @@ import torch
 from ...simulation import body, parametric_head, simulate_anatomy
 from ...simulation.lesions import lesions_in_mr
 from ...simulation.parametric import draw_parametric_activity
+from ...simulation.perturbations import PERTURBATIONS
+from ...simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from ...simulation.tracer import draw_activity
 from ...simulation.tracers import TRACERS
 from ..dataset import SIMULATION_VERSION
-from ..recipes import FIRST_HELD_OUT_SUBJECT
 from .volume_parts import Outcome, PartStore
 from .volumes import Volume, write_part
 
@@ -62,6 +63,9 @@ class PhantomOptions:
         Shares of the subjects for training, validation and test.
     split_seed
         Decides which subject goes where.
+    perturb
+        A name in `~sirf_diffusion.simulation.perturbations.PERTURBATIONS`: images that are wrong in a known way, to
+        study what a model makes of it; None for none.
     """
 
     tracer: str = "fdg"
@@ -74,6 +78,7 @@ class PhantomOptions:
     in_mr: float = 0.5
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     split_seed: int = 0
+    perturb: str | None = None
 
     def __post_init__(self) -> None:
         if self.body not in FIELDS_OF_VIEW:
@@ -89,6 +94,8 @@ class PhantomOptions:
         highest = 4.0 if self.body == "head" else 10.0
         if not 1.0 <= self.voxel_size <= highest:
             raise ValueError(f"voxel_size must lie between 1 and {highest:g} mm, found {self.voxel_size}")
+        if self.perturb is not None and self.perturb not in PERTURBATIONS:
+            raise ValueError(f"unknown perturbation {self.perturb!r}: choose one of {', '.join(PERTURBATIONS)}")
         if not 0 <= self.in_mr <= 1:
             raise ValueError(f"the share of lesions in the MR must lie between 0 and 1, found {self.in_mr}")
         if self.psf_fwhm is not None and self.psf_fwhm < 0:
@@ -202,6 +209,8 @@ def _volume(
     subject: int, draw: int, options: PhantomOptions, tracer: str, names: tuple[str, ...], activity: np.ndarray,
     mr: np.ndarray, mu: np.ndarray, labels: np.ndarray, lesions: np.ndarray,
 ) -> Volume:  # fmt: skip
+    if options.perturb is not None:
+        activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
     volume = Volume.from_image(
         activity, (options.voxel_size,) * 3, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
         label_names=names, details={"seed": subject, "draw": draw},

@@ -1,4 +1,4 @@
-"""Random slices and patches from a file of volumes, streamed: a batch is a pure function of seed, step and size.
+"""Random slices and cubes from a file of volumes, streamed: a batch is a pure function of seed, step and size.
 
 Where all volumes fit into the file's memory budget, every sample draws its volume from all of them. Otherwise a window
 slides over an endless sequence of random orders of the volumes: only those in the window are in memory, each stays for
@@ -38,7 +38,7 @@ class SliceStream:
         The volumes; its ``memory_mb`` decides how many are held, and is part of what the result depends on when the
         file is larger.
     crops
-        Square crop sizes in pixels; each batch has one of them.
+        Square crop sizes in pixels, or sides of cubes; each batch has one of them.
     seed
         Seed of all random choices.
     planes
@@ -105,7 +105,7 @@ class SliceStream:
         planes
             ``[n]``, their orientations.
         """
-        crop = int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])
+        crop = self._crop(step)
         images, planes = [], []
         for rng, index in self._samples(step, size, rank, world):
             usable = [plane for plane in self.planes if len(self._choices[index][plane])]
@@ -117,22 +117,21 @@ class SliceStream:
             planes.append(plane)
         return torch.stack(images), torch.tensor(planes)
 
-    def patches(self, step: int, size: int, side: int, rank: int = 0, world: int = 1) -> Tensor:
-        """Cubes ``[n, 1 or 2, side, side, side]`` around emitting tissue, flipped and with changed intensity."""
-        patches = []
-        change = self.augmentation
+    def cubes(self, step: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
+        """Cubes ``[n, 1 or 2, crop, crop, crop]`` of one step, around emitting tissue."""
+        side, patches = self._crop(step), []
+        margin = self.augmentation.margin(side)
         for rng, index in self._samples(step, size, rank, world):
             choices = self._choices[index][0]
             shape = self.file.infos[index].shape
             centre = [int(choices[rng.integers(len(choices))]) if len(choices) else shape[0] // 2]
             centre += [int(rng.integers(n)) for n in shape[1:]]
-            patch = torch.stack([_cube(c, centre, side) for c in self._channels(index)])
-            for axis, chance in ((-1, change.flip), (-3, change.axial_flip)):
-                if rng.random() < chance:
-                    patch = patch.flip(axis)
-            factors = torch.tensor([rng.uniform(*change.intensity), rng.uniform(*change.anatomy_intensity)])
-            patches.append(patch * factors[: len(patch), None, None, None].float())
+            patch = torch.stack([_cube(c, centre, side, margin) for c in self._channels(index)])
+            patches.append(self.augmentation.cubes(rng, patch, side))
         return torch.stack(patches)
+
+    def _crop(self, step: int) -> int:
+        return int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])
 
     def _samples(self, step: int, size: int, rank: int, world: int) -> list[tuple[np.random.Generator, int]]:
         """Random generator and volume of each sample of this process."""
@@ -179,13 +178,13 @@ def _usable(occupancy: np.ndarray) -> np.ndarray:
     return np.flatnonzero(occupancy > min(_MIN_OCCUPANCY, 0.5 * float(occupancy.max(initial=0.0))))
 
 
-def _cube(volume: Tensor, centre: list[int], side: int) -> Tensor:
-    cube = torch.zeros((side,) * 3)
+def _cube(volume: Tensor, centre: list[int], side: int, margin: int) -> Tensor:
+    cube = torch.zeros((side + 2 * margin,) * 3)
     source, target = [], []
     for c, n in zip(centre, volume.shape, strict=True):
-        # stay inside where the volume is large enough, in the middle where it is not
-        low = (n - side) // 2 if n <= side else min(max(c - side // 2, 0), n - side)
-        source.append(slice(max(low, 0), min(low + side, n)))
+        # stay inside where the volume is large enough, in the middle where it is not; the margin may lie outside
+        low = ((n - side) // 2 if n <= side else min(max(c - side // 2, 0), n - side)) - margin
+        source.append(slice(max(low, 0), min(low + side + 2 * margin, n)))
         target.append(slice(max(-low, 0), max(-low, 0) + source[-1].stop - source[-1].start))
     cube[tuple(target)] = volume[tuple(source)].float()
     return cube

@@ -30,6 +30,7 @@ from ...images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
 from ...models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
 from ...outputs import atomic_path
+from ...patient_space.source_image import UnusableImage
 
 FORMAT = "sirf-diffusion training volumes"
 SCHEMA_VERSION = 1
@@ -42,23 +43,6 @@ MASK_THRESHOLD = 0.1
 _IMPLAUSIBLE_PEAK = 20_000.0
 
 _DTYPES = {"emission": "f2", "anatomy": "f2", "mu": "f2", "mask": "u1", "labels": "u1", "lesions": "u1"}
-
-
-class UnusableImage(ValueError):
-    """An input that cannot become a training volume.
-
-    Parameters
-    ----------
-    reason
-        Why, without names or paths: it is written into files.
-    detail
-        More for the person at the terminal, such as a library's message; never written into files.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass
@@ -102,9 +86,7 @@ class Volume:
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_image(
-        cls, emission: NDArray[np.float32], voxel_size: tuple[float, float, float], **others: Any
-    ) -> Volume:
+    def from_image(cls, emission: NDArray[np.float32], voxel_size: tuple[float, float, float], **others: Any) -> Volume:
         """Scale an emission image ``[z, y, x]`` (image units, non-negative) and find its mask.
 
         Raises

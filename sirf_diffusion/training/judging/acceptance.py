@@ -28,6 +28,8 @@ SCALE_SIGMAS = (0.1, 0.4, 1.6)
 #: Mean activity of the emitting pixels that samples should have, and how far from it they may be.
 SAMPLE_MEAN, SAMPLE_TOLERANCE = 1.0, 0.3
 _EMITTING = 0.1
+#: Side of the cubes that a network of volumes is judged on, if its file does not tell that of its training.
+_CUBE = 48
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def evaluate(
     data: str | os.PathLike[str],
     *,
     split: str | None = None,
-    size: int = 128,
+    size: int | None = None,
     num_samples: int = 8,
     num_steps: int = 60,
     device: str = "auto",
@@ -115,7 +117,8 @@ def evaluate(
     split
         Which volumes; default the first of test, validation, train that the file has.
     size
-        Side of the unconditional samples in pixels.
+        Side of the unconditional samples in pixels; default 128, or that of the training's cubes for a network of
+        volumes (on which it is then judged, too).
     num_samples, num_steps
         How many, and in how many steps.
     device
@@ -143,7 +146,8 @@ def evaluate(
     if chosen == "train":
         logger.warning("%s has neither test nor validation volumes: the model is judged on training volumes", data)
     return evaluate_on(
-        loaded, slices, model=os.fspath(model), data=os.path.basename(data), split=chosen, size=size,
+        loaded, slices, model=os.fspath(model), data=os.path.basename(data), split=chosen,
+        size=size or (128 if loaded.spatial_dims == 2 else max(recipe.crops)),
         num_samples=num_samples, num_steps=num_steps,
     )  # fmt: skip
 
@@ -236,8 +240,16 @@ def _recipe(model: ScoreModel) -> Recipe:
     planes = (0, 1, 2) if model.architecture.num_class_embeds in (0, 3) else (0,)
     return Recipe(
         "evaluation", "", (), (), architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
-        planes=planes, crops=(model.architecture.multiple,),
+        time_input=model.time_input, planes=planes, crops=(_side(model),),
     )  # fmt: skip
+
+
+def _side(model: ScoreModel) -> int:
+    """Side of the cubes that a network of volumes was trained on, if the file tells; slices are taken whole."""
+    crops = model.metadata["training"].get("recipe", {}).get("crops", [])
+    known = isinstance(crops, (list, tuple)) and crops and all(isinstance(crop, int) for crop in crops)
+    side = max(crops) if known else _CUBE
+    return max(side // model.multiple, 2) * model.multiple
 
 
 def _parameters(model: ScoreModel) -> int:

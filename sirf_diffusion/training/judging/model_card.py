@@ -91,7 +91,7 @@ def _text(evaluation: Evaluation) -> list[str]:
         "trained": f"imported: {training['imported']}" if "imported" in training else f"{training.get('steps')} steps",
         "licence": about["licence"] or "not told",
         "SHA-256": f"`{about['sha256']}`",
-        "judged on": f"{evaluation.num_slices} slices of the {evaluation.split} volumes of {evaluation.data}",
+        "judged on": f"{evaluation.num_slices} {_pieces(about)} of the {evaluation.split} volumes of {evaluation.data}",
     }
     lines = [f"# {Path(evaluation.model).stem}", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
@@ -110,6 +110,10 @@ def _text(evaluation: Evaluation) -> list[str]:
     lines += ["that is left against the noise put in, and the error that the model's Jacobian predicts against the"]
     lines += ["actual one.", ""]
     return [*lines, "![Calibration](calibration.png)"]
+
+
+def _pieces(about: dict[str, Any]) -> str:
+    return "cubes" if (about["architecture"] or {}).get("spatial_dims") == 3 else "slices"
 
 
 def denoising_table(evaluation: Evaluation) -> list[str]:

@@ -20,10 +20,11 @@ def unconditional_samples(
 ) -> Tensor:
     """Transverse slices ``[count, size, size]`` drawn from the prior alone, in network units.
 
-    A conditional model is shown no anatomical image.
+    Of a network of volumes, the middle slices of cubes. A conditional model is shown no anatomical image.
     """
     guidance = -1.0 if model.in_channels == 2 else 0.0
-    bound = model.on(ImageGeometry((1, size, size), model.voxel_size), 1.0, guidance=guidance)
+    depth = size if model.spatial_dims == 3 else 1
+    bound = model.on(ImageGeometry((depth, size, size), model.voxel_size), 1.0, guidance=guidance)
     schedule, generator = model.schedule, torch.Generator().manual_seed(seed)
     last = max(LAST_SIGMA, schedule.sigma(float(schedule.t_min)))
     times = [float(t) for t in schedule.timesteps(num_steps, schedule.t_of_sigma(last))]
@@ -34,7 +35,8 @@ def unconditional_samples(
         u0, eps = bound.predict(u, t)
         noise = torch.randn(u.shape, generator=generator).to(u)
         u = schedule.ddim_step(u0, eps, t, t_next, eta, noise)
-    return bound.predict(u, times[-1])[0].clamp(min=0)[:, 0].cpu()
+    clean = bound.predict(u, times[-1])[0].clamp(min=0)
+    return clean[:, clean.shape[1] // 2].cpu()
 
 
 def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:

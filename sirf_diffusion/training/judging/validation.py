@@ -1,4 +1,4 @@
-"""Denoising error against noise level on held-out slices, beside the filters that need no training."""
+"""Denoising error against noise level on held-out slices or cubes, beside the filters that need no training."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .non_local_means import STRENGTHS, non_local_means
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 GAUSSIAN_FWHM_PIXELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 14.0, 20.0, 30.0)
 _BATCH = 48
+_BATCH_OF_CUBES = 2
 
 #: ``f(noisy [n, 1, h, w], sigma, plane, anatomy [n, 0 or 1, h, w]) -> clean [n, 1, h, w]``.
 Denoiser = Callable[[Tensor, float, int, Tensor], Tensor]
@@ -27,7 +28,8 @@ Denoiser = Callable[[Tensor, float, int, Tensor], Tensor]
 class ValidationSet:
     """Fixed slices with fixed noise, and their orientations.
 
-    ``slices`` are ``[1, h, w]`` of intensity scale 1, or ``[2, h, w]`` with the anatomical image as second channel.
+    ``slices`` are ``[1, h, w]`` of intensity scale 1, or ``[2, h, w]`` with the anatomical image as second channel; for
+    a network of volumes they are cubes, ``[1 or 2, d, h, w]``, of orientation 0.
     """
 
     slices: list[Tensor]
@@ -45,8 +47,9 @@ class ValidationSet:
         conditional: bool = False,
         planes: tuple[int, ...] = (0, 1, 2),
         multiple: int = 1,
+        cube: int | None = None,
     ) -> ValidationSet:
-        """Equidistant slices of each orientation from volumes ``[n, z, y, x]``.
+        """Equidistant slices of each orientation from volumes ``[n, z, y, x]``; or cubes of this side, if it is given.
 
         For a conditional network they come with the slices of ``anatomies``, zeros if there are none. Slices are padded
         by air to a multiple of what the network needs.
@@ -56,6 +59,9 @@ class ValidationSet:
         if conditional:
             stacks.append(torch.zeros_like(volumes) if anatomies is None else anatomies)
         for k in range(len(volumes)):
+            if cube is not None:
+                slices += _cubes(torch.stack([stack[k] for stack in stacks]).float(), cube)
+                continue
             for plane in planes:
                 size = volumes.shape[1 + plane]
                 for i in range(per_plane):
@@ -63,7 +69,7 @@ class ValidationSet:
                     image = torch.stack([stack[k].select(plane, index).float() for stack in stacks])
                     slices.append(_padded(image, multiple))
                     orientations.append(plane)
-        return cls(slices, orientations, schedule)
+        return cls(slices, orientations or [0] * len(slices), schedule)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -90,8 +96,10 @@ class ValidationSet:
         for sigma in self.sigmas:
             totals, count = [0.0] * len(STRENGTHS), 0
             for clean, noise, _, _ in self.groups(sigma):
-                for k, image in enumerate(non_local_means(clean + sigma * noise, sigma)):
-                    totals[k] += float((image - clean).double().square().sum())
+                # Those of cubes are of their slices.
+                noisy, truth = (_as_slices(images) for images in (clean + sigma * noise, clean))
+                for k, image in enumerate(non_local_means(noisy, sigma)):
+                    totals[k] += float((image - truth).double().square().sum())
                 count += clean.numel()
             errors[sigma] = math.sqrt(min(totals) / count)
         return errors
@@ -115,9 +123,10 @@ class ValidationSet:
         for (plane, _), images in groups.items():
             stack = torch.stack(images)
             generator = torch.Generator().manual_seed(int(1000 * sigma) + plane)
-            noise = torch.randn((len(stack), 1, *stack.shape[-2:]), generator=generator)
-            for first in range(0, len(stack), _BATCH):
-                part = slice(first, first + _BATCH)
+            noise = torch.randn((len(stack), 1, *stack.shape[2:]), generator=generator)
+            batch = _BATCH if stack.ndim == 4 else _BATCH_OF_CUBES
+            for first in range(0, len(stack), batch):
+                part = slice(first, first + batch)
                 yield stack[part, :1], noise[part], stack[part, 1:], plane
 
 
@@ -142,8 +151,22 @@ def network_denoiser(
 
 
 def _smooth(images: Tensor, fwhm_pixels: float) -> Tensor:
-    geometry = ImageGeometry((1, *images.shape[-2:]), (1.0, 1.0, 1.0))
+    # A slice [n, 1, h, w] is a volume of one plane.
+    geometry = ImageGeometry(tuple(images.shape[-3:]), (1.0, 1.0, 1.0))
     return gaussian_smooth(images, geometry, fwhm_pixels)
+
+
+def _as_slices(images: Tensor) -> Tensor:
+    return images.reshape(-1, 1, *images.shape[-2:])
+
+
+def _cubes(volume: Tensor, side: int) -> list[Tensor]:
+    """Two cubes on the axis of the body from ``[channels, z, y, x]``, at a third and two thirds of its length."""
+    wide = [max(side - size, 0) for size in volume.shape[1:]]
+    volume = torch.nn.functional.pad(volume, [pad for gap in reversed(wide) for pad in (gap // 2, gap - gap // 2)])
+    depth, height, width = (size - side for size in volume.shape[1:])
+    y, x = height // 2, width // 2
+    return [volume[:, z : z + side, y : y + side, x : x + side] for z in sorted({depth // 3, depth - depth // 3})]
 
 
 def _padded(image: Tensor, multiple: int) -> Tensor:

@@ -1,0 +1,132 @@
+"""The domain-shift suite: a figure of it, what the detection measures on it, and how close methods come to the truth.
+
+::
+
+    python benchmarks/domain_shift.py figure docs/images/domain-shift.png
+    python benchmarks/domain_shift.py detect                  # truth images of validation subjects
+    python benchmarks/domain_shift.py evaluate --cases fdg amyloid-negative --methods map-rdp lisch dds ddip steerable
+
+``evaluate`` prints what the detection says of each reconstruction, too. Subjects from 800 to 8999 are for tuning and
+for the limits of the detection, those from 9000 on for results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sirf_diffusion.evaluation.distribution import DistributionCheck, check_distribution
+from sirf_diffusion.evaluation.metrics import nrmse
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel, intensity_scale
+from sirf_diffusion.outputs import atomic_path
+from sirf_diffusion.reconstruction import reconstruct
+from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.simulation.body import BODY_TRACERS, HOT_LESIONS, simulate_thorax
+from sirf_diffusion.simulation.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, simulate_case
+from sirf_diffusion.simulation.parametric import draw_parametric_activity
+from sirf_diffusion.simulation.perturbations import PERTURBATIONS
+
+
+def figure(path: Path, subject: int) -> None:
+    """Truth and MR of every case of one subject, and the perturbed images."""
+    from matplotlib.figure import Figure
+
+    shown = []
+    for name, shift in CASES.items():
+        case = simulate_case(name, subject)
+        truth = case.truth[0]
+        title = shift.title
+        if shift.trained_on is not None:
+            truth = torch.from_numpy(PERTURBATIONS[shift.trained_on](case.truth.numpy(), 2.0, subject))[0]
+            title += "\n(what it was trained on)"
+        shown.append((title, truth, case.mr[0]))
+    sheet = Figure(figsize=(1.9 * len(shown), 4.4), layout="constrained")
+    axes = sheet.subplots(2, len(shown))
+    for column, (title, truth, mr) in enumerate(shown):
+        axes[0][column].imshow(truth[10:-10, 10:-10], cmap="gray_r", vmin=0, vmax=2 * GREY_MATTER)
+        axes[0][column].set_title(title, fontsize=9)
+        axes[1][column].imshow(mr[10:-10, 10:-10], cmap="gray")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    with atomic_path(path) as temporary:
+        sheet.savefig(temporary, dpi=75)
+
+
+def detect(model: ScoreModel, cases: Sequence[str], subjects: Sequence[int]) -> None:
+    """What the detection measures on true images: the best that it can do."""
+    for name in cases:
+        for subject in subjects:
+            case = simulate_case(name, subject)
+            _print(f"{name} {subject}", _check(model, case.truth, case.geometry))
+    for subject in subjects[:4]:
+        chest = simulate_thorax(subject, (112, 152, 216), 2.0)
+        activity, _, _ = draw_parametric_activity(chest, 0, BODY_TRACERS["fdg"], HOT_LESIONS, REFERENCE_PSF)
+        image = torch.from_numpy(activity[30:31].copy())
+        _print(f"thorax {subject}", _check(model, image, ImageGeometry(tuple(image.shape), (2.03125, 2.0, 2.0))))
+
+
+def evaluate(
+    model: ScoreModel, cases: Sequence[str], subjects: Sequence[int], methods: Sequence[str], rdp: float
+) -> None:
+    """NRMSE of each method, and what the detection says of its image."""
+    for name in cases:
+        errors: dict[str, list[float]] = {method: [] for method in methods}
+        for subject in subjects:
+            case = simulate_case(name, subject)
+            for method in methods:
+                result = reconstruct(
+                    case.acquisition,
+                    method,
+                    model=model if METHODS[method].uses_model else None,
+                    settings={"penalisation_factor": rdp} if method == "map-rdp" else None,
+                )
+                errors[method].append(nrmse(result.image, case.truth))
+                check = result.record["distribution"]
+                said = "" if check is None else check["message"]
+                print(f"{name} {subject} {method:10s} NRMSE {errors[method][-1]:.4f} {said}", flush=True)
+        means = "  ".join(f"{method} {sum(values) / len(values):.4f}" for method, values in errors.items())
+        print(f"{name}: {means}", flush=True)
+
+
+def _check(model: ScoreModel, image: torch.Tensor, geometry: ImageGeometry) -> DistributionCheck:
+    return check_distribution(model.on(geometry, intensity_scale(image, geometry)), image)
+
+
+def _print(name: str, check: DistributionCheck) -> None:
+    levels = "  ".join(f"{level.sigma:g}: {level.own_ratio:.2f}" for level in check.denoising)
+    print(f"{name:22s} {check.verdict:20s} own {levels}  training {check.training_ratio or 0:.2f}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("figure", "detect", "evaluate"))
+    parser.add_argument("path", nargs="?", type=Path, default=Path("domain-shift.png"), help="of the figure")
+    parser.add_argument("--model", default="brain-fdg", help="bundled name or file")
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=[n for n in CASES if not CASES[n].trained_on]
+    )
+    parser.add_argument("--subjects", nargs="+", type=int, default=list(range(800, 808)))
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=["map-rdp", "lisch", "ddip", "steerable"]
+    )
+    parser.add_argument("--rdp", type=float, default=2.0, help="strength of map-rdp")
+    options = parser.parse_args(arguments)
+    logging.getLogger("sirf_diffusion").setLevel(logging.ERROR)
+    if options.what == "figure":
+        figure(options.path, options.subjects[0])
+        return
+    model = ScoreModel.load(options.model)
+    if options.what == "detect":
+        detect(model, options.cases, options.subjects)
+    else:
+        evaluate(model, options.cases, options.subjects, options.methods, options.rdp)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""How far a reconstruction is from what its score model was trained on: two measurements after a run, and a verdict."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..engines.objective import Objective
+from ..models.intensity import gaussian_smooth
+
+if TYPE_CHECKING:
+    from ..models.score_model import ScoreModel
+
+logger = logging.getLogger(__name__)
+
+#: Noise levels at which the model is asked, and how often: at high levels few degrees of freedom are left to average.
+PROBES = {0.1: 2, 0.2: 2, 0.4: 2, 0.8: 4, 1.6: 4, 3.2: 4}
+#: Noise levels from this one on show large structures only.
+COARSE = 0.8
+#: Ratios of denoising error to what the model expects itself, mean over fine and coarse levels: beyond the first number
+#: unusual, beyond the second out of distribution; below `COARSE_LEAST` unusual. And to the error of its validation.
+FINE_LIMITS, COARSE_LIMITS, COARSE_LEAST = (1.12, 1.25), (1.2, 1.35), 0.92
+TRAINING_LIMITS = (1.75, 2.2)
+#: Standard deviations by which the likelihood of a fit may miss that of the truth.
+LIKELIHOOD_LIMIT = 6.0
+
+_SEED = 76_513
+_STEP = 0.05  # of the finite difference, in units of sigma
+_EMITTING, _FWHM_MM, _MARGIN_MM = 0.1, 8.0, 16.0
+IN, UNUSUAL, OUT = "in distribution", "unusual", "out of distribution"
+
+
+@dataclass(frozen=True)
+class DenoisingCheck:
+    """Root mean squared errors of denoising the reconstruction plus noise of level ``sigma``, network units.
+
+    Attributes
+    ----------
+    error
+        What the model made of it, against the reconstruction.
+    expected
+        The error that the model expects itself, from its own derivative.
+    training
+        Its error on the validation images of its training; None if the model file does not tell.
+    """
+
+    sigma: float
+    error: float
+    expected: float
+    training: float | None
+
+    @property
+    def own_ratio(self) -> float:
+        """``error / expected``."""
+        return self.error / max(self.expected, 1e-6)
+
+    @property
+    def training_ratio(self) -> float | None:
+        """``error / training``."""
+        return None if self.training is None else self.error / self.training
+
+
+@dataclass(frozen=True)
+class LikelihoodCheck:
+    """Log-likelihood of the image handed out, and what the true image's would be: mean and standard deviation."""
+
+    achieved: float
+    expected: float
+    standard_deviation: float
+
+    @property
+    def deviations(self) -> float:
+        """Standard deviations above what is expected; below zero the data are fitted less well than by the truth."""
+        return (self.achieved - self.expected) / self.standard_deviation
+
+
+@dataclass(frozen=True)
+class DistributionCheck:
+    """Both measurements and what they cost; see :func:`check_distribution`. ``remedy`` is what an unfit model needs."""
+
+    denoising: tuple[DenoisingCheck, ...]
+    likelihood: LikelihoodCheck | None
+    remedy: str
+    network_evaluations: int
+    forward_projections: float
+    seconds: float
+
+    @property
+    def fine_ratio(self) -> float:
+        """Denoising error over the error that the model expects, mean over the low noise levels."""
+        return _mean([level.own_ratio for level in self.denoising if level.sigma < COARSE])
+
+    @property
+    def coarse_ratio(self) -> float:
+        """The same for the high noise levels, where only large structures can be told."""
+        return _mean([level.own_ratio for level in self.denoising if level.sigma >= COARSE])
+
+    @property
+    def training_ratio(self) -> float | None:
+        """Largest ratio of denoising error to that of the validation images; None if unknown."""
+        return max((level.training_ratio for level in self.denoising if level.training is not None), default=None)
+
+    @property
+    def verdict(self) -> str:
+        """``"in distribution"``, ``"unusual"`` or ``"out of distribution"``: as far as can be told from the image."""
+        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), self._grade_of_fit())]
+
+    @property
+    def recommendation(self) -> str:
+        """What to do about it; empty if nothing."""
+        if self.verdict == IN:
+            return ""
+        if self._grade_of_model() == 0:
+            return "check scatter, randoms and attenuation, and the strength of the method"
+        return self.remedy
+
+    @property
+    def message(self) -> str:
+        """One line for figures and logs."""
+        text = f"{self.verdict}: denoising error {self.fine_ratio:.2f} x what the model expects"
+        text += f" (large structures {self.coarse_ratio:.2f} x)"
+        if self.training_ratio is not None:
+            text += f", up to {self.training_ratio:.2f} x its training's"
+        if self.likelihood is not None:
+            text += f"; likelihood {self.likelihood.deviations:+.1f} SD from the expected"
+        return text + (f"; {self.recommendation}" if self.recommendation else "")
+
+    def _grade_of_model(self) -> int:
+        """0 to 2; what is not a number is not within its limits."""
+        limited = [(self.fine_ratio, FINE_LIMITS), (self.coarse_ratio, COARSE_LIMITS)]
+        if self.training_ratio is not None:
+            limited.append((self.training_ratio, TRAINING_LIMITS))
+        grades = [sum(not ratio <= limit for limit in limits) for ratio, limits in limited]
+        return max(*grades, int(not self.coarse_ratio >= COARSE_LEAST))
+
+    def _grade_of_fit(self) -> int:
+        return int(self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        likelihood = self.likelihood
+        return {
+            "verdict": self.verdict,
+            "recommendation": self.recommendation,
+            "message": self.message,
+            "fine_ratio": self.fine_ratio,
+            "coarse_ratio": self.coarse_ratio,
+            "training_ratio": self.training_ratio,
+            "limits": {
+                "fine_ratio": FINE_LIMITS,
+                "coarse_ratio": (COARSE_LEAST, *COARSE_LIMITS),
+                "training_ratio": TRAINING_LIMITS,
+                "deviations": LIKELIHOOD_LIMIT,
+            },
+            "denoising": [
+                asdict(d) | {"own_ratio": d.own_ratio, "training_ratio": d.training_ratio} for d in self.denoising
+            ],
+            "likelihood": None if likelihood is None else asdict(likelihood) | {"deviations": likelihood.deviations},
+            "cost": {
+                "network_evaluations": self.network_evaluations,
+                "forward_projections": self.forward_projections,
+                "seconds": self.seconds,
+            },
+        }
+
+
+def check_distribution(
+    model: ScoreModel,
+    image: Tensor,
+    *,
+    samples: Tensor | None = None,
+    objective: Objective | None = None,
+    log_likelihood: float | None = None,
+    remedy: str = "adapt the model to the data: --adapt ddip",
+    seed: int = 0,
+) -> DistributionCheck:
+    r"""Compare a reconstruction, and how it fits the data, with what is to be expected if the model is right.
+
+    *Denoising.* Noise of level :math:`\sigma` is added to the reconstruction ``u`` and the model asked to remove it:
+    :math:`e^2 = \|D(u + \sigma z) - u\|^2`. If the images are drawn from the distribution that the model has learnt,
+    the expectation of :math:`e^2` given the noisy image is :math:`\sigma^2 \operatorname{div} D` (Tweedie's formula for
+    the variance, Efron 2011, doi:10.1198/jasa.2011.tm11181): the model says by itself how wrong it expects to be, for
+    this very image. The divergence comes from one finite difference along random directions. The error is compared
+    with the one on the validation images of the training, too; that ratio depends on the contrast of the image, and so
+    varies more.
+
+    *Likelihood.* That of the image handed out against mean and standard deviation of the true image's, over the noise
+    of the measurement, see :meth:`~sirf_diffusion.engines.objective.Objective.expected_log_likelihood`.
+
+    A reconstruction by the model resembles what the model knows, whatever was measured: at low counts both checks are
+    blind to what the data do not show.
+
+    Parameters
+    ----------
+    model
+        As it was trained (not adapted), bound to the image grid. Volumes seen in three planes are checked in
+        transverse planes, as the validation was.
+    image
+        The image handed out ``[z, y, x]``, image units.
+    samples
+        Posterior samples ``[S, z, y, x]``, which are used for the denoising if there are any: their mean is smoother
+        than any image that the model knows.
+    objective, log_likelihood
+        Likelihood of the data, and that of ``image`` (computed if omitted); without them, and for engines that cannot
+        tell the expectation, there is no second part.
+    remedy
+        What to recommend if the model does not know such images.
+    seed
+        Of the noise.
+
+    Returns
+    -------
+    DistributionCheck
+        Costs 36 network evaluations of one image and one projection (two without ``log_likelihood``).
+    """
+    began = time.perf_counter()
+    flat = model.planes == "three" and model.conditioning is None
+    bound = model.on(model.geometry, model.intensity_scale) if flat else model
+    evaluations = bound.counter.evaluations
+    images = image[None] if samples is None else samples
+    denoising = _denoising(bound, images, seed)
+    evaluations = bound.counter.evaluations - evaluations
+    likelihood, projections = None, 0.0
+    if objective is not None:
+        forward = objective.counter.forward
+        likelihood = _likelihood(objective, image, log_likelihood)
+        projections = objective.counter.forward - forward
+    check = DistributionCheck(
+        tuple(denoising), likelihood, remedy, evaluations, projections, time.perf_counter() - began
+    )
+    (logger.info if check.verdict == IN else logger.warning)("%s", check.message)
+    return check
+
+
+def _denoising(model: ScoreModel, images: Tensor, seed: int) -> list[DenoisingCheck]:
+    known = {float(k): float(v) for k, v in (model.metadata["training"].get("validation") or {}).items()}
+    latent = model.to_latent(images)
+    box = _box(model, images.mean(0))
+    lowest, highest = (model.schedule.sigma(float(t)) for t in (model.schedule.t_min, model.schedule.t_max))
+    # Not the noise that a sampler of the same seed started from.
+    generator = torch.Generator().manual_seed(_SEED + seed)
+    levels = []
+    for sigma, number in ((s, n) for s, n in PROBES.items() if lowest <= s <= highest):
+        t = model.schedule.t_of_sigma(sigma)
+        gamma = model.schedule.gamma(t)
+        u = latent.repeat(-(-number // len(latent)), 1, 1, 1)[:number]
+        z, direction = (torch.randn(u.shape, generator=generator).to(u) for _ in range(2))
+        noisy = u + sigma * z
+        denoised, moved = (model.predict(gamma * w, t)[0] for w in (noisy, noisy + _STEP * sigma * direction))
+        error = (denoised - u)[box].double().square().mean().sqrt()
+        divergence = (direction * (moved - denoised))[box].double().mean() / (_STEP * sigma)
+        expected = sigma * divergence.clamp(min=0).sqrt()
+        levels.append(DenoisingCheck(sigma, float(error), float(expected), known.get(sigma)))
+    return levels
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 1.0
+
+
+def _box(model: ScoreModel, image: Tensor) -> tuple[Any, ...]:
+    """The part of the latent grid around what emits, with a margin as the training volumes have."""
+    smoothed = gaussian_smooth(image, model.geometry, _FWHM_MM)
+    emitting = (smoothed > _EMITTING * smoothed.max()).to(image)
+    inside = model.to_latent(emitting * model.intensity_scale) > 0.5
+    box: list[Any] = [..., slice(None)]
+    if not bool(inside.any()):
+        return tuple(box)
+    for axis in (0, 1):
+        places = inside.any(0).any(1 - axis).nonzero()
+        margin = round(_MARGIN_MM / model.voxel_size[1 + axis])
+        low, high = int(places.min()) - margin, int(places.max()) + margin + 1
+        box.append(slice(max(low, 0), high))
+    return tuple(box)
+
+
+def _likelihood(objective: Objective, image: Tensor, log_likelihood: float | None) -> LikelihoodCheck | None:
+    x = image.to(objective.device)
+    try:
+        expected, deviation = objective.expected_log_likelihood(x)
+    except NotImplementedError as error:
+        logger.info("the likelihood cannot be compared with what is expected: %s", error)
+        return None
+    achieved = float(objective.value(x)) if log_likelihood is None else log_likelihood
+    return LikelihoodCheck(achieved, expected, deviation)

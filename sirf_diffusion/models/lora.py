@@ -1,0 +1,318 @@
+"""Adapters: small changes to a network's weights, learnt from one scan, kept apart from the weights themselves."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .score_model import ScoreModel
+
+_KEY = "sirf_diffusion_adapter"
+_VERSION = 1
+_MAX_FILE_BYTES = 2 * 1024**3
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: Layers that tell the network the noise level and the orientation: what they say does not depend on the scan.
+EMBEDDINGS = r"(^|[._])(time|timestep|t|class|label)_?emb|emb_layers|embedding"
+
+
+class AdapterFileError(ValueError):
+    """An adapter file cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    r"""Which weights of a network may change, and how.
+
+    Low rank: every weight ``W [out, in, ...]`` of a chosen layer becomes
+
+    .. math:: W + \mathrm{scale} \cdot B A
+
+    with ``B [out, r]`` zero and ``A [r, in * kernel]`` of standard deviation ``1 / r`` at the start (Hu et al. 2022,
+    arXiv:2106.09685; convolutions are taken as matrices).
+
+    Parameters
+    ----------
+    rank
+        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning).
+    scale
+        Factor of the low-rank change.
+    targets
+        Regular expression that the names of the layers must contain (linear, 1D, 2D and 3D convolutional layers; all
+        kinds for ``rank=None``).
+    exclude
+        Regular expression that they must not contain; those that embed time and orientation unless given.
+    biases
+        Whether the biases of all layers but the excluded ones, those of normalisation layers included, are free too.
+    """
+
+    rank: int | None = 4
+    scale: float = 1.0
+    targets: str = ""
+    exclude: str = EMBEDDINGS
+    biases: bool = True
+
+    def __post_init__(self) -> None:
+        rank = self.rank
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= 4096):
+            raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, found {rank!r}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+            raise ValueError(f"scale must be a finite number, found {self.scale!r}")
+        if not isinstance(self.biases, bool):
+            raise ValueError(f"biases must be true or false, found {self.biases!r}")
+        for name in ("targets", "exclude"):
+            try:
+                re.compile(getattr(self, name))
+            except (re.error, TypeError) as error:
+                raise ValueError(f"{name} must be a regular expression, found {getattr(self, name)!r}") from error
+
+    def chooses(self, name: str) -> bool:
+        """Whether the layer of this name is one of the chosen."""
+        return re.search(self.targets, name) is not None and not self.excludes(name)
+
+    def excludes(self, name: str) -> bool:
+        """Whether the layer of this name must stay as it is."""
+        return bool(self.exclude) and re.search(self.exclude, name) is not None
+
+
+class LowRank(nn.Module):
+    """Parametrisation of a weight: the weight plus ``scale`` times the product of two thin matrices."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        columns = weight[0].numel()
+        down = torch.randn(rank, columns, generator=generator) / rank
+        self.down = nn.Parameter(down.to(weight), requires_grad=False)
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        change = (self.up @ self.down).reshape(weight.shape)
+        # A copy is laid out in memory as the weight is, a sum need not be: other layouts can mean other rounding.
+        return weight.clone().add_(change, alpha=self.scale)
+
+
+class Adapter:
+    """A score model with weights that may change, on a copy of its network; the given model is never touched.
+
+    Parameters
+    ----------
+    model
+        The base model; its network must be a ``torch.nn.Module``.
+    config
+        Which weights may change.
+    seed
+        Of the initial matrices.
+
+    Attributes
+    ----------
+    model : ScoreModel
+        The adapted model: as the base model, bound where that is, with the changed network and the base's hash. At the
+        start it gives what the base gives, to the bit.
+
+    Raises
+    ------
+    ValueError
+        If the network has no weights to adapt.
+    """
+
+    def __init__(self, model: ScoreModel, config: AdapterConfig | None = None, *, seed: int = 0) -> None:
+        network = getattr(model, "network", None)
+        if not isinstance(network, nn.Module):
+            raise ValueError("adaptation needs a model whose network is a torch.nn.Module; this one's has no weights")
+        self.config, self.base_hash = config or AdapterConfig(), model.hash
+        self._base_network = network
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.model = copy.copy(model)
+        self.model.network = self.network
+        self.model.__dict__["hash"] = self.base_hash
+        self._free: dict[str, nn.Parameter] = {}
+        self._low_rank: dict[str, nn.Module] = {}
+        self._base: dict[str, Tensor] = {}
+        if self.config.rank != 0:
+            self._attach(torch.Generator().manual_seed(seed))
+            if not self._free:
+                raise ValueError(f"no layer of this network is chosen by targets = {self.config.targets!r}")
+
+    def _attach(self, generator: torch.Generator) -> None:
+        for name, layer in list(self.network.named_modules()):
+            own = dict(layer.named_parameters(recurse=False))
+            if self.config.rank is None:
+                chosen = set(own) if self.config.chooses(name) else set()
+            else:
+                chosen = {"bias"} & set(own) if self.config.biases and not self.config.excludes(name) else set()
+            for key in sorted(chosen):
+                self._free[f"{name}.{key}"] = own[key]
+                self._base[f"{name}.{key}"] = own[key].detach().clone()
+            if self.config.rank and isinstance(layer, _LAYERS) and self.config.chooses(name):
+                change = LowRank(layer.weight, self.config.rank, self.config.scale, generator)
+                # Unsafe only spares a call of the change: shape and type are known to be kept.
+                parametrize.register_parametrization(layer, "weight", change, unsafe=True)
+                self._low_rank[name] = layer
+                self._free[f"{name}.weight.up"], self._free[f"{name}.weight.down"] = change.up, change.down
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What may be optimised, within :meth:`adapting`."""
+        return list(self._free.values())
+
+    @contextmanager
+    def adapting(self) -> Iterator[None]:
+        """Within the ``with`` block, gradients of the loss are kept for what may change; none are left after it."""
+        # Not all the time: PyTorch may take other kernels, with other rounding, for weights that ask for gradients.
+        for parameter in self.parameters():
+            parameter.requires_grad_()
+        try:
+            yield
+        finally:
+            for parameter in self.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers may change."""
+        return sum(parameter.numel() for parameter in self._free.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Present values of all that may change, by name; not copies."""
+        return {name: parameter.detach() for name, parameter in self._free.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Set what may change; names and shapes must be those of :meth:`tensors`.
+
+        Raises
+        ------
+        ValueError
+            If they are not, or values are not finite.
+        """
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: tuple(parameter.shape) for name, parameter in self._free.items()}
+        if found != expected:
+            names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+            raise ValueError(f"its tensors do not fit this network: {', '.join(names[:3])} differ, {len(names)} in all")
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"tensor {name!r} has values that are not finite")
+            with torch.no_grad():
+                self._free[name].copy_(tensor)
+
+    def merge(self) -> ScoreModel:
+        """The adapted model as an ordinary one: the change becomes part of copied weights, and the hash a new one.
+
+        It can be saved and used like any other model; this adapter stays as it is.
+        """
+        merged = copy.copy(self.model)
+        # From the base's network: a copy of the changed one would share its property "weight", which lies in the class.
+        merged.network = copy.deepcopy(self._base_network).requires_grad_(False)
+        for name, value in self._free.items():
+            layer, _, kind = name.rpartition(".")
+            if kind not in ("up", "down") or layer.rpartition(".")[0] not in self._low_rank:
+                merged.network.get_parameter(name).copy_(value)
+        with torch.no_grad():
+            for name, changed in self._low_rank.items():
+                merged.network.get_submodule(name).weight.copy_(changed.weight)
+        del merged.__dict__["hash"]
+        return merged
+
+    def remove(self) -> ScoreModel:
+        """Take the change out of the copy: :attr:`model` is the base again, to the bit, and this adapter is empty."""
+        for layer in self._low_rank.values():
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        with torch.no_grad():
+            for name, value in self._base.items():
+                self._free[name].copy_(value)
+        self._free, self._low_rank, self._base = {}, {}, {}
+        return self.model
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what may change."""
+        digest = hashlib.sha256(self.base_hash.encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
+        """Write what has changed, and the hash of the base model, to a ``.safetensors`` file; replaces an existing one.
+
+        Parameters
+        ----------
+        path
+            Its folder must exist.
+        about
+            Provenance, anything that JSON can hold.
+        """
+        from safetensors.torch import save
+
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder of the adapter {path} does not exist: make it first")
+        content = {"version": _VERSION, "base": self.base_hash, "config": asdict(self.config), "about": about or {}}
+        tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self.tensors().items()}
+        data = save(tensors, metadata={_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: ScoreModel) -> Adapter:
+        """The adapter of a file, on a copy of the model that it was made for.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        AdapterFileError
+            If it is no adapter file, or belongs to another base model.
+        """
+        path = Path(path)
+        content, tensors = _read(path)
+        if content["base"] != model.hash:
+            raise AdapterFileError(
+                f"adapter {path} was made for another model: its base has the hash {str(content['base'])[:12]}..., "
+                f"this model has {model.hash[:12]}...; use it with the model that it was made for"
+            )
+        try:
+            adapter = cls(model, AdapterConfig(**content["config"]))
+            adapter.load_tensors(tensors)
+        except (ValueError, TypeError) as error:
+            raise AdapterFileError(f"adapter {path} cannot be used: {error}") from error
+        return adapter
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"adapter {path} does not exist")
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise AdapterFileError(f"adapter {path} is larger than the {_MAX_FILE_BYTES} bytes that one may have")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            content = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is not an adapter file, or is damaged: {error!r}") from error
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        raise AdapterFileError(f"adapter {path} was written by another version of this package: make it afresh")
+    if not isinstance(content.get("base"), str) or not isinstance(content.get("config"), dict):
+        raise AdapterFileError(f"adapter {path} does not say which model it belongs to: make it afresh")
+    return content, tensors

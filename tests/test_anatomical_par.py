@@ -1,0 +1,201 @@
+"""The anatomical image in parameter files: keys of our blocks, what `check` says of them, STIR's own calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from patient_images import write_nifti_at
+from small_scan import write_conditional_model, write_small_model
+from stir_shim_blocks import prior
+
+from sirf_diffusion.engines.embedded.interfile import write_image
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.denoiser import Denoiser
+from sirf_diffusion.priors import LateScorePrior
+from stir_priors import blocks
+from stir_priors.callbacks import make_prior, make_processor
+
+pytest.importorskip("scipy")
+
+GEOMETRY = ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0))
+FINE = ImageGeometry((4, 30, 30), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+SCALE = 10.0
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    pytest.importorskip("nibabel")
+    folder = tmp_path_factory.mktemp("files")
+    model = ScoreModel.load(write_conditional_model(folder / "conditional.safetensors", 4.0))
+    # a network begins with nothing in its last layer, and would see no image
+    torch.nn.init.normal_(model.network.out[2].conv.weight, generator=torch.Generator().manual_seed(0))
+    model.save(folder / "conditional.safetensors")
+    write_small_model(folder / "plain.safetensors")
+    mr = torch.rand(FINE.shape, generator=torch.Generator().manual_seed(1)) + 0.2
+    write_image(folder / "mr.hv", mr, FINE)
+    write_nifti_at(folder / "mr.nii", mr, FINE, "SLP")
+    return folder
+
+
+def image(seed=0):
+    return SCALE * (torch.rand(GEOMETRY.shape, generator=torch.Generator().manual_seed(seed)) + 0.1)
+
+
+def options(kind, files, **changed):
+    """All keys of a block as STIR hands them over."""
+    defaults = next(block.defaults for block in blocks.BLOCKS if block.name == kind)
+    given = {"model filename": files / "conditional.safetensors", "intensity scale": SCALE, "device": "cpu"}
+    given |= {key.replace("_", " "): value for key, value in changed.items()}
+    assert set(given) <= set(defaults)
+    return {**defaults, **{key: str(value) for key, value in given.items()}}
+
+
+def gradient(callback):
+    callback.set_up(GEOMETRY)
+    out = np.zeros(GEOMETRY.shape, np.float32)
+    callback.gradient(image().numpy(), out)
+    return out
+
+
+def bound(files, guidance):
+    model = ScoreModel.load(files / "conditional.safetensors")
+    return model.guided_by(files / "mr.hv", guidance)
+
+
+@pytest.mark.parametrize("name", ["mr.hv", "mr.nii"])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_score_prior_shows_the_network_the_resampled_image(files, name, weight):
+    callback = make_prior(
+        "Diffusion Score",
+        options("Diffusion Score", files, anatomical_image_filename=files / name, guidance_weight=weight),
+        {},
+    )
+    expected = LateScorePrior(bound(files, weight), 0.3, planes="three", intensity_scale=SCALE)
+    expected.set_up(GEOMETRY)
+    found = gradient(callback)
+    np.testing.assert_allclose(found, expected.gradient(image()), rtol=1e-4, atol=1e-4 * float(np.abs(found).max()))
+    plain = make_prior("Diffusion Score", options("Diffusion Score", files, guidance_weight=-1), {})
+    assert not np.allclose(found, gradient(plain), rtol=1e-2, atol=1e-2 * float(np.abs(found).max()))
+
+
+def test_the_denoiser_shows_it_too(files):
+    keys = {"anatomical_image_filename": files / "mr.hv", "guidance_weight": 0.5, "noise_level": 0.4}
+    callback = make_processor("Diffusion Denoiser", options("Diffusion Denoiser", files, **keys), {})
+    callback.set_up(GEOMETRY)
+    x = image().numpy().copy()
+    callback.apply(x)
+    expected = Denoiser(bound(files, 0.5), 0.4, intensity_scale=SCALE)(image(), GEOMETRY)
+    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4 * SCALE)
+
+
+def test_the_sampler_shows_it_too(files):
+    images = []
+    for keys in ({"anatomical_image_filename": files / "mr.hv"}, {"guidance_weight": -1}):
+        block = options("Diffusion Sampler", files, number_of_steps=2, **keys)
+        callback = make_processor("Diffusion Sampler", block, {})
+        callback.set_up(GEOMETRY)
+        x = image().numpy().copy()
+        callback.apply(x)
+        images.append(x)
+    assert not np.allclose(*images, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["Diffusion Score", "Diffusion Denoiser", "Diffusion Sampler"])
+def test_what_makes_no_sense_names_the_key(files, kind):
+    make = make_prior if kind == "Diffusion Score" else make_processor
+
+    def make_with(**changed):
+        changed |= {"number_of_steps": 2} if kind == "Diffusion Sampler" else {}
+        return make(kind, options(kind, files, **changed), {})
+
+    with pytest.raises(ValueError, match=r"anatomical image filename := .*none.hv"):
+        make_with(anatomical_image_filename=files / "none.hv")
+    with pytest.raises(ValueError, match="guidance weight := -2"):
+        make_with(anatomical_image_filename=files / "mr.hv", guidance_weight=-2)
+    plain = {"model_filename": files / "plain.safetensors"}
+    with pytest.raises(ValueError, match=r"anatomical image filename .*without anatomical images"):
+        make_with(anatomical_image_filename=files / "mr.hv", **plain)
+    far = make_with(anatomical_image_filename=files / "mr.hv")
+    with pytest.raises(ValueError, match=r"mr.hv covers only 0%"):
+        far.set_up(ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0), (500.0, 0.0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "level", "expected"),
+    [
+        ("model filename := MODEL\n  anatomical image filename := MR\n  guidance weight := 0.5", None, ""),
+        ("model filename := MODEL\n  guidance weight := -1", None, ""),
+        ("model filename := MODEL", "warning", "can use an MR or CT image and is given none"),
+        ("model filename := MODEL\n  guidance weight := -2", "error", "'guidance weight' must be at least -1"),
+        ("model filename := MODEL\n  guidance weight := much", "error", "guidance weight"),
+        ("model filename := MODEL\n  anatomical image filename := absent.nii", "error", "no such file"),
+        ("model filename := brain-fdg\n  anatomical image filename := MR", "error", "without anatomical images"),
+        ("model filename := brain-fdg\n  guidance weight := 0.5", "error", "without anatomical images"),
+        ("model filename := MODEL\n  guidance weights := 0.5", "error", "did you mean 'guidance weight'"),
+    ],
+)
+def test_check_knows_the_keys(files, tmp_path, monkeypatch, keys, level, expected):
+    from stir_priors import check, registry
+
+    monkeypatch.setattr(check, "known_names", registry.built_in_names)
+    monkeypatch.chdir(tmp_path)
+    text = keys.replace("MODEL", str(files / "conditional.safetensors")).replace("MR", str(files / "mr.nii"))
+    (tmp_path / "prompts.hs").write_text("")
+    path = tmp_path / "my.par"
+    path.write_text(
+        "OSMAPOSLParameters :=\n"
+        "objective function type := PoissonLogLikelihoodWithLinearModelForMeanAndProjData\n"
+        "PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=\n"
+        "  input file := prompts.hs\n"
+        f"prior type := Diffusion Score\n  Diffusion Score Parameters :=\n  penalisation factor := 0.2\n  {text}\n"
+        "  END Diffusion Score Parameters :=\n"
+        "end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=\n"
+        "number of subsets := 1\nnumber of subiterations := 1\nEND :=\n"
+    )
+    findings = [f for f in check.check(path).findings if "prompts" not in f.text]
+    if level is None:
+        assert not findings
+    else:
+        assert any(f.level == level and expected in f.text for f in findings)
+
+
+@pytest.mark.requires_stir
+@pytest.mark.requires_shim
+def test_stirs_own_call_gives_the_gradient_of_the_tensor_prior(files):
+    import stir_priors
+
+    shim = stir_priors.load()
+    keys = options("Diffusion Score", files, anatomical_image_filename=files / "mr.nii", guidance_weight=0.5)
+    text = prior(
+        "Diffusion Score",
+        penalisation_factor=1.0,
+        **{k.replace(" ", "_"): v for k, v in keys.items() if v and k != "penalisation factor"},
+    )
+    found = shim.evaluate(text, image().numpy(), GEOMETRY.voxel_size)["gradient"]
+    expected = LateScorePrior(bound(files, 0.5), 0.3, planes="three", intensity_scale=SCALE)
+    expected.set_up(GEOMETRY)
+    np.testing.assert_allclose(found, expected.gradient(image()), rtol=1e-4, atol=1e-4 * float(np.abs(found).max()))
+
+
+def test_a_kept_prior_brings_its_image_into_another_run(tmp_path):
+    from sirf_diffusion.engines.parfile import ParFile
+    from sirf_diffusion.engines.parfile.prior import anatomical_of, score_settings_of
+
+    path = tmp_path / "my.par"
+    for keys, expected in (
+        ("anatomical image filename := mr.nii\n  guidance weight := 0.5", ("mr.nii", 0.5)),
+        ("noise level := 0.2", (None, 0.0)),
+    ):
+        path.write_text(
+            "OSMAPOSLParameters :=\n"
+            "objective function type := PoissonLogLikelihoodWithLinearModelForMeanAndProjData\n"
+            "PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=\n"
+            f"prior type := Diffusion Score\n  Diffusion Score Parameters :=\n  model filename := m\n  {keys}\n"
+            "  END Diffusion Score Parameters :=\n"
+            "end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=\nEND :=\n"
+        )
+        par = ParFile.read(str(path))
+        assert score_settings_of(par)[0] == "m"
+        assert anatomical_of(par) == expected

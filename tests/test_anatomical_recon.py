@@ -1,0 +1,167 @@
+"""An anatomical image in a reconstruction, from the command line and from Python, in every method with a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from patient_images import write_nifti_at
+from small_scan import write_conditional_model, write_small_model, write_small_scan
+
+from sirf_diffusion.acquisition import Acquisition
+from sirf_diffusion.cli import main
+from sirf_diffusion.engines.embedded.interfile import read_image, write_image
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.patient_space import AnatomicalImage
+from sirf_diffusion.reconstruction import reconstruct
+from sirf_diffusion.reconstructors.defaults import METHODS
+
+GUIDED = ("map-score", "dds", "hqs", "lisch")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def acquisition(scan):
+    return Acquisition.from_files(
+        scan.prompts_hs, multiplicative=scan.multiplicative_hs, additive=scan.additive_hs, attenuation=scan.mu_hv
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    conditional = ScoreModel.load(write_conditional_model(folder / "conditional.safetensors", 4.0))
+    # a network begins with nothing in its last layer, and would see no image
+    torch.nn.init.normal_(conditional.network.out[2].conv.weight, generator=torch.Generator().manual_seed(0))
+    conditional.save(folder / "conditional.safetensors")
+    return {1: write_small_model(folder / "plain.safetensors"), 2: folder / "conditional.safetensors"}
+
+
+@pytest.fixture
+def recon(scan, models, tmp_path):
+    def run(*more, model=2, method="dds", out="out"):
+        steps = "num_iterations=2" if method.startswith("map-") else "num_steps=2"
+        arguments = ["recon", "--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs]
+        arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--method", method]
+        arguments += ["--out", str(tmp_path / out), "--device", "cpu", "--set", steps]
+        arguments += ["--samples", "1"] if METHODS[method].samples else []
+        arguments += ["--model", str(models[model])] if METHODS[method].uses_model else []
+        return main([*arguments, *map(str, more)]), tmp_path / out
+
+    return run
+
+
+def settings(method):
+    return {"num_iterations": 2} if method.startswith("map-") else {"num_steps": 2}
+
+
+@pytest.mark.parametrize("method", GUIDED)
+def test_every_method_that_has_a_network_shows_it_the_image(acquisition, scan, models, method):
+    def image(**guide):
+        return reconstruct(
+            acquisition, method, model=models[2], settings=settings(method), device="cpu", **guide
+        ).image  # fmt: skip
+
+    with_mr, without = image(anatomical=scan.mr_hv), image(guidance=-1.0)
+    assert not torch.allclose(with_mr, without, rtol=1e-3)
+    assert torch.equal(image(anatomical=scan.mr_hv, guidance=-1.0), without)
+    assert not torch.allclose(image(anatomical=scan.mr_hv, guidance=1.0), with_mr, rtol=1e-3)
+    assert torch.equal(image(anatomical=read_image(scan.mr_hv)[0]), with_mr)
+
+
+def test_the_record_says_which_image_how_much_of_it_and_from_which_grid(recon, scan, tmp_path):
+    mr, _ = read_image(scan.mr_hv)
+    fine = ImageGeometry((3, 42, 42), (4.0, 2.0, 2.0), (-4.0, -1.0, -1.0))
+    write_image(tmp_path / "fine.hv", mr.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat(3, 1, 1), fine)
+    code, out = recon("--anatomical", tmp_path / "fine.hv", "--guidance", "0.5")
+    assert code == 0
+    known = json.loads((out / "record.json").read_text())["anatomical"]
+    assert known["file"] == str(tmp_path / "fine.hv")
+    assert len(known["sha256"]) == 64
+    assert known["guidance"] == 0.5
+    assert known["resampled"]
+    assert known["from"] == {"shape": [3, 42, 42], "voxel_size_mm": [4.0, 2.0, 2.0]}
+    assert known["to"] == {"shape": [1, 21, 21], "voxel_size_mm": [4.0, 4.0, 4.0]}
+    assert known["patient_covered"] == 1
+    assert known["registration"] is None
+
+
+def test_the_report_has_a_row_more(recon, scan):
+    from matplotlib.image import imread
+
+    heights = []
+    for name, more in (("with", ("--anatomical", scan.mr_hv)), ("without", ("--guidance", "-1"))):
+        code, out = recon(*more, out=name)
+        assert code == 0
+        heights.append(imread(out / "report.png").shape[0])
+    assert heights[0] > 1.5 * heights[1]
+
+
+def test_another_image_or_weight_is_another_result(recon, scan):
+    assert recon("--anatomical", scan.mr_hv)[0] == 0
+    assert recon("--anatomical", scan.mr_hv)[0] == 0  # the same command may be run again
+    for more in (("--anatomical", scan.truth_hv), ("--anatomical", scan.mr_hv, "--guidance", "1")):
+        assert recon(*more)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "more", "message"),
+    [
+        (1, "dds", ("--anatomical", "MR"), "trained without anatomical images"),
+        (1, "dds", ("--guidance", "0.5"), "trained without anatomical images"),
+        (2, "dds", (), "--anatomical FILE"),
+        (2, "dds", ("--guidance", "0.5"), "--anatomical FILE"),
+        (2, "dds", ("--anatomical", "MR", "--guidance", "-2"), "at least -1"),
+        (2, "dds", ("--register",), "no anatomical image"),
+        (2, "dds", ("--anatomical", "no-such.nii"), "no-such.nii"),
+        (2, "dds", ("--anatomical", "MR", "--register"), "40 mm"),
+        (2, "map-rdp", ("--anatomical", "MR"), "uses no score model"),
+    ],
+)
+def test_what_makes_no_sense_ends_with_one_message(recon, scan, capsys, caplog, model, method, more, message):
+    code, out = recon(*[scan.mr_hv if text == "MR" else text for text in more], model=model, method=method)
+    assert code == 2
+    assert message in capsys.readouterr().err + caplog.text
+    assert not out.exists()
+
+
+def test_an_image_of_elsewhere_is_refused(acquisition, models):
+    geometry = ImageGeometry((1, 21, 21), (4.0, 4.0, 4.0), (0.0, 300.0, 0.0))
+    far = AnatomicalImage.of(torch.rand(geometry.shape), geometry, "far.hv")
+    with pytest.raises(ValueError, match=r"far.hv covers only 0%.*--register"):
+        reconstruct(acquisition, "dds", model=models[2], anatomical=far, settings={"num_steps": 2}, device="cpu")
+
+
+def test_an_image_that_misses_a_part_of_the_patient_gives_a_warning(acquisition, models, caplog):
+    geometry = ImageGeometry((1, 13, 21), (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
+    part = AnatomicalImage.of(torch.ones(geometry.shape) + torch.eye(21)[:13], geometry)
+    with caplog.at_level(logging.WARNING, "sirf_diffusion"):
+        reconstruct(acquisition, "dds", model=models[2], anatomical=part, settings={"num_steps": 2}, device="cpu")
+    assert "of the patient" in caplog.text
+
+
+def test_nifti_of_any_orientation_gives_the_image_that_interfile_gives(acquisition, models, scan, tmp_path):
+    pytest.importorskip("nibabel")
+    pytest.importorskip("scipy")
+    mr, geometry = read_image(scan.mr_hv)
+    mr = mr.clone()
+    mr[:, 3:9, 2:7] += 2  # nothing of it is symmetric
+    images = []
+    for k, anatomical in enumerate(
+        (mr, *(write_nifti_at(tmp_path / f"{a}.nii", mr, geometry, a) for a in ("RAS", "SLP")))
+    ):
+        result = reconstruct(
+            acquisition, "dds", model=models[2], anatomical=anatomical, settings={"num_steps": 2}, device="cpu"
+        )
+        images.append(result.image)
+        np.testing.assert_allclose(result.anatomical, mr, atol=1e-5, err_msg=str(k))
+    assert torch.allclose(images[0], images[1], rtol=1e-4, atol=1e-4 * float(images[0].max()))
+    assert torch.allclose(images[0], images[2], rtol=1e-4, atol=1e-4 * float(images[0].max()))

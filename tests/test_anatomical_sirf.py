@@ -1,0 +1,156 @@
+"""The anatomical image of SIRF scripts: an image of another grid or a file, on both engines."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from patient_images import write_nifti_at
+from test_conditioning import MeanFromAnatomy
+
+import sirf_diffusion
+from sirf_diffusion.engines.embedded.interfile import write_image
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel, VPSchedule
+from sirf_diffusion.patient_space import AnatomicalImage
+
+pytest.importorskip("scipy")
+
+GRID = ImageGeometry((3, 10, 12), (4.0, 2.0, 2.0))
+FINE = ImageGeometry((5, 30, 32), (3.0, 1.0, 1.0), (-1.0, 0.5, -0.5))
+SCALE = 20.0
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("sirf", marks=[pytest.mark.requires_sirf, pytest.mark.requires_shim]),
+    ]
+)
+def pet(request):
+    return sirf_diffusion.get_engine(request.param)
+
+
+def image_of(pet, values, geometry=GRID):
+    image = pet.ImageData()
+    image.initialise(geometry.shape, geometry.voxel_size, geometry.origin)
+    return image.fill(np.asarray(values, dtype=np.float32))
+
+
+def activity():
+    return SCALE * (torch.rand(GRID.shape, generator=torch.Generator().manual_seed(2)) + 0.2)
+
+
+def anatomy():
+    return 100 * torch.rand(FINE.shape, generator=torch.Generator().manual_seed(3)) + 1
+
+
+def conditional():
+    return ScoreModel(MeanFromAnatomy(), VPSchedule(), "eps", (2.0, 2.0, 2.0), multiple=4, in_channels=2)
+
+
+def given(pet, kind, folder):
+    """The anatomical image as a script may have it."""
+    if kind == "image":
+        return image_of(pet, anatomy(), FINE)
+    if kind == "Interfile":
+        write_image(folder / "mr.hv", anatomy(), FINE)
+        return folder / "mr.hv"
+    pytest.importorskip("nibabel")
+    return str(write_nifti_at(folder / "mr.nii.gz", anatomy(), FINE, "SLP"))
+
+
+@pytest.mark.parametrize("kind", ["image", "Interfile", "NIfTI"])
+@pytest.mark.parametrize("early", [True, False], ids=["before set_up", "after set_up"])
+def test_score_prior(pet, tmp_path, kind, early, caplog):
+    x, mr = image_of(pet, activity()), given(pet, kind, tmp_path)
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    if not early:
+        prior.set_up(x)
+    with caplog.at_level(logging.INFO, "sirf_diffusion"):
+        prior.set_anatomical_image(mr)
+        prior.set_guidance(0.5)
+        if early:
+            prior.set_up(x)
+        found = [prior.get_gradient(x).as_array() for _ in range(2)]
+    assert caplog.text.count("is resampled: ") == 1
+    assert prior.get_anatomical_image() is mr
+    assert prior.get_guidance() == 0.5
+    resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
+    expected = sirf_diffusion.priors.ScorePrior(
+        conditional().on(GRID, SCALE, "three", anatomical=resampled, guidance=0.5), 0.4
+    ).gradient(activity())
+    for gradient in found:
+        np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_guidance_may_change_and_the_image_may_go(pet):
+    x = image_of(pet, activity())
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    prior.set_anatomical_image(image_of(pet, anatomy(), FINE))
+    prior.set_up(x)
+    guided = prior.get_gradient(x).as_array()
+    prior.set_guidance(-1)
+    plain = prior.get_gradient(x).as_array()
+    assert not np.allclose(guided, plain, rtol=1e-2, atol=1e-3 * np.abs(plain).max())
+    prior.set_anatomical_image(None)
+    np.testing.assert_allclose(prior.get_gradient(x).as_array(), plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "NIfTI"])
+def test_processor(pet, tmp_path, kind):
+    x = image_of(pet, activity())
+    processor = pet.ScoreImageProcessor(conditional(), 0.4, intensity_scale=SCALE)
+    processor.set_anatomical_image(given(pet, kind, tmp_path))
+    processor.set_guidance(0.25)
+    processor.apply(x)
+    resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
+    bound = conditional().on(GRID, SCALE, "three", anatomical=resampled, guidance=0.25)
+    expected = bound.denoise_at(activity(), 0.4).clamp(min=0)
+    np.testing.assert_allclose(x.as_array(), expected, rtol=1e-3, atol=1e-4 * SCALE)
+
+
+def test_bowsher_prior(pet, tmp_path):
+    x = image_of(pet, activity())
+    prior = pet.BowsherPrior(given(pet, "NIfTI", tmp_path), num_neighbours=5)
+    prior.set_up(x)
+    resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
+    expected = sirf_diffusion.priors.BowsherPrior(GRID, 1.0, resampled, 5).gradient(activity())
+    np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+
+
+def test_an_image_on_the_same_grid_is_not_touched(pet):
+    x, mr = image_of(pet, activity()), image_of(pet, activity() + 5)
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    prior.set_anatomical_image(mr)
+    prior.set_up(x)
+    assert torch.equal(prior.obj._anatomical.on(GRID), torch.from_numpy(mr.as_array()))
+
+
+def test_an_image_of_elsewhere_is_refused(pet):
+    x = image_of(pet, activity())
+    far = ImageGeometry(FINE.shape, FINE.voxel_size, (300.0, 0.0, 0.0))
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    prior.set_anatomical_image(image_of(pet, anatomy(), far))
+    with pytest.raises((ValueError, pet.error), match="covers only 0%"):
+        prior.set_up(x)
+
+
+def test_reconstructors_take_a_guided_model():
+    """`guided_by` serves what binds the model itself: the scale is not known to the script."""
+    from toy_objective import make_toy
+
+    from sirf_diffusion.reconstructors import DDSReconstructor
+
+    objective, _ = make_toy((1, 16, 16), num_bins=400)
+    mr = torch.rand(objective.geometry.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    recon = DDSReconstructor(objective, conditional().guided_by(mr, 0.5), num_steps=3)
+    found = recon.process().get_output()
+    assert recon.record["model"]["conditioning"]["guidance"] == 0.5
+    scale = recon.record["model"]["intensity_scale"]
+    model = conditional().on(objective.geometry, scale, anatomical=mr, guidance=0.5)
+    torch.testing.assert_close(found, DDSReconstructor(objective, model, num_steps=3).process().get_output())
+    with pytest.raises(ValueError, match="without anatomical images"):
+        ScoreModel(lambda *_, **__: None, VPSchedule()).guided_by(mr)

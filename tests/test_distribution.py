@@ -1,0 +1,149 @@
+"""How far from the model's distribution: right for its own images, noticed for others, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sirf_diffusion.data import load_example
+from sirf_diffusion.evaluation.distribution import (
+    IN,
+    LIKELIHOOD_LIMIT,
+    OUT,
+    PROBES,
+    LikelihoodCheck,
+    check_distribution,
+)
+from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
+from sirf_diffusion.reconstruction import reconstruct
+from sirf_diffusion.reconstructors import OSEM
+
+GEOMETRY = ImageGeometry((1, 96, 96), (2.0, 2.0, 2.0))
+MEAN, VARIANCE, SCALE = 1.0, 0.06, 7.0
+
+
+def gaussian_model(geometry=GEOMETRY, planes="transverse"):
+    """The exact denoiser of independent voxels ``N(MEAN, VARIANCE)``, as a network that predicts the clean image."""
+    schedule = VPSchedule()
+
+    def network(images, times, class_labels):
+        sigma = (times / 250).exp()[:, None, None, None]
+        gamma = (1 + sigma * sigma).rsqrt()
+        return (VARIANCE * images / gamma + sigma * sigma * MEAN) / (VARIANCE + sigma * sigma)
+
+    return ScoreModel(network, schedule, "x0").on(geometry, SCALE, planes)
+
+
+def own_image(seed=0, spread=VARIANCE**0.5, geometry=GEOMETRY):
+    noise = torch.randn(geometry.shape, generator=torch.Generator().manual_seed(seed))
+    return SCALE * (MEAN + spread * noise)
+
+
+def ratios(check):
+    return [level.own_ratio for level in check.denoising]
+
+
+@pytest.mark.parametrize("planes", ["transverse", "three"])
+def test_the_model_s_own_images_are_denoised_as_well_as_it_expects(planes):
+    shape = (1, 96, 96) if planes == "transverse" else (16, 32, 32)
+    geometry = ImageGeometry(shape, (2.0, 2.0, 2.0))
+    check = check_distribution(gaussian_model(geometry, planes), own_image(geometry=geometry))
+    assert [level.sigma for level in check.denoising] == list(PROBES)
+    for level in check.denoising:
+        exact = (VARIANCE * level.sigma**2 / (VARIANCE + level.sigma**2)) ** 0.5
+        assert level.expected == pytest.approx(exact, rel=0.04)
+        assert level.error == pytest.approx(exact, rel=0.04)
+    assert check.verdict == IN
+    assert check.recommendation == ""
+    assert check.training_ratio is None
+
+
+def test_the_unit_of_the_image_does_not_matter():
+    one = check_distribution(gaussian_model(), own_image())
+    other = check_distribution(gaussian_model().on(GEOMETRY, 1024 * SCALE), 1024 * own_image())
+    assert ratios(one) == pytest.approx(ratios(other), rel=1e-3)
+
+
+def test_more_variation_than_the_model_knows_is_noticed():
+    found = [check_distribution(gaussian_model(), own_image(spread=s * VARIANCE**0.5)) for s in (1.0, 1.5, 2.0, 3.0)]
+    largest = [check.fine_ratio for check in found]
+    assert largest == sorted(largest)
+    assert found[-1].verdict == OUT
+    assert "--adapt" in found[-1].recommendation
+    assert found[-1].recommendation in found[-1].message
+
+
+def test_less_variation_than_the_model_knows_is_noticed():
+    check = check_distribution(gaussian_model(), own_image(spread=0.6 * VARIANCE**0.5))
+    assert check.coarse_ratio < 0.8
+    assert check.fine_ratio < 1.05
+    assert check.verdict == "unusual"
+
+
+def test_a_foreign_pattern_is_noticed():
+    y = torch.arange(96)[:, None]
+    stripes = own_image() + SCALE * 0.9 * torch.sin(2 * torch.pi * y / 12)
+    assert check_distribution(gaussian_model(), stripes).verdict == OUT
+
+
+def test_noise_and_patterns_are_noticed_by_the_bundled_model():
+    model, example = ScoreModel.load("brain-fdg"), load_example("brain2d")
+    truth, geometry = example.truth, example.acquisition.geometry
+    model = model.on(geometry, intensity_scale(truth, geometry))
+    objective = example.acquisition.objective()
+    check = check_distribution(model, truth, objective=objective)
+    assert check.verdict == IN
+    assert abs(check.likelihood.deviations) < 4
+    assert check.network_evaluations == 2 * sum(PROBES.values())
+    assert check.forward_projections == 2
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    assert check_distribution(model, truth * (1 + 0.5 * noise).clamp(min=0)).verdict == OUT
+
+
+def test_too_close_a_fit_is_no_fault_of_the_model():
+    example = load_example("brain2d")
+    objective = example.acquisition.objective(9)
+    x = OSEM(objective, num_iterations=6).process().get_output()
+    model = ScoreModel.load("brain-fdg").on(example.acquisition.geometry, intensity_scale(x, objective.geometry))
+    in_distribution = check_distribution(model, example.truth)
+    overfitted = check_distribution(model, x, objective=objective)
+    assert overfitted.likelihood.deviations > LIKELIHOOD_LIMIT
+    judged = replace(in_distribution, likelihood=overfitted.likelihood)
+    assert judged.verdict == "unusual"
+    assert "adapt" not in judged.recommendation
+    assert "check scatter" in judged.message
+
+
+def test_engines_that_cannot_tell_the_expected_likelihood_are_served():
+    class Silent:
+        device, counter = torch.device("cpu"), type("Counter", (), {"forward": 0.0})
+
+        def expected_log_likelihood(self, x):
+            raise NotImplementedError("list mode")
+
+    assert check_distribution(gaussian_model(), own_image(), objective=Silent()).likelihood is None
+
+
+def test_deviations_are_above_what_is_expected():
+    assert LikelihoodCheck(-90.0, -100.0, 5.0).deviations == 2.0
+
+
+def test_every_run_with_a_model_says_what_it_found(tmp_path):
+    from sirf_diffusion.outputs import OutputFolder
+
+    example = load_example("brain2d")
+    settings = {"num_iterations": 2}
+    result = reconstruct(example.acquisition, "map-score", model="brain-fdg", settings=settings)
+    found = result.record["distribution"]
+    assert found["verdict"] in found["message"]
+    assert [level["sigma"] for level in found["denoising"]] == list(PROBES)
+    assert all(level["training_ratio"] > 0.5 for level in found["denoising"] if level["training"])
+    assert found["cost"]["network_evaluations"] == 2 * sum(PROBES.values())
+    result.save(OutputFolder(tmp_path / "out", {}))
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["distribution"] == found
+
+    assert reconstruct(example.acquisition, "osem").record["distribution"] is None

@@ -1,0 +1,90 @@
+"""Many computations: wherever they are made, each is made, also when workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from bench_cases import TINY, tiny_case
+from execution_jobs import always_die, die_once, fail, square
+
+from sirf_diffusion.evaluation.bench import Campaign, campaign
+from sirf_diffusion.execution import DaskCluster, InThisProcess, LocalProcesses, make_execution
+
+
+def test_in_this_process_keeps_the_order():
+    assert list(InThisProcess().results(square, [3, 1, 2])) == [9, 1, 4]
+
+
+def test_a_local_worker_that_dies_loses_nothing(tmp_path, caplog):
+    jobs = [(n, str(tmp_path)) for n in range(6)]
+    assert sorted(LocalProcesses(2).results(die_once, jobs)) == [n * n for n in range(6)]
+    assert "a worker died" in caplog.text
+
+
+def test_workers_that_keep_dying_are_given_up():
+    with pytest.raises(RuntimeError, match="workers died 3 times"):
+        list(LocalProcesses(1).results(always_die, [1]))
+
+
+def test_an_error_of_a_computation_is_passed_on():
+    with pytest.raises(ValueError, match="no 1"):
+        list(LocalProcesses(1).results(fail, [1]))
+
+
+def test_the_options_make_sense():
+    assert isinstance(make_execution(), InThisProcess)
+    assert make_execution(3).num_workers == 3
+    with pytest.raises(ValueError, match="--workers"):
+        make_execution(0)
+    with pytest.raises(ValueError, match="--workers is for this machine"):
+        make_execution(2, "tcp://nowhere:1")
+
+
+@pytest.fixture
+def cluster():
+    """Two worker processes of Dask on this machine."""
+    distributed = pytest.importorskip("dask.distributed", reason='needs pip install "dask[distributed]"')
+    local = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+    )
+    yield local
+    local.close()
+
+
+def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "make_case", tiny_case)
+    suite = replace(TINY, methods=("mlem", "map-quadratic"))
+    execution = DaskCluster(cluster.scheduler_address)
+    victim = next(iter(execution.client.run(os.getpid).values()))
+    here = Campaign(suite, tmp_path / "here", {}).run()
+
+    runs = tmp_path / "there" / "runs"
+
+    def kill_in_the_middle() -> None:
+        while not (runs.is_dir() and len(list(runs.iterdir())) >= 4):
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_in_the_middle, daemon=True)
+    killer.start()
+    there = Campaign(suite, tmp_path / "there", {}, execution).run()
+    killer.join()
+    execution.client.close()
+
+    assert {p.name for p in runs.iterdir()} == {p.name for p in (tmp_path / "here" / "runs").iterdir()}
+    for a, b in zip(here.results, there.results, strict=True):
+        assert a.spec == b.spec
+        assert torch.allclose(a.image, b.image, rtol=1e-4, atol=1e-4 * float(a.image.max()))
+    assert len({r.where for r in there.results}) >= 2
+
+
+def test_no_scheduler_is_said():
+    pytest.importorskip("dask.distributed")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+        DaskCluster("tcp://127.0.0.1:9", timeout="1s")
