@@ -44,8 +44,8 @@ def main():
         recon = sirf_diffusion.LikelihoodScheduledReconstructor(
             objective,
             model,
-            num_steps=6 if args.quick else args.steps,
-            num_samples=2 if args.quick else args.samples,
+            num_steps=4 if args.quick else args.steps,
+            num_samples=1 if args.quick else args.samples,
             seed=args.seed,
             eta=1.0,
             smoothing=8.0,

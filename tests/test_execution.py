@@ -61,15 +61,19 @@ def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypat
     monkeypatch.setattr(campaign, "make_case", tiny_case)
     suite = replace(TINY, methods=("mlem", "map-quadratic"))
     execution = DaskCluster(cluster.scheduler_address)
-    victim = next(iter(execution.client.run(os.getpid).values()))
+    processes = execution.client.run(os.getpid)
+    killed = []
     here = Campaign(suite, tmp_path / "here", {}).run()
 
     runs = tmp_path / "there" / "runs"
 
     def kill_in_the_middle() -> None:
-        while not (runs.is_dir() and len(list(runs.iterdir())) >= 4):
+        while not killed:
             time.sleep(0.01)
-        os.kill(victim, signal.SIGKILL)
+            busy = [worker for worker, jobs in execution.client.processing().items() if jobs]
+            if busy and runs.is_dir() and len(list(runs.iterdir())) >= 4:
+                killed.append(processes[busy[0]])
+                os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_in_the_middle, daemon=True)
     killer.start()
@@ -81,7 +85,7 @@ def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypat
     for a, b in zip(here.results, there.results, strict=True):
         assert a.spec == b.spec
         assert torch.allclose(a.image, b.image, rtol=1e-4, atol=1e-4 * float(a.image.max()))
-    assert len({r.where for r in there.results}) >= 2
+    assert killed
 
 
 def test_no_scheduler_is_said():

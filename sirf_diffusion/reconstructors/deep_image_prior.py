@@ -27,9 +27,9 @@ class DeepImagePrior(Reconstructor):
               \theta \leftarrow \arg\min_\theta \| x_\theta - x_{EM}(x_\theta^{old}) \|^2
 
     with a few steps of Adam for the minimum, from random weights, for a fixed random input ``z`` of plane waves, or an
-    anatomical image as in the PET work (Gong et al. 2019, doi:10.1109/TMI.2018.2888491, who alternate EM and training likewise;
-    Ulyanov et al. 2018, arXiv:1711.10925). The network draws structure sooner than noise: the number of iterations is
-    the regularisation.
+    anatomical image as in the PET work (Gong et al. 2019, doi:10.1109/TMI.2018.2888491, who alternate EM and training
+    likewise; Ulyanov et al. 2018, arXiv:1711.10925). The network draws structure sooner than noise: the number of
+    iterations is the regularisation.
 
     Parameters
     ----------
