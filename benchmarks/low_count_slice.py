@@ -66,17 +66,19 @@ def noise_realisations(case: Case, seeds: Sequence[int]) -> list[Case]:
 
 
 def other_subject(seed: int, plane: int) -> Case:
-    """A slice of another subject in the bundled slice's scanner: its efficiencies, background and expected prompts."""
+    """A slice of another subject in the bundled slice's scanner."""
     from sirf_diffusion.simulation import simulate_activity, simulate_anatomy
 
-    example = load_example("brain2d")
     anatomy = simulate_anatomy(seed)
-    pad = (8, 8)
-    truth = torch.nn.functional.pad(
-        torch.from_numpy(20 * simulate_activity(anatomy, 0, psf_fwhm=4.0)[plane][None]), pad
-    )
-    mu = torch.nn.functional.pad(torch.from_numpy(anatomy.mu[plane][None]), pad)
+    truth = 20 * simulate_activity(anatomy, 0, psf_fwhm=4.0)[plane][None]
+    return scanned(torch.from_numpy(truth), torch.from_numpy(anatomy.mu[plane][None]), seed)
+
+
+def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
+    """A slice in the bundled slice's scanner: its efficiencies, background and expected prompts; padded to its grid."""
+    example = load_example("brain2d")
     old = example.acquisition
+    truth, mu = (_padded(image, old.geometry.shape) for image in (truth, mu))
     blank = Acquisition(old.prompts, old.projdata, old.geometry, attenuation=example.attenuation,
                         attenuation_geometry=old.geometry)  # fmt: skip
     own = replace(blank, attenuation=mu)
@@ -88,6 +90,12 @@ def other_subject(seed: int, plane: int) -> Case:
     additive = torch.where(multiplicative > 0, background / multiplicative.clamp_min(1e-12), 0)
     acquisition = replace(old, multiplicative=multiplicative, additive=additive)
     return noise_realisations(Case(acquisition, truth), [seed])[0]
+
+
+def _padded(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    rows, columns = shape[1] - image.shape[1], shape[2] - image.shape[2]
+    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return torch.nn.functional.pad(image, margins)
 
 
 def reconstruct(case: Case, method: str, model: ScoreModel, settings: dict, seed: int = 0) -> tuple[Tensor, dict]:

@@ -321,21 +321,23 @@ def _remedy(method: Method, adaptation: Any) -> str:
 def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu") -> Any:
     """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
 
+    Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
+
     Raises
     ------
     ValueError
-        If a model is needed and none is given, or the file is not a model.
+        If the file is not a model.
     """
     if not method.uses_model:
         if model is not None:
             logger.info("%s uses no score model; the one given is left aside", method.name)
         return None
-    from .models import ScoreModel, list_models
+    from .models import ScoreModel
+    from .models.storage import DEFAULT_MODEL
 
     if model is None:
-        raise ValueError(
-            f"{method.name} needs a score model (--model): {', '.join(list_models()) or 'a .safetensors file'}"
-        )
+        logger.info("no score model given: %s, the default", DEFAULT_MODEL)
+        model = DEFAULT_MODEL
     return ScoreModel.load(model, device=device) if isinstance(model, (str, os.PathLike)) else model
 
 

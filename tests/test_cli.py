@@ -262,10 +262,6 @@ def truncated_model(scan, folder):
     return {"model": path}, "cut.safetensors"
 
 
-def no_model(scan, folder):
-    return {"model": None}, "--model"
-
-
 def unknown_setting(scan, folder):
     return {"set": "beta=3"}, "num_steps"
 
@@ -302,7 +298,6 @@ BAD_INPUT = [
     attenuation_in_hounsfield_units,
     unknown_model,
     truncated_model,
-    no_model,
     unknown_setting,
     unknown_device,
     output_is_a_file,

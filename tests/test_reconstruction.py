@@ -7,6 +7,8 @@ import torch
 from small_scan import write_small_model, write_small_scan
 
 from sirf_diffusion.acquisition import Acquisition
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.storage import DEFAULT_MODEL
 from sirf_diffusion.priors import QuadraticPrior
 from sirf_diffusion.reconstruction import reconstruct, reconstruct_from, reconstruct_objective
 from sirf_diffusion.reconstructors import OSEM
@@ -28,6 +30,13 @@ def model(tmp_path_factory):
 
 def early_image(acquisition):
     return OSEM(acquisition.objective(8), 1).process().get_output()
+
+
+def test_without_a_model_the_default_one_is_used_and_named(acquisition, caplog):
+    caplog.set_level("INFO")
+    result = reconstruct(acquisition, "dds", num_samples=1, settings={"num_steps": 1})
+    assert result.record["model"]["sha256"] == ScoreModel.load(DEFAULT_MODEL).hash
+    assert f"{DEFAULT_MODEL}, the default" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["map-rdp", "map-score"])

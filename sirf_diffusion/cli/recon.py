@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..guide import TARGETS, Guide
+from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.defaults import METHODS, NUM_SAMPLES
 from .adapt import ABOUT, adaptation_of, add_options
 
@@ -105,7 +106,11 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     method = parser.add_argument_group("method")
     method.add_argument("--method", default="lisch", choices=METHODS, help="default: lisch")
-    method.add_argument("--model", metavar="NAME|FILE", help="score model, for all methods but osem and map-rdp")
+    method.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help=f"score model, for all methods but osem and map-rdp; default: {DEFAULT_MODEL}",
+    )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     method.add_argument(

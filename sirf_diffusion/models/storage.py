@@ -25,6 +25,8 @@ from .schedules import PREDICTIONS, NoiseSchedule
 METADATA_KEY = "sirf_diffusion"
 FORMAT_VERSION = 1
 BUNDLED = Path(__file__).parent / "bundled"
+#: The bundled model of commands that are given none: many tracers.
+DEFAULT_MODEL = "brain"
 _SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 4 * 1024**2
 _MAX_FILE_BYTES = 2 * 1024**3
