@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,47 +32,6 @@ class DDIPAdaptation(NetworkAdaptation):
     """
 
     name: ClassVar[str] = "ddip"
-
-    def __init__(
-        self,
-        *,
-        coupling: str = "hqs",
-        rank: int | None = 4,
-        scale: float = 1.0,
-        targets: str = "",
-        biases: bool = True,
-        learning_rate: float = 3e-3,
-        num_rounds: int = 1,
-        num_inner: int = 5,
-        num_updates: int = 5,
-        beta: float = 12.0,
-        total_variation: float = 0.0,
-        every: int = 1,
-        sigma_max: float | None = None,
-        carry_optimiser: bool = False,
-        cap: bool | float = True,
-        adapter: str | os.PathLike[str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            coupling=coupling,
-            rank=rank,
-            scale=scale,
-            targets=targets,
-            biases=biases,
-            learning_rate=learning_rate,
-            num_rounds=num_rounds,
-            num_inner=num_inner,
-            num_updates=num_updates,
-            beta=beta,
-            total_variation=total_variation,
-            every=every,
-            sigma_max=sigma_max,
-            carry_optimiser=carry_optimiser,
-            cap=cap,
-            adapter=adapter,
-            seed=seed,
-        )
 
 
 class DDIPReconstructor(DiffusionReconstructor):

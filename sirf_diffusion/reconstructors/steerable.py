@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..engines.objective import Objective
 from .lisch import LikelihoodScheduledReconstructor
@@ -23,7 +22,7 @@ class SteerableAdaptation(NetworkAdaptation):
     2025, arXiv:2510.13441), with a limit to how closely the data are fitted. The original takes gradients through its
     data step; here, the data step's image is a constant. ``coupling="projector"`` takes the Poisson likelihood of the
     denoised image, divided by the net counts, as the loss instead. Its parameters are those of
-    :class:`~sirf_diffusion.reconstructors.network_adaptation.NetworkAdaptation`.
+    :class:`~sirf_diffusion.reconstructors.network_adaptation.NetworkAdaptation`, three of them with other defaults.
     """
 
     name: ClassVar[str] = "steerable"
@@ -32,42 +31,11 @@ class SteerableAdaptation(NetworkAdaptation):
         self,
         *,
         coupling: str = "data-step",
-        rank: int | None = 4,
-        scale: float = 1.0,
-        targets: str = "",
-        biases: bool = True,
         learning_rate: float = 5e-3,
-        num_rounds: int = 1,
-        num_inner: int = 5,
-        num_updates: int = 5,
-        beta: float = 12.0,
-        total_variation: float = 0.0,
-        every: int = 1,
         sigma_max: float | None = 3.0,
-        carry_optimiser: bool = False,
-        cap: bool | float = True,
-        adapter: str | os.PathLike[str] | None = None,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            coupling=coupling,
-            rank=rank,
-            scale=scale,
-            targets=targets,
-            biases=biases,
-            learning_rate=learning_rate,
-            num_rounds=num_rounds,
-            num_inner=num_inner,
-            num_updates=num_updates,
-            beta=beta,
-            total_variation=total_variation,
-            every=every,
-            sigma_max=sigma_max,
-            carry_optimiser=carry_optimiser,
-            cap=cap,
-            adapter=adapter,
-            seed=seed,
-        )
+        super().__init__(coupling=coupling, learning_rate=learning_rate, sigma_max=sigma_max, **settings)
 
 
 class SteerableReconstructor(LikelihoodScheduledReconstructor):
