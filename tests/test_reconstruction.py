@@ -33,7 +33,7 @@ def early_image(acquisition):
 
 
 def test_without_a_model_the_default_one_is_used_and_named(acquisition, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="sirf_diffusion.reconstruction")
     result = reconstruct(acquisition, "dds", num_samples=1, settings={"num_steps": 1})
     assert result.record["model"]["sha256"] == ScoreModel.load(DEFAULT_MODEL).hash
     assert f"{DEFAULT_MODEL}, the default" in caplog.text
