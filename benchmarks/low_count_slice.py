@@ -30,6 +30,7 @@ from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.build import build_reconstructor
 from sirf_diffusion.reconstructors.defaults import METHODS, largest_num_subsets
+from sirf_diffusion.simulation.acquisition import centred
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {
@@ -78,7 +79,7 @@ def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
     """A slice in the bundled slice's scanner: its efficiencies, background and expected prompts; padded to its grid."""
     example = load_example("brain2d")
     old = example.acquisition
-    truth, mu = (_padded(image, old.geometry.shape) for image in (truth, mu))
+    truth, mu = (centred(image, old.geometry.shape[1:]) for image in (truth, mu))
     blank = Acquisition(old.prompts, old.projdata, old.geometry, attenuation=example.attenuation,
                         attenuation_geometry=old.geometry)  # fmt: skip
     own = replace(blank, attenuation=mu)
@@ -90,12 +91,6 @@ def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
     additive = torch.where(multiplicative > 0, background / multiplicative.clamp_min(1e-12), 0)
     acquisition = replace(old, multiplicative=multiplicative, additive=additive)
     return noise_realisations(Case(acquisition, truth), [seed])[0]
-
-
-def _padded(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    rows, columns = shape[1] - image.shape[1], shape[2] - image.shape[2]
-    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return torch.nn.functional.pad(image, margins)
 
 
 def reconstruct(case: Case, method: str, model: ScoreModel, settings: dict, seed: int = 0) -> tuple[Tensor, dict]:

@@ -63,6 +63,17 @@ class Method:
         return {**self.settings, **(self.quick if quick else {}), **given}
 
 
+_LISCH = {
+    "num_steps": 40,
+    "eta": 1.0,
+    "step_size": 1.8,
+    "target": None,
+    "num_em_iterations": None,
+    "smoothing": 8.0,
+    "planes": None,
+    "extent": None,
+}
+
 _METHODS = (
     Method(
         "osem",
@@ -129,16 +140,7 @@ _METHODS = (
         samples=True,
         # The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
         num_subsets=2,
-        settings={
-            "num_steps": 40,
-            "eta": 1.0,
-            "step_size": 1.8,
-            "target": None,
-            "num_em_iterations": None,
-            "smoothing": 8.0,
-            "planes": None,
-            "extent": None,
-        },
+        settings=_LISCH,
         quick={"num_steps": 15},
     ),
     Method(
@@ -168,16 +170,7 @@ _METHODS = (
         uses_model=True,
         samples=True,
         num_subsets=2,
-        settings={
-            "num_steps": 40,
-            "eta": 1.0,
-            "step_size": 1.8,
-            "target": None,
-            "num_em_iterations": None,
-            "smoothing": 8.0,
-            "planes": None,
-            "extent": None,
-        },
+        settings=_LISCH,
         quick={"num_steps": 15},
         adaptation="steerable",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,7 +12,6 @@ from .base import check_real, inside
 from .chain import Chain
 from .consistency import RELATIVE_FLOOR, DiffusionStep
 from .diffusion import Denoised, DiffusionReconstructor
-from .records import StepRecord
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -28,24 +26,11 @@ class _Guided(DiffusionReconstructor):
         model: ScoreModel,
         *,
         strength: float,
-        num_steps: int,
-        num_samples: int,
-        seed: int,
-        eta: float,
-        callbacks: Iterable[Callable[[StepRecord], None]],
+        num_steps: int = 200,
+        eta: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(
-            objective,
-            model,
-            None,
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            callbacks=callbacks,
-            **options,
-        )
+        super().__init__(objective, model, None, num_steps=num_steps, eta=eta, **options)
         self.strength = check_real("strength", strength)
         self.settings["strength"] = self.strength
 
@@ -73,30 +58,8 @@ class NaiveReconstructor(_Guided):
 
     method: ClassVar[str] = "naive"
 
-    def __init__(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        *,
-        strength: float = 0.1,
-        num_steps: int = 200,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 1.0,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            objective,
-            model,
-            strength=strength,
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            callbacks=callbacks,
-            **options,
-        )
+    def __init__(self, objective: Objective, model: ScoreModel, *, strength: float = 0.1, **options: Any) -> None:
+        super().__init__(objective, model, strength=strength, **options)
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """What the model finds, moved along the likelihood's gradient."""
@@ -139,30 +102,8 @@ class DPSReconstructor(_Guided):
 
     method: ClassVar[str] = "dps"
 
-    def __init__(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        *,
-        strength: float = 400.0,
-        num_steps: int = 200,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 1.0,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            objective,
-            model,
-            strength=strength,
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            callbacks=callbacks,
-            **options,
-        )
+    def __init__(self, objective: Objective, model: ScoreModel, *, strength: float = 400.0, **options: Any) -> None:
+        super().__init__(objective, model, strength=strength, **options)
         if not hasattr(model, "predict_with_gradient"):
             raise NotImplementedError(f"{type(model).__name__} has no predict_with_gradient: DPS needs its derivative")
         prompts = getattr(self.objective, "prompts", None)

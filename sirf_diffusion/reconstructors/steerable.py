@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..engines.objective import Objective
 from .lisch import LikelihoodScheduledReconstructor
 from .network_adaptation import NetworkAdaptation
-from .records import StepRecord
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -58,39 +55,7 @@ class SteerableReconstructor(LikelihoodScheduledReconstructor):
         model: ScoreModel,
         *,
         adaptation: NetworkAdaptation | None = None,
-        num_steps: int = 40,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 0.85,
-        target: float | None = None,
-        num_em_iterations: float | None = None,
-        margin: float = 1.0,
-        step_size: float = 1.8,
-        num_em_iterations_max: int = 50,
-        smoothing: float = 0.0,
-        t_end: float | None = None,
-        spacing: str = "t",
-        batch_size: int | None = None,
-        resume_from: str | Path | None = None,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **options: Any,
     ) -> None:
-        super().__init__(
-            objective,
-            model,
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            target=target,
-            num_em_iterations=num_em_iterations,
-            margin=margin,
-            step_size=step_size,
-            num_em_iterations_max=num_em_iterations_max,
-            smoothing=smoothing,
-            t_end=t_end,
-            spacing=spacing,
-            adaptation=SteerableAdaptation() if adaptation is None else adaptation,
-            batch_size=batch_size,
-            resume_from=resume_from,
-            callbacks=callbacks,
-        )
+        adaptation = SteerableAdaptation() if adaptation is None else adaptation
+        super().__init__(objective, model, adaptation=adaptation, **options)

@@ -27,6 +27,15 @@ def mmr_slice() -> tuple[ImageGeometry, ProjDataGeometry]:
     return ImageGeometry((1, 128, 128), (mmr.ring_spacing, 2.0, 2.0)), projdata
 
 
+def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Image ``[z, y, x]`` in a larger or smaller field of view, voxel ``n // 2`` kept in its place."""
+    pads = []
+    for have, want in reversed(list(zip(image.shape[1:], size, strict=True))):
+        low = want // 2 - have // 2
+        pads += [low, want - have - low]
+    return torch.nn.functional.pad(image, pads)
+
+
 def simulate_acquisition(
     truth: Tensor,
     attenuation: Tensor,

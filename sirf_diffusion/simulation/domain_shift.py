@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..acquisition import Acquisition
 from ..images import ImageGeometry
-from .acquisition import mmr_slice, simulate_acquisition
+from .acquisition import centred, mmr_slice, simulate_acquisition
 from .head import Array, HeadAnatomy, simulate_anatomy
 from .lesions import Lesion, lesions_in_mr, soft_ellipsoid
 from .subjects import FIRST_TUNING_SUBJECT
@@ -148,7 +148,7 @@ def simulate_case(name: str, subject: int, *, prompts: float = 2e5, realisation:
 
     def plane(values: NDArray) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(values[volumes.plane : volumes.plane + 1]))
-        return _centred(image, geometry.shape[1:])
+        return centred(image, geometry.shape[1:])
 
     truth, attenuation = GREY_MATTER * plane(volumes.activity), plane(volumes.mu)
     acquisition = simulate_acquisition(
@@ -234,15 +234,6 @@ def large_lesion(anatomy: HeadAnatomy, plane: int) -> list[Lesion]:
     centre, shape = (plane, row, column), anatomy.t1.shape
     share, hot, cold = rng.uniform(0.35, 0.5), rng.uniform(1.8, 2.5), rng.uniform(0.08, 0.15)
     return [soft_ellipsoid(shape, centre, radii, hot), soft_ellipsoid(shape, centre, share * radii, cold)]
-
-
-def _centred(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Image ``[z, y, x]`` in a larger or smaller field of view, voxel ``n // 2`` kept in its place."""
-    pads = []
-    for have, want in reversed(list(zip(image.shape[1:], size, strict=True))):
-        low = want // 2 - have // 2
-        pads += [low, want - have - low]
-    return torch.nn.functional.pad(image, pads)
 
 
 CASES = {

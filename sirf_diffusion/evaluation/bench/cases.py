@@ -150,6 +150,7 @@ def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor,
     from scipy.ndimage import gaussian_filter
 
     from ...simulation import TracerContrast, simulate_activity, simulate_anatomy
+    from ...simulation.acquisition import centred
 
     rng = np.random.default_rng([44, subject])
     anatomy = simulate_anatomy(subject)
@@ -182,8 +183,8 @@ def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor,
         masks[name] = distance < 0.8 * LESION_RADIUS
         near = (distance > 1.4 * LESION_RADIUS) & (distance < 2.2 * LESION_RADIUS)
         masks[f"around {name}"] = near & (brain > 0.8) & clear
-    fitted = {name: torch.from_numpy(_fit(mask[planes].astype(np.float32), shape)) > 0 for name, mask in masks.items()}
-    images = (torch.from_numpy(_fit(v[planes].astype(np.float32), shape)) for v in (activity, anatomy.mu, mr))
+    fitted = {name: centred(torch.from_numpy(mask[planes]).float(), shape[1:]) > 0 for name, mask in masks.items()}
+    images = (centred(torch.from_numpy(v[planes]).float(), shape[1:]) for v in (activity, anatomy.mu, mr))
     return (*images, fitted)  # type: ignore[return-value]
 
 
@@ -214,18 +215,6 @@ def _distance(centre: tuple[int, int, int], shape: tuple[int, ...], voxel_size: 
     """Distance from a voxel in mm."""
     axes = np.ogrid[tuple(slice(0, n) for n in shape)]
     return voxel_size * np.sqrt(sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True)))
-
-
-def _fit(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pad with air or crop around the voxel ``n // 2`` in plane."""
-    out = np.zeros(shape, volume.dtype)
-    source, target = [], []
-    for have, want in zip(volume.shape[1:], shape[1:], strict=True):
-        low, count = have // 2 - want // 2, min(have, want)
-        source.append(slice(max(low, 0), max(low, 0) + count))
-        target.append(slice(max(-low, 0), max(-low, 0) + count))
-    out[:, target[0], target[1]] = volume[:, source[0], source[1]]
-    return out
 
 
 def _shifted_case(spec: CaseSpec) -> Case:
