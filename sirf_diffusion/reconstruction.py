@@ -23,6 +23,7 @@ from .guide import Guide
 from .images import ImageGeometry
 from .outputs import OutputFolder, jsonable
 from .reconstructors.build import adaptation_for, build_reconstructor
+from .reconstructors.chain import spread
 from .reconstructors.defaults import NUM_SAMPLES, Method, get_method
 from .sources import AcquisitionSource, ObjectiveSource, Source
 
@@ -305,7 +306,7 @@ def reconstruct_from(
         source.geometry,
         jsonable(record),
         samples,
-        samples.std(0) if samples is not None and len(samples) > 1 else None,
+        spread(samples, values["noise"]) if samples is not None and len(samples) > 1 else None,
         recorder.trace(),
         None if placed is None else placed.values,
     )

@@ -18,6 +18,7 @@ from sirf_diffusion.evaluation.bench.builders import Draws, build
 from sirf_diffusion.evaluation.bench.cases import TUNING_SUBJECTS, CaseSpec, make_case
 from sirf_diffusion.evaluation.bench.measures import (
     ensemble_measures,
+    expected_ranks,
     image_measures,
     likelihood_measures,
     posterior_measures,
@@ -31,6 +32,7 @@ from sirf_diffusion.evaluation.bench.table import Range
 from sirf_diffusion.evaluation.bench.tables import changes
 from sirf_diffusion.execution import InThisProcess
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.reconstructors.chain import balanced
 
 SPEC = CaseSpec("slice", 9000, 2e4)
 
@@ -236,15 +238,17 @@ def test_perfect_images_get_perfect_numbers():
     assert doubled["crc hot, in the MR"] == pytest.approx(1)
 
 
-def test_samples_of_the_truths_own_distribution_are_calibrated(generator):
+@pytest.mark.parametrize("noises", ["independent", "balanced"])
+def test_samples_of_the_truths_own_distribution_are_calibrated(generator, noises):
     case = tiny_case(SPEC)
     centre = case.truth + torch.randn(case.truth.shape, generator=generator)
-    samples = centre + torch.randn((5, *case.truth.shape), generator=generator)
-    found, ranks = posterior_measures(samples, case)
+    noise = torch.randn((5, *case.truth.shape), generator=generator)
+    samples = centre + (balanced(noise) if noises == "balanced" else noise)
+    found, ranks = posterior_measures(samples, case, noises)
     assert found["coverage"] == pytest.approx(0.95, abs=0.03)
-    shares = ranks / ranks.sum()
-    assert torch.allclose(shares.double(), torch.full((6,), 1 / 6, dtype=torch.float64), atol=0.05)
-    narrow, _ = posterior_measures(samples.mean(0) + 0.2 * (samples - samples.mean(0)), case)
+    shares = (ranks / ranks.sum()).tolist()
+    assert shares == pytest.approx(expected_ranks(5, noises), abs=0.05)
+    narrow, _ = posterior_measures(samples.mean(0) + 0.2 * (samples - samples.mean(0)), case, noises)
     assert narrow["coverage"] < 0.6
     assert narrow["spread"] == pytest.approx(0.2 * found["spread"], rel=1e-4)
 

@@ -14,6 +14,7 @@ from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
 from sirf_diffusion.reconstructors.adaptation import Adaptation
+from sirf_diffusion.reconstructors.chain import balanced, spread
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
@@ -66,16 +67,17 @@ def converted(kind, objective, **attributes):
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule()], ids=["vp", "ve"])
 @pytest.mark.parametrize("eta", [0.0, 0.85])
-def test_without_data_the_chain_draws_from_the_prior(schedule, eta):
+@pytest.mark.parametrize("noise", ["balanced", "independent"])
+def test_without_data_the_chain_draws_from_the_prior(schedule, eta, noise):
     objective, _ = make_toy((2, 40, 40), num_bins=4)
     model = bound_model(objective, Gaussian(3.0, 0.25), scale=2.0, schedule=schedule)
-    chain = DiffusionReconstructor(objective, model, num_steps=300, num_samples=4, eta=eta)
+    chain = DiffusionReconstructor(objective, model, num_steps=300, num_samples=4, eta=eta, noise=noise)
     chain.set_up(torch.full((2, 40, 40), 6.0))
     samples = chain.process().get_samples()
     assert samples.mean() == pytest.approx(6.0, rel=0.01)
     # A little less than the prior's, because the chain ends at sigma 0.05 and takes finite steps.
     assert samples.std() == pytest.approx(1.0, rel=0.03)
-    within, between = samples.std((1, 2, 3)), samples.std(0).mean()
+    within, between = samples.std((1, 2, 3)), chain.get_uncertainty().mean()
     assert torch.allclose(within, torch.ones(4, dtype=within.dtype), rtol=0.08)
     assert between == pytest.approx(1.0 * 0.921, rel=0.05)  # mean SD of 4 normal numbers
 
@@ -96,12 +98,50 @@ def test_with_an_uninformative_likelihood_it_is_the_unconditional_chain(method, 
 @each_method
 def test_a_sample_does_not_depend_on_the_others(method):
     objective, _ = make_toy(SHAPES[0])
-    together = run(method, objective, num_samples=4, seed=3).get_samples()
-    grouped = run(method, objective, num_samples=4, seed=3, batch_size=3).get_samples()
-    fewer = run(method, objective, num_samples=2, seed=3).get_samples()
-    assert torch.allclose(together, grouped, rtol=1e-9)
+    together = run(method, objective, num_samples=4, seed=3, noise="independent").get_samples()
+    fewer = run(method, objective, num_samples=2, seed=3, noise="independent").get_samples()
     assert torch.allclose(together[:2], fewer, rtol=1e-9)
     assert not torch.allclose(together[0], together[1], rtol=0.01)
+
+
+@each_method
+@pytest.mark.parametrize("noise", ["balanced", "independent"])
+def test_the_grouping_of_samples_does_not_matter(method, noise):
+    objective, _ = make_toy(SHAPES[0])
+    together = run(method, objective, num_samples=4, seed=3, noise=noise).get_samples()
+    grouped = run(method, objective, num_samples=4, seed=3, noise=noise, batch_size=3).get_samples()
+    assert torch.allclose(together, grouped, rtol=1e-9)
+
+
+@pytest.mark.parametrize("number", [2, 3, 7])
+def test_balanced_noises_are_normal_and_add_up_to_zero(number, generator):
+    noise = balanced(torch.randn((number, 100_000), generator=generator, dtype=torch.float64))
+    assert torch.allclose(noise.sum(0), torch.zeros(1, dtype=torch.float64), atol=1e-12)
+    products = noise @ noise.T / noise.shape[1]
+    expected = torch.full((number, number), -1 / (number - 1), dtype=torch.float64).fill_diagonal_(1)
+    assert torch.allclose(products, expected, atol=0.02)
+    # Each comes back as the posterior's standard deviation, and so do independent ones.
+    assert spread(noise, "balanced").square().mean() == pytest.approx(1, rel=0.01)
+
+
+def test_where_the_network_is_linear_two_balanced_samples_have_the_mean_of_infinitely_many():
+    objective, _ = make_toy((2, 8, 8))
+    model = bound_model(objective, Gaussian(3.0, 0.25))
+    start = torch.full((2, 8, 8), 3.0)
+    means = []
+    for noise in ("balanced", "independent"):
+        chain = DiffusionReconstructor(objective, model, num_steps=20, num_samples=2, noise=noise)
+        chain.set_up(start)
+        means.append(chain.process().get_output())
+    # Images are not negative, which six standard deviations never are.
+    assert torch.allclose(means[0], start.to(means[0]), atol=1e-6)
+    assert not torch.allclose(means[1], start.to(means[1]), atol=0.1)
+
+
+def test_an_unknown_noise_is_refused():
+    objective, _ = make_toy(SHAPES[0])
+    with pytest.raises(ValueError, match="balanced, independent"):
+        run(DDSReconstructor, objective, noise="antithetic")
 
 
 @each_method
@@ -230,12 +270,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         CheckpointCallback(tmp_path / "nowhere" / "run.safetensors")
 
 
-def test_mean_and_standard_deviation():
+@pytest.mark.parametrize(("noise", "divisor"), [("balanced", 3), ("independent", 2)])
+def test_mean_and_standard_deviation(noise, divisor):
     objective, _ = make_toy(SHAPES[0])
-    result = run(DDSReconstructor, objective, num_samples=3)
+    result = run(DDSReconstructor, objective, num_samples=3, noise=noise)
     samples = result.get_samples()
     assert torch.equal(result.get_output(), samples.mean(0))
-    deviation = ((samples - samples.mean(0)) ** 2).sum(0).div(2).sqrt()
+    deviation = ((samples - samples.mean(0)) ** 2).sum(0).div(divisor).sqrt()
     assert torch.allclose(result.get_uncertainty(), deviation)
 
 

@@ -192,6 +192,36 @@ def test_an_unconditional_model_becomes_a_conditional_one(data, tmp_path):
         )  # fmt: skip
 
 
+def test_a_network_grows_by_a_level_and_attention(data, tmp_path):
+    small = replace(RECIPE.architecture, in_channels=1)
+    deepest = small.channels[-1]
+    large = replace(
+        small, channels=(*small.channels, deepest), attention_levels=(*small.attention_levels[:-1], True, True),
+        in_channels=2,
+    )  # fmt: skip
+    network = build_network(small, seed=3)
+    save_model(tmp_path / "a.safetensors", network.state_dict(), ModelConfig(small, VPSchedule()))
+    recipe = replace(SHORT, architecture=large, crops=(32,), grow=True)
+    train(recipe, tmp_path / "b.safetensors", data=data, init=tmp_path / "a.safetensors", max_steps=0)
+    grown, config, _ = load_model(tmp_path / "b.safetensors")
+    assert config.architecture == large
+    old, new = load_model(tmp_path / "a.safetensors")[0].state_dict(), grown.state_dict()
+    for name, value in old.items():
+        # The blocks on the way up are counted from the deepest level, which is a new one.
+        moved = name.replace("up_blocks.1.", "up_blocks.2.").replace("up_blocks.0.", "up_blocks.1.")
+        if "conv_in" not in name:
+            assert torch.allclose(new[moved], value, atol=1e-3), name  # files have half precision
+    added = [name for name in new if "attentions" in name and "out_proj" in name and "middle" not in name]
+    assert added
+    assert all(not new[name].any() for name in added if name not in old)
+    for other in (replace(large, channels=(16, *large.channels[1:])), replace(large, num_res_blocks=2)):
+        with pytest.raises(ValueError, match="grow"):
+            train(
+                replace(recipe, architecture=other), tmp_path / "c.safetensors", data=data,
+                init=tmp_path / "a.safetensors",
+            )  # fmt: skip
+
+
 def test_early_stopping_keeps_the_best_and_stops(data, tmp_path, monkeypatch):
     scores = iter([0.9, 0.7, 0.8, 0.75, 0.6])
     monkeypatch.setattr(loop, "relative_error", lambda errors, reference: next(scores))

@@ -1,4 +1,4 @@
-"""The state of a reverse-diffusion run: noisy images, and a random generator for each of them."""
+"""The state of a reverse-diffusion run: noisy images, and the random numbers that drive them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: How the noises of the samples of one run belong together.
+NOISES = ("balanced", "independent")
+
 
 @dataclass
 class Chain:
@@ -16,33 +19,57 @@ class Chain:
     u: Tensor
     x: Tensor | None
     generators: list[torch.Generator]
+    noises: str = "independent"
     step: int = 0
 
     @classmethod
-    def start(cls, mean: Tensor, nu: float, num_samples: int, seed: int) -> Chain:
+    def start(cls, mean: Tensor, nu: float, num_samples: int, seed: int, noises: str = "independent") -> Chain:
         """``u = mean + nu z`` for every sample, with a latent image ``mean [z, y, x]``."""
         generators = [torch.Generator().manual_seed(sample_seed(seed, k)) for k in range(num_samples)]
-        chain = cls(mean.expand(num_samples, *mean.shape).clone(), None, generators)
+        chain = cls(mean.expand(num_samples, *mean.shape).clone(), None, generators, noises)
         chain.u += nu * chain.noise()
         return chain
 
     def noise(self) -> Tensor:
         """Fresh noise, each sample from its own generator on the CPU: the same numbers on every device."""
         shape = self.u.shape[1:]
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.u)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        return (balanced(noise) if self.noises == "balanced" else noise).to(self.u)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""
         return {"u": self.u, "x": self.x, **{f"generator_{k}": g.get_state() for k, g in enumerate(self.generators)}}
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor], step: int, latent: torch.device, image: torch.device) -> Chain:
+    def of(cls, tensors: dict[str, Tensor], step: int, latent: torch.device, image: torch.device, noises: str) -> Chain:
         """Inverse of :meth:`tensors`."""
         generators = []
         for k in range(len(tensors["u"])):
             generators.append(torch.Generator())
             generators[-1].set_state(tensors[f"generator_{k}"])
-        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, step)
+        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step)
+
+
+def balanced(noise: Tensor) -> Tensor:
+    r"""Independent standard normal noises ``[samples, ...]`` as such that add up to zero.
+
+    .. math:: z_k \leftarrow \sqrt{K / (K - 1)}\; \Bigl(z_k - \tfrac{1}{K} \sum_j z_j\Bigr)
+
+    Each is standard normal by itself, any two have correlation :math:`-1 / (K - 1)`; for two it is a noise and its
+    negative (antithetic variates, Hammersley and Morton 1956, doi:10.1017/S0305004100031455; in diffusion models Jia
+    et al. 2025, arXiv:2506.06185). What the noise does to a sample is mostly linear, so that it cancels in their mean.
+    """
+    number = len(noise)
+    return noise if number == 1 else (noise - noise.mean(0)) * (number / (number - 1)) ** 0.5
+
+
+def spread(samples: Tensor, noises: str) -> Tensor:
+    """Standard deviation of a posterior whose samples ``[samples, ...]`` were driven by such noises.
+
+    The divisor is ``samples - 1`` for independent ones. For balanced ones it is ``samples``: their mean does not share
+    their deviations.
+    """
+    return samples.std(0, correction=0 if noises == "balanced" else 1)
 
 
 def sample_seed(seed: int, sample: int) -> int:

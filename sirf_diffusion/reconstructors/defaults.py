@@ -66,6 +66,7 @@ class Method:
 _LISCH = {
     "num_steps": 40,
     "eta": 1.0,
+    "noise": "balanced",
     "step_size": 1.8,
     "target": None,
     "num_em_iterations": None,
@@ -114,6 +115,7 @@ _METHODS = (
         settings={
             "num_steps": 40,
             "eta": 1.0,
+            "noise": "balanced",
             "num_inner": 3,
             "anchor_strength": 10.0,
             "axial_rdp": 1.0,
@@ -129,7 +131,15 @@ _METHODS = (
         "diffusion sampling, half-quadratic splitting with a closed-form EM data step",
         uses_model=True,
         samples=True,
-        settings={"num_steps": 40, "eta": 1.0, "num_inner": 3, "beta": 12.0, "planes": None, "extent": None},
+        settings={
+            "num_steps": 40,
+            "eta": 1.0,
+            "noise": "balanced",
+            "num_inner": 3,
+            "beta": 12.0,
+            "planes": None,
+            "extent": None,
+        },
         quick={"num_steps": 15},
     ),
     Method(
@@ -153,6 +163,7 @@ _METHODS = (
         settings={
             "num_steps": 40,
             "eta": 0.85,
+            "noise": "balanced",
             "sigma_start": 0.7,
             "final_step": True,
             "target": None,

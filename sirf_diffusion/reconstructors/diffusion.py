@@ -16,7 +16,7 @@ from torch import Tensor
 from ..engines.objective import NativeImages, Objective
 from .adaptation import Adaptation
 from .base import Reconstructor, check_count, check_real
-from .chain import Chain
+from .chain import NOISES, Chain, spread
 from .checkpoint import Checkpoint
 from .consistency import Consistent, DataConsistency, DiffusionStep
 from .cost import Cost
@@ -76,9 +76,13 @@ class DiffusionReconstructor(Reconstructor):
     num_samples
         Samples; they advance together.
     seed
-        Sample ``k`` of a seed is the same however many samples there are and however they are grouped.
+        Decides all noise, whatever the device and however the samples are grouped.
     eta
         Share of fresh noise in [0, 1]; 0 is deterministic given the starting noise.
+    noise
+        ``"balanced"``: the noises of the samples add up to zero, so that the mean of a few samples comes near that of
+        many, and each sample by itself is as before (see :func:`~sirf_diffusion.reconstructors.chain.balanced`).
+        ``"independent"``: sample ``k`` of a seed is the same however many samples there are.
     t_end
         Time of the last network evaluation; where sigma is 0.05 if omitted.
     spacing
@@ -113,6 +117,7 @@ class DiffusionReconstructor(Reconstructor):
         num_samples: int = 1,
         seed: int = 0,
         eta: float = 0.85,
+        noise: str = "balanced",
         t_end: float | None = None,
         spacing: str = "t",
         adaptation: Adaptation | None = None,
@@ -128,6 +133,9 @@ class DiffusionReconstructor(Reconstructor):
         self.num_samples = check_count("num_samples", num_samples)
         self.seed = check_count("seed", seed, minimum=0)
         self.eta = check_real("eta", eta, 0.0, 1.0)
+        if noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}, found {noise!r}")
+        self.noise = noise
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
         self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing)
@@ -136,6 +144,7 @@ class DiffusionReconstructor(Reconstructor):
             "num_samples": self.num_samples,
             "seed": self.seed,
             "eta": self.eta,
+            "noise": self.noise,
             "t_end": self.times[-1],
             "spacing": spacing,
             **({} if consistency is None else consistency.settings),
@@ -225,7 +234,7 @@ class DiffusionReconstructor(Reconstructor):
         return samples.clone()
 
     def get_uncertainty(self) -> Any:
-        """Standard deviation of the samples (divisor ``samples - 1``), an image as :meth:`get_output` gives.
+        """Standard deviation of the posterior, from the samples; an image as :meth:`get_output` gives.
 
         None, with a logged reason, for one sample.
         """
@@ -233,7 +242,7 @@ class DiffusionReconstructor(Reconstructor):
         if len(samples) == 1:
             logger.warning("one sample has no standard deviation: ask for num_samples >= 2 to get an uncertainty image")
             return None
-        return self._handed_out(samples.std(0, unbiased=True))
+        return self._handed_out(spread(samples, self.noise))
 
     def _known_samples(self) -> Tensor:
         if self._samples is None:
@@ -276,7 +285,7 @@ class DiffusionReconstructor(Reconstructor):
         # Not from pure noise: at a finite noise level the missing mean would bias every sample.
         schedule, t = self.model.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self.model.to_latent(self._starting_image().to(self.model.device))
-        return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed)
+        return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed, self.noise)
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
@@ -360,7 +369,7 @@ class DiffusionReconstructor(Reconstructor):
             kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
             self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
         device = self.objective.sensitivity().device
-        return Chain.of(checkpoint.tensors, checkpoint.metadata["step"], self.model.device, device)
+        return Chain.of(checkpoint.tensors, checkpoint.metadata["step"], self.model.device, device, self.noise)
 
     def _fingerprint(self) -> dict[str, Any]:
         fingerprint = {

@@ -29,6 +29,7 @@ _KEYS: dict[str, list[tuple[str, str, str]]] = {
         ("name", "name", "name of the training, kept in the model file"),
         ("tracer", "tracer", "tracer and body region in words; empty: as the data file says"),
         ("seed", "seed", "seed of weights, batches and noise"),
+        ("grow", "grow", "with --init: keep [network], which has the model's levels and more below, or more attention"),
     ],
     "data": [
         ("crops", "crops", "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch"),

@@ -76,7 +76,10 @@ class Recipe:
         Subjects to simulate as a file of training volumes, for recipes that need more of them than their activity;
         ``subjects`` is empty then.
     init
-        Bundled model to start from; empty for random weights.
+        Bundled model, or another recipe's, to start from; empty for random weights.
+    grow
+        Whether the network is larger than that of the model it starts from: it has the same levels and more below, or
+        more attention.
     validate_every, patience
         Steps between validations; validations without improvement after which training stops early (0: never).
     seed
@@ -120,6 +123,7 @@ class Recipe:
     precision: str = "bfloat16"
     phantoms: PhantomOptions | None = None
     init: str = ""
+    grow: bool = False
     validate_every: int = 1000
     patience: int = 0
 

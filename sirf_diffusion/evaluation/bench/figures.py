@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .cases import Case
+from .measures import expected_ranks
 
 Row = Mapping[str, Any]
 _COLUMNS = 7
@@ -80,7 +81,7 @@ def lesion_recovery(rows: Sequence[Row]) -> bytes:
 
 
 def calibration(rows: Sequence[Row]) -> bytes:
-    """Rank of the truth among the samples: flat if calibrated, high at the ends if the samples spread too little."""
+    """Rank of the truth among the samples: on the line if calibrated, high at the ends if they spread too little."""
     members = [r for r in _tuned(rows) if r.get("ranks")]
     figure = _figure(1.9 * max(len(members), 1), 1.8)
     axes = figure.subplots(1, max(len(members), 1), squeeze=False)[0]
@@ -88,7 +89,7 @@ def calibration(rows: Sequence[Row]) -> bytes:
         ranks = row["ranks"]
         total = sum(ranks)
         axis.bar(range(len(ranks)), [r / total for r in ranks], color="0.6")
-        axis.axhline(1 / len(ranks), color="k", lw=0.7)
+        axis.step(range(len(ranks)), expected_ranks(len(ranks) - 1, "balanced"), color="k", lw=0.7, where="mid")
         axis.set_title(row["title"], fontsize=7)
         axis.tick_params(labelsize=6)
     return _png(figure)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...reconstructors.chain import balanced, spread
 from ..metrics import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality
 from .cases import Case
 
@@ -40,28 +41,30 @@ def image_measures(image: Tensor, case: Case) -> dict[str, float]:
     return found
 
 
-def posterior_measures(samples: Tensor, case: Case) -> tuple[dict[str, float], Tensor]:
+def posterior_measures(samples: Tensor, case: Case, noises: str) -> tuple[dict[str, float], Tensor]:
     """How well the spread of samples tells the error of their mean, inside the head.
 
     ``coverage`` is the share of voxels whose true value lies in the interval that would hold 95 % of them if samples
     and truth came from one normal distribution, ``mean +- t sqrt(1 + 1 / S) SD`` with Student's ``t`` of ``S - 1``
-    degrees of freedom: few samples need wide intervals. ``coverage_sd`` is that of ``mean +- 1.96 SD``. ``spread`` is
-    the root mean square SD divided by the root mean square error. ``samples_nrmse`` is the mean NRMSE of single
-    samples.
+    degrees of freedom (few samples need wide intervals), and without the root for samples with balanced ``noises``,
+    whose mean has no error of its own. ``coverage_sd`` is that of ``mean +- 1.96 SD``. ``spread`` is the root mean
+    square SD divided by the root mean square error. ``samples_nrmse`` is the mean NRMSE of single samples.
 
     Returns
     -------
     tuple
-        The numbers, and the histogram ``[S + 1]`` of how many samples lie below the truth: flat if calibrated.
+        The numbers, and the histogram ``[S + 1]`` of how many samples lie below the truth: see `expected_ranks`.
     """
     from scipy.stats import t as student
 
     number, truth = len(samples), case.truth.double()
     x = samples.double()
     head = case.masks["head"]
-    mean, sd = x.mean(0), x.std(0)
+    mean, sd = x.mean(0), spread(x, noises)
     error = (truth - mean).abs()[head]
-    width = float(student.ppf(0.5 + NOMINAL_COVERAGE / 2, number - 1)) * math.sqrt(1 + 1 / number)
+    width = float(student.ppf(0.5 + NOMINAL_COVERAGE / 2, number - 1))
+    if noises == "independent":
+        width *= math.sqrt(1 + 1 / number)
     measures = {
         "coverage": float((error <= width * sd[head]).double().mean()),
         "coverage_sd": float((error <= 1.96 * sd[head]).double().mean()),
@@ -70,6 +73,17 @@ def posterior_measures(samples: Tensor, case: Case) -> tuple[dict[str, float], T
     }
     ranks = torch.bincount((x < truth).sum(0)[head], minlength=number + 1)
     return measures, ranks
+
+
+def expected_ranks(number: int, noises: str) -> list[float]:
+    """Shares ``[number + 1]`` of a calibrated rank histogram: flat for independent samples, lower at the ends for
+    balanced ones, which are never all on one side. Normal distributions are taken for those.
+    """
+    if noises == "independent":
+        return [1 / (number + 1)] * (number + 1)
+    draws = torch.randn((number + 1, 200_000), generator=torch.Generator().manual_seed(0))
+    ranks = torch.bincount((balanced(draws[1:]) < draws[0]).sum(0), minlength=number + 1)
+    return (ranks / ranks.sum()).tolist()
 
 
 def likelihood_measures(objective: Any, image: Tensor, truth: Tensor) -> dict[str, float]:

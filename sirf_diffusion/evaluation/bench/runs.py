@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...models import ScoreModel
 from ...outputs import jsonable
+from ...reconstructors.chain import spread
 from .builders import Draws, build
 from .cases import Case, CaseSpec
 from .measures import image_measures, likelihood_measures, posterior_measures
@@ -107,9 +108,10 @@ def perform(spec: RunSpec, case: Case, device: str = "cpu", keep_images: bool = 
     result = RunResult(spec, measures, where=where)
     if line.samples and draws.num_samples > 1:
         samples = reconstructor.get_samples().detach().cpu()  # type: ignore[attr-defined]
-        found, ranks = posterior_measures(samples, case)
+        noises = reconstructor.noise  # type: ignore[attr-defined]
+        found, ranks = posterior_measures(samples, case, noises)
         result.measures |= found
-        result.ranks, result.sd = ranks.tolist(), samples.std(0)
+        result.ranks, result.sd = ranks.tolist(), spread(samples, noises)
     result.image = image.cpu()
     if not keep_images:
         result.image = result.sd = None
