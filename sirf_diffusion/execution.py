@@ -21,7 +21,10 @@ MOST_ATTEMPTS = 3
 
 
 class Execution(Protocol):
-    """Somewhere to compute."""
+    """Somewhere to compute, with ``num_workers`` at a time."""
+
+    @property
+    def num_workers(self) -> int: ...
 
     def results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """``function(job)`` of every job, in the order they are done; an exception of one ends all."""
@@ -30,6 +33,8 @@ class Execution(Protocol):
 
 class InThisProcess:
     """One after the other, here."""
+
+    num_workers = 1
 
     def results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """See :class:`Execution`."""
@@ -121,6 +126,11 @@ class DaskCluster:
         found = set(self.client.run(_version).values())
         if found - {_version()}:
             raise ValueError(f"--cluster {address}: workers have versions {sorted(found)}, here is {_version()}")
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are there now, at least 1: others may come later."""
+        return max(1, len(self.client.ncores()))
 
     def results(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """See :class:`Execution`; the scheduler gives the jobs of a worker that is gone to the others."""

@@ -205,6 +205,7 @@ def reconstruct_from(
     subset_order: Sequence[int] | None = None,
     prior: Any = None,
     adaptation: Any = None,
+    members: Sequence[int] | None = None,
     callbacks: Iterable[Callable[[Any], None]] = (),
 ) -> Reconstruction:
     """Reconstruct what a source offers; the parameters not listed are those of :func:`reconstruct`.
@@ -219,6 +220,9 @@ def reconstruct_from(
         Of ``osem``: order of the subsets.
     prior
         Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
+    members
+        Make only these of the samples ``0 ... num_samples - 1``; `sirf_diffusion.sharing.merge` puts such results
+        together.
     """
     chosen = get_method(method)
     values = chosen.with_settings(settings or {}, quick=quick)
@@ -243,13 +247,11 @@ def reconstruct_from(
         # Nearer to the optimum than a uniform image by many iterations, and paid for already.
         initial = early.image
     if score_model is not None:
-        planes = values["planes"] or score_model.planes_for(source.geometry)
         placed = guide.place(source, early.image)
-        shown = {} if placed is None else {"anatomical": placed.values}
-        if guidance != 0:
-            shown["guidance"] = guidance
-        score_model = score_model.on(source.geometry, early.scale, planes, extent=values["extent"], **shown)
-    recorder = _TraceRecorder()
+        score_model = bind(
+            score_model, source, values, early.scale, None if placed is None else placed.values, guidance
+        )
+    steps: list[dict[str, Any]] = []
     reconstructor = build_reconstructor(
         method,
         objective,
@@ -261,34 +263,24 @@ def reconstruct_from(
         subset_order=subset_order,
         prior=prior,
         adaptation=adaptation,
-        callbacks=(recorder, *callbacks),
+        callbacks=(lambda step: steps.append(step.to_dict()), *callbacks),
     )
+    if members is not None:
+        if not chosen.samples:
+            raise ValueError(f"{method} gives one image, not samples: leave members out")
+        reconstructor.restrict_to(members)
     reconstructor.set_up(None if initial is None else initial.to(objective.device))
     reconstructor.process()
 
     image = _as_tensor(objective, reconstructor.get_output())
-    # One projection more than the method made, and not counted as its own: the likelihood of the image handed out.
-    log_likelihood = float(objective.value(image))
     samples = _as_tensors(objective, reconstructor.get_samples()).detach().cpu() if chosen.samples else None
-    distribution = None
-    if score_model is not None:
-        distribution = check_distribution(
-            score_model,
-            image,
-            samples=samples,
-            objective=objective,
-            log_likelihood=log_likelihood,
-            remedy=_remedy(chosen, adaptation),
-        ).to_dict()
-    of_samples = f", mean of {num_samples} samples (seed {seed})" if chosen.samples else ""
     record = {
         "method": method,
-        "title": f"{chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
         "seed": seed,
         "num_samples": num_samples,
+        **({} if members is None else {"members": list(members)}),
         "values": values,
         "intensity_scale": None if early is None else early.scale,
-        "log_likelihood": log_likelihood,
         **_cost(reconstructor.record, early),
         "num_subsets": objective.num_subsets,
         "data": source.describe(),
@@ -297,26 +289,69 @@ def reconstruct_from(
         "model": None if score_model is None else _describe_model(score_model),
         "anatomical": None if placed is None else {**placed.record, "guidance": guidance},
         "prior": None if prior is None else prior.settings,
-        "distribution": distribution,
         "software": software_versions(),
-        "trace": recorder.steps,
+        "trace": steps,
     }
+    judged = score_model if members is None else None  # some of the samples do not stand for all
+    record |= judge(record, objective, judged, image, samples, adapted=adaptation is not None)
     return Reconstruction(
         image.detach().cpu(),
         source.geometry,
         jsonable(record),
         samples,
         spread(samples, values["noise"]) if samples is not None and len(samples) > 1 else None,
-        recorder.trace(),
+        trace_of(steps),
         None if placed is None else placed.values,
     )
 
 
-def _remedy(method: Method, adaptation: Any) -> str:
-    """What to do if the model, as it was trained, does not know images like the result."""
-    if adaptation is not None:
-        return "the model was adapted: compare with an unadapted run"
-    return f"adapt the model to the data: {'--adapt' if method.samples else '--method'} ddip"
+def bind(
+    model: Any, source: Source, values: Mapping[str, Any], scale: float, anatomical: Tensor | None, guidance: float
+) -> Any:
+    """A score model on the grid of a source, as a method's ``values`` say, shown the anatomical image if there is."""
+    shown: dict[str, Any] = {} if anatomical is None else {"anatomical": anatomical}
+    if guidance != 0:
+        shown["guidance"] = guidance
+    planes = values["planes"] or model.planes_for(source.geometry)
+    return model.on(source.geometry, scale, planes, extent=values["extent"], **shown)
+
+
+def judge(
+    record: Mapping[str, Any], objective: Objective, model: Any, image: Tensor, samples: Tensor | None, adapted: bool
+) -> dict[str, Any]:
+    """What a record says of the image handed out: title, log-likelihood, and whether the model knows such images."""
+    method = get_method(record["method"])
+    # One projection more than the method made, and not counted as its own.
+    log_likelihood = float(objective.value(image))
+    distribution = None
+    if model is not None:
+        remedy = f"adapt the model to the data: {'--adapt' if method.samples else '--method'} ddip"
+        if adapted:
+            remedy = "the model was adapted: compare with an unadapted run"
+        distribution = check_distribution(
+            model, image, samples=samples, objective=objective, log_likelihood=log_likelihood, remedy=remedy
+        ).to_dict()
+    of_samples = f", mean of {len(samples)} samples (seed {record['seed']})" if samples is not None else ""
+    return {
+        "title": f"{method.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
+        "log_likelihood": log_likelihood,
+        "distribution": distribution,
+    }
+
+
+def trace_of(steps: Sequence[Mapping[str, Any]]) -> Trace | None:
+    """What can be drawn: likelihoods after the data steps, or else those before them; None without any."""
+    key = "log_likelihood_after" if any(s["log_likelihood_after"] for s in steps) else "log_likelihood_before"
+    known = [s for s in steps if s[key]]
+    if not known:
+        return None
+    targets = [s["target"] for s in known]
+    return Trace(
+        step=tuple(s["step"] for s in known),
+        log_likelihood=tuple(sum(s[key]) / len(s[key]) for s in known),
+        target=None if None in targets else tuple(targets),
+        before_data_step=key == "log_likelihood_before",
+    )
 
 
 def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu") -> Any:
@@ -344,7 +379,7 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
 
 @dataclass(frozen=True)
 class _Early:
-    """One epoch of OSEM: the intensity scale, a first image, the truth's likelihood if needed, and what they cost."""
+    """A few OSEM updates: the intensity scale, a first image, the truth's likelihood if needed, and what they cost."""
 
     scale: float
     image: Tensor
@@ -358,7 +393,9 @@ class _Early:
         from .models import intensity_scale
         from .reconstructors.osem import OSEM
 
-        osem = OSEM(source.objective(_EARLY_SUBSETS, device), num_iterations=1)
+        objective = source.objective(_EARLY_SUBSETS, device)
+        # As many updates whatever the subsets that the source has: fewer would give too small a scale.
+        osem = OSEM(objective, num_iterations=-(-_EARLY_SUBSETS // objective.num_subsets))
         image = _as_tensor(osem.objective, osem.process().get_output())
         cost = osem.record["projections"]
         scale = intensity_scale(image, source.geometry)
@@ -379,30 +416,6 @@ class _Early:
             forward=self.forward + after.forward - before.forward,
             back=self.back + after.back - before.back,
             seconds=self.seconds + time.perf_counter() - began,
-        )
-
-
-class _TraceRecorder:
-    """Callback that keeps the numbers of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, Any]] = []
-
-    def __call__(self, step: Any) -> None:
-        self.steps.append(step.to_dict())
-
-    def trace(self) -> Trace | None:
-        """What can be drawn: likelihoods after the data steps, or else those before them; None without any."""
-        key = "log_likelihood_after" if any(s["log_likelihood_after"] for s in self.steps) else "log_likelihood_before"
-        known = [s for s in self.steps if s[key]]
-        if not known:
-            return None
-        targets = [s["target"] for s in known]
-        return Trace(
-            step=tuple(s["step"] for s in known),
-            log_likelihood=tuple(sum(s[key]) / len(s[key]) for s in known),
-            target=None if None in targets else tuple(targets),
-            before_data_step=key == "log_likelihood_before",
         )
 
 

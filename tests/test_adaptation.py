@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:50 MLEM iterations", "ignore:ste
 SCALE = 1.5
 STEPS = 4
 #: At every noise level, two updates without a limit.
-ALWAYS = {"cap": False, "num_updates": 2, "sigma_max": None}
+ALWAYS = {"cap": False, "num_updates": 2, "every": 1, "sigma_max": None}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def test_the_gradient_is_that_of_finite_differences(coupling):
 
 @each_coupling
 def test_data_that_are_fitted_already_are_left_alone(coupling, objective, model):
-    found = run(DDSReconstructor, objective, model, adaptation=DDIPAdaptation(coupling=coupling, cap=-1e12))
+    adaptation = DDIPAdaptation(coupling=coupling, cap=-1e12, sigma_max=None)
+    found = run(DDSReconstructor, objective, model, adaptation=adaptation)
     plain = run(DDSReconstructor, objective, model)
     assert found.record["adaptation"]["updates"] == 0
     assert found.record["adaptation"]["levels_at_target"] == STEPS
@@ -204,13 +205,13 @@ def test_the_limit_is_the_likelihood_schedules(objective, model):
 
 
 def test_levels_between_are_skipped(objective, model):
-    found = run(DDSReconstructor, objective, model, num_steps=12, adaptation=DDIPAdaptation(every=5, **ALWAYS))
+    found = run(DDSReconstructor, objective, model, num_steps=12, adaptation=DDIPAdaptation(**ALWAYS | {"every": 5}))
     due = [index for index, loss in enumerate(found.record["adaptation"]["losses"]) if loss is not None]
     assert due == [0, 5, 8, 9, 10, 11]
 
 
 def test_the_image_target_is_the_data_step_of_hqs(objective, model):
-    adaptation, changed, u = adapted(DDIPAdaptation, objective, model, num_inner=4, beta=2.0, cap=False)
+    adaptation, changed, u = adapted(DDIPAdaptation, objective, model, num_inner=4, beta=2.0, smoothing=0.0, cap=False)
     step = DiffusionStep(0, 1, 0.3, float(model.schedule.sigma(0.3)))
     u0, _ = changed.predict(u, step.t)
     em = PenalisedEM(4, 2.0)
@@ -220,10 +221,33 @@ def test_the_image_target_is_the_data_step_of_hqs(objective, model):
     assert torch.allclose(adaptation._image_target(changed, u0, step), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_smoothing_takes_noise_out_of_an_em_target_and_leaves_what_is_smooth(objective, model):
+    adaptation, _, _ = adapted(DDIPAdaptation, objective, model, smoothing=20.0, cap=False)
+    step = DiffusionStep(0, 1, 0.3, 1.0)
+    start = torch.ones(1, *objective.geometry.shape)
+    noise = 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    left = adaptation._smooth(start, start + noise, step) - start
+    assert float(left.std()) < 0.6 * float(noise.std())
+    shifted = adaptation._smooth(start, start + 0.1, step) - start
+    assert 0.05 < float(shifted.mean()) < 0.101
+
+
+def test_with_the_projector_the_denoised_image_is_held_by_its_anchor(objective, model):
+    moved = []
+    for beta in (1e-3, 1e3):
+        options = {"coupling": "projector", "beta": beta, "num_updates": 8, "cap": False}
+        adaptation, changed, u = adapted(DDIPAdaptation, objective, model, **options)
+        step = DiffusionStep(0, 1, 0.3, float(model.schedule.sigma(0.3)))
+        before, _ = changed.predict(u, step.t)
+        adaptation(changed, u, step)
+        moved.append(float((changed.predict(u, step.t)[0] - before).square().sum()))
+    assert 0 < moved[1] < 0.5 * moved[0]
+
+
 def test_hqs_asks_the_projector_less_where_a_target_serves_many_updates(objective, model):
     costs = {}
     for coupling in ("hqs", "projector"):
-        adaptation = DDIPAdaptation(coupling=coupling, num_inner=2, num_updates=8, cap=False)
+        adaptation = DDIPAdaptation(coupling=coupling, num_inner=2, num_updates=8, cap=False, sigma_max=None)
         record = run(DDSReconstructor, objective, model, adaptation=adaptation).record
         plain = run(DDSReconstructor, objective, model).record
         costs[coupling] = sum(record["projections"][key] - plain["projections"][key] for key in ("forward", "back"))

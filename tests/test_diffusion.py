@@ -113,6 +113,38 @@ def test_the_grouping_of_samples_does_not_matter(method, noise):
     assert torch.allclose(together, grouped, rtol=1e-9)
 
 
+@each_method
+@pytest.mark.parametrize("noise", ["balanced", "independent"])
+def test_samples_made_apart_are_those_of_one_run(method, noise, tmp_path):
+    objective, _ = make_toy(SHAPES[0])
+    options = {"num_samples": 5, "seed": 3, "noise": noise}
+    together = run(method, objective, **options).get_samples()
+    for members in ((0, 1), (4, 2), (3,)):
+        apart = method(objective, bound_model(objective), num_steps=8, **options)
+        apart.restrict_to(members)
+        kept = CheckpointCallback(tmp_path / "half.safetensors")
+        apart.callbacks = (lambda step, kept=kept: kept(step) if step.step == 4 else None,)
+        assert torch.allclose(apart.process().get_samples(), together[list(members)], rtol=1e-9)
+        again = method(
+            objective, bound_model(objective), num_steps=8, **options, resume_from=tmp_path / "half.safetensors"
+        )
+        again.restrict_to(members)
+        assert torch.allclose(again.process().get_samples(), together[list(members)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("members", [(), (0, 0), (2,), (-1,)])
+def test_samples_that_there_are_not_are_refused(members):
+    objective, _ = make_toy(SHAPES[0])
+    with pytest.raises(ValueError, match="0 to 1"):
+        DDSReconstructor(objective, bound_model(objective), num_samples=2).restrict_to(members)
+
+
+def test_samples_that_adapt_one_network_stay_together():
+    objective, _ = make_toy(SHAPES[0])
+    with pytest.raises(ValueError, match="adapt one network"):
+        DDSReconstructor(objective, bound_model(objective), num_samples=2, adaptation=Adaptation()).restrict_to((0,))
+
+
 @pytest.mark.parametrize("number", [2, 3, 7])
 def test_balanced_noises_are_normal_and_add_up_to_zero(number, generator):
     noise = balanced(torch.randn((number, 100_000), generator=generator, dtype=torch.float64))

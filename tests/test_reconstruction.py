@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 
 def early_image(acquisition):
-    return OSEM(acquisition.objective(8), 1).process().get_output()
+    return OSEM(acquisition.objective(8), 2).process().get_output()
 
 
 def test_without_a_model_the_default_one_is_used_and_named(acquisition, caplog):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sirf_scan import quiet_sirf
 
-from sirf_diffusion import priors
+from sirf_diffusion import get_engine, priors
 
 pytestmark = [pytest.mark.requires_sirf, pytest.mark.requires_shim]
 
@@ -28,14 +29,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pet():
-    import sirf_diffusion
-
-    engine = sirf_diffusion.get_engine("sirf")
-    engine.set_verbosity(0)
-    scheme = engine.AcquisitionData.get_storage_scheme()
-    engine.AcquisitionData.set_storage_scheme("memory")
-    yield engine
-    engine.AcquisitionData.set_storage_scheme(scheme)
+    with quiet_sirf():
+        yield get_engine("sirf")
 
 
 @pytest.fixture(scope="module", params=sorted(DATA))

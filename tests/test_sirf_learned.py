@@ -233,6 +233,8 @@ def test_processor_estimates_the_noise_level(image):
     processor.process(image)
     bound = model().on(image.geometry, SCALE)
     assert processor.get_noise_level() == estimate_noise_level(bound, image.tensor)
+    processor.set_noise_level(0.25)
+    assert processor.get_noise_level() == 0.25
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])

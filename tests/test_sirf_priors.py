@@ -12,9 +12,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from sirf_scan import quiet_sirf
 from small_scan import write_small_model, write_small_scan
 
-from sirf_diffusion import priors
+from sirf_diffusion import get_engine, priors
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 
@@ -31,14 +32,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pet():
-    import sirf_diffusion
-
-    engine = sirf_diffusion.get_engine("sirf")
-    engine.set_verbosity(0)
-    scheme = engine.AcquisitionData.get_storage_scheme()
-    engine.AcquisitionData.set_storage_scheme("memory")
-    yield engine
-    engine.AcquisitionData.set_storage_scheme(scheme)
+    with quiet_sirf():
+        yield get_engine("sirf")
 
 
 def sirf_image(pet, values, geometry=GRID):

@@ -103,18 +103,20 @@ def test_recipes_leave_the_held_out_subjects_alone():
 
 def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
     small = PhantomOptions("fdg", "head-parametric", subjects=2, voxel_size=8.0, fractions=(0.5, 0.5, 0.0))
-    recipe = replace(
-        RECIPES["brain-fdg-mr"], phantoms=small, crops=(16,), batch_size=2, cycles=(2,), warmup_steps=0
-    )  # fmt: skip
+    recipe = replace(RECIPES["brain-fdg"], phantoms=small, crops=(16,), batch_size=2, cycles=(2,), warmup_steps=0)
     model = ScoreModel.load(train(recipe, tmp_path / "m.safetensors", threads=1))
     told = model.metadata["training"]
-    assert model.in_channels == 2
     assert model.metadata["licence"] == "Apache-2.0"
-    assert told["init"]["name"] == "brain-fdg"
+    assert told["init"]["name"] == "brain"
     assert told["recipe"]["phantoms"]["subjects"] == 2
     other = replace(recipe, phantoms=replace(small, first=7))
     with pytest.raises(ValueError, match="other subjects"):
         train(other, tmp_path / "m.safetensors", threads=1)
+
+
+def test_a_recipe_that_starts_from_another_recipes_model_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"--recipe fdg-start --out .* --init fdg-start\.safetensors"):
+        train("brain-fdg-mr", tmp_path / "m.safetensors")
 
 
 def test_validation_of_a_perfect_and_a_lazy_denoiser():

@@ -19,7 +19,8 @@ parameters are first tuned by the same search, on other subjects. Writes report.
 report.md, summary.csv, results.csv (a row per run), results.h5 (tables and images) and search.json into --out.
 
 A benchmark that was stopped goes on where it was when the same command is given again: at most one run per worker is
-lost. Sizes of the suites, and what each number means: docs/benchmarks.md.
+lost. Exit code 1 says that runs failed, which the report lists. Sizes of the suites, and what each number means:
+docs/benchmarks.md.
 
 suites:
   quick   one slice at one count level, few methods: under 10 minutes on two cores
@@ -63,9 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.list_methods:
         for line in LINES.values():
-            print(
-                f"{line.name:<15} {line.title}" + (f" (not available: {line.unavailable})" if line.unavailable else "")
-            )
+            print(f"{line.name:<15} {line.title}")
         return 0
     out = arguments.out or Path(f"sirf-diffusion-bench-{arguments.suite}")
     device = str(select_device(arguments.device))
@@ -101,8 +100,11 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
         print(markdown(QUALITY[:6], sorted(rows, key=lambda r: r.get("nrmse", float("inf")))))
     for name, reason in outcome.unavailable.items():
         print(f"not run: {name}: {reason}")
+    failed = [result for result in outcome.results if result.failure]
+    for result in failed:
+        print(f"failed: {result.spec.name}: {result.failure}", file=sys.stderr)
     print(f"\n{out / 'report.html'}, after {time.perf_counter() - start:.0f} s")
-    return 0
+    return 1 if failed else 0
 
 
 def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) -> int:

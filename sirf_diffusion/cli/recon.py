@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..guide import TARGETS, Guide
 from ..models.storage import DEFAULT_MODEL
-from ..reconstructors.defaults import METHODS, NUM_SAMPLES
+from ..reconstructors.defaults import METHODS, NUM_SAMPLES, Method
 from .adapt import ABOUT, adaptation_of, add_options
+
+if TYPE_CHECKING:
+    from ..execution import Execution
+    from ..reconstruction import Reconstruction
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = "\n".join(
     f"  {m.name:<10} {m.about}\n{'':13}{', '.join(f'{k}={v}' for k, v in m.settings.items())}" for m in METHODS.values()
@@ -36,6 +43,9 @@ Python module is installed; otherwise the embedded engine reads projection data,
 projection data and attenuation image, ray tracing, image size and initial estimate, and refuses everything else by
 name. The file's prior is replaced by the method's, or kept with --keep-prior (map-rdp: relative difference and
 quadratic prior; map-score: Diffusion Score). osem takes subsets and subiterations from the file.
+
+--workers and --cluster share the posterior samples out: the result is that of one process, to rounding. On a cluster,
+all paths must mean the same files everywhere.
 """
 
 _EPILOG = """\
@@ -125,6 +135,10 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
     run_group.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    run_group.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="share the samples among N processes; default: 1"
+    )
+    run_group.add_argument("--cluster", metavar="ADDRESS", help="or among the workers of a Dask scheduler")
     run_group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
     run_group.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     parser.set_defaults(run=run)
@@ -132,36 +146,24 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct and write."""
-    from ..environment import select_device
+    from ..execution import make_execution
     from ..outputs import OutputFolder
-    from ..reconstruction import load_model_for, reconstruct_from
     from ..reconstructors.records import LogCallback, ProgressBar
 
-    method = METHODS[arguments.method]
-    settings = parse_settings(arguments.settings)
-    model_name, request = arguments.model, None
-    if arguments.par is not None:
-        request = _par_request(arguments, settings)
-        settings, model_name = request.settings, request.model
-    elif arguments.engine is not None or arguments.keep_prior:
-        raise ValueError("--engine and --keep-prior are for --par")
-    values = method.with_settings(settings)
-    model = load_model_for(method, model_name, select_device(arguments.device))
-    guide = Guide(arguments.anatomical, arguments.guidance or 0.0, arguments.register)
-    if request is not None:
-        guide = request.guide(guide)
-    guide.check(method.name, model)
-    adapt_settings = parse_settings(arguments.adapt_settings, "--adapt-set")
-    adaptation = adaptation_of(arguments, method, adapt_settings)
+    study = _Study.of(arguments)
+    method, adaptation, guide, request = study.method, study.adaptation, study.guide, study.request
+    shared = arguments.workers != 1 or arguments.cluster is not None
+    if shared:
+        _check_shared(method, adaptation)
     folder = OutputFolder(
         arguments.out,
         {
             "method": method.name,
             "files": {name: getattr(arguments, name) for name in _FILES if getattr(arguments, name) is not None},
-            "model": None if model is None else model.hash,
+            "model": None if study.model is None else study.model.hash,
             "samples": arguments.samples,
             "seed": arguments.seed,
-            "values": values,
+            "values": study.values,
             **({} if adaptation is None else {"adaptation": adaptation.settings, "adapter": arguments.adapter}),
             **({} if guide == Guide() else {"anatomical": asdict(guide)}),
             **({} if request is None else {"engine": request.engine, "keep_prior": request.keep_prior}),
@@ -169,22 +171,10 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     folder.check()
-    source, options = _from_files(arguments, model) if request is None else (request.source(), request.options)
-    result = reconstruct_from(
-        source,
-        method.name,
-        model=model,
-        num_samples=arguments.samples,
-        seed=arguments.seed,
-        device=arguments.device,
-        settings=settings,
-        anatomical=guide.anatomical,
-        guidance=guide.guidance,
-        register_to=guide.register_to,
-        adaptation=adaptation,
-        callbacks=[ProgressBar()] if sys.stderr.isatty() else [LogCallback()],
-        **options,
-    )
+    if shared:
+        result = study.reconstruct_shared(make_execution(arguments.workers, arguments.cluster))
+    else:
+        result = study.reconstruct(callbacks=[ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
     record = result.record
     if request is not None:
         record.update(request.record())
@@ -197,10 +187,102 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
         f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s"
+        + (f" in {len(record['shares'])} shares" if shared else "")
     )
     if method.samples and result.uncertainty is None:
         print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
     return 0
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What the options ask for, read and checked but not computed."""
+
+    arguments: argparse.Namespace
+    method: Method
+    settings: dict[str, Any]
+    values: dict[str, Any]
+    model: Any
+    guide: Guide
+    adaptation: Any
+    request: Any
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> _Study:
+        from ..environment import select_device
+        from ..reconstruction import load_model_for
+
+        method = METHODS[arguments.method]
+        settings = parse_settings(arguments.settings)
+        model_name, request = arguments.model, None
+        if arguments.par is not None:
+            request = _par_request(arguments, settings)
+            settings, model_name = request.settings, request.model
+        elif arguments.engine is not None or arguments.keep_prior:
+            raise ValueError("--engine and --keep-prior are for --par")
+        values = method.with_settings(settings)
+        model = load_model_for(method, model_name, select_device(arguments.device))
+        guide = Guide(arguments.anatomical, arguments.guidance or 0.0, arguments.register)
+        if request is not None:
+            guide = request.guide(guide)
+        guide.check(method.name, model)
+        adapt_settings = parse_settings(arguments.adapt_settings, "--adapt-set")
+        adaptation = adaptation_of(arguments, method, adapt_settings)
+        return cls(arguments, method, settings, values, model, guide, adaptation, request)
+
+    def source(self) -> tuple[Any, dict[str, Any]]:
+        """The data, and what they add to the arguments of ``reconstruct_from``."""
+        if self.request is None:
+            return _from_files(self.arguments, self.model)
+        return self.request.source(), self.request.options
+
+    def reconstruct(self, **more: Any) -> Reconstruction:
+        from ..reconstruction import reconstruct_from
+
+        source, options = self.source()
+        return reconstruct_from(
+            source,
+            self.method.name,
+            model=self.model,
+            num_samples=self.arguments.samples,
+            seed=self.arguments.seed,
+            device=self.arguments.device,
+            settings=self.settings,
+            anatomical=self.guide.anatomical,
+            guidance=self.guide.guidance,
+            register_to=self.guide.register_to,
+            adaptation=self.adaptation,
+            **options,
+            **more,
+        )
+
+    def reconstruct_shared(self, execution: Execution) -> Reconstruction:
+        from ..sharing import merge, share_out
+
+        number = NUM_SAMPLES if self.arguments.samples is None else self.arguments.samples
+        jobs = [(self.arguments, members) for members in share_out(number, execution.num_workers)]
+        shares = []
+        for share in execution.results(reconstruct_share, jobs):
+            logger.info("samples %s of %d are done", share.record["members"], number)
+            shares.append(share)
+        device, guidance = self.arguments.device, self.guide.guidance
+        return merge(shares, self.source()[0], self.model, guidance=guidance, device=device)
+
+
+def reconstruct_share(job: tuple[argparse.Namespace, range]) -> Reconstruction:
+    """Some of the samples that the options ask for; what a worker is given, with the options as they were."""
+    arguments, members = job
+    return _Study.of(arguments).reconstruct(members=members)
+
+
+def _check_shared(method: Method, adaptation: Any) -> None:
+    if not method.samples:
+        raise ValueError(f"--workers and --cluster share posterior samples out; {method.name} gives one image")
+    if adaptation is not None:
+        raise ValueError(
+            "--workers and --cluster: all samples adapt one network together, so that they cannot be shared out; leave "
+            "the options out"
+        )
 
 
 def _par_request(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 _DESCRIPTION = """\
 Reconstruct a list of studies. Each line of LIST holds the options of one `sirf-diffusion recon`, --out among them;
 empty lines and lines that begin with # are skipped. A line whose --out has a result already is left alone, so that a
-list which was stopped goes on where it was. Posterior samples of one study are shared among workers by lines that
-differ in --seed and --out.
+list which was stopped goes on where it was. To share the posterior samples of one study among workers, see
+`sirf-diffusion recon --workers`.
 
 On a cluster, all paths must mean the same files everywhere.
 """

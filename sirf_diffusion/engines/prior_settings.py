@@ -1,7 +1,7 @@
-"""What scripts set on this package's priors: the same methods on SIRF's objects and on those of the embedded engine.
+"""What scripts set on this package's priors and image processor: the same methods on objects of SIRF and of our engine.
 
-Each class is mixed into a ``PythonPrior``, which holds the penalty as ``obj`` and turns an image of its engine into a
-tensor of its own with ``values``.
+Each class but the last is mixed into a ``PythonPrior``, which holds the penalty as ``obj`` and turns an image of its
+engine into a tensor of its own with ``values``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..images import ImageGeometry
+from ..models.denoiser import Denoiser
 from ..priors.late import LateAnchorPrior, LateBowsherPrior
 from ..priors.late_score import LateScorePrior
 
@@ -221,3 +222,47 @@ class BowsherSettings(AnatomicalSettings):
     def get_num_neighbours(self) -> int | None:
         """Neighbours that each voxel keeps; None for the default."""
         return self._num_neighbours
+
+
+class ProcessorSettings(GuidedSettings):
+    """Enhances an image by denoising it with a score model: ``x -> c D(x / c, sigma)``, negative values set to 0.
+
+    ``apply``, ``process``, ``set_input`` and ``get_output`` need no compiled part. Objects of SIRF that take an image
+    processor, such as ``AcquisitionModel.set_image_data_processor``, do: run ``stir-diffusion build`` once.
+
+    Parameters
+    ----------
+    model
+        A score model, the name of a bundled one, or a file.
+    noise_level
+        Noise level in network units; estimated for each image if None, see
+        `sirf_diffusion.models.noise_level.estimate_noise_level`.
+    planes, intensity_scale, device
+        As for ``ScorePrior``; the scale is estimated for each image if None.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel | str | os.PathLike[str],
+        noise_level: float | None = None,
+        planes: str | None = None,
+        intensity_scale: float | None = None,
+        device: str = "auto",
+    ) -> None:
+        super().__init__()
+        if isinstance(model, (str, os.PathLike)):
+            from ..models import ScoreModel
+
+            model = ScoreModel.load(model, device=device)
+        self.denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
+
+    def set_noise_level(self, value: float | None) -> None:
+        """Noise level in network units; None to estimate it for each image."""
+        self.denoiser.noise_level = value
+
+    def get_noise_level(self) -> float | None:
+        """Noise level; the one that was used last if it is estimated."""
+        return self.denoiser.noise_level or self.denoiser.used_noise_level
+
+    def _hand_over(self) -> None:
+        self.denoiser.set_anatomical(self._located, self._guidance)

@@ -9,12 +9,20 @@ import torch
 from .networks import NetworkConfig
 
 CPU_BUDGET_BYTES = 1024 * 1024**2
+# On a CPU a larger batch is slower: what goes from layer to layer falls out of the cache.
+CPU_BATCH_BYTES = 192 * 1024**2
 CUDA_BUDGET_SHARE = 0.5
 
 
-def largest_batch(config: NetworkConfig | None, voxels: int, device: torch.device) -> int:
-    """Slices or volumes that fit the memory budget, from an estimate of what their activations take; at least 1."""
-    return max(1, int(budget_bytes(device) / (4 * activations(config, voxels))))
+def largest_batch(config: NetworkConfig | None, voxels: int, device: torch.device, share: float = 1.0) -> int:
+    """Slices or volumes that fit a share of the memory budget, from an estimate of their activations; at least 1.
+
+    No more than a CPU's cache serves well.
+    """
+    budget = share * budget_bytes(device)
+    if device.type == "cpu":
+        budget = min(budget, CPU_BATCH_BYTES)
+    return max(1, int(budget / (4 * activations(config, voxels))))
 
 
 def largest_block(

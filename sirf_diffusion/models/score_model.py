@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..images import ImageGeometry
-from .batching import largest_batch, largest_block
-from .blocks import in_blocks
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning
+from .coverage import Coverage, Network
 from .grid import GridAdapter
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, memory_format, network_time
@@ -27,13 +25,6 @@ from .storage import ModelConfig, checked_voxel_size, find_model, load_model, sa
 
 if TYPE_CHECKING:
     from ..patient_space import AnatomicalImage
-
-Network = Callable[..., Tensor]
-
-# Slices of each orientation lie in two axes of [..., z, y, x]; rows before columns. The label is the position here.
-_STACKING_AXES = (-3, -2, -1)
-# What the backward pass keeps of a slice, in units of what the forward pass alone needs of it at a time.
-_GRADIENT_MEMORY = 12
 
 
 @dataclass
@@ -316,8 +307,7 @@ class ScoreModel:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        weight = self._weight()
-        return torch.device("cpu") if weight is None else weight.device
+        return self._coverage.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -327,16 +317,8 @@ class ScoreModel:
     @property
     def network_input(self) -> tuple[tuple[int, ...], float]:
         """Shape ``(in, ...)`` of the largest image of which gradients are taken at once, and how many a volume is."""
-        z, y, x = self.latent_shape
-        if self.planes == "volume":
-            share = 1 / _GRADIENT_MEMORY
-            side = self.block or largest_block(self.architecture, (z, y, x), self.multiple, self.device, share)
-            block = tuple(min(side, size) for size in (z, y, x))
-            return (self.in_channels, *block), z * y * x / math.prod(block)
-        if self.planes == "transverse":
-            return (self.in_channels, y, x), float(z)
-        height, width = max(((y, x), (z, x), (z, y)), key=lambda sides: sides[0] * sides[1])
-        return (self.in_channels, height, width), 3.0 * z * y * x / (height * width)
+        shape, number = self._coverage.largest_with_gradients(self.latent_shape)
+        return (self.in_channels, *shape), number
 
     @property
     def latent_inside(self) -> Tensor:
@@ -457,84 +439,25 @@ class ScoreModel:
 
     def _evaluate(self, images: Tensor, t: float) -> Tensor:
         """Network output, the weighted sum of those with and without anatomy under guidance."""
+        network, told = self._coverage, float(network_time(self.time_input, self.schedule, t))
         if self._conditioning is None:
-            return self._evaluate_planes(images[..., None, :, :, :], t)
+            return network(images[..., None, :, :, :], told)
         outputs = []
         for weight, anatomy in self._conditioning.terms():
             second = torch.zeros_like(images) if anatomy is None else anatomy.to(images).expand_as(images)
-            outputs.append(weight * self._evaluate_planes(torch.stack((images, second), -4), t))
+            outputs.append(weight * network(torch.stack((images, second), -4), told))
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
 
-    def _evaluate_planes(self, inputs: Tensor, t: float) -> Tensor:
-        """Network output ``[..., Z', Y', X']`` for input images ``[..., in, Z', Y', X']``."""
-        if self.planes == "volume":
-            return self._evaluate_volumes(inputs, t)
-        if self.planes == "transverse":
-            return self._evaluate_slices(inputs, t, 0)
-        total = torch.zeros_like(inputs[..., 0, :, :, :])
-        for plane, axis in enumerate(_STACKING_AXES):
-            total += self._evaluate_slices(inputs.movedim(axis, -3), t, plane).movedim(-3, axis)
-        return total.div_(len(_STACKING_AXES))
-
-    def _evaluate_slices(self, stacks: Tensor, t: float, plane: int) -> Tensor:
-        """Network output for every slice of ``[..., in, slice, H, W]`` of one orientation, in batches."""
-        height, width = stacks.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"slices must be multiples of {self.multiple}, found {height} x {width}; see to_latent")
-        slices = stacks.movedim(-4, -3).reshape(-1, self.in_channels, height, width)
-        return self._evaluate_batches(slices, t, plane).reshape(*stacks.shape[:-4], *stacks.shape[-3:])
-
-    def _evaluate_volumes(self, inputs: Tensor, t: float) -> Tensor:
-        """Network output for ``[..., in, Z', Y', X']``: whole, or in blocks."""
-        shape = inputs.shape[-3:]
-        if any(size % self.multiple for size in shape):
-            raise ValueError(f"volumes must be multiples of {self.multiple}, found {tuple(shape)}; see to_latent")
-        volumes = inputs.reshape(-1, *inputs.shape[-4:])
-        share = 1 / _GRADIENT_MEMORY if torch.is_grad_enabled() else 1.0
-        side = self.block or largest_block(self.architecture, tuple(shape), self.multiple, self.device, share)
-        if side >= max(shape):
-            result = self._evaluate_batches(volumes, t, 0)
-        else:
-            result = in_blocks(lambda block: self._evaluate_batches(block, t, 0), volumes, side, self.multiple)
-        return result.reshape(*inputs.shape[:-4], *shape)
-
-    def _evaluate_batches(self, images: Tensor, t: float, plane: int) -> Tensor:
-        """Network output ``[n, 1, ...]`` for slices or volumes ``[n, in, ...]``, in batches."""
-        weight = self._weight()
-        dtype = images.dtype if weight is None else weight.dtype
-        told = float(network_time(self.time_input, self.schedule, t))
-        batch = self.max_batch or largest_batch(self.architecture, math.prod(images.shape[2:]), self.device)
-        if torch.is_grad_enabled():
-            batch = self.gradient_batch or max(1, batch // _GRADIENT_MEMORY)
-        results = []
-        for first in range(0, len(images), batch):
-            part = images[first : first + batch].to(dtype)
-            times = torch.full((len(part),), told, dtype=dtype, device=part.device)
-            labels = torch.full((len(part),), plane, dtype=torch.long, device=part.device)
-            output = self._call_network(part, times, labels, keep=len(part) == len(images))
-            results.append(output.to(images.dtype))
-        return torch.cat(results)
-
-    def _call_network(self, images: Tensor, times: Tensor, labels: Tensor, *, keep: bool) -> Tensor:
-        """Network output for a batch; with gradients, ``keep`` keeps activations for the backward pass."""
-        if not torch.is_grad_enabled():
-            with torch.inference_mode():
-                return self.network(images, times, class_labels=labels)
-        if keep and self.planes == "transverse":
-            return self.network(images, times, class_labels=labels)
-        from torch.utils.checkpoint import checkpoint
-
-        return checkpoint(
-            self.network, images, times, class_labels=labels, use_reentrant=False, preserve_rng_state=False
+    @property
+    def _coverage(self) -> Coverage:
+        return Coverage(
+            self.network, self.planes, self.multiple, self.architecture, self.max_batch, self.block, self.gradient_batch
         )
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-    def _weight(self) -> Tensor | None:
-        return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
 
     def _bound(self) -> GridAdapter:
         if self._grid is None:

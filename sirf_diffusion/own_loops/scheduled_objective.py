@@ -36,29 +36,8 @@ class HQSObjective(StepwiseObjective):
     The others are those of :class:`StepwiseObjective`.
     """
 
-    def __init__(
-        self,
-        objective: Any,
-        model: ScoreModel,
-        *,
-        num_steps: int = 40,
-        seed: int = 0,
-        eta: float = 0.85,
-        beta: float = 1.0,
-        t_end: float | None = None,
-        spacing: str = "t",
-        initial_image: Any = None,
-    ) -> None:
-        super().__init__(
-            objective,
-            model,
-            num_steps=num_steps,
-            seed=seed,
-            eta=eta,
-            t_end=t_end,
-            spacing=spacing,
-            initial_image=initial_image,
-        )
+    def __init__(self, objective: Any, model: ScoreModel, *, beta: float = 1.0, **settings: Any) -> None:
+        super().__init__(objective, model, **settings)
         self._beta = beta
 
     @property
@@ -112,27 +91,13 @@ class LikelihoodScheduledObjective(StepwiseObjective):
         objective: Any,
         model: ScoreModel,
         *,
-        num_steps: int = 40,
-        seed: int = 0,
-        eta: float = 0.85,
         target: float | None = None,
         num_em_iterations: float | None = None,
         margin: float = 1.0,
         num_em_iterations_max: int = 50,
-        t_end: float | None = None,
-        spacing: str = "t",
-        initial_image: Any = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            objective,
-            model,
-            num_steps=num_steps,
-            seed=seed,
-            eta=eta,
-            t_end=t_end,
-            spacing=spacing,
-            initial_image=initial_image,
-        )
+        super().__init__(objective, model, **settings)
         self._ending = {
             "target": target,
             "num_em_iterations": num_em_iterations,

@@ -6,6 +6,7 @@ from .anchor import QuadraticAnchorPrior
 from .base import Prior
 from .bowsher import BowsherPrior
 from .late_score import LateScorePrior
+from .pls import ParallelLevelSetsPrior
 from .quadratic import QuadraticPrior
 from .rdp import RelativeDifferencePrior, kappa_image
 from .score import ResidualModel, ScorePrior
@@ -13,6 +14,7 @@ from .score import ResidualModel, ScorePrior
 __all__ = [
     "BowsherPrior",
     "LateScorePrior",
+    "ParallelLevelSetsPrior",
     "Prior",
     "QuadraticAnchorPrior",
     "QuadraticPrior",

@@ -14,19 +14,32 @@ NOISES = ("balanced", "independent")
 
 @dataclass
 class Chain:
-    """Noisy latent images ``u [samples, z, y, x]``, data-consistent images ``x`` of the last step, and steps done."""
+    """Noisy latent images ``u [samples, z, y, x]``, data-consistent images ``x`` of the last step, and steps done.
+
+    ``generators`` are those of all samples of the run; ``members`` tells which of them are here, None for all.
+    """
 
     u: Tensor
     x: Tensor | None
     generators: list[torch.Generator]
     noises: str = "independent"
     step: int = 0
+    members: tuple[int, ...] | None = None
 
     @classmethod
-    def start(cls, mean: Tensor, nu: float, num_samples: int, seed: int, noises: str = "independent") -> Chain:
+    def start(
+        cls,
+        mean: Tensor,
+        nu: float,
+        num_samples: int,
+        seed: int,
+        noises: str = "independent",
+        members: tuple[int, ...] | None = None,
+    ) -> Chain:
         """``u = mean + nu z`` for every sample, with a latent image ``mean [z, y, x]``."""
         generators = [torch.Generator().manual_seed(sample_seed(seed, k)) for k in range(num_samples)]
-        chain = cls(mean.expand(num_samples, *mean.shape).clone(), None, generators, noises)
+        number = num_samples if members is None else len(members)
+        chain = cls(mean.expand(number, *mean.shape).clone(), None, generators, noises, members=members)
         chain.u += nu * chain.noise()
         return chain
 
@@ -34,20 +47,29 @@ class Chain:
         """Fresh noise, each sample from its own generator on the CPU: the same numbers on every device."""
         shape = self.u.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
-        return (balanced(noise) if self.noises == "balanced" else noise).to(self.u)
+        if self.noises == "balanced":
+            noise = balanced(noise)  # over all samples, wherever the others are
+        return (noise if self.members is None else noise[list(self.members)]).to(self.u)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""
         return {"u": self.u, "x": self.x, **{f"generator_{k}": g.get_state() for k, g in enumerate(self.generators)}}
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor], step: int, latent: torch.device, image: torch.device, noises: str) -> Chain:
+    def of(
+        cls,
+        tensors: dict[str, Tensor],
+        step: int,
+        latent: torch.device,
+        image: torch.device,
+        noises: str,
+        members: tuple[int, ...] | None = None,
+    ) -> Chain:
         """Inverse of :meth:`tensors`."""
-        generators = []
-        for k in range(len(tensors["u"])):
-            generators.append(torch.Generator())
-            generators[-1].set_state(tensors[f"generator_{k}"])
-        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step)
+        generators = [torch.Generator() for name in tensors if name.startswith("generator_")]
+        for k, generator in enumerate(generators):
+            generator.set_state(tensors[f"generator_{k}"])
+        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step, members)
 
 
 def balanced(noise: Tensor) -> Tensor:

@@ -213,18 +213,18 @@ ADAPTATIONS: dict[str, AdaptationChoice] = {
             "ddip",
             "EM targets, and the network fitted to them; the projector is not differentiated",
             {
-                "coupling": "hqs", "rank": 4, "biases": True, "learning_rate": 3e-3, "num_rounds": 1, "num_inner": 5,
-                "num_updates": 5, "beta": 12.0, "total_variation": 0.0, "every": 1, "sigma_max": None,
-                "carry_optimiser": False, "cap": True,
+                "coupling": "hqs", "rank": 4, "biases": True, "learning_rate": 1e-3, "num_rounds": 1, "num_inner": 1,
+                "num_updates": 5, "beta": 1.0, "smoothing": 8.0, "total_variation": 0.0, "every": 2,
+                "sigma_max": 3.0, "carry_optimiser": False, "cap": True,
             },
         ),
         AdaptationChoice(
             "steerable",
             "low-rank changes towards what the method's data step makes of the denoised image",
             {
-                "coupling": "data-step", "rank": 4, "biases": True, "learning_rate": 5e-3, "num_rounds": 1,
-                "num_inner": 5, "num_updates": 5, "beta": 12.0, "total_variation": 0.0, "every": 1, "sigma_max": 3.0,
-                "carry_optimiser": False, "cap": True,
+                "coupling": "data-step", "rank": 4, "biases": True, "learning_rate": 2e-3, "num_rounds": 1,
+                "num_inner": 1, "num_updates": 3, "beta": 1.0, "smoothing": 8.0, "total_variation": 0.0, "every": 2,
+                "sigma_max": 3.0, "carry_optimiser": False, "cap": True,
             },
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -153,9 +153,31 @@ class DiffusionReconstructor(Reconstructor):
             self.settings["adaptation"] = adaptation.settings
         if model.geometry is not None:
             _check_grid(model, objective)
+        self.members: tuple[int, ...] | None = None
         self._samples: Tensor | None = None
         self._resumed: Checkpoint | None = None
         self._preparation = Cost()
+
+    def restrict_to(self, members: Sequence[int]) -> None:
+        """Make only these of the samples ``0 ... num_samples - 1``, each as a run of all of them makes it.
+
+        For runs that share the samples of one reconstruction. To be called before :meth:`set_up`; mean and standard
+        deviation are then those of the samples made here.
+
+        Raises
+        ------
+        ValueError
+            If there are no such samples, or the network is adapted, which all samples have a part in.
+        """
+        if self.adaptation is not None:
+            raise ValueError(
+                f"{self.method}: all samples adapt one network together, so that they cannot be shared out"
+            )
+        chosen = tuple(members)
+        if not chosen or sorted({*chosen} & {*range(self.num_samples)}) != sorted(chosen):
+            raise ValueError(f"members must be different samples of 0 to {self.num_samples - 1}, found {chosen}")
+        self.members = chosen
+        self.settings["members"] = list(chosen)
 
     def set_up(self, initial_image: Any = None) -> None:
         """Prepare the data step and bind the model; the record counts what this costs.
@@ -285,7 +307,7 @@ class DiffusionReconstructor(Reconstructor):
         # Not from pure noise: at a finite noise level the missing mean would bias every sample.
         schedule, t = self.model.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self.model.to_latent(self._starting_image().to(self.model.device))
-        return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed, self.noise)
+        return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed, self.noise, self.members)
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
@@ -369,7 +391,8 @@ class DiffusionReconstructor(Reconstructor):
             kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
             self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
         device = self.objective.sensitivity().device
-        return Chain.of(checkpoint.tensors, checkpoint.metadata["step"], self.model.device, device, self.noise)
+        metadata = checkpoint.metadata
+        return Chain.of(checkpoint.tensors, metadata["step"], self.model.device, device, self.noise, self.members)
 
     def _fingerprint(self) -> dict[str, Any]:
         fingerprint = {

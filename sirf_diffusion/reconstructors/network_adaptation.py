@@ -17,7 +17,7 @@ from ..engines.objective import Objective
 from ..models.lora import Adapter, AdapterConfig
 from .adaptation import Adaptation
 from .base import check_count, check_real
-from .consistency import DataConsistency, DiffusionStep
+from .consistency import DataConsistency, DiffusionStep, SmoothStep
 from .hqs import PenalisedEM
 from .likelihood_schedule import LikelihoodSchedule
 from .network_cost import NetworkCost, probe
@@ -40,15 +40,17 @@ class NetworkAdaptation(Adaptation):
     ``coupling="hqs"``: half-quadratic splitting of
     :math:`-L(x) + \frac{\rho}{2} \lVert x - c D_\theta(u_t) \rVert^2` in ``x`` and :math:`\theta`. First ``num_inner``
     closed-form EM updates (:class:`~sirf_diffusion.reconstructors.hqs.PenalisedEM`) from and towards the denoised
-    image give :math:`x^*`, then ``num_updates`` updates of :math:`\theta` lower
+    image, their change made smooth, give :math:`x^*`, then ``num_updates`` updates of :math:`\theta` lower
     :math:`\mathrm{mean} (D_\theta(u_t) - x^* / c)^2`. No gradient passes the projector.
 
     ``coupling="data-step"``: the same with the reconstructor's own data step in place of EM. In likelihood-scheduled
     sampling, the schedule then decides how closely the network is to fit the data at each noise level.
 
     ``coupling="projector"``: ``num_updates`` updates of :math:`\theta` lower
-    :math:`-L(\max(c D_\theta(u_t), 0)) / N`, with a forward and a back projection for each; ``N`` are the net counts,
-    which makes the loss a number without unit.
+    the same objective before it is split,
+    :math:`[-L(\max(c D_\theta(u_t), 0)) + \frac{\rho}{2} \lVert c D_\theta(u_t) - v \rVert^2] / N` with the denoised
+    image ``v`` before the first of them, with a forward and a back projection for each; ``N`` are the net counts, which
+    makes the loss a number without unit.
 
     To either loss, ``total_variation`` times the mean size of the gradient of :math:`D_\theta(u_t)` in its planes, per
     voxel and relative to the intensity scale, is added. Updates are AdamW's without weight decay, gradients are clipped
@@ -75,8 +77,11 @@ class NetworkAdaptation(Adaptation):
     num_updates
         Updates of the weights per round.
     beta
-        HQS only: weight of the denoised image against the data, see
+        Weight of the denoised image against the data, not for ``"data-step"``; see
         :class:`~sirf_diffusion.reconstructors.hqs.PenalisedEM`.
+    smoothing
+        HQS only: smoothness of the change that the EM updates make, mm, see
+        :class:`~sirf_diffusion.reconstructors.consistency.SmoothStep`; 0 leaves their noise in.
     total_variation
         Weight of total variation, >= 0.
     every
@@ -109,14 +114,15 @@ class NetworkAdaptation(Adaptation):
         scale: float = 1.0,
         targets: str = "",
         biases: bool = True,
-        learning_rate: float = 3e-3,
+        learning_rate: float = 1e-3,
         num_rounds: int = 1,
-        num_inner: int = 5,
+        num_inner: int = 1,
         num_updates: int = 5,
-        beta: float = 12.0,
+        beta: float = 1.0,
+        smoothing: float = 8.0,
         total_variation: float = 0.0,
-        every: int = 1,
-        sigma_max: float | None = None,
+        every: int = 2,
+        sigma_max: float | None = 3.0,
         carry_optimiser: bool = False,
         cap: bool | float = True,
         adapter: str | os.PathLike[str] | None = None,
@@ -130,6 +136,7 @@ class NetworkAdaptation(Adaptation):
         self.num_rounds = check_count("num_rounds", num_rounds, minimum=0)
         self.num_updates = check_count("num_updates", num_updates)
         self.em = PenalisedEM(num_inner, beta)
+        self.smoothing = check_real("smoothing", smoothing)
         self.total_variation = check_real("total_variation", total_variation)
         self.every = check_count("every", every)
         self.sigma_max = None if sigma_max is None else check_real("sigma_max", sigma_max, open_below=True)
@@ -167,6 +174,7 @@ class NetworkAdaptation(Adaptation):
             "num_inner": self.em.num_inner,
             "num_updates": self.num_updates,
             "beta": self.em.beta,
+            "smoothing": self.smoothing,
             "total_variation": self.total_variation,
             "every": self.every,
             "sigma_max": self.sigma_max,
@@ -213,6 +221,7 @@ class NetworkAdaptation(Adaptation):
         # DDIP's chain has its data step at the end only; here, it is asked at every level.
         self._data_step = getattr(consistency, "data_step", consistency)
         self.em.set_up(objective)
+        self._smooth_step = SmoothStep(objective.geometry, self.smoothing)
         self.em.set_scale(model.intensity_scale)
         self._net_counts = float((objective.uniform_image() * objective.sensitivity()).sum(dtype=torch.float64))
         self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
@@ -307,12 +316,20 @@ class NetworkAdaptation(Adaptation):
 
     def _em_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
         if self.target is None:
-            return self.em(images, step).x, torch.zeros(0)
+            return self._smooth(images, self.em(images, step).x, step), torch.zeros(0)
         evaluation = self.objective.at(self.em.admissible(images))
         fits = evaluation.value.cpu()
         if float(fits.mean()) >= self.target:  # spares EM for images that fit already
             return images, fits
-        return self.em(images, step, evaluation=evaluation).x, fits
+        return self._smooth(images, self.em(images, step, evaluation=evaluation).x, step), fits
+
+    def _smooth(self, images: Tensor, x: Tensor, step: DiffusionStep) -> Tensor:
+        """The EM target with its change from the images made smooth."""
+        if self.smoothing == 0:
+            return x
+        start = self.em.admissible(images)
+        gradient = torch.where(self.em.inside, (x - start) / start, torch.zeros_like(x))
+        return start + self._smooth_step.direction(start, gradient, step.sigma)
 
     def _data_step_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
         found = self._data_step(images, step)
@@ -325,14 +342,19 @@ class NetworkAdaptation(Adaptation):
         return torch.tensor(known if known is not None else [], dtype=torch.float64)
 
     def _fit_projector(self, model: ScoreModel, u: Tensor, step: DiffusionStep) -> bool:
+        anchor: Tensor | None = None
+        rho = self.em.beta / (self.em.intensity_scale * step.sigma) ** 2
         for _ in range(self.num_updates):
             u0, _ = model.predict_with_gradient(u, step.t)
+            anchor = u0.detach() if anchor is None else anchor
             values, slope = self._likelihood(model, u0)
             if self.target is not None and float(values.mean()) >= self.target:
                 return False
             # Its value is the loss, and its gradient that of the likelihood, which is projected group by group.
             loss = (slope * u0).sum()
-            self._update(model, loss + (-values.mean() / self._net_counts - loss).detach() + self._variation(model, u0))
+            loss = loss + (-values.mean() / self._net_counts - loss).detach()
+            pull = 0.5 * rho * model.to_image(u0 - anchor).square().sum() / (len(u0) * self._net_counts)
+            self._update(model, loss + pull + self._variation(model, u0))
         return True
 
     def _likelihood(self, model: ScoreModel, u0: Tensor) -> tuple[Tensor, Tensor]:

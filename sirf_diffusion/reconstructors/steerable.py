@@ -28,11 +28,11 @@ class SteerableAdaptation(NetworkAdaptation):
         self,
         *,
         coupling: str = "data-step",
-        learning_rate: float = 5e-3,
-        sigma_max: float | None = 3.0,
+        learning_rate: float = 2e-3,
+        num_updates: int = 3,
         **settings: Any,
     ) -> None:
-        super().__init__(coupling=coupling, learning_rate=learning_rate, sigma_max=sigma_max, **settings)
+        super().__init__(coupling=coupling, learning_rate=learning_rate, num_updates=num_updates, **settings)
 
 
 class SteerableReconstructor(LikelihoodScheduledReconstructor):

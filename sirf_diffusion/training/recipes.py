@@ -214,35 +214,60 @@ _HEAD = NetworkConfig(
     num_head_channels=32,
     patch_size=2,
 )
+_LARGE_HEAD = replace(_HEAD, channels=(32, 64, 128, 128), attention_levels=(False, False, True, True))
 _CONTINUED: dict[str, Any] = {
-    "subjects": (), "validation_subjects": (), "init": "brain-fdg", "learning_rate": 4e-4, "warmup_steps": 300,
-    "decay": "cosine",
+    "subjects": (), "validation_subjects": (), "learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine",
 }  # fmt: skip
+_FDG = PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0))
+_VARIOUS = PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0))
 
+#: Of the bundled models, and of those that they started from (``fdg-start``, ``various-start``).
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            name="brain-fdg",
+            name="fdg-start",
             tracer="[18F]FDG, head",
             subjects=tuple(range(64)),
             validation_subjects=tuple(range(800, 804)),
             architecture=_HEAD,
         ),
         Recipe(
-            name="brain-fdg-mr",
-            tracer="[18F]FDG, head",
-            architecture=replace(_HEAD, in_channels=2),
-            phantoms=PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0)),
-            cycles=(8000,),
+            name="various-start",
+            tracer="many tracers, head",
+            architecture=_HEAD,
+            phantoms=_VARIOUS,
+            init="fdg-start",
+            cycles=(7000,),
             **_CONTINUED,
         ),
         Recipe(
             name="brain",
             tracer="many tracers, head",
-            architecture=_HEAD,
-            phantoms=PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0)),
-            cycles=(7000,),
+            architecture=_LARGE_HEAD,
+            phantoms=_VARIOUS,
+            init="various-start",
+            grow=True,
+            cycles=(9000,),
+            **_CONTINUED | {"learning_rate": 6e-4},
+        ),
+        Recipe(
+            name="brain-fdg",
+            tracer="[18F]FDG, head",
+            architecture=_LARGE_HEAD,
+            phantoms=_FDG,
+            init="brain",
+            cycles=(3000,),
+            log_sigma_mean=-0.4,
+            **_CONTINUED,
+        ),
+        Recipe(
+            name="brain-fdg-mr",
+            tracer="[18F]FDG, head",
+            architecture=replace(_HEAD, in_channels=2),
+            phantoms=_FDG,
+            init="fdg-start",
+            cycles=(8000,),
             **_CONTINUED,
         ),
     )

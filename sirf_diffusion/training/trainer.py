@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..environment import select_device
 from ..models.networks import build_network
+from ..models.storage import list_models
 from ..outputs import jsonable
 from .checkpoint import CheckpointError
 from .data.phantom_data import PhantomOptions, build_phantoms
@@ -90,7 +91,7 @@ def train(
     where = select_device(device)
     start = None
     if init is not None or recipe.init:
-        recipe, start = fine_tuning(recipe, os.fspath(init or recipe.init))
+        recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
     with processes(where) as peers:
         where = peers.device(where)
         if recipe.batch_size % (peers.world * recipe.accumulation):
@@ -117,6 +118,16 @@ def _known(recipe: str | Recipe) -> Recipe:
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}: known recipes are {', '.join(sorted(RECIPES))}")
     return RECIPES[recipe]
+
+
+def _start_of(recipe: Recipe) -> str:
+    """The bundled model that a recipe starts from."""
+    if recipe.init in RECIPES and recipe.init not in list_models():
+        raise ValueError(
+            f"recipe {recipe.name!r} starts from the model of recipe {recipe.init!r}, which is not bundled: run `train "
+            f"--recipe {recipe.init} --out {recipe.init}.safetensors` first and give --init {recipe.init}.safetensors"
+        )
+    return recipe.init
 
 
 def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> Source:

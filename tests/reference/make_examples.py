@@ -37,6 +37,7 @@ from sirf_diffusion.engines.embedded.interfile import (
 from sirf_diffusion.engines.embedded.scanners import get_scanner
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.simulation import TracerContrast, simulate_activity, simulate_anatomy
+from sirf_diffusion.simulation.acquisition import centred, expected_background, mmr_slice
 
 BACKGROUND_SHARE = 0.3
 GREY_MATTER = 20.0
@@ -46,9 +47,7 @@ CONTRAST = TracerContrast(white=(0.24, 0.28), reversed_share=0.0)
 
 def brain2d() -> tuple[ProjDataGeometry, ImageGeometry, dict[str, np.ndarray], float]:
     """Geometry, images and expected prompts of the slice."""
-    mmr = dataclasses.replace(get_scanner("Siemens mMR"), name="one ring of a Siemens mMR", num_rings=1)
-    projdata = ProjDataGeometry(mmr, (Segment(0, 0, 0, 1),), 126, 344)
-    geometry = ImageGeometry((1, 128, 128), (mmr.ring_spacing, 2.0, 2.0))
+    geometry, projdata = mmr_slice()
     return projdata, geometry, _subject(9000, geometry.shape, 68), 2.0e5
 
 
@@ -67,21 +66,9 @@ def _subject(seed: int, shape: tuple[int, int, int], first_plane: int) -> dict[s
     anatomy = simulate_anatomy(seed)
     activity = GREY_MATTER * simulate_activity(anatomy, 0, CONTRAST, psf_fwhm=4.0)
     return {
-        name: _fit(values[first_plane : first_plane + shape[0]], shape)
+        name: centred(torch.from_numpy(values[first_plane : first_plane + shape[0]]), shape[1:]).numpy()
         for name, values in (("truth", activity), ("mu", anatomy.mu), ("mr", anatomy.t1))
     }
-
-
-def _fit(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Pad with air or crop around the voxel ``n // 2`` in plane."""
-    out = np.zeros(shape, np.float32)
-    source, target = [], []
-    for have, want in zip(volume.shape[1:], shape[1:], strict=True):
-        low, count = have // 2 - want // 2, min(have, want)
-        source.append(slice(max(low, 0), max(low, 0) + count))
-        target.append(slice(max(-low, 0), max(-low, 0) + count))
-    out[:, target[0], target[1]] = volume[:, source[0], source[1]]
-    return out
 
 
 def make(name: str, out: Path, stir) -> None:
@@ -107,13 +94,8 @@ def make(name: str, out: Path, stir) -> None:
     multiplicative = _stored(folder / "multiplicative.hs", multiplicative, projdata)
     trues = multiplicative * projected
 
-    smooth = torch.from_numpy(trues)[:, None]
-    kernel = torch.hann_window(63, periodic=False)
-    kernel = (kernel / kernel.sum())[None, None, None]
-    smooth = torch.nn.functional.conv2d(smooth, kernel, padding=(0, 31))[:, 0].numpy()
+    background = expected_background(trues, BACKGROUND_SHARE)
     alive = multiplicative > 0
-    share = BACKGROUND_SHARE / (1 - BACKGROUND_SHARE) * trues.sum(dtype=np.float64)
-    background = 0.5 * share * (smooth / smooth.sum(dtype=np.float64) + 1 / smooth.size)
     additive = np.divide(background, multiplicative, where=alive, out=np.zeros_like(trues)).astype(np.float32)
     additive = _stored(folder / "additive.hs", additive, projdata)
     prompts = rng.poisson(multiplicative * (projected + additive).astype(np.float64)).astype(np.float32)

@@ -86,10 +86,12 @@ class PoissonObjective:
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, ``[z, y, x]``, computed once and kept."""
         if subset not in self._sensitivities:
-            views = self._views(subset)
-            if subset is None and self.num_subsets > 1 and len(self._sensitivities) == self.num_subsets:
-                self._sensitivities[None] = torch.stack(list(self._sensitivities.values())).sum(0)
+            if subset is None and self.num_subsets > 1:
+                # Always this sum, in this order: a run that goes on elsewhere needs the same bits.
+                parts = [self.sensitivity(k) for k in range(self.num_subsets)]
+                self._sensitivities[None] = torch.stack(parts).sum(0)
             else:
+                views = self._views(subset)
                 with self.counter.timed():
                     ones = torch.ones_like(_select(self.prompts, views))
                     self._sensitivities[subset] = self.model.adjoint(ones, views)

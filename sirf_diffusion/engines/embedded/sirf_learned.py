@@ -5,22 +5,17 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...images import ImageGeometry
-from ...models.denoiser import Denoiser
 from ...priors import Prior as Penalty
-from ..prior_settings import AnchorSettings, BowsherSettings, GuidedSettings, ScoreSettings
+from ..prior_settings import AnchorSettings, BowsherSettings, ProcessorSettings, ScoreSettings
 from .sirf_callback import CallbackPenalty
 from .sirf_data import ImageData, error
 from .sirf_models import ImageDataProcessor
 from .sirf_priors import Prior
-
-if TYPE_CHECKING:
-    from ...models import ScoreModel
 
 
 class PythonPrior(Prior):
@@ -104,49 +99,13 @@ class BowsherPrior(BowsherSettings, PythonPrior):
     __doc__ = BowsherSettings.__doc__
 
 
-class ScoreImageProcessor(GuidedSettings, ImageDataProcessor):
-    """Enhances an image by taking out its noise with a score model, see `sirf_diffusion.models.denoiser.Denoiser`.
-
-    Parameters
-    ----------
-    model
-        A score model, the name of a bundled one, or a file.
-    noise_level
-        Noise level in network units; estimated for each image if None.
-    planes, intensity_scale, device
-        As for :class:`ScorePrior`; the scale is estimated for each image if None.
-    """
-
-    def __init__(
-        self,
-        model: ScoreModel | str | os.PathLike[str],
-        noise_level: float | None = None,
-        planes: str | None = None,
-        intensity_scale: float | None = None,
-        device: str = "auto",
-    ) -> None:
-        super().__init__()
-        if isinstance(model, (str, os.PathLike)):
-            from ...models import ScoreModel
-
-            model = ScoreModel.load(model, device=device)
-        self._denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
+class ScoreImageProcessor(ProcessorSettings, ImageDataProcessor):
+    __doc__ = ProcessorSettings.__doc__
 
     values = staticmethod(PythonPrior.values)
     grid = staticmethod(PythonPrior.grid)
     position = staticmethod(PythonPrior.position)
 
-    def _hand_over(self) -> None:
-        self._denoiser.set_anatomical(self._located, self._guidance)
-
-    def set_noise_level(self, value: float | None) -> None:
-        """Noise level in network units; None to estimate it for each image."""
-        self._denoiser.noise_level = value
-
-    def get_noise_level(self) -> float | None:
-        """Noise level; after processing, the one that was used."""
-        return self._denoiser.used_noise_level or self._denoiser.noise_level
-
     def apply(self, image: ImageData) -> None:
         """Denoise an image in place."""
-        image.tensor.copy_(self._denoiser(image.tensor, image.geometry))
+        image.tensor.copy_(self.denoiser(image.tensor, image.geometry))

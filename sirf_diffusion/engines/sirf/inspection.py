@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
+
+from ..stderr import silent_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -72,31 +73,13 @@ def require_set_up(obj: Any, num_subsets: int) -> None:
     image = pet.ImageData()
     image.initialise((1, 1, 1))
     try:
-        with _silent_stderr():
+        with silent_stderr():
             obj.gradient(image, num_subsets)
     except Exception as problem:  # SIRF's own error class, which differs between versions
         if "set_up" in str(problem):
             raise RuntimeError(
                 "the objective function has not been set up, or was changed since: call its set_up(image)"
             ) from problem
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Nothing goes to the process's stderr meanwhile: STIR writes there before it throws, whoever catches."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # closed already
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def set_up_model(model: Any, acquisition_data: Any, image: Any) -> None:

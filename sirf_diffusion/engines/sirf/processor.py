@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import sirf.STIR as pet
 
 from ...images import ImageGeometry
 from ...models.denoiser import Denoiser
-from ..prior_settings import GuidedSettings
+from ..prior_settings import ProcessorSettings
 from .convert import fill, image_geometry, to_tensor
 from .handles import processor_handle
 from .priors import PythonPrior
 
-if TYPE_CHECKING:
-    from ...models import ScoreModel
 
+class ScoreImageProcessor(ProcessorSettings, pet.ImageDataProcessor):
+    __doc__ = ProcessorSettings.__doc__
 
-class ScoreImageProcessor(GuidedSettings, pet.ImageDataProcessor):
-    """Enhances an image by denoising it with a score model: ``x -> c D(x / c, sigma)``, negative values set to 0.
-
-    ``apply``, ``process``, ``set_input`` and ``get_output`` need no compiled part. SIRF objects that take an image
-    processor, such as ``AcquisitionModel.set_image_data_processor``, do: run ``stir-diffusion build`` once.
-
-    Parameters
-    ----------
-    model
-        A score model, the name of a bundled one, or a file.
-    noise_level
-        Noise level in network units; estimated for each image if None, see
-        `sirf_diffusion.models.noise_level.estimate_noise_level`.
-    planes, intensity_scale, device
-        As for :class:`~sirf_diffusion.engines.sirf.priors.ScorePrior`; the scale is estimated for each image if None.
-    """
-
-    def __init__(
-        self,
-        model: ScoreModel | str | os.PathLike[str],
-        noise_level: float | None = None,
-        planes: str | None = None,
-        intensity_scale: float | None = None,
-        device: str = "auto",
-    ) -> None:
-        self._handle: Any = None
-        super().__init__()
-        self.name = type(self).__name__
-        if isinstance(model, (str, os.PathLike)):
-            from ...models import ScoreModel
-
-            model = ScoreModel.load(model, device=device)
-        self.denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
+    name = "ScoreImageProcessor"
+    _handle: Any = None
 
     @property
     def handle(self) -> Any:
@@ -67,17 +35,6 @@ class ScoreImageProcessor(GuidedSettings, pet.ImageDataProcessor):
     values = staticmethod(PythonPrior.values)
     grid = staticmethod(PythonPrior.grid)
     position = staticmethod(PythonPrior.position)
-
-    def _hand_over(self) -> None:
-        self.denoiser.set_anatomical(self._located, self._guidance)
-
-    def set_noise_level(self, value: float | None) -> None:
-        """Noise level in network units; None to estimate it for each image."""
-        self.denoiser.noise_level = value
-
-    def get_noise_level(self) -> float | None:
-        """Noise level; the one that was used last if it is estimated."""
-        return self.denoiser.noise_level or self.denoiser.used_noise_level
 
     def apply(self, image: Any) -> None:
         """Denoise an image in place."""

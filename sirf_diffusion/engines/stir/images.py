@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...images import ImageGeometry
+from ..stderr import silent_stderr
 
 
 def geometry_of(image: Any) -> ImageGeometry:
@@ -59,22 +57,9 @@ def is_set_up(obj: Any) -> bool:
     import stir
 
     image = stir.FloatVoxelsOnCartesianGrid()
-    with _without_messages():
+    with silent_stderr():
         try:
             obj.compute_sub_gradient(image, image, -1)
         except RuntimeError as problem:
             return "set_up" not in str(problem)
     raise RuntimeError(f"{type(obj).__name__} took -1 for a subset: this version of STIR is not known")
-
-
-@contextlib.contextmanager
-def _without_messages() -> Iterator[None]:
-    """Keep what STIR writes to the process's standard error away from it: an error that was asked for is none."""
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engines.embedded.acquisition_model import GaussianBlur
 from ...images import ImageGeometry
-from ...priors import BowsherPrior, QuadraticPrior, ScorePrior, kappa_image
+from ...priors import BowsherPrior, ParallelLevelSetsPrior, QuadraticPrior, ScorePrior, kappa_image
 from ...priors.patch import PatchPrior
 from ...reconstructors import MAPEM, MLEM, OSEM, Reconstructor
 from ...reconstructors.build import build_reconstructor, relative_difference_prior
@@ -19,7 +19,7 @@ from ...reconstructors.defaults import METHODS
 from ...reconstructors.guided import DPSReconstructor, NaiveReconstructor
 from .problem import Problem
 
-_RDP_SUBSETS, _OSEM_SUBSETS = 14, 9
+_BSREM_SUBSETS, _OSEM_SUBSETS = 14, 9
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _quadratic(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reco
 
 
 def _rdp(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
-    objective = problem.objective(_RDP_SUBSETS)
+    objective = problem.objective(_BSREM_SUBSETS)
     strength = settings.pop("penalisation_factor")
     # Of unit mean square where the image is, so that strengths with and without kappa are of one size.
     kappa = kappa_image(objective, problem.early.get_output()) if settings.pop("kappa") else None
@@ -109,6 +109,13 @@ def _bowsher(problem: Problem, settings: dict[str, Any], draws: Draws) -> Recons
     factor = settings.pop("penalisation_factor") / problem.scale**2
     prior = BowsherPrior(problem.case.geometry, factor, problem.mr, num_neighbours=settings.pop("num_neighbours"))
     return MAPEM(problem.objective(), prior, **settings)
+
+
+def _pls(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
+    alpha, eta = settings.pop("alpha") * problem.scale, settings.pop("eta") * float(problem.mr.max())
+    factor = settings.pop("penalisation_factor") / problem.scale
+    prior = ParallelLevelSetsPrior(problem.case.geometry, factor, problem.mr, alpha, eta)
+    return MAPEM(problem.objective(_BSREM_SUBSETS), prior, **settings)
 
 
 def _dip(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
@@ -163,6 +170,7 @@ BUILDERS: dict[str, Builder] = {
     "rdp": _rdp,
     "patch": _patch,
     "bowsher": _bowsher,
+    "pls": _pls,
     "dip": _dip,
     "nlm": _nlm,
     "naive": _naive,

@@ -233,9 +233,7 @@ def available_lines(suite: Suite, models: Mapping[str, str]) -> tuple[list[Line]
     for name in suite.methods:
         line = get_line(name)
         lacking = [role for role in line.models if role not in models]
-        if line.unavailable:
-            unavailable[name] = line.unavailable
-        elif lacking:
+        if lacking:
             unavailable[name] = f"needs a {lacking[0]} model, and none is bundled or given"
         elif shape not in line.planes:
             unavailable[name] = f"not made for a {shape}"

@@ -98,25 +98,26 @@ def calibration(rows: Sequence[Row]) -> bytes:
 def cost_against_error(rows: Sequence[Row]) -> bytes:
     """NRMSE against projections and against seconds; methods that no other beats in both are joined by a line."""
     tuned = [r for r in _tuned(rows) if "forward" in r]
-    figure = _figure(10, 4)
+    figure = _figure(11, 4)
     for axis, (label, cost) in zip(
         figure.subplots(1, 2),
         (("forward and back projections", lambda r: r["forward"] + r["back"]), ("seconds", lambda r: r["seconds"])),
         strict=True,
     ):
-        points = sorted((cost(r), r["nrmse"], r["title"]) for r in tuned)
         best, front = math.inf, []
-        for x, y, title in points:
-            axis.plot(x, y, "o", ms=4, color="C0")
-            axis.annotate(title, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        for x, y in sorted((cost(r), r["nrmse"]) for r in tuned):
             if y < best:
                 best = y
                 front.append((x, y))
-        axis.plot(*zip(*front, strict=True), color="C1", lw=0.8) if front else None
+        axis.plot(*zip(*front, strict=True), color="0.6", lw=0.8, zorder=1) if front else None
+        for colour, members in _by_method(tuned):
+            x, y = ([value(r) for r in members] for value in (cost, lambda r: r["nrmse"]))
+            axis.scatter(x, y, s=28, color=colour, label=members[0]["title"], zorder=2)
         axis.set_xscale("log")
         axis.set_xlabel(label, fontsize=8)
         axis.set_ylabel("NRMSE", fontsize=8)
         axis.tick_params(labelsize=7)
+    _legend(axis)
     return _png(figure)
 
 

@@ -31,9 +31,10 @@ _STYLE = """
 body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; font-size: 85%; margin: 1em 0; }
 th, td { padding: 0.25em 0.7em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
+td:first-child { white-space: nowrap; }
 img { max-width: 100%; }
-pre { background: #f4f4f4; padding: 0.7em; overflow-x: auto; }
+pre { background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -131,12 +132,12 @@ def _sections(outcome: Outcome, earlier: Sequence[Row] | None) -> list[Section]:
         section = Section(2, f"Images: {case.spec.name}", "One window for all images, one for biases, one for SDs.")
         sections.append(section.figure("images", figures.image_grid(case, outcome.maps, titles)))
     if outcome.unavailable:
-        columns = (Column("method", lambda r: r["name"]), Column("why not", lambda r: r["reason"]))
+        columns = (Column("method", lambda r: r["name"]), Column("why not", lambda r: r["reason"], words=True))
         missing = [{"name": name, "reason": reason} for name, reason in outcome.unavailable.items()]
         sections.append(Section(2, "Not run").table(columns, missing))
     failed = [{"run": r.spec.name, "failure": r.failure} for r in outcome.results if r.failure]
     if failed:
-        columns = (Column("run", lambda r: r["run"]), Column("failure", lambda r: r["failure"]))
+        columns = (Column("run", lambda r: r["run"]), Column("failure", lambda r: r["failure"], words=True))
         sections.append(Section(2, "Failed runs").table(columns, failed))
     return [*sections, _search_section(about)]
 
@@ -167,7 +168,7 @@ def _group(heading: str, rows: Sequence[Row]) -> list[Section]:
 
 _VARIANTS = (
     Column("method", lambda row: str(row["title"])),
-    Column("settings", lambda row: str(row["settings"])),
+    Column("settings", lambda row: _settings(json.loads(row["settings"])), words=True),
     Column("NRMSE", lambda row: format(row.get("nrmse", float("nan")), ".3f")),
     Column("bias", lambda row: format(row.get("bias", float("nan")), ".3f")),
     Column("SD", lambda row: format(row.get("sd", float("nan")), ".3f")),
@@ -178,8 +179,8 @@ def _search_section(about: Mapping[str, Any]) -> Section:
     section = Section(2, "Search", "Mean NRMSE of all candidates on the tuning subjects, in the order they were tried.")
     columns = (
         Column("method / prompts", lambda r: r["key"]),
-        Column("candidates tried", lambda r: r["tried"]),
-        Column("chosen", lambda r: r["chosen"]),
+        Column("candidates tried", lambda r: r["tried"], words=True),
+        Column("chosen", lambda r: r["chosen"], words=True),
     )
     rows = []
     for key, tried in about["searches"].items():
@@ -192,9 +193,14 @@ def _search_section(about: Mapping[str, Any]) -> Section:
 
 
 def _candidate(tried: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{name} {value:.3g}" for name, value in tried.items() if name != "nrmse")
+    settings = _settings({name: value for name, value in tried.items() if name != "nrmse"})
     error = "failed" if tried["nrmse"] is None else f"{tried['nrmse']:.4f}"
     return f"{settings}: {error}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    numbers = (int, float)
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, numbers) else f"{k} {v}" for k, v in settings.items())
 
 
 def _command(about: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ SUITES = {
             num_samples=4,
             budget=6,
             methods=("mlem", "mlem-filter", "map-quadratic", "map-rdp", "map-rdp-kappa", "map-patch", "map-bowsher",
-                     "map-score", "dds", "hqs", "lisch", "lisch-mr"),
+                     "map-pls", "map-score", "dds", "hqs", "lisch", "lisch-mr"),
             variants=(0.5, 2.0),
             num_variant_realisations=2,
         ),
@@ -102,7 +102,7 @@ SUITES = {
             tuning_samples=1,
             budget=6,
             methods=("mlem", "osem", "mlem-filter", "map-quadratic", "map-rdp", "map-rdp-kappa", "map-patch",
-                     "map-bowsher", "map-score", "dds", "hqs", "lisch", "dds-mr", "lisch-mr"),
+                     "map-bowsher", "map-pls", "map-score", "dds", "hqs", "lisch", "dds-mr", "lisch-mr"),
             variants=(),
         ),
         Suite(
@@ -113,8 +113,8 @@ SUITES = {
             prompts=(2e5,),
             subjects=(9002, 9003),
             num_realisations=10,
-            methods=("mlem", "mlem-filter", "map-rdp", "map-rdp-kappa", "map-bowsher", "map-score", "dds", "hqs",
-                     "lisch", "dds-mr", "lisch-mr", "ddip", "steerable"),
+            methods=("mlem", "mlem-filter", "map-rdp", "map-rdp-kappa", "map-bowsher", "map-pls", "map-score", "dds",
+                     "hqs", "lisch", "dds-mr", "lisch-mr", "ddip", "steerable"),
             variants=(),
         ),
     )

@@ -62,8 +62,6 @@ class Line:
         Whether the truth is used, which no real scan offers.
     planes
         Kinds of cases it can do: ``"slice"``, ``"volume"``.
-    unavailable
-        Why it cannot be run at all; empty if it can.
     """
 
     name: str
@@ -75,7 +73,6 @@ class Line:
     models: tuple[str, ...] = ()
     oracle: bool = False
     planes: tuple[str, ...] = ("slice", "volume")
-    unavailable: str = ""
 
 
 _STRENGTH = {"penalisation_factor": Range(1.0, 1e-3, 1e3)}
@@ -98,9 +95,8 @@ _LINES = (
          {**_STRENGTH, "delta": Range(0.1, 1e-3, 10.0, 3.0)}),
     Line("map-bowsher", "MAP-EM, Bowsher (MR)", "bowsher", {"num_iterations": 60},
          {**_STRENGTH, "num_neighbours": Range(3, 1, 8, 1.5, whole=True)}),
-    Line("map-pls", "MAP, parallel level sets (MR)", "",
-         unavailable="STIR's PLSPrior works on STIR's own images; this comparison runs on the embedded engine, "
-         "which has no such prior"),
+    Line("map-pls", "MAP, parallel level sets (MR)", "pls", {"num_iterations": 30, "alpha": 0.1},
+         {**_STRENGTH, "eta": Range(0.03, 1e-3, 1.0, 3.0)}),
     Line("dip", "deep image prior", "dip", search={"num_iterations": Range(120, 5, 2000, 1.6, whole=True)}),
     Line("pnp-nlm", "plug-and-play, non-local means", "nlm", {"num_iterations": 20, "num_inner": 3},
          {"penalisation_factor": Range(1.0, 1e-3, 1e3, 3.0), "sigma": Range(0.2, 0.02, 2.0)}, planes=("slice",)),
@@ -122,12 +118,7 @@ _LINES = (
          {"anchor_strength": Range(10.0, 0.1, 1e3), "guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),
     Line("lisch-mr", "LiSch, MR-guided", "lisch", {"num_steps": 40, "role": "conditional"},
          {"guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),
-    *(
-        Line(name, METHODS[name].title, name, {}, {}, **_SCORE)
-        if name in METHODS
-        else Line(name, title, "", unavailable="this version has no such method")
-        for name, title in (("ddip", "DDIP"), ("steerable", "steerable diffusion"))
-    ),
+    *(Line(name, METHODS[name].title, name, **_SCORE) for name in ("ddip", "steerable")),
 )  # fmt: skip
 
 LINES: dict[str, Line] = {line.name: line for line in _LINES}

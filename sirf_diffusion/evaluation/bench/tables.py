@@ -13,10 +13,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: heading, and the text of a row's value."""
+    """A column: heading, the text of a row's value, and whether it is words, which a page sets to the left."""
 
     heading: str
     text: Callable[[Row], str]
+    words: bool = False
 
 
 def number(name: str, form: str = ".3f", factor: float = 1.0) -> Callable[[Row], str]:
@@ -103,8 +104,8 @@ def changes(old: Sequence[Row], new: Sequence[Row]) -> list[dict[str, Any]]:
 
 CHANGES = (
     Column("case", lambda row: f"{row['case']}, {row['prompts']:g}"),
-    Column("method", lambda row: str(row["title"])),
-    Column("number", lambda row: str(row["number"])),
+    Column("method", lambda row: str(row["title"]), words=True),
+    Column("number", lambda row: str(row["number"]), words=True),
     Column("before", number("before", ".4g")),
     Column("now", number("now", ".4g")),
     Column("change [%]", number("change", "+.1f")),
@@ -128,9 +129,13 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A table for a page."""
-    head = "".join(f"<th>{html.escape(c.heading)}</th>" for c in columns)
+    kinds = [' class="words"' if c.words else "" for c in columns]
+    head = "".join(f"<th{kind}>{html.escape(c.heading)}</th>" for c, kind in zip(columns, kinds, strict=True))
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(c.text(row))}</td>" for c in columns) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td{kind}>{html.escape(c.text(row))}</td>" for c, kind in zip(columns, kinds, strict=True))
+        + "</tr>"
+        for row in rows
     )
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 

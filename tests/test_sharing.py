@@ -1,0 +1,146 @@
+"""Posterior samples of one study, made in several processes: the result of one."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import pytest
+import torch
+from small_scan import write_conditional_model, write_small_model, write_small_scan
+
+from sirf_diffusion.acquisition import Acquisition
+from sirf_diffusion.cli import main
+from sirf_diffusion.engines.embedded.interfile import read_image
+from sirf_diffusion.reconstruction import reconstruct_from
+from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.sharing import merge, share_out
+from sirf_diffusion.sources import AcquisitionSource
+
+UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+
+
+def options(scan, model, out, *more):
+    data = ["--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs, "--additive", scan.additive_hs]
+    return ["recon", *data, "--attenuation", scan.mu_hv, "--model", str(model), "--out", str(out), *more]
+
+
+def source(scan):
+    return AcquisitionSource(
+        Acquisition.from_files(
+            scan.prompts_hs,
+            multiplicative=scan.multiplicative_hs,
+            additive=scan.additive_hs,
+            attenuation=scan.mu_hv,
+        )
+    )
+
+
+def test_two_processes_make_the_samples_of_one(scan, model, tmp_path, capsys):
+    more = ("--samples", "3", "--set", "num_steps=3", "--seed", "5")
+    assert main(options(scan, model, tmp_path / "one", *more)) == 0
+    assert main(options(scan, model, tmp_path / "two", *more, "--workers", "2")) == 0
+    assert "in 2 shares" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+    samples, images = [], []
+    for name in ("one", "two"):
+        with h5py.File(tmp_path / name / "samples.h5") as file:
+            samples.append(torch.from_numpy(file["samples"][:]))
+        images.append(
+            torch.stack([read_image(tmp_path / name / f"{f}.hv")[0] for f in ("reconstruction", "uncertainty")])
+        )
+    largest = float(samples[0].max())
+    assert torch.allclose(*samples, rtol=1e-4, atol=1e-5 * largest)
+    assert torch.allclose(*images, rtol=1e-4, atol=1e-5 * largest)
+    one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("one", "two"))
+    assert one["settings"] == two["settings"]
+    assert one.keys() | {"shares"} == two.keys()
+    assert one["log_likelihood"] == pytest.approx(two["log_likelihood"], rel=1e-6)
+    assert one["distribution"]["message"] == two["distribution"]["message"]
+    assert [share["members"] for share in two["shares"]] == [[0, 1], [2]]
+
+
+def test_two_workers_of_a_cluster_make_the_samples_of_one_process(scan, model, tmp_path):
+    distributed = pytest.importorskip("dask.distributed", reason='needs pip install "dask[distributed]"')
+    more = ("--samples", "3", "--set", "num_steps=2", "--method", "hqs")
+    assert main(options(scan, model, tmp_path / "one", *more)) == 0
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        assert main(options(scan, model, tmp_path / "two", *more, "--cluster", cluster.scheduler_address)) == 0
+    a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("one", "two"))
+    assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.max()))
+    assert len(json.loads((tmp_path / "two" / "record.json").read_text())["shares"]) == 2
+
+
+@pytest.mark.parametrize("method", UNADAPTED)
+def test_costs_add_up(scan, model, method):
+    from sirf_diffusion.models import ScoreModel
+
+    settings = {"model": ScoreModel.load(model), "num_samples": 4, "settings": {"num_steps": 2}}
+    whole = reconstruct_from(source(scan), method, **settings)
+    shares = [reconstruct_from(source(scan), method, **settings, members=members) for members in share_out(4, 3)]
+    merged = merge(shares[::-1], source(scan), settings["model"])
+    assert torch.allclose(merged.samples, whole.samples, rtol=1e-4, atol=1e-5 * float(whole.image.max()))
+    record, apart = whole.record, merged.record
+    assert apart["network_evaluations"] == record["network_evaluations"]
+    assert apart["projections"]["forward"] == pytest.approx(sum(s.record["projections"]["forward"] for s in shares))
+    # Only what each share has to find out for itself is done more than once.
+    assert record["projections"]["back"] <= apart["projections"]["back"] < 3 * record["projections"]["back"]
+    for mine, theirs in zip(apart["trace"], record["trace"], strict=True):
+        assert mine["num_inner"] == theirs["num_inner"]
+        assert mine["network_evaluations"] == theirs["network_evaluations"]
+    assert merged.trace == whole.trace or merged.trace.log_likelihood == pytest.approx(
+        whole.trace.log_likelihood, rel=1e-6
+    )
+
+
+def test_missing_samples_are_not_overlooked(scan, model):
+    share = reconstruct_from(
+        source(scan), "hqs", model=str(model), num_samples=3, settings={"num_steps": 2}, members=(0, 2)
+    )
+    with pytest.raises(ValueError, match="samples 0 to 2 once each"):
+        merge([share], source(scan), None)
+
+
+def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):
+    guided = write_conditional_model(tmp_path / "guided.safetensors", voxel_size=4.0)
+    more = ("--samples", "2", "--set", "num_steps=2", "--anatomical", scan.mr_hv, "--guidance", "0.5")
+    for name, where in (("one", ()), ("two", ("--workers", "2"))):
+        assert main(options(scan, guided, tmp_path / name, *more, *where)) == 0
+    a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("one", "two"))
+    assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.max()))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--method", "ddip", "--workers", "2"), "adapt one network"),
+        (("--adapt", "steerable", "--workers", "2"), "adapt one network"),
+        (("--method", "map-score", "--workers", "2"), "one image"),
+        (("--workers", "2", "--samples", "0"), "num_samples must be an integer of at least 1"),
+        (("--workers", "0"), "--workers must be at least 1"),
+        (("--workers", "2", "--cluster", "tcp://nowhere:1"), "--workers is for this machine"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(scan, model, tmp_path, capsys, more, words):
+    assert main(options(scan, model, tmp_path / "out", *more)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_even():
+    for samples, workers in ((8, 3), (2, 5), (5, 1), (7, 7)):
+        shares = share_out(samples, workers)
+        assert [k for share in shares for k in share] == list(range(samples))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
