@@ -255,6 +255,16 @@ def test_samples_of_the_truths_own_distribution_are_calibrated(generator, noises
     assert narrow["spread"] == pytest.approx(0.2 * found["spread"], rel=1e-4)
 
 
+def test_a_suite_can_be_made_smaller_not_larger():
+    suite = SUITES["2d"].smaller(2, 3)
+    assert (suite.subjects, len(suite.tuning_subjects)) == (SUITES["2d"].subjects[:2], 2)
+    assert (suite.num_realisations, suite.num_variant_realisations) == (3, 3)
+    assert suite.smaller() == suite
+    for wrong in ((3, None), (0, None), (None, 4)):
+        with pytest.raises(ValueError, match="asked for"):
+            suite.smaller(*wrong)
+
+
 def test_bias_and_sd_over_realisations_are_told_apart(generator):
     case = tiny_case(SPEC)
     norm = float(case.truth[case.masks["head"]].norm() / int(case.masks["head"].sum()) ** 0.5)

@@ -9,6 +9,7 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.evaluation.metrics import nrmse
 from sirf_diffusion.models import ScoreModel, intensity_scale, list_models
 from sirf_diffusion.models.intensity import gaussian_smooth
+from sirf_diffusion.outputs import jsonable
 from sirf_diffusion.reconstruction import reconstruct
 from sirf_diffusion.reconstructors.defaults import METHODS
 from sirf_diffusion.training.recipes import RECIPES
@@ -26,15 +27,18 @@ def example():
     return load_example("brain2d")
 
 
-def test_is_bundled_small_and_says_where_it_comes_from(model):
+@pytest.mark.parametrize("name", ["brain", "brain-fdg", "brain-fdg-mr"])
+def test_is_bundled_small_and_says_where_it_comes_from(name):
     from sirf_diffusion.models.storage import find_model
 
-    assert "brain-fdg" in list_models()
-    assert find_model("brain-fdg").stat().st_size <= 16e6
-    assert model.metadata["licence"] == "Apache-2.0"
-    training = model.metadata["training"]
-    assert training["steps"] == RECIPES["brain-fdg"].num_steps
-    assert training["recipe"]["subjects"].startswith("simulated")
+    assert name in list_models()
+    assert find_model(name).stat().st_size <= 16e6
+    metadata, recipe = ScoreModel.load(name).metadata, RECIPES[name]
+    assert metadata["licence"] == "Apache-2.0"
+    training = metadata["training"]
+    assert training["steps"] == recipe.num_steps
+    assert training["init"]["sha256"]
+    assert training["recipe"] == jsonable(recipe.to_dict())
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4, 0.8, 1.6])

@@ -43,6 +43,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--suite", choices=_SUITES, default="quick", help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the suite, or 'all' there are")
+    parser.add_argument("--subjects", type=int, metavar="N", help="only the first N subjects, and tuning subjects")
+    parser.add_argument("--realisations", type=int, metavar="N", help="fewer noise realisations than the suite has")
     parser.add_argument("--list-methods", action="store_true", help="list all methods and end")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: sirf-diffusion-bench-SUITE")
     parser.add_argument("--model", default=MODEL, metavar="NAME|FILE", help="score model; default: %(default)s")
@@ -89,6 +91,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     if arguments.methods:
         names = tuple(LINES) if arguments.methods == ["all"] else tuple(get_line(n).name for n in arguments.methods)
         suite = replace(suite, methods=names)
+    suite = suite.smaller(arguments.subjects, arguments.realisations)
     earlier = None if arguments.compare is None else read_results(arguments.compare)[1]
     execution = make_execution(arguments.workers, arguments.cluster)
     campaign = Campaign(suite, out, _models(arguments), execution, device, command)
@@ -111,8 +114,12 @@ def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) 
     from ..evaluation.bench.speed import COLUMNS, measure_speed, write_speed
     from ..evaluation.bench.tables import markdown
 
-    if arguments.cluster is not None or arguments.workers != 1 or arguments.methods or arguments.compare:
-        raise ValueError("--suite speed measures this machine alone: leave --workers, --cluster, --methods, --compare")
+    given = (arguments.methods, arguments.compare, arguments.subjects, arguments.realisations)
+    if arguments.cluster is not None or arguments.workers != 1 or any(given):
+        raise ValueError(
+            "--suite speed measures this machine alone: leave --workers, --cluster, --methods, --subjects, "
+            "--realisations, --compare"
+        )
     rows = measure_speed(arguments.model, device)
     write_speed(rows, out, command, device)
     print(markdown(COLUMNS, rows))

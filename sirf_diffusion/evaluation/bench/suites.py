@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cases import CaseSpec
@@ -60,6 +60,29 @@ class Suite:
     variants: tuple[float, ...] = _DETERMINISTIC_VARIANTS
     num_variant_realisations: int = 10
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def smaller(self, num_subjects: int | None = None, num_realisations: int | None = None) -> Suite:
+        """The same with fewer subjects, reported on and tuned on, or fewer realisations.
+
+        Raises
+        ------
+        ValueError
+            If there are not so many, or less than one is wanted.
+        """
+        for name, wanted, most in (
+            ("subjects", num_subjects, len(self.subjects)),
+            ("realisations", num_realisations, self.num_realisations),
+        ):
+            if wanted is not None and not 1 <= wanted <= most:
+                raise ValueError(f"suite {self.name} has 1 to {most} {name}, asked for {wanted}")
+        realisations = num_realisations or self.num_realisations
+        return replace(
+            self,
+            subjects=self.subjects[:num_subjects],
+            tuning_subjects=self.tuning_subjects[:num_subjects],
+            num_realisations=realisations,
+            num_variant_realisations=min(realisations, self.num_variant_realisations),
+        )
 
     def cases(self) -> list[CaseSpec]:
         """Cases that are reported on."""
