@@ -155,7 +155,9 @@ def evaluate(model: ScoreModel, methods: Sequence[str], seeds: Sequence[int]) ->
         print(method, json.dumps(table[method]), flush=True)
     for method in methods:
         error = table[method]["nrmse"]
-        against = "".join(f"  / {base} {error / table[base]['nrmse']:.3f}" for base in ("map-rdp", "osem"))
+        against = "".join(
+            f"  / {base} {error / table[base]['nrmse']:.3f}" for base in ("map-rdp", "osem") if base in table
+        )
         print(f"{method:10s} NRMSE {error:.4f}{against}")
     return table
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .reconstructors.defaults import METHODS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -51,9 +53,10 @@ class Guide:
                 raise ValueError("there is no anatomical image to be registered: give one (--anatomical)")
         if model is None:
             if self.anatomical is not None or self.guidance != 0:
+                others = ", ".join(name for name, other in METHODS.items() if other.uses_model)
                 raise ValueError(
                     f"{method} uses no score model, which an anatomical image could guide: leave --anatomical and "
-                    "--guidance out, or use dds, hqs, lisch or map-score"
+                    f"--guidance out, or use one of {others}"
                 )
             return
         from .models.conditioning import check_guidance
