@@ -122,10 +122,10 @@ class DistributionCheck:
     @property
     def message(self) -> str:
         """One line for figures and logs."""
-        text = f"{self.verdict}: denoising error {self.fine_ratio:.2f} x what the model expects"
-        text += f" (large structures {self.coarse_ratio:.2f} x)"
+        text = f"{self.verdict}: denoising error {_times(self.fine_ratio)} what the model expects"
+        text += f" (large structures {_times(self.coarse_ratio)})"
         if self.training_ratio is not None:
-            text += f", up to {self.training_ratio:.2f} x its training's"
+            text += f", up to {_times(self.training_ratio)} its training's"
         if self.likelihood is not None:
             text += f"; likelihood {self.likelihood.deviations:+.1f} SD from the expected"
         return text + (f"; {self.recommendation}" if self.recommendation else "")
@@ -257,6 +257,11 @@ def _denoising(model: ScoreModel, images: Tensor, seed: int) -> list[DenoisingCh
         expected = sigma * divergence.clamp(min=0).sqrt()
         levels.append(DenoisingCheck(sigma, float(error), float(expected), known.get(sigma)))
     return levels
+
+
+def _times(ratio: float) -> str:
+    """A ratio in words; a model that expects hardly any error of itself makes it huge, and its digits meaningless."""
+    return f"{ratio:.2f} x" if ratio < 100 else "over 100 x"
 
 
 def _mean(values: list[float]) -> float:
