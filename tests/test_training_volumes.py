@@ -194,7 +194,7 @@ def test_blocks_of_a_local_denoiser_are_the_whole(shape):
     grid = ImageGeometry(shape, (2.0,) * 3)
     u = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
     whole, _ = model.on(grid, 1.0).predict(u, 0.3)
-    assert network.calls == [shape]
+    assert set(network.calls) == {shape}
     network.calls.clear()
     parts, _ = model.on(grid, 1.0, block=32).predict(u, 0.3)
     assert set(network.calls) == {tuple(min(32, size) for size in shape)}
