@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -15,7 +13,6 @@ from .diffusion import DiffusionReconstructor, reverse_times
 from .likelihood_schedule import LikelihoodSchedule
 from .lisch import AscentToSchedule
 from .network_adaptation import NetworkAdaptation
-from .records import StepRecord
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -70,32 +67,18 @@ class DDIPReconstructor(DiffusionReconstructor):
         final_step: bool = True,
         smoothing: float = 0.0,
         target: float | None = None,
-        num_steps: int = 40,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 0.85,
-        noise: str = "balanced",
         t_end: float | None = None,
         spacing: str = "t",
-        batch_size: int | None = None,
-        resume_from: str | Path | None = None,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **options: Any,
     ) -> None:
         super().__init__(
             objective,
             model,
             LastStepOnly(AscentToSchedule(target, smoothing=smoothing), final_step),
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            noise=noise,
             t_end=t_end,
             spacing=spacing,
             adaptation=DDIPAdaptation() if adaptation is None else adaptation,
-            batch_size=batch_size,
-            resume_from=resume_from,
-            callbacks=callbacks,
+            **options,
         )
         if sigma_start is not None:
             sigma_start = check_real("sigma_start", sigma_start, open_below=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from ..engines.objective import Evaluation, Objective
-from .adaptation import Adaptation
 from .base import check_count, check_real
 from .consistency import Consistent, DataConsistency, DiffusionStep
 from .diffusion import DiffusionReconstructor
 from .osem import em_update, herman_meyer_order, penalised_em_step
-from .records import StepRecord
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -41,36 +37,11 @@ class HQSReconstructor(DiffusionReconstructor):
         objective: Objective,
         model: ScoreModel,
         *,
-        num_steps: int = 40,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 0.85,
-        noise: str = "balanced",
         num_inner: int = 3,
         beta: float = 1.0,
-        t_end: float | None = None,
-        spacing: str = "t",
-        adaptation: Adaptation | None = None,
-        batch_size: int | None = None,
-        resume_from: str | Path | None = None,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **options: Any,
     ) -> None:
-        super().__init__(
-            objective,
-            model,
-            PenalisedEM(num_inner, beta),
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            noise=noise,
-            t_end=t_end,
-            spacing=spacing,
-            adaptation=adaptation,
-            batch_size=batch_size,
-            resume_from=resume_from,
-            callbacks=callbacks,
-        )
+        super().__init__(objective, model, PenalisedEM(num_inner, beta), **options)
 
 
 class PenalisedEM(DataConsistency):

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
-from .adaptation import Adaptation
 from .base import check_count, check_real
 from .consistency import RELATIVE_FLOOR, Consistent, DataConsistency, DiffusionStep, SmoothStep
 from .diffusion import DiffusionReconstructor
 from .likelihood_schedule import LikelihoodSchedule
-from .records import StepRecord
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -57,40 +53,16 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         objective: Objective,
         model: ScoreModel,
         *,
-        num_steps: int = 40,
-        num_samples: int = 1,
-        seed: int = 0,
-        eta: float = 0.85,
-        noise: str = "balanced",
         target: float | None = None,
         num_em_iterations: float | None = None,
         margin: float = 1.0,
         step_size: float = 1.8,
         num_em_iterations_max: int = 50,
         smoothing: float = 0.0,
-        t_end: float | None = None,
-        spacing: str = "t",
-        adaptation: Adaptation | None = None,
-        batch_size: int | None = None,
-        resume_from: str | Path | None = None,
-        callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **options: Any,
     ) -> None:
-        super().__init__(
-            objective,
-            model,
-            AscentToSchedule(target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing),
-            num_steps=num_steps,
-            num_samples=num_samples,
-            seed=seed,
-            eta=eta,
-            noise=noise,
-            t_end=t_end,
-            spacing=spacing,
-            adaptation=adaptation,
-            batch_size=batch_size,
-            resume_from=resume_from,
-            callbacks=callbacks,
-        )
+        data_step = AscentToSchedule(target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing)
+        super().__init__(objective, model, data_step, **options)
 
     @property
     def schedule(self) -> LikelihoodSchedule:
