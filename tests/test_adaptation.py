@@ -132,7 +132,8 @@ def test_with_the_projector_adaptation_raises_the_likelihood(objective, model):
     step = DiffusionStep(0, 1, 0.2, float(model.schedule.sigma(0.2)))
 
     def fit():
-        return float(objective.value(adaptation.em.admissible(changed.to_image(changed.predict(u, step.t)[0]))))
+        u0 = changed.predict(u, step.t)[0]
+        return float(objective.value(adaptation.coupling.em.admissible(changed.to_image(u0))))
 
     before = fit()
     for _ in range(15):
@@ -147,14 +148,15 @@ def test_the_gradient_is_that_of_finite_differences(coupling):
     options = {"coupling": coupling, "cap": False, "rank": 2, "total_variation": 0.3}
     adaptation, changed, u = adapted(SteerableAdaptation, objective, model, num_samples=2, **options)
     step = DiffusionStep(0, 1, 0.25, float(model.schedule.sigma(0.25)))
-    target = adaptation._image_target(changed, changed.predict(u, step.t)[0], step)
+    if coupling != "projector":
+        target = adaptation.coupling.latent_target(changed, changed.predict(u, step.t)[0], step, 2)
 
     def loss():
         u0 = changed.predict(u, step.t)[0]
         penalty = 0.3 * float(total_variation(u0))
         if coupling != "projector":
             return float((u0 - target).square().mean()) + penalty
-        x = adaptation.em.admissible(changed.to_image(u0))
+        x = adaptation.coupling.em.admissible(changed.to_image(u0))
         return float(-objective.value(x).mean()) / float((objective.prompts - objective.background).sum()) + penalty
 
     parameters, taken = adaptation.adapter.parameters(), []
@@ -218,7 +220,8 @@ def test_the_image_target_is_the_data_step_of_hqs(objective, model):
     em.set_up(objective)
     em.set_scale(SCALE)
     expected = changed.to_latent(em(changed.to_image(u0), step).x)
-    assert torch.allclose(adaptation._image_target(changed, u0, step), expected, rtol=1e-5, atol=1e-6)
+    found = adaptation.coupling.latent_target(changed, u0, step, 1)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_smoothing_takes_noise_out_of_an_em_target_and_leaves_what_is_smooth(objective, model):
@@ -226,9 +229,10 @@ def test_smoothing_takes_noise_out_of_an_em_target_and_leaves_what_is_smooth(obj
     step = DiffusionStep(0, 1, 0.3, 1.0)
     start = torch.ones(1, *objective.geometry.shape)
     noise = 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-    left = adaptation._smooth(start, start + noise, step) - start
+    smooth = adaptation.coupling._smooth
+    left = smooth(start, start + noise, step) - start
     assert float(left.std()) < 0.6 * float(noise.std())
-    shifted = adaptation._smooth(start, start + 0.1, step) - start
+    shifted = smooth(start, start + 0.1, step) - start
     assert 0.05 < float(shifted.mean()) < 0.101
 
 

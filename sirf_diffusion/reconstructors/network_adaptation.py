@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.autograd import log_likelihood
 from ..engines.objective import Objective
 from ..models.lora import Adapter, AdapterConfig
 from .adaptation import Adaptation
 from .base import check_count, check_real
-from .consistency import DataConsistency, DiffusionStep, SmoothStep
+from .consistency import DataConsistency, DiffusionStep
+from .couplings import COUPLINGS
 from .hqs import PenalisedEM
 from .likelihood_schedule import LikelihoodSchedule
 from .network_cost import NetworkCost, probe
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COUPLINGS = ("hqs", "data-step", "projector")
 _GRADIENT_NORM = 1.0
 _LAST_STEPS = 4
 
@@ -130,13 +129,12 @@ class NetworkAdaptation(Adaptation):
     ) -> None:
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, found {coupling!r}")
-        self.coupling = coupling
         self.config = AdapterConfig(rank, scale, targets, biases=biases)
         self.learning_rate = check_real("learning_rate", learning_rate, open_below=True)
         self.num_rounds = check_count("num_rounds", num_rounds, minimum=0)
         self.num_updates = check_count("num_updates", num_updates)
-        self.em = PenalisedEM(num_inner, beta)
-        self.smoothing = check_real("smoothing", smoothing)
+        smoothing = check_real("smoothing", smoothing)
+        self.coupling = COUPLINGS[coupling](PenalisedEM(num_inner, beta), smoothing)
         self.total_variation = check_real("total_variation", total_variation)
         self.every = check_count("every", every)
         self.sigma_max = None if sigma_max is None else check_real("sigma_max", sigma_max, open_below=True)
@@ -164,17 +162,17 @@ class NetworkAdaptation(Adaptation):
         config = self.config if self._start is None else self._start.config
         return {
             "name": self.name,
-            "coupling": self.coupling,
+            "coupling": self.coupling.name,
             "rank": config.rank,
             "scale": config.scale,
             "targets": config.targets,
             "biases": config.biases,
             "learning_rate": self.learning_rate,
             "num_rounds": self.num_rounds,
-            "num_inner": self.em.num_inner,
+            "num_inner": self.coupling.em.num_inner,
             "num_updates": self.num_updates,
-            "beta": self.em.beta,
-            "smoothing": self.smoothing,
+            "beta": self.coupling.em.beta,
+            "smoothing": self.coupling.smoothing,
             "total_variation": self.total_variation,
             "every": self.every,
             "sigma_max": self.sigma_max,
@@ -187,18 +185,19 @@ class NetworkAdaptation(Adaptation):
     def set_up(
         self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
     ) -> None:
-        """Find the likelihood to stop at, and say what adaptation will cost."""
-        self._bind(objective, model, consistency, num_steps)
-        self.target = None
+        """Find the likelihood to stop at."""
+        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
+        target: float | None = None
         if self._adapts and self.cap is not False:
             schedule = getattr(consistency, "schedule", None)
             if self.cap is not True:
-                self.target = self.cap
+                target = self.cap
             elif schedule is None and self._offered is not None:
-                self.target = self._offered
+                target = self._offered
             else:
-                self.target = (schedule or LikelihoodSchedule.compute(objective)).target
+                target = (schedule or LikelihoodSchedule.compute(objective)).target
         self._offered = None  # it is that of one acquisition
+        self._bind(objective, model, consistency, num_steps, target)
 
     def restore(
         self,
@@ -209,22 +208,21 @@ class NetworkAdaptation(Adaptation):
         state: dict[str, Any],
     ) -> None:
         """Take the likelihood to stop at over."""
-        self.target = state["target"]
-        self._bind(objective, model, consistency, num_steps)
+        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
+        self._bind(objective, model, consistency, num_steps, state["target"])
 
     def _bind(
-        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
+        self,
+        objective: Objective,
+        model: ScoreModel,
+        consistency: DataConsistency | None,
+        num_steps: int,
+        target: float | None,
     ) -> None:
-        if self.coupling == "data-step" and consistency is None:
-            raise ValueError("coupling='data-step' needs a reconstructor with a data step, such as lisch, dds or hqs")
-        self.objective, self._num_steps = objective, num_steps
+        self.objective, self._num_steps, self.target = objective, num_steps, target
         # DDIP's chain has its data step at the end only; here, it is asked at every level.
-        self._data_step = getattr(consistency, "data_step", consistency)
-        self.em.set_up(objective)
-        self._smooth_step = SmoothStep(objective.geometry, self.smoothing)
-        self.em.set_scale(model.intensity_scale)
-        self._net_counts = float((objective.uniform_image() * objective.sensitivity()).sum(dtype=torch.float64))
-        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
+        data_step = getattr(consistency, "data_step", consistency)
+        self.coupling.set_up(objective, data_step, model.intensity_scale, target)
         self._cost: NetworkCost | None = None
 
     @property
@@ -255,7 +253,7 @@ class NetworkAdaptation(Adaptation):
         projector = 0.0
         if (counter := self.objective.counter).forward + counter.back > 0:
             # A data step's number of updates is not known beforehand; the EM updates' stands for it.
-            pairs = self.num_rounds * (self.num_updates if self.coupling == "projector" else self._em_pairs())
+            pairs = self.num_rounds * self.coupling.projection_pairs(self.num_updates)
             projector = 2 * pairs * num_samples * counter.seconds / (counter.forward + counter.back)
         seconds = updates * num_samples * cost.seconds_of_update + projector
         logger.info(
@@ -269,9 +267,6 @@ class NetworkAdaptation(Adaptation):
             cost.device,
         )
 
-    def _em_pairs(self) -> float:
-        return self.em.num_inner / self.objective.num_subsets
-
     def _is_due(self, index: int, num_steps: int) -> bool:
         return index % self.every == 0 or num_steps - index <= _LAST_STEPS
 
@@ -284,92 +279,18 @@ class NetworkAdaptation(Adaptation):
             return None
         if self._optimiser is None or not self.carry_optimiser:
             self._optimiser = self._new_optimiser()
-        fit = self._fit_projector if self.coupling == "projector" else self._fit_target
         with self.adapter.adapting(), torch.enable_grad():
             for _ in range(self.num_rounds):
-                if not fit(model, u, step):
+                before = self._updates
+                for loss, u0 in self.coupling.losses(model, u, step, self.num_updates, self._batch_size):
+                    self._update(model, loss + self._variation(u0))
+                if self._updates == before:
                     self._skipped += 1
                     break
         return None
 
-    def _fit_target(self, model: ScoreModel, u: Tensor, step: DiffusionStep) -> bool:
-        """One target and the updates towards it; False if the data are fitted already."""
-        target: Tensor | None = None
-        for _ in range(self.num_updates):
-            u0, _ = model.predict_with_gradient(u, step.t)
-            if target is None:
-                target = self._image_target(model, u0.detach(), step)
-                if target is None:
-                    return False
-            self._update(model, (u0 - target).square().mean() + self._variation(model, u0))
-        return True
-
-    def _image_target(self, model: ScoreModel, u0: Tensor, step: DiffusionStep) -> Tensor | None:
-        """Latent images that fit the data better; None if these fit them already."""
-        image = model.to_image(u0).to(self.em.sensitivity)
-        find = self._em_target if self.coupling == "hqs" else self._data_step_target
-        x, fits = zip(*(find(group, step) for group in image.split(self._batch_size)), strict=True)
-        if self.target is not None and float(torch.cat(fits).mean()) >= self.target:
-            return None
-        # The change, not the image: a resampled image would lose detail that only the network's grid holds.
-        return u0 + model.to_latent(torch.cat(x) - image).to(u0)
-
-    def _em_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
-        if self.target is None:
-            return self._smooth(images, self.em(images, step).x, step), torch.zeros(0)
-        evaluation = self.objective.at(self.em.admissible(images))
-        fits = evaluation.value.cpu()
-        if float(fits.mean()) >= self.target:  # spares EM for images that fit already
-            return images, fits
-        return self._smooth(images, self.em(images, step, evaluation=evaluation).x, step), fits
-
-    def _smooth(self, images: Tensor, x: Tensor, step: DiffusionStep) -> Tensor:
-        """The EM target with its change from the images made smooth."""
-        if self.smoothing == 0:
-            return x
-        start = self.em.admissible(images)
-        gradient = torch.where(self.em.inside, (x - start) / start, torch.zeros_like(x))
-        return start + self._smooth_step.direction(start, gradient, step.sigma)
-
-    def _data_step_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
-        found = self._data_step(images, step)
-        return found.x, self._fits(images, found.before)
-
-    def _fits(self, images: Tensor, known: list[float] | None) -> Tensor:
-        """Log-likelihoods of the images before the step; nothing is projected if nobody asks for them."""
-        if known is None and self.target is not None:
-            return self.objective.value(self.em.admissible(images)).cpu()
-        return torch.tensor(known if known is not None else [], dtype=torch.float64)
-
-    def _fit_projector(self, model: ScoreModel, u: Tensor, step: DiffusionStep) -> bool:
-        anchor: Tensor | None = None
-        rho = self.em.beta / (self.em.intensity_scale * step.sigma) ** 2
-        for _ in range(self.num_updates):
-            u0, _ = model.predict_with_gradient(u, step.t)
-            anchor = u0.detach() if anchor is None else anchor
-            values, slope = self._likelihood(model, u0)
-            if self.target is not None and float(values.mean()) >= self.target:
-                return False
-            # Its value is the loss, and its gradient that of the likelihood, which is projected group by group.
-            loss = (slope * u0).sum()
-            loss = loss + (-values.mean() / self._net_counts - loss).detach()
-            pull = 0.5 * rho * model.to_image(u0 - anchor).square().sum() / (len(u0) * self._net_counts)
-            self._update(model, loss + pull + self._variation(model, u0))
-        return True
-
-    def _likelihood(self, model: ScoreModel, u0: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihoods ``[samples]``, and the gradient of the loss with respect to ``u0``."""
-        v = u0.detach().requires_grad_()
-        image = model.to_image(v).to(self.em.sensitivity)
-        x = image.clamp(min=1e-6 * self.em.intensity_scale) * self.em.inside
-        values = torch.cat([log_likelihood(self.objective, group) for group in x.split(self._batch_size)])
-        (slope,) = torch.autograd.grad(-values.mean() / self._net_counts, v)
-        return values.detach(), slope
-
-    def _variation(self, model: ScoreModel, u0: Tensor) -> Tensor | float:
-        if self.total_variation == 0:
-            return 0.0
-        return self.total_variation * total_variation(u0)
+    def _variation(self, u0: Tensor) -> Tensor | float:
+        return self.total_variation * total_variation(u0) if self.total_variation else 0.0
 
     def _update(self, model: ScoreModel, loss: Tensor) -> None:
         began, parameters = time.perf_counter(), self.adapter.parameters()
