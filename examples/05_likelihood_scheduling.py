@@ -26,6 +26,7 @@ def main():
         seed=args.seed,
         eta=1.0,
         smoothing=8.0,
+        schedule_exponent=0.5,
     )
     recon.set_up()
     recon.process()

@@ -176,6 +176,17 @@ def test_every_step_meets_its_target_and_hardly_more(shape, step_size, counts):
     assert sum(surplus) / len(surplus) < 0.1
 
 
+def test_an_early_schedule_has_the_same_end():
+    objective, _ = make_toy((1, 8, 8), counts=1e4)
+    run, record = lisch(objective, num_em_iterations=15, schedule_exponent=0.5)
+    targets = [step.target for step in record.steps]
+    values = mlem_values(objective, 15)
+    for k, target in enumerate(targets):
+        below = int(15 * ((k + 1) / 12) ** 0.5)
+        assert values[below] - 1e-6 <= target <= values[min(below + 1, 15)] + 1e-6
+    assert targets[-1] == pytest.approx(run.schedule.target) == pytest.approx(values[-1])
+
+
 def test_an_image_that_fits_already_is_not_touched_and_costs_one_forward_projection():
     objective, truth = make_toy((1, 8, 8), counts=500)
     run, record = lisch(objective, Fixed(truth), num_em_iterations=0.5, num_samples=2)
@@ -233,7 +244,7 @@ def test_an_unreachable_step_warns_once_and_goes_on():
         warnings.simplefilter("always")
         run, record = lisch(objective, Fixed(image), num_em_iterations=20.0, num_samples=2)
     assert len([w for w in caught if "was not reached" in str(w.message)]) == 1
-    assert [step.num_inner for step in record.steps][-1] == [33, 33]
+    assert [step.num_inner for step in record.steps][-1] == [55, 55]
     assert bool(torch.isfinite(run.get_output()).all())
 
 
@@ -266,7 +277,8 @@ def test_the_share_of_a_step_is_enough_and_little_more_on_parabolas(curvature):
 def test_bad_settings_are_named():
     objective, _ = make_toy((1, 8, 8))
     model = ToyModel(identity).on(objective.geometry, 1.0)
-    bad = {"step_size": 2.0, "num_em_iterations": -1.0, "target": float("nan"), "num_em_iterations_max": 0}
+    bad = {"step_size": 2.0, "num_em_iterations": -1.0, "target": float("nan"), "num_em_iterations_max": 0,
+           "schedule_exponent": 0.0}  # fmt: skip
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             LikelihoodScheduledReconstructor(objective, model, **{name: value})

@@ -71,6 +71,7 @@ _LISCH = {
     "target": None,
     "num_em_iterations": None,
     "smoothing": 8.0,
+    "schedule_exponent": 0.5,
     "planes": None,
     "extent": None,
 }

@@ -44,6 +44,8 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     smoothing
         Smoothness of the updates, mm, see :class:`~sirf_diffusion.reconstructors.consistency.SmoothStep`; 0 makes them
         EM's.
+    schedule_exponent
+        How early the schedule rises, see :class:`AscentToSchedule`; 1 is the published schedule.
     """
 
     method: ClassVar[str] = "lisch"
@@ -59,9 +61,12 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         step_size: float = 1.8,
         num_em_iterations_max: int = 50,
         smoothing: float = 0.0,
+        schedule_exponent: float = 1.0,
         **options: Any,
     ) -> None:
-        data_step = AscentToSchedule(target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing)
+        data_step = AscentToSchedule(
+            target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing, schedule_exponent
+        )
         super().__init__(objective, model, data_step, **options)
 
     @property
@@ -75,13 +80,17 @@ class AscentToSchedule(DataConsistency):
 
     .. math:: x \leftarrow x + \delta\, \frac{x}{s} \nabla L(x) \quad \text{while } L(x) < L_k
 
-    with the update smoothed if ``smoothing`` is positive.
+    with the update smoothed if ``smoothing`` is positive. :math:`L_k` is the log-likelihood of MLEM at iteration
+    :math:`N\, ((k + 1) / K)^e` for noise level ``k`` of ``K``, with ``N`` the iteration where the schedule ends and
+    ``e`` the ``schedule_exponent``. Below 1, coarse structures, which the network cannot add later, are taken from the
+    data while the noise level is high; at more projections.
+
     The likelihood is tested before anything is projected back, so an image that already fits costs one forward
     projection. Samples that have arrived drop out of the projections. The last update is shortened to where the
     likelihood, interpolated between its two ends, meets :math:`L_k`, so that the step size does not decide by how
     much the target is overshot. An update that lowers the likelihood is halved. No voxel loses more than half of what
-    plain EM leaves it, whatever :math:`\delta`. More than ``2 N / delta + 10`` updates (``N`` the MLEM iterations of
-    the schedule) are not made; missing a target that way gives one warning per run.
+    plain EM leaves it, whatever :math:`\delta`. More than ``4 N / delta + 10`` updates are not made; missing a target
+    that way gives one warning per run.
 
     The parameters are those of :class:`LikelihoodScheduledReconstructor`.
     """
@@ -96,6 +105,7 @@ class AscentToSchedule(DataConsistency):
         step_size: float = 1.8,
         num_em_iterations_max: int = 50,
         smoothing: float = 0.0,
+        schedule_exponent: float = 1.0,
     ) -> None:
         if target is not None and num_em_iterations is not None:
             raise ValueError("give target or num_em_iterations, not both")
@@ -111,6 +121,7 @@ class AscentToSchedule(DataConsistency):
             raise ValueError(f"step_size must lie in (0, 2), found {step_size}: EM steps of 2 and more diverge")
         self.num_em_iterations_max = check_count("num_em_iterations_max", num_em_iterations_max)
         self.smoothing = check_real("smoothing", smoothing)
+        self.schedule_exponent = check_real("schedule_exponent", schedule_exponent, open_below=True)
         self.schedule: LikelihoodSchedule | None = None
 
     @property
@@ -123,6 +134,7 @@ class AscentToSchedule(DataConsistency):
             "step_size": self.step_size,
             "num_em_iterations_max": self.num_em_iterations_max,
             "smoothing": self.smoothing,
+            "schedule_exponent": self.schedule_exponent,
         }
 
     def set_up(self, objective: Objective) -> None:
@@ -136,8 +148,8 @@ class AscentToSchedule(DataConsistency):
 
     def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
         """Ascend from the denoised image; each sample stops at the schedule's value."""
-        target = self.schedule.at((step.index + 1) / step.num_steps)
-        num_max = math.ceil(2 * self.schedule.num_iterations / self.step_size) + 10
+        target = self.schedule.at(((step.index + 1) / step.num_steps) ** self.schedule_exponent)
+        num_max = math.ceil(4 * self.schedule.num_iterations / self.step_size) + 10
         ascent = _Ascent(self, self.admissible(prior_image), target, step.sigma)
         while ascent.active.numel():
             ascent.update(num_max)
