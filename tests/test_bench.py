@@ -27,6 +27,7 @@ from sirf_diffusion.evaluation.bench.measures import (
 )
 from sirf_diffusion.evaluation.bench.page import write_report
 from sirf_diffusion.evaluation.bench.problem import Problem
+from sirf_diffusion.evaluation.bench.runs import RunSpec
 from sirf_diffusion.evaluation.bench.search import best_of, search
 from sirf_diffusion.evaluation.bench.speed import Size, measure_speed
 from sirf_diffusion.evaluation.bench.store import read_results
@@ -34,6 +35,7 @@ from sirf_diffusion.evaluation.bench.table import Range
 from sirf_diffusion.evaluation.bench.tables import changes
 from sirf_diffusion.execution import InThisProcess
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.reconstructors import defaults
 from sirf_diffusion.reconstructors.chain import balanced
 
 SPEC = CaseSpec("slice", 9000, 2e4)
@@ -75,6 +77,16 @@ def test_every_method_is_tuned_within_the_same_budget_on_other_subjects(finished
             best = min(candidates, key=lambda c: c["nrmse"])
             best.pop("nrmse")
             assert json.loads(row["settings"]).items() >= best.items()
+
+
+@pytest.mark.parametrize(("name", "table"), [("lisch", "METHODS"), ("steerable", "ADAPTATIONS")])
+def test_a_run_made_with_other_defaults_is_another_run(name, table, monkeypatch):
+    spec = RunSpec(CaseSpec("slice", 9000, 2e4), name, {}, 1)
+    before = spec.name
+    choice = getattr(defaults, table)[name]
+    changed = replace(choice, settings={**choice.settings, "smoothing": 3.0})
+    monkeypatch.setitem(getattr(defaults, table), name, changed)
+    assert spec.name != before
 
 
 def test_the_summary_has_all_numbers(finished):

@@ -136,11 +136,6 @@ def _dps(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
     return DPSReconstructor(problem.objective(), problem.model(), **vars(draws), **settings)
 
 
-def _lisch_oracle(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
-    target = float(problem.objective().value(problem.truth))
-    return _by_name("lisch")(problem, {**settings, "target": target}, draws)
-
-
 def _by_name(name: str) -> Builder:
     """The builder of a method of the command line."""
 
@@ -175,5 +170,4 @@ BUILDERS: dict[str, Builder] = {
     "nlm": _nlm,
     "naive": _naive,
     "dps": _dps,
-    "lisch-oracle": _lisch_oracle,
 }

@@ -65,7 +65,7 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Name of its file: what it is, and a hash of all that it depends on."""
-        depends = {**self.to_dict(), "fixed": jsonable(get_line(self.line).settings)}
+        depends = {**self.to_dict(), "fixed": jsonable(get_line(self.line).fixed)}
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         return f"{self.case.name}-{self.line}-r{self.realisation}-{digest}"
 
@@ -89,6 +89,8 @@ def perform(spec: RunSpec, case: Case, device: str = "cpu", keep_images: bool = 
     models = {role: _model(name, device) for role, name in spec.models.items() if role in line.models}
     problem = Problem(case, spec.realisation, models, torch_device)
     settings = {**line.settings, **spec.settings}
+    if line.oracle:
+        settings["target"] = float(problem.objective().value(problem.truth))
     draws = Draws(spec.num_samples if line.samples else 1, spec.realisation)
     where = f"{platform.node()} {os.getpid()}"
     _reset_peak_memory(torch_device)

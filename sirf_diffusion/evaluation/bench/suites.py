@@ -58,7 +58,7 @@ class Suite:
     budget: int = 12
     methods: tuple[str, ...] = _ALL
     variants: tuple[float, ...] = _DETERMINISTIC_VARIANTS
-    num_variant_realisations: int = 10
+    num_variant_realisations: int = 4
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def smaller(self, num_subjects: int | None = None, num_realisations: int | None = None) -> Suite:

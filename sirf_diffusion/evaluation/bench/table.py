@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...reconstructors.defaults import METHODS
+from ...reconstructors.defaults import ADAPTATIONS, METHODS
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Line:
     models
         Roles of the score models it needs: ``"score"``, ``"conditional"``.
     oracle
-        Whether the truth is used, which no real scan offers.
+        Whether the target is the likelihood of the truth, which no real scan offers.
     planes
         Kinds of cases it can do: ``"slice"``, ``"volume"``.
     """
@@ -73,6 +73,15 @@ class Line:
     models: tuple[str, ...] = ()
     oracle: bool = False
     planes: tuple[str, ...] = ("slice", "volume")
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """All settings that are not searched, the defaults of a method of the command line included."""
+        if self.builder not in METHODS:
+            return dict(self.settings)
+        method = METHODS[self.builder]
+        adaptation = {} if method.adaptation is None else {"adaptation": dict(ADAPTATIONS[method.adaptation].settings)}
+        return {**adaptation, **method.settings, **self.settings}
 
 
 _STRENGTH = {"penalisation_factor": Range(1.0, 1e-3, 1e3)}
@@ -113,7 +122,7 @@ _LINES = (
     Line("hqs", "HQS (DiffPIR)", "hqs", {"num_steps": 40}, {"beta": Range(12.0, 0.05, 1e3)}, **_SCORE),
     Line("lisch", "LiSch, statistical target", "lisch", {"num_steps": 40}, **_SCORE),
     Line("lisch-50", "LiSch, 50 MLEM iterations", "lisch", {"num_steps": 40, "num_em_iterations": 50.0}, **_SCORE),
-    Line("lisch-oracle", "LiSch, likelihood of the truth", "lisch-oracle", {"num_steps": 40}, oracle=True, **_SCORE),
+    Line("lisch-oracle", "LiSch, likelihood of the truth", "lisch", {"num_steps": 40}, oracle=True, **_SCORE),
     Line("dds-mr", "DDS, MR-guided", "dds", {"num_steps": 40, "role": "conditional"},
          {"anchor_strength": Range(10.0, 0.01, 1e3), "guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),
     Line("lisch-mr", "LiSch, MR-guided", "lisch", {"num_steps": 40, "role": "conditional"},
