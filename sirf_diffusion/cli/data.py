@@ -38,7 +38,8 @@ attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same dat
 
 _PHANTOM_EPILOG = """\
 tracers:
-  head             fdg amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine amino-acid any various
+  head             fdg fdg-typical amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine
+                   amino-acid any various
   head-parametric  fdg amyloid dpa714 any
   thorax           fdg psma any
   "any" draws the uptake of every tissue at random; "various" mixes all but amyloid and TSPO tracers (dpa714)

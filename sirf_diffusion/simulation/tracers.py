@@ -78,6 +78,8 @@ TRACERS = {
     tracer.name: tracer
     for tracer in (
         Tracer("fdg", "[18F]FDG", (_FDG,)),
+        # Without the tail of subjects whose contrast is reversed: for a model that another tracer takes by surprise.
+        Tracer("fdg-typical", "[18F]FDG, contrast as usual", (replace(_FDG, white=(0.25, 0.4), reversed_share=0.0),)),
         Tracer("amyloid", "amyloid, positive or negative", (_AMYLOID_POSITIVE, _AMYLOID_NEGATIVE)),
         Tracer("amyloid-positive", "amyloid, positive", (_AMYLOID_POSITIVE,)),
         Tracer("amyloid-negative", "amyloid, negative", (_AMYLOID_NEGATIVE,)),
