@@ -36,7 +36,7 @@ TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {
     "map-rdp": {"penalisation_factor": (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)},
     "map-score": {"sigma": (0.1, 0.2, 0.3, 0.4), "penalisation_factor": (0.1, 0.2, 0.25, 0.35, 1.0)},
-    "dds": {"anchor_strength": (5.0, 10.0, 20.0), "smoothing": (0.0, 8.0, 12.0, 20.0), "eta": (0.85, 1.0)},
+    "dds": {"anchor_strength": (2.5, 5.0, 10.0), "smoothing": (0.0, 8.0, 12.0, 20.0), "eta": (0.85, 1.0)},
     "hqs": {"beta": (3.0, 6.0, 12.0, 24.0)},
     "lisch": {
         "num_em_iterations": (None, 7.0, 8.0, 9.0),

@@ -7,7 +7,7 @@ import common
 
 import sirf_diffusion
 
-args = common.parse(__doc__, subsets=2, steps=40, samples=2, seed=0, model="brain-fdg", anchor=10.0)
+args = common.parse(__doc__, subsets=2, steps=40, samples=2, seed=0, model="brain-fdg", anchor=5.0)
 pet = sirf_diffusion.get_engine(args.engine)
 
 
@@ -24,7 +24,8 @@ def main():
         num_samples=args.samples,
         seed=args.seed,
         eta=1.0,
-        anchor_strength=args.anchor,  # 10: the data may move a voxel by about 30 % of the mean activity per step
+        anchor_strength=args.anchor,  # at noise level 1; 5 lets the data move a voxel by 45 % of the mean
+        anchor_exponent=1.0,  # ... and by less as the noise falls
         smoothing=8.0,
         callbacks=[print_step],
     )

@@ -51,6 +51,21 @@ def test_from_pure_noise_a_gaussian_prior_gives_its_map_estimate(strength):
     assert relative_kkt(x, gradient, objective.sensitivity()) < 1e-3
 
 
+def test_the_anchor_weakens_as_the_noise_rises():
+    objective, _ = make_toy((1, 8, 8))
+    model = ToyModel(Gaussian(0.8, 0.1), VESchedule(0.01, 10.0)).on(objective.geometry, 1.5)
+    sigma = float(model.schedule.sigma(model.schedule.t_max))
+
+    def image(strength, exponent):
+        settings = {"num_steps": 1, "anchor_strength": strength, "anchor_exponent": exponent}
+        return DDSReconstructor(objective, model, **settings).process().get_output()
+
+    assert torch.allclose(image(300.0 * sigma, 1.0), image(300.0, 0.0), rtol=1e-5)
+    assert not torch.allclose(image(300.0, 1.0), image(300.0, 0.0), rtol=1e-2)
+    with pytest.raises(ValueError, match="anchor_exponent"):
+        image(1.0, -1.0)
+
+
 def test_a_strong_anchor_keeps_the_denoised_image_and_a_weak_one_the_data():
     objective, truth = make_toy((1, 8, 8))
     image = truth.roll(3, -1) + 0.1
