@@ -49,6 +49,7 @@ def main():
             seed=args.seed,
             eta=1.0,
             smoothing=8.0,
+            schedule_exponent=0.5,
             # low-rank changes of the network's weights, for this scan only: the model stays as it is
             adaptation=None if adaptation is None else build_adaptation(adaptation),
         )

@@ -157,7 +157,8 @@ class AscentToSchedule(DataConsistency):
             self._warned = True
             warnings.warn(
                 f"step {step.index + 1} of {step.num_steps}: the likelihood's target {target:.8g} was not reached in "
-                f"{num_max} updates (found {min(ascent.after):.8g}): too high for this model, or step_size too small",
+                f"{num_max} updates (found {min(ascent.after):.8g}): too high for this model, too early "
+                "(schedule_exponent), or step_size too small",
                 RuntimeWarning,
                 stacklevel=2,
             )
