@@ -30,6 +30,8 @@ def main():
         seed=args.seed,
         eta=1.0,
         smoothing=8.0,
+        anchor_strength=5.0,
+        anchor_exponent=1.0,
     )
     recon.set_up(start)
     recon.process()
