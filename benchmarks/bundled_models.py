@@ -39,6 +39,8 @@ KINDS = {
 TUNING, REPORTED = (810, 2), (9200, 3)
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 LESION_SUBJECTS = (9010, 9011, 9012, 9013)
+#: Models and methods on the reported slices.
+RUNS = (("brain", "lisch"), ("brain-fdg", "lisch"), ("brain", "dds"))
 #: None: `brain-fdg`, which takes no MR.
 WEIGHTS = (None, -0.75, -0.5, -0.25, 0.0, 0.5)
 
@@ -63,7 +65,7 @@ def middle_slice(path: Path, number: int) -> Case:
 
 
 def tracers(folder: Path) -> None:
-    """RDP at every strength on all slices, and LiSch on the reported ones."""
+    """RDP at every strength on all slices, and LiSch and DDS on the reported ones."""
     models = {name: ScoreModel.load(name) for name in ("brain", "brain-fdg")}
     for path in sorted(folder.glob("*.h5")):
         reported = path.stem.endswith(str(REPORTED[0]))
@@ -73,9 +75,9 @@ def tracers(folder: Path) -> None:
                 settings = {"penalisation_factor": strength, "num_iterations": 20}
                 image, _ = reconstruct(case, "map-rdp", models["brain"], settings)
                 say(file=path.stem, number=number, method="map-rdp", strength=strength, nrmse=nrmse(image, case.truth))
-            for name in models if reported else ():
-                image, _ = reconstruct(case, "lisch", models[name], {})
-                say(file=path.stem, number=number, method="lisch", model=name, nrmse=nrmse(image, case.truth))
+            for name, method in RUNS if reported else ():
+                image, _ = reconstruct(case, method, models[name], {})
+                say(file=path.stem, number=number, method=method, model=name, nrmse=nrmse(image, case.truth))
 
 
 def guidance() -> None:
