@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ from .likelihood_schedule import LikelihoodSchedule
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
+
+logger = logging.getLogger(__name__)
 
 
 class LikelihoodScheduledReconstructor(DiffusionReconstructor):
@@ -89,8 +92,8 @@ class AscentToSchedule(DataConsistency):
     projection. Samples that have arrived drop out of the projections. The last update is shortened to where the
     likelihood, interpolated between its two ends, meets :math:`L_k`, so that the step size does not decide by how
     much the target is overshot. An update that lowers the likelihood is halved. No voxel loses more than half of what
-    plain EM leaves it, whatever :math:`\delta`. More than ``4 N / delta + 10`` updates are not made; missing a target
-    that way gives one warning per run.
+    plain EM leaves it, whatever :math:`\delta`. More than ``4 N / delta + 10`` updates are not made; missing
+    the last target that way gives a warning, missing another is logged, and the record has all of them.
 
     The parameters are those of :class:`LikelihoodScheduledReconstructor`.
     """
@@ -153,16 +156,20 @@ class AscentToSchedule(DataConsistency):
         ascent = _Ascent(self, self.admissible(prior_image), target, step.sigma)
         while ascent.active.numel():
             ascent.update(num_max)
-        if ascent.missed and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"step {step.index + 1} of {step.num_steps}: the likelihood's target {target:.8g} was not reached in "
-                f"{num_max} updates (found {min(ascent.after):.8g}): too high for this model, too early "
-                "(schedule_exponent), or step_size too small",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if ascent.missed:
+            self._tell_missed(step, target, min(ascent.after), num_max)
         return Consistent(ascent.x, ascent.before, ascent.after, target, ascent.count.tolist())
+
+    def _tell_missed(self, step: DiffusionStep, target: float, found: float, num_max: int) -> None:
+        message = (
+            f"step {step.index + 1} of {step.num_steps}: the likelihood's target {target:.8g} was not reached in "
+            f"{num_max} updates (found {found:.8g})"
+        )
+        if step.index + 1 < step.num_steps:
+            logger.info("%s; later steps may make up for it", message)
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(f"{message}: too high for this model, or step_size too small", RuntimeWarning, stacklevel=3)
 
     def summary(self) -> dict[str, Any]:
         """The schedule."""
