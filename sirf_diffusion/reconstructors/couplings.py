@@ -30,20 +30,22 @@ class Coupling(ABC):
     """
 
     name: ClassVar[str] = ""
-    needs_data_step: ClassVar[bool] = False
 
     def __init__(self, em: PenalisedEM, smoothing: float) -> None:
         self.em, self.smoothing = em, smoothing
+        #: The log-likelihood at which there is nothing left to learn; None if there is no such limit.
+        self.target: float | None = None
 
-    def set_up(
-        self, objective: Objective, data_step: DataConsistency | None, intensity_scale: float, target: float | None
-    ) -> None:
-        """Take what stays fixed; ``target`` is the log-likelihood at which there is nothing left to learn."""
-        if self.needs_data_step and data_step is None:
-            raise ValueError("coupling='data-step' needs a reconstructor with a data step, such as lisch, dds or hqs")
-        self.objective, self.data_step, self.target = objective, data_step, target
+    def set_up(self, objective: Objective, data_step: DataConsistency | None, intensity_scale: float) -> None:
+        """Take what stays fixed."""
+        self.objective, self.data_step = objective, data_step
         self.em.set_up(objective)
         self.em.set_scale(intensity_scale)
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """The part of :meth:`set_up` that only this coupling needs."""
 
     @abstractmethod
     def losses(
@@ -93,12 +95,8 @@ class EMTarget(_ImageTarget):
 
     name: ClassVar[str] = "hqs"
 
-    def set_up(
-        self, objective: Objective, data_step: DataConsistency | None, intensity_scale: float, target: float | None
-    ) -> None:
-        """Take what stays fixed."""
-        super().set_up(objective, data_step, intensity_scale, target)
-        self._smooth_step = SmoothStep(objective.geometry, self.smoothing)
+    def _prepare(self) -> None:
+        self._smooth_step = SmoothStep(self.objective.geometry, self.smoothing)
 
     def image_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
         """The EM images; images that fit already are spared them."""
@@ -122,7 +120,10 @@ class DataStepTarget(_ImageTarget):
     """What the reconstructor's own data step makes of the denoised images."""
 
     name: ClassVar[str] = "data-step"
-    needs_data_step: ClassVar[bool] = True
+
+    def _prepare(self) -> None:
+        if self.data_step is None:
+            raise ValueError("coupling='data-step' needs a reconstructor with a data step, such as lisch, dds or hqs")
 
     def image_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
         """The data step's images; their likelihoods are projected only if the step does not know them."""
@@ -139,32 +140,33 @@ class ThroughProjector(Coupling):
 
     name: ClassVar[str] = "projector"
 
+    def _prepare(self) -> None:
+        self._net_counts = float((self.objective.uniform_image() * self.em.sensitivity).sum(dtype=torch.float64))
+
     def losses(
         self, model: ScoreModel, u: Tensor, step: DiffusionStep, num_updates: int, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The loss divided by the net counts, which makes it a number without unit."""
-        net_counts = float((self.objective.uniform_image() * self.em.sensitivity).sum(dtype=torch.float64))
         rho = self.em.beta / (self.em.intensity_scale * step.sigma) ** 2
         anchor: Tensor | None = None
         for _ in range(num_updates):
             u0, _ = model.predict_with_gradient(u, step.t)
             anchor = u0.detach() if anchor is None else anchor
-            values, slope = self._likelihood(model, u0, net_counts, batch_size)
+            values, slope = self._likelihood(model, u0, batch_size)
             if self.target is not None and float(values.mean()) >= self.target:
                 return
             # Its value is the loss, and its gradient that of the likelihood, which is projected group by group.
             loss = (slope * u0).sum()
-            loss = loss + (-values.mean() / net_counts - loss).detach()
-            pull = 0.5 * rho * model.to_image(u0 - anchor).square().sum() / (len(u0) * net_counts)
+            loss = loss + (-values.mean() / self._net_counts - loss).detach()
+            pull = 0.5 * rho * model.to_image(u0 - anchor).square().sum() / (len(u0) * self._net_counts)
             yield loss + pull, u0
 
-    def _likelihood(self, model: ScoreModel, u0: Tensor, net_counts: float, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, model: ScoreModel, u0: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Log-likelihoods ``[samples]``, and the gradient of the loss with respect to ``u0``."""
         v = u0.detach().requires_grad_()
-        image = model.to_image(v).to(self.em.sensitivity)
-        x = image.clamp(min=1e-6 * self.em.intensity_scale) * self.em.inside
+        x = self.em.admissible(model.to_image(v).to(self.em.sensitivity))
         values = torch.cat([log_likelihood(self.objective, group) for group in x.split(batch_size)])
-        (slope,) = torch.autograd.grad(-values.mean() / net_counts, v)
+        (slope,) = torch.autograd.grad(-values.mean() / self._net_counts, v)
         return values.detach(), slope
 
     def projection_pairs(self, num_updates: int) -> float:

@@ -143,7 +143,6 @@ class NetworkAdaptation(Adaptation):
         self.start_file = None if adapter is None else Path(adapter)
         self.seed = check_count("seed", seed, minimum=0)
         self.adapter: Adapter | None = None
-        self.target: float | None = None
         self._start: Adapter | None = None
         self._offered: float | None = None
 
@@ -186,7 +185,7 @@ class NetworkAdaptation(Adaptation):
         self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
     ) -> None:
         """Find the likelihood to stop at."""
-        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
+        self._bind(objective, model, consistency, num_steps)
         target: float | None = None
         if self._adapts and self.cap is not False:
             schedule = getattr(consistency, "schedule", None)
@@ -197,7 +196,7 @@ class NetworkAdaptation(Adaptation):
             else:
                 target = (schedule or LikelihoodSchedule.compute(objective)).target
         self._offered = None  # it is that of one acquisition
-        self._bind(objective, model, consistency, num_steps, target)
+        self.coupling.target = target
 
     def restore(
         self,
@@ -208,21 +207,16 @@ class NetworkAdaptation(Adaptation):
         state: dict[str, Any],
     ) -> None:
         """Take the likelihood to stop at over."""
-        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
-        self._bind(objective, model, consistency, num_steps, state["target"])
+        self._bind(objective, model, consistency, num_steps)
+        self.coupling.target = state["target"]
 
     def _bind(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        consistency: DataConsistency | None,
-        num_steps: int,
-        target: float | None,
+        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
     ) -> None:
-        self.objective, self._num_steps, self.target = objective, num_steps, target
+        self.objective, self._num_steps = objective, num_steps
         # DDIP's chain has its data step at the end only; here, it is asked at every level.
-        data_step = getattr(consistency, "data_step", consistency)
-        self.coupling.set_up(objective, data_step, model.intensity_scale, target)
+        self.coupling.set_up(objective, getattr(consistency, "data_step", consistency), model.intensity_scale)
+        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
         self._cost: NetworkCost | None = None
 
     @property
@@ -317,7 +311,7 @@ class NetworkAdaptation(Adaptation):
             **self.settings,
             "num_parameters": self.adapter.num_parameters,
             "adapter_hash": self.adapter.hash,
-            "target": self.target,
+            "target": self.coupling.target,
             "updates": self._updates,
             "levels_at_target": self._skipped,
             "losses": list(self._losses),
@@ -338,7 +332,7 @@ class NetworkAdaptation(Adaptation):
     def state(self) -> dict[str, Any]:
         """Counters and the likelihood to stop at."""
         return {
-            "target": self.target,
+            "target": self.coupling.target,
             "losses": self._losses,
             "updates": self._updates,
             "skipped": self._skipped,
