@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 
 import h5py
@@ -167,6 +168,7 @@ class TestHeads:
                                         hidden["anatomy"][~where & (hidden["anatomy"] > 0.5)])  # fmt: skip
         assert abs(away) > 0.05
 
+
 class TestFiles:
     def test_file_is_the_same_whoever_made_it(self, tmp_path):
         options = PhantomOptions(tracer="any", subjects=3, first=7, **THORAX)
@@ -321,6 +323,18 @@ class TestSliceStream:
             SliceStream(file, (16,), 0, planes=(3,))
         with pytest.raises(ValueError, match="rotation"):
             Augmentation(rotation=-1)
+        with pytest.raises(ValueError, match="shift must lie between 0 and 1"):
+            Augmentation(shift=1.1)
+
+    @pytest.mark.parametrize("everywhere", [True, False])
+    def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self, everywhere):
+        image = torch.rand(1, 16, 12)
+        moved, unmoved = (
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16, everywhere)[0]
+            for shift in (0.5, 0.0)
+        )
+        assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
+        assert not torch.allclose(unmoved, moved, atol=0.1)
 
     def test_works_in_another_process(self, file):
         copy = pickle.loads(pickle.dumps(file))

@@ -33,6 +33,9 @@ class Augmentation:
         Range of the factor on the whole image, both positive.
     anatomy_intensity
         The same for the anatomical image, which is scaled by a rule and so needs less of it.
+    shift
+        Largest shift of a slice that its crop has room for, as a share in [0, 1] of half its side. Smaller crops lie
+        where they please.
 
     Raises
     ------
@@ -48,9 +51,10 @@ class Augmentation:
     gamma: tuple[float, float] = (0.75, 1.35)
     intensity: tuple[float, float] = (0.5, 1.5)
     anatomy_intensity: tuple[float, float] = (0.9, 1.1)
+    shift: float = 0.1
 
     def __post_init__(self) -> None:
-        limits = {"flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5}
+        limits = {"flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5, "shift": 1}
         for name, highest in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= highest:
@@ -144,9 +148,9 @@ class Augmentation:
         scale = rng.uniform(1 - self.scale, 1 + self.scale)
         height, width = images.shape[-2:]
         if everywhere:
-            reach_x, reach_y = (max(0.1, 1 - crop / side) for side in (width, height))
+            reach_x, reach_y = (max(self.shift, 1 - crop / side) for side in (width, height))
         else:
-            reach_x = reach_y = 0.3 if crop < min(height, width) else 0.1
+            reach_x = reach_y = 0.3 if crop < min(height, width) else self.shift
         centre = [rng.uniform(-reach_x, reach_x), rng.uniform(-reach_y, reach_y)]
         cos, sin = math.cos(angle) * crop * scale, math.sin(angle) * crop * scale
         matrix = torch.tensor([[cos / width, -sin / width, centre[0]], [sin / height, cos / height, centre[1]]])
