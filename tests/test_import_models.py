@@ -20,6 +20,7 @@ from sirf_diffusion.models.importers import DenoiserNetwork, UnsupportedNetworkE
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 ARGUMENTS = {
+    "use_flash_attention": True,  # as networks are built here: the same bits
     "spatial_dims": 2, "in_channels": 1, "out_channels": 1, "num_res_blocks": [1, 1], "channels": [32, 64],
     "attention_levels": [False, True], "norm_num_groups": 32, "num_head_channels": 16,
 }  # fmt: skip

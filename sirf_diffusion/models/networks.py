@@ -205,6 +205,7 @@ def _single_network(config: NetworkConfig) -> nn.Module:
         norm_eps=config.norm_eps,
         num_head_channels=config.num_head_channels,
         num_class_embeds=config.num_class_embeds or None,
+        use_flash_attention=True,  # the same function, without its matrix of all pairs of pixels in memory
     )
     return PatchedNetwork(network, config.patch_size) if config.patch_size > 1 else network
 
