@@ -1,13 +1,17 @@
-"""The domain-shift suite: a figure of it, what the detection measures on it, and how close methods come to the truth.
+r"""The domain-shift suite: a figure of it, what the detection measures on it, and how close methods come to the truth.
 
 ::
 
     python benchmarks/domain_shift.py figure docs/images/domain-shift.png
     python benchmarks/domain_shift.py detect                  # truth images of validation subjects
-    python benchmarks/domain_shift.py evaluate --cases fdg amyloid-negative --methods map-rdp lisch dds ddip steerable
+    python benchmarks/domain_shift.py evaluate --cases fdg amyloid-negative --methods map-rdp dds dds:ddip steerable
+    python benchmarks/domain_shift.py compare adaptation.png --cases predictable-perturbation --subjects 9002 \
+        --model stripes.safetensors --methods lisch steerable
 
-``evaluate`` prints what the detection says of each reconstruction, too. Subjects from 800 to 8999 are for tuning and
-for the limits of the detection, those from 9000 on for results.
+A method with an adaptation that is not its own is written ``method:adaptation``. ``evaluate`` prints what the detection
+says of each reconstruction, too; ``compare`` draws one case: the truth, the first method with ``brain-fdg``, and all
+methods with ``--model``. Subjects from 800 to 8999 are for tuning and for the limits of the detection, those from 9000
+on for results.
 """
 
 from __future__ import annotations
@@ -24,10 +28,10 @@ from sirf_diffusion.evaluation.metrics import nrmse
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.outputs import atomic_path
-from sirf_diffusion.reconstruction import reconstruct
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.reconstruction import Reconstruction, reconstruct
+from sirf_diffusion.reconstructors.defaults import get_method
 from sirf_diffusion.simulation.body import BODY_TRACERS, HOT_LESIONS, simulate_thorax
-from sirf_diffusion.simulation.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, simulate_case
+from sirf_diffusion.simulation.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
 from sirf_diffusion.simulation.parametric import draw_parametric_activity
 from sirf_diffusion.simulation.perturbations import PERTURBATIONS
 
@@ -71,26 +75,65 @@ def detect(model: ScoreModel, cases: Sequence[str], subjects: Sequence[int]) -> 
 
 
 def evaluate(
-    model: ScoreModel, cases: Sequence[str], subjects: Sequence[int], methods: Sequence[str], rdp: float
+    model: ScoreModel,
+    cases: Sequence[str],
+    subjects: Sequence[int],
+    prompts: float,
+    methods: Sequence[str],
+    rdp: float,
 ) -> None:
     """NRMSE of each method, and what the detection says of its image."""
     for name in cases:
         errors: dict[str, list[float]] = {method: [] for method in methods}
         for subject in subjects:
-            case = simulate_case(name, subject)
+            case = simulate_case(name, subject, prompts=prompts)
             for method in methods:
-                result = reconstruct(
-                    case.acquisition,
-                    method,
-                    model=model if METHODS[method].uses_model else None,
-                    settings={"penalisation_factor": rdp} if method == "map-rdp" else None,
-                )
+                result = _reconstruct(case, method, model, rdp)
                 errors[method].append(nrmse(result.image, case.truth))
                 check = result.record["distribution"]
                 said = "" if check is None else check["message"]
                 print(f"{name} {subject} {method:10s} NRMSE {errors[method][-1]:.4f} {said}", flush=True)
         means = "  ".join(f"{method} {sum(values) / len(values):.4f}" for method, values in errors.items())
         print(f"{name}: {means}", flush=True)
+
+
+def compare(
+    path: Path, model: ScoreModel, name: str, subject: int, prompts: float, methods: Sequence[str], rdp: float
+) -> None:
+    """Images and their errors: the first method with ``brain-fdg``, and all with another model."""
+    from matplotlib.figure import Figure
+
+    case = simulate_case(name, subject, prompts=prompts)
+    shown = [("truth", case.truth[0])]
+    reference = (methods[0], ScoreModel.load("brain-fdg"), "brain-fdg")
+    for method, used, by in (reference, *((method, model, "this model") for method in methods)):
+        image = _reconstruct(case, method, used, rdp).image
+        error = nrmse(image, case.truth)
+        print(f"{name} {subject} {method} {by}: {error:.4f}", flush=True)
+        shown.append((f"{method}, {by}\nNRMSE {error:.3f}", image[0]))
+    sheet = Figure(figsize=(2.2 * len(shown), 4.9), layout="constrained")
+    axes = sheet.subplots(2, len(shown))
+    for column, (title, image) in enumerate(shown):
+        axes[0][column].imshow(image[10:-10, 10:-10], cmap="gray_r", vmin=0, vmax=2 * GREY_MATTER)
+        axes[0][column].set_title(title, fontsize=9)
+        error = (image - case.truth[0])[10:-10, 10:-10]
+        axes[1][column].imshow(error, cmap="RdBu_r", vmin=-GREY_MATTER / 2, vmax=GREY_MATTER / 2)
+    axes[1][0].set_title("error, -0.5 to 0.5 of grey matter", fontsize=7, y=0.45)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    with atomic_path(path) as temporary:
+        sheet.savefig(temporary, dpi=75)
+
+
+def _reconstruct(case: TestCase, method: str, model: ScoreModel, rdp: float) -> Reconstruction:
+    name, _, adaptation = method.partition(":")
+    return reconstruct(
+        case.acquisition,
+        name,
+        model=model if get_method(name).uses_model else None,
+        settings={"penalisation_factor": rdp} if name == "map-rdp" else None,
+        adaptation=adaptation or None,
+    )
 
 
 def _check(model: ScoreModel, image: torch.Tensor, geometry: ImageGeometry) -> DistributionCheck:
@@ -105,7 +148,7 @@ def _print(name: str, check: DistributionCheck) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("figure", "detect", "evaluate"))
+    parser.add_argument("what", choices=("figure", "detect", "evaluate", "compare"))
     parser.add_argument("path", nargs="?", type=Path, default=Path("domain-shift.png"), help="of the figure")
     parser.add_argument("--model", default="brain-fdg", help="bundled name or file")
     parser.add_argument(
@@ -113,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--subjects", nargs="+", type=int, default=list(range(800, 808)))
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=["map-rdp", "lisch", "ddip", "steerable"]
+        "--methods", nargs="+", metavar="METHOD[:ADAPTATION]", default=["map-rdp", "lisch", "ddip", "steerable"]
     )
+    parser.add_argument("--prompts", type=float, default=2e5)
     parser.add_argument("--rdp", type=float, default=2.0, help="strength of map-rdp")
     options = parser.parse_args(arguments)
     logging.getLogger("sirf_diffusion").setLevel(logging.ERROR)
@@ -124,8 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = ScoreModel.load(options.model)
     if options.what == "detect":
         detect(model, options.cases, options.subjects)
+    elif options.what == "compare":
+        place = (options.cases[0], options.subjects[0], options.prompts)
+        compare(options.path, model, *place, options.methods, options.rdp)
     else:
-        evaluate(model, options.cases, options.subjects, options.methods, options.rdp)
+        evaluate(model, options.cases, options.subjects, options.prompts, options.methods, options.rdp)
 
 
 if __name__ == "__main__":

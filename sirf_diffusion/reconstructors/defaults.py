@@ -226,7 +226,7 @@ ADAPTATIONS: dict[str, AdaptationChoice] = {
             {
                 "coupling": "data-step", "rank": 4, "biases": True, "learning_rate": 2e-3, "num_rounds": 1,
                 "num_inner": 1, "num_updates": 3, "beta": 1.0, "smoothing": 8.0, "total_variation": 0.0, "every": 2,
-                "sigma_max": 3.0, "carry_optimiser": False, "cap": True,
+                "sigma_max": 3.0, "carry_optimiser": True, "cap": True,
             },
         ),
     )

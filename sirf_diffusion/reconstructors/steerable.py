@@ -19,7 +19,7 @@ class SteerableAdaptation(NetworkAdaptation):
     2025, arXiv:2510.13441), with a limit to how closely the data are fitted. The original takes gradients through its
     data step; here, the data step's image is a constant. ``coupling="projector"`` takes the Poisson likelihood of the
     denoised image, divided by the net counts, as the loss instead. Its parameters are those of
-    :class:`~sirf_diffusion.reconstructors.network_adaptation.NetworkAdaptation`, three of them with other defaults.
+    :class:`~sirf_diffusion.reconstructors.network_adaptation.NetworkAdaptation`, four of them with other defaults.
     """
 
     name: ClassVar[str] = "steerable"
@@ -30,9 +30,16 @@ class SteerableAdaptation(NetworkAdaptation):
         coupling: str = "data-step",
         learning_rate: float = 2e-3,
         num_updates: int = 3,
+        carry_optimiser: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(coupling=coupling, learning_rate=learning_rate, num_updates=num_updates, **settings)
+        super().__init__(
+            coupling=coupling,
+            learning_rate=learning_rate,
+            num_updates=num_updates,
+            carry_optimiser=carry_optimiser,
+            **settings,
+        )
 
 
 class SteerableReconstructor(LikelihoodScheduledReconstructor):
