@@ -18,7 +18,7 @@ from sirf_diffusion.engines.embedded.scanners import Scanner
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.reconstructors.likelihood_schedule import LikelihoodSchedule
 from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor, share_of_step
-from sirf_diffusion.reconstructors.osem import em_update
+from sirf_diffusion.reconstructors.osem import em_update, penalised_em_step
 from sirf_diffusion.reconstructors.split_half import truth_log_likelihood
 
 
@@ -248,6 +248,47 @@ def test_an_unreachable_step_warns_once_and_goes_on():
     assert bool(torch.isfinite(run.get_output()).all())
 
 
+@pytest.mark.parametrize("anchor_strength", [0.3, 3.0, 300.0])
+def test_with_an_anchor_the_ascent_ends_near_the_penalised_maximum_or_at_the_target(anchor_strength):
+    objective, _ = make_toy((1, 8, 8), counts=3e3)
+    denoised = torch.full((1, 8, 8), 1.5, dtype=torch.float64)
+    run, record = lisch(
+        objective, Fixed(denoised), num_steps=8, schedule_exponent=0.0, num_em_iterations=1.5,
+        anchor_strength=anchor_strength,
+    )  # fmt: skip
+    sigmas = [*(float(run.model.schedule.sigma(t)) for t in run.times), 0.0]
+    ends = set()
+    for k, (step, image) in enumerate(zip(record.steps, record.images, strict=True)):
+        assert step.target == pytest.approx(run.schedule.target)
+        rho = anchor_strength / (sigmas[k] ** 2 - sigmas[k + 1] ** 2)
+
+        def penalised(x, rho=rho):
+            return float(objective.value(x)) - 0.5 * rho * float((x - denoised).square().sum())
+
+        best = denoised.clone()
+        for _ in range(400):
+            best = penalised_em_step(em_update(objective, best, floor=1e-6), objective.sensitivity(), denoised, rho)
+        if step.log_likelihood_after[0] >= step.target - 1e-9 * abs(step.target):
+            ends.add("target")
+            continue
+        ends.add("maximum")
+        gained, possible = penalised(image) - penalised(denoised), penalised(best) - penalised(denoised)
+        assert 0.7 * possible <= gained <= possible + 1e-9
+    assert ends == {"target", "maximum"}  # at high and at low noise
+
+
+def test_with_an_anchor_the_number_of_noise_levels_matters_less():
+    """Each level removes its share of the noise variance, and its data step takes no more than that from the data."""
+    objective, _ = make_toy((1, 8, 8), counts=3e3)
+    misfits = []
+    for num_steps in (10, 40):
+        run, _ = lisch(objective, num_steps=num_steps, num_em_iterations=50.0, num_samples=8, schedule_exponent=0.0,
+                       anchor_strength=3.0)  # fmt: skip
+        misfits.append(run.schedule.target - float(objective.value(run.get_samples()).mean()))
+    assert misfits[0] > 0
+    assert misfits[1] == pytest.approx(misfits[0], rel=0.2)
+
+
 @pytest.mark.filterwarnings("ignore:step 4 of 4")
 def test_a_step_that_lowers_the_likelihood_is_halved():
     # Few bins and a start that is far too high in every other column: over-relaxed EM goes too far there.
@@ -278,7 +319,7 @@ def test_bad_settings_are_named():
     objective, _ = make_toy((1, 8, 8))
     model = ToyModel(identity).on(objective.geometry, 1.0)
     bad = {"step_size": 2.0, "num_em_iterations": -1.0, "target": float("nan"), "num_em_iterations_max": 0,
-           "schedule_exponent": 0.0}  # fmt: skip
+           "schedule_exponent": -1.0, "anchor_strength": -1.0}  # fmt: skip
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             LikelihoodScheduledReconstructor(objective, model, **{name: value})

@@ -20,12 +20,16 @@ RELATIVE_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class DiffusionStep:
-    """Where the chain is: ``index`` (from 0) of ``num_steps``, time ``t`` and relative noise level ``sigma``."""
+    """Where the chain is: ``index`` (from 0) of ``num_steps``, time ``t``, relative noise level ``sigma`` and the next.
+
+    The level after the last one is 0.
+    """
 
     index: int
     num_steps: int
     t: float
     sigma: float
+    sigma_next: float = 0.0
 
 
 class SmoothStep:

@@ -70,8 +70,9 @@ _LISCH = {
     "step_size": 1.8,
     "target": None,
     "num_em_iterations": None,
-    "smoothing": 8.0,
-    "schedule_exponent": 0.5,
+    "smoothing": 0.0,
+    "schedule_exponent": 0.0,
+    "anchor_strength": 2.5,
     "planes": None,
     "extent": None,
 }

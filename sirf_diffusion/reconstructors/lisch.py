@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: With a pull to the denoised image: where the next update's share of the gain ends the ascent.
+CONVERGED = 0.1
+
 
 class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     """PET-LiSch: the diffusion loop with :class:`AscentToSchedule` as its data step.
@@ -48,7 +51,10 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         Smoothness of the updates, mm, see :class:`~sirf_diffusion.reconstructors.consistency.SmoothStep`; 0 makes them
         EM's.
     schedule_exponent
-        How early the schedule rises, see :class:`AscentToSchedule`; 1 is the published schedule.
+        How early the schedule rises, see :class:`AscentToSchedule`; 1 is the published schedule, 0 asks for the target
+        at every noise level.
+    anchor_strength
+        Strength of an anchor at the denoised image, see :class:`AscentToSchedule`; the published method has 0.
     """
 
     method: ClassVar[str] = "lisch"
@@ -65,10 +71,18 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
         num_em_iterations_max: int = 50,
         smoothing: float = 0.0,
         schedule_exponent: float = 1.0,
+        anchor_strength: float = 0.0,
         **options: Any,
     ) -> None:
         data_step = AscentToSchedule(
-            target, num_em_iterations, margin, step_size, num_em_iterations_max, smoothing, schedule_exponent
+            target,
+            num_em_iterations,
+            margin,
+            step_size,
+            num_em_iterations_max,
+            smoothing,
+            schedule_exponent,
+            anchor_strength,
         )
         super().__init__(objective, model, data_step, **options)
 
@@ -81,12 +95,21 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
 class AscentToSchedule(DataConsistency):
     r"""EM-type ascent until the log-likelihood reaches the schedule's value for this noise level.
 
-    .. math:: x \leftarrow x + \delta\, \frac{x}{s} \nabla L(x) \quad \text{while } L(x) < L_k
+    .. math::
+        x \leftarrow x + \delta\, \frac{x}{s + \rho_k x} \left[ \nabla L(x) + \rho_k (v - x) \right]
+        \quad \text{while } L(x) < L_k, \qquad \rho_k = \frac{\lambda}{c^2 (\sigma_k^2 - \sigma_{k+1}^2)}
 
-    with the update smoothed if ``smoothing`` is positive. :math:`L_k` is the log-likelihood of MLEM at iteration
-    :math:`N\, ((k + 1) / K)^e` for noise level ``k`` of ``K``, with ``N`` the iteration where the schedule ends and
-    ``e`` the ``schedule_exponent``. Below 1, coarse structures, which the network cannot add later, are taken from the
-    data while the noise level is high; at more projections.
+    from the denoised image ``v`` at relative noise level :math:`\sigma_k`, with the update smoothed if ``smoothing`` is
+    positive. :math:`L_k` is the log-likelihood of MLEM at iteration :math:`N\, ((k + 1) / K)^e` for level ``k`` of
+    ``K``, with ``N`` the iteration where the schedule ends and ``e`` the ``schedule_exponent``. Below 1, coarse
+    structures, which the network cannot add later, are taken from the data while the noise level is high; at more
+    projections.
+
+    :math:`\lambda` is the ``anchor_strength``; the published method has 0. Then the likelihood is met at the last noise
+    levels by fitting noise, which the network no longer removes, and true structures stay too smooth. With an anchor,
+    the data move an image by no more than the denoiser's uncertainty, and the ascent ends before :math:`L_k` where an
+    update would gain less than a tenth of what those before it have gained. Anchored to the variance that a step
+    removes, a chain of many small steps takes as much from the data as one of few large steps.
 
     The likelihood is tested before anything is projected back, so an image that already fits costs one forward
     projection. Samples that have arrived drop out of the projections. The last update is shortened to where the
@@ -109,6 +132,7 @@ class AscentToSchedule(DataConsistency):
         num_em_iterations_max: int = 50,
         smoothing: float = 0.0,
         schedule_exponent: float = 1.0,
+        anchor_strength: float = 0.0,
     ) -> None:
         if target is not None and num_em_iterations is not None:
             raise ValueError("give target or num_em_iterations, not both")
@@ -124,7 +148,8 @@ class AscentToSchedule(DataConsistency):
             raise ValueError(f"step_size must lie in (0, 2), found {step_size}: EM steps of 2 and more diverge")
         self.num_em_iterations_max = check_count("num_em_iterations_max", num_em_iterations_max)
         self.smoothing = check_real("smoothing", smoothing)
-        self.schedule_exponent = check_real("schedule_exponent", schedule_exponent, open_below=True)
+        self.schedule_exponent = check_real("schedule_exponent", schedule_exponent)
+        self.anchor_strength = check_real("anchor_strength", anchor_strength)
         self.schedule: LikelihoodSchedule | None = None
 
     @property
@@ -138,6 +163,7 @@ class AscentToSchedule(DataConsistency):
             "num_em_iterations_max": self.num_em_iterations_max,
             "smoothing": self.smoothing,
             "schedule_exponent": self.schedule_exponent,
+            "anchor_strength": self.anchor_strength,
         }
 
     def set_up(self, objective: Objective) -> None:
@@ -153,7 +179,7 @@ class AscentToSchedule(DataConsistency):
         """Ascend from the denoised image; each sample stops at the schedule's value."""
         target = self.schedule.at(((step.index + 1) / step.num_steps) ** self.schedule_exponent)
         num_max = math.ceil(4 * self.schedule.num_iterations / self.step_size) + 10
-        ascent = _Ascent(self, self.admissible(prior_image), target, step.sigma)
+        ascent = _Ascent(self, self.admissible(prior_image), target, step)
         while ascent.active.numel():
             ascent.update(num_max)
         if ascent.missed:
@@ -194,17 +220,20 @@ class AscentToSchedule(DataConsistency):
 class _Ascent:
     """Ascent of several images, each to the target and no further. Only those still ``active`` are projected."""
 
-    def __init__(self, parent: AscentToSchedule, start: Tensor, target: float, sigma: float) -> None:
+    def __init__(self, parent: AscentToSchedule, start: Tensor, target: float, step: DiffusionStep) -> None:
         number = len(start)
         self.x, self.target = start, target
         self.objective, self.step_size = parent.objective, parent.step_size
-        self.smooth_step, self.sigma = parent.smooth_step, sigma
+        self.smooth_step, self.sigma = parent.smooth_step, step.sigma
         self.floor = RELATIVE_FLOOR * parent.intensity_scale * parent.inside
         self.sensitivity = torch.where(parent.inside, parent.sensitivity, torch.ones_like(parent.sensitivity))
+        self.rho = parent.anchor_strength / (parent.intensity_scale**2 * (step.sigma**2 - step.sigma_next**2))
+        self.anchor = start.clone() if self.rho else start
         self.active = torch.arange(number)
         self.count = torch.zeros(number, dtype=torch.long)
         self.base: list[Tensor | None] = [None] * number  # where the present update of a sample started
         self.base_value, self.slope = [0.0] * number, [0.0] * number
+        self.base_pull, self.gained = [0.0] * number, [0.0] * number
         self.before, self.after = [0.0] * number, [0.0] * number
         self.missed = False
         # Rounding in float32 projections must not decide whether a target counts as met.
@@ -214,15 +243,18 @@ class _Ascent:
         """Evaluate the active images once; those that are below the target move on."""
         samples = self.active.tolist()
         evaluation = self.objective.at(self.x if len(samples) == len(self.x) else self.x[self.active])
-        values = evaluation.value.tolist()
-        fell = [self.base[k] is not None and v < self.base_value[k] for k, v in zip(samples, values, strict=True)]
+        values, pulls = evaluation.value.tolist(), [self._pull(k) for k in samples]
+        fell = [
+            self.base[k] is not None and v - pull < self.base_value[k] - self.base_pull[k]
+            for k, v, pull in zip(samples, values, pulls, strict=True)
+        ]
         done = [v >= self.target - self.tolerance and not f for v, f in zip(values, fell, strict=True)]
         spent = [int(self.count[k]) >= num_max for k in samples]
         ascending = torch.tensor([not (f or d or s) for f, d, s in zip(fell, done, spent, strict=True)])
         # Before any image changes: an engine may still look at the image it was given.
         gradients = iter(evaluation.gradient(ascending.to(self.x.device)) if bool(ascending.any()) else ())
         remaining = []
-        for k, value, f, d, s in zip(samples, values, fell, done, spent, strict=True):
+        for k, value, pull, f, d, s in zip(samples, values, pulls, fell, done, spent, strict=True):
             if self.base[k] is None and not self.count[k]:
                 self.before[k] = value
             if d:
@@ -232,21 +264,34 @@ class _Ascent:
                 self._halve(k, give_up=s)
             else:
                 self.after[k] = value
-                if not s:
-                    self._ascend(k, value, next(gradients))
+                d = not s and not self._ascend(k, value, pull, next(gradients))
             self.missed |= s and not d
             if not (d or s):
                 self.count[k] += 1
                 remaining.append(k)
         self.active = torch.tensor(remaining, dtype=torch.long)
 
-    def _ascend(self, k: int, value: float, gradient: Tensor) -> None:
+    def _pull(self, k: int) -> float:
+        """What the penalty takes from the log-likelihood at a sample's present image."""
+        if not self.rho:
+            return 0.0
+        return 0.5 * self.rho * float((self.x[k] - self.anchor[k]).square().sum(dtype=torch.float64))
+
+    def _ascend(self, k: int, value: float, pull: float, gradient: Tensor) -> bool:
+        """Move a sample; False if there is little left to gain."""
         x = self.x[k].clone()
-        update = self.smooth_step.direction(x / self.sensitivity, gradient, self.sigma)
-        self.base[k], self.base_value[k] = x, value
+        uphill = gradient + self.rho * (self.anchor[k] - x) if self.rho else gradient
+        update = self.smooth_step.direction(x / (self.sensitivity + self.rho * x), uphill, self.sigma)
+        if self.rho:
+            gain = 0.5 * float(torch.sum(uphill * update, dtype=torch.float64))
+            if gain < CONVERGED * self.gained[k]:
+                return False
+            self.gained[k] += gain
+        self.base[k], self.base_value[k], self.base_pull[k] = x, value, pull
         lowest = torch.maximum(0.5 * (x + update), self.floor)
         self.x[k] = torch.maximum(x + self.step_size * update, lowest)
         self.slope[k] = float(torch.sum(gradient * (self.x[k] - self.base[k]), dtype=torch.float64))
+        return True
 
     def _halve(self, k: int, give_up: bool) -> None:
         share = 0.0 if give_up else 0.5
