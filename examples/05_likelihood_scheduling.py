@@ -25,8 +25,8 @@ def main():
         num_samples=2 if args.quick else args.samples,
         seed=args.seed,
         eta=1.0,
-        smoothing=8.0,
-        schedule_exponent=0.5,
+        schedule_exponent=0.0,
+        anchor_strength=2.5,
     )
     recon.set_up()
     recon.process()

@@ -48,8 +48,8 @@ def main():
             num_samples=1 if args.quick else args.samples,
             seed=args.seed,
             eta=1.0,
-            smoothing=8.0,
-            schedule_exponent=0.5,
+            schedule_exponent=0.0,
+            anchor_strength=2.5,
             # low-rank changes of the network's weights, for this scan only: the model stays as it is
             adaptation=None if adaptation is None else build_adaptation(adaptation),
         )

@@ -185,3 +185,20 @@ def test_an_image_without_activity_is_refused():
     geometry, projdata = mmr_slice()
     with pytest.raises(ValueError, match="no activity"):
         simulate_acquisition(torch.zeros(geometry.shape), torch.zeros(geometry.shape), geometry, projdata)
+
+
+def test_activity_that_the_scanner_cannot_see_is_told(caplog):
+    geometry, projdata = mmr_slice()
+    disc = torch.hypot(*torch.meshgrid(*2 * [torch.arange(128.0) - 63.5], indexing="ij"))[None] < 60
+    for image, told in ((disc.float(), False), (torch.ones(geometry.shape), True)):
+        caplog.clear()
+        simulate_acquisition(image, 0 * image, geometry, projdata)
+        assert ("outside the field of view" in caplog.text) is told
+
+
+def test_heads_lie_in_the_field_of_view_of_the_benchmarks_volume(caplog):
+    from sirf_diffusion.evaluation.bench.cases import CaseSpec, make_case
+
+    case = make_case(CaseSpec("volume", SUBJECT, 2e5))
+    assert case.truth.shape[0] == 23
+    assert "outside the field of view" not in caplog.text

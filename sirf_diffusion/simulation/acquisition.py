@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,10 @@ from ..engines.embedded.projector import Projector
 from ..engines.embedded.scanners import get_scanner
 from ..images import ImageGeometry
 
+logger = logging.getLogger(__name__)
+
+#: Share of the activity outside the scanner's field of view that is worth a warning.
+_UNSEEN = 0.01
 #: Width in bins of the scatter-like part of the background.
 _SCATTER_WIDTH = 63
 
@@ -88,6 +93,7 @@ def simulate_acquisition(
     efficiencies = np.clip(rng.normal(1, efficiency_sd, projdata.shape), 0.3, None)
     efficiencies[rng.random(projdata.shape) < dead_bins] = 0
     projected = projector.forward(truth).double()
+    _check_field_of_view(truth, projector)
     factors = attenuation_factors(attenuation, projector).double() * torch.from_numpy(efficiencies)
     trues = factors * projected
     if not float(trues.sum()) > 0:
@@ -108,6 +114,17 @@ def simulate_acquisition(
         multiplicative=multiplicative,
         additive=additive,
     )
+
+
+def _check_field_of_view(truth: Tensor, projector: Projector) -> None:
+    seen = projector.adjoint(torch.ones(projector.projdata.shape)) > 0
+    unseen = 1 - float(truth[seen].sum(dtype=torch.float64) / truth.sum(dtype=torch.float64))
+    if unseen > _UNSEEN:
+        logger.warning(
+            "%.1f %% of the activity lies outside the field of view, the largest circle in the image that bins cover: no "
+            "reconstruction can find it, and its errors include it",
+            100 * unseen,
+        )
 
 
 def expected_background(trues: np.ndarray, share: float) -> np.ndarray:

@@ -132,10 +132,10 @@ def case_of(
 
 
 def volume_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
-    """Twelve rings of a Siemens mMR with three segments of span 7: 23 planes of 112 x 96 voxels of 2 mm in plane."""
+    """Twelve rings of a Siemens mMR with three segments of span 7: 23 planes of 128 x 128 voxels of 2 mm in plane."""
     mmr = dataclasses.replace(get_scanner("Siemens mMR"), name="twelve rings of a Siemens mMR", num_rings=12)
     segments = (Segment(0, -3, 3, 23), Segment(1, 4, 10, 15), Segment(-1, -10, -4, 15))
-    return ImageGeometry((23, 112, 96), (mmr.ring_spacing / 2, 2.0, 2.0)), ProjDataGeometry(mmr, segments, 42, 112)
+    return ImageGeometry((23, 128, 128), (mmr.ring_spacing / 2, 2.0, 2.0)), ProjDataGeometry(mmr, segments, 42, 128)
 
 
 def _slice_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
