@@ -121,8 +121,8 @@ def _check_field_of_view(truth: Tensor, projector: Projector) -> None:
     unseen = 1 - float(truth[seen].sum(dtype=torch.float64) / truth.sum(dtype=torch.float64))
     if unseen > _UNSEEN:
         logger.warning(
-            "%.1f %% of the activity lies outside the field of view, the largest circle in the image that bins cover: no "
-            "reconstruction can find it, and its errors include it",
+            "%.1f %% of the activity lies outside the field of view, the largest circle in the image that bins cover: "
+            "no reconstruction can find it, and its errors include it",
             100 * unseen,
         )
 
