@@ -139,7 +139,6 @@ class DiffusionReconstructor(Reconstructor):
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
         self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing)
-        self._sigmas = [*(float(model.schedule.sigma(t)) for t in self.times), 0.0]
         self.settings = {
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
@@ -317,8 +316,8 @@ class DiffusionReconstructor(Reconstructor):
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
 
     def _level(self, chain: Chain) -> DiffusionStep:
-        sigma, sigma_next = self._sigmas[chain.step : chain.step + 2]
-        return DiffusionStep(chain.step, self.num_steps, self.times[chain.step], sigma, sigma_next)
+        sigmas = [float(self.model.schedule.sigma(t)) for t in self.times[chain.step : chain.step + 2]]
+        return DiffusionStep(chain.step, self.num_steps, self.times[chain.step], *sigmas)
 
     def renoise(self, chain: Chain, denoised: Denoised, model: ScoreModel) -> None:
         """Last part of a step: the noisy images of the next noise level, from the data-consistent ones ``chain.x``."""
