@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engines.objective import Objective
 from .base import check_real, inside
 from .chain import Chain
-from .consistency import RELATIVE_FLOOR, DiffusionStep
+from .consistency import RELATIVE_FLOOR
 from .diffusion import Denoised, DiffusionReconstructor
 
 if TYPE_CHECKING:
@@ -116,11 +116,9 @@ class DPSReconstructor(_Guided):
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """What the model finds, and the gradient through it, one sample at a time to bound the memory."""
-        t = self.times[chain.step]
-        parts = [self._one(sample[None], t, model) for sample in chain.u]
+        parts = [self._one(sample[None], self.times[chain.step], model) for sample in chain.u]
         u0, eps, image, self._move = (torch.cat(column) for column in zip(*parts, strict=True))
-        step = DiffusionStep(chain.step, self.num_steps, t, float(model.schedule.sigma(t)))
-        return Denoised(step, u0, eps, image * inside(self.objective.sensitivity()))
+        return Denoised(self._level(chain), u0, eps, image * inside(self.objective.sensitivity()))
 
     def renoise(self, chain: Chain, denoised: Denoised, model: ScoreModel) -> None:
         """The prior's step, and the likelihood's after it."""
