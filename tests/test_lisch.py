@@ -350,3 +350,17 @@ def test_smooth_step_is_symmetric_positive_and_no_longer_than_the_plain_one():
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > 3 * peaks[2]
     assert torch.equal(SmoothStep(geometry, 0.0).direction(p, a, 1.0), p * a)
+
+
+def test_the_command_lines_anchor_follows_how_the_model_sees_the_image():
+    from sirf_diffusion.reconstructors.build import build_reconstructor
+    from sirf_diffusion.reconstructors.defaults import LISCH_ANCHORS
+
+    objective, _ = make_toy((4, 8, 8))
+    for planes, anchor in LISCH_ANCHORS.items():
+        model = ToyModel(identity).on(objective.geometry, 1.0)
+        model.planes = planes
+        for name in ("lisch", "steerable"):
+            assert build_reconstructor(name, objective, {}, model=model).settings["anchor_strength"] == anchor
+            run = build_reconstructor(name, objective, {"anchor_strength": 0.0}, model=model)
+            assert run.settings["anchor_strength"] == 0

@@ -63,6 +63,10 @@ class Method:
         return {**self.settings, **(self.quick if quick else {}), **given}
 
 
+#: Anchor of `lisch` by how the model sees an image. What a model of slices gets wrong in one plane it may get right in
+#: the next; in three planes, or in a volume, its errors reach over several planes, and the data move them together.
+LISCH_ANCHORS = {"transverse": 2.5, "three": 0.4, "volume": 0.4}
+
 _LISCH = {
     "num_steps": 40,
     "eta": 1.0,
@@ -72,7 +76,7 @@ _LISCH = {
     "num_em_iterations": None,
     "smoothing": 0.0,
     "schedule_exponent": 0.0,
-    "anchor_strength": 2.5,
+    "anchor_strength": None,
     "planes": None,
     "extent": None,
 }
