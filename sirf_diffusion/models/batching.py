@@ -9,8 +9,9 @@ import torch
 from .networks import NetworkConfig
 
 CPU_BUDGET_BYTES = 1024 * 1024**2
-# On a CPU a larger batch is slower: what goes from layer to layer falls out of the cache.
-CPU_BATCH_BYTES = 192 * 1024**2
+# On a CPU a larger batch is slower: what goes from layer to layer falls out of the cache, and its tensors are so large
+# that the C library asks the system for their memory every time.
+CPU_BATCH_BYTES = 112 * 1024**2
 CUDA_BUDGET_SHARE = 0.5
 
 
