@@ -198,9 +198,9 @@ def _plot_traces(axis: Any, panels: Sequence[Panel], true_value: float | None) -
     values = torch.tensor([v for p in panels for v in p.trace.log_likelihood], dtype=torch.float64)
     values = values[torch.isfinite(values)]
     if values.numel():
-        # Without a schedule the first steps lie far below: show the part of the run that tells something.
+        # The first steps may lie far below: show the part of the run that tells something.
         targets = [min(p.trace.target) for p in panels if p.trace.target is not None]
-        low, high = min(targets, default=float(values.quantile(0.15))), float(values.max())
+        low, high = min([*targets, float(values.quantile(0.15))]), float(values.max())
         margin = 0.1 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
     if true_value is not None:
