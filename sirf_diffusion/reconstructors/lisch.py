@@ -107,14 +107,14 @@ class AscentToSchedule(DataConsistency):
 
     :math:`\lambda` is the ``anchor_strength``; the published method has 0. Then the likelihood is met at the last noise
     levels by fitting noise, which the network no longer removes, and true structures stay too smooth. With an anchor,
-    the data move an image by no more than the denoiser's uncertainty, and the ascent ends before :math:`L_k` where an
-    update would gain less than a tenth of what those before it have gained. Anchored to the variance that a step
-    removes, a chain of many small steps takes as much from the data as one of few large steps.
+    the data move an image by no more than the denoiser's uncertainty: :math:`L_k` may lie out of reach, and the ascent
+    ends where an update would gain less than a tenth of what those before it have gained. Anchored to the variance that
+    a step removes, a chain of many small steps takes about as much from the data as one of few large steps.
 
     The likelihood is tested before anything is projected back, so an image that already fits costs one forward
     projection. Samples that have arrived drop out of the projections. The last update is shortened to where the
     likelihood, interpolated between its two ends, meets :math:`L_k`, so that the step size does not decide by how
-    much the target is overshot. An update that lowers the likelihood is halved. No voxel loses more than half of what
+    much the target is overshot. An update that lowers what is ascended is halved. No voxel loses more than half of what
     plain EM leaves it, whatever :math:`\delta`. More than ``4 N / delta + 10`` updates are not made; missing
     the last target that way gives a warning, missing another is logged, and the record has all of them.
 
@@ -233,7 +233,7 @@ class _Ascent:
         self.count = torch.zeros(number, dtype=torch.long)
         self.base: list[Tensor | None] = [None] * number  # where the present update of a sample started
         self.base_value, self.slope = [0.0] * number, [0.0] * number
-        self.base_pull, self.gained = [0.0] * number, [0.0] * number
+        self.base_height, self.gained = [0.0] * number, [0.0] * number
         self.before, self.after = [0.0] * number, [0.0] * number
         self.missed = False
         # Rounding in float32 projections must not decide whether a target counts as met.
@@ -243,18 +243,16 @@ class _Ascent:
         """Evaluate the active images once; those that are below the target move on."""
         samples = self.active.tolist()
         evaluation = self.objective.at(self.x if len(samples) == len(self.x) else self.x[self.active])
-        values, pulls = evaluation.value.tolist(), [self._pull(k) for k in samples]
-        fell = [
-            self.base[k] is not None and v - pull < self.base_value[k] - self.base_pull[k]
-            for k, v, pull in zip(samples, values, pulls, strict=True)
-        ]
+        values = evaluation.value.tolist()
+        heights = [v - self._pull(k) for k, v in zip(samples, values, strict=True)]
+        fell = [self.base[k] is not None and h < self.base_height[k] for k, h in zip(samples, heights, strict=True)]
         done = [v >= self.target - self.tolerance and not f for v, f in zip(values, fell, strict=True)]
         spent = [int(self.count[k]) >= num_max for k in samples]
         ascending = torch.tensor([not (f or d or s) for f, d, s in zip(fell, done, spent, strict=True)])
         # Before any image changes: an engine may still look at the image it was given.
         gradients = iter(evaluation.gradient(ascending.to(self.x.device)) if bool(ascending.any()) else ())
         remaining = []
-        for k, value, pull, f, d, s in zip(samples, values, pulls, fell, done, spent, strict=True):
+        for k, value, height, f, d, s in zip(samples, values, heights, fell, done, spent, strict=True):
             if self.base[k] is None and not self.count[k]:
                 self.before[k] = value
             if d:
@@ -264,7 +262,7 @@ class _Ascent:
                 self._halve(k, give_up=s)
             else:
                 self.after[k] = value
-                d = not s and not self._ascend(k, value, pull, next(gradients))
+                d = not s and not self._ascend(k, value, height, next(gradients))
             self.missed |= s and not d
             if not (d or s):
                 self.count[k] += 1
@@ -272,12 +270,12 @@ class _Ascent:
         self.active = torch.tensor(remaining, dtype=torch.long)
 
     def _pull(self, k: int) -> float:
-        """What the penalty takes from the log-likelihood at a sample's present image."""
+        """What the anchor takes from the log-likelihood at a sample's present image."""
         if not self.rho:
             return 0.0
         return 0.5 * self.rho * float((self.x[k] - self.anchor[k]).square().sum(dtype=torch.float64))
 
-    def _ascend(self, k: int, value: float, pull: float, gradient: Tensor) -> bool:
+    def _ascend(self, k: int, value: float, height: float, gradient: Tensor) -> bool:
         """Move a sample; False if there is little left to gain."""
         x = self.x[k].clone()
         uphill = gradient + self.rho * (self.anchor[k] - x) if self.rho else gradient
@@ -287,7 +285,7 @@ class _Ascent:
             if gain < CONVERGED * self.gained[k]:
                 return False
             self.gained[k] += gain
-        self.base[k], self.base_value[k], self.base_pull[k] = x, value, pull
+        self.base[k], self.base_value[k], self.base_height[k] = x, value, height
         lowest = torch.maximum(0.5 * (x + update), self.floor)
         self.x[k] = torch.maximum(x + self.step_size * update, lowest)
         self.slope[k] = float(torch.sum(gradient * (self.x[k] - self.base[k]), dtype=torch.float64))

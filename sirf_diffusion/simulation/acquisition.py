@@ -16,6 +16,7 @@ from ..engines.embedded.geometry import ProjDataGeometry, Segment
 from ..engines.embedded.projector import Projector
 from ..engines.embedded.scanners import get_scanner
 from ..images import ImageGeometry
+from ..reconstructors.base import inside
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,11 @@ def simulate_acquisition(
     efficiencies = np.clip(rng.normal(1, efficiency_sd, projdata.shape), 0.3, None)
     efficiencies[rng.random(projdata.shape) < dead_bins] = 0
     projected = projector.forward(truth).double()
-    _check_field_of_view(truth, projector)
     factors = attenuation_factors(attenuation, projector).double() * torch.from_numpy(efficiencies)
     trues = factors * projected
     if not float(trues.sum()) > 0:
         raise ValueError("the image has no activity that the scanner could see")
+    _check_field_of_view(truth, projector)
     calibration = (1 - background) * prompts / trues.sum()
     factors, trues = factors * calibration, trues * calibration
     additive = torch.zeros_like(trues)
@@ -117,7 +118,7 @@ def simulate_acquisition(
 
 
 def _check_field_of_view(truth: Tensor, projector: Projector) -> None:
-    seen = projector.adjoint(torch.ones(projector.projdata.shape)) > 0
+    seen = inside(projector.adjoint(torch.ones(projector.projdata.shape)))
     unseen = 1 - float(truth[seen].sum(dtype=torch.float64) / truth.sum(dtype=torch.float64))
     if unseen > _UNSEEN:
         logger.warning(
