@@ -1,4 +1,4 @@
-"""A volume with a two-dimensional network: the mean of transverse, coronal and sagittal scores.
+"""A volume with a two-dimensional network, which sees transverse, coronal and sagittal slices in turn.
 
 With transverse slices alone each plane would be denoised on its own and the planes would not fit together.
 """
@@ -8,7 +8,7 @@ import common
 import sirf_diffusion
 from sirf_diffusion.models import intensity_scale
 
-args = common.parse(__doc__, data="brain3d", subsets=2, steps=15, samples=1, seed=0, model="brain-fdg")
+args = common.parse(__doc__, data="brain3d", subsets=2, steps=45, samples=1, seed=0, model="brain-fdg")
 pet = sirf_diffusion.get_engine(args.engine)
 
 
@@ -17,10 +17,11 @@ def main():
     obj_fun = pet.make_Poisson_loglikelihood(scan.prompts, acq_model=scan.acq_model)
     start = common.osem(pet, obj_fun, scan.template, args.subsets, 4)
 
-    # the model is bound to the image's grid here, because it shall use three planes
+    # the model is bound to the image's grid here, because it shall use all three
     objective = sirf_diffusion.as_objective(obj_fun)
     scale = intensity_scale(objective.to_tensor(start), objective.geometry)
-    model = sirf_diffusion.ScoreModel.load(args.model, device="auto").on(objective.geometry, scale, planes="three")
+    model = sirf_diffusion.ScoreModel.load(args.model, device="auto")
+    model = model.on(objective.geometry, scale, planes="alternating")
 
     recon = sirf_diffusion.DDSReconstructor(
         objective,

@@ -22,6 +22,17 @@ def common_options() -> argparse.ArgumentParser:
     return common
 
 
+def add_precision(parser: argparse._ActionsContainer) -> None:
+    """Declare ``--precision``, see `ScoreModel.load`."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the network: bfloat16 takes 0.6 of its time on processors made for it and changes images by about "
+        "0.1 %%; default: float32",
+    )
+
+
 def run_command(
     program: str, arguments: argparse.Namespace, loggers: tuple[str, ...], user_errors: tuple[type[Exception], ...]
 ) -> int:

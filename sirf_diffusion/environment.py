@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import platform
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from . import __version__
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     "torch",
@@ -59,6 +62,17 @@ def select_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def warn_if_slow(device: torch.device) -> None:
+    """Log a warning if a device has no instructions for ``bfloat16``, which is slower than ``float32`` there."""
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = torch.cpu.get_capabilities()
+        supported = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not supported:
+        logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", device)
 
 
 def software_versions() -> dict[str, str]:

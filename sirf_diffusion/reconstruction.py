@@ -249,7 +249,7 @@ def reconstruct_from(
     if score_model is not None:
         placed = guide.place(source, early.image)
         score_model = bind(
-            score_model, source, values, early.scale, None if placed is None else placed.values, guidance
+            score_model, chosen, source, values, early.scale, None if placed is None else placed.values, guidance
         )
     steps: list[dict[str, Any]] = []
     reconstructor = build_reconstructor(
@@ -306,13 +306,19 @@ def reconstruct_from(
 
 
 def bind(
-    model: Any, source: Source, values: Mapping[str, Any], scale: float, anatomical: Tensor | None, guidance: float
+    model: Any,
+    method: Method,
+    source: Source,
+    values: Mapping[str, Any],
+    scale: float,
+    anatomical: Tensor | None,
+    guidance: float,
 ) -> Any:
     """A score model on the grid of a source, as a method's ``values`` say, shown the anatomical image if there is."""
     shown: dict[str, Any] = {} if anatomical is None else {"anatomical": anatomical}
     if guidance != 0:
         shown["guidance"] = guidance
-    planes = values["planes"] or model.planes_for(source.geometry)
+    planes = values["planes"] or model.planes_for(source.geometry, sampling=method.samples)
     return model.on(source.geometry, scale, planes, extent=values["extent"], **shown)
 
 
@@ -354,7 +360,7 @@ def trace_of(steps: Sequence[Mapping[str, Any]]) -> Trace | None:
     )
 
 
-def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu") -> Any:
+def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu", precision: str = "float32") -> Any:
     """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
 
     Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
@@ -374,7 +380,7 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
     if model is None:
         logger.info("no score model given: %s, the default", DEFAULT_MODEL)
         model = DEFAULT_MODEL
-    return ScoreModel.load(model, device=device) if isinstance(model, (str, os.PathLike)) else model
+    return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
 
 
 @dataclass(frozen=True)
@@ -447,5 +453,6 @@ def _describe_model(model: Any) -> dict[str, Any]:
         "sha256": model.hash,
         "voxel_size_mm": model.voxel_size,
         "planes": model.planes,
+        "precision": model.precision,
         "metadata": model.metadata,
     }

@@ -16,6 +16,7 @@ from .environment import select_device
 from .reconstruction import Reconstruction, bind, judge, trace_of
 from .reconstructors.base import check_count
 from .reconstructors.chain import spread
+from .reconstructors.defaults import get_method
 from .sources import Source
 
 
@@ -65,7 +66,8 @@ def merge(
     values, torch_device = first.record["values"], select_device(device)
     objective = source.objective(first.record["num_subsets"], torch_device)
     image = samples.mean(0)
-    bound = bind(model, source, values, first.record["intensity_scale"], first.anatomical, guidance)
+    method = get_method(first.record["method"])
+    bound = bind(model, method, source, values, first.record["intensity_scale"], first.anatomical, guidance)
     record = {key: value for key, value in first.record.items() if key != "members"}
     for key in ("projections", "seconds"):
         record[key] = {name: sum(r[key][name] for r in records) for name in record[key]}

@@ -12,7 +12,7 @@ from . import stir_keys
 from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
 from .findings import Findings
 
-_PLANES = ("auto", "transverse", "three", "volume")
+_PLANES = ("auto", "transverse", "three", "alternating", "volume")
 
 
 def check(file: ParFile, program: str, findings: Findings) -> None:

@@ -136,7 +136,7 @@ class SamplerCallback:
     def _begin(self, image: Tensor) -> None:
         scale = self.intensity_scale or intensity_scale(image, self.geometry)
         logger.info("reverse diffusion: %d steps, intensity scale %.6g image units", self.num_steps, scale)
-        planes = values.planes(self.planes) or self.model.planes_for(self.geometry)
+        planes = values.planes(self.planes) or self.model.planes_for(self.geometry, sampling=True)
         self._bound = self.model.on(self.geometry, scale, planes)
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
@@ -152,7 +152,8 @@ class SamplerCallback:
 
     def _denoise(self, image: Tensor) -> None:
         model, k = self._bound, self.num_calls - 1
-        self._u0, self._eps = model.predict(self._chain.u, self.times[k])
+        turn = None if k + 1 == len(self.times) else k
+        self._u0, self._eps = model.predict(self._chain.u, self.times[k], turn)
         self._prior_image = model.to_image(self._u0)[0].to(image)
         image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
         if self.anchor_strength > 0:

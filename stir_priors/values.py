@@ -13,7 +13,7 @@ from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.patient_space import AnatomicalImage
 
-PLANES = ("auto", "transverse", "three", "volume")
+PLANES = ("auto", "transverse", "three", "alternating", "volume")
 
 
 def real(key: str, text: str, minimum: float = 0.0) -> float:
@@ -51,7 +51,7 @@ def reals(key: str, text: str) -> list[float]:
 
 
 def planes(text: str) -> str | None:
-    """``"transverse"``, ``"three"`` or ``"volume"``; None for ``auto``: as the network and the image ask for."""
+    """As for `ScoreModel.on`; None for ``auto``: as the network and the image ask for."""
     if text not in PLANES:
         raise ValueError(f"planes := {text}: expected one of {', '.join(PLANES)}")
     return None if text == "auto" else text

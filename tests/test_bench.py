@@ -333,7 +333,8 @@ def test_the_suites_report_on_held_out_subjects_and_tune_on_others():
 def test_the_speed_suite_measures_each_layer(model):
     rows = measure_speed(model, sizes=(Size(side=32, views=12), Size(side=32, views=12, planes=3, samples=2)))
     names = {r["what"] for r in rows}
-    assert {"forward projection", "forward and back projection", "network", "3 steps of dds"} <= names
+    assert {"forward projection", "forward and back projection", "3 steps of dds"} <= names
+    assert {"network", "network, bfloat16"} <= names
     for row in rows:
         assert row["seconds"] > 0
         if "steps" in row["what"]:

@@ -168,6 +168,14 @@ def test_an_image_is_the_starting_point_and_decides_the_grid(recon, scan, tmp_pa
     assert read_image(out / "reconstruction.hv")[1] == geometry
 
 
+def test_the_networks_precision_is_chosen_and_recorded(recon):
+    for precision in ("float32", "bfloat16"):
+        code, out = recon("--overwrite", method="dds", precision=precision)
+        assert code == 0
+        assert json.loads((out / "record.json").read_text())["model"]["precision"] == precision
+    assert recon(method="dds", precision="float32")[0] == 2  # another result is in the folder
+
+
 def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels(recon, model, scan):
     code, out = recon(attenuation=None, multiplicative=scan.multiplicative_with_attenuation_hs)
     assert code == 0
@@ -180,12 +188,13 @@ def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels
 def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
     scan = write_small_scan(tmp_path / "scan", planes=3)
     arguments = ["recon", "--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs]
-    arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--model", str(model), "--samples", "2"]
-    for method in ("dds", "lisch"):
+    arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--model", str(model)]
+    for method, few in (("dds", "num_steps=2"), ("lisch", "num_steps=2"), ("map-score", "num_iterations=2")):
         out = tmp_path / method
-        assert main([*arguments, "--method", method, "--set", "num_steps=2", "--out", str(out)]) == 0
+        samples = ["--samples", "2"] if METHODS[method].samples else []
+        assert main([*arguments, *samples, "--method", method, "--set", few, "--out", str(out)]) == 0
         record = json.loads((out / "record.json").read_text())
-        assert record["model"]["planes"] == "three"
+        assert record["model"]["planes"] == ("three" if method == "map-score" else "alternating")
     assert "projections" in capsys.readouterr().out
 
 
@@ -396,10 +405,10 @@ def test_demo_compares_one_and_three_planes_on_a_volume(model, tmp_path, capsys)
     folder = write_small_scan(tmp_path / "volume", planes=3).folder
     options = {"model": ScoreModel.load(model), "num_samples": 1, "device": "cpu"}
     found = _compare_planes(load_example(folder), options)
-    assert list(found) == ["osem", "lisch transverse", "lisch three"]
-    planes = [found[f"lisch {p}"].results["lisch"].record["model"]["planes"] for p in ("transverse", "three")]
-    assert planes == ["transverse", "three"]
-    assert "lisch three" in capsys.readouterr().out
+    assert list(found) == ["osem", "lisch transverse", "lisch alternating"]
+    planes = [found[f"lisch {p}"].results["lisch"].record["model"]["planes"] for p in ("transverse", "alternating")]
+    assert planes == ["transverse", "alternating"]
+    assert "lisch alternating" in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_there(capsys):

@@ -280,6 +280,15 @@ def test_resumed_equals_uninterrupted(method, bound, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 
 
+def test_orientations_take_turns_until_the_last_level():
+    objective, _ = make_toy(SHAPES[0])
+    model, turns = bound_model(objective), []
+    predict = model.predict
+    model.predict = lambda u, t, turn=None: turns.append(turn) or predict(u, t)
+    run(DDSReconstructor, objective, model, num_steps=5)
+    assert turns == [0, 1, 2, 3, None]
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     objective, _ = make_toy(SHAPES[0])
     path = tmp_path / "run.safetensors"
@@ -291,6 +300,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     other = ToyObjective(objective.matrix, objective.prompts + 1, objective.background, objective.geometry.shape)
     with pytest.raises(ValueError, match="mean_activity"):
         run(DDSReconstructor, other, resume_from=path)
+    rough = bound_model(objective)
+    rough.precision = "bfloat16"
+    with pytest.raises(ValueError, match="precision was 'float32', this run has 'bfloat16'"):
+        run(DDSReconstructor, objective, rough, resume_from=path)
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"\x00" * 64):
         path.write_bytes(damaged)

@@ -352,15 +352,17 @@ def test_smooth_step_is_symmetric_positive_and_no_longer_than_the_plain_one():
     assert torch.equal(SmoothStep(geometry, 0.0).direction(p, a, 1.0), p * a)
 
 
-def test_the_command_lines_anchor_follows_how_the_model_sees_the_image():
+def test_the_command_lines_defaults_follow_how_the_model_sees_the_image():
     from sirf_diffusion.reconstructors.build import build_reconstructor
-    from sirf_diffusion.reconstructors.defaults import LISCH_ANCHORS
+    from sirf_diffusion.reconstructors.defaults import BY_PLANES
 
     objective, _ = make_toy((4, 8, 8))
-    for planes, anchor in LISCH_ANCHORS.items():
+    for planes, anchor in BY_PLANES["anchor_strength"].items():
         model = ToyModel(identity).on(objective.geometry, 1.0)
         model.planes = planes
         for name in ("lisch", "steerable"):
-            assert build_reconstructor(name, objective, {}, model=model).settings["anchor_strength"] == anchor
-            run = build_reconstructor(name, objective, {"anchor_strength": 0.0}, model=model)
-            assert run.settings["anchor_strength"] == 0
+            found = build_reconstructor(name, objective, {}, model=model).settings
+            assert (found["anchor_strength"], found["num_steps"]) == (anchor, BY_PLANES["num_steps"][planes])
+            run = build_reconstructor(name, objective, {"anchor_strength": 0.0, "num_steps": 3}, model=model)
+            assert (run.settings["anchor_strength"], run.num_steps) == (0, 3)
+        assert build_reconstructor("dds", objective, {}, model=model).settings["anchor_strength"] == 5.0

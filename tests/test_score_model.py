@@ -134,6 +134,28 @@ def test_three_planes_are_averaged_with_their_labels():
     assert model.counter.evaluations == 2
 
 
+def test_alternating_orientations_take_turns_and_share_what_is_nobodys_turn():
+    means = (0.5, 1.0, 3.0)
+    network = AnalyticGaussian(VPSchedule(), "eps", mean=means)
+    unbound = ScoreModel(network, VPSchedule(), "eps", multiple=4)
+    model, three = (unbound.on(geometry((4, 8, 12)), 1.0, planes) for planes in ("alternating", "three"))
+    u, t = model.to_latent(random_image((2, 4, 8, 12))), VPSchedule().t_of_sigma(0.4)
+    shared, _ = three.predict(u, t)
+    found = []
+    for turn in range(4):
+        network.calls.clear()
+        u0, eps = model.predict(u, t, turn)
+        assert {label for _, labels in network.calls for label in labels} == {turn % 3}
+        torch.testing.assert_close(unbound.schedule.gamma(t) * u0 + unbound.schedule.nu(t) * eps, u)
+        found.append(u0)
+    assert torch.equal(found[0], found[3])
+    torch.testing.assert_close(sum(found[:3]) / 3, shared)
+    assert torch.equal(model.predict(u, t)[0], shared)
+    assert torch.equal(three.predict(u, t, 1)[0], shared)
+    assert torch.equal(model.residual(u, 0.4), three.residual(u, 0.4))
+    assert model.counter.evaluations == 2 * (4 + 2)
+
+
 def test_slice_orientations():
     """Rows and columns of the slices are (y, x), (z, x) and (z, y), also for volumes that need padding."""
     x = random_image((2, 5, 6, 7))
@@ -287,6 +309,29 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
             ScoreModel.load(path, device="cuda")
     with pytest.raises(ValueError, match="device"):
         ScoreModel.load(path, device="abacus")
+
+
+def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    real_model().save(path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    grid, x = geometry((3, 8, 10)), torch.rand(2, 3, 8, 10)
+    exact, rough = (ScoreModel.load(path, precision=p).on(grid, 5.0) for p in ("float32", "bfloat16"))
+    assert (exact.precision, rough.precision) == ("float32", "bfloat16")
+    assert rough.hash == exact.hash
+    found, expected = rough.denoise(x, 0.3), exact.denoise(x, 0.3)
+    assert found.dtype == torch.float32
+    assert 1e-5 < (found - expected).norm() / expected.norm() < 0.1  # random weights amplify
+    u = rough.to_latent(x).requires_grad_()
+    rough.predict_with_gradient(u, 0.3)[0].sum().backward()
+    assert u.grad.dtype == torch.float32
+    assert bool(torch.isfinite(u.grad).all())
+    assert not caplog.records
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    ScoreModel.load(path, precision="bfloat16")
+    assert "slower than float32" in caplog.text
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, found 'half'"):
+        ScoreModel.load(path, precision="half")
 
 
 @pytest.mark.requires_cuda

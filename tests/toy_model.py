@@ -26,7 +26,7 @@ class ToyModel:
         self.device = torch.device("cpu")
         self.geometry: ImageGeometry | None = None
         self.intensity_scale = float("nan")
-        self.hash, self.conditioning = "toy", None
+        self.hash, self.conditioning, self.precision = "toy", None, "float32"
         self.counter = Counter()
 
     def on(self, geometry: ImageGeometry, intensity_scale: float) -> ToyModel:
@@ -39,7 +39,7 @@ class ToyModel:
         z, y, x = self.geometry.shape
         return z, y + 2 * self.pad, x + 2 * self.pad
 
-    def predict(self, u: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    def predict(self, u: Tensor, t: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
         gamma, nu = float(self.schedule.gamma(t)), float(self.schedule.nu(t))
         self.counter.evaluations += len(u)
         u0 = self.denoiser(u / gamma, nu / gamma)

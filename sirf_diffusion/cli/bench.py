@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..command_line import add_precision
+
 MODEL = "brain-fdg"
 CONDITIONAL_MODEL = "brain-fdg-mr"
 _SUITES = ("quick", "2d", "3d", "ood", "speed")
@@ -55,6 +57,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
     parser.add_argument("--compare", type=Path, metavar="OLD.h5", help="show what changed since an earlier results.h5")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    add_precision(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     parser.set_defaults(run=run)
 
@@ -94,7 +97,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     suite = suite.smaller(arguments.subjects, arguments.realisations)
     earlier = None if arguments.compare is None else read_results(arguments.compare)[1]
     execution = make_execution(arguments.workers, arguments.cluster)
-    campaign = Campaign(suite, out, _models(arguments), execution, device, command)
+    campaign = Campaign(suite, out, _models(arguments), execution, device, command, arguments.precision)
     outcome = campaign.run()
     write_report(outcome, out, earlier)
     for kind, prompts in dict.fromkeys((r["case"], r["prompts"]) for r in outcome.summary):

@@ -91,14 +91,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare_planes(example: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """OSEM, and likelihood-scheduled sampling with one and with three planes, on a volume; fewer steps, two samples."""
+    """OSEM, and likelihood-scheduled sampling in slices of one and of three orientations, on a volume; few levels.
+
+    Three orientations take turns, each with as many levels as the one.
+    """
     from ..evaluation.comparison import COLUMNS, compare
     from ..evaluation.report import format_table
+    from ..reconstructors.defaults import METHODS
 
     options = {**options, "quick": True}
     in_3d = {"osem": compare(example, ["osem"], **options)}
-    for planes in ("transverse", "three"):
-        in_3d[f"lisch {planes}"] = compare(example, ["lisch"], settings={"lisch": {"planes": planes}}, **options)
+    num_steps = METHODS["lisch"].quick["num_steps"]
+    for planes, turns in (("transverse", 1), ("alternating", 3)):
+        settings = {"planes": planes, "num_steps": turns * num_steps}
+        in_3d[f"lisch {planes}"] = compare(example, ["lisch"], settings={"lisch": settings}, **options)
     print(f"\n3D, {example.truth.shape[0]} planes with oblique segments:")
     print(format_table([{**c.rows()[0], "method": name} for name, c in in_3d.items()], COLUMNS))
     return in_3d

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..command_line import add_precision
 from ..guide import TARGETS, Guide
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.defaults import METHODS, NUM_SAMPLES, Method
@@ -134,6 +135,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     add_options(parser)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    add_precision(run_group)
     run_group.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     run_group.add_argument(
         "--workers", type=int, default=1, metavar="N", help="share the samples among N processes; default: 1"
@@ -161,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
             "method": method.name,
             "files": {name: getattr(arguments, name) for name in _FILES if getattr(arguments, name) is not None},
             "model": None if study.model is None else study.model.hash,
+            "precision": arguments.precision,
             "samples": arguments.samples,
             "seed": arguments.seed,
             "values": study.values,
@@ -221,7 +224,7 @@ class _Study:
         elif arguments.engine is not None or arguments.keep_prior:
             raise ValueError("--engine and --keep-prior are for --par")
         values = method.with_settings(settings)
-        model = load_model_for(method, model_name, select_device(arguments.device))
+        model = load_model_for(method, model_name, select_device(arguments.device), arguments.precision)
         guide = Guide(arguments.anatomical, arguments.guidance or 0.0, arguments.register)
         if request is not None:
             guide = request.guide(guide)

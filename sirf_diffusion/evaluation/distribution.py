@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
+from ..models.grid import THREE_ORIENTATIONS
 from ..models.intensity import gaussian_smooth
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def check_distribution(
         Costs 36 network evaluations of one image and one projection (two without ``log_likelihood``).
     """
     began = time.perf_counter()
-    flat = model.planes == "three" and model.conditioning is None
+    flat = model.planes in THREE_ORIENTATIONS and model.conditioning is None
     bound = model.on(model.geometry, model.intensity_scale) if flat else model
     evaluations = bound.counter.evaluations
     images = image[None] if samples is None else samples

@@ -30,7 +30,8 @@ class Coverage:
     network
         As for `ScoreModel`.
     planes
-        ``"transverse"``, ``"three"`` for the mean over three orientations, or ``"volume"``, see `ScoreModel.on`.
+        ``"transverse"``, ``"three"`` for the mean over three orientations, ``"alternating"`` for one of them at a time,
+        or ``"volume"``, see `ScoreModel.on`.
     multiple
         Sizes of slices or volumes must be multiples of this.
     architecture
@@ -39,6 +40,8 @@ class Coverage:
         As for `ScoreModel.on`.
     gradient_batch
         Most slices, or volumes, in one network call with gradients; None to fit memory.
+    precision
+        As for `ScoreModel.load`.
     """
 
     network: Network
@@ -48,9 +51,12 @@ class Coverage:
     max_batch: int | None = None
     block: int | None = None
     gradient_batch: int | None = None
+    precision: str = "float32"
 
-    def __call__(self, inputs: Tensor, time: float) -> Tensor:
+    def __call__(self, inputs: Tensor, time: float, turn: int | None = None) -> Tensor:
         """Network output ``[..., Z, Y, X]`` for input images ``[..., in, Z, Y, X]`` at one time, see `network_time`.
+
+        Alternating orientations take turns, by the number ``turn``; without one it is the mean over all three.
 
         Raises
         ------
@@ -61,10 +67,13 @@ class Coverage:
             return self._volumes(inputs, time)
         if self.planes == "transverse":
             return self._slices(inputs, time, 0)
+        orientations = list(enumerate(_STACKING_AXES))
+        if self.planes == "alternating" and turn is not None:
+            orientations = [orientations[turn % len(orientations)]]
         total = torch.zeros_like(inputs[..., 0, :, :, :])
-        for plane, axis in enumerate(_STACKING_AXES):
+        for plane, axis in orientations:
             total += self._slices(inputs.movedim(axis, -3), time, plane).movedim(-3, axis)
-        return total.div_(len(_STACKING_AXES))
+        return total.div_(len(orientations))
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +133,8 @@ class Coverage:
             part = images[first : first + batch].to(dtype)
             times = torch.full((len(part),), time, dtype=dtype, device=part.device)
             labels = torch.full((len(part),), plane, dtype=torch.long, device=part.device)
-            output = self._call_network(part, times, labels, keep=len(part) == len(images))
+            with torch.autocast(part.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                output = self._call_network(part, times, labels, keep=len(part) == len(images))
             results.append(output.to(images.dtype))
         return torch.cat(results)
 

@@ -20,7 +20,9 @@ from ..images import ImageGeometry
 
 logger = logging.getLogger(__name__)
 
-PLANES = ("transverse", "three", "volume")
+PLANES = ("transverse", "three", "alternating", "volume")
+#: Those that look at slices of all three orientations.
+THREE_ORIENTATIONS = ("three", "alternating")
 _SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
 
 
@@ -41,8 +43,8 @@ class GridAdapter:
     multiple
         The latent sizes of the axes that slices lie in are multiples of this.
     planes
-        ``"transverse"``: slices lie in y and x, and z is left as it is. ``"three"``: slices lie in all three pairs of
-        axes. ``"volume"``: the network takes the volume.
+        ``"transverse"``: slices lie in y and x, and z is left as it is. ``"three"``, ``"alternating"``: slices lie in
+        all three pairs of axes. ``"volume"``: the network takes the volume.
     extent
         If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
 

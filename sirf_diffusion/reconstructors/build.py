@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
 from .base import Reconstructor
-from .defaults import ADAPTATIONS, LISCH_ANCHORS, METHODS, Method, get_method
+from .defaults import ADAPTATIONS, BY_PLANES, METHODS, Method, get_method
 
 if TYPE_CHECKING:
     from .network_adaptation import NetworkAdaptation
@@ -65,6 +65,9 @@ def build_reconstructor(
     values = method.with_settings(settings)
     for of_the_model in ("planes", "extent"):
         values.pop(of_the_model, None)
+    for setting, by_planes in BY_PLANES.items():
+        if setting in values and values[setting] is None:
+            values[setting] = by_planes[model.planes]
     builder = _BUILDERS[name]
     for option, given, user in (("subset_order", subset_order, "osem"), ("prior", prior, "map-rdp")):
         if given is not None:
@@ -160,13 +163,7 @@ def _hqs(objective: Objective, model: Any, scale: float, values: dict[str, Any],
 def _lisch(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
     from .lisch import LikelihoodScheduledReconstructor
 
-    return LikelihoodScheduledReconstructor(objective, model, **_anchored(values, model), callbacks=callbacks)
-
-
-def _anchored(values: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Settings of `lisch`, with the anchor that suits how the model sees the image if none was given."""
-    given = values["anchor_strength"]
-    return {**values, "anchor_strength": LISCH_ANCHORS[model.planes] if given is None else given}
+    return LikelihoodScheduledReconstructor(objective, model, **values, callbacks=callbacks)
 
 
 def _ddip(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
@@ -178,7 +175,7 @@ def _ddip(objective: Objective, model: Any, scale: float, values: dict[str, Any]
 def _steerable(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
     from .steerable import SteerableReconstructor
 
-    return SteerableReconstructor(objective, model, **_anchored(values, model), callbacks=callbacks)
+    return SteerableReconstructor(objective, model, **values, callbacks=callbacks)
 
 
 _BUILDERS: dict[str, Callable[..., Reconstructor]] = {

@@ -31,6 +31,11 @@ class DiffusionStep:
     sigma: float
     sigma_next: float = 0.0
 
+    @property
+    def turn(self) -> int | None:
+        """For `ScoreModel.predict`: orientations take turns, but all of them see to the last image."""
+        return None if self.index + 1 == self.num_steps else self.index
+
 
 class SmoothStep:
     r"""What a data step makes of an ascent direction: errors of a denoised image are smooth, so corrections should be.

@@ -30,9 +30,10 @@ class Method:
     num_subsets
         Wanted number of subsets; the largest one below it that divides the views evenly is used.
     settings
-        Defaults of what can be set; None stands for a value chosen by the data.
-        Those of all score models: ``planes`` (``"transverse"``; ``"three"``, the default for volumes) and ``extent``,
-        the side in mm of the central square that the network covers, for small objects in a large field of view.
+        Defaults of what can be set; None stands for a value of `BY_PLANES`, or for one chosen by the data.
+        Those of all score models: ``planes`` (see `ScoreModel.on`; None as `ScoreModel.planes_for` says) and
+        ``extent``, the side in mm of the central square that the network covers, for small objects in a large field of
+        view.
     quick
         Other values for a quick look.
     adaptation
@@ -63,12 +64,17 @@ class Method:
         return {**self.settings, **(self.quick if quick else {}), **given}
 
 
-#: Anchor of `lisch` by how the model sees an image. What a model of slices gets wrong in one plane it may get right in
-#: the next; in three planes, or in a volume, its errors reach over several planes, and the data move them together.
-LISCH_ANCHORS = {"transverse": 2.5, "three": 0.4, "volume": 0.4}
+#: Settings whose default follows how the model sees an image. What a model of slices gets wrong in one plane it may get
+#: right in the next: there `lisch` has a strong anchor. In three orientations, or in a volume, its errors reach over
+#: several planes, and the data move them together. Orientations that take turns have fewer levels each, so that there
+#: are more of them, which still cost half of what three orientations at every level do.
+BY_PLANES: Mapping[str, Mapping[str, Any]] = {
+    "num_steps": {"transverse": 40, "three": 40, "alternating": 60, "volume": 40},
+    "anchor_strength": {"transverse": 2.5, "three": 0.4, "alternating": 0.4, "volume": 0.4},
+}
 
 _LISCH = {
-    "num_steps": 40,
+    "num_steps": None,
     "eta": 1.0,
     "noise": "balanced",
     "step_size": 1.8,
@@ -119,7 +125,7 @@ _METHODS = (
         uses_model=True,
         samples=True,
         settings={
-            "num_steps": 40,
+            "num_steps": None,
             "eta": 1.0,
             "noise": "balanced",
             "num_inner": 3,
@@ -139,7 +145,7 @@ _METHODS = (
         uses_model=True,
         samples=True,
         settings={
-            "num_steps": 40,
+            "num_steps": None,
             "eta": 1.0,
             "noise": "balanced",
             "num_inner": 3,
@@ -168,7 +174,7 @@ _METHODS = (
         samples=True,
         num_subsets=2,
         settings={
-            "num_steps": 40,
+            "num_steps": None,
             "eta": 0.85,
             "noise": "balanced",
             "sigma_start": 0.7,

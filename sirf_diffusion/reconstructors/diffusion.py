@@ -239,6 +239,7 @@ class DiffusionReconstructor(Reconstructor):
         self.record["model"] = {
             "hash": self.model.hash,
             "conditioning": self.model.conditioning,
+            "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
         }
         self.record["trace"] = [dict(entry) for entry in self._steps]
@@ -312,7 +313,7 @@ class DiffusionReconstructor(Reconstructor):
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
         step = self._level(chain)
-        u0, eps = model.predict(chain.u, step.t)
+        u0, eps = model.predict(chain.u, step.t, step.turn)
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
 
     def _level(self, chain: Chain) -> DiffusionStep:
@@ -399,6 +400,7 @@ class DiffusionReconstructor(Reconstructor):
             "method": self.method,
             "model": self.model.hash,
             "conditioning": self.model.conditioning,
+            "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
             "image_shape": list(self.objective.geometry.shape),
             "sensitivity": float(self.objective.sensitivity().double().sum()),

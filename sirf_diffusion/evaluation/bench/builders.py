@@ -142,7 +142,8 @@ def _by_name(name: str) -> Builder:
     def make(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
         method = METHODS[name]
         role, guidance = settings.pop("role", "score"), settings.pop("guidance", 0.0)
-        options = {"anatomical": problem.mr, "guidance": guidance} if role == "conditional" else {}
+        options: dict[str, Any] = {"anatomical": problem.mr, "guidance": guidance} if role == "conditional" else {}
+        options["sampling"] = method.samples
         model = problem.model(role, settings.get("planes"), **options) if method.uses_model else None
         return build_reconstructor(
             name,

@@ -72,6 +72,8 @@ class Campaign:
         Of the reconstructions.
     command
         For the record.
+    precision
+        In which the networks compute, see `ScoreModel.load`.
     """
 
     suite: Suite
@@ -80,11 +82,13 @@ class Campaign:
     execution: Execution = field(default_factory=InThisProcess)
     device: str = "cpu"
     command: str = ""
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         identity = {
             "suite": {k: v for k, v in vars(self.suite).items() if k not in ("about", "methods")},
             "device": self.device,
+            "precision": self.precision,
             "version": software_versions()["sirf-diffusion"],
             **{f"{role} model": _hash_of(name) for role, name in self.models.items()},
         }
@@ -114,6 +118,7 @@ class Campaign:
                 "sizes": {k: v for k, v in vars(suite).items() if k not in ("name", "about", "overrides")},
                 "models": {role: {"name": name, "sha256": _hash_of(name)} for role, name in self.models.items()},
                 "device": self.device,
+                "precision": self.precision,
                 "threads": torch.get_num_threads(),
                 "command": self.command,
                 "software": software_versions(),
@@ -197,7 +202,7 @@ class Campaign:
         """Results of all runs, those that are missing made first; each is kept as soon as it is there."""
         found = {spec.name: self.store.get(spec) for spec in specs}
         missing = {spec.name: spec for spec in specs if found[spec.name] is None}
-        jobs = [(spec, self._case(spec.case), self.device, images) for spec in missing.values()]
+        jobs = [(spec, self._case(spec.case), self.device, images, self.precision) for spec in missing.values()]
         for number, result in enumerate(self.execution.results(_perform, jobs), start=1):
             self.store.put(result)
             found[result.spec.name] = result
@@ -242,7 +247,7 @@ def available_lines(suite: Suite, models: Mapping[str, str]) -> tuple[list[Line]
     return lines, unavailable
 
 
-def _perform(job: tuple[RunSpec, Case, str, bool]) -> RunResult:
+def _perform(job: tuple[RunSpec, Case, str, bool, str]) -> RunResult:
     return perform(*job)
 
 

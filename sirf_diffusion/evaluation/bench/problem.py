@@ -58,9 +58,11 @@ class Problem:
         """Intensity scale, image units per network unit."""
         return intensity_scale(self.early.get_output(), self.case.geometry)
 
-    def model(self, role: str = "score", planes: str | None = None, **options: Any) -> ScoreModel:
-        """The score model of this role on the grid of the case."""
-        planes = planes or self.models[role].planes_for(self.case.geometry)
+    def model(
+        self, role: str = "score", planes: str | None = None, *, sampling: bool = True, **options: Any
+    ) -> ScoreModel:
+        """The score model of this role on the grid of the case; for a sampler, or for a prior."""
+        planes = planes or self.models[role].planes_for(self.case.geometry, sampling=sampling)
         return self.models[role].on(self.case.geometry, self.scale, planes, **options)
 
     @cached_property

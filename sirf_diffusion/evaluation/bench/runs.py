@@ -83,10 +83,12 @@ class RunResult:
     where: str = ""
 
 
-def perform(spec: RunSpec, case: Case, device: str = "cpu", keep_images: bool = True) -> RunResult:
+def perform(
+    spec: RunSpec, case: Case, device: str = "cpu", keep_images: bool = True, precision: str = "float32"
+) -> RunResult:
     """Reconstruct and measure. A method that diverges, or that refuses its settings, gives a result that says so."""
     line, torch_device = get_line(spec.line), torch.device(device)
-    models = {role: _model(name, device) for role, name in spec.models.items() if role in line.models}
+    models = {role: _model(name, device, precision) for role, name in spec.models.items() if role in line.models}
     problem = Problem(case, spec.realisation, models, torch_device)
     settings = {**line.settings, **spec.settings}
     if line.oracle:
@@ -136,8 +138,8 @@ def _cost(record: dict[str, Any], problem: Problem) -> dict[str, float]:
 
 
 @lru_cache(maxsize=2)
-def _model(name: str, device: str) -> ScoreModel:
-    return ScoreModel.load(name, device=device)
+def _model(name: str, device: str, precision: str) -> ScoreModel:
+    return ScoreModel.load(name, device, precision)
 
 
 def _reset_peak_memory(device: torch.device) -> None:

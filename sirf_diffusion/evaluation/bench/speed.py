@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...engines.embedded.acquisition_model import AcquisitionModel
 from ...engines.embedded.geometry import ProjDataGeometry, Segment
@@ -66,8 +66,8 @@ COLUMNS = (
 def measure_speed(model: str, device: str = "cpu", sizes: tuple[Size, ...] = SIZES) -> list[dict[str, Any]]:
     """Seconds of one forward and back projection, of one denoising, and of a few steps of each sampling method.
 
-    The best of three, after a first call that prepares; on a GPU the network also in the ways that are meant to be
-    faster there. Of the methods, the shares of projector, network and everything else.
+    The best of three, after a first call that prepares; the network also in the ways that are meant to be faster. Of
+    the methods, the shares of projector, network and everything else.
     """
     where = torch.device(device)
     score = ScoreModel.load(model, device=device)
@@ -89,18 +89,16 @@ def write_speed(rows: list[dict[str, Any]], folder: Path, command: str, device: 
         temporary.write_text("\n".join([*lines, markdown(COLUMNS, rows), ""]), encoding="utf-8")
 
 
-def network_variants(score: ScoreModel) -> dict[str, Callable[..., Tensor]]:
-    """The network as it is, and on a GPU in bfloat16, in ``channels_last``, and compiled."""
-    network = score.network
-    variants: dict[str, Callable[..., Tensor]] = {"network": network}
-    if score.device.type != "cuda":
-        return variants
-
-    def half(*arguments: Any, **options: Any) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return network(*arguments, **options)
-
-    return {**variants, "network, bfloat16": half, "network, bfloat16, compiled": torch.compile(half)}
+def network_variants(score: ScoreModel) -> dict[str, ScoreModel]:
+    """The model as it is, in bfloat16, and on a GPU compiled too."""
+    half = copy.copy(score)
+    half.precision = "bfloat16"
+    variants = {"network": score, "network, bfloat16": half}
+    if score.device.type == "cuda":
+        compiled = copy.copy(half)
+        compiled.network = torch.compile(score.network)
+        variants["network, bfloat16, compiled"] = compiled
+    return variants
 
 
 def _measured(
@@ -111,17 +109,7 @@ def _measured(
     yield "forward and back projection", {"seconds": _best(lambda: objective.gradient(image), device)}
     planes = "three" if size.planes >= 15 else "transverse"
     scale = float(image.max())
-    for name, network in network_variants(score).items():
-        variant = ScoreModel(
-            network,
-            score.schedule,
-            score.prediction,
-            score.voxel_size,
-            time_input=score.time_input,
-            multiple=score.multiple,
-        )
-        if network is score.network:
-            variant = score
+    for name, variant in network_variants(score).items():
         bound = variant.on(objective.geometry, scale, planes)
         latent = bound.to_latent(image.to(score.device))
         yield name, {"seconds": _best(lambda b=bound, u=latent: b.predict(u, 0.5), device)}  # type: ignore[misc]
