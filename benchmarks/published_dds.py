@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=2 python benchmarks/published_dds.py [--planes 23] [--orientations 1] [--steps 3] [--samples 1]
+    OMP_NUM_THREADS=2 python benchmarks/published_dds.py [--planes 23] [--slices three] [--steps 3] [--samples 1]
 
 The straightforward one goes sample by sample and slice by slice through the network, whose weights and attention are as
 MONAI makes them if not told otherwise, and evaluates value and gradient of the likelihood separately at every inner
@@ -56,7 +56,8 @@ def straightforward(
     chain = Chain.start(start, float(schedule.nu(times[0])), num_samples, 0, "balanced")
     results = [torch.empty(0)] * num_samples
     for index, t in enumerate(times):
-        found = [slice_by_slice.predict(u, t) for u in chain.u]
+        turn = index if index + 1 < num_steps else None
+        found = [slice_by_slice.predict(u, t, turn) for u in chain.u]
         for k, (u0, _) in enumerate(found):
             x = anchor_image = model.to_image(u0).clamp(min=floor) * mask
             for inner in range(num_inner):
@@ -80,7 +81,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planes", type=int, choices=(1, 23), default=23)
-    parser.add_argument("--orientations", type=int, choices=(1, 3), default=1, help="of the network's slices")
+    parser.add_argument("--slices", choices=("transverse", "three", "alternating"), default="transverse")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--inner", type=int, default=5)
@@ -95,7 +96,7 @@ def main() -> None:
     for subset in range(objective.num_subsets):  # the projector's matrices are made at its first use
         objective.gradient(objective.uniform_image(), subset)
     settings = {"num_steps": options.steps, "num_samples": options.samples, "num_inner": options.inner}
-    model = problem.model(planes="three" if options.orientations == 3 else "transverse")
+    model = problem.model(planes=options.slices)
     as_made = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
     for block in as_made.modules():
         if hasattr(block, "use_flash_attention"):

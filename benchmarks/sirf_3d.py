@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of OSEM, at most")
     parser.add_argument("--em-iterations", type=float, default=7.0, help="where LiSch ends its likelihood schedule")
     parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--planes", choices=("transverse", "three"), default="three")
+    parser.add_argument("--planes", choices=("transverse", "three", "alternating"), default="alternating")
     parser.add_argument("--methods", nargs="+", default=["dds", "lisch"])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))

@@ -107,7 +107,7 @@ def _measured(
     image = objective.uniform_image().expand(size.samples, -1, -1, -1).contiguous()
     yield "forward projection", {"seconds": _best(lambda: objective.value(image), device)}
     yield "forward and back projection", {"seconds": _best(lambda: objective.gradient(image), device)}
-    planes = "three" if size.planes >= 15 else "transverse"
+    planes = "alternating" if size.planes >= 15 else "transverse"
     scale = float(image.max())
     for name, variant in network_variants(score).items():
         bound = variant.on(objective.geometry, scale, planes)
