@@ -225,7 +225,7 @@ def reconstruct_from(
         together.
     """
     chosen = get_method(method)
-    values = chosen.with_settings(settings or {}, quick=quick)
+    values = chosen.with_settings(settings or {}, volume=source.geometry.shape[0] > 1, quick=quick)
     if num_samples is not None and not chosen.samples:
         raise ValueError(f"{method} gives one image, not samples: leave the number of samples out")
     if num_samples is None and chosen.samples:

@@ -6,6 +6,7 @@ import argparse
 import ast
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
 _SETTINGS = "\n".join(
-    f"  {m.name:<10} {m.about}\n{'':13}{', '.join(f'{k}={v}' for k, v in m.settings.items())}" for m in METHODS.values()
+    f"  {m.name:<10} {m.about}\n{'':13}{_listed(m.settings)}"
+    + (f"\n{'':13}in volumes: {_listed(m.volumes)}" if m.volumes else "")
+    for m in METHODS.values()
 )
 
 _DESCRIPTION = f"""\

@@ -32,7 +32,9 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass
 class NetworkCounter:
-    """Counts network work: one evaluation is one image (or volume) denoised once; ``seconds`` is wall time."""
+    """Counts network work: one evaluation is one image (or volume) denoised once, in however many orientations;
+    ``seconds`` is wall time.
+    """
 
     evaluations: int = 0
     seconds: float = 0.0
@@ -371,8 +373,8 @@ class ScoreModel:
     def predict(self, u: Tensor, t: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
         """Clean image and noise in a noisy latent image: ``(u0, eps)`` with ``u = gamma u0 + nu eps``.
 
-        Three planes: the network's outputs for the three orientations are averaged; ``u0``, ``eps`` and the score are
-        the same affine functions of each, so that all of them are averages.
+        Three orientations: the network's outputs are averaged; ``u0``, ``eps`` and the score are the same affine
+        functions of each, so that all of them are averages.
 
         Parameters
         ----------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
 from .base import Reconstructor
-from .defaults import ADAPTATIONS, BY_PLANES, METHODS, Method, get_method
+from .defaults import ADAPTATIONS, METHODS, Method, get_method
 
 if TYPE_CHECKING:
     from .network_adaptation import NetworkAdaptation
@@ -62,12 +62,10 @@ def build_reconstructor(
         no use for.
     """
     method = get_method(name)
-    values = method.with_settings(settings)
+    volume = objective.geometry.shape[0] > 1 if model is None else model.planes != "transverse"
+    values = method.with_settings(settings, volume=volume)
     for of_the_model in ("planes", "extent"):
         values.pop(of_the_model, None)
-    for setting, by_planes in BY_PLANES.items():
-        if setting in values and values[setting] is None:
-            values[setting] = by_planes[model.planes]
     builder = _BUILDERS[name]
     for option, given, user in (("subset_order", subset_order, "osem"), ("prior", prior, "map-rdp")):
         if given is not None:

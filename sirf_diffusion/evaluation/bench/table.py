@@ -81,7 +81,7 @@ class Line:
             return dict(self.settings)
         method = METHODS[self.builder]
         adaptation = {} if method.adaptation is None else {"adaptation": dict(ADAPTATIONS[method.adaptation].settings)}
-        return {**adaptation, **method.settings, **self.settings}
+        return {**adaptation, **method.settings, "volumes": dict(method.volumes), **self.settings}
 
 
 _STRENGTH = {"penalisation_factor": Range(1.0, 1e-3, 1e3)}
