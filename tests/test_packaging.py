@@ -81,7 +81,8 @@ def test_the_methods_page_has_every_setting_with_its_default():
     shared = sections["Settings that all score models share"]
     for method in METHODS.values():
         for name, default in method.settings.items():
-            row = f"| `{name}` | {default} |"
+            in_volumes = f"; {method.volumes[name]}" if name in method.volumes else ""
+            row = f"| `{name}` | {default}{in_volumes} |"
             assert row in (sections[method.name] + (shared if method.uses_model else "")), f"{method.name}: {row}"
 
 
