@@ -27,7 +27,7 @@ docs/benchmarks.md.
 suites:
   quick   one slice at one count level, few methods: under 10 minutes on two cores
   2d      slices of three subjects at three count levels, all methods: about a day on two cores
-  3d      23 planes with oblique segments: days on a CPU, hours on a GPU
+  3d      23 planes with oblique segments: half a day on two cores
   ood     slices that differ from the training images: half a day on two cores
   speed   what each layer costs, and how it grows: a few minutes
 """

@@ -116,7 +116,7 @@ SUITES = {
         Suite("2d", "slices of three subjects at three count levels, all methods: about a day on two cores"),
         Suite(
             "3d",
-            "23 planes with oblique segments at two count levels: days on a CPU, hours on a GPU",
+            "23 planes with oblique segments at two count levels: half a day on two cores",
             kinds=("volume",),
             prompts=(5e4, 2e5),
             subjects=(9002,),
