@@ -65,12 +65,15 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def warn_if_slow(device: torch.device) -> None:
-    """Log a warning if a device has no instructions for ``bfloat16``, which is slower than ``float32`` there."""
+    """Log a warning if a device has no instructions for ``bfloat16``, which is slower than ``float32`` there.
+
+    Of a CPU only newer releases of PyTorch tell.
+    """
     if device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        features = torch.cpu.get_capabilities()
-        supported = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        tell = getattr(torch.cpu, "get_capabilities", None)
+        supported = tell is None or any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     if not supported:
         logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", device)
 

@@ -373,6 +373,8 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
     if not method.uses_model:
         if model is not None:
             logger.info("%s uses no score model; the one given is left aside", method.name)
+        if precision != "float32":
+            logger.info("%s uses no network; the precision %s has no effect", method.name, precision)
         return None
     from .models import ScoreModel
     from .models.storage import DEFAULT_MODEL

@@ -11,8 +11,7 @@ from sirf_diffusion.engines.parfile import ParBlock, ParFile, ParFileError, ParK
 from . import stir_keys
 from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
 from .findings import Findings
-
-_PLANES = ("auto", "transverse", "three", "alternating", "volume")
+from .values import PLANES
 
 
 def check(file: ParFile, program: str, findings: Findings) -> None:
@@ -156,8 +155,8 @@ def _check_noise_levels(own: OwnBlock, block: ParBlock, findings: Findings) -> N
 
 def _check_choices(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
     planes = block.text("planes", "auto")
-    if "planes" in own.defaults and planes not in _PLANES:
-        raise block.error("planes", f"must be one of {', '.join(_PLANES)}, found {planes!r}")
+    if "planes" in own.defaults and planes not in PLANES:
+        raise block.error("planes", f"must be one of {', '.join(PLANES)}, found {planes!r}")
     device = block.text("device", "auto")
     if "device" in own.defaults and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise block.error("device", f"must be auto, cpu, cuda or cuda:N, found {device!r}")

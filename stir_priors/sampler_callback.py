@@ -13,7 +13,7 @@ from torch import Tensor
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.chain import Chain
-from sirf_diffusion.reconstructors.consistency import RELATIVE_FLOOR
+from sirf_diffusion.reconstructors.consistency import RELATIVE_FLOOR, whose_turn
 from sirf_diffusion.reconstructors.diffusion import reverse_times
 
 from . import values
@@ -152,8 +152,7 @@ class SamplerCallback:
 
     def _denoise(self, image: Tensor) -> None:
         model, k = self._bound, self.num_calls - 1
-        turn = None if k + 1 == len(self.times) else k
-        self._u0, self._eps = model.predict(self._chain.u, self.times[k], turn)
+        self._u0, self._eps = model.predict(self._chain.u, self.times[k], whose_turn(k, self.num_steps))
         self._prior_image = model.to_image(self._u0)[0].to(image)
         image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
         if self.anchor_strength > 0:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sirf_diffusion.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.grid import PLANES as MODEL_PLANES
 from sirf_diffusion.patient_space import AnatomicalImage
 
-PLANES = ("auto", "transverse", "three", "alternating", "volume")
+PLANES = ("auto", *MODEL_PLANES)
 
 
 def real(key: str, text: str, minimum: float = 0.0) -> float:

@@ -118,10 +118,11 @@ def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) 
     from ..evaluation.bench.tables import markdown
 
     given = (arguments.methods, arguments.compare, arguments.subjects, arguments.realisations)
-    if arguments.cluster is not None or arguments.workers != 1 or any(given):
+    changed = arguments.workers != 1 or arguments.precision != "float32"
+    if arguments.cluster is not None or changed or any(given):
         raise ValueError(
-            "--suite speed measures this machine alone: leave --workers, --cluster, --methods, --subjects, "
-            "--realisations, --compare"
+            "--suite speed measures this machine alone, in both precisions: leave --workers, --cluster, --methods, "
+            "--subjects, --realisations, --compare, --precision"
         )
     rows = measure_speed(arguments.model, device)
     write_speed(rows, out, command, device)

@@ -18,6 +18,11 @@ from .base import inside
 RELATIVE_FLOOR = 1e-6
 
 
+def whose_turn(index: int, num_steps: int) -> int | None:
+    """For `ScoreModel.predict` at a noise level: orientations take turns, but all of them see to the last image."""
+    return None if index + 1 == num_steps else index
+
+
 @dataclass(frozen=True)
 class DiffusionStep:
     """Where the chain is: ``index`` (from 0) of ``num_steps``, time ``t``, relative noise level ``sigma`` and the next.
@@ -30,11 +35,6 @@ class DiffusionStep:
     t: float
     sigma: float
     sigma_next: float = 0.0
-
-    @property
-    def turn(self) -> int | None:
-        """For `ScoreModel.predict`: orientations take turns, but all of them see to the last image."""
-        return None if self.index + 1 == self.num_steps else self.index
 
 
 class SmoothStep:

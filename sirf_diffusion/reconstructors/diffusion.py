@@ -18,7 +18,7 @@ from .adaptation import Adaptation
 from .base import Reconstructor, check_count, check_real
 from .chain import NOISES, Chain, spread
 from .checkpoint import Checkpoint
-from .consistency import Consistent, DataConsistency, DiffusionStep
+from .consistency import Consistent, DataConsistency, DiffusionStep, whose_turn
 from .cost import Cost
 from .records import StepRecord
 
@@ -313,7 +313,7 @@ class DiffusionReconstructor(Reconstructor):
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
         step = self._level(chain)
-        u0, eps = model.predict(chain.u, step.t, step.turn)
+        u0, eps = model.predict(chain.u, step.t, whose_turn(step.index, self.num_steps))
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
 
     def _level(self, chain: Chain) -> DiffusionStep:

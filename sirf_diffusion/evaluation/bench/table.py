@@ -76,7 +76,7 @@ class Line:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """All settings that are not searched, the defaults of a method of the command line included."""
+        """All settings that are not searched, and what they default to in methods of the command line."""
         if self.builder not in METHODS:
             return dict(self.settings)
         method = METHODS[self.builder]
