@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from low_count_slice import Case, reconstruct, scanned
 
-from sirf_diffusion.evaluation.bench.cases import CaseSpec, make_case
-from sirf_diffusion.evaluation.bench.measures import image_measures
-from sirf_diffusion.evaluation.bench.problem import Problem
-from sirf_diffusion.evaluation.metrics import nrmse
+from benchmarks.bench.cases import CaseSpec, make_case
+from benchmarks.bench.measures import image_measures
+from benchmarks.bench.problem import Problem
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.build import build_reconstructor
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, build_phantoms
 
 #: Kind of head and tracer; the tracer that RDP is tuned on.

@@ -23,17 +23,17 @@ from pathlib import Path
 
 import torch
 
-from sirf_diffusion.evaluation.distribution import DistributionCheck, check_distribution
-from sirf_diffusion.evaluation.metrics import nrmse
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.outputs import atomic_path
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.outputs import atomic_path
-from sirf_diffusion.reconstruction import Reconstruction, reconstruct
-from sirf_diffusion.reconstructors.defaults import get_method
+from sirf_diffusion.reconstructors.methods import get_method
 from sirf_diffusion.simulation.body import BODY_TRACERS, HOT_LESIONS, simulate_thorax
 from sirf_diffusion.simulation.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
 from sirf_diffusion.simulation.parametric import draw_parametric_activity
 from sirf_diffusion.simulation.perturbations import PERTURBATIONS
+from sirf_diffusion.study.fitness import DistributionCheck, check_distribution
+from sirf_diffusion.study.metrics import nrmse
+from sirf_diffusion.study.reconstruction import Reconstruction, reconstruct
 
 
 def figure(path: Path, subject: int) -> None:

@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sirf_diffusion.acquisition import Acquisition
+from benchmarks.tuning import tune
 from sirf_diffusion.data import load_example
-from sirf_diffusion.evaluation.metrics import nrmse, psnr, ssim
-from sirf_diffusion.evaluation.tuning import tune
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.build import build_reconstructor
-from sirf_diffusion.reconstructors.defaults import METHODS, largest_num_subsets
+from sirf_diffusion.reconstructors.methods import METHODS, largest_num_subsets
 from sirf_diffusion.simulation.acquisition import centred
+from sirf_diffusion.study.metrics import nrmse, psnr, ssim
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {

@@ -17,10 +17,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.outputs import atomic_path
+from sirf_diffusion.files.outputs import atomic_path
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 GEOMETRY = ImageGeometry((31, 81, 101), (4.0, 4.0, 4.0), (-60.0, 0.0, 0.0))
 # Centres (z, y, x) in mm of the marks, and which plane shows them.

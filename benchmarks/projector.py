@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
-from sirf_diffusion.engines.embedded.interfile import write_image, write_projection_data
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.engines.embedded.scanners import get_scanner
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_image, write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import get_scanner
 
 
 def problems() -> dict[str, tuple[ProjDataGeometry, ImageGeometry]]:

@@ -51,9 +51,9 @@ def main() -> None:
     import torch
 
     import stir_priors
-    from sirf_diffusion.images import ImageGeometry
+    from sirf_diffusion.geometry.images import ImageGeometry
+    from sirf_diffusion.interop.stir.callbacks import hold
     from sirf_diffusion.priors import RelativeDifferencePrior
-    from stir_priors.callbacks import hold
 
     torch.set_num_threads(arguments.threads)
     shim = stir_priors.load()
@@ -63,7 +63,8 @@ def main() -> None:
     def held(obj: Any, factor: float) -> str:
         token = json.dumps({"token": hold(obj)})
         keys = (
-            f"penalisation factor := {factor}\nmodule := stir_priors.callbacks\nclass := held\narguments := {token}\n"
+            f"penalisation factor := {factor}\nmodule := sirf_diffusion.interop.stir.callbacks\n"
+            f"class := held\narguments := {token}\n"
         )
         return f"prior type := Python\nPython Parameters :=\n{keys}END Python Parameters :=\n"
 

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 import sirf_diffusion
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
-from sirf_diffusion.engines.embedded.interfile import write_projection_data
-from sirf_diffusion.engines.embedded.scanners import get_scanner
-from sirf_diffusion.evaluation.metrics import nrmse
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.build import build_reconstructor
 from sirf_diffusion.simulation import simulate_activity, simulate_anatomy
+from sirf_diffusion.study.metrics import nrmse
 
 SUBJECT = 9001
 NUM_SUBSETS = 6

@@ -25,9 +25,9 @@ import sirf_diffusion.data
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.stir.images import tensor_of
 from sirf_diffusion.environment import software_versions
-from sirf_diffusion.evaluation.metrics import nrmse
-from sirf_diffusion.reconstruction import reconstruct_from
-from sirf_diffusion.sources import AcquisitionSource, Source
+from sirf_diffusion.study.metrics import nrmse
+from sirf_diffusion.study.reconstruction import reconstruct_from
+from sirf_diffusion.study.sources import AcquisitionSource, Source
 
 FOLDER = Path(sirf_diffusion.data.__file__).parent / "brain2d"
 NUM_RAYS, NUM_SUBSETS, NUM_EPOCHS = 10, 14, 20

@@ -12,10 +12,10 @@ import common
 import torch
 
 import sirf_diffusion
-from sirf_diffusion.evaluation.distribution import check_distribution
 from sirf_diffusion.models import intensity_scale
 from sirf_diffusion.reconstructors.build import build_adaptation
 from sirf_diffusion.simulation.domain_shift import CASES, simulate_case, write_case
+from sirf_diffusion.study.fitness import check_distribution
 
 case = {"choices": list(CASES), "default": "amyloid-negative", "help": "what is simulated; default: amyloid-negative"}
 args = common.parse(__doc__, data="", case=case, subject=9003, steps=40, samples=5, seed=0, model="brain-fdg")

@@ -11,9 +11,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ImageGeometry": "sirf_diffusion.images",
+    "ImageGeometry": "sirf_diffusion.geometry.images",
     "Objective": "sirf_diffusion.engines.objective",
-    "get_engine": "sirf_diffusion.engines",
+    "get_engine": "sirf_diffusion.interop",
     "as_objective": "sirf_diffusion.engines",
     "ScoreModel": "sirf_diffusion.models",
     "OSEM": "sirf_diffusion.reconstructors",

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from small_scan import SCANNER
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
-from sirf_diffusion.evaluation.bench.cases import Case, CaseSpec, case_of
-from sirf_diffusion.evaluation.bench.suites import Suite
-from sirf_diffusion.images import ImageGeometry
+from benchmarks.bench.cases import Case, CaseSpec, case_of
+from benchmarks.bench.suites import Suite
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 TINY = Suite(
     "tiny",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sirf_diffusion.engines.embedded.sirf_data import ImageData
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.own_loops.containers import to_tensor
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.containers import to_tensor
+from sirf_diffusion.interop.sirf_names.data import ImageData
 
 KINDS = (
     "tensor",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from sirf_diffusion.engines.embedded.geometry import Scanner
+from sirf_diffusion.geometry.projdata import Scanner
 
 # (number format, bytes per pixel, numpy type)
 NUMBER_TYPES = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sirf_diffusion.engines.embedded.interfile import write_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.images import ImageGeometry
 
 #: Voxels (z, y, x) in STIR's axes, head first and supine, 4 mm each.
 SHAPE, VOXEL = (24, 22, 20), 4.0

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from sirf_diffusion.engines.embedded.acquisition_model import attenuation_factors
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Scanner
-from sirf_diffusion.engines.embedded.interfile import write_image, write_projection_data
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_image, write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
 
 SCANNER = Scanner(

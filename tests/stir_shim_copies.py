@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sirf_diffusion.interop.stir.views import TensorPrior
 from sirf_diffusion.priors import QuadraticPrior, RelativeDifferencePrior
-from stir_priors.views import TensorPrior
 
 
 class QuadraticCopy(TensorPrior):

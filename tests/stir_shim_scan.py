@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sirf_diffusion.engines.embedded.interfile import read_image, write_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import read_image, write_image
+from sirf_diffusion.geometry.images import ImageGeometry
 
 SIZE = 48
 VOXEL = 5.0

@@ -13,15 +13,15 @@ from toy_model import Gaussian, Record, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
-from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
-from sirf_diffusion.reconstructors.consistency import DiffusionStep
-from sirf_diffusion.reconstructors.ddip import DDIPAdaptation, DDIPReconstructor
-from sirf_diffusion.reconstructors.dds import DDSReconstructor
-from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
-from sirf_diffusion.reconstructors.hqs import HQSReconstructor, PenalisedEM
-from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor
-from sirf_diffusion.reconstructors.network_adaptation import total_variation
-from sirf_diffusion.reconstructors.steerable import SteerableAdaptation, SteerableReconstructor
+from sirf_diffusion.reconstructors.adaptation.ddip import DDIPAdaptation, DDIPReconstructor
+from sirf_diffusion.reconstructors.adaptation.network_adaptation import total_variation
+from sirf_diffusion.reconstructors.adaptation.steerable import SteerableAdaptation, SteerableReconstructor
+from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
+from sirf_diffusion.reconstructors.diffusion.consistency import DiffusionStep
+from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor, PenalisedEM
+from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
+from sirf_diffusion.reconstructors.diffusion.loop import DiffusionReconstructor
 
 KINDS = [DDIPAdaptation, SteerableAdaptation]
 METHODS = [DDSReconstructor, HQSReconstructor, LikelihoodScheduledReconstructor]

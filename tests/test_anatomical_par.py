@@ -9,13 +9,13 @@ from patient_images import write_nifti_at
 from small_scan import write_conditional_model, write_small_model
 from stir_shim_blocks import prior
 
-from sirf_diffusion.engines.embedded.interfile import write_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.stir import blocks
+from sirf_diffusion.interop.stir.callbacks import make_prior, make_processor
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.priors import LateScorePrior
-from stir_priors import blocks
-from stir_priors.callbacks import make_prior, make_processor
 
 pytest.importorskip("scipy")
 
@@ -137,7 +137,7 @@ def test_what_makes_no_sense_names_the_key(files, kind):
     ],
 )
 def test_check_knows_the_keys(files, tmp_path, monkeypatch, keys, level, expected):
-    from stir_priors import check, registry
+    from sirf_diffusion.interop.stir import check, registry
 
     monkeypatch.setattr(check, "known_names", registry.built_in_names)
     monkeypatch.chdir(tmp_path)
@@ -180,8 +180,8 @@ def test_stirs_own_call_gives_the_gradient_of_the_tensor_prior(files):
 
 
 def test_a_kept_prior_brings_its_image_into_another_run(tmp_path):
-    from sirf_diffusion.engines.parfile import ParFile
-    from sirf_diffusion.engines.parfile.prior import anatomical_of, score_settings_of
+    from sirf_diffusion.files.parfile import ParFile
+    from sirf_diffusion.interop.stir.par_prior import anatomical_of, score_settings_of
 
     path = tmp_path / "my.par"
     for keys, expected in (

@@ -11,14 +11,14 @@ import torch
 from patient_images import write_nifti_at
 from small_scan import write_conditional_model, write_small_model, write_small_scan
 
-from sirf_diffusion.acquisition import Acquisition
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.interfile import read_image, write_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.files.interfile import read_image, write_image
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.patient_space import AnatomicalImage
-from sirf_diffusion.reconstruction import reconstruct
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.patient import AnatomicalImage
+from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.reconstruction import reconstruct
 
 GUIDED = ("map-score", "dds", "hqs", "lisch")
 

@@ -11,10 +11,10 @@ from patient_images import write_nifti_at
 from test_conditioning import MeanFromAnatomy
 
 import sirf_diffusion
-from sirf_diffusion.engines.embedded.interfile import write_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
-from sirf_diffusion.patient_space import AnatomicalImage
+from sirf_diffusion.patient import AnatomicalImage
 
 pytest.importorskip("scipy")
 

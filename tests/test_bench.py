@@ -14,29 +14,29 @@ import torch
 from bench_cases import TINY, tiny_case
 from small_scan import write_small_model
 
-from sirf_diffusion.cli import main
-from sirf_diffusion.evaluation.bench import LINES, SUITES, Campaign, campaign
-from sirf_diffusion.evaluation.bench.builders import Draws, build
-from sirf_diffusion.evaluation.bench.cases import TUNING_SUBJECTS, CaseSpec, make_case
-from sirf_diffusion.evaluation.bench.measures import (
+from benchmarks.__main__ import main
+from benchmarks.bench import LINES, SUITES, Campaign, campaign
+from benchmarks.bench.builders import Draws, build
+from benchmarks.bench.cases import TUNING_SUBJECTS, CaseSpec, make_case
+from benchmarks.bench.measures import (
     ensemble_measures,
     expected_ranks,
     image_measures,
     likelihood_measures,
     posterior_measures,
 )
-from sirf_diffusion.evaluation.bench.page import write_report
-from sirf_diffusion.evaluation.bench.problem import Problem
-from sirf_diffusion.evaluation.bench.runs import RunSpec
-from sirf_diffusion.evaluation.bench.search import best_of, search
-from sirf_diffusion.evaluation.bench.speed import Size, measure_speed
-from sirf_diffusion.evaluation.bench.store import read_results
-from sirf_diffusion.evaluation.bench.table import Range
-from sirf_diffusion.evaluation.bench.tables import changes
-from sirf_diffusion.execution import InThisProcess
+from benchmarks.bench.page import write_report
+from benchmarks.bench.problem import Problem
+from benchmarks.bench.runs import RunSpec
+from benchmarks.bench.search import best_of, search
+from benchmarks.bench.speed import Size, measure_speed
+from benchmarks.bench.store import read_results
+from benchmarks.bench.table import Range
+from benchmarks.bench.tables import changes
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.reconstructors import defaults
-from sirf_diffusion.reconstructors.chain import balanced
+from sirf_diffusion.reconstructors import methods as defaults
+from sirf_diffusion.reconstructors.diffusion.chain import balanced
+from sirf_diffusion.study.execution import InThisProcess
 
 SPEC = CaseSpec("slice", 9000, 2e4)
 
@@ -58,7 +58,7 @@ def finished(tmp_path_factory, model):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(campaign, "make_case", tiny_case)
         suite = replace(TINY, methods=(*TINY.methods, "lisch-mr", "dds-mr"))
-        outcome = Campaign(suite, folder, {"score": model}, command="sirf-diffusion bench --suite tiny").run()
+        outcome = Campaign(suite, folder, {"score": model}, command="python -m benchmarks run --suite tiny").run()
     write_report(outcome, folder)
     return outcome, folder
 
@@ -109,7 +109,7 @@ def test_the_summary_has_all_numbers(finished):
 def test_the_files_hold_what_the_report_says(finished):
     outcome, folder = finished
     about, summary = read_results(folder / "results.h5")
-    assert about["command"] == "sirf-diffusion bench --suite tiny"
+    assert about["command"] == "python -m benchmarks run --suite tiny"
     assert about["software"]["torch"] == torch.__version__
     assert [r["nrmse"] for r in summary] == [r["nrmse"] for r in outcome.summary]
     assert (folder / "results.csv").read_text().count("\n") == 1 + len(outcome.results)
@@ -344,7 +344,7 @@ def test_the_speed_suite_measures_each_layer(model):
 def test_the_command_runs_a_suite_and_compares(tmp_path, monkeypatch, capsys, model):
     suite = replace(TINY, name="quick", methods=("mlem", "map-quadratic"), variants=())
     monkeypatch.setitem(SUITES, "quick", suite)
-    command = ["bench", "--suite", "quick", "--out", str(tmp_path / "a"), "--model", model, "--methods", "mlem"]
+    command = ["run", "--suite", "quick", "--out", str(tmp_path / "a"), "--model", model, "--methods", "mlem"]
     assert main(command) == 0
     assert "| MLEM, best iteration |" in capsys.readouterr().out
     assert main([*command, "--compare", str(tmp_path / "a" / "results.h5")]) == 0
@@ -359,12 +359,12 @@ def test_the_command_runs_a_suite_and_compares(tmp_path, monkeypatch, capsys, mo
 def test_a_failed_run_shows_in_the_exit_code(tmp_path, monkeypatch, capsys, model):
     suite = replace(TINY, name="quick", methods=("mlem", "hqs"), variants=(), overrides={"hqs": {"num_steps": 0}})
     monkeypatch.setitem(SUITES, "quick", suite)
-    assert main(["bench", "--suite", "quick", "--out", str(tmp_path / "a"), "--model", model]) == 1
+    assert main(["run", "--suite", "quick", "--out", str(tmp_path / "a"), "--model", model]) == 1
     assert "num_steps must be an integer" in capsys.readouterr().err
 
 
 def test_all_methods_are_listed(capsys):
-    assert main(["bench", "--list-methods"]) == 0
+    assert main(["run", "--list-methods"]) == 0
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in LINES)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sirf_diffusion.data import load_example
-from sirf_diffusion.evaluation.metrics import nrmse
+from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.models import ScoreModel, intensity_scale, list_models
 from sirf_diffusion.models.intensity import gaussian_smooth
-from sirf_diffusion.outputs import jsonable
-from sirf_diffusion.reconstruction import reconstruct
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.metrics import nrmse
+from sirf_diffusion.study.reconstruction import reconstruct
 from sirf_diffusion.training.recipes import RECIPES
 
 WIDTHS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)

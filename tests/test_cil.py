@@ -12,8 +12,8 @@ from small_scan import write_small_scan
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
 from toy_objective import make_toy
 
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.own_loops.cil import NegatedObjective, PriorFunction, subset_functions
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.cil import NegatedObjective, PriorFunction, subset_functions
 from sirf_diffusion.priors import QuadraticAnchorPrior, QuadraticPrior, RelativeDifferencePrior, ScorePrior
 from sirf_diffusion.reconstructors import MAPEM
 

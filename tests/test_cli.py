@@ -12,14 +12,9 @@ import torch
 from small_scan import write_small_model, write_small_scan
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.interfile import (
-    read_image,
-    read_projection_data,
-    write_image,
-    write_projection_data,
-)
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.reconstructors.defaults import METHODS
+from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.reconstructors.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +357,7 @@ def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsy
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sirf_diffusion.reconstruction.reconstruct_from", interrupt)
+    monkeypatch.setattr("sirf_diffusion.study.reconstruction.reconstruct_from", interrupt)
     code, out = recon()
     assert code == 130
     assert not out.exists()

@@ -16,7 +16,7 @@ import torch
 from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
 from sirf_diffusion.training.data.import_images import find_images

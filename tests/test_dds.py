@@ -9,8 +9,8 @@ from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.priors import RelativeDifferencePrior
-from sirf_diffusion.reconstructors.dds import DDSReconstructor
-from sirf_diffusion.reconstructors.osem import em_update, herman_meyer_order
+from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.em.osem import em_update, herman_meyer_order
 
 FLOOR = 1e-6
 

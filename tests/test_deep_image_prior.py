@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from toy_objective import make_toy
 
-from sirf_diffusion.reconstructors.deep_image_prior import DeepImagePrior
+from benchmarks.bench.deep_image_prior import DeepImagePrior
 
 
 def run(num_iterations, seed=0, **options):

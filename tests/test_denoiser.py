@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 from sirf_diffusion.models.denoiser import Denoiser
 

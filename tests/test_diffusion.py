@@ -10,16 +10,16 @@ from toy_model import Gaussian, Record, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.engines.objective import Evaluation
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
-from sirf_diffusion.reconstructors.adaptation import Adaptation
-from sirf_diffusion.reconstructors.chain import balanced, spread
-from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
-from sirf_diffusion.reconstructors.dds import DDSReconstructor
-from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
-from sirf_diffusion.reconstructors.hqs import HQSReconstructor
-from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor
+from sirf_diffusion.reconstructors.diffusion.adaptation import Adaptation
+from sirf_diffusion.reconstructors.diffusion.chain import balanced, spread
+from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
+from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
+from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
+from sirf_diffusion.reconstructors.diffusion.loop import DiffusionReconstructor
 from sirf_diffusion.reconstructors.records import LogCallback, ProgressBar
 
 METHODS = [DDSReconstructor, HQSReconstructor, LikelihoodScheduledReconstructor]

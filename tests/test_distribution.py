@@ -9,18 +9,11 @@ import pytest
 import torch
 
 from sirf_diffusion.data import load_example
-from sirf_diffusion.evaluation.distribution import (
-    IN,
-    LIKELIHOOD_LIMIT,
-    OUT,
-    PROBES,
-    LikelihoodCheck,
-    check_distribution,
-)
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
-from sirf_diffusion.reconstruction import reconstruct
 from sirf_diffusion.reconstructors import OSEM
+from sirf_diffusion.study.fitness import IN, LIKELIHOOD_LIMIT, OUT, PROBES, LikelihoodCheck, check_distribution
+from sirf_diffusion.study.reconstruction import reconstruct
 
 GEOMETRY = ImageGeometry((1, 96, 96), (2.0, 2.0, 2.0))
 MEAN, VARIANCE, SCALE = 1.0, 0.06, 7.0
@@ -133,7 +126,7 @@ def test_deviations_are_above_what_is_expected():
 
 
 def test_every_run_with_a_model_says_what_it_found(tmp_path):
-    from sirf_diffusion.outputs import OutputFolder
+    from sirf_diffusion.files.outputs import OutputFolder
 
     example = load_example("brain2d")
     settings = {"num_iterations": 2}

@@ -137,7 +137,7 @@ def quoted_commands() -> set[tuple[str, str]]:
 
 def test_commands_that_are_called_exist():
     from sirf_diffusion.cli import build_parser as parser_of_sirf
-    from stir_priors.cli import build_parser as parser_of_stir
+    from sirf_diffusion.cli.stir import build_parser as parser_of_stir
 
     parsers = {"sirf-diffusion": parser_of_sirf(), "stir-diffusion": parser_of_stir()}
     assert set(parsers) <= console_scripts()

@@ -11,15 +11,9 @@ import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from sirf_diffusion.data import load_example
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.simulation.acquisition import mmr_slice, simulate_acquisition
-from sirf_diffusion.simulation.domain_shift import (
-    CASES,
-    REFERENCE_PSF,
-    simulate_case,
-    simulate_subject,
-    write_case,
-)
+from sirf_diffusion.simulation.domain_shift import CASES, REFERENCE_PSF, simulate_case, simulate_subject, write_case
 from sirf_diffusion.simulation.perturbations import SPIKE_SHARE, STRIPE_PERIOD, with_spikes, with_stripes
 from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, simulate_volumes
@@ -197,7 +191,7 @@ def test_activity_that_the_scanner_cannot_see_is_told(caplog):
 
 
 def test_heads_lie_in_the_field_of_view_of_the_benchmarks_volume(caplog):
-    from sirf_diffusion.evaluation.bench.cases import CaseSpec, make_case
+    from benchmarks.bench.cases import CaseSpec, make_case
 
     case = make_case(CaseSpec("volume", SUBJECT, 2e5))
     assert case.truth.shape[0] == 23

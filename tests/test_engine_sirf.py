@@ -14,7 +14,7 @@ from sirf_diffusion import as_objective, get_engine
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective
 from sirf_diffusion.engines.objective import NativeImages
-from sirf_diffusion.evaluation.metrics import nrmse
+from sirf_diffusion.study.metrics import nrmse
 
 pytestmark = pytest.mark.requires_sirf
 

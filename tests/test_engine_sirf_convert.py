@@ -9,8 +9,8 @@ import pytest
 import torch
 from sirf_scan import bundled, quiet_sirf
 
-from sirf_diffusion.engines.embedded.interfile import read_image
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.geometry.images import ImageGeometry
 
 pytestmark = pytest.mark.requires_sirf
 
@@ -32,7 +32,7 @@ def image(pet):
 
 
 def test_tensors_own_their_memory_unless_asked_otherwise(image):
-    from sirf_diffusion.engines.sirf import to_tensor
+    from sirf_diffusion.interop.sirf import to_tensor
 
     owning, view = to_tensor(image), to_tensor(image, copy=False)
     assert torch.equal(owning, torch.arange(90.0).reshape(SHAPE))
@@ -44,7 +44,7 @@ def test_tensors_own_their_memory_unless_asked_otherwise(image):
 
 
 def test_a_view_outlives_the_name_of_its_image(image):
-    from sirf_diffusion.engines.sirf import to_tensor
+    from sirf_diffusion.interop.sirf import to_tensor
 
     view = to_tensor(image.clone(), copy=False)
     gc.collect()
@@ -52,7 +52,7 @@ def test_a_view_outlives_the_name_of_its_image(image):
 
 
 def test_images_are_new_and_keep_what_a_tensor_cannot_carry(pet):
-    from sirf_diffusion.engines.sirf import to_image, to_tensor
+    from sirf_diffusion.interop.sirf import to_image, to_tensor
 
     template = bundled(pet).truth
     before = template.as_array().copy()
@@ -65,7 +65,7 @@ def test_images_are_new_and_keep_what_a_tensor_cannot_carry(pet):
 
 
 def test_acquisition_data_too(pet):
-    from sirf_diffusion.engines.sirf import to_image, to_tensor
+    from sirf_diffusion.interop.sirf import to_image, to_tensor
 
     prompts = bundled(pet).prompts
     y = to_tensor(prompts)
@@ -75,7 +75,7 @@ def test_acquisition_data_too(pet):
 
 
 def test_no_view_where_sirf_has_none(tmp_path, monkeypatch):
-    from sirf_diffusion.engines.sirf import to_tensor
+    from sirf_diffusion.interop.sirf import to_tensor
 
     monkeypatch.chdir(tmp_path)
     with quiet_sirf("file") as pet:
@@ -86,7 +86,7 @@ def test_no_view_where_sirf_has_none(tmp_path, monkeypatch):
 
 
 def test_shapes_must_agree(image):
-    from sirf_diffusion.engines.sirf import to_image
+    from sirf_diffusion.interop.sirf import to_image
 
     with pytest.raises(ValueError, match=r"\(3, 6, 5\)"):
         to_image(torch.zeros(3, 5, 6), image)
@@ -135,7 +135,7 @@ def test_an_asymmetric_object_is_where_the_embedded_engine_has_it(pet):
     """No axis swapped or flipped: the same off-centre box gives the same sinograms in both engines."""
     from sirf_diffusion.data import load_example
     from sirf_diffusion.engines.embedded.projector import Projector
-    from sirf_diffusion.engines.sirf import to_image, to_tensor
+    from sirf_diffusion.interop.sirf import to_image, to_tensor
 
     acquisition = load_example("brain3d").acquisition
     x = torch.zeros(acquisition.geometry.shape)

@@ -11,10 +11,9 @@ from stir_scan import stir_objective
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
 from sirf_diffusion.engines.objective import NativeImages
-from sirf_diffusion.engines.stir.par import stir_version
+from sirf_diffusion.interop.stir.par import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.priors import RelativeDifferencePrior
-from sirf_diffusion.reconstruction import reconstruct_objective
 from sirf_diffusion.reconstructors import (
     MAPEM,
     OSEM,
@@ -23,6 +22,7 @@ from sirf_diffusion.reconstructors import (
     LikelihoodScheduledReconstructor,
 )
 from sirf_diffusion.reconstructors.base import inside
+from sirf_diffusion.study.reconstruction import reconstruct_objective
 
 pytestmark = pytest.mark.requires_stir
 

@@ -13,8 +13,8 @@ import torch
 from bench_cases import TINY, tiny_case
 from execution_jobs import always_die, die_once, fail, square
 
-from sirf_diffusion.evaluation.bench import Campaign, campaign
-from sirf_diffusion.execution import DaskCluster, InThisProcess, LocalProcesses, make_execution
+from benchmarks.bench import Campaign, campaign
+from sirf_diffusion.study.execution import DaskCluster, InThisProcess, LocalProcesses, make_execution
 
 
 def test_in_this_process_keeps_the_order():

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Scanner, Segment
-from sirf_diffusion.engines.embedded.scanners import find_scanner, get_scanner, scanner_names
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner, Segment
+from sirf_diffusion.geometry.scanners import find_scanner, get_scanner, scanner_names
 
 SMALL = Scanner("small", 8, 64, 100.0, 5.0, 4.0, 2.0)
 

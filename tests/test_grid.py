@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.grid import GridAdapter
 
 MODEL_VOXEL = (2.0, 2.0, 2.0)

@@ -7,8 +7,8 @@ import torch
 from toy_model import Gaussian, ToyModel
 from toy_objective import make_toy
 
-from sirf_diffusion.reconstructors.diffusion import DiffusionReconstructor
-from sirf_diffusion.reconstructors.guided import DPSReconstructor, NaiveReconstructor
+from benchmarks.bench.guided import DPSReconstructor, NaiveReconstructor
+from sirf_diffusion.reconstructors.diffusion.loop import DiffusionReconstructor
 
 
 class Differentiable(ToyModel):

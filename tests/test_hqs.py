@@ -9,9 +9,9 @@ from toy_model import Fixed, Gaussian, Record, ToyModel, identity
 from toy_objective import make_toy
 
 from sirf_diffusion.models.schedules import VESchedule
-from sirf_diffusion.reconstructors.dds import DDSReconstructor
-from sirf_diffusion.reconstructors.hqs import HQSReconstructor
-from sirf_diffusion.reconstructors.osem import em_update
+from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
+from sirf_diffusion.reconstructors.em.osem import em_update
 
 SIGMA = 1e4
 

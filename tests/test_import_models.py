@@ -13,7 +13,7 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import DDPMSchedule, ScoreModel, VESchedule, VPSchedule, load_model
 from sirf_diffusion.models.importers import DenoiserNetwork, UnsupportedNetworkError, import_model
 

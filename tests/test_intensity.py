@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import gaussian_smooth, intensity_scale
 
 

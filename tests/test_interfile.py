@@ -24,8 +24,7 @@ from interfile_files import (
     write_projdata_files,
 )
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
-from sirf_diffusion.engines.embedded.interfile import (
+from sirf_diffusion.files.interfile import (
     InterfileError,
     UnsupportedError,
     read_image,
@@ -34,7 +33,8 @@ from sirf_diffusion.engines.embedded.interfile import (
     write_image,
     write_projection_data,
 )
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 
 class TestReadImage:

@@ -13,14 +13,9 @@ from interfile_files import (
     write_projdata_files,
 )
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
-from sirf_diffusion.engines.embedded.interfile import (
-    read_image,
-    read_projection_data,
-    write_image,
-    write_projection_data,
-)
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 pytestmark = pytest.mark.requires_stir
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.priors import BowsherPrior, QuadraticAnchorPrior
 from sirf_diffusion.priors.late import LateAnchorPrior, LateBowsherPrior
 

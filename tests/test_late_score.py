@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_conditioning import MeanFromAnatomy
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.priors import LateScorePrior, ScorePrior
 

@@ -11,15 +11,15 @@ from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.engines import Evaluation
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.engines.embedded.scanners import Scanner
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.reconstructors.likelihood_schedule import LikelihoodSchedule
-from sirf_diffusion.reconstructors.lisch import LikelihoodScheduledReconstructor, share_of_step
-from sirf_diffusion.reconstructors.osem import em_update, penalised_em_step
-from sirf_diffusion.reconstructors.split_half import truth_log_likelihood
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import Scanner
+from sirf_diffusion.reconstructors.diffusion.likelihood_schedule import LikelihoodSchedule
+from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor, share_of_step
+from sirf_diffusion.reconstructors.diffusion.split_half import truth_log_likelihood
+from sirf_diffusion.reconstructors.em.osem import em_update, penalised_em_step
 
 
 def mlem_values(objective, number):
@@ -331,8 +331,8 @@ def test_bad_settings_are_named():
 
 def test_smooth_step_is_symmetric_positive_and_no_longer_than_the_plain_one():
     """So that a smoothed gradient is a direction of ascent, and step sizes keep their limits."""
-    from sirf_diffusion.images import ImageGeometry
-    from sirf_diffusion.reconstructors.consistency import SmoothStep
+    from sirf_diffusion.geometry.images import ImageGeometry
+    from sirf_diffusion.reconstructors.diffusion.consistency import SmoothStep
 
     geometry = ImageGeometry((3, 9, 8), (4.0, 2.0, 2.0))
     generator = torch.Generator().manual_seed(0)

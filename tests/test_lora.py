@@ -8,7 +8,7 @@ from tiny_model import tiny_model
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 from sirf_diffusion.models.lora import Adapter, AdapterConfig, AdapterFileError
 

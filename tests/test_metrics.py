@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sirf_diffusion.evaluation import (
+from benchmarks.tuning import tune
+from sirf_diffusion.study import (
     bias_and_sd,
     contrast_recovery,
     contrast_to_noise,
@@ -15,7 +16,6 @@ from sirf_diffusion.evaluation import (
     nrmse,
     psnr,
     ssim,
-    tune,
 )
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from sirf_diffusion.outputs import OutputError, OutputFolder, atomic_path, write_json
+from sirf_diffusion.files.outputs import OutputError, OutputFolder, atomic_path, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

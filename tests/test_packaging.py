@@ -12,7 +12,7 @@ import pytest
 
 import sirf_diffusion
 from sirf_diffusion.reconstructors.build import build_adaptation
-from sirf_diffusion.reconstructors.defaults import ADAPTATIONS, METHODS
+from sirf_diffusion.reconstructors.methods import ADAPTATIONS, METHODS
 
 ROOT = Path(sirf_diffusion.__file__).parents[1]
 

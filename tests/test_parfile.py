@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sirf_diffusion.engines.parfile import ParFile, ParFileError, fold
+from sirf_diffusion.files.parfile import ParFile, ParFileError, fold
 
 TEXT = """\
 OSMAPOSLParameters :=

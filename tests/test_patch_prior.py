@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.priors.patch import PatchPrior
+from benchmarks.bench.patch import PatchPrior
+from sirf_diffusion.geometry.images import ImageGeometry
 
 SHAPES = [(1, 9, 8), (4, 6, 5)]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from patient_images import SHAPE, VOXEL, activity, write_dicom, write_interfile
 
-from sirf_diffusion.engines.embedded.interfile import write_image
-from sirf_diffusion.images import ImageGeometry
-from sirf_diffusion.patient_space import AnatomicalImage, load_anatomical
+from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.patient import AnatomicalImage, load_anatomical
 
 pytest.importorskip("scipy")
 

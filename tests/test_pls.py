@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.priors import ParallelLevelSetsPrior
 
 VOLUME = ImageGeometry((3, 4, 5), (3.0, 2.0, 2.5))

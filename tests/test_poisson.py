@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, attenuation_factors, subset_views
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective, poisson_divergence
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.engines.embedded.scanners import Scanner
 from sirf_diffusion.engines.objective import Objective
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import Scanner
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Segment
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.engines.embedded.scanners import Scanner
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import Scanner
 
 SCANNER = Scanner(
     name="small", num_rings=4, num_detectors_per_ring=96, inner_ring_radius=120.0, average_depth_of_interaction=5.0,

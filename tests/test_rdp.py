@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_objective import make_toy
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.priors import QuadraticPrior, RelativeDifferencePrior, kappa_image, neighbours
 
 GEOMETRY = ImageGeometry((3, 4, 5), (3.0, 2.0, 2.5))

@@ -7,7 +7,7 @@ import torch
 from small_scan import write_small_scan
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.interfile import read_image
+from sirf_diffusion.files.interfile import read_image
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from small_scan import write_small_model, write_small_scan
 
-from sirf_diffusion.acquisition import Acquisition
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.storage import DEFAULT_MODEL
 from sirf_diffusion.priors import QuadraticPrior
-from sirf_diffusion.reconstruction import reconstruct, reconstruct_from, reconstruct_objective
 from sirf_diffusion.reconstructors import OSEM
-from sirf_diffusion.sources import AcquisitionSource
+from sirf_diffusion.study.reconstruction import reconstruct, reconstruct_from, reconstruct_objective
+from sirf_diffusion.study.sources import AcquisitionSource
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def early_image(acquisition):
 
 
 def test_without_a_model_the_default_one_is_used_and_named(acquisition, caplog):
-    caplog.set_level("INFO", logger="sirf_diffusion.reconstruction")
+    caplog.set_level("INFO", logger="sirf_diffusion.study.reconstruction")
     result = reconstruct(acquisition, "dds", num_samples=1, settings={"num_steps": 1})
     assert result.record["model"]["sha256"] == ScoreModel.load(DEFAULT_MODEL).hash
     assert f"{DEFAULT_MODEL}, the default" in caplog.text

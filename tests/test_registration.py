@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import gaussian_smooth
-from sirf_diffusion.patient_space import AnatomicalImage, SourceImage, load_anatomical, register
-from sirf_diffusion.patient_space.rigid_matcher import rigid_matrix
+from sirf_diffusion.patient import AnatomicalImage, SourceImage, load_anatomical, register
+from sirf_diffusion.patient.rigid_matcher import rigid_matrix
 
 pytest.importorskip("nilearn")
 sitk = pytest.importorskip("SimpleITK")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.batching import largest_batch
 from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.schedules import DDPMSchedule, VESchedule, VPSchedule, prediction_target

@@ -9,13 +9,13 @@ import pytest
 import torch
 from small_scan import write_conditional_model, write_small_model, write_small_scan
 
-from sirf_diffusion.acquisition import Acquisition
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.interfile import read_image
-from sirf_diffusion.reconstruction import reconstruct_from
-from sirf_diffusion.reconstructors.defaults import METHODS
-from sirf_diffusion.sharing import merge, share_out
-from sirf_diffusion.sources import AcquisitionSource
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.reconstruction import reconstruct_from
+from sirf_diffusion.study.sharing import merge, share_out
+from sirf_diffusion.study.sources import AcquisitionSource
 
 UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
 

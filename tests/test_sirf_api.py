@@ -10,8 +10,8 @@ import torch
 from small_scan import SCANNER
 
 import sirf_diffusion
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.priors import RelativeDifferencePrior
 from sirf_diffusion.reconstructors import OSEM
 

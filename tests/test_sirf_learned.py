@@ -11,7 +11,7 @@ from small_scan import write_small_model, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion import priors
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 from sirf_diffusion.models.noise_level import estimate_noise_level
 

@@ -16,7 +16,7 @@ from sirf_scan import quiet_sirf
 from small_scan import write_small_model, write_small_scan
 
 from sirf_diffusion import get_engine, priors
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 
 pytestmark = [pytest.mark.requires_sirf, pytest.mark.requires_shim]

@@ -15,12 +15,13 @@ import pytest
 from interrupts import heed_interrupts
 
 import stir_priors
+from sirf_diffusion.cli import stir_scan as scan
+from sirf_diffusion.cli.stir import main
 from sirf_diffusion.data import load_example
-from sirf_diffusion.engines.embedded.interfile import read_image
-from sirf_diffusion.engines.parfile import ParFile, fold
-from stir_priors import blocks, registry, run, scan, stir_keys
-from stir_priors import check as checking
-from stir_priors.cli import main
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.files.parfile import ParFile, fold
+from sirf_diffusion.interop.stir import blocks, registry, run, stir_keys
+from sirf_diffusion.interop.stir import check as checking
 
 PACKAGE = Path(stir_priors.__file__).parent
 SAMPLES = sorted((PACKAGE / "par").glob("*.par"))
@@ -238,8 +239,8 @@ def fake_program(folder, monkeypatch):
     script = folder / "program.py"
     script.write_text(
         "import sys\n"
-        "from sirf_diffusion.engines.embedded.interfile import read_image, write_image\n"
-        "from sirf_diffusion.engines.parfile import ParFile\n"
+        "from sirf_diffusion.files.interfile import read_image, write_image\n"
+        "from sirf_diffusion.files.parfile import ParFile\n"
         "par = ParFile.read(sys.argv[1])\n"
         "factor = par.prior().block.real('penalisation factor')\n"
         "open('calls.txt', 'a').write(f'{factor:g}\\n')\n"
@@ -396,7 +397,7 @@ def stir_programs() -> Path | None:
 
 
 def command_line(*words: str) -> list[str]:
-    return [sys.executable, "-m", "stir_priors.cli", *words]
+    return [sys.executable, "-m", "sirf_diffusion.cli.stir", *words]
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +408,7 @@ def results(tmp_path_factory):
         pytest.skip("STIR's own programs (forward_project, ...) are not installed")
     out = tmp_path_factory.mktemp("stir")
     bin_folder = tmp_path_factory.mktemp("bin")
-    for name, words in (("stir-diffusion", "-m stir_priors.cli"), ("python3", "")):
+    for name, words in (("stir-diffusion", "-m sirf_diffusion.cli.stir"), ("python3", "")):
         path = bin_folder / name
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         path.chmod(0o755)

@@ -7,9 +7,9 @@ import torch
 from stir_list_mode import write_list_mode
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.interfile import read_image
-from sirf_diffusion.engines.parfile import ParFile
-from sirf_diffusion.engines.parfile.run import ParRun
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.files.parfile import ParFile
+from sirf_diffusion.files.parfile.run import ParRun
 from sirf_diffusion.reconstructors.base import inside
 
 NUM_EVENTS = 20_000
@@ -22,7 +22,7 @@ def par(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def objective(par):
-    from sirf_diffusion.engines.stir.par import stir_objective
+    from sirf_diffusion.interop.stir.par import stir_objective
 
     return stir_objective(ParRun.of(ParFile.read(par)), 2)[0]
 

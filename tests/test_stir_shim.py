@@ -11,8 +11,8 @@ from stir_shim_blocks import prior, processor, python, stock
 from stir_shim_scan import Scan, relative, run_program, run_python, simulate
 
 import stir_priors
+from sirf_diffusion.interop.stir.blocks import DATA_PROCESSORS, PRIORS
 from sirf_diffusion.priors import RelativeDifferencePrior
-from stir_priors.blocks import DATA_PROCESSORS, PRIORS
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 

@@ -9,12 +9,12 @@ from stir_shim_blocks import prior, processor, python
 from stir_shim_scan import Scan, relative, run_program, simulate
 
 import stir_priors
+from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.models.schedules import VPSchedule
 from sirf_diffusion.priors import QuadraticAnchorPrior
 from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
-from stir_priors.callbacks import ScorePriorCallback, hold
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
@@ -64,7 +64,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
     callback = ScorePriorCallback(gaussian_model(scan.geometry.voxel_size), [sigma], intensity_scale=scale)
-    block = python("held", factor, module="stir_priors.callbacks", token=hold(callback))
+    block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
     )
@@ -93,7 +93,7 @@ def test_noise_levels_follow_each_other(scan, stir):
     levels = []
     residual = callback.prior.gradient
     callback.prior.gradient = lambda x: (levels.append(callback.prior.sigma), residual(x))[1]
-    block = python("held", 0.1, module="stir_priors.callbacks", token=hold(callback))
+    block = python("held", 0.1, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     assert stir.OSMAPOSLReconstruction3DFloat(str(scan.par("annealed", block))).reconstruct().succeeded()
     assert levels == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
 

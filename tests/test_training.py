@@ -15,7 +15,7 @@ from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import RECIPES, Recipe, train, trainer
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
 from sirf_diffusion.training.dataset import SIMULATION_VERSION, SliceSampler, build_dataset
-from sirf_diffusion.training.judging.validation import ValidationSet
+from sirf_diffusion.training.evaluation.validation import ValidationSet
 from sirf_diffusion.training.trainer import CheckpointError
 
 TINY = Recipe(

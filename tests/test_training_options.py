@@ -15,7 +15,7 @@ from training_file import write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import DDPMSchedule, ScoreModel, VESchedule, VPSchedule, load_model, save_model
 from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.storage import ModelConfig
@@ -23,9 +23,9 @@ from sirf_diffusion.training import Recipe, loop, train, trainer
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
 from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
-from sirf_diffusion.training.judging.acceptance import calibration
-from sirf_diffusion.training.judging.non_local_means import non_local_means
-from sirf_diffusion.training.judging.validation import ValidationSet, network_denoiser
+from sirf_diffusion.training.evaluation.acceptance import calibration
+from sirf_diffusion.training.evaluation.non_local_means import non_local_means
+from sirf_diffusion.training.evaluation.validation import ValidationSet, network_denoiser
 from sirf_diffusion.training.log import relative_error
 from sirf_diffusion.training.sources import validation_set
 from sirf_diffusion.training.state import TrainingState

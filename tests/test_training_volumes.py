@@ -13,7 +13,7 @@ from training_file import write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule, load_model
 from sirf_diffusion.models.batching import largest_block
 from sirf_diffusion.models.blocks import in_blocks

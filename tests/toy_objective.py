@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sirf_diffusion.engines.objective import Evaluation, ProjectionCounter
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.geometry.images import ImageGeometry
 
 
 class ToyObjective:

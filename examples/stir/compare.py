@@ -2,8 +2,8 @@
 
 import sys
 
-from sirf_diffusion.engines.embedded.interfile import read_image
-from sirf_diffusion.evaluation.metrics import nrmse
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.study.metrics import nrmse
 
 reference, _ = read_image(sys.argv[1])
 for path in sys.argv[2:]:

@@ -9,16 +9,14 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from ..command_line import common_options, run_command
-from . import bench, data, demo, doctor, models, recon, recon_many, train
-
-_USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+from . import data, demo, doctor, models, recon, recon_many, train
+from .command_line import USER_ERRORS, common_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return run_command("sirf-diffusion", arguments, ("sirf_diffusion",), _USER_ERRORS)
+    return run_command("sirf-diffusion", arguments, ("sirf_diffusion",), USER_ERRORS)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sirf-diffusion {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, recon, recon_many, data, train, bench, doctor, models):
+    for module in (demo, recon, recon_many, data, train, doctor, models):
         module.add_parser(subparsers, common)
     return parser

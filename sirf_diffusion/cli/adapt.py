@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..reconstructors.build import adaptation_for, build_adaptation
-from ..reconstructors.defaults import ADAPTATIONS, Method
+from ..reconstructors.methods import ADAPTATIONS, Method
 
 if TYPE_CHECKING:
-    from ..reconstructors.network_adaptation import NetworkAdaptation
+    from ..reconstructors.adaptation.network_adaptation import NetworkAdaptation
 
 #: For the command's description.
 ABOUT = "\n".join(

@@ -233,8 +233,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     """Print and draw."""
     import json
 
-    from ..evaluation.volume_sheet import volume_sheet
     from ..training.data.volume_file import VolumeFile, rejected_inputs
+    from ..training.volume_sheet import volume_sheet
 
     file = VolumeFile(arguments.file)
     for name in ("kind", "created_by", "axes", "intensity_rule"):

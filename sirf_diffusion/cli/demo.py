@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, print, write."""
     from ..data import list_examples, load_example
     from ..environment import select_device, software_versions
-    from ..evaluation.comparison import compare
+    from ..files.outputs import OutputFolder, write_json
     from ..models import ScoreModel
-    from ..outputs import OutputFolder, write_json
+    from ..study.comparison import compare
 
     start = time.perf_counter()
     device = select_device(arguments.device)
@@ -95,9 +95,9 @@ def _compare_planes(example: Any, options: dict[str, Any]) -> dict[str, Any]:
 
     Three orientations take turns, each with as many levels as the one.
     """
-    from ..evaluation.comparison import COLUMNS, compare
-    from ..evaluation.report import format_table
-    from ..reconstructors.defaults import METHODS
+    from ..reconstructors.methods import METHODS
+    from ..study.comparison import COLUMNS, compare
+    from ..study.report import format_table
 
     options = {**options, "quick": True}
     in_3d = {"osem": compare(example, ["osem"], **options)}
@@ -111,7 +111,7 @@ def _compare_planes(example: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_images(folder: Path, prefix: str, comparison: Any) -> None:
-    from ..engines.embedded.interfile import write_image
+    from ..files.interfile import write_image
 
     geometry = comparison.example.acquisition.geometry
     for stem, image in comparison.images().items():

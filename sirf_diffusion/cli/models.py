@@ -133,8 +133,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from ..training.judging.acceptance import evaluate
-    from ..training.judging.model_card import write_card
+    from ..training.evaluation.acceptance import evaluate
+    from ..training.evaluation.model_card import write_card
 
     evaluation = evaluate(
         arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
@@ -148,7 +148,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def describe_model(model: Any) -> dict[str, Any]:
     """What a user wants to know of a model, as JSON values."""
-    from ..outputs import jsonable
+    from ..files.outputs import jsonable
 
     return jsonable(
         {

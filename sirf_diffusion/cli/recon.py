@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import add_precision
-from ..guide import TARGETS, Guide
 from ..models.storage import DEFAULT_MODEL
-from ..reconstructors.defaults import METHODS, NUM_SAMPLES, Method
+from ..reconstructors.methods import METHODS, NUM_SAMPLES, Method
+from ..study.guide import TARGETS, Guide
 from .adapt import ABOUT, adaptation_of, add_options
+from .command_line import add_precision
 
 if TYPE_CHECKING:
-    from ..execution import Execution
-    from ..reconstruction import Reconstruction
+    from sirf_diffusion.study.execution import Execution
+
+    from ..study.reconstruction import Reconstruction
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +157,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct and write."""
-    from ..execution import make_execution
-    from ..outputs import OutputFolder
+    from sirf_diffusion.study.execution import make_execution
+
+    from ..files.outputs import OutputFolder
     from ..reconstructors.records import LogCallback, ProgressBar
 
     study = _Study.of(arguments)
@@ -221,7 +223,7 @@ class _Study:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> _Study:
         from ..environment import select_device
-        from ..reconstruction import load_model_for
+        from ..study.reconstruction import load_model_for
 
         method = METHODS[arguments.method]
         settings = parse_settings(arguments.settings)
@@ -248,7 +250,7 @@ class _Study:
         return self.request.source(), self.request.options
 
     def reconstruct(self, **more: Any) -> Reconstruction:
-        from ..reconstruction import reconstruct_from
+        from ..study.reconstruction import reconstruct_from
 
         source, options = self.source()
         return reconstruct_from(
@@ -268,7 +270,7 @@ class _Study:
         )
 
     def reconstruct_shared(self, execution: Execution) -> Reconstruction:
-        from ..sharing import merge, share_out
+        from ..study.sharing import merge, share_out
 
         number = NUM_SAMPLES if self.arguments.samples is None else self.arguments.samples
         jobs = [(self.arguments, members) for members in share_out(number, execution.num_workers)]
@@ -313,9 +315,9 @@ def _par_request(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any
 
 
 def _from_files(arguments: argparse.Namespace, model: Any) -> tuple[Any, dict[str, Any]]:
-    from ..acquisition import Acquisition
-    from ..engines.embedded.interfile import read_image
-    from ..sources import AcquisitionSource
+    from ..engines.embedded.acquisition import Acquisition
+    from ..files.interfile import read_image
+    from ..study.sources import AcquisitionSource
 
     initial, geometry = (None, None) if arguments.initial is None else read_image(arguments.initial)
     acquisition = Acquisition.from_files(

@@ -57,7 +57,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct what has no result yet; the exit code is that of the worst line."""
-    from ..execution import make_execution
+    from sirf_diffusion.study.execution import make_execution
 
     jobs = read_list(arguments.list)
     missing = [job for job in jobs if not (Path(job.out) / "record.json").is_file()]

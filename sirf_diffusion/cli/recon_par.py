@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engines.parfile import ParFile, ParFileError
-from ..engines.parfile.run import ParRun
-from ..guide import Guide
+from ..files.parfile import ParFile, ParFileError
+from ..files.parfile.run import ParRun
+from ..study.guide import Guide
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ParRequest:
     engine
         ``"stir"`` or ``"embedded"``.
     options
-        Further arguments of :func:`~sirf_diffusion.reconstruction.reconstruct_from`, after :meth:`source`.
+        Further arguments of :func:`~sirf_diffusion.study.reconstruction.reconstruct_from`, after :meth:`source`.
     """
 
     path: str
@@ -64,7 +64,7 @@ class ParRequest:
         else:
             self.options = {"initial": initial}
         if self.keep_prior and self.method == "map-rdp":
-            from ..engines.parfile.prior import prior_of
+            from ..interop.stir.par_prior import prior_of
 
             self.options["prior"] = prior_of(self.par, source.geometry)
         return source
@@ -73,7 +73,7 @@ class ParRequest:
         """What guides the model: as given, or as in the file's own prior if that is kept."""
         if not self.keep_prior or given.anatomical is not None or self.method != "map-score":
             return given
-        from ..engines.parfile.prior import anatomical_of
+        from ..interop.stir.par_prior import anatomical_of
 
         anatomical, weight = anatomical_of(self.par)
         return replace(given, anatomical=anatomical, guidance=given.guidance or weight)
@@ -102,7 +102,7 @@ class ParRequest:
                 "relative difference or quadratic prior, map-score for a Diffusion Score prior"
             )
         if self.method == "map-score":
-            from ..engines.parfile.prior import score_settings_of
+            from ..interop.stir.par_prior import score_settings_of
 
             model, settings = score_settings_of(self.par)
             self.model = self.model or model
@@ -113,7 +113,7 @@ class ParRequest:
             raise ParFileError(f"--set {sorted(given)[0]}: with --keep-prior the file says it; leave one of them out")
 
     def _stir(self) -> tuple[Any, Any, Any]:
-        from ..sources import StirParSource
+        from ..study.sources import StirParSource
 
         source = StirParSource(self.run)
         given = None if self.run.initial_estimate is None else source.first_image
@@ -123,7 +123,7 @@ class ParRequest:
         import torch
 
         from ..engines.embedded.par_acquisition import read_acquisition
-        from ..sources import AcquisitionSource
+        from ..study.sources import AcquisitionSource
 
         acquisition, initial = read_acquisition(self.run)
         num_views = acquisition.projdata.num_views

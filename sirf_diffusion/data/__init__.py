@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..acquisition import Acquisition
+from ..engines.embedded.acquisition import Acquisition
 
 _FOLDER = Path(__file__).parent
 
@@ -63,7 +63,7 @@ def load_example(name: str | Path = "brain2d") -> Example:
     ValueError
         If there is no such example.
     """
-    from ..engines.embedded.interfile import read_image
+    from ..files.interfile import read_image
 
     folder = Path(name) if Path(name).is_dir() else _FOLDER / str(name)
     if not (folder / "prompts.hs").is_file():

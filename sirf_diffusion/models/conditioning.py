@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .grid import GridAdapter
 from .intensity import intensity_scale
 
 if TYPE_CHECKING:
-    from ..patient_space import AnatomicalImage
+    from ..patient import AnatomicalImage
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def anatomical_on(anatomical: Tensor | AnatomicalImage | str | os.PathLike[str],
     """
     if isinstance(anatomical, Tensor):
         return anatomical
-    from ..patient_space.anatomical import as_anatomical
+    from ..patient.anatomical import as_anatomical
 
     return as_anatomical(anatomical, geometry).on(geometry)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .intensity import intensity_scale as estimate_intensity_scale
 from .noise_level import estimate_noise_level
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 
 FWHM_MM = 8.0
 THRESHOLD = 0.2

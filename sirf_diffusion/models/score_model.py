@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning
 from .coverage import Coverage, Network
 from .grid import THREE_ORIENTATIONS, GridAdapter
@@ -24,7 +24,7 @@ from .schedules import PREDICTIONS, NoiseSchedule, denoised_and_noise
 from .storage import ModelConfig, checked_voxel_size, find_model, load_model, save_model, serialise
 
 if TYPE_CHECKING:
-    from ..patient_space import AnatomicalImage
+    from ..patient import AnatomicalImage
 
 #: In which a network computes, see `ScoreModel.load`.
 PRECISIONS = ("float32", "bfloat16")

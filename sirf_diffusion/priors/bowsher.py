@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .neighbours import Neighbourhood, Pair
 from .quadratic import QuadraticPrior
 

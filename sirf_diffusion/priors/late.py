@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from ..models.conditioning import anatomical_on
 from .anchor import QuadraticAnchorPrior
 from .base import Prior
 from .bowsher import BowsherPrior
 
 if TYPE_CHECKING:
-    from ..patient_space import AnatomicalImage
+    from ..patient import AnatomicalImage
 
 
 class LatePrior(Prior):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .base import Prior
 from .score import ScorePrior
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
-    from ..patient_space import AnatomicalImage
+    from ..patient import AnatomicalImage
 
 logger = logging.getLogger(__name__)
 

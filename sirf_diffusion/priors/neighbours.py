@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 
 Neighbourhood = Literal["3x3x3", "transverse", "axial"]
 Index = tuple[slice, slice, slice, slice]

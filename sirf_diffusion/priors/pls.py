@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .base import Prior
 
 _AXES = (-3, -2, -1)
@@ -28,7 +28,7 @@ class ParallelLevelSetsPrior(Prior):
 
     ``curvature`` replaces the root by its tangent and the difference of two voxels by their own changes, so that
     ``majoriser`` lies above the penalty. It is loose: in closed form a slice takes hundreds of iterations, hence
-    ``has_majoriser`` is False, and :class:`~sirf_diffusion.reconstructors.mapem.MAPEM` uses BSREM.
+    ``has_majoriser`` is False, and :class:`~sirf_diffusion.reconstructors.em.mapem.MAPEM` uses BSREM.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .base import Prior
 from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from .base import Prior
 from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from .adaptation.ddip import DDIPAdaptation, DDIPReconstructor
+from .adaptation.steerable import SteerableAdaptation, SteerableReconstructor
 from .base import Reconstructor
-from .ddip import DDIPAdaptation, DDIPReconstructor
-from .dds import DDSReconstructor
-from .hqs import HQSReconstructor
-from .lisch import LikelihoodScheduledReconstructor
-from .mapem import MAPEM
-from .osem import MLEM, OSEM
+from .diffusion.dds import DDSReconstructor
+from .diffusion.hqs import HQSReconstructor
+from .diffusion.lisch import LikelihoodScheduledReconstructor
+from .em.mapem import MAPEM
+from .em.osem import MLEM, OSEM
 from .records import StepRecord
-from .steerable import SteerableAdaptation, SteerableReconstructor
 
 __all__ = [
     "MAPEM",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
 from .base import Reconstructor
-from .defaults import ADAPTATIONS, METHODS, Method, get_method
+from .methods import ADAPTATIONS, METHODS, Method, get_method
 
 if TYPE_CHECKING:
-    from .network_adaptation import NetworkAdaptation
+    from .adaptation.network_adaptation import NetworkAdaptation
 
 _SAMPLING = tuple(name for name, method in METHODS.items() if method.samples)
 
@@ -34,7 +34,7 @@ def build_reconstructor(
     Parameters
     ----------
     name
-        A name of `sirf_diffusion.reconstructors.defaults.METHODS`.
+        A name of `sirf_diffusion.reconstructors.methods.METHODS`.
     objective
         The log-likelihood, with the subsets that the method is to use.
     settings
@@ -51,7 +51,7 @@ def build_reconstructor(
         Of ``map-rdp``: another penalty than the settings describe.
     adaptation
         Of the methods that draw posterior samples: a name of
-        `sirf_diffusion.reconstructors.defaults.ADAPTATIONS`, or an object; the method's own if omitted.
+        `sirf_diffusion.reconstructors.methods.ADAPTATIONS`, or an object; the method's own if omitted.
     callbacks
         Called with a ``StepRecord`` after each step.
 
@@ -86,8 +86,8 @@ def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapt
     ValueError
         For an unknown name or setting, or a setting out of range.
     """
-    from .ddip import DDIPAdaptation
-    from .steerable import SteerableAdaptation
+    from .adaptation.ddip import DDIPAdaptation
+    from .adaptation.steerable import SteerableAdaptation
 
     if name not in ADAPTATIONS:
         raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
@@ -120,13 +120,13 @@ def relative_difference_prior(
 
 
 def _osem(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .osem import OSEM
+    from .em.osem import OSEM
 
     return OSEM(objective, **values, callbacks=callbacks)
 
 
 def _map_rdp(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .mapem import MAPEM
+    from .em.mapem import MAPEM
 
     strength, gamma, epsilon = (values.pop(name) for name in ("penalisation_factor", "gamma", "epsilon"))
     prior = values.pop("prior", None)
@@ -137,14 +137,14 @@ def _map_rdp(objective: Objective, model: Any, scale: float, values: dict[str, A
 
 def _map_score(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
     from ..priors import ScorePrior
-    from .mapem import MAPEM
+    from .em.mapem import MAPEM
 
     prior = ScorePrior(model, values.pop("sigma"), values.pop("penalisation_factor"))
     return MAPEM(objective, prior, **values, callbacks=callbacks)
 
 
 def _dds(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .dds import DDSReconstructor
+    from .diffusion.dds import DDSReconstructor
 
     strength, prior = values.pop("axial_rdp"), None
     if strength > 0 and objective.geometry.shape[0] > 1:
@@ -153,25 +153,25 @@ def _dds(objective: Objective, model: Any, scale: float, values: dict[str, Any],
 
 
 def _hqs(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .hqs import HQSReconstructor
+    from .diffusion.hqs import HQSReconstructor
 
     return HQSReconstructor(objective, model, **values, callbacks=callbacks)
 
 
 def _lisch(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .lisch import LikelihoodScheduledReconstructor
+    from .diffusion.lisch import LikelihoodScheduledReconstructor
 
     return LikelihoodScheduledReconstructor(objective, model, **values, callbacks=callbacks)
 
 
 def _ddip(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .ddip import DDIPReconstructor
+    from .adaptation.ddip import DDIPReconstructor
 
     return DDIPReconstructor(objective, model, **values, callbacks=callbacks)
 
 
 def _steerable(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from .steerable import SteerableReconstructor
+    from .adaptation.steerable import SteerableReconstructor
 
     return SteerableReconstructor(objective, model, **values, callbacks=callbacks)
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..acquisition import Acquisition
+from ..engines.embedded.acquisition import Acquisition
 from ..engines.embedded.acquisition_model import attenuation_factors
-from ..engines.embedded.geometry import ProjDataGeometry, Segment
 from ..engines.embedded.projector import Projector
-from ..engines.embedded.scanners import get_scanner
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
+from ..geometry.projdata import ProjDataGeometry, Segment
+from ..geometry.scanners import get_scanner
 from ..reconstructors.base import inside
 
 logger = logging.getLogger(__name__)

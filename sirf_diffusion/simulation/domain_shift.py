@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..acquisition import Acquisition
-from ..images import ImageGeometry
+from ..engines.embedded.acquisition import Acquisition
+from ..geometry.images import ImageGeometry
 from .acquisition import centred, mmr_slice, simulate_acquisition
 from .head import Array, HeadAnatomy, simulate_anatomy
 from .lesions import Lesion, lesions_in_mr, soft_ellipsoid
@@ -164,7 +164,7 @@ def write_case(case: TestCase, folder: str | os.PathLike[str]) -> None:
     Makes ``prompts.hs``, ``multiplicative.hs``, ``additive.hs``, ``truth.hv``, ``mu.hv`` and ``mr.hv`` in an existing
     folder.
     """
-    from ..engines.embedded.interfile import write_image, write_projection_data
+    from ..files.interfile import write_image, write_projection_data
 
     folder, data = Path(folder), case.acquisition
     for name in ("prompts", "multiplicative", "additive"):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..images import ImageGeometry
+from ..geometry.images import ImageGeometry
 from ..models.intensity import intensity_scale
 from ..simulation import simulate_activity, simulate_anatomy
 from .data.augmentation import Augmentation

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .judging.validation import ValidationSet
+from .evaluation.validation import ValidationSet
 
 
 class TrainingLog:

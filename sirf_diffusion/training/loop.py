@@ -17,7 +17,7 @@ from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import Corruption
 from .data.prefetch import prefetched
-from .judging.samples import save_sheet, unconditional_samples
+from .evaluation.samples import save_sheet, unconditional_samples
 from .log import TrainingLog, reference_errors, relative_error
 from .sources import Source
 from .state import TrainingState

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .dataset import SIMULATION_VERSION, VOXEL_SIZE, SliceSampler, build_dataset
-from .judging.validation import ValidationSet
+from .evaluation.validation import ValidationSet
 from .recipes import Recipe
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from ..environment import select_device
+from ..files.outputs import jsonable
 from ..models.networks import build_network
 from ..models.storage import list_models
-from ..outputs import jsonable
 from .checkpoint import CheckpointError
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.volume_file import VolumeFile

@@ -143,7 +143,7 @@ make_object(Reference& object, const char* maker, const std::string& what, const
   try
     {
       with_python(what, [&] {
-        object.reset(py::module_::import("stir_priors.callbacks").attr(maker)(block.name, as_dict(block, values), context));
+        object.reset(py::module_::import("sirf_diffusion.interop.stir.callbacks").attr(maker)(block.name, as_dict(block, values), context));
       });
     }
   catch (const std::runtime_error& problem)

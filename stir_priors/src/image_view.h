@@ -18,7 +18,7 @@ namespace stir_priors {
 
 using Density = stir::DiscretisedDensity<3, float>;
 
-// Shape, voxel size and origin (z, y, x) as sirf_diffusion.images.ImageGeometry has them.
+// Shape, voxel size and origin (z, y, x) as sirf_diffusion.geometry.images.ImageGeometry has them.
 struct Grid
 {
   int shape[3];
@@ -220,7 +220,7 @@ scale_and_count_nonfinite(float* data, std::size_t size, float factor)
 inline py::object
 geometry_object(const Grid& grid)
 {
-  return py::module_::import("stir_priors.callbacks")
+  return py::module_::import("sirf_diffusion.interop.stir.callbacks")
       .attr("geometry")(py::make_tuple(grid.shape[0], grid.shape[1], grid.shape[2]),
                         py::make_tuple(grid.voxel_size[0], grid.voxel_size[1], grid.voxel_size[2]),
                         py::make_tuple(grid.origin[0], grid.origin[1], grid.origin[2]));

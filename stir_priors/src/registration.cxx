@@ -14,7 +14,7 @@
 
 namespace stir_priors {
 
-// Defaults are the text that a parameter file would have; stir_priors/blocks.py lists the same, and a test compares them.
+// Defaults are the text that a parameter file would have; sirf_diffusion/interop/stir/blocks.py lists the same, and a test compares them.
 extern const Block python_prior;
 const Block python_prior{ "Python", { { "module", "" }, { "class", "" }, { "arguments", "{}" } } };
 

@@ -35,15 +35,10 @@ import h5py
 import numpy as np
 import torch
 
-from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry, Scanner, Segment
-from sirf_diffusion.engines.embedded.interfile import (
-    read_image,
-    read_projection_data,
-    write_image,
-    write_projection_data,
-)
-from sirf_diffusion.engines.embedded.scanners import get_scanner
-from sirf_diffusion.images import ImageGeometry
+from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner, Segment
+from sirf_diffusion.geometry.scanners import get_scanner
 
 NUM_TANGENTIAL_RAYS = 10
 NUM_SUBSETS = 7

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
 from .projector import Projector
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...images import ImageGeometry
-from .geometry import ProjDataGeometry, Segment
+from ...geometry.images import ImageGeometry
+from ...geometry.projdata import ProjDataGeometry, Segment
 from .lor_geometry import InPlaneGrid, ViewWeights
 
 # Columns per product: more do not fit the caches of a CPU core, fewer waste its vector units.

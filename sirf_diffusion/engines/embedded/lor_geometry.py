@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
 
 _RAYS_AT_THE_RIM = 10
 _NEGLIGIBLE = 1e-6

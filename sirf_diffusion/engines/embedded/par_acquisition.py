@@ -7,13 +7,13 @@ import math
 
 from torch import Tensor
 
-from ...acquisition import Acquisition
-from ...images import ImageGeometry
-from ..parfile import ParBlock, ParFileError, fold
-from ..parfile.prior import check_keys
-from ..parfile.run import ParRun
-from .geometry import ProjDataGeometry
-from .interfile import read_image, read_projection_data
+from ...files.interfile import read_image, read_projection_data
+from ...files.parfile import ParBlock, ParFileError, fold
+from ...files.parfile.run import ParRun
+from ...geometry.images import ImageGeometry
+from ...geometry.projdata import ProjDataGeometry
+from ...interop.stir.par_prior import check_keys
+from .acquisition import Acquisition
 from .par_projector import check_projector_pair, check_ray_tracing
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ..parfile import ParBlock
-from ..parfile.prior import check_keys
+from ...files.parfile import ParBlock
+from ...interop.stir.par_prior import check_keys
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
+from ...geometry.projdata import ProjDataGeometry
 from .axial import MAX_COLUMNS, SegmentGroup, group_segments
-from .geometry import ProjDataGeometry
 from .lor_geometry import InPlaneGrid, ViewWeights, half_chord, inner_weights, rim_weights, strip_edges
 from .sparse import SparseMatrix, map_threaded
 
@@ -59,7 +59,7 @@ class Projector:
 
     Examples
     --------
-    >>> from sirf_diffusion.engines.embedded.geometry import ProjDataGeometry
+    >>> from sirf_diffusion.geometry.projdata import ProjDataGeometry
     >>> projdata = ProjDataGeometry.from_scanner("ECAT 953", span=1, max_ring_difference=0)
     >>> projector = Projector(ImageGeometry((31, 65, 65), (3.375, 4.0, 4.0)), projdata)
     >>> projector.forward(torch.ones(31, 65, 65), views=[0, 1]).shape == (*projdata.shape[:1], 2, *projdata.shape[2:])

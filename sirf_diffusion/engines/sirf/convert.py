@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
 
 if TYPE_CHECKING:
-    from ...patient_space import Position
+    from ...patient import Position
 
 
 def to_tensor(container: Any, copy: bool = True) -> Tensor:
@@ -92,7 +92,7 @@ def image_geometry(image: Any) -> ImageGeometry:
 
 def patient_position(image: Any) -> Position | None:
     """How the patient lies, from the signs of a SIRF image's axes; None if they are those of no known position."""
-    from ...patient_space.resampling import POSITIONS
+    from ...patient.resampling import POSITIONS
 
     matrix = np.asarray(image.transf_matrix(), dtype=np.float64)[:3, :3]
     signs = tuple(int(v) for v in np.sign(np.diag(matrix)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
 from ..objective import Evaluation, ProjectionCounter
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData

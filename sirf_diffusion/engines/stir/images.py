@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...images import ImageGeometry
+from ...geometry.images import ImageGeometry
 from ..stderr import silent_stderr
 
 
 def geometry_of(image: Any) -> ImageGeometry:
-    """Grid of a STIR image; see :class:`~sirf_diffusion.images.ImageGeometry` for where its voxels lie.
+    """Grid of a STIR image; see :class:`~sirf_diffusion.geometry.images.ImageGeometry` for where its voxels lie.
 
     Raises
     ------

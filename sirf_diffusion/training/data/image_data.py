@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...patient_space.resampling import PatientGrid, coverage, grid_over, resample
-from ...patient_space.source_image import SourceImage, UnusableImage, density_of_ct, read_source
+from ...patient.readers import SourceImage, UnusableImage, density_of_ct, read_source
+from ...patient.resampling import PatientGrid, coverage, grid_over, resample
 from .manifest import ImageInput, subject_of
 from .volume_parts import Outcome, PartStore
 from .volumes import Volume

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...patient_space.source_image import INTERFILE, NIFTI
+from ...patient.readers import INTERFILE, NIFTI
 
 
 def find_images(paths: list[Path]) -> list[Path]:

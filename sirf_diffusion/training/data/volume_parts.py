@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...outputs import atomic_path, jsonable
+from ...files.outputs import atomic_path, jsonable
 from .splits import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, root_attributes, write_part

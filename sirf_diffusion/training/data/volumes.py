@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...images import ImageGeometry
+from ...files.outputs import atomic_path
+from ...geometry.images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
 from ...models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
-from ...outputs import atomic_path
-from ...patient_space.source_image import UnusableImage
+from ...patient.readers import UnusableImage
 
 FORMAT = "sirf-diffusion training volumes"
 SCHEMA_VERSION = 1

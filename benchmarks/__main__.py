@@ -1,0 +1,34 @@
+"""``python -m benchmarks``: measure the methods against each other, and what the code costs. Run in the repository."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sirf_diffusion.cli.command_line import USER_ERRORS, common_options, run_command
+
+from . import structure
+from .bench import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("python -m benchmarks", arguments, ("benchmarks", "sirf_diffusion"), USER_ERRORS)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all sub-commands."""
+    common = common_options()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, epilog="example: python -m benchmarks run --suite quick"
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (cli, structure):
+        module.add_parser(subparsers, common)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

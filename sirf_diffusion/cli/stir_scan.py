@@ -1,0 +1,284 @@
+"""One parameter file with a list of penalisation factors: table, images and figure to choose one by.
+
+With a reference image each result's distance to it is measured. Without one, its log-likelihood and roughness are: with
+a rising factor both fall, the roughness first and the log-likelihood later, and a factor between is what one wants.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..files.outputs import atomic_path, write_json
+from ..files.parfile import ParKey
+from ..interop.stir.blocks import PENALISATION_FACTOR
+from ..interop.stir.check import check
+from ..interop.stir.run import Call
+from ..interop.stir.stir_keys import INPUT_FILES
+from .stir_scan_figure import figure
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "scan.json"
+_LIKELIHOOD = re.compile(r"Objective function without penalty\s+(\S+)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One factor's result.
+
+    Parameters
+    ----------
+    factor
+        Penalisation factor.
+    image
+        File of the last image, relative to the folder of the scan.
+    nrmse
+        Distance to the reference, ``||x - ref|| / ||ref||``; None without one.
+    log_likelihood
+        As STIR reports it for the last image, without the penalty; None if it reported none.
+    roughness
+        Root mean square of differences between neighbouring pixels in x and y, relative to the mean of the image.
+    seconds
+        Wall time.
+    """
+
+    factor: float
+    image: str
+    nrmse: float | None
+    log_likelihood: float | None
+    roughness: float
+    seconds: float
+
+
+class ScanError(RuntimeError):
+    """A run of the scan failed."""
+
+
+@dataclass
+class Scan:
+    """Runs a parameter file of OSMAPOSL or OSSPS once for each factor.
+
+    Finished factors are not run again: `run` continues an interrupted scan, or one with more factors.
+
+    Parameters
+    ----------
+    par
+        The file; its ``penalisation factor``, ``output filename prefix`` and what is saved on the way are replaced.
+    out
+        Folder for the results.
+    reference
+        Interfile image to compare with.
+    variables
+        Values for ``${VAR}`` in the file.
+
+    Raises
+    ------
+    ValueError
+        If the file has errors, or no prior with a penalisation factor; or if the folder holds another scan.
+    """
+
+    par: Path
+    out: Path
+    reference: Path | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        report = check(self.par, variables=self.variables)
+        if report.errors or report.file is None:
+            raise ValueError(report.format())
+        if report.program not in ("OSMAPOSL", "OSSPS"):
+            raise ValueError(f"{self.par} is for {report.program}; a scan needs a file for OSMAPOSL or OSSPS")
+        self.program, self._file = report.program, report.file
+        self._prior = self._file.prior()
+        if self._prior is None or self._prior.block is None:
+            raise ValueError(f"{self.par} has no prior, so there is no '{PENALISATION_FACTOR}' to scan")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.points = self._earlier_points()
+
+    @property
+    def prior(self) -> str:
+        """Registered name of the prior."""
+        return self._prior.value
+
+    def run(self, factors: Sequence[float], report: Callable[[Point], None] = lambda point: None) -> list[Point]:
+        """Run the factors that are not done; all points, in ascending order of the factor.
+
+        Parameters
+        ----------
+        factors
+            Penalisation factors, at least 0.
+        report
+            Called with each point, also with those that were done before.
+
+        Raises
+        ------
+        ScanError
+            If a run fails; what was finished before stays.
+        """
+        for factor in factors:
+            if factor not in self.points:
+                self.points[factor] = self._run(factor)
+                self._write()
+            report(self.points[factor])
+        self._write()
+        points = sorted(self.points.values(), key=lambda point: point.factor)
+        with atomic_path(self.out / "scan.png") as temporary:
+            figure(temporary, self.out, points, self.prior, self.reference)
+        return points
+
+    def _run(self, factor: float) -> Point:
+        # STIR takes what follows a dot in the name of an image for its extension.
+        name = f"factor_{factor:g}".replace(".", "p")
+        par, log = self.out / f"{name}.par", self.out / f"{name}.log"
+        last = self._file.root.integer("number of subiterations", 1)
+        par.write_text(self._text(factor, self.out / name, last), encoding="utf-8", errors="surrogateescape")
+        call = Call(self.program, par, (), self.variables)
+        environment = call.environment()
+        environment["PYTHONPATH"] = os.pathsep.join((str(self.par.resolve().parent), environment["PYTHONPATH"]))
+        logger.info("%s := %g", PENALISATION_FACTOR, factor)
+        start = time.monotonic()
+        with log.open("wb") as stream:
+            command = subprocess.run(
+                call.command(), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
+            )
+        seconds = time.monotonic() - start
+        text = log.read_text(encoding="utf-8", errors="replace")
+        image = self.out / f"{name}_{last}.hv"
+        if command.returncode or not image.is_file():
+            end = "\n".join(text.rstrip().splitlines()[-15:])
+            what = f"{PENALISATION_FACTOR} {factor:g}: exit code {command.returncode}"
+            raise ScanError(f"{what}; the end of {log}:\n{end}")
+        likelihoods = _LIKELIHOOD.findall(text)
+        nrmse, roughness = _measure(image, self.reference)
+        likelihood = float(likelihoods[-1]) if likelihoods else None
+        return Point(factor, image.name, nrmse, likelihood, roughness, round(seconds, 2))
+
+    def _text(self, factor: float, prefix: Path, last: int) -> str:
+        """The file with another factor, other output, and a report of the log-likelihood at the end."""
+        root, prior = self._file.root, self._prior.block
+        edits = [(prior.key(PENALISATION_FACTOR), prior.line, f"{PENALISATION_FACTOR} := {factor:g}")]
+        for name, value in (
+            ("output filename prefix", prefix),
+            ("save estimates at subiteration intervals", last),
+            ("report objective function values interval", last),
+        ):
+            edits.append((root.key(name), root.line, f"{name} := {value}"))
+        return _with_lines(self._file.text, edits)
+
+    def _settings(self) -> dict[str, object]:
+        """What the results depend on besides the factor: the file, and the data by size and time."""
+        named = {key.value for _, key in self._file.root.walk() if key.name in INPUT_FILES}
+        inputs = {name for name in named if Path(name).is_file()}
+        if self.reference is not None:
+            inputs.add(str(self.reference))
+        return {
+            "par": hashlib.sha256(self._file.text.encode("utf-8", "surrogateescape")).hexdigest(),
+            "variables": dict(self.variables),
+            "reference": None if self.reference is None else str(self.reference),
+            "files": {name: [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in sorted(inputs)},
+        }
+
+    def _earlier_points(self) -> dict[float, Point]:
+        path = self.out / _RECORD
+        if not path.is_file():
+            if any(self.out.iterdir()):
+                raise ValueError(f"--out {self.out} is not empty and holds no {_RECORD}; give another folder")
+            write_json(path, {"settings": self._settings(), "points": []})
+            return {}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        mine = self._settings()
+        differing = [name for name in mine if record["settings"].get(name) != mine[name]]
+        if differing:
+            raise ValueError(
+                f"--out {self.out} holds a scan with another {', '.join(_WORDS[name] for name in differing)}; "
+                "give another folder, or delete that one"
+            )
+        points = (Point(**point) for point in record["points"])
+        return {point.factor: point for point in points if (self.out / point.image).is_file()}
+
+    def _write(self) -> None:
+        points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]
+        write_json(self.out / _RECORD, {"settings": self._settings(), "prior": self.prior, "points": points})
+        options = {"newline": "", "encoding": "utf-8"}
+        with atomic_path(self.out / "scan.csv") as temporary, temporary.open("w", **options) as stream:
+            writer = csv.DictWriter(stream, ["factor", "nrmse", "log_likelihood", "roughness", "seconds", "image"])
+            writer.writeheader()
+            writer.writerows(points)
+
+
+_WORDS = {
+    "par": "parameter file",
+    "variables": "value of a variable",
+    "reference": "reference",
+    "files": "input file (size or time differs)",
+}
+
+
+def best(points: Sequence[Point]) -> tuple[Point, str] | None:
+    """The point nearest to the reference, with a remark if it is the first or last one; None without a reference."""
+    known = sorted((p for p in points if p.nrmse is not None), key=lambda p: p.factor)
+    if not known:
+        return None
+    found = min(known, key=lambda p: p.nrmse)
+    at_end = found in (known[0], known[-1])
+    side = "smaller" if found is known[0] else "larger"
+    return found, f"the best of the list is at its end: try {side} ones too" if at_end else ""
+
+
+def parse_factors(text: str) -> list[float]:
+    """Factors from ``"0.1,0.2"``.
+
+    Raises
+    ------
+    ValueError
+        If one is no number of at least 0.
+
+    Examples
+    --------
+    >>> parse_factors("0.1, 0.2")
+    [0.1, 0.2]
+    """
+    try:
+        factors = [float(item) for item in text.split(",") if item.strip()]
+    except ValueError:
+        factors = []
+    if not factors or not all(0 <= factor < float("inf") for factor in factors):
+        raise ValueError(f"--factors {text}: expected numbers of at least 0 with commas between, such as 0.05,0.1,0.2")
+    return list(dict.fromkeys(factors))
+
+
+def _measure(image: Path, reference: Path | None) -> tuple[float | None, float]:
+    from ..files.interfile import read_image
+    from ..study.metrics import nrmse
+
+    x, geometry = read_image(image)
+    distance = None
+    if reference is not None:
+        truth, other = read_image(reference)
+        if other.shape != geometry.shape:
+            raise ValueError(f"--reference {reference} has shape {other.shape}, the images have {geometry.shape}")
+        distance = float(nrmse(x, truth))
+    squares = [float(x.diff(dim=dim).square().mean()) for dim in (-1, -2)]
+    mean = float(x.mean())
+    return distance, (sum(squares) / 2) ** 0.5 / mean if mean > 0 else 0.0
+
+
+def _with_lines(text: str, edits: Sequence[tuple[ParKey | None, int, str]]) -> str:
+    """``text`` with the line of each key replaced, or, where there is no key, a line added behind line ``after``."""
+    lines = text.split("\n")
+    for key, after, new in sorted(edits, key=lambda edit: -(edit[0].line if edit[0] else edit[1] + 0.5)):
+        if key is None:
+            lines.insert(after, new)
+        else:
+            lines[key.line - 1 : key.last_line] = [new]
+    return "\n".join(lines)

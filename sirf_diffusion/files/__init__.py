@@ -1,0 +1,1 @@
+"""Files: Interfile, parameter files, weights, and how results are written."""

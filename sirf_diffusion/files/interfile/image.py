@@ -1,0 +1,140 @@
+"""Images in STIR Interfile (``.hv`` and ``.v``)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from ...geometry.images import ImageGeometry
+from .header import Header
+from .values import check_finite, read_values, scale_factors
+from .write import checked_array, encoded, first_lines, output_paths, write_pair
+
+_AXES = ("x", "y", "z")
+
+
+def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
+    """Read one image.
+
+    Parameters
+    ----------
+    path
+        Header (``.hv``). Integers of 1 to 8 bytes and floats of 4 or 8, either byte order, scale factors (one, or one
+        per plane) and data offsets are understood.
+
+    Returns
+    -------
+    image, geometry
+        ``float32`` ``[z, y, x]``, and its grid. The origin is such that the centre of the first voxel lies at the
+        header's 'first pixel offset (mm)' (up to the header's rounding); without this key the origin is 0.
+
+    Raises
+    ------
+    InterfileError
+        If a key is missing or has no meaning, the data file is missing or short, or values are not finite.
+    UnsupportedError
+        If there are several time frames or image data types, or the axes are not x, y, z.
+    """
+    header = Header(path)
+    _check_single_image(header)
+    shape = (header.size("matrix size", 3), header.size("matrix size", 2), header.size("matrix size", 1))
+    voxel_size = _zyx(header, "scaling factor (mm/pixel)")
+    origin = (0.0, 0.0, 0.0)
+    if "first pixel offset (mm)" in header:
+        first, before = _zyx(header, "first pixel offset (mm)"), _voxels_before_centre(shape)
+        z, y, x = map(_origin, first, before, voxel_size)
+        origin = (z, y, x)
+    try:
+        geometry = ImageGeometry(shape, voxel_size, origin)
+    except ValueError as problem:
+        raise header.error(str(problem)) from problem
+    scale = np.asarray(scale_factors(header, shape[0]), dtype=np.float32)
+    values = read_values(header, geometry.num_voxels).reshape(shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        image = values.astype(np.float32) * scale[:, None, None]
+    check_finite(header, image)
+    header.warn_of_unread_keys()
+    return torch.from_numpy(image), geometry
+
+
+def write_image(
+    path: str | os.PathLike, image: torch.Tensor, geometry: ImageGeometry, number_format: str = "float"
+) -> None:
+    """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
+
+    Parameters
+    ----------
+    path
+        Name that ends in ``.hv`` or has no suffix. Existing files are replaced, both or none.
+    image
+        ``[z, y, x]`` of ``geometry.shape``, finite.
+    geometry
+        Its grid.
+    number_format
+        ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
+
+    Raises
+    ------
+    InterfileError
+        If the shape does not match, a value is not finite or the files cannot be written.
+    """
+    header, data = output_paths(path, ".hv")
+    values = checked_array(image.detach().to("cpu", torch.float32).numpy(), geometry.shape, "image")
+    values, dtype, format_lines, scale = encoded(values, number_format)
+    before = _voxels_before_centre(geometry.shape)
+    first = [o - n * d for o, n, d in zip(geometry.origin, before, geometry.voxel_size, strict=True)]
+    lines = [
+        *first_lines(data),
+        "!version of keys := STIR6.0",
+        "!GENERAL DATA :=",
+        "!GENERAL IMAGE DATA :=",
+        "!type of data := PET",
+        "imagedata byte order := LITTLEENDIAN",
+        "!PET STUDY (General) :=",
+        "!PET data type := Image",
+        "process status := Reconstructed",
+        *format_lines,
+        "number of dimensions := 3",
+    ]
+    for k, axis in enumerate(_AXES, start=1):
+        lines += [
+            f"matrix axis label [{k}] := {axis}",
+            f"!matrix size [{k}] := {geometry.shape[3 - k]}",
+            f"scaling factor (mm/pixel) [{k}] := {geometry.voxel_size[3 - k]:.9g}",
+        ]
+    lines += [f"first pixel offset (mm) [{k}] := {first[3 - k]:.9g}" for k in (1, 2, 3)]
+    lines += ["number of time frames := 1", f"image scaling factor[1] := {scale:.9g}", "!END OF INTERFILE :="]
+    write_pair(header, data, lines, [values], dtype)
+
+
+def _voxels_before_centre(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    # STIR counts planes from 0 and centres the other two index ranges.
+    return (0, shape[1] // 2, shape[2] // 2)
+
+
+def _zyx(header: Header, key: str) -> tuple[float, float, float]:
+    return header.number(key, index=3), header.number(key, index=2), header.number(key, index=1)
+
+
+def _origin(first: float, num_before: int, voxel_size: float) -> float:
+    origin = first + num_before * voxel_size
+    # Headers hold six digits: what may be their rounding is no shift.
+    return 0.0 if abs(origin) <= 1e-5 * abs(first) else origin
+
+
+def _check_single_image(header: Header) -> None:
+    kind = header.text("PET data type", "Image")
+    if kind.lower() != "image":
+        raise header.error(f"'PET data type := {kind}' is no image (projection data are read by read_projection_data)")
+    for key in ("number of time frames", "number of image data types"):
+        num = header.integer(key, 1, minimum=1)
+        if num > 1:
+            raise header.unsupported(f"'{key} := {num}'", "STIR or SIRF to extract one of them")
+    dimensions = header.integer("number of dimensions")
+    if dimensions != 3:
+        raise header.error(f"key 'number of dimensions' must be 3 for an image, found {dimensions}")
+    labels = [header.text("matrix axis label", "", index=k).lower() for k in (1, 2, 3)]
+    if any(labels) and tuple(labels) != _AXES:
+        raise header.unsupported(f"'matrix axis label' [1] to [3] := {', '.join(labels)} instead of x, y, z")

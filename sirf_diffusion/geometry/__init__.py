@@ -1,0 +1,1 @@
+"""Image grids, projection data, scanners and patient positions."""

@@ -1,0 +1,261 @@
+"""A reverse diffusion whose data step the user writes, behind the methods of an objective function.
+
+A run of this package's samplers alternates between a network and a data step. Here the data step is the user's: BSREM,
+SVRG, CIL's algorithms, or anything else that asks an objective function for values and gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..engines import as_objective
+from ..engines.objective import NativeImages, Objective
+from ..reconstructors.diffusion.loop import Denoised, DiffusionReconstructor
+from .containers import to_container, to_tensor
+
+if TYPE_CHECKING:
+    from ..models.score_model import ScoreModel
+    from ..reconstructors.diffusion.chain import Chain
+
+
+class StepwiseObjective(ABC):
+    """The objective of one noise level of a reverse diffusion, with the methods of ``sirf.STIR.ObjectiveFunction``.
+
+    It is maximised. Images are those of the objective given (SIRF's, the embedded engine's) or tensors ``[z, y, x]``;
+    what comes back is of the kind that was given. The run of one sample is
+
+    .. code-block:: python
+
+        objective.set_up(image)
+        while not objective.finished:
+            x = objective.admissible(objective.get_denoised_image())
+            ...  # some steps of your own towards higher objective.value(x), with objective.gradient(x)
+            objective.advance(x)
+
+    and the ``x`` of the last step is the sample. With another ``seed`` it is another sample.
+
+    Parameters
+    ----------
+    objective
+        Log-likelihood: anything that ``sirf_diffusion.as_objective`` takes.
+    model
+        Score model; it is bound to the image grid by :meth:`set_up` if it is not.
+    num_steps, seed, eta, t_end, spacing
+        As in :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
+    initial_image
+        Image to start the chain from and to estimate the intensity scale from; made from the data if omitted.
+    """
+
+    def __init__(
+        self,
+        objective: Any,
+        model: ScoreModel,
+        *,
+        num_steps: int = 40,
+        seed: int = 0,
+        eta: float = 0.85,
+        t_end: float | None = None,
+        spacing: str = "t",
+        initial_image: Any = None,
+    ) -> None:
+        self._given, self._model, self._initial_image = objective, model, initial_image
+        self._settings: dict[str, Any] = {
+            "num_steps": num_steps,
+            "seed": seed,
+            "eta": eta,
+            "t_end": t_end,
+            "spacing": spacing,
+        }
+        self._reconstructor: DiffusionReconstructor | None = None
+        self._chain: Chain
+        self._level: Denoised
+
+    def set_up(self, image: Any = None) -> None:
+        """Prepare, and go to the first noise level (also in order to start again).
+
+        Parameters
+        ----------
+        image
+            Passed to ``set_up`` of an objective function of an engine: only its grid matters. May be omitted if that
+            has been set up already.
+        """
+        if image is not None and not isinstance(self._given, Objective):
+            self._given.set_up(image)
+        reconstructor = self._sampler(as_objective(self._given), self._model, self._settings)
+        with torch.no_grad():
+            reconstructor.set_up(self._initial_image)
+            self._reconstructor, self._chain = reconstructor, reconstructor.begin()
+            self._denoise()
+
+    def advance(self, image: Any) -> bool:
+        """Move to the next noise level: put fresh noise on an image that fits the data, and denoise that.
+
+        Parameters
+        ----------
+        image
+            Result of the data step at this noise level.
+
+        Returns
+        -------
+        bool
+            Whether there is another noise level; if not, the image is the sample.
+        """
+        if self.finished:
+            raise RuntimeError(f"all {self.num_steps} noise levels are done: call set_up() to start again")
+        chain, sampler = self._chain, self._ready()
+        chain.x = self._tensor(image)[None].clone()
+        if not bool(torch.isfinite(chain.x).all()):
+            raise FloatingPointError(f"the image given to step {chain.step + 1} of {self.num_steps} is not finite")
+        chain.step += 1
+        if self.finished:
+            return False
+        with torch.no_grad():
+            sampler.renoise(chain, self._level, sampler.model)
+            self._denoise()
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last noise level is done."""
+        self._ready()
+        return self._chain.step >= self.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Number of noise levels."""
+        return int(self._settings["num_steps"])
+
+    @property
+    def step_num(self) -> int:
+        """Number of the present noise level, from 0."""
+        self._ready()
+        return self._level.step.index
+
+    @property
+    def noise_level(self) -> float:
+        """Present noise level, relative to an image of unit mean."""
+        self._ready()
+        return self._level.step.sigma
+
+    @property
+    def intensity_scale(self) -> float:
+        """``c``, image units per network unit."""
+        return float(self._ready().model.intensity_scale)
+
+    def get_denoised_image(self) -> Any:
+        """What the model finds at this noise level, not clipped: where a data step starts."""
+        image = self._level_image()
+        objective = self._likelihood()
+        return objective.to_image(image) if isinstance(objective, NativeImages) else image.clone()
+
+    def admissible(self, image: Any, out: Any = None) -> Any:
+        """An image that the likelihood and EM-type updates accept: at least 1e-6 ``c`` inside the field of view, zero
+        outside.
+        """
+        return to_container(self._ready().consistency.admissible(self._tensor(image)), image, out)
+
+    # sirf.STIR.ObjectiveFunction --------------------------------------------------------------------------------------
+
+    def value(self, image: Any, subset: int | None = None) -> float:
+        """Value of this noise level's objective, or of a subset's share of it."""
+        return self._value(self._tensor(image), _subset(subset))
+
+    def get_value(self, image: Any) -> float:
+        """Same as :meth:`value`."""
+        return self.value(image)
+
+    __call__ = get_value
+
+    def gradient(self, image: Any, subset: int | None = -1, out: Any = None) -> Any:
+        """Gradient with respect to the image, in ``out`` (which may be ``image``) or a new image.
+
+        That of a subset is not multiplied by the number of subsets: they add up to that of all data (-1 or None).
+        """
+        return to_container(self._gradient(self._tensor(image), _subset(subset)), image, out)
+
+    def get_gradient(self, image: Any, out: Any = None) -> Any:
+        """Gradient of all data."""
+        return self.gradient(image, -1, out)
+
+    def get_subset_gradient(self, image: Any, subset: int, out: Any = None) -> Any:
+        """Gradient of one subset."""
+        return self.gradient(image, subset, out)
+
+    def get_subset_sensitivity(self, subset: int) -> Any:
+        """Sensitivity of one subset, an image of the engine or a tensor."""
+        objective = self._likelihood()
+        sensitivity = objective.sensitivity(None if objective.num_subsets == 1 else _subset(subset))
+        return objective.to_image(sensitivity) if isinstance(objective, NativeImages) else sensitivity.clone()
+
+    def get_num_subsets(self) -> int:
+        """Number of subsets."""
+        return self.num_subsets
+
+    def set_num_subsets(self, n: int) -> None:
+        """Number of subsets of an engine's objective function; takes effect at :meth:`set_up`.
+
+        Raises
+        ------
+        ValueError
+            If the log-likelihood was given as an ``Objective``, whose subsets are fixed, and has another number.
+        """
+        if not isinstance(self._given, Objective):
+            self._given.set_num_subsets(n)
+            self._reconstructor = None
+        elif n != self._given.num_subsets:
+            raise ValueError(f"this log-likelihood was made with {self._given.num_subsets} subsets, asked for {n}")
+
+    @property
+    def num_subsets(self) -> int:
+        """Number of subsets."""
+        return self._given.num_subsets if isinstance(self._given, Objective) else self._given.get_num_subsets()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the log-likelihood is computed."""
+        return self._likelihood().device
+
+    @abstractmethod
+    def _sampler(self, objective: Objective, model: ScoreModel, settings: dict[str, Any]) -> DiffusionReconstructor:
+        """The sampler whose data step the user writes."""
+
+    @abstractmethod
+    def _value(self, x: Tensor, subset: int | None) -> float:
+        """Value at ``x [z, y, x]``."""
+
+    @abstractmethod
+    def _gradient(self, x: Tensor, subset: int | None) -> Tensor:
+        """Gradient at ``x [z, y, x]``."""
+
+    def _denoise(self) -> None:
+        sampler = self._ready()
+        self._level = sampler.denoise(self._chain, sampler.model)
+
+    def _level_image(self) -> Tensor:
+        self._ready()
+        return self._level.image[0]
+
+    def _likelihood(self) -> Objective:
+        return self._ready().objective
+
+    def _ready(self) -> DiffusionReconstructor:
+        if self._reconstructor is None:
+            raise RuntimeError(f"{type(self).__name__} is not set up: call set_up(image) first")
+        return self._reconstructor
+
+    def _tensor(self, image: Any) -> Tensor:
+        objective = self._likelihood()
+        if not isinstance(image, Tensor) and isinstance(objective, NativeImages):
+            image = objective.to_tensor(image)
+        x = to_tensor(image).to(self._level_image())
+        if tuple(x.shape) != objective.geometry.shape:
+            raise ValueError(f"image has shape {tuple(x.shape)}, expected {objective.geometry.shape} (z, y, x)")
+        return x
+
+
+def _subset(subset: int | None) -> int | None:
+    return None if subset is None or subset < 0 else int(subset)

@@ -1,0 +1,195 @@
+"""``Diffusion Sampler``: reverse diffusion between the subiterations of an ordinary STIR reconstruction."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ...geometry.images import ImageGeometry
+from ...models import ScoreModel, intensity_scale
+from ...reconstructors.diffusion.chain import Chain
+from ...reconstructors.diffusion.consistency import RELATIVE_FLOOR, whose_turn
+from ...reconstructors.diffusion.loop import reverse_times
+from . import values
+from .views import as_tensor
+
+logger = logging.getLogger("stir_priors")
+
+
+class SamplerCallback:
+    r"""An inter-iteration filter that makes a reconstruction a sampler (decomposed diffusion sampling).
+
+    With ``p`` subiterations between calls and ``K`` steps, a run of ``(K + 1) p`` subiterations is:
+
+    1. ``p`` subiterations from the initial estimate. Their image tells the intensity scale ``c`` and is the mean of the
+       noisy image :math:`u` from which the chain starts, at the highest noise level.
+    2. Call ``k = 1 ... K``: the estimate becomes the denoised image :math:`c\,u_0` of noise level :math:`t_k`, at least
+       :math:`10^{-6} c`; the ``p`` subiterations that follow make it consistent with the data. At the next call, what
+       they changed is added to :math:`u_0` and noise is put back, down to level :math:`t_{k+1}`.
+    3. Call ``K + 1`` leaves the image as it is: the last one saved is consistent with the data.
+
+    This is the loop of `sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor` with the subiterations as
+    its
+    data step: Singh et al. 2024, MELBA 2:547. Without a prior and with the same order of subsets, it gives the image of
+    ``DDSReconstructor(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations, with the same
+    noise for the same seed.
+
+    Parameters
+    ----------
+    model
+        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
+    num_steps
+        ``K``, network evaluations.
+    eta
+        Share of fresh noise in [0, 1].
+    final_noise_level
+        Noise level of the last denoising.
+    planes, intensity_scale
+        As for the score prior.
+    anchor_strength
+        :math:`\lambda \ge 0` in network units. If positive, the prior ``Quadratic Anchor`` of the same run, which must
+        have no ``anchor filename``, ties the subiterations to the denoised image with the penalisation factor
+        :math:`\lambda / c^2`.
+    seed
+        Of the noise.
+    sample_filename_prefix
+        If given, the denoised image of each step is written to ``<prefix>_<k>.hv``.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        num_steps: int,
+        *,
+        eta: float = 0.85,
+        final_noise_level: float = 0.05,
+        planes: str = "auto",
+        intensity_scale: float = 0.0,
+        anchor_strength: float = 0.0,
+        seed: int = 0,
+        sample_filename_prefix: str = "",
+    ) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta := {eta:g}: expected a number from 0 to 1")
+        self.model = model
+        self.num_steps = num_steps
+        self.eta = eta
+        self.times = reverse_times(model.schedule, num_steps, float(model.schedule.t_of_sigma(final_noise_level)), "t")
+        self.planes = planes
+        self.intensity_scale = intensity_scale
+        self.anchor_strength = anchor_strength
+        self.seed = seed
+        self.sample_filename_prefix = sample_filename_prefix
+
+    @classmethod
+    def from_text(cls, options: Mapping[str, str], context: Mapping[str, str]) -> SamplerCallback:
+        """The filter of a block's keys; the number of steps may follow from the file's subiterations.
+
+        Raises
+        ------
+        ValueError
+            For a value out of range, and where the numbers of steps and subiterations do not fit together.
+        """
+        steps = _num_steps(values.count("number of steps", options["number of steps"]), context)
+        return cls(
+            values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options),
+            steps,
+            eta=values.real("eta", options["eta"]),
+            final_noise_level=values.real("final noise level", options["final noise level"]),
+            planes=options["planes"],
+            intensity_scale=values.real("intensity scale", options["intensity scale"]),
+            anchor_strength=values.real("anchor strength", options["anchor strength"]),
+            seed=values.count("random seed", options["random seed"]),
+            sample_filename_prefix=options["sample filename prefix"],
+        )
+
+    def set_up(self, geometry: ImageGeometry) -> None:
+        """Start anew, on this grid."""
+        self.geometry = geometry
+        values.planes(self.planes)
+        self.model.check_anatomical(geometry)
+        self.num_calls = 0
+        self._chain: Chain | None = None
+        self._bound: ScoreModel | None = None
+
+    def apply(self, x: np.ndarray) -> None:
+        """One step in place, see above."""
+        image = as_tensor(x)
+        self.num_calls += 1
+        if self.num_calls > self.num_steps:
+            if self.num_calls == self.num_steps + 2:
+                logger.warning(
+                    "the chain of %d steps ended before: the subiterations go on without denoising", self.num_steps
+                )
+            return
+        if self._chain is None:
+            self._begin(image)
+        else:
+            self._renoise(image)
+        self._denoise(image)
+
+    def _begin(self, image: Tensor) -> None:
+        scale = self.intensity_scale or intensity_scale(image, self.geometry)
+        logger.info("reverse diffusion: %d steps, intensity scale %.6g image units", self.num_steps, scale)
+        planes = values.planes(self.planes) or self.model.planes_for(self.geometry, sampling=True)
+        self._bound = self.model.on(self.geometry, scale, planes)
+        schedule, t = self._bound.schedule, self.times[0]
+        mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
+        self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.seed)
+
+    def _renoise(self, image: Tensor) -> None:
+        """The subiterations are a data step, and noise is put back."""
+        model, chain, k = self._bound, self._chain, self.num_calls - 1
+        # The change, not the image: a resampled image would lose detail that only the network's grid holds.
+        u0 = self._u0 + model.to_latent(image - self._prior_image)
+        noise = chain.noise() if self.eta > 0 else None
+        chain.u = model.schedule.ddim_step(u0, self._eps, self.times[k - 1], self.times[k], self.eta, noise)
+
+    def _denoise(self, image: Tensor) -> None:
+        model, k = self._bound, self.num_calls - 1
+        self._u0, self._eps = model.predict(self._chain.u, self.times[k], whose_turn(k, self.num_steps))
+        self._prior_image = model.to_image(self._u0)[0].to(image)
+        image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
+        if self.anchor_strength > 0:
+            self._move_anchor(image)
+        if self.sample_filename_prefix:
+            from ...files.interfile import write_image
+
+            write_image(Path(f"{self.sample_filename_prefix}_{self.num_calls}.hv"), image, self.geometry)
+
+    def _move_anchor(self, image: Tensor) -> None:
+        shim = importlib.import_module("stir_priors._shim")
+        anchors = shim.moving_anchors()
+        if len(anchors) != 1:
+            raise RuntimeError(
+                f"anchor strength := {self.anchor_strength:g} needs exactly one 'prior type := Quadratic Anchor' "
+                f"without an anchor filename in the same process, found {len(anchors)}"
+            )
+        shim.move_anchor(anchors[0], image.numpy(), self.anchor_strength / self._bound.intensity_scale**2)
+
+
+def _num_steps(given: int, context: Mapping[str, str]) -> int:
+    """Steps of the chain, checked against the number of calls that the file leads to."""
+    keys = ("number of subiterations", "inter-iteration filter subiteration interval", "start at subiteration number")
+    numbers = [context.get(key, "") for key in keys]
+    if not (numbers[0].isdigit() and numbers[1].isdigit() and int(numbers[1]) > 0):
+        if given:
+            return given
+        raise ValueError("number of steps := 0 needs a parameter file with subiterations and an inter-iteration filter")
+    last, interval, first = int(numbers[0]), int(numbers[1]), int(numbers[2] or 1)
+    calls = last // interval - (first - 1) // interval
+    steps = given or calls - 1
+    if steps < 1 or calls < steps + 1:
+        needed = (max(given, 1) + 1) * interval
+        raise ValueError(
+            f"number of subiterations := {last} with an interval of {interval} calls the sampler {calls} times, but "
+            f"{max(given, 1)} steps need one call more than that: use {needed} subiterations"
+        )
+    if last % interval:
+        raise ValueError(f"number of subiterations := {last} must be a multiple of the interval {interval}")
+    return steps

@@ -1,0 +1,73 @@
+"""STIR's memory as tensors, and this package's tensor priors as objects that STIR can call."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...geometry.images import ImageGeometry
+from ...priors import Prior
+
+logger = logging.getLogger("stir_priors")
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A ``float32`` tensor of an array's own memory, without a copy; only valid as long as the array's memory is.
+
+    Read-only arrays are accepted, because PyTorch has no read-only tensors: do not write to such a tensor.
+
+    Raises
+    ------
+    TypeError
+        If the array is not ``float32`` in C order.
+    """
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise TypeError(f"expected a float32 array in C order, found {array.dtype} with strides {array.strides}")
+    memory = (ctypes.c_float * array.size).from_address(array.ctypes.data)
+    return torch.frombuffer(memory, dtype=torch.float32).view(array.shape)
+
+
+class TensorPrior:
+    """A `sirf_diffusion.priors.Prior` as an object that STIR calls: arrays in, ``out`` filled.
+
+    STIR multiplies by its own penalisation factor, so that the prior's is set to 1, which is logged if it was another.
+    """
+
+    curvature_depends_on_image = True
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        if prior.penalisation_factor != 1:
+            logger.info(
+                "%s: penalisation factor %g replaced by that of STIR", type(prior).__name__, prior.penalisation_factor
+            )
+            prior.penalisation_factor = 1.0
+
+    def set_up(self, geometry: ImageGeometry) -> None:
+        """Give the grid to a prior that has ``set_up``; otherwise check it against the prior's own, if it has one."""
+        if hasattr(self.prior, "set_up"):
+            self.prior.set_up(geometry)
+            return
+        own = getattr(self.prior, "geometry", None)
+        if own is not None and tuple(own.shape) != geometry.shape:
+            raise ValueError(f"the prior was made for images of {own.shape}, STIR's estimate has {geometry.shape}")
+
+    def value(self, x: np.ndarray) -> float:
+        """The penalty of the image."""
+        return float(self.prior.value(as_tensor(x)))
+
+    def gradient(self, x: np.ndarray, out: np.ndarray) -> None:
+        """Its gradient."""
+        as_tensor(out).copy_(self.prior.gradient(as_tensor(x)))
+
+    def curvature(self, x: np.ndarray, out: np.ndarray) -> None:
+        """Its diagonal bound of the Hessian."""
+        as_tensor(out).copy_(self.prior.curvature(as_tensor(x)))
+
+    def hessian_times(self, x: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
+        """Its Hessian times an image."""
+        as_tensor(out).copy_(self.prior.hessian_times(as_tensor(x), as_tensor(v)))

@@ -1,0 +1,279 @@
+"""An MR or CT image from its own space onto the grid of a reconstruction."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.images import ImageGeometry
+from .readers import SourceImage, UnusableImage, density_of_ct, read_source
+from .registration import Registration, register
+from .resampling import HEAD_FIRST_SUPINE, Position, coverage, grid_points, resample, share_inside, stir_grid
+
+logger = logging.getLogger(__name__)
+
+#: Least share of the reconstruction's patient, or else of the smaller of the two images, that must be covered.
+MIN_COVERAGE = 0.5
+#: Less than this gives a warning.
+_ALL = 0.95
+#: No MR image has values below this; air in a CT image has -1000.
+_LEAST_CT = -300.0
+
+
+@dataclass(frozen=True)
+class AnatomicalImage:
+    """An anatomical image with its place in the patient; `on` puts it onto the grid of a reconstruction.
+
+    Parameters
+    ----------
+    image
+        Values and place.
+    source
+        Where it is from, for messages and records.
+    sha256
+        Of the file (a DICOM folder: of all its files), or of the values.
+    registration
+        How it was moved, if it was.
+    data_position
+        How the patient lay when the data of the reconstruction were taken; None if that is not known. It decides
+        nothing for Interfile images, which are in the scanner's coordinates as the reconstruction is, unless both say
+        how the patient lay; for NIfTI and DICOM, unknown stands for head first, supine.
+    """
+
+    image: SourceImage
+    source: str = ""
+    sha256: str = ""
+    registration: Registration | None = None
+    data_position: Position | None = None
+    _placed: dict[ImageGeometry, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], *, assumed: str | None = None) -> AnatomicalImage:
+        """From an Interfile image (``.hv``), a NIfTI file or a folder with one DICOM series.
+
+        CT images (by their DICOM header, or values below -300) become density relative to water, as for training.
+
+        Parameters
+        ----------
+        path
+            The file.
+        assumed
+            Axes of an image that does not tell its own, three letters such as ``RAS``.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be used; names the file.
+        ImportError
+            If the package that reads this format is not installed.
+        """
+        path = Path(path)
+        try:
+            image = read_source(path, assumed)
+        except UnusableImage as error:
+            raise ValueError(f"the anatomical image {path} cannot be used: {error}") from error
+        digest = _digest(path, image)
+        if image.modality == "CT" or (not image.modality and float(image.values.min()) < _LEAST_CT):
+            logger.info("%s is taken for a CT image in Hounsfield units: converted to density", path)
+            image = density_of_ct(image)
+        return cls(image, str(path), digest)
+
+    @classmethod
+    def of(cls, values: Tensor, geometry: ImageGeometry, source: str = "given in memory") -> AnatomicalImage:
+        """From values ``[z, y, x]`` on a grid in the scanner's coordinates.
+
+        Raises
+        ------
+        ValueError
+            If they are not finite, or not of the grid's shape.
+        """
+        values = values.detach().to("cpu", torch.float32)
+        if tuple(values.shape) != geometry.shape:
+            raise ValueError(f"the anatomical image has shape {tuple(values.shape)}, its grid {geometry.shape}")
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError("the anatomical image holds NaN or infinite values")
+        array = np.ascontiguousarray(values.numpy())
+        image = SourceImage(array, stir_grid(geometry).affine, "Interfile")
+        return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
+
+    def on(self, geometry: ImageGeometry) -> Tensor:
+        """Values ``[z, y, x]`` float32 on a grid; 0 outside the image. On its own grid, the same numbers.
+
+        As for training: averaged where voxels get larger, then interpolated linearly. Logged once per grid.
+
+        Raises
+        ------
+        ValueError
+            If less than half of the smaller one of grid and image is common to both.
+        """
+        if geometry not in self._placed:
+            grid = stir_grid(geometry, self._position())
+            points = grid_points(self.image.values.shape, self.image.affine)
+            common = max(coverage(self.image, grid), share_inside(points, grid.affine, grid.shape))
+            if common < MIN_COVERAGE:
+                raise ValueError(self._elsewhere(common, "the reconstruction's grid"))
+            values = torch.from_numpy(np.array(resample(self.image, grid)))
+            if not self.lies_on(geometry):
+                logger.info("the anatomical image %s is resampled: %s", self.source, self._from_to(geometry))
+            self._placed[geometry] = values
+        return self._placed[geometry].clone()
+
+    def lies_on(self, geometry: ImageGeometry) -> bool:
+        """Whether its voxels are those of the grid."""
+        grid = stir_grid(geometry, self._position())
+        return self.image.values.shape == grid.shape and bool(np.allclose(self.image.affine, grid.affine, atol=0.01))
+
+    def check_against(self, emission: Tensor, geometry: ImageGeometry) -> float:
+        """Share of the patient in an emission image ``[z, y, x]`` that the image covers, in [0, 1].
+
+        The patient is where the emission is above a fifth of its 99.5th percentile. Less than 95 % gives a warning.
+
+        Raises
+        ------
+        ValueError
+            For less than a half.
+        """
+        values = emission.detach().cpu().numpy()
+        index = np.argwhere(values > 0.2 * np.quantile(values[values > 0], 0.995)).T
+        affine = stir_grid(geometry, self._position()).affine
+        points = affine[:3, :3] @ index + affine[:3, 3:]
+        share = share_inside(points, self.image.affine, self.image.values.shape)
+        if share < MIN_COVERAGE:
+            raise ValueError(self._elsewhere(share, "the patient in the emission image"))
+        if share < _ALL:
+            logger.warning(
+                "the anatomical image %s covers %.0f %% of the patient in the emission image: elsewhere the network "
+                "sees air",
+                self.source,
+                100 * share,
+            )
+        return share
+
+    def registered_to(self, fixed: Tensor, geometry: ImageGeometry) -> AnatomicalImage:
+        """The image moved rigidly onto an emission or attenuation image ``[z, y, x]``, see `register`."""
+        target = SourceImage(
+            np.ascontiguousarray(fixed.detach().cpu().numpy(), np.float32),
+            stir_grid(geometry, self._position()).affine,
+            "Interfile",
+        )
+        found = register(target, self.image)
+        return replace(self, image=found.applied_to(self.image), registration=found)
+
+    def describe(self, geometry: ImageGeometry) -> dict[str, Any]:
+        """Source, hash, grids and registration, ready for JSON."""
+        sizes = np.linalg.norm(self.image.affine[:3, :3], axis=0)
+        return {
+            "file": self.source,
+            "sha256": self.sha256,
+            "format": self.image.kind,
+            "modality": self.image.modality or None,
+            "resampled": not self.lies_on(geometry),
+            "from": {"shape": list(self.image.values.shape), "voxel_size_mm": [round(float(v), 5) for v in sizes]},
+            "to": {"shape": list(geometry.shape), "voxel_size_mm": list(geometry.voxel_size)},
+            "patient_position": " ".join(self._position()),
+            "registration": None if self.registration is None else self.registration.describe(),
+        }
+
+    def _position(self) -> Position:
+        """Position for the reconstruction's grid."""
+        if self.image.kind != "Interfile":
+            return self.data_position or HEAD_FIRST_SUPINE
+        if self.image.position is None:
+            return HEAD_FIRST_SUPINE
+        return self.data_position or self.image.position
+
+    def _from_to(self, geometry: ImageGeometry) -> str:
+        known = self.describe(geometry)
+        texts = []
+        for grid in (known["from"], known["to"]):
+            shape = " x ".join(map(str, grid["shape"]))
+            texts.append(f"{shape} voxels of {' x '.join(f'{v:.4g}' for v in grid['voxel_size_mm'])} mm")
+        return " to ".join(texts)
+
+    def _elsewhere(self, share: float, of_what: str) -> str:
+        return (
+            f"the anatomical image {self.source} covers only {share:.0%} of {of_what}: is it of another patient, or in "
+            "the coordinates of another scanner? Register it (--register), or give one that is aligned"
+        )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An anatomical image on a reconstruction's grid: values ``[z, y, x]``, and what a record should say of it."""
+
+    values: Tensor
+    record: dict[str, Any]
+
+
+def load_anatomical(
+    anatomical: AnatomicalImage | Tensor | str | os.PathLike[str],
+    geometry: ImageGeometry,
+    *,
+    register_to: tuple[Tensor, ImageGeometry] | None = None,
+    emission: Tensor | None = None,
+    position: Position | None = None,
+) -> Placed:
+    """An anatomical image for a reconstruction on this grid.
+
+    Parameters
+    ----------
+    anatomical
+        A file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
+    geometry
+        The grid.
+    register_to
+        Emission or attenuation image with its grid, onto which it is moved rigidly first.
+    emission
+        An early image on the grid; the anatomical image must cover the patient in it.
+    position
+        How the patient lay, if that is known; see `AnatomicalImage`.
+
+    Raises
+    ------
+    ValueError
+        If the image cannot be used, lies elsewhere, or cannot be registered.
+    ImportError
+        If a package is missing.
+    """
+    image = as_anatomical(anatomical, geometry)
+    if position is not None:
+        image = replace(image, data_position=position)
+    if register_to is not None:
+        image = image.registered_to(*register_to)
+    share = None if emission is None else image.check_against(emission, geometry)
+    return Placed(image.on(geometry), {**image.describe(geometry), "patient_covered": share})
+
+
+def as_anatomical(
+    anatomical: AnatomicalImage | Tensor | str | os.PathLike[str], geometry: ImageGeometry
+) -> AnatomicalImage:
+    """The image in its own space: of a file, or of values on this grid."""
+    if isinstance(anatomical, AnatomicalImage):
+        return anatomical
+    if isinstance(anatomical, Tensor):
+        if tuple(anatomical.shape) != geometry.shape:
+            raise ValueError(
+                f"the anatomical image has shape {tuple(anatomical.shape)}, expected {geometry.shape} (z, y, x): give "
+                "a file name, or resample it to the grid of the reconstruction"
+            )
+        return AnatomicalImage.of(anatomical, geometry)
+    return AnatomicalImage.read(anatomical)
+
+
+def _digest(path: Path, image: SourceImage) -> str:
+    """SHA-256 of a file, with the values that an Interfile header names; of all files of a folder, by name."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    if image.kind == "Interfile":
+        digest.update(image.values.tobytes())
+    return digest.hexdigest()

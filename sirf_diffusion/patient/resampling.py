@@ -1,0 +1,190 @@
+"""Grids in the patient whose axes are STIR's, and resampling into them: one way for training and reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry.images import ImageGeometry
+
+if TYPE_CHECKING:
+    from .readers import SourceImage
+
+#: ``("head_in" or "feet_in", "supine" or "prone")``, as in STIR's headers.
+Position = tuple[str, str]
+#: Direction of increasing x, y, z in STIR for each patient position, as signs in LPS
+#: (STIR 6, DiscretisedDensity: head first, supine is LPI).
+POSITIONS: dict[Position, tuple[int, int, int]] = {
+    ("head_in", "supine"): (1, 1, -1),
+    ("head_in", "prone"): (-1, -1, -1),
+    ("feet_in", "supine"): (-1, 1, 1),
+    ("feet_in", "prone"): (1, -1, 1),
+}
+HEAD_FIRST_SUPINE: Position = ("head_in", "supine")
+#: Rotations below this (as a cosine's distance from 1: a third of a degree) and voxel sizes that agree this well are
+#: taken as equal: interpolation would blur more than that matters.
+_ALIGNED, _SAME_SIZE = 2e-5, 2e-3
+
+
+@dataclass(frozen=True)
+class PatientGrid:
+    """A grid in the patient whose axes are STIR's.
+
+    Attributes
+    ----------
+    shape
+        ``(z, y, x)``.
+    voxel_size
+        ``(z, y, x)`` in mm.
+    first
+        Centre of voxel ``(0, 0, 0)`` in LPS mm.
+    position
+        How the patient lies: decides where STIR's axes point.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float]
+    first: tuple[float, float, float]
+    position: Position = HEAD_FIRST_SUPINE
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``(k, j, i, 1)`` to LPS mm."""
+        affine = np.eye(4)
+        affine[:3, :3] = _directions(self.position) * np.asarray(self.voxel_size)
+        affine[:3, 3] = self.first
+        return affine
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> PatientGrid:
+        """The part inside a box of indices."""
+        corner = self.affine @ np.asarray([*(s.start for s in box), 1.0])
+        return replace(self, shape=tuple(s.stop - s.start for s in box), first=tuple(corner[:3]))
+
+
+def stir_grid(geometry: ImageGeometry, position: Position = HEAD_FIRST_SUPINE) -> PatientGrid:
+    """Where the voxels of an image of STIR's lie in a patient of this position, as STIR itself has it."""
+    z, y, x = geometry.origin
+    (_, ny, nx), (_, dy, dx) = geometry.shape, geometry.voxel_size
+    first = _directions(position) @ np.asarray([z, y - ny // 2 * dy, x - nx // 2 * dx])
+    return PatientGrid(geometry.shape, geometry.voxel_size, tuple(float(v) for v in first), position)
+
+
+def grid_over(image: SourceImage, voxel_size: tuple[float, float, float]) -> PatientGrid:
+    """The grid with this voxel size that covers an image, on its own voxels where axes and sizes agree."""
+    corners = np.asarray(np.meshgrid(*[(-0.5, n - 0.5) for n in image.values.shape], indexing="ij")).reshape(3, -1)
+    directions = _directions(HEAD_FIRST_SUPINE)
+    points = directions.T @ (image.affine[:3, :3] @ corners + image.affine[:3, 3:])
+    low, high = points.min(1), points.max(1)
+    # half a voxel of slack: an extent of 10.1 voxels gives 10
+    shape = np.maximum(1, np.ceil((high - low) / voxel_size - 0.5)).astype(int)
+    middle = (low + high) / 2
+    first = directions @ (middle - (shape - 1) / 2 * np.asarray(voxel_size))
+    return PatientGrid(tuple(int(n) for n in shape), voxel_size, tuple(first))
+
+
+def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
+    """Values of an image on a grid, interpolated linearly, after averaging where the voxels get larger.
+
+    Axes that agree with the grid's, with the same voxel sizes and whole shifts, are exchanged, mirrored and cropped
+    only: every voxel keeps its value.
+
+    Parameters
+    ----------
+    image
+        The image.
+    grid
+        Where its values are wanted.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[z, y, x]`` float32, zero outside the image.
+    """
+    to_source = _without_rounding(np.linalg.inv(image.affine) @ grid.affine)
+    if image.values.shape == grid.shape and np.array_equal(to_source[:3], np.eye(4)[:3]):
+        return image.values.astype(np.float32)
+    try:
+        from scipy.ndimage import affine_transform
+    except ImportError as error:
+        raise ImportError('resampling images needs scipy: pip install "sirf-diffusion[train]"') from error
+
+    values = _averaged(image.values, to_source)
+    moved = affine_transform(
+        values, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=1, mode="constant", cval=np.nan
+    )
+    # Voxels at the very edge are inside, but have no neighbour to interpolate with: they take the nearest value.
+    missing = np.isnan(moved)
+    if missing.any():
+        moved = np.where(missing, _at_the_edge(values, to_source, missing), moved)
+    return moved.astype(np.float32)
+
+
+def coverage(image: SourceImage, grid: PatientGrid) -> float:
+    """Share of a grid that lies inside an image, in [0, 1]."""
+    return share_inside(grid_points(grid.shape, grid.affine), image.affine, image.values.shape)
+
+
+def grid_points(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Every so many voxel centres of a grid ``[3, n]``, LPS mm; at least 24 along an axis that has them."""
+    step = [max(1, n // 24) for n in shape]
+    points = np.asarray(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(shape, step, strict=True)]))
+    return affine[:3, :3] @ points.reshape(3, -1) + affine[:3, 3:]
+
+
+def share_inside(points: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Share of points ``[3, n]`` in LPS mm that lie inside an image's voxels."""
+    to_index = np.linalg.inv(affine)
+    source = to_index[:3, :3] @ points + to_index[:3, 3:]
+    inside = (source > -0.5 - 1e-6) & (source < np.asarray(shape)[:, None] - 0.5 + 1e-6)
+    return float(inside.all(axis=0).mean())
+
+
+def _directions(position: Position) -> NDArray[np.float64]:
+    """Directions of STIR's axes z, y, x in LPS coordinates: columns."""
+    x, y, z = POSITIONS[position]
+    return np.asarray([[0.0, 0.0, x], [0.0, y, 0.0], [z, 0.0, 0.0]])
+
+
+def _without_rounding(to_source: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Replace what is an exchange of axes up to rounding by exactly that, with whole shifts where they nearly are."""
+    exact = np.round(to_source[:3, :3])
+    is_exchange = bool((np.abs(exact).sum(0) == 1).all() and (np.abs(exact).sum(1) == 1).all())
+    difference = np.abs(to_source[:3, :3] - exact)
+    along = np.abs(exact) == 1
+    tilted = np.sqrt(2 * _ALIGNED)
+    if not is_exchange or difference[along].max() > _SAME_SIZE or difference[~along].max() > tilted:
+        return to_source
+    shift = to_source[:3, 3]
+    whole = np.round(shift)
+    result = to_source.copy()
+    result[:3, :3] = exact
+    if np.abs(shift - whole).max() < 0.05:
+        result[:3, 3] = whole
+    return result
+
+
+def _averaged(values: NDArray[np.float32], to_source: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Smooth along the axes on which the new voxels are larger: FWHM^2 = new^2 - old^2."""
+    from scipy.ndimage import gaussian_filter
+
+    steps = np.abs(to_source[:3, :3]).max(axis=1)
+    sd = np.sqrt(np.clip(steps**2 - 1, 0, None)) / 2.3548
+    return gaussian_filter(values, sd, mode="nearest") if sd.max() > 0.1 else values
+
+
+def _at_the_edge(
+    values: NDArray[np.float32], to_source: NDArray[np.float64], missing: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    result = np.zeros(missing.shape, np.float32)
+    limits = np.asarray(values.shape)[:, None]
+    for k in np.flatnonzero(missing.any(axis=(1, 2))):
+        where = np.argwhere(missing[k]).T
+        points = np.vstack([np.full(where.shape[1], k), where])
+        source = to_source[:3, :3] @ points + to_source[:3, 3:]
+        near = ((source > -0.5 - 1e-6) & (source < limits - 0.5 + 1e-6)).all(axis=0)
+        index = np.clip(np.round(source[:, near]), 0, limits - 1).astype(int)
+        result[k, where[0][near], where[1][near]] = values[tuple(index)]
+    return result

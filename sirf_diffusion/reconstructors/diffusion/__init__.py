@@ -1,0 +1,1 @@
+"""Reverse diffusion: the loop, its parts, and the methods made of them."""

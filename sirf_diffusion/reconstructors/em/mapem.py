@@ -1,0 +1,145 @@
+"""Maximum a posteriori reconstruction: one front for all priors, with the algorithm that suits the prior."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engines.objective import Objective
+from ...priors.base import Prior
+from ..base import Reconstructor, check_count, check_finite, inside
+from ..records import StepRecord
+from .bsrem import Iterate, bsrem
+from .osem import checked_order, em_update, penalised_em_step
+
+
+class MAPEM(Reconstructor):
+    r"""Maximiser of the penalised log-likelihood :math:`L(x) - \beta R(x)`.
+
+    * Priors with a quadratic majoriser (anchor, quadratic, score): De Pierro's closed form (1995,
+    doi:10.1109/42.370409).
+      The penalty is replaced by the quadratic that touches it at the current image, :math:`\tfrac{\rho}{2}\|x -
+      v\|^2`, and the EM surrogate plus that quadratic is maximised exactly, voxel by voxel. With one subset the
+      objective never decreases. For the score prior this is "denoise, then penalised EM towards the denoised image",
+      one network call per iteration.
+    * Others (relative difference prior): :func:`~sirf_diffusion.reconstructors.em.bsrem.bsrem`, which converges to the
+    optimum
+      with any number of subsets.
+
+    Parameters
+    ----------
+    objective
+        Poisson log-likelihood; its ``num_subsets`` are used.
+    prior
+        The penalty, on the objective's image grid.
+    num_iterations
+        Passes through the data. With BSREM 30 epochs of 7 to 20 subsets, or 200 iterations with one subset, bring the
+        image within 1 % of the optimum for penalties of useful strength; the closed form needs 50 to 200 with one
+        subset.
+    num_inner
+        Closed form only: EM passes for each evaluation of the prior. More than 1 saves network calls where the
+        network is dearer than the projector; the fixed point is the same.
+    subset_order
+        Permutation of the subsets; that of Herman and Meyer if omitted.
+    callbacks
+        Called once per iteration.
+
+    Notes
+    -----
+    With subsets, the closed form ends in a limit cycle around the optimum, as OSEM does; use one subset for an exact
+    result. ``record["objective"]`` holds :math:`L - \beta R` wherever both terms were known, for explicit priors.
+
+    Raises
+    ------
+    TypeError
+        If ``prior`` is not a :class:`~sirf_diffusion.priors.Prior`.
+    ValueError
+        For counts below 1, a wrong subset order, or ``num_inner`` above 1 with BSREM.
+    """
+
+    method: ClassVar[str] = "map-em"
+
+    def __init__(
+        self,
+        objective: Objective,
+        prior: Prior,
+        num_iterations: int,
+        *,
+        num_inner: int = 1,
+        subset_order: Sequence[int] | None = None,
+        callbacks: Iterable[Callable[[StepRecord], None]] = (),
+    ) -> None:
+        super().__init__(objective, callbacks=callbacks)
+        if not isinstance(prior, Prior):
+            raise TypeError(f"prior must be a sirf_diffusion.priors.Prior, found {type(prior).__name__}")
+        self.prior = prior
+        self.num_iterations = check_count("num_iterations", num_iterations)
+        self.num_inner = check_count("num_inner", num_inner)
+        if self.num_inner > 1 and not prior.has_majoriser:
+            raise ValueError(f"num_inner must be 1 for {type(prior).__name__}, which BSREM evaluates in every update")
+        order = checked_order(subset_order, self.objective.num_subsets)
+        self.subset_order: tuple[int | None, ...] = order if len(order) > 1 else (None,)
+        self.settings = {
+            "algorithm": "de-pierro" if prior.has_majoriser else "bsrem",
+            "prior": prior.settings,
+            "num_iterations": self.num_iterations,
+            "num_inner": self.num_inner,
+            "subset_order": list(self.subset_order),
+        }
+
+    def _run(self) -> Tensor:
+        iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
+        objective_trace: list[float] = []
+        known: Tensor | None = None
+        x = self._initial
+        for number, iterate in enumerate(iterates, start=1):
+            x = iterate.x
+            check_finite(x, f"the image after iteration {number}")
+            if iterate.log_likelihood is not None and iterate.log_likelihood is not known:
+                known = iterate.log_likelihood
+                self._trace.append(float(known))
+                if iterate.penalty is not None:
+                    objective_trace.append(float(known - iterate.penalty))
+            last = number > self.num_iterations
+            if not last and self.callbacks and self._notify(self._step(number, iterate)):
+                break
+        if objective_trace:
+            self._extras["objective"] = objective_trace
+        return x
+
+    def _closed_form(self) -> Iterator[Iterate]:
+        x, prior, number = self._initial, self.prior, self.objective.num_subsets
+        full = self.objective.sensitivity()
+        mask = inside(full)
+        for _ in range(self.num_iterations):
+            target, rho = prior.majoriser(x)
+            penalty = prior.value(x) if prior.explicit and number == 1 else None
+            log_likelihood: Tensor | None = None
+            for _ in range(self.num_inner):
+                for subset in self.subset_order:
+                    evaluation = self.objective.at(x, subset)
+                    if subset is None and log_likelihood is None:
+                        log_likelihood = evaluation.value
+                    x_em = em_update(self.objective, x, subset, evaluation=evaluation)
+                    x = penalised_em_step(x_em, self.objective.sensitivity(subset), target, rho / number)
+                    x = torch.where(mask, x, torch.zeros_like(x))
+            yield Iterate(x, log_likelihood, penalty)
+
+    def _bsrem(self) -> Iterator[Iterate]:
+        return bsrem(self.objective, self.prior, self._initial, self.num_iterations, self.subset_order)
+
+    def _step(self, number: int, iterate: Iterate) -> StepRecord:
+        seconds = time.perf_counter() - self._start
+        step = StepRecord.of_iteration(
+            self.method, number, self.num_iterations, iterate.x, iterate.log_likelihood, self.objective.counter, seconds
+        )
+        counter = self._network_counter()
+        step.network_evaluations = 0 if counter is None else counter.evaluations
+        return step
+
+    def _network_counter(self) -> Any | None:
+        return getattr(self.prior, "counter", None)

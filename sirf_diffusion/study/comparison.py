@@ -1,0 +1,146 @@
+"""All methods on one example: what the demo shows and the tests of quality measure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data import Example
+from ..reconstructors.methods import METHODS, QUICK_NUM_SAMPLES, get_method
+from .metrics import image_quality
+from .reconstruction import Reconstruction, reconstruct
+from .report import Panel, comparison_figure, format_table
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = {
+    "method": "s",
+    "nrmse": ".3f",
+    "psnr": ".2f",
+    "ssim": ".3f",
+    "log_likelihood": ".0f",
+    "forward": ".1f",
+    "back": ".1f",
+    "seconds": ".1f",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reconstructions of one example by several methods, and how near each is to the truth."""
+
+    example: Example
+    results: dict[str, Reconstruction]
+    true_log_likelihood: float
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """By method: NRMSE, PSNR, SSIM, log-likelihood, projections (forward plus back) and seconds."""
+        return {name: self._metrics(result) for name, result in self.results.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The numbers of the table, one dictionary per method: `metrics` with forward and back projections apart."""
+        return [
+            {"method": name, **self._metrics(result), **result.record["projections"]}
+            for name, result in self.results.items()
+        ]
+
+    def table(self) -> str:
+        """The numbers as text, one line per method."""
+        return format_table(self.rows(), COLUMNS)
+
+    def figure(self, path: Path) -> None:
+        """Draw the comparison."""
+        panels = []
+        for name, result in self.results.items():
+            quality = image_quality(result.image, self.example.truth)
+            panels.append(
+                Panel(
+                    METHODS[name].title,
+                    result.image,
+                    result.uncertainty,
+                    result.trace if METHODS[name].samples else None,
+                    f"NRMSE {quality.nrmse:.3f}",
+                )
+            )
+        prompts = float(self.example.acquisition.prompts.double().sum())
+        comparison_figure(
+            path,
+            self.example.truth,
+            panels,
+            self.example.acquisition.geometry,
+            anatomy=self.example.mr,
+            true_log_likelihood=self.true_log_likelihood,
+            title=f"{self.example.name}: {prompts:.3g} prompts",
+        )
+
+    def images(self) -> dict[str, Tensor]:
+        """Images by file name stem: ``truth``, each method, and its ``-uncertainty`` where there is one."""
+        images = {"truth": self.example.truth}
+        for name, result in self.results.items():
+            images[name] = result.image
+            if result.uncertainty is not None:
+                images[f"{name}-uncertainty"] = result.uncertainty
+        return images
+
+    def _metrics(self, result: Reconstruction) -> dict[str, float]:
+        projections = result.record["projections"]
+        return {
+            **image_quality(result.image, self.example.truth).as_dict(),
+            "log_likelihood": result.record["log_likelihood"],
+            "projections": projections["forward"] + projections["back"],
+            "seconds": result.record["seconds"]["total"],
+        }
+
+
+def compare(
+    example: Example,
+    methods: Sequence[str] = tuple(name for name, method in METHODS.items() if method.adaptation is None),
+    *,
+    model: Any = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    quick: bool = False,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    callbacks: Sequence[Callable[[Any], None]] = (),
+) -> Comparison:
+    """Reconstruct an example by each method.
+
+    Parameters
+    ----------
+    example
+        The data, with the truth.
+    methods
+        Names of methods.
+    model
+        Score model, its name or file, for the methods that use one.
+    num_samples
+        Posterior samples of the methods that draw some; 5, or 2 with ``quick``, unless given.
+    seed, device, quick, callbacks
+        As in `sirf_diffusion.study.reconstruction.reconstruct`.
+    settings
+        By method, settings that differ from its defaults.
+    """
+    results = {}
+    for name in methods:
+        method = get_method(name)
+        logger.info("%s: %s", example.name, name)
+        samples = (num_samples or (QUICK_NUM_SAMPLES if quick else None)) if method.samples else None
+        results[name] = reconstruct(
+            example.acquisition,
+            name,
+            model=model if method.uses_model else None,
+            num_samples=samples,
+            seed=seed,
+            device=device,
+            settings=(settings or {}).get(name),
+            quick=quick,
+            callbacks=callbacks,
+        )
+    objective = example.acquisition.objective()
+    return Comparison(example, results, float(objective.value(example.truth)))

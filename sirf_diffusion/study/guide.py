@@ -1,0 +1,110 @@
+"""What guides a conditional score model in a reconstruction: an anatomical image, its weight, its registration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..reconstructors.methods import METHODS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..patient import AnatomicalImage, Placed
+    from .sources import Source
+
+#: What an anatomical image can be registered to.
+TARGETS = ("emission", "attenuation")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """An anatomical image for a reconstruction.
+
+    Parameters
+    ----------
+    anatomical
+        A file (Interfile, NIfTI, a folder with one DICOM series), an image in its own space, or values ``[z, y, x]``
+        on the grid of the reconstruction; None for none.
+    guidance
+        Weight of guidance, at least -1: 0 is the plain conditional model, -1 the unconditional one.
+    register_to
+        ``"emission"`` (an early OSEM image) or ``"attenuation"`` (the data's attenuation image): the anatomical image
+        is moved onto it rigidly first. None: it is aligned already.
+    """
+
+    anatomical: AnatomicalImage | Tensor | str | os.PathLike[str] | None = None
+    guidance: float = 0.0
+    register_to: str | None = None
+
+    def check(self, method: str, model: Any) -> None:
+        """Whether a method with this score model (None if it uses none) can be guided so, before anything is computed.
+
+        Raises
+        ------
+        ValueError
+            If the model takes no anatomical image and one is given, or it takes one and there is none.
+        """
+        if self.register_to is not None:
+            if self.register_to not in TARGETS:
+                raise ValueError(f"register_to must be one of {', '.join(TARGETS)}, found {self.register_to!r}")
+            if self.anatomical is None:
+                raise ValueError("there is no anatomical image to be registered: give one (--anatomical)")
+        if model is None:
+            if self.anatomical is not None or self.guidance != 0:
+                others = ", ".join(name for name, other in METHODS.items() if other.uses_model)
+                raise ValueError(
+                    f"{method} uses no score model, which an anatomical image could guide: leave --anatomical and "
+                    f"--guidance out, or use one of {others}"
+                )
+            return
+        from ..models.conditioning import check_guidance
+
+        in_channels = getattr(model, "in_channels", 1)
+        check_guidance(in_channels, self.anatomical is not None, self.guidance)
+        if in_channels > 1 and self.anatomical is None and self.guidance != -1 and not model.is_guided:
+            raise ValueError(
+                "this model was trained with anatomical images (MR or CT) and there is none: give one (--anatomical "
+                "FILE), or guidance -1 (--guidance -1) to run it without"
+            )
+
+    def place(self, source: Source, emission: Tensor) -> Placed | None:
+        """The anatomical image on the grid of the data, registered if asked for; None if there is none.
+
+        Parameters
+        ----------
+        source
+            The data.
+        emission
+            An early image of them on their grid ``[z, y, x]``.
+
+        Raises
+        ------
+        ValueError
+            If the image lies elsewhere, or cannot be registered.
+        """
+        if self.anatomical is None:
+            return None
+        from ..patient import load_anatomical
+
+        return load_anatomical(
+            self.anatomical,
+            source.geometry,
+            register_to=self._target(source, emission),
+            emission=emission,
+            position=source.patient_position,
+        )
+
+    def _target(self, source: Source, emission: Tensor) -> Any:
+        if self.register_to is None:
+            return None
+        if self.register_to == "emission":
+            return emission, source.geometry
+        acquisition = getattr(source, "acquisition", None)  # STIR keeps its own to itself
+        if acquisition is None or acquisition.attenuation is None:
+            raise ValueError(
+                "there is no attenuation image among the data to register to: use --register emission, or give one "
+                "(--attenuation MU.hv)"
+            )
+        return acquisition.attenuation, acquisition.attenuation_geometry

@@ -1,0 +1,150 @@
+"""A model card: what an evaluation found, as Markdown with figures, and as JSON."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ...files.outputs import jsonable, write_json
+from .acceptance import Evaluation
+from .samples import save_sheet
+
+
+def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
+    """Write ``README.md``, ``report.json`` and the figures into a new folder; returns the card's path.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(17, "the folder is not empty: choose another, or remove it", str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_denoising(evaluation, folder / "denoising.png")
+    save_sheet(evaluation.samples, folder / "samples.png")
+    draw_scales(evaluation, folder / "scales.png")
+    draw_calibration(evaluation, folder / "calibration.png")
+    write_json(folder / "report.json", _numbers(evaluation))
+    card = folder / "README.md"
+    card.write_text("\n".join(_text(evaluation)) + "\n", encoding="utf-8")
+    return card
+
+
+def draw_denoising(evaluation: Evaluation, path: Path) -> None:
+    """Error against noise level, beside the filters."""
+    figure, axes = _figure("noise level (mean activity = 1)", "root mean squared error", log=True)
+    for name, errors, style in (
+        ("best Gaussian filter", evaluation.gaussian, {"color": "0.6", "linestyle": "--"}),
+        ("best non-local means", evaluation.non_local_means, {"color": "0.4", "linestyle": ":"}),
+        ("network, no anatomical image", evaluation.unconditional, {"color": "tab:orange"}),
+        ("network", evaluation.network, {"color": "tab:blue"}),
+    ):
+        if errors:
+            axes.plot(list(errors), list(errors.values()), marker="o", label=name, **style)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_scales(evaluation: Evaluation, path: Path) -> None:
+    """Error against the brightness of the image."""
+    figure, axes = _figure("brightness of the image", "root mean squared error / brightness")
+    for sigma, errors in evaluation.scales.items():
+        axes.plot(list(errors), list(errors.values()), marker="o", label=f"noise level {sigma:g}")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_calibration(evaluation: Evaluation, path: Path) -> None:
+    """The two ratios that should be 1."""
+    figure, axes = _figure("noise level (mean activity = 1)", "ratio")
+    axes.set_xscale("log")
+    axes.axhline(1, color="0.6", linestyle="--")
+    axes.plot(list(evaluation.balance), list(evaluation.balance.values()), marker="o", label="noise balance")
+    predicted = evaluation.predicted
+    axes.plot(list(predicted), list(predicted.values()), marker="o", label="predicted / actual error")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _figure(xlabel: str, ylabel: str, log: bool = False) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
+    axes.grid(alpha=0.3, which="both")
+    return figure, axes
+
+
+def _text(evaluation: Evaluation) -> list[str]:
+    about = evaluation.about
+    training = about.get("training") or {}
+    millimetres = " x ".join(f"{v:g}" for v in about["voxel_size_mm"])
+    rows = {
+        "network": f"{about['parameters'] / 1e6:.2f} million parameters, {about['architecture']}",
+        "predicts": f"`{about['prediction']}`, schedule {about['schedule']}",
+        "images": f"voxels of {millimetres} mm (z, y, x); {about['intensity_rule']}",
+        "tracer": about["tracer"] or "not told",
+        "trained": f"imported: {training['imported']}" if "imported" in training else f"{training.get('steps')} steps",
+        "licence": about["licence"] or "not told",
+        "SHA-256": f"`{about['sha256']}`",
+        "judged on": f"{evaluation.num_slices} {_pieces(about)} of the {evaluation.split} volumes of {evaluation.data}",
+    }
+    lines = [f"# {Path(evaluation.model).stem}", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    lines += ["", "## Checks", ""]
+    lines += [f"- {'passed' if c.passed else '**failed**'}: {c.name}: {c.found}" for c in evaluation.checks()]
+    lines += ["", "## Denoising error", "", *denoising_table(evaluation), "", "![Denoising error](denoising.png)", ""]
+    lines += ["## Unconditional samples", ""]
+    lines += [f"Mean activity of emitting pixels: {', '.join(f'{v:.2f}' for v in evaluation.sample_means)}.", ""]
+    lines += ["![Samples](samples.png)", "", "## Brighter and darker images", ""]
+    lines += ["Flat curves: the model does not mind the intensity scale.", "", "![Scales](scales.png)", ""]
+    lines += [
+        "## Calibration",
+        "",
+        "Both ratios are 1 for a perfect model: the noise that is taken away with the error",
+    ]
+    lines += ["that is left against the noise put in, and the error that the model's Jacobian predicts against the"]
+    lines += ["actual one.", ""]
+    return [*lines, "![Calibration](calibration.png)"]
+
+
+def _pieces(about: dict[str, Any]) -> str:
+    return "cubes" if (about["architecture"] or {}).get("spatial_dims") == 3 else "slices"
+
+
+def denoising_table(evaluation: Evaluation) -> list[str]:
+    """Errors by noise level as Markdown."""
+    names = ["network", "best Gaussian", "ratio", "best non-local means", "ratio"]
+    names += ["noise balance", "predicted / actual error"]
+    if evaluation.unconditional:
+        names.append("without anatomical image")
+    lines = ["| noise level | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    for sigma, error in evaluation.network.items():
+        gaussian, nlm = evaluation.gaussian[sigma], evaluation.non_local_means[sigma]
+        cells = [f"{sigma:g}", f"{error:.4f}", f"{gaussian:.4f}", f"{error / gaussian:.2f}", f"{nlm:.4f}"]
+        cells += [f"{error / nlm:.2f}", f"{evaluation.balance[sigma]:.3f}", f"{evaluation.predicted[sigma]:.2f}"]
+        if evaluation.unconditional:
+            cells.append(f"{evaluation.unconditional[sigma]:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    names = ("network", "gaussian", "non_local_means", "unconditional", "balance", "predicted")
+    return jsonable(
+        {
+            "model": evaluation.model,
+            "about": evaluation.about,
+            "data": evaluation.data,
+            "split": evaluation.split,
+            "num_slices": evaluation.num_slices,
+            **{name: {f"{s:g}": v for s, v in getattr(evaluation, name).items()} for name in names},
+            "scales": {f"{s:g}": {f"{a:g}": v for a, v in by.items()} for s, by in evaluation.scales.items()},
+            "sample_means": evaluation.sample_means,
+            "checks": [{"name": c.name, "passed": c.passed, "found": c.found} for c in evaluation.checks()],
+        }
+    )
