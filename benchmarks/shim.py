@@ -53,7 +53,7 @@ def main() -> None:
     import stir_priors
     from sirf_diffusion.geometry.images import ImageGeometry
     from sirf_diffusion.interop.stir.callbacks import hold
-    from sirf_diffusion.priors import RelativeDifferencePrior
+    from sirf_diffusion.priors import RelativeDifferencePenalty
 
     torch.set_num_threads(arguments.threads)
     shim = stir_priors.load()
@@ -85,7 +85,7 @@ def main() -> None:
     block = "Relative Difference Prior"
     keys = f"penalisation factor := {FACTOR}\ngamma value := 2\nepsilon value := {EPSILON}\n"
     stock = run(f"prior type := {block}\n{block} Parameters :=\n{keys}END {block} Parameters :=\n")
-    ours = run(held(RelativeDifferencePrior(ImageGeometry(shape, VOXEL_SIZE), 1.0, 2.0, EPSILON), FACTOR))
+    ours = run(held(RelativeDifferencePenalty(ImageGeometry(shape, VOXEL_SIZE), 1.0, 2.0, EPSILON), FACTOR))
     difference = np.abs(ours["gradient"] - stock["gradient"]).max() / np.abs(stock["gradient"]).max()
     report = {
         "shape": shape,

@@ -10,7 +10,7 @@ import common
 
 import sirf_diffusion
 from sirf_diffusion.models import intensity_scale, list_models
-from sirf_diffusion.priors import BowsherPrior, QuadraticPrior
+from sirf_diffusion.priors import BowsherPenalty, QuadraticPenalty
 
 args = common.parse(
     __doc__,
@@ -38,7 +38,7 @@ def main():
     geometry, mr = objective.geometry, objective.to_tensor(scan.mr)
     scale = intensity_scale(objective.to_tensor(start), geometry)
     factor = args.strength / scale**2  # a quadratic penalty is proportional to the square of the image
-    bowsher = BowsherPrior(geometry, factor, mr, num_neighbours=args.neighbours)
+    bowsher = BowsherPenalty(geometry, factor, mr, num_neighbours=args.neighbours)
 
     conditional, name = None, args.conditional_model
     if name is None and "brain-fdg-mr" in list_models():
@@ -48,7 +48,7 @@ def main():
 
     iterations, steps = (10, 6) if args.quick else (args.iterations, args.steps)
     images = {}
-    for name, prior in (("quadratic", QuadraticPrior(geometry, factor / 3)), ("Bowsher", bowsher)):
+    for name, prior in (("quadratic", QuadraticPenalty(geometry, factor / 3)), ("Bowsher", bowsher)):
         recon = sirf_diffusion.MAPEM(objective, prior, iterations)
         recon.set_up(start)
         images[name] = recon.process().get_output()

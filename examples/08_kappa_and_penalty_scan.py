@@ -9,7 +9,7 @@ the truth is unknown, look at the images, and at how log-likelihood is lost as t
 import common
 
 import sirf_diffusion
-from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.priors import RelativeDifferencePenalty
 
 args = common.parse(
     __doc__, subsets=9, iterations=10, factors={"type": float, "nargs": "+", "default": [0.005, 0.01, 0.02, 0.04, 0.08]}
@@ -28,7 +28,7 @@ def main():
 
     objective = sirf_diffusion.as_objective(obj_fun)
     highest = start.max()
-    prior = RelativeDifferencePrior(
+    prior = RelativeDifferencePenalty(
         objective.geometry, 1.0, gamma=2.0, epsilon=1e-3 * highest, kappa=objective.to_tensor(kappa)
     )
     images, image = {}, start

@@ -26,9 +26,9 @@ _EXPORTS = {
     "SteerableAdaptation": "sirf_diffusion.reconstructors",
     "HQSReconstructor": "sirf_diffusion.reconstructors",
     "LikelihoodScheduledReconstructor": "sirf_diffusion.reconstructors",
-    "RelativeDifferencePrior": "sirf_diffusion.priors",
-    "QuadraticAnchorPrior": "sirf_diffusion.priors",
-    "ScorePrior": "sirf_diffusion.priors",
+    "RelativeDifferencePenalty": "sirf_diffusion.priors",
+    "AnchorPenalty": "sirf_diffusion.priors",
+    "ScorePenalty": "sirf_diffusion.priors",
     "load_example": "sirf_diffusion.data",
 }
 

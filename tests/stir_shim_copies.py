@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sirf_diffusion.interop.stir.views import TensorPrior
-from sirf_diffusion.priors import QuadraticPrior, RelativeDifferencePrior
+from sirf_diffusion.priors import QuadraticPenalty, RelativeDifferencePenalty
 
 
 class QuadraticCopy(TensorPrior):
@@ -15,7 +15,7 @@ class QuadraticCopy(TensorPrior):
         pass
 
     def set_up(self, geometry):
-        super().__init__(QuadraticPrior(geometry, 1.0))
+        super().__init__(QuadraticPenalty(geometry, 1.0))
 
 
 class RDPCopy(TensorPrior):
@@ -25,4 +25,4 @@ class RDPCopy(TensorPrior):
         self.gamma, self.epsilon = gamma, epsilon
 
     def set_up(self, geometry):
-        super().__init__(RelativeDifferencePrior(geometry, 1.0, self.gamma, self.epsilon))
+        super().__init__(RelativeDifferencePenalty(geometry, 1.0, self.gamma, self.epsilon))

@@ -79,7 +79,7 @@ def test_score_prior(pet, tmp_path, kind, early, caplog):
     assert prior.get_anatomical_image() is mr
     assert prior.get_guidance() == 0.5
     resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
-    expected = sirf_diffusion.priors.ScorePrior(
+    expected = sirf_diffusion.priors.ScorePenalty(
         conditional().on(GRID, SCALE, "three", anatomical=resampled, guidance=0.5), 0.4
     ).gradient(activity())
     for gradient in found:
@@ -117,7 +117,7 @@ def test_bowsher_prior(pet, tmp_path):
     prior = pet.BowsherPrior(given(pet, "NIfTI", tmp_path), num_neighbours=5)
     prior.set_up(x)
     resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
-    expected = sirf_diffusion.priors.BowsherPrior(GRID, 1.0, resampled, 5).gradient(activity())
+    expected = sirf_diffusion.priors.BowsherPenalty(GRID, 1.0, resampled, 5).gradient(activity())
     np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors import BowsherPrior, QuadraticPrior
+from sirf_diffusion.priors import BowsherPenalty, QuadraticPenalty
 
 VOLUME = ImageGeometry((3, 4, 5), (3.0, 2.0, 2.5))
 PLANE = ImageGeometry((1, 6, 7), (3.0, 2.0, 2.5))
@@ -46,7 +46,7 @@ def brute_force_value(x, anatomical, geometry, number, kappa):
 @pytest.mark.parametrize("number", [1, 3, 7])
 def test_value_is_the_definition(geometry, number):
     x, anatomical, kappa = (random_image(geometry, seed) for seed in range(3))
-    prior = BowsherPrior(geometry, BETA, anatomical, number, kappa)
+    prior = BowsherPenalty(geometry, BETA, anatomical, number, kappa)
     expected = brute_force_value(x, anatomical.float(), geometry, number, kappa)
     assert float(prior.value(x)) == pytest.approx(expected, rel=1e-12)
 
@@ -54,7 +54,7 @@ def test_value_is_the_definition(geometry, number):
 @pytest.mark.parametrize("geometry", [VOLUME, PLANE], ids=["volume", "plane"])
 def test_derivatives_are_those_of_the_value(geometry):
     x, v = random_image(geometry), random_image(geometry, 5) - 1.5
-    prior = BowsherPrior(geometry, BETA, random_image(geometry, 1), kappa=random_image(geometry, 2))
+    prior = BowsherPenalty(geometry, BETA, random_image(geometry, 1), kappa=random_image(geometry, 2))
     slope = float(prior.value(x + 1e-4 * v) - prior.value(x - 1e-4 * v)) / 2e-4
     assert slope == pytest.approx(float((prior.gradient(x) * v).sum()), rel=1e-8)
     change = (prior.gradient(x + 1e-3 * v) - prior.gradient(x - 1e-3 * v)) / 2e-3
@@ -63,7 +63,7 @@ def test_derivatives_are_those_of_the_value(geometry):
 
 def test_hessian_is_symmetric_and_below_the_curvature():
     x = random_image(VOLUME)
-    prior = BowsherPrior(VOLUME, BETA, random_image(VOLUME, 1), 3)
+    prior = BowsherPenalty(VOLUME, BETA, random_image(VOLUME, 1), 3)
     eye = torch.eye(VOLUME.num_voxels, dtype=torch.float64).reshape(-1, *VOLUME.shape)
     hessian = prior.hessian_times(x, eye).flatten(1)
     torch.testing.assert_close(hessian, hessian.T)
@@ -76,8 +76,8 @@ def test_hessian_is_symmetric_and_below_the_curvature():
 @pytest.mark.parametrize(("geometry", "number"), [(VOLUME, 26), (PLANE, 8)], ids=["volume", "plane"])
 def test_with_all_neighbours_it_is_the_quadratic_prior(geometry, number):
     x, kappa = random_image(geometry), random_image(geometry, 2)
-    bowsher = BowsherPrior(geometry, BETA, random_image(geometry, 1), number, kappa)
-    quadratic = QuadraticPrior(geometry, BETA, kappa)
+    bowsher = BowsherPenalty(geometry, BETA, random_image(geometry, 1), number, kappa)
+    quadratic = QuadraticPenalty(geometry, BETA, kappa)
     torch.testing.assert_close(bowsher.gradient(x), quadratic.gradient(x), rtol=1e-12, atol=1e-12)
     assert float(bowsher.value(x)) == pytest.approx(float(quadratic.value(x)), rel=1e-12)
 
@@ -87,27 +87,27 @@ def test_anatomical_edges_are_not_smoothed_and_flat_regions_are():
     anatomical = torch.zeros(geometry.shape)
     anatomical[..., 4:] = 10.0
     step = anatomical / 10 + 1  # PET has its edge at the same place
-    prior = BowsherPrior(geometry, 1.0, anatomical, num_neighbours=3)
+    prior = BowsherPenalty(geometry, 1.0, anatomical, num_neighbours=3)
     assert not prior.gradient(step).any()
-    assert QuadraticPrior(geometry, 1.0).gradient(step).abs().max() > 0.5
+    assert QuadraticPenalty(geometry, 1.0).gradient(step).abs().max() > 0.5
     noise = torch.rand(geometry.shape, generator=torch.Generator().manual_seed(0))
     assert (prior.gradient(noise) != 0).float().mean() > 0.95
 
 
 def test_only_the_order_of_anatomical_differences_counts():
     x, anatomical = random_image(VOLUME), random_image(VOLUME, 1)
-    first, second = (BowsherPrior(VOLUME, BETA, a) for a in (anatomical, 1000 - 40 * anatomical))
+    first, second = (BowsherPenalty(VOLUME, BETA, a) for a in (anatomical, 1000 - 40 * anatomical))
     torch.testing.assert_close(first.gradient(x), second.gradient(x))
 
 
 def test_a_new_anatomical_image_chooses_anew():
     x = random_image(VOLUME)
-    prior = BowsherPrior(VOLUME, BETA, random_image(VOLUME, 1))
+    prior = BowsherPenalty(VOLUME, BETA, random_image(VOLUME, 1))
     before = prior.gradient(x)
     prior.set_anatomical(random_image(VOLUME, 3))
     assert not torch.allclose(prior.gradient(x), before)
     torch.testing.assert_close(
-        prior.gradient(x), BowsherPrior(VOLUME, BETA, random_image(VOLUME, 3)).gradient(x), rtol=0, atol=0
+        prior.gradient(x), BowsherPenalty(VOLUME, BETA, random_image(VOLUME, 3)).gradient(x), rtol=0, atol=0
     )
 
 
@@ -115,9 +115,9 @@ def test_many_planes_are_treated_like_few():
     """The choice is made in blocks of planes: no seam may show."""
     geometry = ImageGeometry((19, 4, 5), VOLUME.voxel_size)
     x, anatomical = random_image(geometry), random_image(geometry, 1)
-    whole = BowsherPrior(geometry, 1.0, anatomical, 5).gradient(x)
+    whole = BowsherPenalty(geometry, 1.0, anatomical, 5).gradient(x)
     cut = ImageGeometry((9, 4, 5), VOLUME.voxel_size)
-    part = BowsherPrior(cut, 1.0, anatomical[4:13], 5).gradient(x[4:13])
+    part = BowsherPenalty(cut, 1.0, anatomical[4:13], 5).gradient(x[4:13])
     # A plane's gradient needs its neighbours' choices, which need theirs: two planes at each end differ.
     torch.testing.assert_close(whole[6:11], part[2:7])
 
@@ -134,4 +134,4 @@ def test_many_planes_are_treated_like_few():
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        BowsherPrior(VOLUME, BETA, **{"anatomical": torch.zeros(VOLUME.shape), **arguments})
+        BowsherPenalty(VOLUME, BETA, **{"anatomical": torch.zeros(VOLUME.shape), **arguments})

@@ -14,7 +14,7 @@ from toy_objective import make_toy
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.cil import NegatedObjective, PriorFunction, subset_functions
-from sirf_diffusion.priors import QuadraticAnchorPrior, QuadraticPrior, RelativeDifferencePrior, ScorePrior
+from sirf_diffusion.priors import AnchorPenalty, QuadraticPenalty, RelativeDifferencePenalty, ScorePenalty
 from sirf_diffusion.reconstructors import MAPEM
 
 SHAPE = (2, 6, 6)
@@ -28,13 +28,13 @@ def an_image(seed=0, shape=SHAPE):
 def make_function(name, shape=SHAPE):
     grid = ImageGeometry(shape, (2.0, 2.0, 2.0))
     if name == "anchor":
-        prior = QuadraticAnchorPrior(an_image(1, shape), 2.0, weight=0.5 + an_image(2, shape))
+        prior = AnchorPenalty(an_image(1, shape), 2.0, weight=0.5 + an_image(2, shape))
     elif name == "quadratic":
-        prior = QuadraticPrior(grid, 0.7, kappa=an_image(3, shape))
+        prior = QuadraticPenalty(grid, 0.7, kappa=an_image(3, shape))
     elif name == "rdp":
-        return PriorFunction(RelativeDifferencePrior(grid, 3.0, epsilon=0.02), lower=0.0, num_iterations=500)
+        return PriorFunction(RelativeDifferencePenalty(grid, 3.0, epsilon=0.02), lower=0.0, num_iterations=500)
     elif name == "score":
-        prior = ScorePrior(ResidualOf(mixture_denoiser(), 1.5), 0.3, 0.2)
+        prior = ScorePenalty(ResidualOf(mixture_denoiser(), 1.5), 0.3, 0.2)
     else:
         return NegatedObjective(make_toy(shape, dtype=torch.float32)[0])
     return PriorFunction(prior, num_iterations=500)
@@ -91,13 +91,13 @@ def test_proximal_meets_its_optimality_condition(name, tau):
 
 def test_the_anchors_proximal_operator_is_the_closed_form():
     v, w, x, tau = an_image(1), 0.5 + an_image(2), an_image(3), 0.4
-    function = PriorFunction(QuadraticAnchorPrior(v, 2.0, weight=w), num_iterations=2)
+    function = PriorFunction(AnchorPenalty(v, 2.0, weight=w), num_iterations=2)
     torch.testing.assert_close(function.proximal(x, tau), (x + tau * 2 * w * v) / (1 + tau * 2 * w))
 
 
 def test_the_score_priors_is_the_gaussian_posterior_mean_for_a_gaussian_denoiser():
     c, sigma, variance, mean, tau = 2.0, 0.5, 0.3, 0.7, 1.3
-    prior = ScorePrior(ResidualOf(gaussian_denoiser(variance, mean), c), sigma)
+    prior = ScorePenalty(ResidualOf(gaussian_denoiser(variance, mean), c), sigma)
     x = an_image(1)
     precision = 1 / (c * c * (variance + sigma**2))  # of the density that the noise has widened
     z = PriorFunction(prior, tolerance=1e-7).proximal(x, tau)
@@ -105,7 +105,7 @@ def test_the_score_priors_is_the_gaussian_posterior_mean_for_a_gaussian_denoiser
 
 
 def test_lower_bounds_hold_where_the_penalty_is_not_defined_below():
-    prior = RelativeDifferencePrior(GRID, 3.0)  # epsilon 0: no second derivative between two zeros
+    prior = RelativeDifferencePenalty(GRID, 3.0)  # epsilon 0: no second derivative between two zeros
     x = an_image(1) - 0.8
     z = PriorFunction(prior, lower=0.0).proximal(x, 0.5)
     assert float(z.min()) >= 0
@@ -118,13 +118,13 @@ def test_signs_are_cils():
     assert function(truth) == pytest.approx(-float(objective.value(truth)))
     worse = truth * 3
     assert function(worse) > function(truth)
-    penalty = PriorFunction(QuadraticPrior(GRID, 1.0))
+    penalty = PriorFunction(QuadraticPenalty(GRID, 1.0))
     assert penalty(truth) > penalty(torch.ones(SHAPE)) == 0
 
 
 def test_subsets_add_up_with_the_penalty_in_once():
     objective, truth = make_toy(SHAPE, dtype=torch.float32, num_subsets=4)
-    prior = RelativeDifferencePrior(GRID, 5.0, epsilon=0.01)
+    prior = RelativeDifferencePenalty(GRID, 5.0, epsilon=0.01)
     x = truth + 0.2
     parts, whole = subset_functions(objective, prior), NegatedObjective(objective, prior)
     assert len(parts) == 4
@@ -147,7 +147,7 @@ def test_lipschitz_constants_bound_gradient_differences():
 
 
 def test_an_unfinished_proximal_operator_says_so_once(caplog):
-    prior = ScorePrior(ResidualOf(mixture_denoiser()), 0.05)
+    prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.05)
     function = PriorFunction(prior, num_iterations=2)
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         for _ in range(2):
@@ -161,13 +161,13 @@ def test_an_unfinished_proximal_operator_says_so_once(caplog):
         (lambda: make_function("rdp").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
         (lambda: make_function("likelihood").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
         (lambda: PriorFunction(3), TypeError, "Prior"),
-        (lambda: PriorFunction(QuadraticPrior(GRID, 1.0), num_iterations=0), ValueError, "num_iterations"),
+        (lambda: PriorFunction(QuadraticPenalty(GRID, 1.0), num_iterations=0), ValueError, "num_iterations"),
         (lambda: make_function("rdp").proximal(an_image(), 0.0), ValueError, "tau"),
         (lambda: make_function("rdp").proximal(an_image(), math.nan), ValueError, "tau"),
         (lambda: make_function("rdp").gradient([1.0]), TypeError, "as_array"),
         (lambda: NegatedObjective(make_toy(SHAPE)[0], subset=1), ValueError, "subset"),
         (
-            lambda: NegatedObjective(make_toy(SHAPE)[0], QuadraticPrior(GRID, 1.0)).proximal(an_image(), 1.0),
+            lambda: NegatedObjective(make_toy(SHAPE)[0], QuadraticPenalty(GRID, 1.0)).proximal(an_image(), 1.0),
             NotImplementedError,
             "PriorFunction",
         ),
@@ -204,7 +204,7 @@ def test_cils_algebra_of_functions_applies(cil):
 def test_cils_algorithms_find_the_map_image(cil, algorithm):
     objective, truth = make_toy((1, 6, 6), dtype=torch.float32, background=0.5)
     grid = ImageGeometry((1, 6, 6), (2.0, 2.0, 2.0))
-    prior = RelativeDifferencePrior(grid, 20.0, epsilon=0.05)
+    prior = RelativeDifferencePenalty(grid, 20.0, epsilon=0.05)
     mapem = MAPEM(objective, prior, 300)
     expected = mapem.process().get_output()
     f, g = NegatedObjective(objective), PriorFunction(prior, lower=0.0, num_iterations=200)
@@ -221,7 +221,7 @@ def test_cils_svrg_takes_the_subset_functions(cil):
     from cil.optimisation.utilities import Sampler
 
     objective, truth = make_toy(SHAPE, dtype=torch.float32, num_subsets=4)
-    prior = QuadraticPrior(GRID, 1.0)
+    prior = QuadraticPenalty(GRID, 1.0)
     function = SVRGFunction(subset_functions(objective, prior), Sampler.sequential(4))
     x = make_image("cil", truth + 0.1, GRID)
     expected = NegatedObjective(objective, prior).gradient(truth + 0.1)
@@ -251,7 +251,7 @@ def test_a_sirf_objective_and_prior_go_through_cils_ista(cil, tmp_path):
         values_of(f.gradient(image)), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
     )
 
-    g = PriorFunction(QuadraticPrior(files.geometry, 0.1), lower=0.0)
+    g = PriorFunction(QuadraticPenalty(files.geometry, 0.1), lower=0.0)
     start = image.get_uniform_copy(float(image.as_array().mean()))
     # The curvature of the likelihood is about sensitivity over activity.
     step_size = 0.5 * float(start.max()) / float(f.objective.sensitivity().max())

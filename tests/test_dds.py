@@ -8,7 +8,7 @@ from toy_model import Fixed, Gaussian, Record, ToyModel, identity
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.models.schedules import VESchedule
-from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.em.osem import em_update, herman_meyer_order
 
@@ -117,7 +117,7 @@ def test_an_axial_penalty_joins_slices():
     objective, _ = make_toy((6, 6, 6), counts=2e3, num_bins=300, dtype=torch.float32)
     image = torch.rand((6, 6, 6), generator=torch.Generator().manual_seed(0)) + 0.5
     model = ToyModel(Fixed(image)).on(objective.geometry, 1.0)
-    prior = RelativeDifferencePrior(objective.geometry, 20.0, epsilon=1e-3, neighbourhood="axial")
+    prior = RelativeDifferencePenalty(objective.geometry, 20.0, epsilon=1e-3, neighbourhood="axial")
 
     def roughness(prior, axis):
         run = DDSReconstructor(objective, model, num_steps=2, num_inner=20, anchor_strength=1.0, prior=prior)

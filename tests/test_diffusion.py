@@ -14,7 +14,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
 from sirf_diffusion.reconstructors.diffusion.adaptation import Adaptation
-from sirf_diffusion.reconstructors.diffusion.chain import balanced, spread
+from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
@@ -153,7 +153,7 @@ def test_balanced_noises_are_normal_and_add_up_to_zero(number, generator):
     expected = torch.full((number, number), -1 / (number - 1), dtype=torch.float64).fill_diagonal_(1)
     assert torch.allclose(products, expected, atol=0.02)
     # Each comes back as the posterior's standard deviation, and so do independent ones.
-    assert spread(noise, "balanced").square().mean() == pytest.approx(1, rel=0.01)
+    assert posterior_sd(noise, "balanced").square().mean() == pytest.approx(1, rel=0.01)
 
 
 def test_where_the_network_is_linear_two_balanced_samples_have_the_mean_of_infinitely_many():

@@ -13,7 +13,7 @@ from sirf_diffusion.engines import Objective, as_objective
 from sirf_diffusion.engines.objective import NativeImages
 from sirf_diffusion.interop.stir.par import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors import (
     MAPEM,
     OSEM,
@@ -234,7 +234,7 @@ def model():
 
 METHODS = {
     "OSEM": lambda o, m: OSEM(o, 4),
-    "MAP-EM": lambda o, m: MAPEM(o, RelativeDifferencePrior(o.geometry, 1.0, epsilon=0.05), 8),
+    "MAP-EM": lambda o, m: MAPEM(o, RelativeDifferencePenalty(o.geometry, 1.0, epsilon=0.05), 8),
     "DDS": lambda o, m: DDSReconstructor(o, m, num_steps=6, num_inner=3, anchor_strength=10.0),
     "HQS": lambda o, m: HQSReconstructor(o, m, num_steps=6, beta=12.0),
     "LiSch": lambda o, m: LikelihoodScheduledReconstructor(o, m, num_steps=6, smoothing=8.0),

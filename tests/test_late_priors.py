@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors import BowsherPrior, QuadraticAnchorPrior
-from sirf_diffusion.priors.late import LateAnchorPrior, LateBowsherPrior
+from sirf_diffusion.priors import AnchorPenalty, BowsherPenalty
+from sirf_diffusion.priors.late import LateAnchorPenalty, LateBowsherPenalty
 
 GRID = ImageGeometry((2, 5, 6), (4.0, 2.0, 2.0))
 
@@ -27,34 +27,34 @@ def assert_same(late, prior):
 
 
 def test_anchor_follows_every_setting_after_set_up():
-    late = LateAnchorPrior()
+    late = LateAnchorPenalty()
     late.set_anchor(an_image(0))
     late.set_up(GRID)
-    assert_same(late, QuadraticAnchorPrior(an_image(0), 1.0))
+    assert_same(late, AnchorPenalty(an_image(0), 1.0))
     late.penalisation_factor = 3.0
     late.set_weight(an_image(1))
     late.set_anchor(an_image(2))
-    assert_same(late, QuadraticAnchorPrior(an_image(2), 3.0, an_image(1)))
+    assert_same(late, AnchorPenalty(an_image(2), 3.0, an_image(1)))
     late.set_weight(None)
-    assert_same(late, QuadraticAnchorPrior(an_image(2), 3.0))
+    assert_same(late, AnchorPenalty(an_image(2), 3.0))
 
 
 def test_bowsher_follows_every_setting_after_set_up():
-    late = LateBowsherPrior()
+    late = LateBowsherPenalty()
     late.set_anatomical(an_image(0))
     late.set_up(GRID)
-    assert_same(late, BowsherPrior(GRID, 1.0, an_image(0)))
+    assert_same(late, BowsherPenalty(GRID, 1.0, an_image(0)))
     late.set_kappa(an_image(1))
     late.penalisation_factor = 2.0
-    assert_same(late, BowsherPrior(GRID, 2.0, an_image(0), kappa=an_image(1)))
+    assert_same(late, BowsherPenalty(GRID, 2.0, an_image(0), kappa=an_image(1)))
     late.set_num_neighbours(3)
     late.set_anatomical(an_image(2))
-    assert_same(late, BowsherPrior(GRID, 2.0, an_image(2), 3, an_image(1)))
+    assert_same(late, BowsherPenalty(GRID, 2.0, an_image(2), 3, an_image(1)))
     assert late.settings["num_neighbours"] == 3
 
 
 @pytest.mark.parametrize(
-    ("late", "message"), [(LateAnchorPrior(), "anchor image"), (LateBowsherPrior(), "anatomical image")]
+    ("late", "message"), [(LateAnchorPenalty(), "anchor image"), (LateBowsherPenalty(), "anatomical image")]
 )
 def test_what_is_missing_is_named_at_set_up(late, message):
     with pytest.raises(RuntimeError, match="set_up"):
@@ -64,7 +64,7 @@ def test_what_is_missing_is_named_at_set_up(late, message):
 
 
 def test_images_of_another_grid_are_refused():
-    late = LateAnchorPrior()
+    late = LateAnchorPenalty()
     late.set_anchor(torch.zeros(1, 2, 2))
     with pytest.raises(ValueError, match="anchor image has shape"):
         late.set_up(GRID)

@@ -10,7 +10,7 @@ from test_conditioning import MeanFromAnatomy
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
-from sirf_diffusion.priors import LateScorePrior, ScorePrior
+from sirf_diffusion.priors import LateScorePenalty, ScorePenalty
 
 GEOMETRY = ImageGeometry((1, 8, 12), (2.0, 2.0, 2.0))
 SCHEDULE = VPSchedule()
@@ -32,7 +32,7 @@ def image(seed=0):
 
 
 def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
-    prior = LateScorePrior(model(), 0.3, 2.0)
+    prior = LateScorePenalty(model(), 0.3, 2.0)
     prior.set_up(GEOMETRY)
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         for _ in range(2):
@@ -43,7 +43,7 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
     prior.gradient(image())
     c = intensity_scale(image(), GEOMETRY)
     assert prior.intensity_scale == c
-    expected = ScorePrior(model().on(GEOMETRY, c), 0.3, 2.0)
+    expected = ScorePenalty(model().on(GEOMETRY, c), 0.3, 2.0)
     for x in (image(), 3 * image(1)):
         torch.testing.assert_close(prior.gradient(x), expected.gradient(x))
         torch.testing.assert_close(prior.curvature(x), expected.curvature(x))
@@ -52,52 +52,52 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
 
 
 def test_a_given_scale_is_used():
-    prior = LateScorePrior(model(), 0.3, intensity_scale=10.0)
+    prior = LateScorePenalty(model(), 0.3, intensity_scale=10.0)
     prior.set_up(GEOMETRY)
-    torch.testing.assert_close(prior.gradient(image()), ScorePrior(model().on(GEOMETRY, 10.0), 0.3).gradient(image()))
+    torch.testing.assert_close(prior.gradient(image()), ScorePenalty(model().on(GEOMETRY, 10.0), 0.3).gradient(image()))
 
 
 def test_settings_may_change_after_set_up():
-    prior = LateScorePrior(model(), 0.3, intensity_scale=10.0)
+    prior = LateScorePenalty(model(), 0.3, intensity_scale=10.0)
     prior.set_up(GEOMETRY)
     prior.gradient(image())
     kappa = image(3)
     prior.sigma, prior.penalisation_factor = 0.6, 5.0
     prior.set_kappa(kappa)
-    expected = ScorePrior(model().on(GEOMETRY, 10.0), 0.6, 5.0)
+    expected = ScorePenalty(model().on(GEOMETRY, 10.0), 0.6, 5.0)
     torch.testing.assert_close(prior.gradient(image()), kappa**2 * expected.gradient(image()))
     torch.testing.assert_close(prior.curvature(image()), kappa**2 * expected.curvature(image()))
 
 
 def test_the_anatomical_image_reaches_the_network():
     conditional = ScoreModel(MeanFromAnatomy(), SCHEDULE, multiple=4, in_channels=2)
-    prior = LateScorePrior(conditional, 0.3, intensity_scale=10.0)
+    prior = LateScorePenalty(conditional, 0.3, intensity_scale=10.0)
     prior.set_up(GEOMETRY)
     plain = prior.gradient(image())
     prior.set_anatomical(image(5), guidance=0.5)
     bound = conditional.on(GEOMETRY, 10.0, anatomical=image(5), guidance=0.5)
-    torch.testing.assert_close(prior.gradient(image()), ScorePrior(bound, 0.3).gradient(image()))
+    torch.testing.assert_close(prior.gradient(image()), ScorePenalty(bound, 0.3).gradient(image()))
     assert not torch.allclose(plain, prior.gradient(image()))
 
 
 def test_a_model_that_is_bound_already_is_used_as_it_is():
     bound = model().on(GEOMETRY, 12.0)
-    prior = LateScorePrior(bound, 0.3)
+    prior = LateScorePenalty(bound, 0.3)
     prior.set_up(GEOMETRY)
-    torch.testing.assert_close(prior.gradient(image()), ScorePrior(bound, 0.3).gradient(image()))
+    torch.testing.assert_close(prior.gradient(image()), ScorePenalty(bound, 0.3).gradient(image()))
     assert prior.intensity_scale == 12.0
 
 
 def test_wrong_use_is_explained():
     with pytest.raises(RuntimeError, match="set_up"):
-        LateScorePrior(model(), 0.3).gradient(image())
+        LateScorePenalty(model(), 0.3).gradient(image())
     with pytest.raises(ValueError, match="noise level"):
-        LateScorePrior(model(), 0.0)
+        LateScorePenalty(model(), 0.0)
     with pytest.raises(ValueError, match="intensity_scale"):
-        LateScorePrior(model(), 0.3, intensity_scale=-1.0)
+        LateScorePenalty(model(), 0.3, intensity_scale=-1.0)
     with pytest.raises(ValueError, match="no-such-model"):
-        LateScorePrior("no-such-model")
-    prior = LateScorePrior(model(), 0.3)
+        LateScorePenalty("no-such-model")
+    prior = LateScorePenalty(model(), 0.3)
     prior.set_kappa(torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="kappa"):
         prior.set_up(GEOMETRY)

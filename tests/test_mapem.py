@@ -10,7 +10,7 @@ import torch
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
 from toy_objective import make_toy
 
-from sirf_diffusion.priors import QuadraticAnchorPrior, QuadraticPrior, RelativeDifferencePrior, ScorePrior
+from sirf_diffusion.priors import AnchorPenalty, QuadraticPenalty, RelativeDifferencePenalty, ScorePenalty
 from sirf_diffusion.reconstructors import MAPEM, MLEM
 
 
@@ -23,12 +23,12 @@ def make_prior(name, objective, beta):
     geometry = objective.geometry
     anchor = torch.full(geometry.shape, 1.5, dtype=torch.float64)
     if name == "anchor":
-        return QuadraticAnchorPrior(anchor, beta)
+        return AnchorPenalty(anchor, beta)
     if name == "quadratic":
-        return QuadraticPrior(geometry, beta)
+        return QuadraticPenalty(geometry, beta)
     if name == "score":
-        return ScorePrior(ResidualOf(gaussian_denoiser(0.5, 1.0), 1.5), 0.3, beta)
-    return RelativeDifferencePrior(geometry, beta, epsilon=1e-2)
+        return ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), 1.5), 0.3, beta)
+    return RelativeDifferencePenalty(geometry, beta, epsilon=1e-2)
 
 
 def optimality(objective, prior, x):
@@ -56,7 +56,7 @@ def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations,
 @pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 300.0])
 def test_bsrem_with_subsets_converges_to_the_same_image_as_without(beta):
     objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
-    prior = RelativeDifferencePrior(objective.geometry, beta, epsilon=1e-2)
+    prior = RelativeDifferencePenalty(objective.geometry, beta, epsilon=1e-2)
     reference = run(MAPEM(objective.with_subsets(1), prior, 2000))
     x = run(MAPEM(objective, prior, 200))
     # PETRIC's thresholds for convergence are 1 % (image) and 0.5 % (regions) of the background.
@@ -65,7 +65,7 @@ def test_bsrem_with_subsets_converges_to_the_same_image_as_without(beta):
 
 def test_bsrem_is_converged_for_practical_purposes_after_30_epochs():
     objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
-    prior = RelativeDifferencePrior(objective.geometry, 3.0, epsilon=1e-2)
+    prior = RelativeDifferencePenalty(objective.geometry, 3.0, epsilon=1e-2)
     reference = run(MAPEM(objective, prior, 400))
     reconstructor = MAPEM(objective, prior, 30)
     x = run(reconstructor)
@@ -77,7 +77,7 @@ def test_the_maximum_of_the_penalised_likelihood_beats_maximum_likelihood():
     objective, truth = make_toy(counts=2e3)
     error = {0.0: (run(MLEM(objective, 200)) - truth).norm()}
     for beta in (0.3, 1.0, 3.0):
-        prior = RelativeDifferencePrior(objective.geometry, beta, epsilon=1e-2)
+        prior = RelativeDifferencePenalty(objective.geometry, beta, epsilon=1e-2)
         error[beta] = (run(MAPEM(objective, prior, 200)) - truth).norm()
     assert min(error, key=error.get) > 0
 
@@ -101,7 +101,7 @@ def test_gaussian_score_prior_equals_the_quadratic_penalty_of_its_smoothed_varia
     objective, _ = make_toy()
     score = make_prior("score", objective, 2.0)
     mean = torch.full(objective.geometry.shape, 1.5, dtype=torch.float64)
-    quadratic = QuadraticAnchorPrior(mean, 2.0 / (1.5**2 * (0.5 + 0.3**2)))
+    quadratic = AnchorPenalty(mean, 2.0 / (1.5**2 * (0.5 + 0.3**2)))
     torch.testing.assert_close(
         run(MAPEM(objective, score, 600)), run(MAPEM(objective, quadratic, 600)), rtol=1e-3, atol=1e-3
     )
@@ -109,7 +109,7 @@ def test_gaussian_score_prior_equals_the_quadratic_penalty_of_its_smoothed_varia
 
 def test_each_iteration_asks_the_network_once_and_projects_once():
     objective, _ = make_toy(num_subsets=4)
-    prior = ScorePrior(ResidualOf(mixture_denoiser()), 0.5)
+    prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.5)
     reconstructor = MAPEM(objective, prior, 6)
     run(reconstructor)
     assert prior.model.calls == 6
@@ -132,7 +132,7 @@ def test_bsrem_keeps_its_step_where_only_one_subset_sees_a_voxel(caplog):
     objective.matrix[3] = 0
     objective.matrix[3, 0] = row
     objective.prompts[3] = (3 * row).round()
-    reconstructor = MAPEM(objective, RelativeDifferencePrior(objective.geometry, 0.1, epsilon=1e-2), 10)
+    reconstructor = MAPEM(objective, RelativeDifferencePenalty(objective.geometry, 0.1, epsilon=1e-2), 10)
     with caplog.at_level(logging.INFO, "sirf_diffusion"):
         x = run(reconstructor)
     assert "step halved" not in caplog.text
@@ -141,10 +141,10 @@ def test_bsrem_keeps_its_step_where_only_one_subset_sees_a_voxel(caplog):
 
 def test_the_record_names_the_prior_with_its_parameters():
     objective, _ = make_toy()
-    reconstructor = MAPEM(objective, RelativeDifferencePrior(objective.geometry, 2.0, epsilon=0.5), 2)
+    reconstructor = MAPEM(objective, RelativeDifferencePenalty(objective.geometry, 2.0, epsilon=0.5), 2)
     run(reconstructor)
     prior = json.loads(json.dumps(reconstructor.record))["settings"]["prior"]
-    assert (prior["name"], prior["gamma"], prior["epsilon"]) == ("RelativeDifferencePrior", 2.0, 0.5)
+    assert (prior["name"], prior["gamma"], prior["epsilon"]) == ("RelativeDifferencePenalty", 2.0, 0.5)
     assert json.dumps(make_prior("score", objective, 1.0).settings)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.bench.patch import PatchPrior
+from benchmarks.bench.patch import PatchPenalty
 from sirf_diffusion.geometry.images import ImageGeometry
 
 SHAPES = [(1, 9, 8), (4, 6, 5)]
@@ -13,7 +13,7 @@ SHAPES = [(1, 9, 8), (4, 6, 5)]
 
 def make(shape, delta=0.3):
     generator = torch.Generator().manual_seed(1)
-    prior = PatchPrior(ImageGeometry(shape, (2.0, 2.0, 2.0)), 2.5, delta)
+    prior = PatchPenalty(ImageGeometry(shape, (2.0, 2.0, 2.0)), 2.5, delta)
     return prior, torch.rand(shape, generator=generator, dtype=torch.float64), generator
 
 
@@ -53,10 +53,10 @@ def test_an_edge_is_pulled_less_than_noise_of_its_size():
     edge, dot = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
     edge[..., 8:] = 1.0
     dot[..., 8, 8] = 1.0
-    prior = PatchPrior(geometry, 1.0, 0.05)
+    prior = PatchPenalty(geometry, 1.0, 0.05)
     assert float(prior.gradient(edge)[0, 8, 8].abs()) < 0.6 * float(prior.gradient(dot)[0, 8, 8].abs())
 
 
 def test_delta_must_be_positive():
     with pytest.raises(ValueError, match="delta"):
-        PatchPrior(ImageGeometry((1, 4, 4), (1.0, 1.0, 1.0)), 1.0, 0.0)
+        PatchPenalty(ImageGeometry((1, 4, 4), (1.0, 1.0, 1.0)), 1.0, 0.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors import ParallelLevelSetsPrior
+from sirf_diffusion.priors import ParallelLevelSetsPenalty
 
 VOLUME = ImageGeometry((3, 4, 5), (3.0, 2.0, 2.5))
 PLANE = ImageGeometry((1, 6, 7), (3.0, 2.0, 2.5))
@@ -22,7 +22,7 @@ def random_image(geometry, seed=0):
 
 
 def prior_of(geometry, kappa=None, **changed):
-    return ParallelLevelSetsPrior(
+    return ParallelLevelSetsPenalty(
         geometry, BETA, random_image(geometry, 1), **{"alpha": ALPHA, "eta": ETA, "kappa": kappa, **changed}
     )
 
@@ -78,7 +78,7 @@ def test_shared_edges_are_free_and_others_cost():
     geometry = ImageGeometry((1, 8, 8), (2.0, 2.0, 2.0))
     anatomical = torch.zeros(geometry.shape)
     anatomical[..., 4:] = 100.0
-    prior = ParallelLevelSetsPrior(geometry, 1.0, anatomical, alpha=1e-3, eta=0.1)
+    prior = ParallelLevelSetsPenalty(geometry, 1.0, anatomical, alpha=1e-3, eta=0.1)
     shared = anatomical / 100
     assert float(prior.value(shared)) < 0.2
     assert float(prior.value(shared.transpose(-1, -2))) == pytest.approx(8, rel=0.2)

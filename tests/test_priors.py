@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser, mixture_log_density, swirling_denoiser
 
-from sirf_diffusion.priors import QuadraticAnchorPrior, ScorePrior
+from sirf_diffusion.priors import AnchorPenalty, ScorePenalty
 
 SHAPE = (2, 3, 4)
 SCALE, SIGMA = 5.0, 0.6
@@ -18,9 +18,9 @@ def image(seed=0, *leading):
 
 def make(name):
     if name == "anchor":
-        return QuadraticAnchorPrior(image(5), 0.7, weight=image(6) / 10)
+        return AnchorPenalty(image(5), 0.7, weight=image(6) / 10)
     denoiser = {"gaussian": gaussian_denoiser(0.5, 1.0), "mixture": mixture_denoiser()}[name]
-    return ScorePrior(ResidualOf(denoiser, SCALE), SIGMA, penalisation_factor=0.7)
+    return ScorePenalty(ResidualOf(denoiser, SCALE), SIGMA, penalisation_factor=0.7)
 
 
 PRIORS = pytest.mark.parametrize("name", ["anchor", "gaussian", "mixture"])
@@ -66,62 +66,62 @@ def test_batches_are_independent_images(name):
 
 def test_score_prior_is_the_negative_log_density_of_noisy_images():
     """Bayes: with beta 1 the value is -log p(x / c) up to a constant, so its differences are exact."""
-    prior = ScorePrior(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
+    prior = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
     x, y = image(), image(1)
     expected = mixture_log_density(x / SCALE, SIGMA) - mixture_log_density(y / SCALE, SIGMA)
     assert float(prior.value(y) - prior.value(x)) == pytest.approx(float(expected), rel=2e-2)
 
 
 def test_score_prior_of_a_gaussian_has_its_smoothed_variance():
-    prior = ScorePrior(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA)
+    prior = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA)
     x = image()
     torch.testing.assert_close(prior.gradient(x), (x - SCALE) / (SCALE**2 * (0.5 + SIGMA**2)))
 
 
 def test_score_prior_of_the_identity_vanishes():
-    prior = ScorePrior(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
+    prior = ScorePenalty(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
     assert not prior.gradient(image()).any()
     assert float(prior.value(image())) == pytest.approx(0, abs=1e-12)
 
 
 def test_score_prior_does_not_care_about_the_unit_of_the_image():
     x = image()
-    unit = ScorePrior(ResidualOf(mixture_denoiser(), 1.0), SIGMA)
-    scaled = ScorePrior(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
+    unit = ScorePenalty(ResidualOf(mixture_denoiser(), 1.0), SIGMA)
+    scaled = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
     torch.testing.assert_close(scaled.gradient(x), unit.gradient(x / SCALE) / SCALE)
     torch.testing.assert_close(scaled.value(x), unit.value(x / SCALE))
 
 
 def test_loop_discrepancy_tells_a_gradient_from_a_swirl():
-    conservative = ScorePrior(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
-    swirling = ScorePrior(ResidualOf(swirling_denoiser, SCALE), SIGMA)
+    conservative = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
+    swirling = ScorePenalty(ResidualOf(swirling_denoiser, SCALE), SIGMA)
     assert conservative.loop_discrepancy(image(), image(1)) < 0.02
     assert swirling.loop_discrepancy(image(), image(1)) > 0.03
 
 
 def test_lipschitz_estimate_finds_the_largest_eigenvalue():
     shrink = torch.linspace(-0.5, 0.9, 24, dtype=torch.float64).reshape(SHAPE)
-    prior = ScorePrior(ResidualOf(lambda u, sigma: shrink * u, SCALE), SIGMA, penalisation_factor=2.0)
+    prior = ScorePenalty(ResidualOf(lambda u, sigma: shrink * u, SCALE), SIGMA, penalisation_factor=2.0)
     assert prior.estimate_lipschitz(image(), num_iterations=60) == pytest.approx(1.5, rel=1e-2)
-    doubled = ScorePrior(prior.model, SIGMA, penalisation_factor=2.0, lipschitz=2.0)
+    doubled = ScorePenalty(prior.model, SIGMA, penalisation_factor=2.0, lipschitz=2.0)
     torch.testing.assert_close(doubled.curvature(image()), 2 * prior.curvature(image()))
 
 
 def test_factor_zero_asks_nothing_of_the_network():
     model = ResidualOf(mixture_denoiser(), SCALE)
-    prior = ScorePrior(model, SIGMA, penalisation_factor=0.0)
+    prior = ScorePenalty(model, SIGMA, penalisation_factor=0.0)
     assert not prior.gradient(image()).any()
     assert model.calls == 0
 
 
 def test_bad_settings_are_named():
     with pytest.raises(TypeError, match="residual"):
-        ScorePrior(object(), SIGMA)
+        ScorePenalty(object(), SIGMA)
     with pytest.raises(ValueError, match="sigma"):
-        ScorePrior(ResidualOf(swirling_denoiser), 0.0)
+        ScorePenalty(ResidualOf(swirling_denoiser), 0.0)
     with pytest.raises(ValueError, match="lipschitz"):
-        ScorePrior(ResidualOf(swirling_denoiser), SIGMA, lipschitz=-1.0)
+        ScorePenalty(ResidualOf(swirling_denoiser), SIGMA, lipschitz=-1.0)
     with pytest.raises(ValueError, match="anchor"):
-        QuadraticAnchorPrior(torch.full(SHAPE, float("nan")), 1.0)
+        AnchorPenalty(torch.full(SHAPE, float("nan")), 1.0)
     with pytest.raises(ValueError, match="weight"):
-        QuadraticAnchorPrior(torch.ones(SHAPE), 1.0, weight=-torch.ones(SHAPE))
+        AnchorPenalty(torch.ones(SHAPE), 1.0, weight=-torch.ones(SHAPE))

@@ -13,7 +13,7 @@ import torch
 from toy_objective import make_toy
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors import QuadraticPrior, RelativeDifferencePrior, kappa_image, neighbours
+from sirf_diffusion.priors import QuadraticPenalty, RelativeDifferencePenalty, kappa_image, neighbours
 
 GEOMETRY = ImageGeometry((3, 4, 5), (3.0, 2.0, 2.5))
 REFERENCE = Path(__file__).parent / "reference" / "stir_reference.h5"
@@ -52,7 +52,8 @@ def brute_force_value(x, geometry, beta, gamma, epsilon, kappa, neighbourhood):
 def test_value_is_the_double_sum_of_the_definition(neighbourhood, epsilon):
     x, kappa = random_image(), random_image(seed=1)
     x[0, 0, :2] = 0
-    prior = RelativeDifferencePrior(GEOMETRY, 1.7, gamma=1.5, epsilon=epsilon, kappa=kappa, neighbourhood=neighbourhood)
+    options = {"kappa": kappa, "neighbourhood": neighbourhood}
+    prior = RelativeDifferencePenalty(GEOMETRY, 1.7, gamma=1.5, epsilon=epsilon, **options)
     expected = brute_force_value(x, GEOMETRY, 1.7, 1.5, epsilon, kappa, neighbourhood)
     assert float(prior.value(x)) == pytest.approx(expected, rel=1e-12)
 
@@ -60,7 +61,7 @@ def test_value_is_the_double_sum_of_the_definition(neighbourhood, epsilon):
 @pytest.fixture(params=[True, False], ids=["kappa", "no kappa"])
 def prior(request):
     kappa = random_image(seed=1) if request.param else None
-    return RelativeDifferencePrior(GEOMETRY, 1.7, epsilon=0.05, kappa=kappa)
+    return RelativeDifferencePenalty(GEOMETRY, 1.7, epsilon=0.05, kappa=kappa)
 
 
 def differentiable_value(prior, x):
@@ -117,14 +118,14 @@ def test_blocks_of_planes_do_not_change_the_result(prior, monkeypatch):
 def test_edges_are_skipped_not_wrapped():
     x = torch.zeros(GEOMETRY.shape, dtype=torch.float64)
     x[0, 0, 0] = 1.0
-    gradient = RelativeDifferencePrior(GEOMETRY, 1.0, epsilon=0.1).gradient(x)
+    gradient = RelativeDifferencePenalty(GEOMETRY, 1.0, epsilon=0.1).gradient(x)
     touched = gradient.nonzero().amax(0)
     assert touched.tolist() == [1, 1, 1]
 
 
 def test_gradient_at_zero_pairs_is_zero_and_second_derivative_infinite_without_epsilon():
     x = torch.zeros(GEOMETRY.shape)
-    prior = RelativeDifferencePrior(GEOMETRY, 1.0)
+    prior = RelativeDifferencePenalty(GEOMETRY, 1.0)
     assert float(prior.value(x)) == 0
     assert not prior.gradient(x).any()
     assert torch.isinf(prior.hessian_diagonal(x)).all()
@@ -134,7 +135,7 @@ def test_gradient_at_zero_pairs_is_zero_and_second_derivative_infinite_without_e
 
 def test_scaling_laws_without_epsilon():
     x = random_image() + 0.1
-    prior = RelativeDifferencePrior(GEOMETRY, 1.0)
+    prior = RelativeDifferencePenalty(GEOMETRY, 1.0)
     assert float(prior.value(5 * x)) == pytest.approx(5 * float(prior.value(x)), rel=1e-12)
     torch.testing.assert_close(prior.gradient(5 * x), prior.gradient(x))
 
@@ -163,7 +164,7 @@ def test_flat_images_are_free_and_the_factor_is_linear(prior):
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        RelativeDifferencePrior(GEOMETRY, **{"penalisation_factor": 1.0, **arguments})
+        RelativeDifferencePenalty(GEOMETRY, **{"penalisation_factor": 1.0, **arguments})
 
 
 def test_image_of_another_grid_is_refused(prior):
@@ -173,7 +174,7 @@ def test_image_of_another_grid_is_refused(prior):
 
 def test_quadratic_prior_is_a_quadratic_form_with_stirs_gradient():
     x, v, kappa = random_image(), random_image(seed=3), random_image(seed=1)
-    prior = QuadraticPrior(GEOMETRY, 2.0, kappa=kappa)
+    prior = QuadraticPenalty(GEOMETRY, 2.0, kappa=kappa)
     h = 1e-5
     slope = (prior.value(x + h * v) - prior.value(x - h * v)) / (2 * h)
     assert float(slope) == pytest.approx(float((prior.gradient(x) * v).sum()), rel=1e-7)
@@ -208,7 +209,7 @@ def test_agrees_with_a_real_stir(name):
             torch.from_numpy(d[()].astype("float32")) for d in (group["image"], group["kappa"], stored)
         )
         voxel_size = json.loads(file["oblique"].attrs["geometry"])["image"]["voxel_size"]
-    prior = RelativeDifferencePrior(
+    prior = RelativeDifferencePenalty(
         ImageGeometry(x.shape, voxel_size),
         float(settings["penalisation_factor"]),
         gamma=float(settings["gamma"]),

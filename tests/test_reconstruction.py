@@ -9,7 +9,7 @@ from small_scan import write_small_model, write_small_scan
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.storage import DEFAULT_MODEL
-from sirf_diffusion.priors import QuadraticPrior
+from sirf_diffusion.priors import QuadraticPenalty
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.study.reconstruction import reconstruct, reconstruct_from, reconstruct_objective
 from sirf_diffusion.study.sources import AcquisitionSource
@@ -68,7 +68,7 @@ def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(acquisition):
         reconstruct_from(source, "osem", num_subsets=4, subset_order=order, settings=settings).image for order in orders
     ]
     assert not torch.allclose(images[0], images[1], rtol=1e-3)
-    prior = QuadraticPrior(acquisition.geometry, 0.5)
+    prior = QuadraticPenalty(acquisition.geometry, 0.5)
     result = reconstruct_from(source, "map-rdp", prior=prior, settings=settings)
     assert result.record["prior"]["name"] == "QuadraticPrior"
     with pytest.raises(ValueError, match="prior is for map-rdp only"):

@@ -12,7 +12,7 @@ from small_scan import SCANNER
 import sirf_diffusion
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
-from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors import OSEM
 
 pet = sirf_diffusion.get_engine("embedded")
@@ -233,7 +233,7 @@ def test_objective_is_likelihood_minus_penalty_and_subset_gradients_share_it(obj
     objective.set_up(image)
     likelihood = float(objective.log_likelihood.value(image.tensor))
     assert objective.value(image) == pytest.approx(likelihood - prior.value(image))
-    core = RelativeDifferencePrior(image.geometry, 2.0, gamma=1.0, epsilon=0.1)
+    core = RelativeDifferencePenalty(image.geometry, 2.0, gamma=1.0, epsilon=0.1)
     assert prior.value(image) == pytest.approx(float(core.value(image.tensor)))
     parts = [objective.get_subset_gradient(image, k) for k in range(4)]
     full = objective.gradient(image).as_array()
@@ -277,7 +277,7 @@ def test_reconstructors_take_and_give_images_of_the_engine(objective, image):
 
 
 def test_a_score_or_other_tensor_prior_fits_the_objective(objective, image):
-    objective.set_prior(RelativeDifferencePrior(image.geometry, 2.0, epsilon=0.1))
+    objective.set_prior(RelativeDifferencePenalty(image.geometry, 2.0, epsilon=0.1))
     with_core = osmaposl(objective, image)
     prior = pet.RelativeDifferencePrior()
     prior.set_penalisation_factor(2.0)
@@ -312,7 +312,7 @@ def test_as_objective_takes_likelihoods_and_names_what_it_refuses(objective, ima
     likelihood = sirf_diffusion.as_objective(objective)
     assert isinstance(likelihood, PoissonObjective)
     assert sirf_diffusion.as_objective(likelihood) is likelihood
-    objective.set_prior(RelativeDifferencePrior(image.geometry, 2.0))
+    objective.set_prior(RelativeDifferencePenalty(image.geometry, 2.0))
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         assert sirf_diffusion.as_objective(objective) is likelihood
     assert "penalty" in caplog.text

@@ -99,7 +99,7 @@ def test_scripts_give_the_same_image_with_the_copied_quadratic_prior(pet, data, 
 
     _, emission, prompts = data
     start = emission.get_uniform_copy(float(emission.as_array().mean()))
-    ours = pet.PythonPrior(priors.QuadraticPrior(image_geometry(emission), 1.0))
+    ours = pet.PythonPrior(priors.QuadraticPenalty(image_geometry(emission), 1.0))
     factor = FACTORS[script.__name__]
     expected = script(pet, prompts, start.clone(), pet.QuadraticPrior(), factor)
     found = script(pet, prompts, start.clone(), ours, factor)
@@ -117,7 +117,7 @@ def test_osl_gives_the_same_image_with_the_copied_relative_difference_prior(pet,
     theirs = pet.RelativeDifferencePrior()
     theirs.set_gamma(2.0)
     theirs.set_epsilon(0.01)
-    ours = pet.PythonPrior(priors.RelativeDifferencePrior(image_geometry(emission), 1.0, 2.0, 0.01))
+    ours = pet.PythonPrior(priors.RelativeDifferencePenalty(image_geometry(emission), 1.0, 2.0, 0.01))
     for prior in (theirs, ours):
         prior.set_kappa(kappa)
     expected = osl(pet, prompts, start.clone(), theirs, 1.0)

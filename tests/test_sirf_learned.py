@@ -80,10 +80,10 @@ def made(name, image):
 def core(name, image, factor):
     geometry, x = image.geometry, image.tensor
     return {
-        "score": lambda: priors.ScorePrior(model().on(geometry, SCALE), SIGMA, factor),
-        "anchor": lambda: priors.QuadraticAnchorPrior(torch.full_like(x, 3), factor, torch.full_like(x, 0.5)),
-        "python": lambda: priors.QuadraticAnchorPrior(torch.zeros_like(x), factor),
-        "bowsher": lambda: priors.BowsherPrior(geometry, factor, x * x),
+        "score": lambda: priors.ScorePenalty(model().on(geometry, SCALE), SIGMA, factor),
+        "anchor": lambda: priors.AnchorPenalty(torch.full_like(x, 3), factor, torch.full_like(x, 0.5)),
+        "python": lambda: priors.AnchorPenalty(torch.zeros_like(x), factor),
+        "bowsher": lambda: priors.BowsherPenalty(geometry, factor, x * x),
     }[name]()
 
 
@@ -183,7 +183,7 @@ def test_anchor_and_anatomy_may_change_after_set_up(image):
 
 
 def test_a_tensor_prior_can_be_a_python_prior(image):
-    prior = pet.PythonPrior(priors.RelativeDifferencePrior(image.geometry, 3.0, epsilon=0.1))
+    prior = pet.PythonPrior(priors.RelativeDifferencePenalty(image.geometry, 3.0, epsilon=0.1))
     assert prior.get_penalisation_factor() == 3.0
     stock = pet.RelativeDifferencePrior()
     stock.set_epsilon(0.1)

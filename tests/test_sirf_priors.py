@@ -96,9 +96,9 @@ def scan(pet, tmp_path_factory):
 def copies(pet, name, geometry, kappa=None, factor=0.7):
     """SIRF's own prior and its copy in Python."""
     if name == "quadratic":
-        theirs, ours = pet.QuadraticPrior(), priors.QuadraticPrior(geometry, 1.0)
+        theirs, ours = pet.QuadraticPrior(), priors.QuadraticPenalty(geometry, 1.0)
     else:
-        theirs, ours = pet.RelativeDifferencePrior(), priors.RelativeDifferencePrior(geometry, 1.0, 1.5, 0.02)
+        theirs, ours = pet.RelativeDifferencePrior(), priors.RelativeDifferencePenalty(geometry, 1.0, 1.5, 0.02)
         theirs.set_gamma(1.5)
         theirs.set_epsilon(0.02)
     ours = pet.PythonPrior(ours)
@@ -306,10 +306,10 @@ def test_parameters_may_change_after_set_up(pet):
 
 def test_the_factor_of_a_tensor_prior_becomes_sirfs(pet):
     image = random_image(pet, 0)
-    prior = pet.PythonPrior(priors.QuadraticPrior(GRID, 2.5))
+    prior = pet.PythonPrior(priors.QuadraticPenalty(GRID, 2.5))
     prior.set_up(image)
     assert prior.get_penalisation_factor() == 2.5
-    expected = priors.QuadraticPrior(GRID, 2.5)
+    expected = priors.QuadraticPenalty(GRID, 2.5)
     assert prior.value(image) == pytest.approx(float(expected.value(torch.from_numpy(image.as_array()))), rel=1e-5)
     prior.set_penalisation_factor(5.0)
     assert float(prior.penalty.value(torch.from_numpy(image.as_array()))) == pytest.approx(prior.value(image), rel=1e-5)
@@ -351,7 +351,7 @@ def test_score_prior_is_the_tensor_prior(pet, small_model):
         prior.set_noise_level(noise_level)
         prior.set_penalisation_factor(factor)
         assert prior.get_noise_level() == noise_level
-        expected = priors.ScorePrior(model, noise_level, factor)
+        expected = priors.ScorePenalty(model, noise_level, factor)
         np.testing.assert_allclose(prior.gradient(image).as_array(), expected.gradient(values), rtol=1e-4, atol=1e-4)
         assert prior.value(image) == pytest.approx(float(expected.value(values)), rel=1e-4)
     kappa = random_image(pet, 3, geometry)
@@ -400,13 +400,13 @@ def test_bowsher_prior_is_the_tensor_prior_and_follows_its_setters(pet):
     prior.set_anatomical_image(anatomical)
     prior.set_up(image)
     tensors = [torch.from_numpy(each.as_array()) for each in (image, anatomical, kappa)]
-    expected = priors.BowsherPrior(GRID, 1.0, tensors[1], 5)
+    expected = priors.BowsherPenalty(GRID, 1.0, tensors[1], 5)
     np.testing.assert_allclose(prior.gradient(image).as_array(), expected.gradient(tensors[0]), rtol=1e-4, atol=1e-5)
     prior.set_num_neighbours(9)
     prior.set_kappa(kappa)
     assert prior.get_num_neighbours() == 9
     assert prior.get_anatomical_image() is anatomical
-    expected = priors.BowsherPrior(GRID, 1.0, tensors[1], 9, tensors[2])
+    expected = priors.BowsherPenalty(GRID, 1.0, tensors[1], 9, tensors[2])
     np.testing.assert_allclose(prior.gradient(image).as_array(), expected.gradient(tensors[0]), rtol=1e-4, atol=1e-5)
 
 
@@ -441,7 +441,7 @@ def test_what_is_no_prior_is_refused(pet):
         pet.AnchorPrior(np.zeros(GRID.shape))
     with pytest.raises(TypeError, match="Ridge"):
         pet.PythonPrior(Ridge()).penalty  # noqa: B018
-    on_another_grid = pet.PythonPrior(priors.QuadraticPrior(GRID, 1.0))
+    on_another_grid = pet.PythonPrior(priors.QuadraticPenalty(GRID, 1.0))
     with pytest.raises(pet.error, match="images of"):
         on_another_grid.set_up(random_image(pet, 0, ImageGeometry((1, 5, 5), (2.0, 2.0, 2.0))))
 

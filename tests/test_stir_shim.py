@@ -12,7 +12,7 @@ from stir_shim_scan import Scan, relative, run_program, run_python, simulate
 
 import stir_priors
 from sirf_diffusion.interop.stir.blocks import DATA_PROCESSORS, PRIORS
-from sirf_diffusion.priors import RelativeDifferencePrior
+from sirf_diffusion.priors import RelativeDifferencePenalty
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
@@ -145,7 +145,7 @@ def test_value_gradient_and_hessian_carry_the_penalisation_factor(scan, stir, ge
     value, gradient, product = penalty_of(
         stir, scan.par("ours", python("RDPCopy", factor, module="stir_shim_copies", epsilon=0.1)), x, v
     )
-    ours = RelativeDifferencePrior(scan.geometry, factor, 2.0, 0.1)
+    ours = RelativeDifferencePenalty(scan.geometry, factor, 2.0, 0.1)
     image, direction = torch.from_numpy(scan.image("x")), torch.from_numpy(scan.image("v"))
     assert value == pytest.approx(float(ours.value(image)), rel=1e-4)
     assert relative(gradient, ours.gradient(image).numpy()) < 1e-4
@@ -208,7 +208,7 @@ def test_a_handle_from_a_parameter_file_in_sirf_gives_the_numbers_of_the_prior(s
     )
     assert ran.returncode == 0, ran.output
     found = np.load(scan.folder / "sirf_prior.npz")
-    ours = RelativeDifferencePrior(scan.geometry, 0.7, 2.0, 0.1)
+    ours = RelativeDifferencePenalty(scan.geometry, 0.7, 2.0, 0.1)
     image, direction = torch.from_numpy(scan.image("x")), torch.from_numpy(scan.image("v"))
     assert float(found["value"]) == pytest.approx(float(ours.value(image)), rel=1e-6)
     assert relative(found["gradient"], ours.gradient(image).numpy()) < 1e-6

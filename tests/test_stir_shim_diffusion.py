@@ -13,7 +13,7 @@ from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.models.schedules import VPSchedule
-from sirf_diffusion.priors import QuadraticAnchorPrior
+from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
@@ -74,7 +74,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     strength = factor / (scale**2 * (VARIANCE + sigma**2))
     anchor = torch.full(scan.geometry.shape, scale * MEAN)
     kept, objective = objective_of(stir, scan.par("likelihood", subsets=1))
-    reference = MAPEM(objective, QuadraticAnchorPrior(anchor, strength), num_iterations=100)
+    reference = MAPEM(objective, AnchorPenalty(anchor, strength), num_iterations=100)
     reference.set_up(torch.from_numpy(scan.image("start")))
     expected = objective.to_tensor(reference.process().get_output())
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from benchmarks.bench.deep_image_prior import DeepImagePrior
 from benchmarks.bench.guided import DPSReconstructor, NaiveReconstructor
-from benchmarks.bench.patch import PatchPrior
+from benchmarks.bench.patch import PatchPenalty
 from benchmarks.bench.problem import Problem
 from sirf_diffusion.engines.embedded.acquisition_model import GaussianBlur
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors import BowsherPrior, ParallelLevelSetsPrior, QuadraticPrior, ScorePrior, kappa_image
+from sirf_diffusion.priors import BowsherPenalty, ParallelLevelSetsPenalty, QuadraticPenalty, ScorePenalty, kappa_image
 from sirf_diffusion.reconstructors import MAPEM, MLEM, OSEM, Reconstructor
 from sirf_diffusion.reconstructors.build import build_reconstructor, relative_difference_prior
 from sirf_diffusion.reconstructors.methods import METHODS
@@ -84,7 +84,7 @@ def _filtered(problem: Problem, settings: dict[str, Any], draws: Draws) -> Recon
 
 def _quadratic(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     factor = settings.pop("penalisation_factor") / problem.scale**2
-    return MAPEM(problem.objective(), QuadraticPrior(problem.case.geometry, factor), **settings)
+    return MAPEM(problem.objective(), QuadraticPenalty(problem.case.geometry, factor), **settings)
 
 
 def _rdp(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
@@ -102,19 +102,19 @@ def _rdp(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
 
 def _patch(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     factor, delta = settings.pop("penalisation_factor") / problem.scale, settings.pop("delta") * problem.scale
-    return MAPEM(problem.objective(), PatchPrior(problem.case.geometry, factor, delta), **settings)
+    return MAPEM(problem.objective(), PatchPenalty(problem.case.geometry, factor, delta), **settings)
 
 
 def _bowsher(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     factor = settings.pop("penalisation_factor") / problem.scale**2
-    prior = BowsherPrior(problem.case.geometry, factor, problem.mr, num_neighbours=settings.pop("num_neighbours"))
+    prior = BowsherPenalty(problem.case.geometry, factor, problem.mr, num_neighbours=settings.pop("num_neighbours"))
     return MAPEM(problem.objective(), prior, **settings)
 
 
 def _pls(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     alpha, eta = settings.pop("alpha") * problem.scale, settings.pop("eta") * float(problem.mr.max())
     factor = settings.pop("penalisation_factor") / problem.scale
-    prior = ParallelLevelSetsPrior(problem.case.geometry, factor, problem.mr, alpha, eta)
+    prior = ParallelLevelSetsPenalty(problem.case.geometry, factor, problem.mr, alpha, eta)
     return MAPEM(problem.objective(_BSREM_SUBSETS), prior, **settings)
 
 
@@ -124,7 +124,7 @@ def _dip(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
 
 def _nlm(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     denoiser = NonLocalMeans(problem.case.geometry, problem.scale)
-    prior = ScorePrior(denoiser, settings.pop("sigma"), settings.pop("penalisation_factor"))
+    prior = ScorePenalty(denoiser, settings.pop("sigma"), settings.pop("penalisation_factor"))
     return MAPEM(problem.objective(), prior, **settings)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import Case
-from sirf_diffusion.reconstructors.diffusion.chain import balanced, spread
+from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.study.metrics import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality
 
 NOMINAL_COVERAGE = 0.95
@@ -60,7 +60,7 @@ def posterior_measures(samples: Tensor, case: Case, noises: str) -> tuple[dict[s
     number, truth = len(samples), case.truth.double()
     x = samples.double()
     head = case.masks["head"]
-    mean, sd = x.mean(0), spread(x, noises)
+    mean, sd = x.mean(0), posterior_sd(x, noises)
     error = (truth - mean).abs()[head]
     width = float(student.ppf(0.5 + NOMINAL_COVERAGE / 2, number - 1))
     if noises == "independent":

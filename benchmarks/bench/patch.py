@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.priors.base import Prior
+from sirf_diffusion.priors.base import Penalty
 
 _Slices = tuple[slice, slice, slice]
 
 
-class PatchPrior(Prior):
+class PatchPenalty(Penalty):
     r"""Edge-preserving penalty on differences of patches (Wang and Qi 2012, doi:10.1109/TMI.2012.2211378).
 
     .. math::

@@ -23,7 +23,7 @@ from benchmarks.bench.problem import Problem
 from benchmarks.bench.table import get_line
 from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.reconstructors.diffusion.chain import spread
+from sirf_diffusion.reconstructors.diffusion.chain import posterior_sd
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def perform(
         noises = reconstructor.noise  # type: ignore[attr-defined]
         found, ranks = posterior_measures(samples, case, noises)
         result.measures |= found
-        result.ranks, result.sd = ranks.tolist(), spread(samples, noises)
+        result.ranks, result.sd = ranks.tolist(), posterior_sd(samples, noises)
     result.image = image.cpu()
     if not keep_images:
         result.image = result.sd = None

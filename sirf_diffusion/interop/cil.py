@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engines import as_objective
 from ..engines.objective import Objective
-from ..priors import Prior
+from ..priors import Penalty
 from ..reconstructors.em.osem import em_step, penalised_em_step
 from .containers import to_container, to_tensor
 from .stepwise import StepwiseObjective
@@ -72,11 +72,11 @@ class PriorFunction(Function):
     """
 
     def __init__(
-        self, prior: Prior, *, lower: float = -math.inf, num_iterations: int = 50, tolerance: float = 1e-5
+        self, prior: Penalty, *, lower: float = -math.inf, num_iterations: int = 50, tolerance: float = 1e-5
     ) -> None:
         super().__init__()
-        if not isinstance(prior, Prior):
-            raise TypeError(f"prior must be a sirf_diffusion.priors.Prior, found {type(prior).__name__}")
+        if not isinstance(prior, Penalty):
+            raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}")
         _check_proximal(num_iterations, tolerance)
         self.prior = prior
         self.lower, self.num_iterations, self.tolerance = float(lower), int(num_iterations), float(tolerance)
@@ -168,7 +168,7 @@ class NegatedObjective(Function):
     def __init__(
         self,
         objective: Any,
-        prior: Prior | None = None,
+        prior: Penalty | None = None,
         subset: int | None = None,
         *,
         num_iterations: int = 50,
@@ -239,7 +239,7 @@ class NegatedObjective(Function):
         return to_tensor(x).to(self.objective.device)
 
 
-def subset_functions(objective: Any, prior: Prior | None = None) -> list[NegatedObjective]:
+def subset_functions(objective: Any, prior: Penalty | None = None) -> list[NegatedObjective]:
     """One function per subset, whose sum is the whole: for CIL's ``SGFunction``, ``SVRGFunction`` and the like.
 
     Each holds ``1 / num_subsets`` of the penalty, so that it must not be added again.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
-from ..priors.late import LateAnchorPrior, LateBowsherPrior
-from ..priors.late_score import LateScorePrior
+from ..priors.late import LateAnchorPenalty, LateBowsherPenalty
+from ..priors.late_score import LateScorePenalty
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
@@ -86,7 +86,7 @@ class GuidedSettings(AnatomicalSettings):
 
 
 class ScoreSettings(GuidedSettings):
-    """A diffusion model as a penalty, see :class:`sirf_diffusion.priors.ScorePrior`; penalisation factor 1 unless set.
+    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 1 unless set.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class ScoreSettings(GuidedSettings):
         Where the network runs.
     """
 
-    obj: LateScorePrior
+    obj: LateScorePenalty
     values: Callable[[Any], Tensor]
 
     def __init__(
@@ -115,7 +115,7 @@ class ScoreSettings(GuidedSettings):
         device: str = "auto",
     ) -> None:
         super().__init__(
-            LateScorePrior(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
+            LateScorePenalty(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
         )
 
     def set_up(self, image: Any) -> None:
@@ -154,11 +154,11 @@ class AnchorSettings:
         Non-negative image; 1 if None.
     """
 
-    obj: LateAnchorPrior
+    obj: LateAnchorPenalty
     values: Callable[[Any], Tensor]
 
     def __init__(self, anchor_image: Any = None, weight: Any = None) -> None:
-        super().__init__(LateAnchorPrior())
+        super().__init__(LateAnchorPenalty())
         self._anchor = self._weight = None
         if anchor_image is not None:
             self.set_anchor_image(anchor_image)
@@ -187,7 +187,7 @@ class AnchorSettings:
 class BowsherSettings(AnatomicalSettings):
     """Quadratic smoothing between voxels that look alike in an anatomical image; penalisation factor 1 unless set.
 
-    See :class:`sirf_diffusion.priors.BowsherPrior`.
+    See :class:`sirf_diffusion.priors.BowsherPenalty`.
 
     Parameters
     ----------
@@ -197,11 +197,11 @@ class BowsherSettings(AnatomicalSettings):
         Neighbours that each voxel keeps; 7 of 26, or 3 of 8 in a single plane, if None.
     """
 
-    obj: LateBowsherPrior
+    obj: LateBowsherPenalty
     values: Callable[[Any], Tensor]
 
     def __init__(self, anatomical_image: Any = None, num_neighbours: int | None = None) -> None:
-        super().__init__(LateBowsherPrior(num_neighbours))
+        super().__init__(LateBowsherPenalty(num_neighbours))
         self._num_neighbours = num_neighbours
         if anatomical_image is not None:
             self.set_anatomical_image(anatomical_image)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Evaluation, Objective
-from ..priors import QuadraticAnchorPrior
+from ..priors import AnchorPenalty
 from ..reconstructors.diffusion.hqs import HQSReconstructor
 from ..reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
 from ..reconstructors.diffusion.loop import DiffusionReconstructor
@@ -55,8 +55,8 @@ class HQSObjective(StepwiseObjective):
     def _gradient(self, x: Tensor, subset: int | None) -> Tensor:
         return self._likelihood().gradient(x, subset) - self._share(subset) * self._pull().gradient(x)
 
-    def _pull(self) -> QuadraticAnchorPrior:
-        return QuadraticAnchorPrior(self._level_image(), self.anchor_strength)
+    def _pull(self) -> AnchorPenalty:
+        return AnchorPenalty(self._level_image(), self.anchor_strength)
 
     def _share(self, subset: int | None) -> float:
         return 1.0 if subset is None else 1.0 / self._likelihood().num_subsets

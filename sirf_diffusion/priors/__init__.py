@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from .anchor import QuadraticAnchorPrior
-from .base import Prior
-from .bowsher import BowsherPrior
-from .late_score import LateScorePrior
-from .pls import ParallelLevelSetsPrior
-from .quadratic import QuadraticPrior
-from .rdp import RelativeDifferencePrior, kappa_image
-from .score import ResidualModel, ScorePrior
+from .anchor import AnchorPenalty
+from .base import Penalty
+from .bowsher import BowsherPenalty
+from .late_score import LateScorePenalty
+from .pls import ParallelLevelSetsPenalty
+from .quadratic import QuadraticPenalty
+from .rdp import RelativeDifferencePenalty, kappa_image
+from .score import ResidualModel, ScorePenalty
 
 __all__ = [
-    "BowsherPrior",
-    "LateScorePrior",
-    "ParallelLevelSetsPrior",
-    "Prior",
-    "QuadraticAnchorPrior",
-    "QuadraticPrior",
-    "RelativeDifferencePrior",
+    "AnchorPenalty",
+    "BowsherPenalty",
+    "LateScorePenalty",
+    "ParallelLevelSetsPenalty",
+    "Penalty",
+    "QuadraticPenalty",
+    "RelativeDifferencePenalty",
     "ResidualModel",
-    "ScorePrior",
+    "ScorePenalty",
     "kappa_image",
 ]

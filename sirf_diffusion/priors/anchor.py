@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Prior
+from .base import Penalty
 
 
-class QuadraticAnchorPrior(Prior):
+class AnchorPenalty(Penalty):
     r"""Weighted squared distance to an anchor image.
 
     .. math:: \beta R(x) = \frac{\beta}{2} \sum_j w_j (x_j - v_j)^2

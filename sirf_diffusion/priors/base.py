@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Prior(ABC):
+class Penalty(ABC):
     r"""A penalty :math:`\beta R(x)`; reconstructors maximise :math:`L(x) - \beta R(x)`.
 
     STIR's sign and scaling throughout: "priors" are penalties, ``gradient`` points uphill of the penalty, and

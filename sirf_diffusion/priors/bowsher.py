@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from .neighbours import Neighbourhood, Pair
-from .quadratic import QuadraticPrior
+from .quadratic import QuadraticPenalty
 
 _PLANES_PER_BLOCK = 8
 NUM_NEIGHBOURS = {"3x3x3": 7, "transverse": 3}
 
 
-class BowsherPrior(QuadraticPrior):
+class BowsherPenalty(QuadraticPenalty):
     r"""Quadratic smoothing penalty whose neighbours are chosen in an anatomical image (Bowsher et al. 2004,
     doi:10.1109/NSSMIC.2004.1462760).
 
@@ -26,7 +26,7 @@ class BowsherPrior(QuadraticPrior):
     where :math:`b_{rk} = 1` if ``k`` is among the ``num_neighbours`` neighbours of ``r`` with the smallest
     :math:`|a_r - a_k|` in the anatomical image ``a``, and 0 otherwise. The choice is not mutual, so both choices are
     averaged: what is not symmetric has no penalty whose gradient it is. :math:`w_{rk}` is the voxel size in x divided
-    by the distance, as in :class:`~sirf_diffusion.priors.quadratic.QuadraticPrior`, which this is if all neighbours
+    by the distance, as in :class:`~sirf_diffusion.priors.quadratic.QuadraticPenalty`, which this is if all neighbours
     are kept. Among equal differences the nearer neighbour is kept.
 
     Parameters
@@ -52,7 +52,7 @@ class BowsherPrior(QuadraticPrior):
     Examples
     --------
     >>> flat = ImageGeometry((1, 1, 3), (2.0, 2.0, 2.0))
-    >>> prior = BowsherPrior(flat, 1.0, torch.tensor([[[0.0, 0.1, 5.0]]]), num_neighbours=1)
+    >>> prior = BowsherPenalty(flat, 1.0, torch.tensor([[[0.0, 0.1, 5.0]]]), num_neighbours=1)
     >>> prior.gradient(torch.tensor([[[1.0, 2.0, 4.0]]]))
     tensor([[[-1.,  0.,  1.]]])
     """

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.conditioning import anatomical_on
-from .anchor import QuadraticAnchorPrior
-from .base import Prior
-from .bowsher import BowsherPrior
+from .anchor import AnchorPenalty
+from .base import Penalty
+from .bowsher import BowsherPenalty
 
 if TYPE_CHECKING:
     from ..patient import AnatomicalImage
 
 
-class LatePrior(Prior):
+class LatePenalty(Penalty):
     """A penalty that is made when it is first needed, and again after something of it has changed.
 
     Subclasses say how in :meth:`_make`, and call :meth:`renew` when a setting changes.
@@ -26,7 +26,7 @@ class LatePrior(Prior):
     def __init__(self, penalisation_factor: float = 1.0) -> None:
         super().__init__(penalisation_factor)
         self.geometry: ImageGeometry | None = None
-        self._made: Prior | None = None
+        self._made: Penalty | None = None
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Prepare for images of this grid; what is missing or does not fit is refused here."""
@@ -39,7 +39,7 @@ class LatePrior(Prior):
         """Forget what was made; it is made anew when needed."""
         self._made = None
 
-    def made(self) -> Prior:
+    def made(self) -> Penalty:
         """The penalty itself."""
         if self.geometry is None:
             raise RuntimeError("set_up() call missing")
@@ -65,12 +65,12 @@ class LatePrior(Prior):
         return super().settings if self._made is None else {**self.made().settings, "name": type(self).__name__}
 
     @abstractmethod
-    def _make(self, geometry: ImageGeometry) -> Prior:
+    def _make(self, geometry: ImageGeometry) -> Penalty:
         """The penalty of images of a grid, from the present settings."""
 
 
-class LateAnchorPrior(LatePrior):
-    """A :class:`~sirf_diffusion.priors.anchor.QuadraticAnchorPrior` whose anchor and weight may be set later."""
+class LateAnchorPenalty(LatePenalty):
+    """A :class:`~sirf_diffusion.priors.anchor.AnchorPenalty` whose anchor and weight may be set later."""
 
     has_majoriser: ClassVar[bool] = True
 
@@ -89,17 +89,17 @@ class LateAnchorPrior(LatePrior):
         self._weight = weight
         self.renew()
 
-    def _make(self, geometry: ImageGeometry) -> Prior:
+    def _make(self, geometry: ImageGeometry) -> Penalty:
         if self._anchor is None:
             raise ValueError("AnchorPrior has no anchor image: call set_anchor_image(image) before set_up()")
         for name, image in (("anchor image", self._anchor), ("weight", self._weight)):
             if image is not None and tuple(image.shape) != geometry.shape:
                 raise ValueError(f"the {name} has shape {tuple(image.shape)}, expected {geometry.shape} (z, y, x)")
-        return QuadraticAnchorPrior(self._anchor, self.penalisation_factor, self._weight)
+        return AnchorPenalty(self._anchor, self.penalisation_factor, self._weight)
 
 
-class LateBowsherPrior(LatePrior):
-    """A :class:`~sirf_diffusion.priors.bowsher.BowsherPrior` whose anatomical image may be set later."""
+class LateBowsherPenalty(LatePenalty):
+    """A :class:`~sirf_diffusion.priors.bowsher.BowsherPenalty` whose anatomical image may be set later."""
 
     has_majoriser: ClassVar[bool] = True
 
@@ -125,8 +125,8 @@ class LateBowsherPrior(LatePrior):
         if self._made is not None:
             self._made.set_kappa(kappa)
 
-    def _make(self, geometry: ImageGeometry) -> Prior:
+    def _make(self, geometry: ImageGeometry) -> Penalty:
         if self._anatomical is None:
-            raise ValueError("BowsherPrior has no anatomical image: call set_anatomical_image(image) before set_up()")
+            raise ValueError("BowsherPenalty has no anatomical image: call set_anatomical_image(image) before set_up()")
         anatomical = anatomical_on(self._anatomical, geometry)
-        return BowsherPrior(geometry, self.penalisation_factor, anatomical, self._num_neighbours, self._kappa)
+        return BowsherPenalty(geometry, self.penalisation_factor, anatomical, self._num_neighbours, self._kappa)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .base import Prior
-from .score import ScorePrior
+from .base import Penalty
+from .score import ScorePenalty
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 _UNIFORM = 1e-3
 
 
-class LateScorePrior(Prior):
-    r"""A :class:`~sirf_diffusion.priors.score.ScorePrior` that finds its image grid and intensity scale by itself.
+class LateScorePenalty(Penalty):
+    r"""A :class:`~sirf_diffusion.priors.score.ScorePenalty` that finds its image grid and intensity scale by itself.
 
     .. math:: \beta \nabla R(x) = \beta\, \kappa^2\, \frac{x - c\, D(x / c, \sigma)}{(c \sigma)^2}
 
@@ -80,7 +80,7 @@ class LateScorePrior(Prior):
         self._kappa: Tensor | None = None
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance = 0.0
-        self._prior: ScorePrior | None = None
+        self._prior: ScorePenalty | None = None
         self._warned = False
         self.sigma = sigma
 
@@ -177,7 +177,7 @@ class LateScorePrior(Prior):
         prior = self._bound(x)
         return torch.zeros_like(v) if prior is None else prior.hessian_times(x, v)
 
-    def _bound(self, x: Tensor) -> ScorePrior | None:
+    def _bound(self, x: Tensor) -> ScorePenalty | None:
         """The prior of this image's grid and intensity; None if neither the image nor the user tells the intensity."""
         if self.geometry is None:
             raise RuntimeError("set_up(geometry) call missing")
@@ -196,7 +196,7 @@ class LateScorePrior(Prior):
         model = self.model
         if model.geometry != self.geometry or options:
             model = model.on(self.geometry, self._scale, planes, **options)
-        self._prior = ScorePrior(model, self.sigma, self.penalisation_factor, kappa=self._kappa)
+        self._prior = ScorePenalty(model, self.sigma, self.penalisation_factor, kappa=self._kappa)
 
 
 def _check_anatomical(anatomical: Tensor | AnatomicalImage | None, geometry: ImageGeometry) -> None:

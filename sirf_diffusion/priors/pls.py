@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .base import Prior
+from .base import Penalty
 
 _AXES = (-3, -2, -1)
 
 
-class ParallelLevelSetsPrior(Prior):
+class ParallelLevelSetsPenalty(Penalty):
     r"""Penalty on what an image's gradient has that is not parallel to that of an anatomical image ``v`` (Ehrhardt et
     al. 2016, doi:10.1109/TMI.2016.2549601), with STIR's constants.
 
@@ -54,7 +54,7 @@ class ParallelLevelSetsPrior(Prior):
     --------
     >>> line = ImageGeometry((1, 1, 3), (2.0, 2.0, 2.0))
     >>> edge = torch.tensor([[[0.0, 0.0, 9.0]]])
-    >>> prior = ParallelLevelSetsPrior(line, 1.0, edge, alpha=0.01, eta=0.01)
+    >>> prior = ParallelLevelSetsPenalty(line, 1.0, edge, alpha=0.01, eta=0.01)
     >>> round(float(prior.value(edge)), 2), round(float(prior.value(edge.flip(-1))), 2)
     (0.03, 9.02)
     """

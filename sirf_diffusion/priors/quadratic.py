@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .base import Prior
+from .base import Penalty
 from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
 
 
-class QuadraticPrior(Prior):
+class QuadraticPenalty(Penalty):
     r"""Quadratic smoothing penalty with STIR's constants.
 
     .. math:: \beta R(x) = \frac{\beta}{4} \sum_r \sum_{k \in N_r} w_{rk} \kappa_r \kappa_k (x_r - x_k)^2
@@ -28,7 +28,7 @@ class QuadraticPrior(Prior):
     kappa
         Non-negative image ``[z, y, x]``.
     neighbourhood
-        As in :class:`~sirf_diffusion.priors.rdp.RelativeDifferencePrior`.
+        As in :class:`~sirf_diffusion.priors.rdp.RelativeDifferencePenalty`.
     """
 
     explicit: ClassVar[bool] = True

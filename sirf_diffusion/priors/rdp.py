@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..engines.objective import Objective
 from ..geometry.images import ImageGeometry
-from .base import Prior
+from .base import Penalty
 from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
 
 
-class RelativeDifferencePrior(Prior):
+class RelativeDifferencePenalty(Penalty):
     r"""Relative difference prior (Nuyts et al. 2002, doi:10.1109/TNS.2002.998681) with STIR's constants.
 
     .. math::
@@ -46,7 +46,7 @@ class RelativeDifferencePrior(Prior):
 
     Examples
     --------
-    >>> prior = RelativeDifferencePrior(ImageGeometry((1, 1, 2), (2.0, 2.0, 2.0)), penalisation_factor=3.0)
+    >>> prior = RelativeDifferencePenalty(ImageGeometry((1, 1, 2), (2.0, 2.0, 2.0)), penalisation_factor=3.0)
     >>> float(prior.value(torch.tensor([[[1.0, 3.0]]])))
     1.5
     """

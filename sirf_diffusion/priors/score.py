@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Prior
+from .base import Penalty
 
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
@@ -28,7 +28,7 @@ class ResidualModel(Protocol):
         ...
 
 
-class ScorePrior(Prior):
+class ScorePenalty(Penalty):
     r"""Penalty :math:`\beta R` with :math:`R = -\log p_\sigma`, the density of clean images plus noise of SD :math:`c
     \sigma`.
 
@@ -160,7 +160,7 @@ class ScorePrior(Prior):
 
         Give ``max(1, 1.1 * result)`` as ``lipschitz`` if the majoriser has to be safe for a trained network.
         """
-        plain = ScorePrior(self.model, self.sigma)
+        plain = ScorePenalty(self.model, self.sigma)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         eigenvalue = 0.0

@@ -113,10 +113,11 @@ def relative_difference_prior(
     objective: Objective, strength: float, intensity_scale: float, gamma: float, epsilon: float, **options: Any
 ) -> Any:
     """The prior of ``u = x / c``; its value is homogeneous of degree one, hence ``beta = strength / c``."""
-    from ..priors import RelativeDifferencePrior
+    from ..priors import RelativeDifferencePenalty
 
     beta = strength / intensity_scale
-    return RelativeDifferencePrior(objective.geometry, beta, gamma=gamma, epsilon=epsilon * intensity_scale, **options)
+    epsilon *= intensity_scale
+    return RelativeDifferencePenalty(objective.geometry, beta, gamma=gamma, epsilon=epsilon, **options)
 
 
 def _osem(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
@@ -136,10 +137,10 @@ def _map_rdp(objective: Objective, model: Any, scale: float, values: dict[str, A
 
 
 def _map_score(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
-    from ..priors import ScorePrior
+    from ..priors import ScorePenalty
     from .em.mapem import MAPEM
 
-    prior = ScorePrior(model, values.pop("sigma"), values.pop("penalisation_factor"))
+    prior = ScorePenalty(model, values.pop("sigma"), values.pop("penalisation_factor"))
     return MAPEM(objective, prior, **values, callbacks=callbacks)
 
 

@@ -20,7 +20,7 @@ from ..environment import select_device, software_versions
 from ..files.outputs import OutputFolder, jsonable
 from ..geometry.images import ImageGeometry
 from ..reconstructors.build import adaptation_for, build_reconstructor
-from ..reconstructors.diffusion.chain import spread
+from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, Method, get_method
 from .fitness import check_distribution
 from .guide import Guide
@@ -299,7 +299,7 @@ def reconstruct_from(
         source.geometry,
         jsonable(record),
         samples,
-        spread(samples, values["noise"]) if samples is not None and len(samples) > 1 else None,
+        posterior_sd(samples, values["noise"]) if samples is not None and len(samples) > 1 else None,
         trace_of(steps),
         None if placed is None else placed.values,
     )

@@ -14,7 +14,7 @@ import torch
 
 from ..environment import select_device
 from ..reconstructors.base import check_count
-from ..reconstructors.diffusion.chain import spread
+from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import get_method
 from .reconstruction import Reconstruction, bind, judge, trace_of
 from .sources import Source
@@ -80,7 +80,7 @@ def merge(
         first.geometry,
         record,
         samples,
-        spread(samples, values["noise"]) if len(samples) > 1 else None,
+        posterior_sd(samples, values["noise"]) if len(samples) > 1 else None,
         trace_of(record["trace"]),
         first.anatomical,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...engines.sirf.convert import image_geometry, patient_position, to_tensor
 from ...geometry.images import ImageGeometry
-from ...priors import Prior as Penalty
+from ...priors import Penalty
 from ..prior_settings import AnchorSettings, BowsherSettings, ScoreSettings
 from .handles import prior_handle
 

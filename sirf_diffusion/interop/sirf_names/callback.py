@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...priors import Prior as Penalty
+from ...priors import Penalty
 
 
 class CallbackPenalty(Penalty):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
-from ...priors import Prior as Penalty
+from ...priors import Penalty
 from ..prior_settings import AnchorSettings, BowsherSettings, ProcessorSettings, ScoreSettings
 from .callback import CallbackPenalty
 from .data import ImageData, error

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engines.embedded.acquisition_model import _select
 from ...engines.embedded.poisson import PoissonObjective
-from ...priors import Prior as Penalty
+from ...priors import Penalty
 from .data import AcquisitionData, ImageData, error
 from .models import AcquisitionModelUsingRayTracingMatrix
 from .priors import Prior, into

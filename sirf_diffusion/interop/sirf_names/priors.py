@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...priors import Prior as Penalty
-from ...priors import QuadraticPrior as Quadratic
-from ...priors import RelativeDifferencePrior as RelativeDifference
+from ...priors import Penalty
+from ...priors import QuadraticPenalty as Quadratic
+from ...priors import RelativeDifferencePenalty as RelativeDifference
 from .data import ImageData, error
 
 

@@ -98,7 +98,7 @@ def set_up_logging() -> None:
 def _callable_by_stir(obj: Any) -> Any:
     """The object itself, or a `TensorPrior` around one of this package's priors."""
     priors = sys.modules.get("sirf_diffusion.priors")  # not loaded: then it cannot be one of those
-    if priors is not None and isinstance(obj, priors.Prior):
+    if priors is not None and isinstance(obj, priors.Penalty):
         return __getattr__("TensorPrior")(obj)
     if not callable(getattr(obj, "gradient", None)):
         raise TypeError(f"{type(obj).__name__} cannot be a prior: it has no method gradient(x, out)")

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ...files.parfile.file import ParBlock, ParFile, ParFileError, fold
 from ...geometry.images import ImageGeometry
-from ...priors.base import Prior
+from ...priors.base import Penalty
 
 
-def prior_of(par: ParFile, geometry: ImageGeometry) -> Prior:
-    """The file's ``Relative Difference Prior`` or ``Quadratic`` prior, with STIR's constants.
+def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
+    """The file's ``Relative Difference Penalty`` or ``Quadratic`` prior, with STIR's constants.
 
     Parameters
     ----------
@@ -93,18 +93,18 @@ def check_keys(block: ParBlock, known: set[str], complaint: str) -> None:
             raise ParFileError(f"{block.path}:{key.line}: {complaint} '{key.name} := {key.value}'")
 
 
-def _relative_difference(block: ParBlock, geometry: ImageGeometry) -> Prior:
-    from ...priors import RelativeDifferencePrior
+def _relative_difference(block: ParBlock, geometry: ImageGeometry) -> Penalty:
+    from ...priors import RelativeDifferencePenalty
 
     options = _shared(block, geometry, {"gamma value", "epsilon value"})
     gamma, epsilon = block.real("gamma value", 2.0), block.real("epsilon value", 0.0)
-    return RelativeDifferencePrior(geometry, gamma=gamma, epsilon=epsilon, **options)
+    return RelativeDifferencePenalty(geometry, gamma=gamma, epsilon=epsilon, **options)
 
 
-def _quadratic(block: ParBlock, geometry: ImageGeometry) -> Prior:
-    from ...priors import QuadraticPrior
+def _quadratic(block: ParBlock, geometry: ImageGeometry) -> Penalty:
+    from ...priors import QuadraticPenalty
 
-    return QuadraticPrior(geometry, **_shared(block, geometry, set()))
+    return QuadraticPenalty(geometry, **_shared(block, geometry, set()))
 
 
 def _shared(block: ParBlock, geometry: ImageGeometry, own: set[str]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _kappa(block: ParBlock, geometry: ImageGeometry) -> Tensor | None:
     return kappa
 
 
-_PRIORS: dict[str, Callable[[ParBlock, ImageGeometry], Prior]] = {
+_PRIORS: dict[str, Callable[[ParBlock, ImageGeometry], Penalty]] = {
     "relative difference prior": _relative_difference,
     "quadratic": _quadratic,
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel, intensity_scale
 from ...reconstructors.diffusion.chain import Chain
-from ...reconstructors.diffusion.consistency import RELATIVE_FLOOR, whose_turn
+from ...reconstructors.diffusion.consistency import RELATIVE_FLOOR, orientation_of_step
 from ...reconstructors.diffusion.loop import reverse_times
 from . import values
 from .views import as_tensor
@@ -152,7 +152,7 @@ class SamplerCallback:
 
     def _denoise(self, image: Tensor) -> None:
         model, k = self._bound, self.num_calls - 1
-        self._u0, self._eps = model.predict(self._chain.u, self.times[k], whose_turn(k, self.num_steps))
+        self._u0, self._eps = model.predict(self._chain.u, self.times[k], orientation_of_step(k, self.num_steps))
         self._prior_image = model.to_image(self._u0)[0].to(image)
         image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
         if self.anchor_strength > 0:

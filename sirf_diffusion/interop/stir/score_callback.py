@@ -10,7 +10,7 @@ import numpy as np
 
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
-from ...priors import LateScorePrior
+from ...priors import LateScorePenalty
 from . import values
 from .views import TensorPrior, as_tensor
 
@@ -72,7 +72,7 @@ class ScorePriorCallback(TensorPrior):
         self.gradient_filename_prefix = gradient_filename_prefix
         self.num_gradients = 0
         self._planes = planes
-        super().__init__(LateScorePrior(model, self.noise_levels[0], 1.0, intensity_scale=intensity_scale or None))
+        super().__init__(LateScorePenalty(model, self.noise_levels[0], 1.0, intensity_scale=intensity_scale or None))
 
     @classmethod
     def from_text(cls, options: Mapping[str, str]) -> ScorePriorCallback:

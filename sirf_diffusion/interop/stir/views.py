@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
-from ...priors import Prior
+from ...priors import Penalty
 
 logger = logging.getLogger("stir_priors")
 
@@ -32,14 +32,14 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 class TensorPrior:
-    """A `sirf_diffusion.priors.Prior` as an object that STIR calls: arrays in, ``out`` filled.
+    """A `sirf_diffusion.priors.Penalty` as an object that STIR calls: arrays in, ``out`` filled.
 
     STIR multiplies by its own penalisation factor, so that the prior's is set to 1, which is logged if it was another.
     """
 
     curvature_depends_on_image = True
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Penalty) -> None:
         self.prior = prior
         if prior.penalisation_factor != 1:
             logger.info(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...engines.objective import Objective
 from ..base import check_real
-from ..diffusion.consistency import Consistent, DataConsistency, DiffusionStep
+from ..diffusion.consistency import DataConsistency, DataStepResult, DiffusionStep
 from ..diffusion.likelihood_schedule import LikelihoodSchedule
 from ..diffusion.lisch import AscentToSchedule
 from ..diffusion.loop import DiffusionReconstructor, reverse_times
@@ -120,11 +120,11 @@ class LastStepOnly(DataConsistency):
         super().set_scale(intensity_scale)
         self.data_step.set_scale(intensity_scale)
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """The data step at the last noise level."""
         if self.active and step.index == step.num_steps - 1:
             return self.data_step(prior_image, step)
-        return Consistent(self.admissible(prior_image))
+        return DataStepResult(self.admissible(prior_image))
 
     def summary(self) -> dict[str, Any]:
         """What the data step found."""

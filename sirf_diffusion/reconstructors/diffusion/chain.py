@@ -85,7 +85,7 @@ def balanced(noise: Tensor) -> Tensor:
     return noise if number == 1 else (noise - noise.mean(0)) * (number / (number - 1)) ** 0.5
 
 
-def spread(samples: Tensor, noises: str) -> Tensor:
+def posterior_sd(samples: Tensor, noises: str) -> Tensor:
     """Standard deviation of a posterior whose samples ``[samples, ...]`` were driven by such noises.
 
     The divisor is ``samples - 1`` for independent ones. For balanced ones it is ``samples``: their mean does not share

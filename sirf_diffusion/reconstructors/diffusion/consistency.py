@@ -18,7 +18,7 @@ from ..base import inside
 RELATIVE_FLOOR = 1e-6
 
 
-def whose_turn(index: int, num_steps: int) -> int | None:
+def orientation_of_step(index: int, num_steps: int) -> int | None:
     """For `ScoreModel.predict` at a noise level: orientations take turns, but all of them see to the last image."""
     return None if index + 1 == num_steps else index
 
@@ -88,7 +88,7 @@ def _gaussian(size: int, spacing: float, width: float) -> Tensor:
 
 
 @dataclass
-class Consistent:
+class DataStepResult:
     """Result of a data step.
 
     ``x`` images ``[samples, z, y, x]``; log-likelihoods before and after per sample where they were computed anyway;
@@ -102,7 +102,7 @@ class Consistent:
     num_inner: list[int] | None = None
 
     @staticmethod
-    def joined(parts: list[Consistent]) -> Consistent:
+    def joined(parts: list[DataStepResult]) -> DataStepResult:
         """One result of those of successive groups of samples."""
         if len(parts) == 1:
             return parts[0]
@@ -112,7 +112,7 @@ class Consistent:
             return None if any(values is None for values in lists) else list(chain.from_iterable(lists))
 
         values = {name: concatenated(name) for name in ("before", "after", "num_inner")}
-        return Consistent(torch.cat([part.x for part in parts]), target=parts[0].target, **values)
+        return DataStepResult(torch.cat([part.x for part in parts]), target=parts[0].target, **values)
 
 
 class DataConsistency(ABC):
@@ -139,7 +139,7 @@ class DataConsistency(ABC):
         self.intensity_scale = float(intensity_scale)
 
     @abstractmethod
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Bring ``prior_image`` towards the data.
 
         Parameters

@@ -10,12 +10,12 @@ from torch import Tensor
 from ...engines.objective import Objective
 from ..base import check_count, check_real
 from ..em.osem import herman_meyer_order
-from .consistency import Consistent, DataConsistency, DiffusionStep, SmoothStep
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, SmoothStep
 from .loop import DiffusionReconstructor
 
 if TYPE_CHECKING:
     from ...models.score_model import ScoreModel
-    from ...priors import Prior
+    from ...priors import Penalty
 
 
 class DDSReconstructor(DiffusionReconstructor):
@@ -49,7 +49,7 @@ class DDSReconstructor(DiffusionReconstructor):
         num_inner: int = 3,
         anchor_strength: float = 10.0,
         anchor_exponent: float = 0.0,
-        prior: Prior | None = None,
+        prior: Penalty | None = None,
         smoothing: float = 0.0,
         **options: Any,
     ) -> None:
@@ -97,7 +97,7 @@ class AnchoredAscent(DataConsistency):
         self,
         num_inner: int = 3,
         anchor_strength: float = 10.0,
-        prior: Prior | None = None,
+        prior: Penalty | None = None,
         smoothing: float = 0.0,
         anchor_exponent: float = 0.0,
     ) -> None:
@@ -126,7 +126,7 @@ class AnchoredAscent(DataConsistency):
             "smoothing": self.smoothing,
         }
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Make ``num_inner`` updates, started at the denoised image."""
         num_subsets = self.objective.num_subsets
         order = herman_meyer_order(num_subsets)
@@ -148,4 +148,4 @@ class AnchoredAscent(DataConsistency):
                 bound = bound + self.prior.curvature(x)
             denominator = torch.where(self.inside, self.sensitivity + x * bound, torch.ones_like(x))
             x = self.admissible(x + self.smooth_step.direction(x / denominator, slope, step.sigma))
-        return Consistent(x, before=before, num_inner=[self.num_inner] * len(x))
+        return DataStepResult(x, before=before, num_inner=[self.num_inner] * len(x))

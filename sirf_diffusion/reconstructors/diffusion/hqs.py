@@ -9,7 +9,7 @@ from torch import Tensor
 from ...engines.objective import Evaluation, Objective
 from ..base import check_count, check_real
 from ..em.osem import em_update, herman_meyer_order, penalised_em_step
-from .consistency import Consistent, DataConsistency, DiffusionStep
+from .consistency import DataConsistency, DataStepResult, DiffusionStep
 from .loop import DiffusionReconstructor
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class PenalisedEM(DataConsistency):
         """Parameters, ready for JSON."""
         return {"num_inner": self.num_inner, "beta": self.beta}
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep, evaluation: Evaluation | None = None) -> Consistent:
+    def __call__(
+        self, prior_image: Tensor, step: DiffusionStep, evaluation: Evaluation | None = None
+    ) -> DataStepResult:
         """Make ``num_inner`` updates, started at the denoised image.
 
         ``evaluation`` is that of all data at ``admissible(prior_image)``, if the caller has it already: without
@@ -95,4 +97,4 @@ class PenalisedEM(DataConsistency):
             x_em = em_update(self.objective, x, subset, evaluation=evaluation)
             sensitivity = self.sensitivity if subset is None else self.objective.sensitivity(subset)
             x = self.admissible(penalised_em_step(x_em, sensitivity, prior_image, rho))
-        return Consistent(x, before=before, num_inner=[self.num_inner] * len(x))
+        return DataStepResult(x, before=before, num_inner=[self.num_inner] * len(x))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...engines.objective import Objective
 from ..base import check_count, check_real
-from .consistency import RELATIVE_FLOOR, Consistent, DataConsistency, DiffusionStep, SmoothStep
+from .consistency import RELATIVE_FLOOR, DataConsistency, DataStepResult, DiffusionStep, SmoothStep
 from .likelihood_schedule import LikelihoodSchedule
 from .loop import DiffusionReconstructor
 
@@ -175,7 +175,7 @@ class AscentToSchedule(DataConsistency):
         )
         self._warned = False
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Ascend from the denoised image; each sample stops at the schedule's value."""
         target = self.schedule.at(((step.index + 1) / step.num_steps) ** self.schedule_exponent)
         num_max = math.ceil(4 * self.schedule.num_iterations / self.step_size) + 10
@@ -184,7 +184,7 @@ class AscentToSchedule(DataConsistency):
             ascent.update(num_max)
         if ascent.missed:
             self._tell_missed(step, target, min(ascent.after), num_max)
-        return Consistent(ascent.x, ascent.before, ascent.after, target, ascent.count.tolist())
+        return DataStepResult(ascent.x, ascent.before, ascent.after, target, ascent.count.tolist())
 
     def _tell_missed(self, step: DiffusionStep, target: float, found: float, num_max: int) -> None:
         message = (

@@ -18,9 +18,9 @@ from ..base import Reconstructor, check_count, check_real
 from ..cost import Cost
 from ..records import StepRecord
 from .adaptation import Adaptation
-from .chain import NOISES, Chain, spread
+from .chain import NOISES, Chain, posterior_sd
 from .checkpoint import Checkpoint
-from .consistency import Consistent, DataConsistency, DiffusionStep, whose_turn
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 
 if TYPE_CHECKING:
     from ...models.score_model import ScoreModel
@@ -267,7 +267,7 @@ class DiffusionReconstructor(Reconstructor):
         if len(samples) == 1:
             logger.warning("one sample has no standard deviation: ask for num_samples >= 2 to get an uncertainty image")
             return None
-        return self._handed_out(spread(samples, self.noise))
+        return self._handed_out(posterior_sd(samples, self.noise))
 
     def _known_samples(self) -> Tensor:
         if self._samples is None:
@@ -299,11 +299,11 @@ class DiffusionReconstructor(Reconstructor):
         self._samples = chain.x
         return chain.x.mean(0)
 
-    def _consistent(self, prior_image: Tensor, step: DiffusionStep) -> Consistent:
+    def _consistent(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         if self.consistency is None:
-            return Consistent(prior_image.clamp(min=0))
+            return DataStepResult(prior_image.clamp(min=0))
         groups = prior_image.split(self.batch_size)
-        return Consistent.joined([self.consistency(group, step) for group in groups])
+        return DataStepResult.joined([self.consistency(group, step) for group in groups])
 
     def begin(self) -> Chain:
         """The state of a run before its first step; needs :meth:`set_up`."""
@@ -315,7 +315,7 @@ class DiffusionReconstructor(Reconstructor):
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""
         step = self._level(chain)
-        u0, eps = model.predict(chain.u, step.t, whose_turn(step.index, self.num_steps))
+        u0, eps = model.predict(chain.u, step.t, orientation_of_step(step.index, self.num_steps))
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
 
     def _level(self, chain: Chain) -> DiffusionStep:
@@ -332,7 +332,7 @@ class DiffusionReconstructor(Reconstructor):
         t_next = self.times[chain.step]
         chain.u = model.schedule.ddim_step(u0, denoised.eps, denoised.step.t, t_next, self.eta, noise)
 
-    def _report(self, chain: Chain, step: DiffusionStep, data: Consistent) -> bool:
+    def _report(self, chain: Chain, step: DiffusionStep, data: DataStepResult) -> bool:
         cost = self._cost()
         record = StepRecord(
             self.method,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Objective
-from ...priors.base import Prior
+from ...priors.base import Penalty
 from ..base import inside
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class _Snapshot:
 
 
 def bsrem(
-    objective: Objective, prior: Prior, x: Tensor, num_iterations: int, order: Sequence[int | None]
+    objective: Objective, prior: Penalty, x: Tensor, num_iterations: int, order: Sequence[int | None]
 ) -> Iterator[Iterate]:
     r"""Maximise :math:`L(x) - \beta R(x)`; yields one iterate per epoch, and at the end the best image seen.
 
@@ -121,7 +121,7 @@ def bsrem(
     yield Iterate(x, last, penalty)
 
 
-def _take(objective: Objective, prior: Prior, x: Tensor, precondition) -> _Snapshot:
+def _take(objective: Objective, prior: Penalty, x: Tensor, precondition) -> _Snapshot:
     subsets = range(objective.num_subsets) if objective.num_subsets > 1 else (None,)
     evaluations = [objective.at(x, subset) for subset in subsets]
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Objective
-from ...priors.base import Prior
+from ...priors.base import Penalty
 from ..base import Reconstructor, check_count, check_finite, inside
 from ..records import StepRecord
 from .bsrem import Iterate, bsrem
@@ -56,7 +56,7 @@ class MAPEM(Reconstructor):
     Raises
     ------
     TypeError
-        If ``prior`` is not a :class:`~sirf_diffusion.priors.Prior`.
+        If ``prior`` is not a :class:`~sirf_diffusion.priors.Penalty`.
     ValueError
         For counts below 1, a wrong subset order, or ``num_inner`` above 1 with BSREM.
     """
@@ -66,7 +66,7 @@ class MAPEM(Reconstructor):
     def __init__(
         self,
         objective: Objective,
-        prior: Prior,
+        prior: Penalty,
         num_iterations: int,
         *,
         num_inner: int = 1,
@@ -74,8 +74,8 @@ class MAPEM(Reconstructor):
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
     ) -> None:
         super().__init__(objective, callbacks=callbacks)
-        if not isinstance(prior, Prior):
-            raise TypeError(f"prior must be a sirf_diffusion.priors.Prior, found {type(prior).__name__}")
+        if not isinstance(prior, Penalty):
+            raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}")
         self.prior = prior
         self.num_iterations = check_count("num_iterations", num_iterations)
         self.num_inner = check_count("num_inner", num_inner)
