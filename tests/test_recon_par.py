@@ -321,7 +321,7 @@ def test_priors_are_stirs(par, folder, tmp_path):
     quadratic = quadratic.replace("      gamma value := 1.5\n      epsilon value := 0.01\n", "      only 2D := 1\n")
     grid = ImageGeometry((1, 21, 21), (4.0, 4.0, 4.0))
     prior = prior_of(ParFile.read(par(prior=quadratic)), grid)
-    assert prior.settings["name"] == "QuadraticPrior"
+    assert prior.settings["name"] == "QuadraticPenalty"
     assert prior.settings["neighbourhood"] == "transverse"
     kappa = torch.full(grid.shape, 0.5)
     write_image(tmp_path / "kappa.hv", kappa, grid)

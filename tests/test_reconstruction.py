@@ -70,7 +70,7 @@ def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(acquisition):
     assert not torch.allclose(images[0], images[1], rtol=1e-3)
     prior = QuadraticPenalty(acquisition.geometry, 0.5)
     result = reconstruct_from(source, "map-rdp", prior=prior, settings=settings)
-    assert result.record["prior"]["name"] == "QuadraticPrior"
+    assert result.record["prior"]["name"] == "QuadraticPenalty"
     with pytest.raises(ValueError, match="prior is for map-rdp only"):
         reconstruct_from(source, "osem", prior=prior)
     with pytest.raises(ValueError, match="subset_order is for osem only"):
