@@ -12,7 +12,7 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
 from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.objective import NativeImages
-from sirf_diffusion.interop.stir.par import stir_version
+from sirf_diffusion.engines.stir.objective import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors import (

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, Objective, ProjectionCounter
+from ...geometry.exam import ExamInfo
+from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, same_grid, tensor_of
 from .list_mode import ValueRepair
@@ -166,6 +169,15 @@ class StirObjective(Objective):
             self.counter.forward += 1
             return self._known_counts().expected_log_likelihood(self._estimate)
 
+    @property
+    def engine(self) -> dict[str, str]:
+        """STIR."""
+        return {"name": "stir", "version": stir_version()}
+
+    def exam_info(self) -> ExamInfo:
+        """That of the data, as STIR writes it."""
+        return exam_info_of_written(self._template.write_to_file)
+
     def _known_counts(self) -> StirCounts:
         if self._counts is None:
             with self.counter.timed():
@@ -245,3 +257,15 @@ class StirObjective(Objective):
 
 def _has_projection_data(obj: Any) -> bool:
     return hasattr(obj, "get_proj_data")
+
+
+@lru_cache(maxsize=1)
+def stir_version() -> str:
+    """Version of the STIR in its Python module, its first two numbers; empty if it cannot be told."""
+    import stir
+
+    # The module has no version; the folders that were compiled in have, where the environment does not replace them.
+    for folder in (stir.get_STIR_config_dir(), stir.get_STIR_doc_dir()):
+        if found := re.search(r"STIR-(\d+(\.\d+)+)", folder):
+            return found[1]
+    return ""
