@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,6 +38,8 @@ class StirObjective(Objective):
     owner
         What has to live as long as ``obj``: the reconstruction object of which ``obj`` is the
         ``get_objective_function()``, for STIR-Python gives a reference that does not keep it alive.
+    files
+        Names of the files of the data, for records.
 
     Raises
     ------
@@ -53,7 +55,7 @@ class StirObjective(Objective):
     the measured counts, so values are finite even where bins with counts are predicted to have none.
     """
 
-    def __init__(self, obj: Any, owner: Any = None) -> None:
+    def __init__(self, obj: Any, owner: Any = None, files: Mapping[str, str] | None = None) -> None:
         if not hasattr(obj, "compute_sub_gradient_without_penalty_plus_sensitivity"):
             raise TypeError(
                 f"expected a Poisson log-likelihood of STIR's Python module, found {type(obj).__name__}; of a "
@@ -63,7 +65,7 @@ class StirObjective(Objective):
             raise ValueError(
                 f"{type(obj).__name__} has not been set up, or was changed since: call its set_up(image) first"
             )
-        self.stir_objective, self._owner = obj, owner
+        self.stir_objective, self._owner, self._files = obj, owner, files
         self.num_subsets = int(obj.get_num_subsets())
         self.device = torch.device("cpu")
         self.counter = ProjectionCounter()
@@ -173,6 +175,10 @@ class StirObjective(Objective):
     def engine(self) -> dict[str, str]:
         """STIR."""
         return {"name": "stir", "version": stir_version()}
+
+    def describe(self) -> dict[str, Any]:
+        """Files, if they are known, and image grid."""
+        return {**({} if self._files is None else {"files": dict(self._files)}), **super().describe()}
 
     def exam_info(self) -> ExamInfo:
         """That of the data, as STIR writes it."""

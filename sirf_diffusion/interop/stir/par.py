@@ -67,7 +67,7 @@ def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
             raise ValueError(
                 f"STIR cannot make the objective function of {run.par.path}: {problem}. See STIR's own messages above"
             ) from problem
-    return StirObjective(objective, owner=reconstruction), image
+    return StirObjective(objective, reconstruction, run.files()), image
 
 
 def _check(path: Path, par: ParFile) -> None:
