@@ -10,21 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .command_line import add_command
+
 _CORE = ("monai", "einops", "safetensors", "h5py", "matplotlib", "tqdm", "joblib")
 _TRAINING = ("nilearn", "nibabel")
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser = subparsers.add_parser(
-        "doctor",
-        parents=[common],
-        help="say what was found and what works",
-        description="Say what was found (PyTorch, CUDA, STIR, SIRF, models), what works here, and what to install "
-        "for the rest.",
-        epilog="example: sirf-diffusion doctor",
+def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the command."""
+    summary = "say what was found and what works"
+    about = (
+        "Say what was found (PyTorch, CUDA, STIR, SIRF, models), what works here, and what to install for the rest."
     )
-    parser.set_defaults(run=run)
+    add_command(commands, common, "doctor", run, summary=summary, about=about, example="sirf-diffusion doctor")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -113,6 +113,7 @@ class Study:
     values: dict[str, Any] = field(init=False, repr=False)
     score_model: Any = field(init=False, repr=False)
     guide: Guide = field(init=False, repr=False)
+    par: ParData | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.chosen = chosen = get_method(self.method)
@@ -126,11 +127,11 @@ class Study:
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
-        self._par = None
+        self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
-            self._par = ParData(path, self.method, self.engine or "auto", self.keep_prior, self.attenuation_in_factors)
-            settings, model, self.guide = self._par.completed(settings, model, self.guide)
+            self.par = ParData(path, self.method, self.engine or "auto", self.keep_prior, self.attenuation_in_factors)
+            settings, model, self.guide = self.par.completed(settings, model, self.guide)
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
         self._settings = settings
@@ -197,7 +198,7 @@ class Study:
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
             "trace": steps,
-            **({} if self._par is None else {"parameter_file": self._par.record()}),
+            **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
         # Some of the samples do not stand for all.
         record |= self._judged(record, objective, None if self.members is not None else bound, image, samples)
@@ -252,8 +253,8 @@ class Study:
 
     @cached_property
     def _data(self) -> Data:
-        if self._par is not None:
-            return self._par.read()
+        if self.par is not None:
+            return self.par.read()
         if isinstance(self.data, InterfileData):
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
         return data_of(self.data)
