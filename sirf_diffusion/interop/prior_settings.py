@@ -20,7 +20,8 @@ from ..priors.late_score import LateScorePenalty
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
-    from ..patient import AnatomicalImage, Position
+    from ..geometry.positions import Position
+    from ..patient import AnatomicalImage
 
 
 class AnatomicalSettings:
