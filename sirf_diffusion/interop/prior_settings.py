@@ -19,8 +19,8 @@ from ..priors.late import LateAnchorPenalty, LateBowsherPenalty
 from ..priors.late_score import LateScorePenalty
 
 if TYPE_CHECKING:
-    from ..models import ScoreModel
     from ..geometry.positions import Position
+    from ..models import ScoreModel
     from ..patient import AnatomicalImage
 
 

@@ -169,7 +169,7 @@ def _numbers(scopes: tuple[Any, ...], keyword: str, count: int, default: float |
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise UnusableImage(f"{name} must be {count} numbers, found {str(found):.60}")
+        raise UnusableImage(f"{name} must be {count} numbers, found {found!s:.60}")
     return numbers
 
 
@@ -210,7 +210,7 @@ def _step(slices: list[_Slice], normal: NDArray[np.float64]) -> NDArray[np.float
         place = np.concatenate([[0], np.cumsum(distances >= 0.01)])
         number = int(np.bincount(place).max())
         at_one = [s.times for s, p in zip(slices, place, strict=True) if p == np.argmax(np.bincount(place))]
-        what = "several time frames, gates or echoes" if len(set(at_one)) > 1 else "time frames, gates, echoes or copies"
+        what = "copies, or time frames, gates or echoes" if len(set(at_one)) == 1 else "time frames, gates or echoes"
         raise UnusableImage(f"{number} slices at one place ({what}): give one time frame per folder")
     if np.ptp(distances) > 0.02 * distances.mean() + 0.01:
         raise UnusableImage(

@@ -31,7 +31,7 @@ _TWO_PLACES = 1.0
 #: ECAT7's codes: images of 8 and 16 bits, how the patient lies, and subheader values in cm.
 _ECAT_IMAGES = (6, 7)
 _ECAT_POSITIONS = {
-    0: ("feet_in", "prone"), 1: ("head_in", "prone"), 2: ("feet_in", "supine"), 3: HEAD_FIRST_SUPINE,
+    0: ("feet_in", "prone"), 1: ("head_in", "prone"), 2: ("feet_in", "supine"), 3: HEAD_FIRST_SUPINE, 8: None,
 }  # fmt: skip
 _ECAT_CM = ("pixel_size", "offset")
 #: No gzip file is more than this many times smaller than what it holds.
@@ -152,9 +152,10 @@ def _read_ecat(path: Path) -> SourceImage:
         raise UnusableImage(f"an ECAT7 file of type {kind} with {number} time frames: one image is expected")
     if lies not in _ECAT_POSITIONS:
         raise UnusableImage(f"its patient position (ECAT7 code {lies}) is none of head or feet first, supine or prone")
-    position = _ECAT_POSITIONS[lies]
+    if (position := _ECAT_POSITIONS[lies]) is None:
+        logger.warning("%s does not say how the patient lay: taken for head first, supine", path)
     size, offset = (10 * place[name] for name in _ECAT_CM)
-    signs = np.asarray(POSITIONS[position], float)
+    signs = np.asarray(POSITIONS[position or HEAD_FIRST_SUPINE], float)
     affine = np.diag([*(signs * size), 1.0])
     affine[:3, 3] = signs * (offset - size * (np.asarray(values.shape) - 1) / 2)
     return SourceImage(np.asarray(values, np.float32), affine, "ECAT7", position=position)
@@ -173,9 +174,10 @@ def _scanners_place(
     """Of qform and sform the one in the scanner's coordinates; in doubt an error that names both places."""
     (code, affine, name), *other = sorted(places, key=lambda p: (min(p[0], 3), p[2] == "qform"))
     for other_code, other_affine, other_name in other:
+        pairs = ((name, code), (other_name, other_code))
         corners = np.asarray(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
         apart = float(np.linalg.norm((affine - other_affine) @ corners, axis=0).max())
-        said = f"its {name} (code {code}: {_place(code)}) and its {other_name} (code {other_code}: {_place(other_code)})"
+        said = " and ".join(f"its {n} (code {c}: {_PLACES.get(c, 'unknown')})" for n, c in pairs)
         if not apart <= _TWO_PLACES and (code != 1 or other_code < 3):
             raise UnusableImage(
                 f"{said} put it at two places, {apart:.3g} mm apart: set the code of the one that is not meant to 0"
@@ -188,10 +190,6 @@ def _scanners_place(
             path, name, code,
         )  # fmt: skip
     return affine
-
-
-def _place(code: int) -> str:
-    return _PLACES.get(code, "unknown")
 
 
 def _assumed_affine(letters: str, spacing: list[float], shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -117,9 +117,7 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     before = pair.information(_NO_MOTION)
     motion, after = max((pair.optimised(start) for start in pair.starts(before)), key=_information)
     disturbances = [tuple(map(math.radians, angles)) + shift for angles, shift in _OTHER_STARTS]
-    again = [
-        pair.optimised(tuple(m + d for m, d in zip(motion, by, strict=True)), fine=False) for by in disturbances
-    ]
+    again = [pair.optimised(tuple(m + d for m, d in zip(motion, by, strict=True)), fine=False) for by in disturbances]
     motion, after = max([(motion, after), *again], key=_information)
     if after == -math.inf:
         raise ValueError(

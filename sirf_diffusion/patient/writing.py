@@ -105,8 +105,8 @@ def write_dicom(
     exam
         Patient position, time frame, start and radionuclide; the position of ``like``, if nothing else is known.
     like
-        Folder with a series of the same patient and study: its patient and study, its tracer if it is PET, and its frame
-        of reference if the image lies in it. Without it the patient is anonymous.
+        Folder with a series of the same patient and study, which are taken from it; its tracer too if it is PET, and its
+        frame of reference if the image lies in it. Without it the patient is anonymous.
     units
         What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
     description
