@@ -147,6 +147,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
+        "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study that this series belongs to"
+    )
+    result.add_argument(
         "--calibration",
         metavar="FACTOR|header",
         help="write images in Bq/ml: multiplied by FACTOR, or by the calibration factor in the header of the prompts",

@@ -34,7 +34,7 @@ class ParData:
         Run the file's own prior: ``map-rdp`` a relative difference or quadratic prior, ``map-score`` a Diffusion Score
         prior.
     attenuation_in_factors
-        See `sirf_diffusion.engines.embedded.acquisition.Acquisition`; for the embedded engine.
+        See `sirf_diffusion.engines.embedded.acquisition.Acquisition`.
     """
 
     path: str
@@ -45,8 +45,11 @@ class ParData:
 
     def __post_init__(self) -> None:
         self.engine = choose_engine(self.engine)
-        if self.attenuation_in_factors is not None and self.engine == "stir":
-            raise ValueError("--attenuation-in-factors is for the embedded engine: STIR applies what the file says")
+        if self.attenuation_in_factors and self.engine == "stir":
+            raise ValueError(
+                "--attenuation-in-factors yes: STIR applies all that the file says; take the attenuation image out of "
+                "it, or use --engine embedded"
+            )
         self.par = ParFile.read(self.path)
         self.run = ParRun.of(self.par)
         prior = self.par.prior()
@@ -116,6 +119,8 @@ class ParData:
     def _of_stir(self) -> tuple[Data, Any, Any]:
         from ..interop.stir.par import stir_objective
 
+        if self.attenuation_in_factors is None:
+            self._check_attenuation()
         made, image = stir_objective(self.run, self.run.num_subsets)
         first = made.to_tensor(image)
         latest = made
@@ -129,6 +134,17 @@ class ParData:
             return latest
 
         return Data(objective, made.geometry), None if self.run.initial_estimate is None else first, first
+
+    def _check_attenuation(self) -> None:
+        """By the embedded engine, which has to be able to read the file."""
+        from ..engines.embedded.par_acquisition import read_acquisition
+
+        try:
+            acquisition, _ = read_acquisition(self.run)
+        except ValueError as problem:
+            logger.info("whether the file gives attenuation twice was not looked at: %s", problem)
+        else:
+            acquisition.check_attenuation()
 
     def _num_views(self, objective: Any) -> int:
         stirs = objective.stir_objective
