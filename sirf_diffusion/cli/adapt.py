@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..reconstructors.build import adaptation_for, build_adaptation
-from ..reconstructors.methods import ADAPTATIONS, Method
+from ..reconstructors.methods import ADAPTATIONS, Method, adaptation_for, build_adaptation
 
 if TYPE_CHECKING:
     from ..reconstructors.adaptation.network_adaptation import NetworkAdaptation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,7 +73,7 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``early_image``.
+    inherits ``with_subsets`` and ``early_image``.
     """
 
     geometry: ImageGeometry
@@ -109,12 +109,18 @@ class Objective(Protocol):
         """
         ...
 
-    def early_image(self) -> Tensor:
-        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once.
+    def with_subsets(self, num_subsets: int) -> Objective:
+        """The same data in the largest number of subsets up to this one; this objective where they are fixed.
 
-        Its projections are counted as this objective's.
+        Both count their projections together.
         """
-        return kept_early_image(self, self)
+        return self
+
+    def early_image(self) -> Tensor:
+        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once."""
+        if getattr(self, "_early", None) is None:
+            self._early = early_em_image(self.with_subsets(EARLY_UPDATES), EARLY_UPDATES)
+        return self._early
 
 
 @runtime_checkable
@@ -130,17 +136,3 @@ class NativeImages(Protocol):
     def to_image(self, x: Tensor) -> Any:
         """A new image of the engine from a tensor ``[z, y, x]``, geometry and patient information as the data's."""
         ...
-
-
-def kept_early_image(objective: Any, source: Objective) -> Tensor:
-    """`Objective.early_image` with the subsets of ``source``, which sees the same data."""
-    if getattr(objective, "_early", None) is None:
-        source.sensitivity()
-        counter, own = source.counter, objective.counter
-        before = replace(counter)
-        objective._early = early_em_image(source, EARLY_UPDATES)
-        if counter is not own:
-            own.forward += counter.forward - before.forward
-            own.back += counter.back - before.back
-            own.seconds += counter.seconds - before.seconds
-    return objective._early

@@ -19,9 +19,8 @@ from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import OutputFolder, jsonable
 from ..geometry.images import ImageGeometry
-from ..reconstructors.build import adaptation_for, build_reconstructor
 from ..reconstructors.diffusion.chain import posterior_sd
-from ..reconstructors.methods import NUM_SAMPLES, Method, get_method
+from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
 from .fitness import check_distribution
 from .guide import Guide
 from .report import Trace, report_figure
@@ -417,7 +416,7 @@ class _Early:
 
     def with_target(self, source: Source, device: torch.device) -> _Early:
         """With the log-likelihood that the truth is expected to have; None where the data cannot be halved."""
-        from ..reconstructors.diffusion.split_half import truth_log_likelihood
+        from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
 
         objective = source.objective(2, device)
         if objective.num_subsets % 2:

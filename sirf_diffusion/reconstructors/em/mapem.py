@@ -49,6 +49,8 @@ class MAPEM(Reconstructor):
     callbacks
         Called once per iteration.
 
+    The starting image, unless given to ``set_up``, is the objective's early OSEM image.
+
     Notes
     -----
     With subsets, the closed form ends in a limit cycle around the optimum, as OSEM does; use one subset for an exact
@@ -91,6 +93,10 @@ class MAPEM(Reconstructor):
             "num_inner": self.num_inner,
             "subset_order": list(self.subset_order),
         }
+
+    def _default_image(self) -> Tensor:
+        # Nearer to the optimum than a uniform image by many iterations.
+        return self.objective.early_image()
 
     def _run(self) -> Tensor:
         iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
