@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engines.em import herman_meyer_order
+from ...engines.objective import Objective
 from ...priors import Penalty
 from ..em.map_methods import relative_difference_penalty
 from ..settings import count, real
@@ -57,6 +58,12 @@ class AnchoredAscent(DataConsistency):
     )
     #: Any penalty instead of ``axial_rdp``.
     prior: Penalty | None = None
+
+    def set_up(self, objective: Objective) -> None:
+        """Prepare the penalty too; nothing is projected."""
+        super().set_up(objective)
+        if self.prior is not None:
+            self.prior.set_up(objective.geometry, objective)
 
     @property
     def settings(self) -> dict[str, Any]:
