@@ -102,7 +102,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
 def test_an_adapter_is_kept_and_used(recon, tmp_path):
     kept = tmp_path / "adapter.safetensors"
     options = ("--adapt", "ddip")
-    for setting in ("rank=2", "cap=False", "num_updates=2", "sigma_max=None"):
+    for setting in ("rank=2", "cap=False", "num_updates=2", "max_noise_level=None"):
         options += ("--adapt-set", setting)
     code, first = recon(*options, "--save-adapter", str(kept), method="dds")
     assert code == 0

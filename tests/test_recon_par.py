@@ -368,7 +368,7 @@ def test_a_score_prior_is_kept_with_its_model_and_strength(par, recon, model):
     code, out = recon(par(prior=score), "map-score", "--keep-prior", "--set", "num_iterations=2")
     assert code == 0
     values = json.loads((out / "record.json").read_text(encoding="utf-8"))["values"]
-    assert (values["penalisation_factor"], values["sigma"]) == (0.3, 0.4)
+    assert (values["penalisation_factor"], values["noise_level"]) == (0.3, 0.4)
 
 
 def test_options_that_exclude_one_another(par, folder, capsys, tmp_path):

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.storage import DEFAULT_MODEL
-from ..reconstructors.build import adaptation_for, build_adaptation
-from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES
+from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
 from ..study.guide import TARGETS
 from .command_line import add_machine, add_precision
 

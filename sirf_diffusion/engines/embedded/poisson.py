@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...geometry.exam import ExamInfo
-from ..objective import EARLY_UPDATES, Evaluation, Objective, ProjectionCounter, kept_early_image
+from ..objective import Evaluation, Objective, ProjectionCounter
 from .acquisition_model import AcquisitionModel, _select, check_projection_data, largest_num_subsets, subset_views
 
 
@@ -154,11 +154,15 @@ class PoissonObjective(Objective):
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
 
-    def early_image(self) -> Tensor:
-        """An epoch of OSEM with as many subsets as it may have: the same image whatever the subsets here."""
-        number = largest_num_subsets(self.model.projector.projdata.num_views, EARLY_UPDATES)
-        source = self if number == self.num_subsets else PoissonObjective(self.model, self.prompts, number)
-        return kept_early_image(self, source)
+    def with_subsets(self, num_subsets: int) -> PoissonObjective:
+        """The same data in the largest number of subsets up to this one that divides the views."""
+        number = largest_num_subsets(self.model.projector.projdata.num_views, num_subsets)
+        if number == self.num_subsets:
+            return self
+        other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)
+        other.sensitivity()  # like that of every objective, made beforehand and not counted
+        other.counter = self.counter
+        return other
 
     @property
     def engine(self) -> dict[str, str]:

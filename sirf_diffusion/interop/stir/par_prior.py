@@ -61,7 +61,7 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
         raise block.error("noise level", "is a list of noise levels, which STIR's OSMAPOSL goes through: give one")
     settings: dict[str, Any] = {
         "penalisation_factor": block.real("penalisation factor"),
-        "sigma": block.real("noise level", 0.3),
+        "noise_level": block.real("noise level", 0.3),
     }
     if fold(block.text("planes", "auto")) != "auto":
         settings["planes"] = fold(block.text("planes"))
