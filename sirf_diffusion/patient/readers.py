@@ -194,14 +194,11 @@ def _scanners_place(
 
 def _assumed_affine(letters: str, spacing: list[float], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """The affine of an array whose axes point to these sides of the patient, centred on zero."""
-    directions = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-    rows = [directions.get(letter, (None, 0))[0] for letter in letters.upper()]
-    if sorted(r for r in rows if r is not None) != [0, 1, 2]:
+    sides = ["RLAPSI".find(letter) for letter in letters.upper()]
+    if sorted(side // 2 for side in sides) != [0, 1, 2]:
         raise ValueError(f"--assume must be three letters, one of L R, one of P A, one of S I, found {letters!r}")
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, letter in enumerate(letters.upper()):
-        row, sign = directions[letter]
-        affine[row, axis] = sign * spacing[axis]
-        affine[row, 3] = -sign * spacing[axis] * (shape[axis] - 1) / 2
-    return affine
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, side in enumerate(sides):
+        affine[side // 2, axis] = (1 - 2 * (side % 2)) * spacing[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return LPS_OF_RAS @ affine
