@@ -138,7 +138,11 @@ def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
 
 def _read_ecat(path: Path) -> SourceImage:
     """One frame of ECAT7; its axes are the scanner's, as STIR's are."""
-    ecat = optional("nibabel.ecat", "ECAT7")
+    ecat = optional("nibabel", "ECAT7").ecat
+    with path.open("rb") as file:
+        # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
+        if int.from_bytes(file.read(520)[516:], "big") > 2:
+            raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
     try:
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header

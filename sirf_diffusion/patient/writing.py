@@ -194,8 +194,9 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
     for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
         _set(tags, {f"{of}{name}": begin.strftime(form) if begin else "" for of in ("Series", "Acquisition")})
     if reference is not None:
-        taken = (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ()))
-        tags.update({name: reference[name] for name in taken if name in reference})
+        for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
+            if name in reference:
+                tags.add(reference[name])
     return tags
 
 
