@@ -190,3 +190,17 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="head_in supine in the data, feet_in supine in the reference"):
         write_dicom(tmp_path / "x", image, GRID, ExamInfo(orientation="head_in"), like)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["like"]
+
+
+@pytest.mark.requires_stir
+@pytest.mark.parametrize("position", SIGNS)
+def test_stir_gives_the_same_coordinates_in_the_patient(tmp_path, position):
+    import stir
+
+    exam = ExamInfo(orientation=position[0], rotation=position[1])
+    write_image(tmp_path / "x.hv", torch.rand(GRID.shape), GRID, exam=exam)
+    image = stir.FloatVoxelsOnCartesianGrid.read_from_file(str(tmp_path / "x.hv"))
+    low = image.get_min_indices()
+    index = [low[axis] + k for axis, k in ((1, 3), (2, 5), (3, 7))]
+    place = image.get_LPS_coordinates_for_indices(stir.make_IntCoordinate(*index))
+    np.testing.assert_allclose(lps_of(GRID, SIGNS[position])[:, 3, 5, 7], [place[k] for k in (3, 2, 1)], atol=1e-3)

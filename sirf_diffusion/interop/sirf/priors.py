@@ -21,7 +21,7 @@ from ..prior_settings import AnchorSettings, BowsherSettings, ScoreSettings
 from .handles import prior_handle
 
 if TYPE_CHECKING:
-    from ...geometry.positions import Position
+    from ...patient import Position
 
 
 class PythonPrior(pet.Prior):
