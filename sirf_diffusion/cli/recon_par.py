@@ -126,13 +126,6 @@ class ParRequest:
         from ..study.sources import AcquisitionSource
 
         acquisition, initial = read_acquisition(self.run)
-        num_views = acquisition.projdata.num_views
-        if self.method == "osem" and num_views % self.run.num_subsets:
-            raise self.par.root.error(
-                "number of subsets",
-                f"({self.run.num_subsets}) does not divide the {num_views} views, which the embedded engine needs; use "
-                "--engine stir, or another number",
-            )
         return AcquisitionSource(acquisition), initial, torch.ones(acquisition.geometry.shape)
 
 
