@@ -156,13 +156,6 @@ class ParData:
         acquisition, initial = read_acquisition(self.run)
         if self.attenuation_in_factors is not None:
             acquisition = replace(acquisition, attenuation_in_factors=self.attenuation_in_factors)
-        num_views = acquisition.projdata.num_views
-        if self.method == "osem" and num_views % self.run.num_subsets:
-            raise self.par.root.error(
-                "number of subsets",
-                f"({self.run.num_subsets}) does not divide the {num_views} views, which the embedded engine needs; use "
-                "--engine stir, or another number",
-            )
         return data_of(acquisition), initial, torch.ones(acquisition.geometry.shape)
 
 

@@ -47,6 +47,8 @@ class Acquisition:
     attenuation_in_factors
         Whether ``multiplicative`` holds attenuation already; then that of the image is not applied again. None: it
         must not, which is checked with the data's own evidence.
+    related_views
+        How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
     sources
         File names for messages and for the record, by the names of the fields above.
     exam
@@ -66,6 +68,7 @@ class Acquisition:
     attenuation: Tensor | None = None
     attenuation_geometry: ImageGeometry | None = None
     attenuation_in_factors: bool | None = None
+    related_views: int = 4
     sources: dict[str, str] = field(default_factory=dict)
     exam: ExamInfo = field(default_factory=ExamInfo)
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -165,7 +168,7 @@ class Acquisition:
         from .acquisition_model import AcquisitionModel, attenuation_factors
         from .projector import Projector
 
-        projector = Projector(self.geometry, self.projdata, device)
+        projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
         if self.attenuation is not None and self._applies_attenuation(factors):
             same = self.attenuation_geometry == self.geometry
