@@ -10,6 +10,7 @@ from stir_scan import stir_objective
 
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
+from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.objective import NativeImages
 from sirf_diffusion.interop.stir.par import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
@@ -21,7 +22,6 @@ from sirf_diffusion.reconstructors import (
     HQSReconstructor,
     LikelihoodScheduledReconstructor,
 )
-from sirf_diffusion.reconstructors.base import inside
 from sirf_diffusion.study.reconstruction import reconstruct_objective
 
 pytestmark = pytest.mark.requires_stir

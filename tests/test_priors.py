@@ -66,14 +66,14 @@ def test_batches_are_independent_images(name):
 
 def test_score_prior_is_the_negative_log_density_of_noisy_images():
     """Bayes: with beta 1 the value is -log p(x / c) up to a constant, so its differences are exact."""
-    prior = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
+    prior = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, 1.0)
     x, y = image(), image(1)
     expected = mixture_log_density(x / SCALE, SIGMA) - mixture_log_density(y / SCALE, SIGMA)
     assert float(prior.value(y) - prior.value(x)) == pytest.approx(float(expected), rel=2e-2)
 
 
 def test_score_prior_of_a_gaussian_has_its_smoothed_variance():
-    prior = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA)
+    prior = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, 1.0)
     x = image()
     torch.testing.assert_close(prior.gradient(x), (x - SCALE) / (SCALE**2 * (0.5 + SIGMA**2)))
 

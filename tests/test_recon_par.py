@@ -14,6 +14,7 @@ from small_scan import write_small_model, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion.cli import main
+from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.par_acquisition import read_acquisition
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
@@ -21,7 +22,6 @@ from sirf_diffusion.files.parfile import ParFile, ParFileError
 from sirf_diffusion.files.parfile.run import ParRun
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir.par_prior import prior_of
-from sirf_diffusion.reconstructors.base import inside
 from sirf_diffusion.reconstructors.methods import METHODS
 
 RDP = """\

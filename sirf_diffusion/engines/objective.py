@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
+from .em import early_em_image
+
+#: Updates of the early image, whatever the subsets: fewer would give too small an intensity scale.
+EARLY_UPDATES = 14
 
 
 @dataclass
@@ -68,7 +72,8 @@ class Objective(Protocol):
     (counts). Bins with ``y = 0`` contribute ``-q``. The constant ``-\log y_i!`` is omitted. Images are
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
-    multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``.
+    multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
+    inherits ``early_image``.
     """
 
     geometry: ImageGeometry
@@ -104,6 +109,13 @@ class Objective(Protocol):
         """
         ...
 
+    def early_image(self) -> Tensor:
+        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once.
+
+        Its projections are counted as this objective's.
+        """
+        return kept_early_image(self, self)
+
 
 @runtime_checkable
 class NativeImages(Protocol):
@@ -118,3 +130,17 @@ class NativeImages(Protocol):
     def to_image(self, x: Tensor) -> Any:
         """A new image of the engine from a tensor ``[z, y, x]``, geometry and patient information as the data's."""
         ...
+
+
+def kept_early_image(objective: Any, source: Objective) -> Tensor:
+    """`Objective.early_image` with the subsets of ``source``, which sees the same data."""
+    if getattr(objective, "_early", None) is None:
+        source.sensitivity()
+        counter, own = source.counter, objective.counter
+        before = replace(counter)
+        objective._early = early_em_image(source, EARLY_UPDATES)
+        if counter is not own:
+            own.forward += counter.forward - before.forward
+            own.back += counter.back - before.back
+            own.seconds += counter.seconds - before.seconds
+    return objective._early

@@ -17,6 +17,7 @@ from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
 from ..priors.late import LateAnchorPenalty, LateBowsherPenalty
 from ..priors.late_score import LateScorePenalty
+from ..priors.score import NOISE_LEVEL
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
@@ -46,7 +47,7 @@ class AnatomicalSettings:
         if image is None:
             self._located = None
         else:
-            from ...patient import AnatomicalImage
+            from ..patient import AnatomicalImage
 
             if isinstance(image, (str, os.PathLike)):
                 self._located = AnatomicalImage.read(image)
@@ -86,7 +87,7 @@ class GuidedSettings(AnatomicalSettings):
 
 
 class ScoreSettings(GuidedSettings):
-    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 1 unless set.
+    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 0.2 unless set.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ class ScoreSettings(GuidedSettings):
     def __init__(
         self,
         model: ScoreModel | str | os.PathLike[str],
-        noise_level: float = 0.3,
+        noise_level: float = NOISE_LEVEL,
         planes: str | None = None,
         intensity_scale: float | None = None,
         device: str = "auto",
@@ -251,7 +252,7 @@ class ProcessorSettings(GuidedSettings):
     ) -> None:
         super().__init__()
         if isinstance(model, (str, os.PathLike)):
-            from ...models import ScoreModel
+            from ..models import ScoreModel
 
             model = ScoreModel.load(model, device=device)
         self.denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from .base import Penalty
-from .score import ScorePenalty
+from .score import NOISE_LEVEL, PENALISATION_FACTOR, ScorePenalty
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -60,8 +60,8 @@ class LateScorePenalty(Penalty):
     def __init__(
         self,
         model: ScoreModel | str | os.PathLike[str],
-        sigma: float = 0.2,
-        penalisation_factor: float = 1.0,
+        sigma: float = NOISE_LEVEL,
+        penalisation_factor: float = PENALISATION_FACTOR,
         *,
         planes: str | None = None,
         intensity_scale: float | None = None,

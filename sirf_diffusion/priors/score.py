@@ -10,6 +10,10 @@ from torch import Tensor
 
 from .base import Penalty
 
+# The score prior's defaults wherever it is offered: class, objects of SIRF, blocks of STIR's parameter files, commands.
+NOISE_LEVEL = 0.2
+PENALISATION_FACTOR = 0.2
+
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
 
@@ -75,8 +79,8 @@ class ScorePenalty(Penalty):
     def __init__(
         self,
         model: ResidualModel,
-        sigma: float,
-        penalisation_factor: float = 1.0,
+        sigma: float = NOISE_LEVEL,
+        penalisation_factor: float = PENALISATION_FACTOR,
         *,
         lipschitz: float = 1.0,
         kappa: Tensor | None = None,
@@ -160,7 +164,7 @@ class ScorePenalty(Penalty):
 
         Give ``max(1, 1.1 * result)`` as ``lipschitz`` if the majoriser has to be safe for a trained network.
         """
-        plain = ScorePenalty(self.model, self.sigma)
+        plain = ScorePenalty(self.model, self.sigma, 1.0)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         eigenvalue = 0.0

@@ -318,8 +318,14 @@ def bind(
     shown: dict[str, Any] = {} if anatomical is None else {"anatomical": anatomical}
     if guidance != 0:
         shown["guidance"] = guidance
-    planes = values["planes"] or model.planes_for(source.geometry, sampling=method.samples)
-    return model.on(source.geometry, scale, planes, extent=values["extent"], **shown)
+    return model.for_data(
+        source,
+        sampling=method.samples,
+        planes=values["planes"],
+        intensity_scale=scale,
+        extent=values["extent"],
+        **shown,
+    )
 
 
 def judge(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..environment import select_device
-from ..reconstructors.base import check_count
+from ..geometry.checks import check_count
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import get_method
 from .reconstruction import Reconstruction, bind, judge, trace_of

@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import __version__
 from ..engines import Objective, as_objective
 from ..engines.embedded.acquisition import Acquisition
+from ..engines.embedded.acquisition_model import largest_num_subsets
 from ..geometry.images import ImageGeometry
 from ..patient.readers import patient_position
 from ..patient.resampling import Position
-from ..reconstructors.methods import largest_num_subsets
 
 
 class Source(Protocol):

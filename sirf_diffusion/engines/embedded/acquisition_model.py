@@ -156,6 +156,17 @@ def subset_views(num_views: int, subset: int | None, num_subsets: int) -> range 
     return range(subset, num_views, num_subsets) if num_subsets > 1 else None
 
 
+def largest_num_subsets(num_views: int, wanted: int) -> int:
+    """The largest number of subsets up to ``wanted`` that divides the views evenly.
+
+    Examples
+    --------
+    >>> largest_num_subsets(126, 10)
+    9
+    """
+    return max(n for n in range(1, max(1, min(wanted, num_views)) + 1) if num_views % n == 0)
+
+
 def _select(term: Tensor, views: Sequence[int] | None) -> Tensor:
     if views is None:
         return term

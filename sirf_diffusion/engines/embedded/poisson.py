@@ -8,11 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, ProjectionCounter
-from .acquisition_model import AcquisitionModel, _select, check_projection_data, subset_views
+from ..objective import EARLY_UPDATES, Evaluation, Objective, ProjectionCounter, kept_early_image
+from .acquisition_model import AcquisitionModel, _select, check_projection_data, largest_num_subsets, subset_views
 
 
-class PoissonObjective:
+class PoissonObjective(Objective):
     r"""Log-likelihood :math:`L(x) = \sum_i y_i \log q_i - q_i` with :math:`q = m (G P x + a) + b'`, maximised.
 
     The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number.
@@ -136,6 +136,12 @@ class PoissonObjective:
             mean, variance = poisson_divergence(expected.double())
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
+
+    def early_image(self) -> Tensor:
+        """An epoch of OSEM with as many subsets as it may have: the same image whatever the subsets here."""
+        number = largest_num_subsets(self.model.projector.projdata.num_views, EARLY_UPDATES)
+        source = self if number == self.num_subsets else PoissonObjective(self.model, self.prompts, number)
+        return kept_early_image(self, source)
 
     def _views(self, subset: int | None) -> range | None:
         return subset_views(self.model.projector.projdata.num_views, subset, self.num_subsets)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
-from ..objective import Evaluation, ProjectionCounter
+from ..objective import Evaluation, Objective, ProjectionCounter
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
@@ -23,7 +23,7 @@ SENSITIVITY_CACHE_BYTES = 1 << 29
 QUOTIENT_BYTES = 1 << 30
 
 
-class SirfObjective:
+class SirfObjective(Objective):
     r"""The log-likelihood in a ``sirf.STIR.ObjectiveFunction``, from sinograms or list mode, with or without TOF.
 
     .. math:: L(x) = \sum_i y_i \log q_i - q_i, \qquad \nabla_k L(x) = A_k^T (y / q) - A_k^T 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, ProjectionCounter
+from ..objective import Evaluation, Objective, ProjectionCounter
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, same_grid, tensor_of
 from .list_mode import ValueRepair
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _SCALING_ITERATIONS = 30
 
 
-class StirObjective:
+class StirObjective(Objective):
     """Poisson log-likelihood of an objective function of STIR's Python module, without its penalty.
 
     STIR computes everything, with its own projectors, normalisation and subsets. An image crosses as one copy
