@@ -30,8 +30,8 @@ _MAX_BYTES = 1 << 20
 
 @dataclass
 class ParFile:
-    r"""A parameter file: its text as read, its tree (all keys from the first to ``END :=``), and ``problems``, what STIR
-    would read otherwise than it looks.
+    r"""A parameter file: its text as read, its tree (all keys from the first to ``END :=``), and its ``problems``: what
+    STIR would read otherwise than it looks.
 
     Examples
     --------

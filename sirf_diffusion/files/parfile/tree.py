@@ -27,9 +27,9 @@ class ParProblem:
 
 @dataclass
 class ParKey:
-    """One ``key := value``: folded name without index, value as STIR takes it for a text (variables replaced), first and
-    last line of the file from 1 (a block included), ``n`` of ``key[n] := value``, and the block of the object that the
-    value names, if the key makes one.
+    """One ``key := value``: folded name without index, value as STIR takes it for a text (variables replaced), first
+    and last line of the file from 1 (a block included), ``n`` of ``key[n] := value``, and the block of the object that
+    the value names, if the key makes one.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ParKey:
 
 @dataclass
 class ParBlock:
-    """Keys between ``name :=`` (folded) and ``END name :=``; of a key that is given twice the last counts, as in STIR."""
+    """Keys between ``name :=`` (folded) and ``END name :=``; the last of two equal keys counts, as in STIR."""
 
     name: str
     path: str

@@ -7,25 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ...files.parfile.file import ParBlock, ParFile, ParFileError, fold
+from ...files.parfile import ParBlock, ParFile, ParFileError, check_keys, fold
 from ...geometry.images import ImageGeometry
 from ...priors.base import Penalty
+from .blocks import block_of
 
 
 def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
-    """The file's ``Relative Difference Penalty`` or ``Quadratic`` prior, with STIR's constants.
-
-    Parameters
-    ----------
-    par
-        The file.
-    geometry
-        Grid of the image.
+    """The file's ``Relative Difference Prior`` or ``Quadratic``, for images of a grid, with STIR's constants.
 
     Raises
     ------
     ParFileError
-        If it has another prior, none, or a key in its block that is not known.
+        If it has another prior, none, or a key in its block that is not known; or ``MAP model := multiplicative``,
+        which weights the prior by the sensitivity.
     """
     key = par.prior()
     if key is None:
@@ -36,6 +31,7 @@ def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
             f"{par.path}:{key.line}: prior type '{key.value}' cannot be kept here, only 'Relative Difference Prior' "
             "and 'Quadratic'; run the file with STIR, or leave --keep-prior out to replace the prior"
         )
+    _check_model(par)
     return _PRIORS[name](key.block, geometry)
 
 
@@ -51,21 +47,27 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
     if key is None or fold(key.value) != "diffusion score":
         found = "no prior" if key is None else f"'{key.value}'"
         raise ParFileError(f"{par.path}: map-score can keep a 'Diffusion Score' prior, found {found}")
-    block = key.block
-    check_keys(
-        block,
-        {"penalisation factor", "model filename", "noise level", "planes", "device", "random seed", *_ANATOMICAL},
-        "map-score has no counterpart of",
-    )
-    if len(block.reals("noise level")) > 1:
+    block, own = key.block, block_of("prior", "Diffusion Score")
+    _check_model(par)
+    check_keys(block, {*own.defaults} - _ONLY_IN_STIR, "map-score has no counterpart of")
+    try:
+        values = own.values({name: block.text(name, default) for name, default in own.defaults.items()})
+    except ValueError as problem:
+        raise ParFileError(f"{block.path}:{block.line}: {problem}") from problem
+    if len(values["noise level"]) > 1:
         raise block.error("noise level", "is a list of noise levels, which STIR's OSMAPOSL goes through: give one")
-    settings: dict[str, Any] = {
-        "penalisation_factor": block.real("penalisation factor"),
-        "sigma": block.real("noise level", 0.3),
-    }
-    if fold(block.text("planes", "auto")) != "auto":
-        settings["planes"] = fold(block.text("planes"))
-    return block.text("model filename"), settings
+    settings = {"penalisation_factor": values["penalisation factor"], "sigma": values["noise level"][0]}
+    return values["model filename"], settings | ({"planes": values["planes"]} if values["planes"] else {})
+
+
+_ONLY_IN_STIR = {
+    "kappa filename", "gradient filename prefix", "intensity scale", "number of subiterations per noise level",
+}  # fmt: skip
+
+
+def _check_model(par: ParFile) -> None:
+    if fold(par.root.text("map model", "additive")) != "additive":
+        raise par.root.error("map model", "weights the prior by the sensitivity: run the file with STIR, or remove it")
 
 
 def anatomical_of(par: ParFile) -> tuple[str | None, float]:
@@ -73,24 +75,7 @@ def anatomical_of(par: ParFile) -> tuple[str | None, float]:
     key = par.prior()
     if key is None or fold(key.value) != "diffusion score":
         return None, 0.0
-    filename, weight = _ANATOMICAL
-    return key.block.text(filename) or None, key.block.real(weight, 0.0)
-
-
-_ANATOMICAL = ("anatomical image filename", "guidance weight")
-
-
-def check_keys(block: ParBlock, known: set[str], complaint: str) -> None:
-    """Refuse keys that are not known, by name and line.
-
-    Raises
-    ------
-    ParFileError
-        For the first of them; keys without a value count as absent, as for STIR.
-    """
-    for key in block.keys:
-        if key.value and key.name not in known:
-            raise ParFileError(f"{block.path}:{key.line}: {complaint} '{key.name} := {key.value}'")
+    return key.block.text("anatomical image filename") or None, key.block.real("guidance weight", 0.0)
 
 
 def _relative_difference(block: ParBlock, geometry: ImageGeometry) -> Penalty:
