@@ -228,10 +228,10 @@ From Attenuation Image
 @pytest.mark.requires_stir
 @pytest.mark.parametrize("keys", ["", "zoom := 1.3", "zoom := 2\n Z zoom := 2\n Z output image size (in pixels) := 4"])
 def test_grid_is_the_one_that_stir_makes(par, keys):
-    from sirf_diffusion.study.sources import StirParSource
+    from sirf_diffusion.interop.stir.par import stir_objective
 
     path = par(("XY output image size (in pixels) := 21", keys))
-    found, expected = acquisition_of(path).geometry, StirParSource(ParRun.of(ParFile.read(path))).geometry
+    found, expected = acquisition_of(path).geometry, stir_objective(ParRun.of(ParFile.read(path)), 1)[0].geometry
     assert found.shape == expected.shape
     assert found.voxel_size == pytest.approx(expected.voxel_size, rel=1e-5)
     assert found.origin == pytest.approx(expected.origin)

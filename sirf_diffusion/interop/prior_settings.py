@@ -20,8 +20,9 @@ from ..priors.late_score import LateScorePenalty
 from ..priors.score import NOISE_LEVEL
 
 if TYPE_CHECKING:
+    from ..geometry.positions import Position
     from ..models import ScoreModel
-    from ..patient import AnatomicalImage, Position
+    from ..patient import AnatomicalImage
 
 
 class AnatomicalSettings:

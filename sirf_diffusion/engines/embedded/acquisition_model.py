@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...geometry.images import ImageGeometry
+from .attenuation import check_attenuation_units
 from .projector import Projector
 
 
@@ -121,15 +122,9 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     Raises
     ------
     ValueError
-        If values are negative, not finite, or so large that they look like 1/m, Hounsfield units or percent.
+        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
-    if not bool(torch.isfinite(mu_image).all()) or float(mu_image.min()) < 0:
-        raise ValueError("mu_image has negative or non-finite values, expected attenuation coefficients in 1/cm")
-    if float(mu_image.max()) > 2.0:
-        raise ValueError(
-            f"mu_image reaches {float(mu_image.max()):g}; in 1/cm water has 0.096 and bone about 0.15 at 511 keV. "
-            "Convert its units"
-        )
+    check_attenuation_units(mu_image, "mu_image")
     # A projection is an integral in mm divided by the voxel size in x.
     cm_per_unit = projector.geometry.voxel_size[2] / 10
     return torch.exp(-cm_per_unit * projector.forward(mu_image))

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from ...files.interfile import read_image, read_projection_data
+from ...files.interfile import read_exam_info, read_image, read_projection_data
 from ...files.parfile import ParBlock, ParFileError, check_keys, fold
 from ...files.parfile.keys import BLOCKS, PROJECTION_DATA
 from ...files.parfile.run import ParRun
@@ -69,6 +69,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
             attenuation=terms.attenuation,
             attenuation_geometry=terms.attenuation_geometry,
             sources=sources | terms.sources,
+            exam=read_exam_info(prompts),
         ),
         initial,
     )

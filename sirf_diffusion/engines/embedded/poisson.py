@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ... import __version__
+from ...geometry.exam import ExamInfo
 from ..objective import EARLY_UPDATES, Evaluation, Objective, ProjectionCounter, kept_early_image
 from .acquisition_model import AcquisitionModel, _select, check_projection_data, largest_num_subsets, subset_views
 
@@ -25,6 +29,10 @@ class PoissonObjective(Objective):
         Measured counts ``y``, shape of the projection data, non-negative, not all zero.
     num_subsets
         Number of subsets of views; divides the number of views.
+    files
+        Names of the files of the data, for records.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
@@ -32,10 +40,19 @@ class PoissonObjective(Objective):
         If the prompts do not fit the model, are negative, not finite, or all zero.
     """
 
-    def __init__(self, model: AcquisitionModel, prompts: Tensor, num_subsets: int = 1) -> None:
+    def __init__(
+        self,
+        model: AcquisitionModel,
+        prompts: Tensor,
+        num_subsets: int = 1,
+        *,
+        files: Mapping[str, str] | None = None,
+        exam: ExamInfo | None = None,
+    ) -> None:
         check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
+        self._files, self._exam = dict(files or {}), exam or ExamInfo()
         subset_views(model.projector.projdata.num_views, None, self.num_subsets)
         self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
@@ -142,6 +159,26 @@ class PoissonObjective(Objective):
         number = largest_num_subsets(self.model.projector.projdata.num_views, EARLY_UPDATES)
         source = self if number == self.num_subsets else PoissonObjective(self.model, self.prompts, number)
         return kept_early_image(self, source)
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """This package's own."""
+        return {"name": "embedded", "version": __version__}
+
+    def describe(self) -> dict[str, Any]:
+        """Files, scanner, counts and image grid."""
+        projdata = self.model.projector.projdata
+        return {
+            "files": self._files,
+            "scanner": projdata.scanner.name,
+            "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)),
+            **super().describe(),
+        }
+
+    def exam_info(self) -> ExamInfo:
+        """That of the prompts."""
+        return self._exam
 
     def _views(self, subset: int | None) -> range | None:
         return subset_views(self.model.projector.projdata.num_views, subset, self.num_subsets)
