@@ -47,7 +47,7 @@ def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations,
     reconstructor = MAPEM(objective, prior, num_iterations)
     x = run(reconstructor)
     assert optimality(objective, prior, x) < 2e-2
-    if prior.explicit:
+    if prior.has_value:
         trace = torch.tensor(reconstructor.record["objective"], dtype=torch.float64)
         kept = trace if name != "rdp" else torch.cummax(trace, 0).values[-20:]
         assert (kept.diff() >= -1e-8 * trace.abs().max()).all()

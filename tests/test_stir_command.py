@@ -211,7 +211,7 @@ def test_a_file_runs_python_only_if_told(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("module", "cls", "arguments", "error"),
     [
-        ("sirf_diffusion.priors", "LateScorePenalty", {"model": "brain-fdg"}, None),
+        ("sirf_diffusion.priors", "QuadraticPenalty", {}, None),
         ("sirf_diffusion.priors", "logging", {}, "has no class"),
         ("sirf_diffusion.cli", "main", {"argv": ["doctor"]}, "anything"),
         ("os", "getcwd", {}, "anything"),

@@ -7,7 +7,8 @@ import logging
 import torch
 from torch import Tensor
 
-from .data import AcquisitionData, ImageData, error
+from .containers import error
+from .data import AcquisitionData, ImageData
 from .objective import PoissonLogLikelihoodWithLinearModelForMeanAndProjData, acquisition_ratio
 
 logger = logging.getLogger(__name__)

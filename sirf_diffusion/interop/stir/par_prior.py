@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
+from ...files.interfile import read_image
 from ...files.parfile import ParBlock, ParFile, ParFileError, check_keys, fold
 from ...geometry.images import ImageGeometry
-from ...priors.base import Penalty
+from ...priors import Penalty, QuadraticPenalty, RelativeDifferencePenalty
 from .blocks import block_of
 
 
@@ -25,14 +23,25 @@ def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
     key = par.prior()
     if key is None:
         raise ParFileError(f"{par.path}: there is no prior to be kept")
-    name = fold(key.value)
-    if name not in _PRIORS:
+    own = {"relative difference prior": {"gamma value", "epsilon value"}, "quadratic": set()}.get(fold(key.value))
+    if own is None:
         raise ParFileError(
             f"{par.path}:{key.line}: prior type '{key.value}' cannot be kept here, only 'Relative Difference Prior' "
             "and 'Quadratic'; run the file with STIR, or leave --keep-prior out to replace the prior"
         )
     _check_model(par)
-    return _PRIORS[name](key.block, geometry)
+    block = key.block
+    check_keys(block, {"penalisation factor", "only 2d", "kappa filename"} | own, "there is no counterpart of")
+    options: dict[str, Any] = {"neighbourhood": "transverse" if block.boolean("only 2D") else "3x3x3"}
+    if filename := block.text("kappa filename"):
+        options["kappa"], found = read_image(filename)
+        if found.shape != geometry.shape:
+            raise block.error("kappa filename", f"has the size {found.shape}, the image {geometry.shape}")
+    factor = block.real("penalisation factor", 0.0)
+    if not own:
+        return QuadraticPenalty(geometry, factor, **options)
+    gamma, epsilon = block.real("gamma value", 2.0), block.real("epsilon value", 0.0)
+    return RelativeDifferencePenalty(geometry, factor, gamma, epsilon, **options)
 
 
 def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
@@ -76,43 +85,3 @@ def anatomical_of(par: ParFile) -> tuple[str | None, float]:
     if key is None or fold(key.value) != "diffusion score":
         return None, 0.0
     return key.block.text("anatomical image filename") or None, key.block.real("guidance weight", 0.0)
-
-
-def _relative_difference(block: ParBlock, geometry: ImageGeometry) -> Penalty:
-    from ...priors import RelativeDifferencePenalty
-
-    options = _shared(block, geometry, {"gamma value", "epsilon value"})
-    gamma, epsilon = block.real("gamma value", 2.0), block.real("epsilon value", 0.0)
-    return RelativeDifferencePenalty(geometry, gamma=gamma, epsilon=epsilon, **options)
-
-
-def _quadratic(block: ParBlock, geometry: ImageGeometry) -> Penalty:
-    from ...priors import QuadraticPenalty
-
-    return QuadraticPenalty(geometry, **_shared(block, geometry, set()))
-
-
-def _shared(block: ParBlock, geometry: ImageGeometry, own: set[str]) -> dict[str, Any]:
-    check_keys(block, {"penalisation factor", "only 2d", "kappa filename"} | own, "there is no counterpart of")
-    return {
-        "penalisation_factor": block.real("penalisation factor", 0.0),
-        "kappa": _kappa(block, geometry),
-        "neighbourhood": "transverse" if block.boolean("only 2D") else "3x3x3",
-    }
-
-
-def _kappa(block: ParBlock, geometry: ImageGeometry) -> Tensor | None:
-    from ...files.interfile import read_image
-
-    if "kappa filename" not in block:
-        return None
-    kappa, found = read_image(block.text("kappa filename"))
-    if found.shape != geometry.shape:
-        raise block.error("kappa filename", f"has the size {found.shape}, the image {geometry.shape}")
-    return kappa
-
-
-_PRIORS: dict[str, Callable[[ParBlock, ImageGeometry], Penalty]] = {
-    "relative difference prior": _relative_difference,
-    "quadratic": _quadratic,
-}

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
-from ...priors import LateScorePenalty
+from ...priors import ScorePenalty
 from . import values
 from .views import TensorPrior, as_tensor
 
@@ -70,7 +70,7 @@ class ScorePriorCallback(TensorPrior):
         self.kappa_filename = kappa_filename
         self.gradient_filename_prefix = gradient_filename_prefix
         self.num_gradients = 0
-        prior = LateScorePenalty(
+        prior = ScorePenalty(
             model, self.noise_levels[0], 1.0, planes=planes, intensity_scale=intensity_scale or None
         )
         super().__init__(prior)
@@ -92,7 +92,7 @@ class ScorePriorCallback(TensorPrior):
         """Read kappa, place the anatomical image and start at the first noise level."""
         self.num_gradients = 0
         self.geometry = geometry
-        self.prior.sigma = self.noise_levels[0]
+        self.prior.noise_level = self.noise_levels[0]
         kappa = self.kappa_filename
         self.prior.set_kappa(values.image("kappa filename", kappa, geometry) if kappa else None)
         self.prior.model.check_anatomical(geometry)
@@ -120,6 +120,6 @@ class ScorePriorCallback(TensorPrior):
         # Curvature is asked for after the gradient of the same subiteration, where it was asked for at all.
         done = self.num_gradients if ahead else max(self.num_gradients - 1, 0)
         level = self.noise_levels[min(done // self.subiterations_per_level, len(self.noise_levels) - 1)]
-        if level != self.prior.sigma:
+        if level != self.prior.noise_level:
             logger.info("subiteration %d: noise level %g", done + 1, level)
-            self.prior.sigma = level
+            self.prior.noise_level = level

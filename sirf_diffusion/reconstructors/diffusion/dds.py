@@ -110,6 +110,8 @@ class AnchoredAscent(DataConsistency):
     def set_up(self, objective: Objective) -> None:
         """Nothing is projected."""
         super().set_up(objective)
+        if self.prior is not None:
+            self.prior.set_up(objective.geometry, objective)
         self.smooth_step = SmoothStep(objective.geometry, self.smoothing)
 
     @property

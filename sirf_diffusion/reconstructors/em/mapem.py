@@ -92,6 +92,12 @@ class MAPEM(Reconstructor):
             "subset_order": list(self.subset_order),
         }
 
+    def set_up(self, initial_image: Any = None) -> None:
+        """Prepare, the prior too: a score prior without an intensity scale takes it from the data."""
+        self.prior.set_up(self.objective.geometry, self.objective)
+        self.settings["prior"] = self.prior.settings
+        super().set_up(initial_image)
+
     def _run(self) -> Tensor:
         iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
         objective_trace: list[float] = []
@@ -118,7 +124,7 @@ class MAPEM(Reconstructor):
         mask = inside(full)
         for _ in range(self.num_iterations):
             target, rho = prior.majoriser(x)
-            penalty = prior.value(x) if prior.explicit and number == 1 else None
+            penalty = prior.value(x) if prior.has_value and number == 1 else None
             log_likelihood: Tensor | None = None
             for _ in range(self.num_inner):
                 for subset in self.subset_order:
