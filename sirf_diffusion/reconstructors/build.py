@@ -46,7 +46,7 @@ def build_reconstructor(
     num_samples, seed
         Of the methods that draw posterior samples.
     subset_order
-        Of ``osem``: order of the subsets.
+        Of ``osem``: order of the subsets; or the `StirUpdates` of a parameter file, which STIR's OSMAPOSL would make.
     prior
         Of ``map-rdp``: another penalty than the settings describe.
     adaptation
@@ -122,7 +122,10 @@ def relative_difference_prior(
 
 def _osem(objective: Objective, model: Any, scale: float, values: dict[str, Any], callbacks: Any) -> Reconstructor:
     from .em.osem import OSEM
+    from .em.osmaposl import OSMAPOSL, StirUpdates
 
+    if isinstance(values.get("subset_order"), StirUpdates):
+        return OSMAPOSL(objective, values["num_iterations"], values["subset_order"], callbacks=callbacks)
     return OSEM(objective, **values, callbacks=callbacks)
 
 

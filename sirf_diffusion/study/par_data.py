@@ -12,6 +12,7 @@ import torch
 from ..engines.embedded.acquisition_model import largest_num_subsets
 from ..files.parfile import ParFile, ParFileError
 from ..files.parfile.run import ParRun
+from ..reconstructors.em.osmaposl import StirUpdates, make_positive
 from .data import Data, data_of
 from .guide import Guide
 
@@ -92,15 +93,16 @@ class ParData:
         ValueError
             If STIR does not accept the file.
         """
-        data, initial, first = self._of_stir() if self.engine == "stir" else self._of_embedded()
+        data, initial = self._of_stir() if self.engine == "stir" else self._of_embedded()
+        if initial is not None and self.run.enforce_positivity:
+            initial = make_positive(initial)
         options: dict[str, Any] = {"initial": initial}
         if self.method == "osem":
-            # As STIR would run the file: its subsets in its order, from its first image.
-            options = {
-                "num_subsets": self.run.num_subsets,
-                "subset_order": self.run.subset_order,
-                "initial": first if initial is None else initial,
-            }
+            # As STIR would run the file.
+            updates = StirUpdates(self.run.subset_order, self.run.first_update, self.run.relative_change)
+            options |= {"num_subsets": self.run.num_subsets, "subset_order": updates}
+        else:
+            self.run.say_osem_only(self.method)
         if self.keep_prior and self.method == "map-rdp":
             from ..interop.stir.par_prior import prior_of
 
@@ -113,11 +115,10 @@ class ParData:
         fate = "none" if prior is None else f"{'kept' if self.keep_prior else 'replaced'}: {prior.value}"
         return {"path": self.path, "text": self.par.text, "prior": fate}
 
-    def _of_stir(self) -> tuple[Data, Any, Any]:
+    def _of_stir(self) -> tuple[Data, Any]:
         from ..interop.stir.par import stir_objective
 
         made, image = stir_objective(self.run, self.run.num_subsets)
-        first = made.to_tensor(image)
         latest = made
 
         def objective(num_subsets: int, device: torch.device) -> Any:
@@ -128,13 +129,13 @@ class ParData:
                 latest, _ = stir_objective(self.run, num_subsets)
             return latest
 
-        return Data(objective, made.geometry), None if self.run.initial_estimate is None else first, first
+        return Data(objective, made.geometry), None if self.run.initial_estimate is None else made.to_tensor(image)
 
     def _num_views(self, objective: Any) -> int:
         stirs = objective.stir_objective
         return int(stirs.get_proj_data().get_num_views()) if hasattr(stirs, "get_proj_data") else self.run.num_subsets
 
-    def _of_embedded(self) -> tuple[Data, Any, Any]:
+    def _of_embedded(self) -> tuple[Data, Any]:
         from ..engines.embedded.par_acquisition import read_acquisition
 
         acquisition, initial = read_acquisition(self.run)
@@ -147,7 +148,7 @@ class ParData:
                 f"({self.run.num_subsets}) does not divide the {num_views} views, which the embedded engine needs; use "
                 "--engine stir, or another number",
             )
-        return data_of(acquisition), initial, torch.ones(acquisition.geometry.shape)
+        return data_of(acquisition), initial
 
 
 def choose_engine(name: str) -> str:

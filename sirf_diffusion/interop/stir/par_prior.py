@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...files.interfile import read_image
-from ...files.parfile import ParBlock, ParFile, ParFileError, check_keys, fold
+from ...files.parfile import ParFile, ParFileError, check_keys, fold
 from ...geometry.images import ImageGeometry
 from ...priors import Penalty, QuadraticPenalty, RelativeDifferencePenalty
 from .blocks import block_of
