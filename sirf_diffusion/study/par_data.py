@@ -12,6 +12,7 @@ import torch
 from ..engines.embedded.acquisition_model import largest_num_subsets
 from ..files.parfile import ParFile, ParFileError
 from ..files.parfile.run import ParRun
+from ..reconstructors.em.osmaposl import StirUpdates, make_positive
 from .data import Data, data_of
 from .guide import Guide
 
@@ -95,15 +96,16 @@ class ParData:
         ValueError
             If STIR does not accept the file.
         """
-        data, initial, first = self._of_stir() if self.engine == "stir" else self._of_embedded()
+        data, initial = self._of_stir() if self.engine == "stir" else self._of_embedded()
+        if initial is not None and self.run.enforce_positivity:
+            initial = make_positive(initial)
         options: dict[str, Any] = {"initial": initial}
         if self.method == "osem":
-            # As STIR would run the file: its subsets in its order, from its first image.
-            options = {
-                "num_subsets": self.run.num_subsets,
-                "subset_order": self.run.subset_order,
-                "initial": first if initial is None else initial,
-            }
+            # As STIR would run the file.
+            updates = StirUpdates(self.run.subset_order, self.run.first_update, self.run.relative_change)
+            options |= {"num_subsets": self.run.num_subsets, "subset_order": updates}
+        else:
+            self.run.say_osem_only(self.method)
         if self.keep_prior and self.method == "map-rdp":
             from ..interop.stir.par_prior import prior_of
 
@@ -116,13 +118,12 @@ class ParData:
         fate = "none" if prior is None else f"{'kept' if self.keep_prior else 'replaced'}: {prior.value}"
         return {"path": self.path, "text": self.par.text, "prior": fate}
 
-    def _of_stir(self) -> tuple[Data, Any, Any]:
+    def _of_stir(self) -> tuple[Data, Any]:
         from ..interop.stir.par import stir_objective
 
         if self.attenuation_in_factors is None:
             self._check_attenuation()
         made, image = stir_objective(self.run, self.run.num_subsets)
-        first = made.to_tensor(image)
         latest = made
 
         def objective(num_subsets: int, device: torch.device) -> Any:
@@ -133,7 +134,7 @@ class ParData:
                 latest, _ = stir_objective(self.run, num_subsets)
             return latest
 
-        return Data(objective, made.geometry), None if self.run.initial_estimate is None else first, first
+        return Data(objective, made.geometry), None if self.run.initial_estimate is None else made.to_tensor(image)
 
     def _check_attenuation(self) -> None:
         """By the embedded engine, which has to be able to read the file."""
@@ -150,13 +151,13 @@ class ParData:
         stirs = objective.stir_objective
         return int(stirs.get_proj_data().get_num_views()) if hasattr(stirs, "get_proj_data") else self.run.num_subsets
 
-    def _of_embedded(self) -> tuple[Data, Any, Any]:
+    def _of_embedded(self) -> tuple[Data, Any]:
         from ..engines.embedded.par_acquisition import read_acquisition
 
         acquisition, initial = read_acquisition(self.run)
         if self.attenuation_in_factors is not None:
             acquisition = replace(acquisition, attenuation_in_factors=self.attenuation_in_factors)
-        return data_of(acquisition), initial, torch.ones(acquisition.geometry.shape)
+        return data_of(acquisition), initial
 
 
 def choose_engine(name: str) -> str:
