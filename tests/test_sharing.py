@@ -13,7 +13,7 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
-from sirf_diffusion.study.shares import share_out
+from sirf_diffusion.study.shares import merge, share_out
 
 UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
 
@@ -78,7 +78,7 @@ def test_costs_add_up(small_acquisition, model, method):
     study = Study(small_acquisition, method, **settings)
     whole = study.run()
     shares = [reconstruct(small_acquisition, method, **settings, members=members) for members in share_out(4, 3)]
-    merged = study.merge(shares[::-1])
+    merged = merge(study, shares[::-1])
     assert torch.allclose(merged.samples, whole.samples, rtol=1e-4, atol=1e-5 * float(whole.image.max()))
     record, apart = whole.record, merged.record
     assert apart["network_evaluations"] == record["network_evaluations"]
@@ -97,7 +97,7 @@ def test_missing_samples_are_not_overlooked(small_acquisition, model):
     options = {"model": str(model), "num_samples": 3, "settings": {"num_steps": 2}}
     share = reconstruct(small_acquisition, "hqs", **options, members=(0, 2))
     with pytest.raises(ValueError, match="samples 0 to 2 once each"):
-        Study(small_acquisition, "hqs", **options).merge([share])
+        merge(Study(small_acquisition, "hqs", **options), [share])
 
 
 def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):

@@ -126,9 +126,9 @@ class ParData:
         made, image = stir_objective(self.run, self.run.num_subsets)
         latest = made
 
-        def objective(num_subsets: int, device: torch.device) -> Any:
+        def objective(num_subsets: int, device: torch.device, exact: bool = False) -> Any:
             nonlocal latest
-            if num_subsets != self.run.num_subsets:  # what the file says is STIR's to judge
+            if not exact and num_subsets != self.run.num_subsets:  # what the file says is STIR's to judge
                 num_subsets = largest_num_subsets(self._num_views(latest), num_subsets)
             if num_subsets != latest.num_subsets:
                 latest, _ = stir_objective(self.run, num_subsets)
