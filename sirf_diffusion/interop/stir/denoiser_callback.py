@@ -22,7 +22,7 @@ class DenoiserCallback:
         Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     noise_level
         Noise relative to the mean activity; 0 estimates it with the model itself, see
-        `sirf_diffusion.models.noise_level.estimate_noise_level`.
+        `sirf_diffusion.models.denoiser.estimate_noise_level`.
     num_steps
         Network evaluations: 1 for the mean of the clean images that may lie behind the noisy one, more for a
         deterministic chain.
