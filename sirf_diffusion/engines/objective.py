@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from .em import early_em_image
 
@@ -73,7 +75,7 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``with_subsets`` and ``early_image``.
+    inherits ``with_subsets``, ``early_image``, and what records say: ``engine``, ``describe`` and ``exam_info``.
     """
 
     geometry: ImageGeometry
@@ -122,6 +124,20 @@ class Objective(Protocol):
             self._early = early_em_image(self.with_subsets(EARLY_UPDATES), EARLY_UPDATES)
         return self._early
 
+    @property
+    def engine(self) -> dict[str, str]:
+        """Name and version of what computes."""
+        return {"name": f"{type(self).__module__}.{type(self).__qualname__}", "version": ""}
+
+    def describe(self) -> dict[str, Any]:
+        """The data behind it, for records: JSON values, the image grid among them."""
+        grid = self.geometry
+        return {"image_shape": grid.shape, "voxel_size_mm": grid.voxel_size, "origin_mm": grid.origin}
+
+    def exam_info(self) -> ExamInfo:
+        """Patient position, time frames, radionuclide and calibration of the data, as far as the engine knows them."""
+        return ExamInfo()
+
 
 @runtime_checkable
 class NativeImages(Protocol):
@@ -136,3 +152,12 @@ class NativeImages(Protocol):
     def to_image(self, x: Tensor) -> Any:
         """A new image of the engine from a tensor ``[z, y, x]``, geometry and patient information as the data's."""
         ...
+
+
+def exam_info_of_written(write: Callable[[str], Any]) -> ExamInfo:
+    """Exam information of an image of STIR, from the header that ``write(file name)`` makes."""
+    from ..files.interfile import read_exam_info
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(f"{folder}/image.hv")
+        return read_exam_info(f"{folder}/image.hv")

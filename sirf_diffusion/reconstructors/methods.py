@@ -15,6 +15,7 @@ from ..engines.objective import Objective
 from .adaptation.ddip import DDIPAdaptation, SteerableAdaptation
 from .adaptation.network_adaptation import NetworkAdaptation
 from .base import Reconstructor
+from .em.osmaposl import OSMAPOSL, StirUpdates
 from .settings import defaults, make, special
 
 _CLASSES = (
@@ -165,7 +166,7 @@ def build_reconstructor(
     num_samples, seed
         Of the methods that draw posterior samples.
     subset_order
-        Of ``osem``: order of the subsets.
+        Of ``osem``: order of the subsets; or the `StirUpdates` of a parameter file, which STIR's OSMAPOSL would make.
     prior
         Of ``map-rdp``: another penalty than the settings describe.
     adaptation
@@ -193,6 +194,8 @@ def build_reconstructor(
         options["intensity_scale"] = intensity_scale
     if unknown := sorted(set(settings) - set(method.settings)):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(method.settings)}")
+    if isinstance(subset_order, StirUpdates):
+        return OSMAPOSL(objective, settings["num_iterations"], subset_order, callbacks=options["callbacks"])
     return method.kind(objective, *([model] if method.uses_model else []), **options)
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...engines.em import checked_order, em_update
-from ...engines.objective import Objective
+from ...engines.objective import Evaluation, Objective
 from ...geometry.checks import check_count, check_finite
 from ..base import Reconstructor
 from ..records import StepRecord
@@ -86,11 +86,14 @@ class OSEM(Reconstructor):
                 if subset is None:
                     before = evaluation.value
                     self._trace.append(float(before))
-                x = em_update(self.objective, x, subset, evaluation=evaluation)
+                x = self._update(x, subset, evaluation)
             check_finite(x, f"the image after epoch {epoch + 1}")
             if self.callbacks and self._notify(self._step(epoch + 1, x, before)):
                 break
         return x
+
+    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation) -> Tensor:
+        return em_update(self.objective, x, subset, evaluation=evaluation)
 
     def _step(self, epoch: int, x: Tensor, before: Tensor | None) -> StepRecord:
         return StepRecord.of_iteration(
