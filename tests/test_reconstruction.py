@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sirf_diffusion.data import load_example
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.storage import DEFAULT_MODEL
 from sirf_diffusion.priors import QuadraticPenalty
@@ -46,7 +47,7 @@ def test_files_acquisition_and_objective_give_one_image(small_acquisition, small
         assert found.record["engine"] == expected.record["engine"]
     assert found.record["engine"]["name"] == "embedded"
     with pytest.raises(TypeError, match="cannot make an objective"):
-        reconstruct("nothing".encode(), "osem")
+        reconstruct(b"nothing", "osem")
 
 
 def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(small_acquisition):
@@ -87,3 +88,28 @@ def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(small_acquisi
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options, words):
     with pytest.raises(ValueError, match=words):
         Study(InterfileData("missing.hs"), **options)
+
+
+@pytest.mark.requires_sirf
+def test_sirfs_objective_tells_engine_and_examination(tmp_path):
+    from sirf_scan import Scan, quiet_sirf
+
+    from sirf_diffusion.engines.sirf.objective import SirfObjective
+
+    folder = load_example("brain2d").folder
+    text = (folder / "prompts.hs").read_text().replace("prompts.s", str(folder / "prompts.s"))
+    lines = "patient orientation := feet_in\npatient rotation := prone\n"
+    text = text.replace("!GENERAL IMAGE DATA :=", lines + "!GENERAL IMAGE DATA :=")
+    frames = "number of time frames := 1\n"
+    frame = frames + "image duration (sec)[1] := 600\nimage relative start time (sec)[1] := 30\n"
+    (tmp_path / "feet.hs").write_text(text.replace(frames, frame))
+    with quiet_sirf() as pet:
+        prompts = pet.AcquisitionData(str(tmp_path / "feet.hs"))
+        template = prompts.create_uniform_image(1.0, (128, 128))
+        model = pet.AcquisitionModelUsingRayTracingMatrix()
+        model.set_up(prompts, template)
+        objective = SirfObjective(Scan(prompts, model, template).objective(pet), prompts, model)
+        result = reconstruct(objective, "osem", settings={"num_iterations": 1})
+    assert result.record["engine"]["name"] == "sirf"
+    assert (result.exam.orientation, result.exam.rotation) == ("feet_in", "prone")
+    assert result.exam.time_frames == ((30.0, 600.0),)

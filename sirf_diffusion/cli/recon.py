@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
     from ..study.guide import Guide
+    from ..study.result import check_writers
 
     calibration = calibration_of(arguments.calibration)
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
@@ -49,8 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
         study.check_shared()
-    if arguments.format != "hv":
-        from ..patient.writing import write_nifti  # noqa: F401  a missing package is said before the computation
+    check_writers(arguments.format, arguments.like)
     folder = OutputFolder(
         arguments.out,
         {
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             **({} if par is None else {"engine": par.engine, "keep_prior": par.keep_prior}),
             **{
                 name: value
-                for name in ("attenuation_in_factors", "calibration")
+                for name in ("attenuation_in_factors", "calibration", "like")
                 if (value := getattr(arguments, name)) is not None
             },
             **({} if arguments.format == "hv" else {"format": arguments.format}),
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = study.run_shared(Execution(arguments.workers, arguments.cluster)) if shared else study.run()
     if arguments.calibration is not None:
         result = result.calibrated(calibration)
-    result.save(folder, arguments.format)
+    result.save(folder, arguments.format, arguments.like)
     if arguments.save_adapter is not None:
         adaptation.save(arguments.save_adapter)
         print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")

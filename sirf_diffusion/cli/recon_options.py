@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.storage import DEFAULT_MODEL
-from ..reconstructors.build import adaptation_for, build_adaptation
-from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES
+from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
 from ..study.guide import TARGETS
 from .command_line import add_machine, add_precision
 
@@ -145,6 +144,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     result.add_argument(
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
+    )
+    result.add_argument(
+        "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study that this series belongs to"
     )
     result.add_argument(
         "--calibration",

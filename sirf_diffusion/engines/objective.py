@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -75,7 +75,7 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``early_image`` and what records say of it: ``engine``, ``describe`` and ``exam_info``.
+    inherits ``with_subsets``, ``early_image``, and what records say: ``engine``, ``describe`` and ``exam_info``.
     """
 
     geometry: ImageGeometry
@@ -111,12 +111,18 @@ class Objective(Protocol):
         """
         ...
 
-    def early_image(self) -> Tensor:
-        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once.
+    def with_subsets(self, num_subsets: int) -> Objective:
+        """The same data in the largest number of subsets up to this one; this objective where they are fixed.
 
-        Its projections are counted as this objective's.
+        Both count their projections together.
         """
-        return kept_early_image(self, self)
+        return self
+
+    def early_image(self) -> Tensor:
+        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once."""
+        if getattr(self, "_early", None) is None:
+            self._early = early_em_image(self.with_subsets(EARLY_UPDATES), EARLY_UPDATES)
+        return self._early
 
     @property
     def engine(self) -> dict[str, str]:
@@ -149,23 +155,9 @@ class NativeImages(Protocol):
 
 
 def exam_info_of_written(write: Callable[[str], Any]) -> ExamInfo:
-    """Exam information of an image of STIR or SIRF, from the header that ``write(file name)`` makes."""
+    """Exam information of an image of STIR, from the header that ``write(file name)`` makes."""
     from ..files.interfile import read_exam_info
 
     with tempfile.TemporaryDirectory() as folder:
         write(f"{folder}/image.hv")
         return read_exam_info(f"{folder}/image.hv")
-
-
-def kept_early_image(objective: Any, source: Objective) -> Tensor:
-    """`Objective.early_image` with the subsets of ``source``, which sees the same data."""
-    if getattr(objective, "_early", None) is None:
-        source.sensitivity()
-        counter, own = source.counter, objective.counter
-        before = replace(counter)
-        objective._early = early_em_image(source, EARLY_UPDATES)
-        if counter is not own:
-            own.forward += counter.forward - before.forward
-            own.back += counter.back - before.back
-            own.seconds += counter.seconds - before.seconds
-    return objective._early

@@ -17,9 +17,8 @@ from ..models.denoiser import Denoiser
 from ..priors import NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty, ScorePenalty
 
 if TYPE_CHECKING:
-    from ..geometry.positions import Position
     from ..models import ScoreModel
-    from ..patient import AnatomicalImage
+    from ..patient import AnatomicalImage, Position
 
 
 class EngineImages:

@@ -361,6 +361,11 @@ class ScoreModel:
         """``"transverse"``, ``"three"``, ``"alternating"`` or ``"volume"``."""
         return "transverse" if self._grid is None else self._grid.planes
 
+    @property
+    def extent(self) -> float | None:
+        """Side of the central square that is covered, mm; None for the whole image."""
+        return None if self._grid is None else self._grid.extent
+
     def planes_for(self, geometry: ImageGeometry, *, sampling: bool = False) -> str:
         """How images of a grid are best seen: volumes in three orientations, which take turns in ``sampling``.
 

@@ -138,7 +138,11 @@ def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
 
 def _read_ecat(path: Path) -> SourceImage:
     """One frame of ECAT7; its axes are the scanner's, as STIR's are."""
-    ecat = optional("nibabel.ecat", "ECAT7")
+    ecat = optional("nibabel", "ECAT7").ecat
+    with path.open("rb") as file:
+        # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
+        if int.from_bytes(file.read(520)[516:], "big") > 2:
+            raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
     try:
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
@@ -194,14 +198,11 @@ def _scanners_place(
 
 def _assumed_affine(letters: str, spacing: list[float], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """The affine of an array whose axes point to these sides of the patient, centred on zero."""
-    directions = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-    rows = [directions.get(letter, (None, 0))[0] for letter in letters.upper()]
-    if sorted(r for r in rows if r is not None) != [0, 1, 2]:
+    sides = ["RLAPSI".find(letter) for letter in letters.upper()]
+    if sorted(side // 2 for side in sides) != [0, 1, 2]:
         raise ValueError(f"--assume must be three letters, one of L R, one of P A, one of S I, found {letters!r}")
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, letter in enumerate(letters.upper()):
-        row, sign = directions[letter]
-        affine[row, axis] = sign * spacing[axis]
-        affine[row, 3] = -sign * spacing[axis] * (shape[axis] - 1) / 2
-    return affine
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, side in enumerate(sides):
+        affine[side // 2, axis] = (1 - 2 * (side % 2)) * spacing[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return LPS_OF_RAS @ affine

@@ -25,14 +25,11 @@ MIN_EXTENT = 40.0
 #: Share of the patient in the fixed image that the moving one must cover: a few voxels in common may well agree.
 MIN_COVERAGE = 0.5
 #: Where the other starts begin: turned about the axes (degrees) and moved (mm).
-_OTHER_STARTS = (((5.0, -5.0, 6.0), (7.0, -6.0, 8.0)), ((-6.0, 5.0, -5.0), (-7.0, 7.0, -6.0)))
-#: Voxel sizes at which the images are compared (fine enough for PET), air kept around the patient, mm.
+_OTHER_STARTS = ((5.0, -5.0, 6.0, 7.0, -6.0, 8.0), (-6.0, 5.0, -5.0, -7.0, 7.0, -6.0))
+#: Voxel sizes at which the images are compared (fine enough for PET), and air kept around the patient, mm.
 _FIXED_SPACING, _MOVING_SPACING, _MARGIN = 4.0, 3.0, 20.0
 #: Centres of mass as near as this are no other start, mm.
 _NEAR = 10.0
-#: Three angles in radians and three shifts in mm, as SimpleITK's Euler transform has them.
-Motion = tuple[float, ...]
-_NO_MOTION: Motion = (0.0,) * 6
 
 
 @dataclass(frozen=True)
@@ -114,10 +111,12 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
         If less than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
     """
     pair = _Pair(fixed, moving)
-    before = pair.information(_NO_MOTION)
-    motion, after = max((pair.optimised(start) for start in pair.starts(before)), key=_information)
-    disturbances = [tuple(map(math.radians, angles)) + shift for angles, shift in _OTHER_STARTS]
-    again = [pair.optimised(tuple(m + d for m, d in zip(motion, by, strict=True)), fine=False) for by in disturbances]
+    before = pair.information(np.zeros(6))
+    starts = [np.zeros(6)] if before is not None else []
+    if before is None or np.linalg.norm(pair.to_moving) >= _NEAR:
+        starts.append(np.concatenate([np.zeros(3), pair.to_moving]))
+    motion, after = max((pair.optimised(start) for start in starts), key=_information)
+    again = [pair.optimised(motion + other, fine=False) for other in _OTHER_STARTS]
     motion, after = max([(motion, after), *again], key=_information)
     if after == -math.inf:
         raise ValueError(
@@ -125,15 +124,10 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
             "attenuation image; align it beforehand"
         )
     if before is not None and after <= before:
-        motion, after = _NO_MOTION, before
-    result = Registration(
-        tuple(math.degrees(v) for v in motion[:3]),
-        tuple(float(v) for v in motion[3:]),
-        pair.centre,
-        before,
-        after,
-        max(float(np.linalg.norm(pair.moved(motion) - pair.moved(other), axis=0).mean()) for other, _ in again),
-    )
+        motion, after = np.zeros(6), before
+    distance = max(np.linalg.norm(pair.moved(motion) - pair.moved(other), axis=0).mean() for other, _ in again)
+    numbers = tuple(float(v) for v in motion)
+    result = Registration(numbers[:3], numbers[3:], pair.centre, before, after, float(distance))
     result = replace(result, warnings=tuple(_doubts(result)))
     logger.info(
         "registration: rotation %s degrees, shift %s mm (x, y, z), mutual information %s -> %.4f, other starts within "
@@ -142,7 +136,7 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
         " ".join(f"{v:.2f}" for v in result.shift_mm),
         "none" if before is None else f"{before:.4f}",
         after,
-        result.disagreement_mm,
+        distance,
     )
     if result.warnings:
         logger.warning("do not trust this registration: %s. Look at report.png", "; ".join(result.warnings))
@@ -151,14 +145,14 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
 
 def rigid_matrix(rotation_deg: Any, shift: Any, centre: Any) -> NDArray[np.float64]:
     """Fixed to moving coordinates ``[4, 4]``: turned by degrees about y, then x, then z (ITK's order), and shifted."""
-    transform = _transform((*(math.radians(v) for v in rotation_deg), *shift), centre)
+    transform = _transform((*rotation_deg, *shift), centre)
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     return matrix
 
 
-def _information(candidate: tuple[Motion, float]) -> float:
+def _information(candidate: tuple[NDArray[np.float64], float]) -> float:
     return candidate[1]
 
 
@@ -182,7 +176,7 @@ def _doubts(result: Registration) -> list[str]:
 
 
 class _Pair:
-    """Two images ready to be compared by SimpleITK."""
+    """Two images ready to be compared by SimpleITK; motions are three angles in degrees and three shifts in mm."""
 
     def __init__(self, fixed: SourceImage, moving: SourceImage) -> None:
         self.sitk = optional("SimpleITK", "registration")
@@ -194,33 +188,24 @@ class _Pair:
         # A few bright voxels (vessels, coils) must not take up most of the histogram.
         values = np.clip(values, *np.quantile(values, (0.001, 0.999))).astype(np.float32)
         self.moving = self._as_itk(values, self.grid)
-        self.moving_centre = _patient(self.grid, values)[0]
+        self.to_moving = np.subtract(_patient(self.grid, values)[0], self.centre)
 
-    def starts(self, before: float | None) -> list[Motion]:
-        """As the files say, and with centres of mass on each other where that is another start."""
-        shift = tuple(m - f for m, f in zip(self.moving_centre, self.centre, strict=True))
-        centred = (0.0, 0.0, 0.0, *shift)
-        if before is None:
-            return [centred]
-        return [_NO_MOTION] if math.hypot(*shift) < _NEAR else [_NO_MOTION, centred]
-
-    def information(self, motion: Motion) -> float | None:
+    def information(self, motion: NDArray[np.float64]) -> float | None:
         """Mutual information in nats; None where less than half of the patient is in the moving image."""
         if share_inside(self.moved(motion), self.grid.affine, self.grid.shape) < MIN_COVERAGE:
             return None
-        method = self._method()
-        method.SetInitialTransform(_transform(motion, self.centre))
+        method = self._method(_transform(motion, self.centre))
         try:
             return -method.MetricEvaluate(self.fixed, self.moving)
         except RuntimeError:
             return None
 
-    def optimised(self, start: Motion, fine: bool = True) -> tuple[Motion, float]:
+    def optimised(self, start: NDArray[np.float64], fine: bool = True) -> tuple[NDArray[np.float64], float]:
         """Motion and mutual information at the end, without the finest resolution if not ``fine``.
 
         Those of ``start`` if the images part on the way; minus infinity if they do not overlap.
         """
-        method, transform = self._method(), _transform(start, self.centre)
+        method = self._method(transform := _transform(start, self.centre))
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=4.0, minStep=0.01, numberOfIterations=120, relaxationFactor=0.5
         )
@@ -228,40 +213,40 @@ class _Pair:
         method.SetShrinkFactorsPerLevel([4, 2, 1] if fine else [4, 2])
         method.SetSmoothingSigmasPerLevel([8.0, 4.0, 0.0] if fine else [8.0, 4.0])
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-        method.SetInitialTransform(transform, inPlace=True)
         try:
             method.Execute(self.fixed, self.moving)
-            end = tuple(transform.GetParameters())
+            found = np.asarray(transform.GetParameters())
+            end = np.concatenate([np.degrees(found[:3]), found[3:]])
         except RuntimeError:
             end = start
         value = self.information(end)
         return end, -math.inf if value is None else value
 
-    def moved(self, motion: Motion) -> NDArray[np.float64]:
+    def moved(self, motion: NDArray[np.float64]) -> NDArray[np.float64]:
         """The patient's points ``[3, n]`` after a motion, LPS mm."""
-        matrix = rigid_matrix([math.degrees(v) for v in motion[:3]], motion[3:], self.centre)
+        matrix = rigid_matrix(motion[:3], motion[3:], self.centre)
         return matrix[:3, :3] @ self.points + matrix[:3, 3:]
 
-    def _method(self) -> Any:
+    def _method(self, transform: Any) -> Any:
         method = self.sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
         method.SetMetricSamplingStrategy(method.NONE)
         method.SetInterpolator(self.sitk.sitkLinear)
+        method.SetInitialTransform(transform, inPlace=True)
         return method
 
     def _as_itk(self, values: NDArray[np.float32], grid: PatientGrid) -> Any:
         image = self.sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
-        spacing = np.asarray(grid.voxel_size)
-        image.SetSpacing([float(v) for v in spacing[::-1]])
-        image.SetOrigin([float(v) for v in grid.first])
-        image.SetDirection((grid.affine[:3, :3] / spacing)[:, ::-1].ravel().tolist())
+        image.SetSpacing(grid.voxel_size[::-1])
+        image.SetOrigin(grid.first)
+        image.SetDirection((grid.affine[:3, :3] / grid.voxel_size)[:, ::-1].ravel().tolist())
         return image
 
 
-def _transform(motion: Motion, centre: Any) -> Any:
+def _transform(motion: Any, centre: Any) -> Any:
     transform = optional("SimpleITK", "registration").Euler3DTransform()
     transform.SetCenter([float(v) for v in centre])
-    transform.SetParameters([float(v) for v in motion])
+    transform.SetParameters([*(math.radians(v) for v in motion[:3]), *(float(v) for v in motion[3:])])
     return transform
 
 
@@ -269,19 +254,19 @@ def _around_the_patient(fixed: SourceImage) -> tuple[PatientGrid, NDArray[np.flo
     """The part of an image that the patient is in, with a margin of air: most of a scanner's view is empty."""
     grid = grid_over(fixed, (_FIXED_SPACING,) * 3)
     values = np.clip(resample(fixed, grid), 0, None)
-    inside = _mask(values)
-    box = []
-    for axis, size in enumerate(values.shape):
-        found = np.flatnonzero(inside.any(axis=tuple(k for k in range(3) if k != axis)))
-        if (extent := (found[-1] + 1 - found[0]) * _FIXED_SPACING) < MIN_EXTENT:
+    inside = np.argwhere(_mask(values))
+    first, last = inside.min(0), inside.max(0) + 1
+    for axis, extent in zip("zyx", (last - first) * _FIXED_SPACING, strict=True):
+        if extent < MIN_EXTENT:
             raise ValueError(
                 f"registration needs at least {MIN_EXTENT:g} mm of the patient along each axis, found {extent:g} mm "
-                f"along {'zyx'[axis]}: give an anatomical image that is aligned already"
+                f"along {axis}: give an anatomical image that is aligned already"
             )
-        margin = round(_MARGIN / _FIXED_SPACING)
-        box.append(slice(max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1 + margin)))
-    values = values[tuple(box)]
-    return grid.cropped(tuple(box)), np.clip(values, 0, np.quantile(values[inside[tuple(box)]], 0.999))
+    bright = np.quantile(values[tuple(inside.T)], 0.999)
+    margin = round(_MARGIN / _FIXED_SPACING)
+    low, high = np.maximum(first - margin, 0), np.minimum(last + margin, values.shape)
+    box = tuple(map(slice, low.tolist(), high.tolist()))
+    return grid.cropped(box), np.clip(values[box], 0, bright)
 
 
 def _mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.outputs import atomic_path
@@ -24,24 +25,29 @@ from .resampling import PatientGrid, grid_points, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
 
+#: What values of a PET image may be, in DICOM's words (0054,1001).
+UNITS = ("BQML", "PROPCNTS", "PROPCPS", "CNTS", "CPS", "GML", "NONE")
 #: DICOM's words for how the patient lies (0018,5100).
-_DICOM_POSITIONS = {
+_POSITIONS = {
     "HFS": ("head_in", "supine"),
     "HFP": ("head_in", "prone"),
     "FFS": ("feet_in", "supine"),
     "FFP": ("feet_in", "prone"),
 }
-#: DICOM's words for what values are (0054,1001).
-UNITS = ("BQML", "PROPCNTS", "PROPCPS", "CNTS", "CPS", "GML", "NONE")
 _PET = "1.2.840.10008.5.1.4.1.1.128"
-#: What is taken from the reference series: the patient, the study, and the tracer if it is of PET.
-_OF_PATIENT = (
+#: What is taken from the reference series: the patient and the study, and of PET the tracer and the scanner.
+_OF_STUDY = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
     "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber",
     "ReferringPhysicianName",
 )  # fmt: skip
-_OF_TRACER = ("RadiopharmaceuticalInformationSequence", "Manufacturer", "ManufacturerModelName")
+_OF_PET = ("RadiopharmaceuticalInformationSequence", "Manufacturer", "ManufacturerModelName")
+#: Must be there, and may be empty.
+_UNKNOWN = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "CorrectedImage", "CollimatorType",
+)  # fmt: skip
 
 
 def write_nifti(
@@ -74,8 +80,8 @@ def write_nifti(
     values = _checked(image, geometry)
     affine = LPS_OF_RAS @ stir_grid(geometry, _position(exam, path)).affine[:, [2, 1, 0, 3]]
     nifti = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)
-    for place in (nifti.set_qform, nifti.set_sform):
-        place(affine, 1)
+    nifti.set_qform(affine, 1)
+    nifti.set_sform(affine, 1)
     nifti.header.set_xyzt_units("mm")
     data = nifti.to_bytes()
     with atomic_path(path) as temporary:
@@ -90,7 +96,6 @@ def write_dicom(
     like: str | os.PathLike[str] | None = None,
     *,
     units: str = "PROPCNTS",
-    description: str = "sirf-diffusion",
 ) -> None:
     """Write an image as a DICOM PET series: a file per plane, 16 bits with a slope of its own, new UIDs.
 
@@ -98,19 +103,15 @@ def write_dicom(
     ----------
     folder
         Made here; must not exist, or be empty.
-    image
-        ``[z, y, x]`` on the grid, finite.
-    geometry
-        Its grid, in STIR's coordinates.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates.
     exam
-        Patient position, time frame, start and radionuclide; the position of ``like``, if nothing else is known.
+        Patient position (else that of ``like``), time frame, start and radionuclide.
     like
-        Folder with a series of the same patient and study, which are taken from it; its tracer too if it is PET, and its
-        frame of reference if the image lies in it. Without it the patient is anonymous.
+        Folder with a series of the same patient: patient and study are taken from it, the tracer if it is of PET, and
+        the frame of reference if the image lies in it. Without it the patient is anonymous.
     units
         What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
-    description
-        Of the series.
 
     Raises
     ------
@@ -129,31 +130,29 @@ def write_dicom(
     reference = None if like is None else read_tags(Path(like))[0][1]
     grid = stir_grid(geometry, _position(exam, folder, reference))
     common = _series_tags(pydicom, exam, grid, reference)
-    common.Units, common.SeriesDescription = units, description
-    if reference is not None and _lies_in(grid, Path(like)):
+    common.Units = units
+    if like is not None and _lies_in(grid, Path(like)):
         common.FrameOfReferenceUID = reference.FrameOfReferenceUID
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        staged = Path(temporary) / folder.name
+        staged = Path(temporary) / "series"
         staged.mkdir()
         for k, plane in enumerate(values):
             _write_plane(pydicom, staged / f"{k + 1:05d}.dcm", common, k, plane, grid)
         os.replace(staged, folder)
 
 
-def _checked(image: Tensor, geometry: ImageGeometry) -> np.ndarray:
+def _checked(image: Tensor, geometry: ImageGeometry) -> NDArray[np.float32]:
     values = image.detach().to("cpu", torch.float32)
-    if tuple(values.shape) != geometry.shape:
-        raise ValueError(f"the image has shape {tuple(values.shape)}, its grid {geometry.shape}")
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the image holds NaN or infinite values")
+    if tuple(values.shape) != geometry.shape or not bool(torch.isfinite(values).all()):
+        raise ValueError(f"a finite image of shape {geometry.shape} is expected, found {tuple(values.shape)} or NaN")
     return np.ascontiguousarray(values.numpy())
 
 
 def _position(exam: ExamInfo | None, path: Path, reference: Any = None) -> Position:
     """Of the exam, else of the reference series, else head first, supine."""
     known = position_of(exam)
-    told = _DICOM_POSITIONS.get(str(reference.get("PatientPosition", ""))) if reference is not None else None
+    told = None if reference is None else _POSITIONS.get(str(reference.get("PatientPosition", "")))
     if known and told and known != told:
         raise ValueError(f"the patient lay {' '.join(known)} in the data, {' '.join(told)} in the reference series")
     if not (known or told):
@@ -163,76 +162,78 @@ def _position(exam: ExamInfo | None, path: Path, reference: Any = None) -> Posit
 
 def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any) -> Any:
     """What all files of the series share."""
-    uid, tags = pydicom.uid.generate_uid, pydicom.Dataset()
-    tags.PatientName = tags.PatientID = tags.PatientBirthDate = tags.PatientSex = ""
-    tags.StudyDate = tags.StudyTime = tags.StudyID = tags.AccessionNumber = tags.ReferringPhysicianName = ""
-    tags.Manufacturer = exam.originating_system
-    tags.StudyInstanceUID, tags.SeriesInstanceUID, tags.FrameOfReferenceUID = uid(), uid(), uid()
-    tags.RadiopharmaceuticalInformationSequence = [_tracer(pydicom, exam)]
-    if reference is not None:
-        for name in (*_OF_PATIENT, *(_OF_TRACER if reference.get("Modality") == "PT" else ())):
-            if name in reference:
-                tags[name] = reference[name]
-    tags.SOPClassUID, tags.Modality = _PET, "PT"
-    tags.ImageType, tags.SeriesType = ["ORIGINAL", "PRIMARY"], ["STATIC", "IMAGE"]
-    tags.SeriesNumber, tags.NumberOfSlices = 1, grid.shape[0]
-    tags.CountsSource, tags.DecayCorrection, tags.CorrectedImage, tags.CollimatorType = "EMISSION", "NONE", "", ""
-    tags.PositionReferenceIndicator = ""
-    tags.PatientPosition = next(word for word, position in _DICOM_POSITIONS.items() if position == grid.position)
+    tags, tracer, nuclide = pydicom.Dataset(), pydicom.Dataset(), exam.radionuclide
+    given = {
+        "Radiopharmaceutical": None if nuclide.name == "unknown" else nuclide.name,
+        "RadionuclideHalfLife": nuclide.half_life,
+        "RadionuclidePositronFraction": nuclide.branching_ratio,
+    }
+    _set(tracer, {name: value for name, value in given.items() if value is not None})
     start, duration = exam.time_frames[0] if exam.time_frames else (0.0, 0.0)
-    tags.FrameReferenceTime, tags.ActualFrameDuration = f"{1000 * start:.10g}", round(1000 * duration)
     begin = exam.start_time and exam.start_time + timedelta(seconds=start)
-    tags.SeriesDate = tags.AcquisitionDate = f"{begin:%Y%m%d}" if begin else ""
-    tags.SeriesTime = tags.AcquisitionTime = f"{begin:%H%M%S}" if begin else ""
-    tags.SamplesPerPixel, tags.PhotometricInterpretation, tags.PixelRepresentation = 1, "MONOCHROME2", 1
-    tags.BitsAllocated, tags.BitsStored, tags.HighBit = 16, 16, 15
-    _, tags.Rows, tags.Columns = grid.shape
-    dz, dy, dx = grid.voxel_size
-    tags.PixelSpacing, tags.SliceThickness = [f"{dy:.10g}", f"{dx:.10g}"], f"{dz:.10g}"
     directions = grid.affine[:3, :3] / grid.voxel_size
-    tags.ImageOrientationPatient = [int(v) for v in (*directions[:, 2], *directions[:, 1])]
+    (num_planes, rows, columns), (dz, dy, dx) = grid.shape, grid.voxel_size
+    _set(tags, dict.fromkeys(_UNKNOWN, ""))
+    _set(tags, {f"{name}InstanceUID": pydicom.uid.generate_uid() for name in ("Study", "Series")})
+    _set(
+        tags,
+        {
+            "FrameOfReferenceUID": pydicom.uid.generate_uid(), "Manufacturer": exam.originating_system,
+            "RadiopharmaceuticalInformationSequence": [tracer], "Modality": "PT",
+            "ImageType": ["ORIGINAL", "PRIMARY"], "SeriesType": ["STATIC", "IMAGE"], "SeriesNumber": 1,
+            "SeriesDescription": "sirf-diffusion", "NumberOfSlices": num_planes, "CountsSource": "EMISSION",
+            "FrameReferenceTime": 1000 * start, "ActualFrameDuration": round(1000 * duration),
+            "DecayCorrection": "NONE",
+            "PatientPosition": next(word for word, position in _POSITIONS.items() if position == grid.position),
+            "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 1,
+            "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "Rows": rows, "Columns": columns,
+            "PixelSpacing": [dy, dx], "SliceThickness": dz,
+            "ImageOrientationPatient": [*directions[:, 2], *directions[:, 1]],
+        },
+    )  # fmt: skip
+    for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
+        _set(tags, {f"{of}{name}": begin.strftime(form) if begin else "" for of in ("Series", "Acquisition")})
+    if reference is not None:
+        for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
+            if name in reference:
+                tags.add(reference[name])
     return tags
 
 
-def _tracer(pydicom: Any, exam: ExamInfo) -> Any:
-    tracer, nuclide = pydicom.Dataset(), exam.radionuclide
-    if nuclide.name != "unknown":
-        tracer.Radiopharmaceutical = nuclide.name
-    for name, value in (
-        ("RadionuclideHalfLife", nuclide.half_life),
-        ("RadionuclidePositronFraction", nuclide.branching_ratio),
-    ):
-        if value is not None:
-            setattr(tracer, name, f"{value:.10g}")
-    return tracer
+def _set(dataset: Any, values: dict[str, Any]) -> None:
+    """Set tags by their keywords; real numbers in the 16 characters that DICOM has for them."""
+
+    def text(value: Any) -> Any:
+        return f"{value:.9e}" if isinstance(value, float) else value
+
+    for name, value in values.items():
+        setattr(dataset, name, [text(v) for v in value] if isinstance(value, list) else text(value))
 
 
 def _lies_in(grid: PatientGrid, like: Path) -> bool:
     """Whether the image lies in the reference series; if not, its frame of reference would be a false claim."""
     affine, shape = geometry_of_series(like)
     share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
-    back = share_inside(grid_points(shape, affine), grid.affine, grid.shape)
-    if max(share, back) >= 0.5:
-        return True
-    logger.warning(
-        "the image lies elsewhere than the series in %s (%.0f %% in common), as STIR counts from the middle of the "
-        "scanner: it gets a frame of reference of its own",
-        like,
-        100 * max(share, back),
-    )
-    return False
+    share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
+    if share < 0.5:
+        logger.warning(
+            "the image lies elsewhere than the series in %s (%.0f %% in common), since STIR counts from the middle of "
+            "the scanner: it gets a frame of reference of its own",
+            like,
+            100 * share,
+        )
+    return share >= 0.5
 
 
-def _write_plane(pydicom: Any, file: Path, common: Any, k: int, plane: np.ndarray, grid: PatientGrid) -> None:
+def _write_plane(pydicom: Any, file: Path, common: Any, k: int, plane: NDArray[np.float32], grid: PatientGrid) -> None:
+    uid = pydicom.uid.generate_uid()
+    slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
     dataset = pydicom.dataset.FileDataset(str(file), common, preamble=b"\0" * 128)
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = _PET
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid()
-    dataset.InstanceNumber = dataset.ImageIndex = k + 1
-    position = (grid.affine @ [k, 0, 0, 1])[:3]
-    dataset.ImagePositionPatient = [f"{v:.10g}" for v in position]
-    slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
-    dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.9e}", 0
+    dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID = _PET, uid
+    _set(dataset, {"SOPClassUID": _PET, "SOPInstanceUID": uid, "InstanceNumber": k + 1, "ImageIndex": k + 1})
+    _set(dataset, {"ImagePositionPatient": list((grid.affine @ [k, 0, 0, 1])[:3])})
+    _set(dataset, {"RescaleSlope": slope, "RescaleIntercept": 0})
     dataset.PixelData = np.round(plane / slope).clip(-32768, 32767).astype("<i2").tobytes()
     dataset.save_as(file, enforce_file_format=True)

@@ -35,7 +35,7 @@ class ParData:
         Run the file's own prior: ``map-rdp`` a relative difference or quadratic prior, ``map-score`` a Diffusion Score
         prior.
     attenuation_in_factors
-        See `sirf_diffusion.engines.embedded.acquisition.Acquisition`; for the embedded engine.
+        See `sirf_diffusion.engines.embedded.acquisition.Acquisition`.
     """
 
     path: str
@@ -46,8 +46,11 @@ class ParData:
 
     def __post_init__(self) -> None:
         self.engine = choose_engine(self.engine)
-        if self.attenuation_in_factors is not None and self.engine == "stir":
-            raise ValueError("--attenuation-in-factors is for the embedded engine: STIR applies what the file says")
+        if self.attenuation_in_factors and self.engine == "stir":
+            raise ValueError(
+                "--attenuation-in-factors yes: STIR applies all that the file says; take the attenuation image out of "
+                "it, or use --engine embedded"
+            )
         self.par = ParFile.read(self.path)
         self.run = ParRun.of(self.par)
         prior = self.par.prior()
@@ -118,6 +121,8 @@ class ParData:
     def _of_stir(self) -> tuple[Data, Any]:
         from ..interop.stir.par import stir_objective
 
+        if self.attenuation_in_factors is None:
+            self._check_attenuation()
         made, image = stir_objective(self.run, self.run.num_subsets)
         latest = made
 
@@ -131,6 +136,17 @@ class ParData:
 
         return Data(objective, made.geometry), None if self.run.initial_estimate is None else made.to_tensor(image)
 
+    def _check_attenuation(self) -> None:
+        """By the embedded engine, which has to be able to read the file."""
+        from ..engines.embedded.par_acquisition import read_acquisition
+
+        try:
+            acquisition, _ = read_acquisition(self.run)
+        except ValueError as problem:
+            logger.info("whether the file gives attenuation twice was not looked at: %s", problem)
+        else:
+            acquisition.check_attenuation()
+
     def _num_views(self, objective: Any) -> int:
         stirs = objective.stir_objective
         return int(stirs.get_proj_data().get_num_views()) if hasattr(stirs, "get_proj_data") else self.run.num_subsets
@@ -141,13 +157,6 @@ class ParData:
         acquisition, initial = read_acquisition(self.run)
         if self.attenuation_in_factors is not None:
             acquisition = replace(acquisition, attenuation_in_factors=self.attenuation_in_factors)
-        num_views = acquisition.projdata.num_views
-        if self.method == "osem" and num_views % self.run.num_subsets:
-            raise self.par.root.error(
-                "number of subsets",
-                f"({self.run.num_subsets}) does not divide the {num_views} views, which the embedded engine needs; use "
-                "--engine stir, or another number",
-            )
         return data_of(acquisition), initial
 
 

@@ -17,10 +17,9 @@ from torch import Tensor
 from ..engines.objective import EARLY_UPDATES, NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
-from ..geometry.checks import check_count
-from ..reconstructors.build import adaptation_for, build_reconstructor
+from ..geometry.checks import check_count, check_seed
 from ..reconstructors.diffusion.chain import posterior_sd
-from ..reconstructors.methods import NUM_SAMPLES, Method, get_method
+from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
 from .data import Data, InterfileData, data_of
 from .execution import Execution
 from .fitness import check_distribution
@@ -121,9 +120,7 @@ class Study:
             raise ValueError(f"{self.method} gives one image, not samples: leave the number of samples out")
         if chosen.samples:
             self._num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
-        check_count("seed", self.seed, 0)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2^63, found {self.seed}")
+        check_seed("seed", self.seed)
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
@@ -265,7 +262,7 @@ class Study:
     def _early(self) -> _Early:
         """A few OSEM updates: a first image, the intensity scale, and the truth's likelihood if it is needed."""
         from ..models import intensity_scale
-        from ..reconstructors.diffusion.split_half import truth_log_likelihood
+        from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
 
         objective = self._data.objective(EARLY_UPDATES, self._device)
         objective.sensitivity()

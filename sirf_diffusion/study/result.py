@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class Reconstruction:
             exam=replace(self.exam, calibration_factor=1.0),
         )
 
-    def save(self, folder: OutputFolder, image_format: str = "hv") -> None:
+    def save(self, folder: OutputFolder, image_format: str = "hv", like: str | os.PathLike[str] | None = None) -> None:
         """Write image, report and record, and of a method that samples, the samples and their standard deviation.
 
         Parameters
@@ -86,13 +87,21 @@ class Reconstruction:
         image_format
             ``"hv"`` (Interfile), ``"nifti"`` (``.nii.gz``, in the scanner's coordinates as the patient lay) or
             ``"both"``.
+        like
+            A DICOM series of the same patient and study: the image is written as a series of that study too.
         """
+        check_writers(image_format, like)
         with folder.staged(self.record) as staging:
             self._write_image(staging / "reconstruction", self.image, image_format)
             if self.uncertainty is not None:
                 self._write_image(staging / "uncertainty", self.uncertainty, image_format)
             if self.samples is not None:
                 self._write_samples(staging / "samples.h5")
+            if like is not None:
+                from ..patient.writing import write_dicom
+
+                units = "BQML" if self.record.get("unit") == "Bq/ml" else "PROPCNTS"
+                write_dicom(staging / "dicom", self.image, self.geometry, self.exam, like, units=units)
             check = self.record["distribution"]
             known = "" if check is None else "\n" + textwrap.fill(check["message"], 90)
             report_figure(
@@ -108,8 +117,6 @@ class Reconstruction:
     def _write_image(self, stem: Path, image: Tensor, image_format: str) -> None:
         from ..files.interfile import write_image
 
-        if image_format not in FORMATS:
-            raise ValueError(f"the format of images must be one of {', '.join(FORMATS)}, found {image_format!r}")
         if image_format != "nifti":
             write_image(stem.with_suffix(".hv"), image, self.geometry, exam=self.exam)
         if image_format != "hv":
@@ -131,3 +138,25 @@ class Reconstruction:
             data.attrs["patient_position"] = (self.exam.orientation, self.exam.rotation)
             data.attrs["time_frames_s"] = self.exam.time_frames
             data.attrs["radionuclide"] = self.exam.radionuclide.name
+
+
+def check_writers(image_format: str, like: str | os.PathLike[str] | None = None) -> None:
+    """Whether `Reconstruction.save` will be able to write so, before anything is computed.
+
+    Raises
+    ------
+    ImportError
+        If a package is missing.
+    ValueError
+        For an unknown format, or a reference series that cannot be read.
+    """
+    from ..patient.dicom import read_tags
+    from ..patient.image import optional
+
+    if image_format not in FORMATS:
+        raise ValueError(f"the format of images must be one of {', '.join(FORMATS)}, found {image_format!r}")
+    if image_format != "hv":
+        optional("nibabel", "NIfTI")
+    if like is not None:
+        optional("pydicom", "DICOM")
+        read_tags(Path(like))

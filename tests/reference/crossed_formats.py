@@ -38,9 +38,7 @@ Image = tuple[np.ndarray, np.ndarray]
 def phantom(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     """Values at the voxels of a grid, LPS mm."""
     points = np.einsum("ab,b...->a...", affine[:3], np.stack([*np.indices(shape), np.ones(shape)]))
-    return sum(
-        h * np.exp(-sum((p - m) ** 2 for p, m in zip(points, c, strict=True)) / (2 * w**2)) for c, w, h in BLOBS
-    )
+    return sum(h * np.exp(-sum((p - m) ** 2 for p, m in zip(points, c, strict=True)) / (2 * w**2)) for c, w, h in BLOBS)
 
 
 def by_us(path: Path) -> Image:
@@ -109,7 +107,14 @@ def pairs(folder: Path, nifti: Path, dicom: Path) -> Iterator[tuple[str, Callabl
             "DICOM: plastimatch -> this program",
             lambda: by_us(
                 converted(
-                    "plastimatch", "convert", "--input", dicom, "--output-dicom", "out", pattern="out", folder=folder / "p"
+                    "plastimatch",
+                    "convert",
+                    "--input",
+                    dicom,
+                    "--output-dicom",
+                    "out",
+                    pattern="out",
+                    folder=folder / "p",
                 )
             ),
         )
@@ -120,7 +125,18 @@ def pairs(folder: Path, nifti: Path, dicom: Path) -> Iterator[tuple[str, Callabl
                 f"NIfTI: this program -> (X)MedCon ({kind}) -> this program",
                 lambda kind=kind, pattern=pattern, out=out: by_us(
                     converted(
-                        "medcon", "-w", "-f", nifti, "-c", kind, "-n", "-qs", "-o", out / "x", pattern=pattern, folder=out
+                        "medcon",
+                        "-w",
+                        "-f",
+                        nifti,
+                        "-c",
+                        kind,
+                        "-n",
+                        "-qs",
+                        "-o",
+                        out / "x",
+                        pattern=pattern,
+                        folder=out,
                     )
                 ),
             )

@@ -14,11 +14,9 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
+from .attenuation import check_attenuation_units
 
 logger = logging.getLogger(__name__)
-
-#: Variances of log attenuation, among all bins and over views, below which its power in the factors cannot be told.
-_LEAST_VARIANCE, _LEAST_OVER_VIEWS = 0.04, 1e-4
 
 PathLike = str | os.PathLike[str]
 
@@ -49,6 +47,8 @@ class Acquisition:
     attenuation_in_factors
         Whether ``multiplicative`` holds attenuation already; then that of the image is not applied again. None: it
         must not, which is checked with the data's own evidence.
+    related_views
+        How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
     sources
         File names for messages and for the record, by the names of the fields above.
     exam
@@ -68,6 +68,7 @@ class Acquisition:
     attenuation: Tensor | None = None
     attenuation_geometry: ImageGeometry | None = None
     attenuation_in_factors: bool | None = None
+    related_views: int = 4
     sources: dict[str, str] = field(default_factory=dict)
     exam: ExamInfo = field(default_factory=ExamInfo)
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -167,20 +168,32 @@ class Acquisition:
         from .acquisition_model import AcquisitionModel, attenuation_factors
         from .projector import Projector
 
-        projector = Projector(self.geometry, self.projdata, device)
+        projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
         if self.attenuation is not None and self._applies_attenuation(factors):
             same = self.attenuation_geometry == self.geometry
             mu_projector = projector if same else Projector(self.attenuation_geometry, self.projdata, device)
-            try:
-                attenuating = attenuation_factors(self.attenuation.to(device), mu_projector)
-            except ValueError as error:
-                raise AcquisitionError(f"{self._name('attenuation')}: {error}") from error
+            attenuating = attenuation_factors(self.attenuation.to(device), mu_projector)
             if factors is not None and self.attenuation_in_factors is None:
                 self._check_given_once(factors, attenuating)
             factors = attenuating if factors is None else factors * attenuating
         additive = None if self.additive is None else self.additive.to(device)
         return AcquisitionModel(projector, multiplicative_factors=factors, additive_term=additive)
+
+    def check_attenuation(self) -> None:
+        """Whether attenuation seems to be given twice, as when the objective is made; costs a projection.
+
+        Raises
+        ------
+        AcquisitionError
+            If so, and `attenuation_in_factors` does not say that all is well.
+        """
+        from .acquisition_model import attenuation_factors
+        from .projector import Projector
+
+        if None not in (self.multiplicative, self.attenuation) and self.attenuation_in_factors is None:
+            projector = Projector(self.attenuation_geometry, self.projdata)
+            self._check_given_once(self.multiplicative, attenuation_factors(self.attenuation, projector))
 
     def _applies_attenuation(self, factors: Tensor | None) -> bool:
         if not self.attenuation_in_factors:
@@ -194,8 +207,9 @@ class Acquisition:
         return False
 
     def _check_given_once(self, factors: Tensor, attenuating: Tensor) -> None:
-        power = power_of_attenuation(factors, attenuating)
-        if power is None or abs(power) <= 0.5:
+        power, error = power_of_attenuation(factors, attenuating)
+        # 1 must be e^3 times as likely as 0 (or -1).
+        if abs(power) <= 0.5 + 3 * error**2:
             return
         factors_file, image = self._name("multiplicative"), self._name("attenuation")
         if power < 0:
@@ -241,15 +255,17 @@ class Acquisition:
     def _check_attenuation(self) -> None:
         if self.attenuation_geometry is None or tuple(self.attenuation.shape) != self.attenuation_geometry.shape:
             raise AcquisitionError(f"{self._name('attenuation')}: the image needs its own grid, attenuation_geometry")
-        self._check_values("attenuation", self.attenuation, "attenuation coefficients in 1/cm")
+        try:
+            check_attenuation_units(self.attenuation, self._name("attenuation"))
+        except ValueError as error:
+            raise AcquisitionError(str(error)) from error
 
 
-def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> float | None:
-    r"""Power of the attenuation in multiplicative factors: the slope of :math:`\log m` against :math:`\log e^{-G \mu}`.
+def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:
+    r"""Power of the attenuation in multiplicative factors: ``p`` of the fit :math:`\log m = p \log a + c_0 + c_2 r^2 + c_4 r^4`.
 
-    About 1 if they hold attenuation, about 0 if they do not, about -1 if they are its correction. Efficiencies depend
-    on the tangential position, as attenuation does: the variation over views alone is looked at, unless the object is
-    round and there is too little of it.
+    About 1 if they hold attenuation ``a``, about 0 if they do not, about -1 if they are its correction. The terms in
+    the distance ``r`` from the axis are for efficiencies, which depend on it as attenuation does.
 
     Parameters
     ----------
@@ -259,18 +275,19 @@ def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> float | None:
 
     Returns
     -------
-    float or None
-        None if there is too little attenuation to tell.
+    tuple
+        The power and its standard error; infinite without any attenuation.
     """
     alive = factors > 1e-6 * factors[factors > 0].median()
-    weights = alive.double()
-    x, y = (torch.where(alive, v.clamp_min(1e-30), 1.0).double().log() for v in (attenuating, factors))
-    for axes, least in (((1,), _LEAST_OVER_VIEWS), ((0, 1, 2), _LEAST_VARIANCE)):
-        number = weights.sum(axes, keepdim=True).clamp_min(1)
-        dx, dy = (weights * (v - (weights * v).sum(axes, keepdim=True) / number) for v in (x, y))
-        if float(dx.square().sum() / weights.sum()) >= least:
-            return float((dx * dy).sum() / dx.square().sum())
-    return None
+    r = torch.linspace(-1, 1, factors.shape[2], dtype=torch.float64, device=factors.device).expand(factors.shape)[alive]
+    x, y = attenuating[alive].clamp_min(1e-30).double().log(), factors[alive].double().log()
+    columns = torch.stack((x, torch.ones_like(r), r**2, r**4), 1)
+    normal = columns.T @ columns
+    inverse = torch.linalg.pinv(normal, hermitian=True)
+    fit = inverse @ (columns.T @ y)
+    if float(inverse[0, 0]) <= 0:
+        return 0.0, math.inf
+    return float(fit[0]), float(((y - columns @ fit).square().mean() * inverse[0, 0]).sqrt())
 
 
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:

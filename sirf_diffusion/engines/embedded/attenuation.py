@@ -40,6 +40,6 @@ def check_attenuation_units(image: Tensor, name: str = "the attenuation image") 
     dense = float(torch.kthvalue(tissue, max(1, round(0.99 * tissue.numel()))).values)
     if dense < _LEAST:
         raise ValueError(
-            f"{name} looks like 1/mm: 99 of 100 voxels that are not air have less than {dense:.3g}; {expected}. If it is "
-            "in 1/mm, multiply it by 10"
+            f"{name} looks like 1/mm: 99 of 100 voxels that are not air are below {dense:.3g}; {expected}. If it is in "
+            "1/mm, multiply it by 10"
         )

@@ -44,6 +44,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     if block.name != f"{PROJECTION_DATA} parameters":
         raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} '{block.name}'; {_ADVICE}")
     _check_objective(block, run.num_subsets)
+    related_views = _read_projector_pair(block)
     prompts = _required(block, "input file")
     counts, projdata = read_projection_data(prompts)
     _check_segments(block, projdata)
@@ -68,6 +69,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
             additive=values,
             attenuation=terms.attenuation,
             attenuation_geometry=terms.attenuation_geometry,
+            related_views=related_views,
             sources=sources | terms.sources,
             exam=read_exam_info(prompts),
         ),
@@ -127,7 +129,7 @@ class _Normalisation:
             raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} a second attenuation image; add the two up")
         kind, projector = block.object("forward projector type")
         if kind == "matrix" and projector is not None:
-            _check_ray_tracing(projector)
+            _read_ray_tracing(projector)
         elif kind not in ("", "ray tracing"):
             raise block.error(
                 "forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}"
@@ -153,15 +155,19 @@ def _check_objective(block: ParBlock, num_subsets: int) -> None:
         raise block.error(
             stored[0], "is not read, the embedded engine computes its own: set 'recompute sensitivity := 1'"
         )
+
+
+def _read_projector_pair(block: ParBlock) -> int:
+    """How many views share a subset by the symmetries of the file's projector."""
     kind, pair = block.object("projector pair type")
     if kind != "matrix" or pair is None:
         found = kind or "not given: STIR then takes a forward projector that is no adjoint of the back projector"
         raise block.error("projector pair type", f"must be Matrix, found {found}; {_ADVICE}")
-    _check_ray_tracing(pair)
+    return _read_ray_tracing(pair)
 
 
-def _check_ray_tracing(block: ParBlock) -> None:
-    """Accept a block with ``Matrix type := Ray Tracing``.
+def _read_ray_tracing(block: ParBlock) -> int:
+    """Accept a block with ``Matrix type := Ray Tracing``; gives the number of views that share a subset.
 
     The embedded engine integrates over the width of each bin, which is STIR's limit for many rays. A file that asks for
     fewer than 10 gets a warning: on a slice with pixels as wide as the bins, two epochs of OSEM with STIR differed from
@@ -171,7 +177,7 @@ def _check_ray_tracing(block: ParBlock) -> None:
     kind, matrix = block.object("matrix type")
     if kind != "ray tracing" or matrix is None:
         raise block.error("matrix type", f"must be Ray Tracing, found {kind or 'none'}; {_ADVICE}")
-    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE}, _REFUSAL)
+    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE, *_RELATED_VIEWS}, _REFUSAL)
     for name, expected in _MUST_BE.items():
         if matrix.boolean(name, expected) != expected:
             raise matrix.error(name, f"must be {int(expected)}; {_ADVICE}")
@@ -183,6 +189,7 @@ def _check_ray_tracing(block: ParBlock) -> None:
             matrix.line,
             num_rays,
         )
+    return next((number for name, number in _RELATED_VIEWS.items() if matrix.boolean(name, True)), 1)
 
 
 def _check_segments(block: ParBlock, projdata: ProjDataGeometry) -> None:
@@ -228,7 +235,8 @@ def _required(block: ParBlock, name: str) -> str:
 
 
 _MUST_BE = {"restrict to cylindrical fov": True, "use actual detector boundaries": False}
+_RELATED_VIEWS = {"do symmetry 90degrees min phi": 4, "do symmetry 180degrees min phi": 2}
 _OF_NO_EFFECT = {
-    "do symmetry 90degrees min phi", "do symmetry 180degrees min phi", "do symmetry swap segment",
-    "do symmetry swap s", "do symmetry shift z", "disable caching", "store only basic bins in cache",
+    "do symmetry swap segment", "do symmetry swap s", "do symmetry shift z", "disable caching",
+    "store only basic bins in cache",
 }  # fmt: skip

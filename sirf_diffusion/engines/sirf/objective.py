@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
-from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
+from ..objective import Evaluation, Objective, ProjectionCounter
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
-from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
+from .inspection import exam_info_of, is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +200,8 @@ class SirfObjective(Objective):
         return {"name": "sirf", "version": str(__version__)}
 
     def exam_info(self) -> ExamInfo:
-        """That of the image that ``obj`` was set up with, as SIRF writes it."""
-        return exam_info_of_written(self._template.write)
+        """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""
+        return exam_info_of((self._template if self._data is None else self._data.prompts).get_info())
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""

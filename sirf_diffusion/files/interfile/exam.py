@@ -48,7 +48,7 @@ def exam_of(header: Header) -> ExamInfo:
         rotation=header.choice("patient rotation", ROTATIONS, "unknown"),
         modality=_MODALITIES.get(standardise(header.text("imaging modality", "")), "unknown"),
         originating_system=header.text("originating system", ""),
-        time_frames=tuple(frames) if any(duration > 0 for _, duration in frames) else (),
+        time_frames=tuple(frames) if any(start or duration for start, duration in frames) else (),
         start_time=_start_time(header),
         radionuclide=nuclide,
         calibration_factor=_positive(header.number("calibration factor", -1.0)),

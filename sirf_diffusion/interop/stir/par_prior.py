@@ -65,7 +65,7 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
         raise ParFileError(f"{block.path}:{block.line}: {problem}") from problem
     if len(values["noise level"]) > 1:
         raise block.error("noise level", "is a list of noise levels, which STIR's OSMAPOSL goes through: give one")
-    settings = {"penalisation_factor": values["penalisation factor"], "sigma": values["noise level"][0]}
+    settings = {"penalisation_factor": values["penalisation factor"], "noise_level": values["noise level"][0]}
     return values["model filename"], settings | ({"planes": values["planes"]} if values["planes"] else {})
 
 

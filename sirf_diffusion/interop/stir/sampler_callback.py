@@ -78,7 +78,7 @@ class SamplerCallback:
         self.model = model
         self.num_steps = num_steps
         self.eta = eta
-        self.times = reverse_times(model.schedule, num_steps, float(model.schedule.t_of_sigma(final_noise_level)), "t")
+        self.times = reverse_times(model.schedule, num_steps, final_noise_level)
         self.planes = planes
         self.intensity_scale = intensity_scale
         self.anchor_strength = anchor_strength

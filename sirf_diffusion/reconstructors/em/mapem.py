@@ -49,6 +49,8 @@ class MAPEM(Reconstructor):
     callbacks
         Called once per iteration.
 
+    The starting image, unless given to ``set_up``, is the objective's early OSEM image.
+
     Notes
     -----
     With subsets, the closed form ends in a limit cycle around the optimum, as OSEM does; use one subset for an exact
@@ -97,6 +99,10 @@ class MAPEM(Reconstructor):
         self.prior.set_up(self.objective.geometry, self.objective)
         self.settings["prior"] = self.prior.settings
         super().set_up(initial_image)
+
+    def _default_image(self) -> Tensor:
+        # Nearer to the optimum than a uniform image by many iterations.
+        return self.objective.early_image()
 
     def _run(self) -> Tensor:
         iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Evaluation, Objective
-from ..base import check_finite
+from ...geometry.checks import check_finite
 from ..records import StepRecord
 from .osem import OSEM
 
