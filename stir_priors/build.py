@@ -48,13 +48,7 @@ class Build:
         return self.folder / f"_shim{sysconfig.get_config_var('EXT_SUFFIX')}"
 
     def program(self, name: str) -> Path:
-        """Path of ``OSMAPOSL``, ``OSSPS`` or ``postfilter``.
-
-        Raises
-        ------
-        ShimError
-            If the program was not built, because Python's library is missing.
-        """
+        """Path of ``OSMAPOSL``, ``OSSPS`` or ``postfilter``; ShimError if it was not built."""
         path = self.folder / name
         if name not in PROGRAMS:
             raise ShimError(f"there is no program {name!r}: expected one of {', '.join(PROGRAMS)}")
@@ -64,17 +58,10 @@ class Build:
 
 
 def build(stir_dir: str | os.PathLike[str] | None = None, *, force: bool = False) -> Path:
-    """Compile against an installed STIR unless that is done already; the folder with the module and the programs.
+    """Compile against an installed STIR unless that is done already (or ``force``); the folder with the products.
 
-    Takes a minute or two, and pybind11 and CMake from pip (``pip install "sirf-diffusion[stir]"``).
-
-    Parameters
-    ----------
-    stir_dir
-        Folder of ``STIRConfig.cmake``, or the prefix that STIR is installed in; searched for if omitted, see
-        `find_stir`.
-    force
-        Compile even if the cache has it.
+    Takes a minute or two, and pybind11 and CMake from pip (``pip install "sirf-diffusion[stir]"``). ``stir_dir`` is the
+    folder of ``STIRConfig.cmake``, or the prefix that STIR is installed in; searched for if omitted, see `find_stir`.
 
     Raises
     ------
@@ -84,7 +71,7 @@ def build(stir_dir: str | os.PathLike[str] | None = None, *, force: bool = False
     config = find_stir(stir_dir)
     version = stir_version(config)
     check_stir(config, version)
-    target = cache_root() / f"stir-{version}-{_python_tag()}-{_fingerprint(config)}"
+    target = cache_root() / f"stir-{version}-{sys.implementation.cache_tag}-{_fingerprint(config)}"
     if target.is_dir() and not force:
         return target
     tools = _tools()
@@ -93,7 +80,7 @@ def build(stir_dir: str | os.PathLike[str] | None = None, *, force: bool = False
         scratch, made = Path(name, "cmake"), Path(name, "made")
         log = target.parent / f"{target.name}.log"
         logger.info("compiling the shim for STIR %s (%s); log: %s", version, config, log)
-        _compile(scratch, config, tools, log)
+        _compile(scratch, config, *tools, log)
         made.mkdir()
         for product in (f"_shim{sysconfig.get_config_var('EXT_SUFFIX')}", *PROGRAMS):
             if (scratch / product).is_file():
@@ -122,7 +109,7 @@ def build_if_possible() -> Path | None:
 def find_builds() -> list[Build]:
     """Builds of the present sources for this Python, newest first."""
     found = []
-    for path in cache_root().glob(f"stir-*-{_python_tag()}-*/build.json"):
+    for path in cache_root().glob(f"stir-*-{sys.implementation.cache_tag}-*/build.json"):
         about = json.loads(path.read_text(encoding="utf-8"))
         item = Build(path.parent, about["stir_version"], about["stir_dir"], about["python"])
         if path.parent.name.endswith(_fingerprint(Path(item.stir_dir))) and item.module.is_file():
@@ -137,15 +124,10 @@ def cache_root() -> Path:
 
 
 def find_stir(stir_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of ``STIRConfig.cmake``.
+    """Folder of ``STIRConfig.cmake``; ShimError if it is nowhere, or not where the argument or ``STIR_DIR`` says.
 
     Looked for in: the argument; the environment variable ``STIR_DIR``; around the ``stir`` and ``sirf`` modules; the
     conda environment; ``/usr/local`` and ``/usr``; around the STIR programs on ``PATH``.
-
-    Raises
-    ------
-    ShimError
-        If it is nowhere, or not where the argument or ``STIR_DIR`` says.
     """
     for given, origin in ((stir_dir, "the argument"), (os.environ.get("STIR_DIR"), "STIR_DIR")):
         if given:
@@ -214,13 +196,8 @@ def _prefixes() -> Iterator[Path]:
         yield Path(program).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class _Tools:
-    cmake: str
-    ninja: str | None
-
-
-def _tools() -> _Tools:
+def _tools() -> tuple[str, str | None]:
+    """CMake and Ninja, if that is there; `ShimError` if something is missing."""
     advice = 'pip install "sirf-diffusion[stir]"'
     if importlib.util.find_spec("pybind11") is None:
         raise ShimError(f"pybind11 is missing: {advice}")
@@ -233,7 +210,7 @@ def _tools() -> _Tools:
         raise ShimError(f"{what}: install one (apt install g++, or conda install -c conda-forge cxx-compiler)")
     if ninja is None and shutil.which("make") is None:
         raise ShimError(f"neither ninja nor make is there: {advice}")
-    return _Tools(cmake, ninja)
+    return cmake, ninja
 
 
 def _which(name: str) -> str | None:
@@ -241,13 +218,13 @@ def _which(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
-def _compile(scratch: Path, config: Path, tools: _Tools, log: Path) -> None:
-    configure = [tools.cmake, "-S", str(SOURCES), "-B", str(scratch), "-DCMAKE_BUILD_TYPE=Release"]
+def _compile(scratch: Path, config: Path, cmake: str, ninja: str | None, log: Path) -> None:
+    configure = [cmake, "-S", str(SOURCES), "-B", str(scratch), "-DCMAKE_BUILD_TYPE=Release"]
     configure += [f"-DSTIR_DIR={config}", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"] if tools.ninja else ["-G", "Unix Makefiles"]
+    configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "1")
     with log.open("w", encoding="utf-8") as stream:
-        for command in (configure, [tools.cmake, "--build", str(scratch), "--parallel", jobs]):
+        for command in (configure, [cmake, "--build", str(scratch), "--parallel", jobs]):
             result = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
             if result.returncode != 0:
                 stream.flush()
@@ -263,10 +240,6 @@ def _explain(log: Path, compiling: bool) -> str:
             f"with -DCMAKE_POSITION_INDEPENDENT_CODE=ON. Log: {log}"
         )
     return f"{'compiling' if compiling else 'configuring'} the shim failed; the end of {log}:\n{end}"
-
-
-def _python_tag() -> str:
-    return sys.implementation.cache_tag
 
 
 def _fingerprint(config: Path) -> str:

@@ -31,11 +31,7 @@ def load(path: str | os.PathLike[str] | None = None) -> ModuleType:
 
     Works with STIR-Python (``stir``) and SIRF (``sirf.STIR``), imported before or not; if neither is, the one that is
     installed gets imported. Calling it again does nothing. Nothing is compiled here: ``stir-diffusion build`` does.
-
-    Parameters
-    ----------
-    path
-        File of the compiled module; by default the one in the cache that was built for this STIR.
+    ``path`` is the file of the module; by default the one in the cache that was built for this STIR.
 
     Raises
     ------

@@ -116,3 +116,28 @@ def small_acquisition(small_scan):
 
     files = {name: getattr(small_scan, f"{name}_hs") for name in ("multiplicative", "additive")}
     return Acquisition.from_files(small_scan.prompts_hs, **files, attenuation=small_scan.mu_hv)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory):
+    """A small acquisition simulated with STIR-Python, see ``stir_shim_scan.py``."""
+    from stir_shim_scan import simulate
+
+    return simulate(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def stir():
+    """STIR-Python with this package's priors and filters, silent; parameter files may run Python."""
+    import stir_priors
+    from sirf_diffusion.interop.stir.python_blocks import ALLOW
+
+    stir_priors.load()
+    import stir
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALLOW, "1")
+        before = stir.Verbosity.get()
+        stir.Verbosity.set(0)
+        yield stir
+        stir.Verbosity.set(before)

@@ -14,6 +14,7 @@ import torch
 
 from sirf_diffusion.files.interfile import read_image, write_image
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.stir.python_blocks import ALLOW
 
 SIZE = 48
 VOXEL = 5.0
@@ -78,6 +79,13 @@ END :=
         path.write_text(text)
         return path
 
+    def run(self, name: str, prior: str = "", *, algorithm: str = "OSMAPOSL", subiterations: int = 8, **options):
+        """Write ``<name>.par``, let the compiled program run it, and give its last image."""
+        par = self.par(name, prior, algorithm=algorithm, subiterations=subiterations, **options)
+        ran = run_program(algorithm, par, cwd=self.folder)
+        assert ran.returncode == 0, ran.output
+        return self.image(f"{name}_{subiterations}")
+
     def image(self, name: str) -> np.ndarray:
         """The image of a file ``<name>.hv``."""
         return read_image(self.folder / f"{name}.hv")[0].numpy()
@@ -128,9 +136,9 @@ class Ran:
 
 
 def environment() -> dict[str, str]:
-    """Environment of a child process that finds this checkout, its tests, and the modules that this process found."""
+    """Environment of a child that finds this checkout, its tests and our modules, and may run Python in files."""
     paths = [str(_HERE.parent), str(_HERE), *(p for p in sys.path if p)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1", ALLOW: "1"}
 
 
 def run_program(name: str, *arguments: object, cwd: Path, timeout: float = 120) -> Ran:

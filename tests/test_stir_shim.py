@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from stir_shim_blocks import prior, processor, python, stock
-from stir_shim_scan import Scan, relative, run_program, run_python, simulate
+from stir_shim_scan import relative, run_program, run_python
 
 import stir_priors
-from sirf_diffusion.interop.stir.blocks import DATA_PROCESSORS, PRIORS
-from sirf_diffusion.priors import RelativeDifferencePenalty
+from sirf_diffusion.interop.stir.blocks import BLOCKS
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.priors import RelativeDifferencePenalty, ScorePenalty
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
@@ -20,65 +21,43 @@ pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 SAME = 1e-5
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return simulate(tmp_path_factory.mktemp("scan"))
-
-
-@pytest.fixture(scope="module")
-def stir():
-    stir_priors.load()
-    import stir
-
-    before = stir.Verbosity.get()
-    stir.Verbosity.set(0)
-    yield stir
-    stir.Verbosity.set(before)
-
-
+OURS = "sirf_diffusion.priors"
 PAIRS = {
-    "quadratic": (stock("Quadratic", 3.0), python("QuadraticPenalty", 3.0, module="sirf_diffusion.priors")),
+    "quadratic": (stock("Quadratic", 3.0), python("QuadraticPenalty", 3.0, module=OURS)),
     "RDP": (
         stock("Relative Difference Prior", 2.0, gamma_value=1.5, epsilon_value=0.02),
-        python("RelativeDifferencePenalty", 2.0, module="sirf_diffusion.priors", gamma=1.5, epsilon=0.02),
+        python("RelativeDifferencePenalty", 2.0, module=OURS, gamma=1.5, epsilon=0.02),
     ),
 }
+# STIR's own RDP is none that its OSSPS takes.
+CASES = [("OSMAPOSL", "quadratic"), ("OSMAPOSL", "RDP"), ("OSSPS", "quadratic")]
+SPS = {"algorithm": "OSSPS", "subsets": 4, "subiterations": 12}
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_osmaposl_gives_the_image_of_stirs_own_prior(name, scan):
-    for who, block in zip(("stock", "ours"), PAIRS[name], strict=True):
-        ran = run_program("OSMAPOSL", scan.par(f"{who}_{name}", block), cwd=scan.folder)
-        assert ran.returncode == 0, ran.output
-    without = run_program("OSMAPOSL", scan.par("none"), cwd=scan.folder)
-    assert without.returncode == 0
-    assert relative(scan.image(f"ours_{name}_8"), scan.image(f"stock_{name}_8")) < SAME
-    assert relative(scan.image(f"ours_{name}_8"), scan.image("none_8")) > 0.05, "the prior has no effect to compare"
+def pars_of(scan, algorithm, name, where):
+    """Parameter files with STIR's own prior and with ours, and the names of the images that they give."""
+    options = SPS if algorithm == "OSSPS" else {}
+    names = [f"{who}_{name}_{algorithm}_{where}" for who in ("stock", "ours")]
+    pars = [scan.par(each, block, **options) for each, block in zip(names, PAIRS[name], strict=True)]
+    return pars, [f"{each}_{options.get('subiterations', 8)}" for each in names]
 
 
-def test_ossps_gives_the_image_of_stirs_own_prior(scan):
-    # STIR's own RDP is none that its OSSPS takes.
-    for who, block in zip(("sps_stock", "sps_ours"), PAIRS["quadratic"], strict=True):
-        par = scan.par(who, block, algorithm="OSSPS", subsets=4, subiterations=12)
-        ran = run_program("OSSPS", par, cwd=scan.folder)
-        assert ran.returncode == 0, ran.output
-    assert relative(scan.image("sps_ours_12"), scan.image("sps_stock_12")) < SAME
+@pytest.mark.parametrize(("algorithm", "name"), CASES)
+def test_programs_give_the_image_of_stirs_own_prior(algorithm, name, scan):
+    options = SPS if algorithm == "OSSPS" else {}
+    stock_image, ours = (scan.run(f"{k}_{algorithm}", block, **options) for k, block in enumerate(PAIRS[name]))
+    assert relative(ours, stock_image) < SAME
+    if algorithm == "OSMAPOSL":
+        assert relative(ours, scan.run("none")) > 0.05, "the prior has no effect to compare"
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_stir_python_gives_the_image_of_stirs_own_prior(name, scan, stir):
-    for who, block in zip(("py_stock", "py_ours"), PAIRS[name], strict=True):
-        reconstruction = stir.OSMAPOSLReconstruction3DFloat(str(scan.par(f"{who}_{name}", block)))
-        assert reconstruction.reconstruct().succeeded()
-    assert relative(scan.image(f"py_ours_{name}_8"), scan.image(f"py_stock_{name}_8")) < SAME
-
-
-def test_ossps_in_stir_python_gives_the_image_of_stirs_own_prior(scan, stir, monkeypatch):
+@pytest.mark.parametrize(("algorithm", "name"), CASES)
+def test_stir_python_gives_the_image_of_stirs_own_prior(algorithm, name, scan, stir, monkeypatch):
     monkeypatch.chdir(scan.folder)
-    for who, block in zip(("pysps_stock", "pysps_ours"), PAIRS["quadratic"], strict=True):
-        par = scan.par(who, block, algorithm="OSSPS", subsets=4, subiterations=12)
-        assert stir.OSSPSReconstruction3DFloat(str(par)).reconstruct().succeeded()
-    assert relative(scan.image("pysps_ours_12"), scan.image("pysps_stock_12")) < SAME
+    pars, images = pars_of(scan, algorithm, name, "python")
+    for par in pars:
+        assert getattr(stir, f"{algorithm}Reconstruction3DFloat")(str(par)).reconstruct().succeeded()
+    assert relative(*(scan.image(image) for image in images)) < SAME
 
 
 SIRF_RUN = """
@@ -96,24 +75,12 @@ for par in sys.argv[2:]:
 
 
 @pytest.mark.requires_sirf
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_parameter_file_in_sirf_gives_the_image_of_stirs_own_prior(name, scan):
-    pars = [scan.par(f"{who}_{name}", block) for who, block in zip(("stock", "ours"), PAIRS[name], strict=True)]
-    ran = run_python(SIRF_RUN, "OSMAPOSLReconstructor", *pars, cwd=scan.folder)
+@pytest.mark.parametrize(("algorithm", "name"), CASES)
+def test_a_parameter_file_in_sirf_gives_the_image_of_stirs_own_prior(algorithm, name, scan):
+    pars, _ = pars_of(scan, algorithm, name, "in_sirf")
+    ran = run_python(SIRF_RUN, f"{algorithm}Reconstructor", *pars, cwd=scan.folder)
     assert ran.returncode == 0, ran.output
-    images = [scan.image(f"{who}_{name}_sirf") for who in ("ours", "stock")]
-    assert relative(*images) < SAME
-
-
-@pytest.mark.requires_sirf
-def test_a_parameter_file_of_ossps_in_sirf_gives_the_image_of_stirs_own_prior(scan):
-    pars = [
-        scan.par(f"{who}_sps", block, algorithm="OSSPS", subsets=4, subiterations=12)
-        for who, block in zip(("stock", "ours"), PAIRS["quadratic"], strict=True)
-    ]
-    ran = run_python(SIRF_RUN, "OSSPSReconstructor", *pars, cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
-    assert relative(scan.image("ours_sps_sirf"), scan.image("stock_sps_sirf")) < SAME
+    assert relative(*(scan.image(f"{par.stem}_sirf") for par in pars)) < SAME
 
 
 def penalty_of(stir, par, x, v):
@@ -142,9 +109,8 @@ def test_value_gradient_and_hessian_carry_the_penalisation_factor(scan, stir, ge
     x = scan.write("x", scan.truth + 0.5 * torch.rand(scan.geometry.shape, generator=generator).numpy())
     v = scan.write("v", torch.rand(scan.geometry.shape, generator=generator).numpy())
     factor = 4e4  # so that little is lost in the difference from the log-likelihood
-    value, gradient, product = penalty_of(
-        stir, scan.par("ours", python("RelativeDifferencePenalty", factor, module="sirf_diffusion.priors", epsilon=0.1)), x, v
-    )
+    block = python("RelativeDifferencePenalty", factor, module=OURS, epsilon=0.1)
+    value, gradient, product = penalty_of(stir, scan.par("ours", block), x, v)
     ours = RelativeDifferencePenalty(scan.geometry, factor, 2.0, 0.1)
     image, direction = torch.from_numpy(scan.image("x")), torch.from_numpy(scan.image("v"))
     assert value == pytest.approx(float(ours.value(image)), rel=1e-4)
@@ -170,15 +136,8 @@ def test_the_quadratic_anchor_is_its_formula(weighted, scan, stir, generator):
 
 def test_ossps_with_the_quadratic_anchor_is_that_with_its_python_copy(scan):
     anchor = scan.write("level", np.full(scan.geometry.shape, 2.0))
-    blocks = {
-        "native": prior("Quadratic Anchor", penalisation_factor=5.0, anchor_filename=anchor),
-        "copied": python("TenLines", 5.0, level=2.0),
-    }
-    for name, block in blocks.items():
-        par = scan.par(f"anchor_{name}", block, algorithm="OSSPS", subsets=4, subiterations=12)
-        ran = run_program("OSSPS", par, cwd=scan.folder)
-        assert ran.returncode == 0, ran.output
-    assert relative(scan.image("anchor_native_12"), scan.image("anchor_copied_12")) < SAME
+    native = scan.run("native", prior("Quadratic Anchor", penalisation_factor=5.0, anchor_filename=anchor), **SPS)
+    assert relative(native, scan.run("copied", python("TenLines", 5.0, level=2.0), **SPS)) < SAME
 
 
 SIRF_PRIOR = """
@@ -199,13 +158,8 @@ np.savez("sirf_prior.npz", value=prior.value(x), gradient=prior.gradient(x).as_a
 def test_a_handle_from_a_parameter_file_in_sirf_gives_the_numbers_of_the_prior(scan, generator):
     x = scan.write("x", 1 + torch.rand(scan.geometry.shape, generator=generator).numpy())
     v = scan.write("v", torch.rand(scan.geometry.shape, generator=generator).numpy())
-    ran = run_python(
-        SIRF_PRIOR,
-        scan.par("handle", python("RelativeDifferencePenalty", 0.7, module="sirf_diffusion.priors", epsilon=0.1)),
-        x,
-        v,
-        cwd=scan.folder,
-    )
+    block = python("RelativeDifferencePenalty", 0.7, module=OURS, epsilon=0.1)
+    ran = run_python(SIRF_PRIOR, scan.par("handle", block), x, v, cwd=scan.folder)
     assert ran.returncode == 0, ran.output
     found = np.load(scan.folder / "sirf_prior.npz")
     ours = RelativeDifferencePenalty(scan.geometry, 0.7, 2.0, 0.1)
@@ -216,9 +170,7 @@ def test_a_handle_from_a_parameter_file_in_sirf_gives_the_numbers_of_the_prior(s
 
 
 def test_arrays_are_views_on_the_grid_of_the_estimate(scan):
-    par = scan.par("seen", python("Seen", 1.0), subiterations=1)
-    ran = run_program("OSMAPOSL", par, cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
+    scan.run("seen", python("Seen", 1.0), subiterations=1)
     seen = np.load(scan.folder / "seen_geometry.npz")
     assert tuple(seen["shape"]) == scan.geometry.shape
     np.testing.assert_allclose(seen["voxel"], scan.geometry.voxel_size, rtol=1e-5)
@@ -263,7 +215,7 @@ def test_an_error_in_python_is_an_exception_of_stir_python(scan, stir):
         (python("TenLines", 1.0).replace("END Python", "END Pyton"), "has no key 'end pyton parameters'"),
         (python("Nobody", 1.0), "has no class Nobody"),
         (python("TenLines", 1.0, module="nowhere"), "No module named 'nowhere'"),
-        (python("TenLines", 1.0).replace("{}", "{level: 2}"), "is not JSON"),
+        (python("TenLines", 1.0).replace("{}", "{level: 2}"), "expected JSON"),
         (prior("Diffusion Score", penalisation_factor=1, model_filename="nothing.safetensors"), "nothing.safetensors"),
         (prior("Diffusion Score", penalisation_factor=1, noise_level="-1"), "noise level := -1"),
         (prior("Quadratic Anchor", penalisation_factor=1, anchor_filename="nothing.hv"), "nothing.hv"),
@@ -289,16 +241,14 @@ def test_kernel_coefficients_are_refused(scan):
 
 
 def test_filters_work_in_place(scan):
-    start = processor("post-filter type", "Python", module="stir_shim_priors", cls="Halve")
-    for name, block in (("plain", ""), ("halved", start)):
-        ran = run_program("OSMAPOSL", scan.par(name, extra=block), cwd=scan.folder)
-        assert ran.returncode == 0, ran.output
-    np.testing.assert_allclose(scan.image("halved_8"), 0.5 * scan.image("plain_8"), rtol=1e-6)
+    halve = processor("post-filter type", "Python", module="stir_shim_priors", cls="Halve")
+    plain = scan.run("plain")
+    np.testing.assert_allclose(scan.run("halved", extra=halve), 0.5 * plain, rtol=1e-6)
     block = processor("Postfilter type", "Python", module="stir_shim_priors", cls="Halve")
     (scan.folder / "filter.par").write_text(f"PostFilteringParameters :=\n{block}END PostFiltering Parameters :=\n")
     ran = run_program("postfilter", "quarter", "halved_8.hv", "filter.par", cwd=scan.folder)
     assert ran.returncode == 0, ran.output
-    np.testing.assert_allclose(scan.image("quarter"), 0.25 * scan.image("plain_8"), rtol=1e-6)
+    np.testing.assert_allclose(scan.image("quarter"), 0.25 * plain, rtol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.01, 300.0])
@@ -320,9 +270,18 @@ def test_osmaposl_counts_where_stir_limits_the_prior(factor, scan, stir, caplog)
     assert f"effect in {percent:.6f} %" in caplog.text
 
 
-def test_the_documented_keys_are_those_of_the_compiled_module():
+def test_all_blocks_are_registered():
     shim = stir_priors.load()
-    assert {name: dict(keys) for name, keys in shim.prior_blocks().items()} == PRIORS
-    assert {name: dict(keys) for name, keys in shim.processor_blocks().items()} == DATA_PROCESSORS
-    assert set(PRIORS) <= set(shim.prior_names())
-    assert set(DATA_PROCESSORS) <= set(shim.processor_names())
+    for block in BLOCKS:
+        assert block.name in (shim.prior_names() if block.kind == "prior" else shim.processor_names())
+
+
+def test_keys_that_a_block_leaves_out_have_the_defaults_of_the_score_penalty(scan, generator):
+    """The compiled module asks Python for them."""
+    x = 1 + torch.rand(scan.geometry.shape, generator=generator)
+    text = prior("Diffusion Score", model_filename="brain-fdg", intensity_scale=0.5)
+    found = stir_priors.load().evaluate(text, x.numpy(), scan.geometry.voxel_size)["gradient"]
+    model = ScoreModel.load("brain-fdg")
+    expected = ScorePenalty(model, intensity_scale=0.5)
+    expected.set_up(scan.geometry)
+    assert relative(found, expected.gradient(x).numpy()) < 1e-4

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from stir_shim_blocks import prior, processor, python
-from stir_shim_scan import Scan, relative, run_program, simulate
+from stir_shim_scan import relative, run_program, simulate
 
-import stir_priors
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
@@ -19,22 +18,7 @@ from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
 MEAN, VARIANCE = 1.2, 0.3
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return simulate(tmp_path_factory.mktemp("scan"))
-
-
-@pytest.fixture(scope="module")
-def stir():
-    stir_priors.load()
-    import stir
-
-    before = stir.Verbosity.get()
-    stir.Verbosity.set(0)
-    yield stir
-    stir.Verbosity.set(before)
+MODEL = {"model_filename": "brain-fdg"}
 
 
 def gaussian_model(voxel_size: tuple[float, float, float]) -> ScoreModel:
@@ -100,19 +84,17 @@ def test_noise_levels_follow_each_other(scan, stir):
 
 def test_kappa_multiplies_the_gradient_that_is_written(scan):
     kappa = scan.write("kappa", np.linspace(0.5, 2, scan.truth.size).reshape(scan.truth.shape))
-    ran = run_program("OSMAPOSL", scan.par("early", subiterations=2), cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
+    x = torch.from_numpy(scan.run("early", subiterations=2))
     block = prior(
         "Diffusion Score",
+        **MODEL,
         penalisation_factor=0.01,
         noise_level=0.3,
         intensity_scale=0.5,
         kappa_filename=kappa,
         gradient_filename_prefix="gradient",
     )
-    ran = run_program("OSMAPOSL", scan.par("kappa", block, subiterations=1, initial="early_2.hv"), cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
-    x = torch.from_numpy(scan.image("early_2"))
+    scan.run("kappa", block, subiterations=1, initial="early_2.hv")
     residual = ScoreModel.load("brain-fdg").on(scan.geometry, 0.5).residual(x, 0.3).numpy()
     expected = scan.image("kappa") ** 2 * residual / (0.5 * 0.3) ** 2
     # STIR raised the zeros of its estimate to a tiny positive value before.
@@ -121,19 +103,19 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
 
 def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
     steps, interval, seed, eta = 4, 2, 3, 0.6
-    block = processor("inter-iteration filter type", "Diffusion Sampler", eta=eta, random_seed=seed)
+    block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, eta=eta, random_seed=seed)
     extra = f"inter-iteration filter subiteration interval := {interval}\n{block}"
     par = scan.par("dds", extra=extra, subiterations=(steps + 1) * interval)
     ran = run_program("OSMAPOSL", par, cwd=scan.folder)
     assert ran.returncode == 0, ran.output
     assert f"{steps} steps" in ran.output
-    ran = run_program("OSMAPOSL", scan.par("warm", subiterations=interval), cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
+    warm = scan.run("warm", subiterations=interval)
 
     kept, objective = objective_of(stir, scan.par("likelihood2"))
+    warm = torch.from_numpy(warm)
     reconstructor = DDSReconstructor(
         objective,
-        ScoreModel.load("brain-fdg"),
+        ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True),
         num_steps=steps,
         seed=seed,
         eta=eta,
@@ -141,25 +123,23 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
         anchor_strength=0.0,
         smoothing=0.0,
     )
-    reconstructor.set_up(torch.from_numpy(scan.image("warm_2")))
+    reconstructor.set_up(warm)
     expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
     found = scan.image(f"dds_{(steps + 1) * interval}")
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
-    assert relative(found, scan.image("warm_2")) > 0.1, "the chain did nothing"
+    assert relative(found, warm.numpy()) > 0.1, "the chain did nothing"
     del kept
 
 
 def test_the_sampler_moves_the_quadratic_anchor(scan):
     moved = {}
     for strength in (0, 30):
-        block = processor("inter-iteration filter type", "Diffusion Sampler", eta=0, anchor_strength=strength)
+        block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, eta=0, anchor_strength=strength)
         extra = f"inter-iteration filter subiteration interval := 12\n{block}"
         name = f"moving{strength}"
-        par = scan.par(name, prior("Quadratic Anchor"), extra=extra, subiterations=24, save=12)
-        ran = run_program("OSMAPOSL", par, cwd=scan.folder)
-        assert ran.returncode == 0, ran.output
+        last = scan.run(name, prior("Quadratic Anchor"), extra=extra, subiterations=24, save=12)
         # Subiteration 12 ended with a denoising: the twelve that follow fit the data, held back by the anchor.
-        moved[strength] = np.linalg.norm(scan.image(f"{name}_24") - scan.image(f"{name}_12"))
+        moved[strength] = np.linalg.norm(last - scan.image(f"{name}_12"))
     assert moved[30] < 0.9 * moved[0]
 
 
@@ -168,7 +148,7 @@ def test_the_sampler_moves_the_quadratic_anchor(scan):
     [(6, 3, "use 8 subiterations"), (2, 0, "use 4 subiterations"), (7, 0, "multiple of the interval")],
 )
 def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message, scan):
-    block = processor("inter-iteration filter type", "Diffusion Sampler", number_of_steps=steps)
+    block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, number_of_steps=steps)
     extra = f"inter-iteration filter subiteration interval := 2\n{block}"
     ran = run_program("OSMAPOSL", scan.par("misfit", extra=extra, subiterations=subiterations), cwd=scan.folder)
     assert ran.returncode == 2, ran.output
@@ -176,13 +156,11 @@ def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message,
 
 
 def test_the_post_filter_is_the_denoiser(scan):
-    ran = run_program("OSMAPOSL", scan.par("noisy"), cwd=scan.folder)
-    assert ran.returncode == 0, ran.output
-    block = processor("Postfilter type", "Diffusion Denoiser", noise_level=0.4, number_of_steps=3)
+    noisy = torch.from_numpy(scan.run("noisy"))
+    block = processor("Postfilter type", "Diffusion Denoiser", **MODEL, noise_level=0.4, number_of_steps=3)
     (scan.folder / "denoise.par").write_text(f"PostFilteringParameters :=\n{block}END PostFiltering Parameters :=\n")
     ran = run_program("postfilter", "denoised", "noisy_8.hv", "denoise.par", cwd=scan.folder)
     assert ran.returncode == 0, ran.output
-    noisy = torch.from_numpy(scan.image("noisy_8"))
     expected = Denoiser(ScoreModel.load("brain-fdg"), 0.4, num_steps=3)(noisy, scan.geometry).numpy()
     assert relative(scan.image("denoised"), expected) < 1e-4
     assert relative(expected, noisy.numpy()) > 0.05

@@ -14,19 +14,24 @@ import numpy as np
 import pytest
 from interrupts import heed_interrupts
 from stir_shim_blocks import python
-from stir_shim_scan import Scan, environment, run_python, simulate
+from stir_shim_scan import environment, run_python
 
 from stir_priors import build as building
 from stir_priors.build import ShimError, find_builds, find_stir
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return simulate(tmp_path_factory.mktemp("scan"))
+def needs_stir(test):
+    """Mark a test that needs STIR and the compiled module."""
+    return pytest.mark.requires_stir(pytest.mark.requires_shim(test))
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+def passes(code, *arguments, cwd, **options):
+    """Run code in a process of its own, which has to end well."""
+    ran = run_python(code, *arguments, cwd=cwd, **options)
+    assert ran.returncode == 0, ran.output
+
+
+@needs_stir
 @pytest.mark.parametrize("imports", ["stir", "torch, stir", "stir, torch", "sys"])
 def test_any_order_of_imports_works(imports, tmp_path):
     code = f"""
@@ -38,21 +43,17 @@ assert stir_priors.load() is first
 assert "Diffusion Score" in first.prior_names()
 assert torch.ones(3).sum() == 3
 """
-    ran = run_python(code, cwd=tmp_path)
-    assert ran.returncode == 0, ran.output
+    passes(code, cwd=tmp_path)
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 @pytest.mark.requires_sirf
 def test_sirf_and_stir_python_share_one_shim(tmp_path):
     code = "import sirf.STIR, torch, stir, stir_priors; stir_priors.load(); stir_priors.load()"
-    ran = run_python(code, cwd=tmp_path)
-    assert ran.returncode == 0, ran.output
+    passes(code, cwd=tmp_path)
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 def test_a_second_copy_of_the_shim_registers_nothing(tmp_path):
     original = find_builds()[0].module
     copy = tmp_path / original.name
@@ -71,12 +72,10 @@ else:
     assert second is first
 assert names == (first.prior_names(), first.processor_names())
 """
-    ran = run_python(code, copy, cwd=tmp_path)
-    assert ran.returncode == 0, ran.output
+    passes(code, copy, cwd=tmp_path)
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 def test_a_shim_for_another_stir_is_refused(tmp_path):
     code = """
 import stir, stir_priors, stir_priors.loader as loader
@@ -88,12 +87,10 @@ except stir_priors.ShimError as problem:
 else:
     raise SystemExit("loaded")
 """
-    ran = run_python(code, cwd=tmp_path)
-    assert ran.returncode == 0, ran.output
+    passes(code, cwd=tmp_path)
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 def test_a_thousand_subiterations_leak_no_memory(scan):
     code = """
 import gc, resource, sys, stir, stir_priors
@@ -113,8 +110,7 @@ assert min(after - before for before, after in zip(memory, memory[1:])) < 2**16,
 assert not stir_priors.load().living_priors()
 """
     par = scan.par("long", python("TenLines", 0.01), subsets=63, subiterations=1000)
-    ran = run_python(code, par, cwd=scan.folder, timeout=280)
-    assert ran.returncode == 0, ran.output
+    passes(code, par, cwd=scan.folder, timeout=280)
 
 
 def _interrupted(command, cwd):
@@ -132,8 +128,7 @@ def _interrupted(command, cwd):
     return child.returncode, output
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 def test_ctrl_c_ends_a_run_and_keeps_saved_estimates(scan):
     par = scan.par("slow", python("Slow", 0.1), subiterations=2000, save=2)
     code, output = _interrupted([str(find_builds()[0].program("OSMAPOSL")), str(par)], scan.folder)
@@ -142,8 +137,7 @@ def test_ctrl_c_ends_a_run_and_keeps_saved_estimates(scan):
     assert np.isfinite(scan.image("slow_2")).all()
 
 
-@pytest.mark.requires_stir
-@pytest.mark.requires_shim
+@needs_stir
 def test_ctrl_c_is_an_exception_of_stir_python(scan):
     script = scan.folder / "interrupt.py"
     script.write_text(

@@ -6,11 +6,13 @@ with them before STIR reads it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from ...files.parfile import ParKey, fold
@@ -149,25 +151,14 @@ def arguments(text: str) -> dict[str, Any]:
     return found
 
 
-def _score_default(name: str) -> Callable[[], object]:
-    """A constant beside the score penalty."""
-
-    def get() -> object:
-        from ...priors import score
-
-        return getattr(score, name)
-
-    return get
+def _of(module: str, *names: str) -> Callable[[], object]:
+    """A default that stands in another module of this package: an attribute, imported when it is asked for."""
+    return lambda: reduce(getattr, names, importlib.import_module(f"sirf_diffusion.{module}"))
 
 
-def _model() -> str:
-    from ...models.storage import DEFAULT_MODEL
-
-    return DEFAULT_MODEL
-
-
+_SAMPLING = ("reconstructors.diffusion.loop", "Sampling")  # the settings of all samplers
 _FACTOR = BlockKey(PENALISATION_FACTOR, "0", number())
-_MODEL = BlockKey("model filename", _model)
+_MODEL = BlockKey("model filename", _of("models.storage", "DEFAULT_MODEL"))
 _LOOKS = (BlockKey("planes", "auto", planes), BlockKey("intensity scale", "0", number()))
 _ANATOMICAL = (BlockKey("anatomical image filename"), BlockKey("guidance weight", "0", number(-1)))
 _MACHINE = (
@@ -184,9 +175,9 @@ BLOCKS = (
         "Diffusion Score",
         "prior",
         (
-            BlockKey(PENALISATION_FACTOR, _score_default("PENALISATION_FACTOR"), number()),
+            BlockKey(PENALISATION_FACTOR, _of("priors.score", "PENALISATION_FACTOR"), number()),
             _MODEL,
-            BlockKey("noise level", _score_default("NOISE_LEVEL"), noise_levels),
+            BlockKey("noise level", _of("priors.score", "NOISE_LEVEL"), noise_levels),
             BlockKey("number of subiterations per noise level", "0", count()),
             *_LOOKS,
             BlockKey("kappa filename"),
@@ -215,8 +206,8 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("number of steps", "0", count()),
-            BlockKey("eta", "0.85", number(0, 1)),
-            BlockKey("final noise level", "0.05", number()),
+            BlockKey("eta", _of(*_SAMPLING, "eta"), number(0, 1)),
+            BlockKey("final noise level", _of(*_SAMPLING, "final_noise_level"), number()),
             *_LOOKS,
             BlockKey("anchor strength", "0", number()),
             *_ANATOMICAL,

@@ -71,6 +71,7 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
 
 _ONLY_IN_STIR = {
     "kappa filename", "gradient filename prefix", "intensity scale", "number of subiterations per noise level",
+    "precision",
 }  # fmt: skip
 
 

@@ -94,9 +94,10 @@ class SamplerCallback:
         ValueError
             Where the numbers of steps and subiterations do not fit together.
         """
+        steps = _num_steps(options["number of steps"], context)
         return cls(
             values.model_of(options),
-            _num_steps(options["number of steps"], context),
+            steps,
             eta=options["eta"],
             final_noise_level=options["final noise level"],
             planes=options["planes"],

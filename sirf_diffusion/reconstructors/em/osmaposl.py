@@ -72,7 +72,7 @@ class OSMAPOSL(OSEM):
         if tuple(image.shape) != shape:
             raise ValueError(f"initial_image has shape {tuple(image.shape)}, expected {shape} (z, y, x)")
         check_finite(image, "initial_image")
-        self._initial, self._output = image.detach().to(self.objective.device, torch.float32, copy=True), None
+        self._initial, self._output = image.detach().to(self.objective.sensitivity(), copy=True), None
 
     def _run(self) -> Tensor:
         self._number = self.updates.first
