@@ -13,7 +13,7 @@ from sirf_diffusion.geometry.scanners import Scanner
 _ROWS = [  # detectors, views, subsets, voxel size (y, x), view offset
     (504, 252, 21, (6.0, 6.0), 0.0),
     (504, 252, 63, (6.0, 6.0), 0.0),
-    (504, 252, 12, (6.0, 6.0), 0.0),
+    (504, 252, 9, (6.0, 6.0), 0.0),
     (504, 252, 14, (6.0, 5.0), 0.0),
     (504, 126, 14, (6.0, 6.0), 0.0),
     (504, 252, 18, (6.0, 6.0), 0.03),
@@ -30,7 +30,7 @@ CASES = {"_".join(map(str, row[:3] + row[3] + row[4:])): dict(zip(_KEYS, row, st
 
 def acquisition_of(case: dict) -> tuple[torch.Tensor, torch.Tensor, ProjDataGeometry, ImageGeometry]:
     """Prompts, additive term, layout and grid of a case."""
-    bins = int(0.3 * case["num_detectors"]) | 1
+    bins = int(0.4 * case["num_detectors"]) | 1
     scanner = Scanner("ring", 1, case["num_detectors"], 160.0, 4.0, 4.0, 6.0, case["view_offset"], bins, bins)
     layout = ProjDataGeometry.from_scanner(scanner, 1, 0, case["num_views"], bins)
     phi, s = layout.view_angles()[:, None], layout.tangential_positions()[None]
@@ -39,6 +39,8 @@ def acquisition_of(case: dict) -> tuple[torch.Tensor, torch.Tensor, ProjDataGeom
         width = (a * torch.cos(phi)) ** 2 + (b * torch.sin(phi)) ** 2
         offset = s - x * torch.cos(phi) - y * torch.sin(phi)
         counts[0] += height * 2 * a * b / width * (width - offset**2).clamp_min(0).sqrt()
-    prompts = counts + 4 * torch.sin(torch.arange(counts.numel(), dtype=torch.float64) * math.pi**2).reshape(counts.shape)
+    prompts = counts + 4 * torch.sin(torch.arange(counts.numel(), dtype=torch.float64) * math.pi**2).reshape(
+        counts.shape
+    )
     grid = ImageGeometry((1, 27, 27), (4.0, *case["voxel_size"]))
     return prompts.clamp_min(0).round().float(), torch.full(layout.shape, 2.0), layout, grid

@@ -1,6 +1,6 @@
-"""Make ``stir_osem.npz``: images of STIR's OSMAPOSL, with its default symmetries, for several numbers of views and subsets.
+"""Make ``stir_osem.npz``: images of STIR's OSMAPOSL for several numbers of views and subsets.
 
-    PYTHONPATH=.:tests python tests/reference/make_osem.py
+PYTHONPATH=.:tests python tests/reference/make_osem.py
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def main() -> None:
             write_image(Path(folder) / "ones", torch.ones(grid.shape), grid)
             (Path(folder) / "osem.par").write_text(PAR.format(subsets=case["num_subsets"]))
             subprocess.run(
-                ["OSMAPOSL", "osem.par"], cwd=folder, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                ["OSMAPOSL", "osem.par"],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
             images[name] = read_image(Path(folder) / f"image_{case['num_subsets']}.hv")[0].numpy()
     np.savez_compressed(Path(__file__).with_name("stir_osem.npz"), **images)
