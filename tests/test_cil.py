@@ -97,7 +97,7 @@ def test_the_anchors_proximal_operator_is_the_closed_form():
 
 def test_the_score_priors_is_the_gaussian_posterior_mean_for_a_gaussian_denoiser():
     c, sigma, variance, mean, tau = 2.0, 0.5, 0.3, 0.7, 1.3
-    prior = ScorePenalty(ResidualOf(gaussian_denoiser(variance, mean), c), sigma)
+    prior = ScorePenalty(ResidualOf(gaussian_denoiser(variance, mean), c), sigma, 1.0)
     x = an_image(1)
     precision = 1 / (c * c * (variance + sigma**2))  # of the density that the noise has widened
     z = PriorFunction(prior, tolerance=1e-7).proximal(x, tau)
@@ -160,7 +160,7 @@ def test_an_unfinished_proximal_operator_says_so_once(caplog):
     [
         (lambda: make_function("rdp").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
         (lambda: make_function("likelihood").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
-        (lambda: PriorFunction(3), TypeError, "Prior"),
+        (lambda: PriorFunction(3), TypeError, "Penalty"),
         (lambda: PriorFunction(QuadraticPenalty(GRID, 1.0), num_iterations=0), ValueError, "num_iterations"),
         (lambda: make_function("rdp").proximal(an_image(), 0.0), ValueError, "tau"),
         (lambda: make_function("rdp").proximal(an_image(), math.nan), ValueError, "tau"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy_objective import make_toy
 
+from sirf_diffusion.engines.em import em_step, em_update, herman_meyer_order, penalised_em_step
 from sirf_diffusion.reconstructors import MLEM, OSEM
-from sirf_diffusion.reconstructors.em.osem import em_step, em_update, herman_meyer_order, penalised_em_step
 
 
 def run(reconstructor, initial=None):
@@ -59,7 +59,7 @@ def test_one_subset_is_mlem():
 
 def test_scaling_the_image_unit_scales_the_result():
     objective, _ = make_toy(num_subsets=2)
-    scaled = objective.with_subsets(2)
+    scaled = objective.divided(2)
     scaled.matrix = objective.matrix / 1000
     torch.testing.assert_close(run(OSEM(scaled, 4)), 1000 * run(OSEM(objective, 4)))
 

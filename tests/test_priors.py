@@ -1,127 +1,323 @@
-"""Anchor and score priors: derivatives, majorisers, and what the score prior means for a known density."""
+"""Every claim of every penalty: its flags, its derivatives, its bounds; and what the score penalty means."""
 
 from __future__ import annotations
 
+import json
+import logging
+
 import pytest
 import torch
-from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser, mixture_log_density, swirling_denoiser
+from test_conditioning import MeanFromAnatomy
+from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser, mixture_log_density
+from toy_objective import make_toy
 
-from sirf_diffusion.priors import AnchorPenalty, ScorePenalty
+from sirf_diffusion import priors
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.callback import CallbackPenalty
+from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
+from sirf_diffusion.priors import AnchorPenalty, BowsherPenalty, ScorePenalty
 
-SHAPE = (2, 3, 4)
-SCALE, SIGMA = 5.0, 0.6
-
-
-def image(seed=0, *leading):
-    return 2 * SCALE * torch.rand(*leading, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make(name):
-    if name == "anchor":
-        return AnchorPenalty(image(5), 0.7, weight=image(6) / 10)
-    denoiser = {"gaussian": gaussian_denoiser(0.5, 1.0), "mixture": mixture_denoiser()}[name]
-    return ScorePenalty(ResidualOf(denoiser, SCALE), SIGMA, penalisation_factor=0.7)
+VOLUME = ImageGeometry((2, 3, 4), (3.0, 2.0, 2.5))
+PLANE = ImageGeometry((1, 4, 5), (3.0, 2.0, 2.5))
+SCALE, SIGMA, BETA = 5.0, 0.6, 0.7
 
 
-PRIORS = pytest.mark.parametrize("name", ["anchor", "gaussian", "mixture"])
+def image(seed=0, grid=VOLUME, *leading):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * SCALE * torch.rand(*leading, *grid.shape, generator=generator, dtype=torch.float64) + 0.1
 
 
-@PRIORS
-def test_gradient_is_the_slope_of_the_value(name):
-    prior, x, v = make(name), image(), image(1) - SCALE
-    h = 1e-4
-    slope = float(prior.value(x + h * v) - prior.value(x - h * v)) / (2 * h)
-    assert slope == pytest.approx(float((prior.gradient(x) * v).sum()), rel=2e-2)
+class Ridge:
+    """A user's penalty on arrays, half the sum of squares."""
+
+    def value(self, x):
+        return 0.5 * float((x.astype("float64") ** 2).sum())
+
+    def gradient(self, x, out):
+        out[...] = x
+
+    def curvature(self, x, out):
+        out[...] = 1
+
+    def hessian_times(self, x, v, out):
+        out[...] = v
 
 
-@PRIORS
-def test_hessian_times_is_the_slope_of_the_gradient_and_symmetric(name):
-    prior, x, v, w = make(name), image(), image(1) - SCALE, image(2) - SCALE
-    h = 1e-5
-    slope = (prior.gradient(x + h * v) - prior.gradient(x - h * v)) / (2 * h)
-    torch.testing.assert_close(prior.hessian_times(x, v), slope, rtol=1e-2, atol=1e-2 * float(slope.abs().max()))
-    left, right = (prior.hessian_times(x, v) * w).sum(), (prior.hessian_times(x, w) * v).sum()
-    assert float(left) == pytest.approx(float(right), rel=2e-2)
-    assert not prior.hessian_times(x, torch.zeros_like(x)).any()
+def make(name, grid=VOLUME, late=False):
+    """A penalty made with its grid, or without it."""
+    given, mr = None if late else grid, image(7, grid)
+    return {
+        "anchor": lambda: AnchorPenalty(image(5, grid), BETA, weight=image(6, grid) / 10),
+        "quadratic": lambda: priors.QuadraticPenalty(given, BETA),
+        "rdp": lambda: priors.RelativeDifferencePenalty(given, BETA, 1.5, 0.05),
+        "rdp in plane": lambda: priors.RelativeDifferencePenalty(given, BETA, 2.0, 0.3, neighbourhood="transverse"),
+        "bowsher": lambda: BowsherPenalty(given, BETA, mr, 3),
+        "pls": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5),
+        "pls in plane": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5, only_2d=True),
+        "gaussian": lambda: ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, BETA),
+        "mixture": lambda: ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, BETA),
+        "user's": lambda: CallbackPenalty(Ridge(), BETA),
+    }[name]()
 
 
-@PRIORS
-def test_majoriser_touches_the_penalty_and_lies_above_it(name):
-    prior, x = make(name), image()
-    target, rho = prior.majoriser(x)
-    torch.testing.assert_close(rho * (x - target), prior.gradient(x))
-    for seed in range(1, 20):
-        z = image(seed)
-        rise = float(prior.value(z) - prior.value(x))
+every_penalty = pytest.mark.parametrize(
+    "name",
+    ["anchor", "quadratic", "rdp", "rdp in plane", "bowsher", "pls", "pls in plane", "gaussian", "mixture", "user's"],
+)
+each_grid = pytest.mark.parametrize("grid", [VOLUME, PLANE], ids=["volume", "plane"])
+
+
+def with_kappa(penalty, grid):
+    if penalty.has_kappa:
+        penalty.set_kappa(image(4, grid) / SCALE)
+    return penalty
+
+
+def tolerance(name):
+    """Networks are differentiated by differences, path integrals are sums, a user's arrays are float32."""
+    return {"mixture": 2e-2, "gaussian": 1e-4, "user's": 1e-3}.get(name, 1e-6)
+
+
+def hessian_of(penalty, x):
+    eye = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+    return torch.stack([penalty.hessian_times(x, v).flatten() for v in eye])
+
+
+@each_grid
+@every_penalty
+def test_gradient_is_the_slope_of_the_value(name, grid):
+    penalty, x, v = make(name, grid), image(0, grid), image(1, grid) - SCALE
+    if name not in ("gaussian", "mixture"):  # for those only where kappa is smooth
+        with_kappa(penalty, grid)
+    h = 1e-2 if name == "user's" else 1e-4
+    slope = float(penalty.value(x + h * v) - penalty.value(x - h * v)) / (2 * h)
+    assert slope == pytest.approx(float((penalty.gradient(x) * v).sum()), rel=tolerance(name))
+    assert penalty.has_gradient
+    assert penalty.has_value == (name not in ("gaussian", "mixture"))
+
+
+@each_grid
+@every_penalty
+def test_second_derivatives_are_the_slope_of_the_gradient(name, grid):
+    penalty, x, v = with_kappa(make(name, grid), grid), image(0, grid), image(1, grid) - SCALE
+    h, rough = (1e-2, 1e-3) if name == "user's" else (1e-5, tolerance(name))
+    slope = (penalty.gradient(x + h * v) - penalty.gradient(x - h * v)) / (2 * h)
+    found = penalty.hessian_times(x, v)
+    torch.testing.assert_close(found, slope, rtol=rough, atol=rough * max(float(slope.abs().max()), 1e-6))
+    assert not penalty.hessian_times(x, torch.zeros_like(x)).any()
+    if penalty.has_hessian_diagonal:
+        torch.testing.assert_close(penalty.hessian_diagonal(x).flatten(), hessian_of(penalty, x).diagonal())
+    else:
+        with pytest.raises(NotImplementedError, match="diagonal"):
+            penalty.hessian_diagonal(x)
+
+
+@each_grid
+@every_penalty
+def test_curvature_bounds_the_symmetric_hessian_and_the_majoriser_lies_above(name, grid):
+    penalty, x = make(name, grid), image(0, grid)
+    if name not in ("gaussian", "mixture"):
+        with_kappa(penalty, grid)
+    assert penalty.has_curvature
+    hessian, size = hessian_of(penalty, x), float(penalty.curvature(x).max())
+    torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=2e-2 * size if name == "mixture" else 1e-9 * size)
+    gap = torch.diag(penalty.curvature(x).flatten()) - (hessian + hessian.T) / 2
+    assert torch.linalg.eigvalsh(gap).min() > -1e-2 * size if name == "mixture" else -1e-9 * size
+    target, rho = penalty.majoriser(x)
+    torch.testing.assert_close(rho * (x - target), penalty.gradient(x))
+    for seed in range(1, 12) if penalty.has_majoriser else ():
+        z = image(seed, grid)
         bound = float((0.5 * rho * ((z - target) ** 2 - (x - target) ** 2)).sum())
-        assert rise <= bound + 1e-3 * abs(bound)
+        assert float(penalty.value(z) - penalty.value(x)) <= bound + 1e-3 * abs(bound)
 
 
-@PRIORS
-def test_batches_are_independent_images(name):
-    prior, batch = make(name), image(0, 3)
-    for function in (prior.value, prior.gradient, prior.curvature):
-        torch.testing.assert_close(function(batch), torch.stack([function(x) for x in batch]))
+@every_penalty
+def test_the_proximal_operator_is_the_minimiser(name):
+    penalty, x = make(name), image()
+    for tau in (0.3, image(3)):
+        if not penalty.has_prox:
+            with pytest.raises(NotImplementedError, match="proximal"):
+                penalty.prox(x, tau)
+            continue
+        z = penalty.prox(x, tau)
+        torch.testing.assert_close(z + tau * penalty.gradient(z), x)
 
 
-def test_score_prior_is_the_negative_log_density_of_noisy_images():
+@every_penalty
+def test_kappa_scales_the_penalty_and_is_refused_where_there_is_none(name):
+    penalty, x = make(name), image()
+    before = penalty.gradient(x)
+    if not penalty.has_kappa:
+        with pytest.raises(ValueError, match="no kappa"):
+            penalty.set_kappa(image(1))
+        return
+    penalty.set_kappa(torch.full(VOLUME.shape, 3.0))
+    torch.testing.assert_close(penalty.gradient(x), (3 if "pls" in name else 9) * before)
+    assert penalty.settings["kappa"]
+    if name not in ("gaussian", "mixture"):  # their models know no grid
+        with pytest.raises(ValueError, match="kappa has shape"):
+            penalty.set_kappa(torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match="negative"):
+        penalty.set_kappa(-torch.ones(VOLUME.shape))
+    with pytest.raises(ValueError, match="NaN"):
+        penalty.set_kappa(torch.full(VOLUME.shape, float("nan")))
+    penalty.set_kappa(None)
+    torch.testing.assert_close(penalty.gradient(x), before)
+
+
+@every_penalty
+def test_batches_are_independent_images_and_the_factor_is_linear(name):
+    penalty, batch = make(name), image(0, VOLUME, 2, 3)
+    for function in (penalty.value, penalty.gradient, penalty.curvature):
+        apart = torch.stack([function(x) for x in batch.flatten(0, 1)])
+        torch.testing.assert_close(function(batch).flatten(0, 1), apart)
+    before = penalty.gradient(batch), penalty.value(batch)
+    penalty.penalisation_factor *= 3
+    torch.testing.assert_close((penalty.gradient(batch), penalty.value(batch)), (3 * before[0], 3 * before[1]))
+    penalty.penalisation_factor = 0
+    assert not penalty.gradient(batch).any()
+    assert not penalty.value(batch).any()
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="penalisation_factor"):
+            penalty.penalisation_factor = wrong
+    json.dumps(penalty.settings)
+
+
+@every_penalty
+def test_a_penalty_may_be_made_before_the_grid_is_known(name):
+    early, late, x = with_kappa(make(name), VOLUME), with_kappa(make(name, late=True), VOLUME), image()
+    if late.geometry is None and name in ("quadratic", "rdp", "bowsher", "pls"):
+        with pytest.raises(RuntimeError, match="set_up"):
+            late.gradient(x)
+    late.set_up(VOLUME)
+    assert late.geometry == VOLUME
+    torch.testing.assert_close(late.gradient(x), early.gradient(x), rtol=0, atol=0)
+    if late.has_kappa:
+        with pytest.raises(ValueError, match="kappa has shape"):
+            late.set_up(PLANE)
+
+
+# Settings that may change ---------------------------------------------------------------------------------------------
+
+
+def test_images_and_numbers_of_a_penalty_may_change_after_set_up():
+    x = image()
+    anchor = AnchorPenalty(penalisation_factor=3.0)
+    with pytest.raises(ValueError, match="anchor image"):
+        anchor.set_up(VOLUME)
+    anchor.set_anchor(image(1))
+    anchor.set_up(VOLUME)
+    anchor.set_weight(image(2))
+    torch.testing.assert_close(anchor.gradient(x), AnchorPenalty(image(1), 3.0, image(2)).gradient(x))
+    bowsher = BowsherPenalty()
+    with pytest.raises(ValueError, match="anatomical image"):
+        bowsher.set_up(VOLUME)
+    bowsher.set_anatomical(image(1))
+    bowsher.set_up(VOLUME)
+    bowsher.set_num_neighbours(2)
+    bowsher.set_anatomical(image(2))
+    torch.testing.assert_close(bowsher.gradient(x), BowsherPenalty(VOLUME, 1.0, image(2), 2).gradient(x))
+    pls = priors.ParallelLevelSetsPenalty(VOLUME, 1.0, image(1))
+    pls.set_scales(0.3, 0.5)
+    pls.set_anatomical(image(7))
+    torch.testing.assert_close(BETA * pls.gradient(x), make("pls").gradient(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: AnchorPenalty(torch.full(VOLUME.shape, float("nan"))), ValueError, "anchor image holds NaN"),
+        (lambda: AnchorPenalty(image(), weight=-image()), ValueError, "weight must not be negative"),
+        (lambda: AnchorPenalty(torch.zeros(1, 2, 2)).set_up(VOLUME), ValueError, "anchor image has shape"),
+        (lambda: ScorePenalty(object(), SIGMA), TypeError, "residual"),
+        (lambda: ScorePenalty(ResidualOf(mixture_denoiser()), 0.0), ValueError, "noise level"),
+        (lambda: ScorePenalty(unbound(), intensity_scale=-1.0), ValueError, "intensity_scale"),
+        (lambda: ScorePenalty("no-such-model"), ValueError, "no-such-model"),
+        (lambda: ScorePenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
+        (lambda: make("rdp").gradient(torch.ones(2, 3, 5)), ValueError, "expected"),
+    ],
+)
+def test_wrong_use_is_explained(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+# The score penalty ----------------------------------------------------------------------------------------------------
+
+GRID = ImageGeometry((1, 8, 12), (2.0, 2.0, 2.0))
+
+
+def unbound():
+    return ScoreModel(lambda images, times, class_labels: 0.5 * images, VPSchedule(), "x0", multiple=4)
+
+
+def activity(seed=0):
+    return 40 * torch.rand(GRID.shape, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+def test_it_is_the_negative_log_density_of_noisy_images_whatever_their_unit():
     """Bayes: with beta 1 the value is -log p(x / c) up to a constant, so its differences are exact."""
-    prior = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
+    penalty = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, 1.0)
     x, y = image(), image(1)
     expected = mixture_log_density(x / SCALE, SIGMA) - mixture_log_density(y / SCALE, SIGMA)
-    assert float(prior.value(y) - prior.value(x)) == pytest.approx(float(expected), rel=2e-2)
-
-
-def test_score_prior_of_a_gaussian_has_its_smoothed_variance():
-    prior = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA)
-    x = image()
-    torch.testing.assert_close(prior.gradient(x), (x - SCALE) / (SCALE**2 * (0.5 + SIGMA**2)))
-
-
-def test_score_prior_of_the_identity_vanishes():
-    prior = ScorePenalty(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
-    assert not prior.gradient(image()).any()
-    assert float(prior.value(image())) == pytest.approx(0, abs=1e-12)
-
-
-def test_score_prior_does_not_care_about_the_unit_of_the_image():
-    x = image()
-    unit = ScorePenalty(ResidualOf(mixture_denoiser(), 1.0), SIGMA)
-    scaled = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
-    torch.testing.assert_close(scaled.gradient(x), unit.gradient(x / SCALE) / SCALE)
-    torch.testing.assert_close(scaled.value(x), unit.value(x / SCALE))
-
-
-def test_loop_discrepancy_tells_a_gradient_from_a_swirl():
-    conservative = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA)
-    swirling = ScorePenalty(ResidualOf(swirling_denoiser, SCALE), SIGMA)
-    assert conservative.loop_discrepancy(image(), image(1)) < 0.02
-    assert swirling.loop_discrepancy(image(), image(1)) > 0.03
-
-
-def test_lipschitz_estimate_finds_the_largest_eigenvalue():
-    shrink = torch.linspace(-0.5, 0.9, 24, dtype=torch.float64).reshape(SHAPE)
-    prior = ScorePenalty(ResidualOf(lambda u, sigma: shrink * u, SCALE), SIGMA, penalisation_factor=2.0)
-    assert prior.estimate_lipschitz(image(), num_iterations=60) == pytest.approx(1.5, rel=1e-2)
-    doubled = ScorePenalty(prior.model, SIGMA, penalisation_factor=2.0, lipschitz=2.0)
-    torch.testing.assert_close(doubled.curvature(image()), 2 * prior.curvature(image()))
+    assert float(penalty.value(y) - penalty.value(x)) == pytest.approx(float(expected), rel=2e-2)
+    unit = ScorePenalty(ResidualOf(mixture_denoiser(), 1.0), SIGMA, 1.0)
+    torch.testing.assert_close(penalty.gradient(x), unit.gradient(x / SCALE) / SCALE)
+    gaussian = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, 1.0)
+    torch.testing.assert_close(gaussian.gradient(x), (x - SCALE) / (SCALE**2 * (0.5 + SIGMA**2)))
+    identity = ScorePenalty(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
+    assert float(identity.gradient(x).abs().max()) < 1e-12
 
 
 def test_factor_zero_asks_nothing_of_the_network():
     model = ResidualOf(mixture_denoiser(), SCALE)
-    prior = ScorePenalty(model, SIGMA, penalisation_factor=0.0)
-    assert not prior.gradient(image()).any()
+    assert not ScorePenalty(model, SIGMA, 0.0).gradient(image()).any()
     assert model.calls == 0
 
 
-def test_bad_settings_are_named():
-    with pytest.raises(TypeError, match="residual"):
-        ScorePenalty(object(), SIGMA)
-    with pytest.raises(ValueError, match="sigma"):
-        ScorePenalty(ResidualOf(swirling_denoiser), 0.0)
-    with pytest.raises(ValueError, match="lipschitz"):
-        ScorePenalty(ResidualOf(swirling_denoiser), SIGMA, lipschitz=-1.0)
-    with pytest.raises(ValueError, match="anchor"):
-        AnchorPenalty(torch.full(SHAPE, float("nan")), 1.0)
-    with pytest.raises(ValueError, match="weight"):
-        AnchorPenalty(torch.ones(SHAPE), 1.0, weight=-torch.ones(SHAPE))
+def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
+    penalty = ScorePenalty(unbound(), 0.3, 2.0)
+    penalty.set_up(GRID)
+    with caplog.at_level(logging.WARNING, "sirf_diffusion"):
+        for _ in range(2):
+            uniform = torch.full(GRID.shape, 7.0)
+            assert not penalty.gradient(uniform).any()
+            assert float(penalty.value(uniform)) == 0
+    assert sum("uniform" in record.getMessage() for record in caplog.records) == 1
+    penalty.gradient(activity())
+    c = intensity_scale(activity(), GRID)
+    assert penalty.intensity_scale == c
+    expected = ScorePenalty(unbound().on(GRID, c), 0.3, 2.0)
+    for x in (activity(), 3 * activity(1)):
+        torch.testing.assert_close(penalty.gradient(x), expected.gradient(x))
+        torch.testing.assert_close(penalty.curvature(x), expected.curvature(x))
+        torch.testing.assert_close(penalty.hessian_times(x, activity(2)), expected.hessian_times(x, activity(2)))
+        torch.testing.assert_close(penalty.value(x), expected.value(x))
+
+
+def test_the_scale_comes_from_the_data_where_an_objective_is_given():
+    objective, _ = make_toy((1, 16, 16), num_bins=400)
+    penalty = ScorePenalty(unbound())
+    penalty.set_up(objective.geometry, objective)
+    assert penalty.intensity_scale == unbound().for_data(objective).intensity_scale
+
+
+def test_settings_of_the_score_penalty_may_change_after_set_up():
+    penalty = ScorePenalty(unbound(), 0.3, intensity_scale=10.0)
+    penalty.set_up(GRID)
+    penalty.gradient(activity())
+    penalty.noise_level, penalty.penalisation_factor = 0.6, 5.0
+    expected = ScorePenalty(unbound().on(GRID, 10.0), 0.6, 5.0)
+    torch.testing.assert_close(penalty.gradient(activity()), expected.gradient(activity()))
+    assert expected.intensity_scale == 10.0
+
+
+def test_the_anatomical_image_reaches_the_network():
+    conditional = ScoreModel(MeanFromAnatomy(), VPSchedule(), multiple=4, in_channels=2)
+    penalty = ScorePenalty(conditional, 0.3, intensity_scale=10.0)
+    penalty.set_up(GRID)
+    plain = penalty.gradient(activity())
+    penalty.set_anatomical(activity(5), guidance=0.5)
+    bound = conditional.on(GRID, 10.0, anatomical=activity(5), guidance=0.5)
+    torch.testing.assert_close(penalty.gradient(activity()), ScorePenalty(bound, 0.3).gradient(activity()))
+    assert not torch.allclose(plain, penalty.gradient(activity()))

@@ -58,54 +58,9 @@ def test_value_is_the_double_sum_of_the_definition(neighbourhood, epsilon):
     assert float(prior.value(x)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.fixture(params=[True, False], ids=["kappa", "no kappa"])
-def prior(request):
-    kappa = random_image(seed=1) if request.param else None
-    return RelativeDifferencePenalty(GEOMETRY, 1.7, epsilon=0.05, kappa=kappa)
-
-
-def differentiable_value(prior, x):
-    """The penalty written for autograd, by pairs of all voxels."""
-    index = torch.cartesian_prod(*(torch.arange(n) for n in GEOMETRY.shape))
-    delta = (index[:, None] - index[None]).double()
-    near = (delta.abs().amax(-1) == 1).double()
-    distance = (delta * torch.tensor(GEOMETRY.voxel_size)).square().sum(-1).sqrt()
-    weight = near * GEOMETRY.voxel_size[2] / distance.clamp_min(1e-9)
-    if prior._kappa is not None:
-        weight = weight * prior._kappa.reshape(-1, 1) * prior._kappa.reshape(1, -1)
-    difference = x[:, None] - x[None]
-    return (
-        prior.penalisation_factor
-        * (weight * 0.5 * difference**2 / (x[:, None] + x[None] + prior.gamma * difference.abs() + prior.epsilon)).sum()
-    )
-
-
-def test_gradient_and_hessian_are_the_derivatives_of_the_value(prior):
-    x, v = random_image(), random_image(seed=2) - 1.5
-    flat = x.flatten().requires_grad_()
-    (gradient,) = torch.autograd.grad(differentiable_value(prior, flat), flat)
-    hessian = torch.autograd.functional.hessian(lambda z: differentiable_value(prior, z), x.flatten())
-    torch.testing.assert_close(prior.gradient(x).flatten(), gradient, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(prior.hessian_diagonal(x).flatten(), hessian.diagonal(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(prior.hessian_times(x, v).flatten(), hessian @ v.flatten(), rtol=1e-10, atol=1e-10)
-
-
-def test_curvature_bounds_the_hessian(prior):
-    x = random_image()
-    eye = torch.eye(GEOMETRY.num_voxels, dtype=torch.float64).reshape(-1, *GEOMETRY.shape)
-    hessian = prior.hessian_times(x.expand_as(eye), eye).flatten(1)
-    torch.testing.assert_close(hessian, hessian.T, rtol=1e-12, atol=1e-12)
-    gap = torch.linalg.eigvalsh(torch.diag(prior.curvature(x).flatten()) - hessian)
-    assert gap.min() > -1e-10
-    assert torch.linalg.eigvalsh(hessian).min() > -1e-10  # the penalty is convex
-
-
-def test_batches_are_independent_images_and_float32_follows_float64(prior):
-    batch = torch.stack([random_image(seed=s) for s in range(6)]).reshape(2, 3, *GEOMETRY.shape)
-    for function in (prior.value, prior.gradient, prior.hessian_diagonal):
-        one_by_one = torch.stack([function(x) for x in batch.flatten(0, 1)])
-        torch.testing.assert_close(function(batch).flatten(0, 1), one_by_one, rtol=1e-12, atol=0)
-        assert torch.allclose(function(batch.float()).double(), function(batch), rtol=1e-4)
+@pytest.fixture
+def prior():
+    return RelativeDifferencePenalty(GEOMETRY, 1.7, epsilon=0.05, kappa=random_image(seed=1))
 
 
 def test_blocks_of_planes_do_not_change_the_result(prior, monkeypatch):
@@ -140,25 +95,11 @@ def test_scaling_laws_without_epsilon():
     torch.testing.assert_close(prior.gradient(5 * x), prior.gradient(x))
 
 
-def test_flat_images_are_free_and_the_factor_is_linear(prior):
-    assert not prior.gradient(torch.full(GEOMETRY.shape, 2.0)).any()
-    x = random_image()
-    gradient = prior.gradient(x)
-    prior.penalisation_factor *= 3
-    torch.testing.assert_close(prior.gradient(x), 3 * gradient)
-    prior.penalisation_factor = 0
-    assert not prior.gradient(x).any()
-    assert float(prior.value(x)) == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"penalisation_factor": -1.0}, "penalisation_factor"),
-        ({"penalisation_factor": math.nan}, "penalisation_factor"),
         ({"gamma": -1.0}, "gamma"),
         ({"epsilon": math.inf}, "epsilon"),
-        ({"kappa": torch.ones(2, 2, 2)}, "kappa has shape"),
         ({"neighbourhood": "5x5x5"}, "neighbourhood"),
     ],
 )
@@ -167,17 +108,9 @@ def test_bad_settings_are_named(arguments, message):
         RelativeDifferencePenalty(GEOMETRY, **{"penalisation_factor": 1.0, **arguments})
 
 
-def test_image_of_another_grid_is_refused(prior):
-    with pytest.raises(ValueError, match="expected"):
-        prior.gradient(torch.ones(3, 4, 6))
-
-
-def test_quadratic_prior_is_a_quadratic_form_with_stirs_gradient():
-    x, v, kappa = random_image(), random_image(seed=3), random_image(seed=1)
+def test_quadratic_prior_has_stirs_gradient():
+    x, kappa = random_image(), random_image(seed=1)
     prior = QuadraticPenalty(GEOMETRY, 2.0, kappa=kappa)
-    h = 1e-5
-    slope = (prior.value(x + h * v) - prior.value(x - h * v)) / (2 * h)
-    assert float(slope) == pytest.approx(float((prior.gradient(x) * v).sum()), rel=1e-7)
     middle = (1, 1, 1)
     by_hand = 0.0
     for d in itertools.product((-1, 0, 1), repeat=3):
@@ -186,9 +119,6 @@ def test_quadratic_prior_is_a_quadratic_form_with_stirs_gradient():
             weight = 2.5 / math.sqrt(sum((a * s) ** 2 for a, s in zip(d, GEOMETRY.voxel_size, strict=True)))
             by_hand += 2.0 * weight * float((x[middle] - x[k]) * kappa[middle] * kappa[k])
     assert float(prior.gradient(x)[middle]) == pytest.approx(by_hand, rel=1e-12)
-    eye = torch.eye(GEOMETRY.num_voxels, dtype=torch.float64).reshape(-1, *GEOMETRY.shape)
-    hessian = prior.hessian_times(x.expand_as(eye), eye).flatten(1)
-    assert torch.linalg.eigvalsh(torch.diag(prior.curvature(x).flatten()) - hessian).min() > -1e-10
 
 
 def test_kappa_is_the_square_root_of_the_hessian_of_the_likelihood_applied_to_ones():

@@ -94,7 +94,7 @@ ALL = pytest.mark.parametrize("name", ["score", "anchor", "python", "bowsher"])
 def test_they_are_sirf_priors_around_the_tensor_priors(name, image):
     prior = made(name, image)
     assert isinstance(prior, pet.Prior)
-    assert prior.get_penalisation_factor() == 1
+    assert prior.get_penalisation_factor() == (0.2 if name == "score" else 1)
     prior.set_up(image)
     x, direction = image * 1.5, image + 2.0
     for factor in (1.0, 4.0):  # may change after set_up

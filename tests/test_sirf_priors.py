@@ -439,11 +439,8 @@ def test_what_is_no_prior_is_refused(pet):
         pet.PythonPrior(Ridge()).set_kappa(random_image(pet))
     with pytest.raises(pet.error, match="ImageData"):
         pet.AnchorPrior(np.zeros(GRID.shape))
-    with pytest.raises(TypeError, match="Ridge"):
-        pet.PythonPrior(Ridge()).penalty  # noqa: B018
-    on_another_grid = pet.PythonPrior(priors.QuadraticPenalty(GRID, 1.0))
-    with pytest.raises(pet.error, match="images of"):
-        on_another_grid.set_up(random_image(pet, 0, ImageGeometry((1, 5, 5), (2.0, 2.0, 2.0))))
+    x = torch.from_numpy(random_image(pet).as_array())
+    torch.testing.assert_close(pet.PythonPrior(Ridge()).penalty.gradient(x), x)
 
 
 def test_without_the_compiled_part_construction_says_how_to_get_it(tmp_path):

@@ -92,7 +92,7 @@ def test_noise_levels_follow_each_other(scan, stir):
     callback = ScorePriorCallback(model, [0.8, 0.4, 0.2], subiterations_per_level=2, intensity_scale=0.5)
     levels = []
     residual = callback.prior.gradient
-    callback.prior.gradient = lambda x: (levels.append(callback.prior.sigma), residual(x))[1]
+    callback.prior.gradient = lambda x: (levels.append(callback.prior.noise_level), residual(x))[1]
     block = python("held", 0.1, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     assert stir.OSMAPOSLReconstruction3DFloat(str(scan.par("annealed", block))).reconstruct().succeeded()
     assert levels == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]

@@ -19,7 +19,7 @@ from sirf_diffusion.models.batching import largest_block
 from sirf_diffusion.models.blocks import in_blocks
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.models.networks import NetworkConfig, build_network, shuffled, unshuffled
-from sirf_diffusion.priors import LateScorePenalty
+from sirf_diffusion.priors import ScorePenalty
 from sirf_diffusion.training import train
 from sirf_diffusion.training.configuration import configuration, read_configuration
 from sirf_diffusion.training.corruption import Corruption
@@ -167,7 +167,7 @@ def test_enhancement_and_priors_show_the_network_the_volume():
     grid = ImageGeometry((6, 8, 10), (2.0,) * 3)
     x = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
     Denoiser(model, 0.5, intensity_scale=1.0)(x, grid)
-    prior = LateScorePenalty(model, 0.5, intensity_scale=1.0)
+    prior = ScorePenalty(model, 0.5, intensity_scale=1.0)
     prior.set_up(grid)
     prior.gradient(x)
     assert set(shapes) == {(1, 1, 8, 8, 12)}

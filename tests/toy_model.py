@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.models.intensity import intensity_scale as estimate
 from sirf_diffusion.models.schedules import NoiseSchedule, VPSchedule
 
 
@@ -26,6 +27,7 @@ class ToyModel:
         self.device = torch.device("cpu")
         self.geometry: ImageGeometry | None = None
         self.intensity_scale = float("nan")
+        self.planes, self.extent = "transverse", None
         self.hash, self.conditioning, self.precision = "toy", None, "float32"
         self.counter = Counter()
 
@@ -33,6 +35,10 @@ class ToyModel:
         bound = copy.copy(self)
         bound.geometry, bound.intensity_scale, bound.counter = geometry, intensity_scale, Counter()
         return bound
+
+    def for_data(self, objective, *, sampling=False, intensity_scale=None, planes=None, extent=None) -> ToyModel:
+        found = intensity_scale or estimate(objective.early_image(), objective.geometry)
+        return self.on(objective.geometry, found)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

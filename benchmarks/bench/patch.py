@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ class PatchPenalty(Penalty):
         If ``delta`` is not positive, or an image is on another grid.
     """
 
-    explicit: ClassVar[bool] = True
-    has_majoriser: ClassVar[bool] = True
+    has_majoriser = True
 
     def __init__(self, geometry: ImageGeometry, penalisation_factor: float, delta: float) -> None:
         super().__init__(penalisation_factor)
@@ -95,8 +94,7 @@ class PatchPenalty(Penalty):
         return (self.gradient(x + step * v) - self.gradient(x - step * v)) / (2 * step)
 
     def _images(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-3:]) != self.geometry.shape:
-            raise ValueError(f"image has shape {tuple(x.shape)}, expected [..., z, y, x] on {self.geometry.shape}")
+        self._check(x)
         return x.detach().reshape(-1, *x.shape[-3:])
 
     def _pairs(self, images: Tensor) -> Any:

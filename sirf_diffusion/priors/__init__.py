@@ -1,25 +1,24 @@
-"""Priors: penalties on an image, written once on tensors."""
+"""Penalties: what is subtracted from the log-likelihood, functions of an image written once on tensors."""
 
 from __future__ import annotations
 
 from .anchor import AnchorPenalty
 from .base import Penalty
 from .bowsher import BowsherPenalty
-from .late_score import LateScorePenalty
 from .pls import ParallelLevelSetsPenalty
 from .quadratic import QuadraticPenalty
 from .rdp import RelativeDifferencePenalty, kappa_image
-from .score import ResidualModel, ScorePenalty
+from .score import NOISE_LEVEL, PENALISATION_FACTOR, ScorePenalty
 
 __all__ = [
+    "NOISE_LEVEL",
+    "PENALISATION_FACTOR",
     "AnchorPenalty",
     "BowsherPenalty",
-    "LateScorePenalty",
     "ParallelLevelSetsPenalty",
     "Penalty",
     "QuadraticPenalty",
     "RelativeDifferencePenalty",
-    "ResidualModel",
     "ScorePenalty",
     "kappa_image",
 ]

@@ -1,21 +1,27 @@
-"""What a prior is: a penalty on an image, with its derivatives, as plain tensor functions."""
+"""What a penalty is: a function of an image with its derivatives, on plain tensors."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..geometry.images import ImageGeometry
+
+if TYPE_CHECKING:
+    from ..engines.objective import Objective
+    from ..patient import AnatomicalImage
 
 
 class Penalty(ABC):
     r"""A penalty :math:`\beta R(x)`; reconstructors maximise :math:`L(x) - \beta R(x)`.
 
-    STIR's sign and scaling throughout: "priors" are penalties, ``gradient`` points uphill of the penalty, and
-    everything that is returned already contains the penalisation factor. Images are tensors ``[..., z, y, x]`` in
-    image units; leading dimensions are independent images.
+    STIR's sign and scaling: ``gradient`` points uphill of the penalty, and everything that is returned contains the
+    penalisation factor. Images are tensors ``[..., z, y, x]`` in image units; leading dimensions are independent
+    images. A penalty that depends on the image grid is made with a grid, or gets it by `set_up`.
 
     Parameters
     ----------
@@ -24,15 +30,30 @@ class Penalty(ABC):
 
     Attributes
     ----------
-    explicit : bool
-        Whether ``value`` is a closed formula whose gradient ``gradient`` is. A learned prior is not explicit.
+    geometry : ImageGeometry or None
+        The image grid, once it is known.
+    has_value : bool
+        Whether ``value`` is a formula whose derivative ``gradient`` is; a learned penalty only approximates one.
+    has_gradient, has_hessian_diagonal, has_kappa : bool
+        Whether there are ``gradient``, ``hessian_diagonal`` and ``set_kappa``.
+    has_curvature : bool
+        Whether ``curvature`` bounds the Hessian at the image it is taken at.
     has_majoriser : bool
-        Whether ``curvature`` bounds the Hessian everywhere, so that ``majoriser`` lies above the penalty for all
-        images.
+        Whether it bounds the Hessian everywhere, so that ``majoriser`` lies above the penalty for all images.
+    has_prox : bool
+        Whether ``prox`` is known in closed form.
     """
 
-    explicit: ClassVar[bool] = True
-    has_majoriser: ClassVar[bool] = False
+    has_value: bool = True
+    has_gradient: bool = True
+    has_hessian_diagonal: bool = False
+    has_curvature: bool = True
+    has_majoriser: bool = False
+    has_prox: bool = False
+    has_kappa: bool = False
+
+    geometry: ImageGeometry | None = None
+    _kappa: Tensor | None = None
 
     def __init__(self, penalisation_factor: float) -> None:
         self.penalisation_factor = penalisation_factor
@@ -47,6 +68,30 @@ class Penalty(ABC):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"penalisation_factor must be a finite number of at least 0, found {value!r}")
         self._penalisation_factor = float(value)
+
+    def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
+        """Prepare for images of a grid; what is missing or does not fit is refused here.
+
+        Parameters
+        ----------
+        geometry
+            The image grid.
+        objective
+            Log-likelihood of the data, for penalties that take the intensity of images from it.
+        """
+        if geometry == self.geometry:
+            return
+        self.geometry = None
+        if self._kappa is not None:
+            on_grid("kappa", self._kappa, geometry)
+        self._prepare(geometry)
+        self.geometry = geometry
+
+    def set_kappa(self, kappa: Tensor | None) -> None:
+        """Non-negative image ``[z, y, x]`` that scales the penalty locally; None for none. May change at any time."""
+        if kappa is not None and not self.has_kappa:
+            raise ValueError(f"{type(self).__name__} takes no kappa")
+        self._kappa = None if kappa is None else on_grid("kappa", kappa, self.geometry, negative=False).clone()
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -64,23 +109,90 @@ class Penalty(ABC):
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         r""":math:`\beta \nabla^2 R(x)\, v`, shape of ``x``."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a record needs to name this prior: class, factor and parameters, JSON-able."""
-        return {"name": type(self).__name__, "penalisation_factor": self.penalisation_factor}
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        r"""Diagonal of :math:`\beta \nabla^2 R(x)`, shape of ``x``."""
+        raise NotImplementedError(f"the diagonal of the Hessian of {type(self).__name__} is not known: see curvature()")
+
+    def prox(self, x: Tensor, tau: Tensor | float) -> Tensor:
+        r""":math:`\arg\min_z \tfrac12 \lVert z - x \rVert^2 + \tau \beta R(z)`, shape of ``x``."""
+        raise NotImplementedError(f"the proximal operator of {type(self).__name__} is not known in closed form")
 
     def majoriser(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Anchor and strength of the quadratic :math:`\tfrac12 \sum_j \rho_j (z_j - v_j)^2` that touches the penalty
-        at ``x``.
-
-        With :math:`g` the gradient and :math:`C` the curvature: :math:`v = x - g / C`, :math:`\rho = C` (up to a
-        constant).
+        at ``x``: :math:`v = x - g / C`, :math:`\rho = C` with gradient ``g`` and curvature ``C``, up to a constant.
 
         Returns
         -------
         tuple of Tensor
-            ``(v, rho)``, both of the shape of ``x`` or broadcastable to it; ``rho`` contains the penalisation factor.
+            ``(v, rho)``, of the shape of ``x`` or broadcastable to it; ``rho`` contains the penalisation factor.
         """
         rho = self.curvature(x)
-        safe = rho.clamp_min(torch.finfo(rho.dtype).tiny)
-        return x - self.gradient(x) / safe, rho
+        return x - self.gradient(x) / rho.clamp_min(torch.finfo(rho.dtype).tiny), rho
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record needs to name this penalty: class, factor and parameters, ready for JSON."""
+        own = {"kappa": self._kappa is not None} if self.has_kappa else {}
+        return {"name": type(self).__name__, "penalisation_factor": self.penalisation_factor, **own}
+
+    def _prepare(self, geometry: ImageGeometry) -> None:  # noqa: B027 - most have nothing to prepare
+        """Make what depends on the grid and the settings."""
+
+    def _renew(self) -> None:
+        """To be called when a setting has changed: prepare again if the grid is known."""
+        if self.geometry is not None:
+            self._prepare(self.geometry)
+
+    def _check(self, x: Tensor, name: str = "image") -> None:
+        if self.geometry is None:
+            raise RuntimeError(f"{type(self).__name__}: set_up(geometry) call missing")
+        if tuple(x.shape[-3:]) != self.geometry.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}, expected [..., z, y, x] on a grid of {self.geometry.shape}"
+            )
+
+
+def on_grid(
+    name: str, image: Tensor, geometry: ImageGeometry | None, *, negative: bool = True, batch: bool = False
+) -> Tensor:
+    """An image without its history, after its grid (where that is known) and values were checked.
+
+    Raises
+    ------
+    ValueError
+        For another shape (``batch`` allows leading dimensions), values that are not finite, or forbidden negative ones.
+    """
+    shape = tuple(image.shape[-3:] if batch else image.shape)
+    if geometry is not None and shape != geometry.shape:
+        raise ValueError(
+            f"{name} has shape {shape}, expected {geometry.shape} (z, y, x): resample it to the grid of the "
+            "reconstruction"
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError(f"{name} holds NaN or infinite values")
+    if not negative and bool((image < 0).any()):
+        raise ValueError(f"{name} must not be negative anywhere, found {float(image.min()):g}")
+    return image.detach()
+
+
+def anatomical_values(owner: str, anatomical: Tensor | AnatomicalImage | None, geometry: ImageGeometry) -> Tensor:
+    """The anatomical image of a penalty on its grid, resampled from its own space where it has one.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it cannot be used on this grid.
+    """
+    if anatomical is None:
+        raise ValueError(
+            f"{owner} has no anatomical image: call set_anatomical(image) (in scripts set_anatomical_image) before "
+            "set_up()"
+        )
+    values = anatomical if isinstance(anatomical, Tensor) else anatomical.on(geometry)
+    return on_grid("the anatomical image", values, geometry)
+
+
+def check_anatomical(anatomical: Tensor | AnatomicalImage | None, geometry: ImageGeometry | None) -> None:
+    """Refuse an image that is of another grid, or of another place, as soon as the grid is known."""
+    if anatomical is not None and geometry is not None:
+        anatomical_values("", anatomical, geometry)

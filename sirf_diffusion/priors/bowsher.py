@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
+from .base import anatomical_values
 from .neighbours import Neighbourhood, Pair
 from .quadratic import QuadraticPenalty
+
+if TYPE_CHECKING:
+    from ..patient import AnatomicalImage
 
 _PLANES_PER_BLOCK = 8
 NUM_NEIGHBOURS = {"3x3x3": 7, "transverse": 3}
@@ -32,11 +36,12 @@ class BowsherPenalty(QuadraticPenalty):
     Parameters
     ----------
     geometry
-        Image grid.
+        Image grid; None if `set_up` is to tell.
     penalisation_factor
         :math:`\beta`.
     anatomical
-        Image ``[z, y, x]`` on the same grid, in any unit; only the order of differences counts.
+        Image ``[z, y, x]`` on the same grid, or in its own space, in any unit; only the order of differences counts.
+        May be set later.
     num_neighbours
         Neighbours that each voxel keeps, at least 1, at most 26 (8 in a single plane); 7 (3) if omitted.
     kappa
@@ -59,48 +64,58 @@ class BowsherPenalty(QuadraticPenalty):
 
     def __init__(
         self,
-        geometry: ImageGeometry,
-        penalisation_factor: float,
-        anatomical: Tensor,
+        geometry: ImageGeometry | None = None,
+        penalisation_factor: float = 1.0,
+        anatomical: Tensor | AnatomicalImage | None = None,
         num_neighbours: int | None = None,
         kappa: Tensor | None = None,
         neighbourhood: Neighbourhood | None = None,
     ) -> None:
-        if neighbourhood is None:
-            neighbourhood = "transverse" if geometry.shape[0] == 1 else "3x3x3"
-        if neighbourhood not in NUM_NEIGHBOURS:
+        if neighbourhood not in (None, *NUM_NEIGHBOURS):
             raise ValueError(f"neighbourhood must be '3x3x3' or 'transverse', found {neighbourhood!r}")
-        super().__init__(geometry, penalisation_factor, kappa, neighbourhood)
-        number, most = num_neighbours, 2 * len(self.pairs.offsets)
-        number = NUM_NEIGHBOURS[neighbourhood] if number is None else number
-        if isinstance(number, bool) or int(number) != number or not 1 <= number <= most:
-            raise ValueError(f"num_neighbours must be a whole number from 1 to {most}, found {num_neighbours!r}")
-        self.num_neighbours = int(number)
-        self.set_anatomical(anatomical)
+        self._anatomical, self._num_neighbours, self._wanted = anatomical, num_neighbours, neighbourhood
+        super().__init__(geometry, penalisation_factor, kappa, neighbourhood or "3x3x3")
 
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "num_neighbours": self.num_neighbours}
 
-    def set_anatomical(self, anatomical: Tensor) -> None:
-        """Choose the neighbours anew, in another anatomical image ``[z, y, x]``."""
-        if tuple(anatomical.shape) != self.geometry.shape:
-            raise ValueError(
-                f"the anatomical image has shape {tuple(anatomical.shape)}, expected {self.geometry.shape} (z, y, x): "
-                "resample it to the grid of the reconstruction"
-            )
-        if not bool(torch.isfinite(anatomical).all()):
-            raise ValueError("the anatomical image holds NaN or infinite values")
+    @property
+    def num_neighbours(self) -> int:
+        """Neighbours that each voxel keeps."""
+        return NUM_NEIGHBOURS[self.neighbourhood] if self._num_neighbours is None else self._num_neighbours
+
+    def set_num_neighbours(self, value: int | None) -> None:
+        """Neighbours that each voxel keeps, None for the default; may change at any time."""
+        self._num_neighbours = value
+        self._renew()
+
+    def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None) -> None:
+        """Choose the neighbours in another anatomical image; may change at any time."""
+        self._anatomical = anatomical
+        self._renew()
+
+    def _prepare(self, geometry: ImageGeometry) -> None:
+        self.neighbourhood = self._wanted or ("transverse" if geometry.shape[0] == 1 else "3x3x3")
+        super()._prepare(geometry)
+        number, most = self.num_neighbours, 2 * len(self.pairs.offsets)
+        if isinstance(number, bool) or int(number) != number or not 1 <= number <= most:
+            raise ValueError(f"num_neighbours must be a whole number from 1 to {most}, found {number!r}")
+        anatomical = anatomical_values("BowsherPenalty", self._anatomical, geometry)
         offsets = [offset for offset, _ in self.pairs.offsets]
         distances = [1 / weight for _, weight in self.pairs.offsets]
-        chosen = _chosen(anatomical.detach().float().cpu(), offsets, distances, self.num_neighbours)
+        chosen = _chosen(anatomical.float().cpu(), offsets, distances, int(number))
         # How many of the two voxels of a pair chose the other: 0, 1 or 2, kept at the first one.
         self._votes = torch.stack([_votes(chosen, offset, d, len(offsets)) for d, offset in enumerate(offsets)])
 
-    def _weight(self, pair: Pair, kappa: Tensor) -> Tensor:
-        self._votes = self._votes.to(kappa.device)
+    def _weight(self, pair: Pair, kappa: Tensor | None) -> Any:
         votes = self._votes[(pair.direction, *pair.here[1:])]
-        return super()._weight(pair, kappa) * votes.to(kappa.dtype).mul_(0.5)
+        return super()._weight(pair, kappa) * (0.5 * votes)
+
+    def _images(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        images, kappa = super()._images(x)
+        self._votes = self._votes.to(images)
+        return images, kappa
 
 
 def _chosen(

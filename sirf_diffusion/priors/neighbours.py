@@ -1,4 +1,4 @@
-"""Pairs of neighbouring voxels: the loop that all neighbourhood priors share.
+"""Penalties on differences of neighbouring voxels, and the loop over pairs of neighbours that they share.
 
 Each unordered pair is visited once, as two shifted views of the same image, so that edges are skipped rather than
 wrapped and nothing is copied. On a CPU the volume is walked in blocks of planes whose temporaries stay in the cache.
@@ -9,18 +9,50 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
+from .base import Penalty
 
 Neighbourhood = Literal["3x3x3", "transverse", "axial"]
 Index = tuple[slice, slice, slice, slice]
 
 BLOCK_VOXELS = {"cpu": 1 << 15}
 DEFAULT_BLOCK_VOXELS = 1 << 26
+
+
+class NeighbourPenalty(Penalty):
+    """Base of penalties on differences of neighbours: their grid, neighbourhood and kappa image."""
+
+    has_kappa = True
+
+    def __init__(
+        self,
+        geometry: ImageGeometry | None,
+        penalisation_factor: float,
+        kappa: Tensor | None,
+        neighbourhood: Neighbourhood,
+    ) -> None:
+        super().__init__(penalisation_factor)
+        half_offsets(neighbourhood)  # refuses what is unknown
+        self.neighbourhood = neighbourhood
+        self.set_kappa(kappa)
+        if geometry is not None:
+            self.set_up(geometry)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "neighbourhood": self.neighbourhood}
+
+    def _prepare(self, geometry: ImageGeometry) -> None:
+        self.pairs = NeighbourPairs(geometry, self.neighbourhood)
+
+    def _images(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images as a contiguous batch ``[n, z, y, x]``, and kappa of their kind."""
+        self._check(x)
+        return as_batch(x.detach()), None if self._kappa is None else self._kappa.to(x)
 
 
 @dataclass(frozen=True)
@@ -62,13 +94,6 @@ class NeighbourPairs:
             for z, y, x in half_offsets(neighbourhood)
         ]
 
-    def check(self, x: Tensor, name: str = "image") -> None:
-        """Raise ``ValueError`` if an image is not on this grid."""
-        if tuple(x.shape[-3:]) != self.geometry.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, expected [..., z, y, x] on a grid of {self.geometry.shape}"
-            )
-
     def over(self, x: Tensor) -> Iterator[Pair]:
         """Pairs of an image ``[n, z, y, x]``, block by block."""
         budget = BLOCK_VOXELS.get(x.device.type, DEFAULT_BLOCK_VOXELS)
@@ -106,17 +131,6 @@ def half_offsets(neighbourhood: Neighbourhood) -> list[tuple[int, int, int]]:
 def as_batch(x: Tensor) -> Tensor:
     """``[..., z, y, x]`` as ``[n, z, y, x]``, contiguous."""
     return x.reshape(-1, *x.shape[-3:]).contiguous()
-
-
-def checked_kappa(pairs: NeighbourPairs, kappa: Tensor | None) -> Tensor | None:
-    """A kappa image as ``[1, z, y, x]`` after checking its grid and values."""
-    if kappa is None:
-        return None
-    if tuple(kappa.shape) != pairs.geometry.shape:
-        raise ValueError(f"kappa has shape {tuple(kappa.shape)}, expected {pairs.geometry.shape} (z, y, x)")
-    if not bool(torch.isfinite(kappa).all()):
-        raise ValueError("kappa holds NaN or infinite values")
-    return kappa.detach()[None].clone()
 
 
 def _shifted(offset: int, size: int) -> tuple[slice, slice]:

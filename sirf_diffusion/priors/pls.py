@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .base import Penalty
+from .base import Penalty, anatomical_values
+
+if TYPE_CHECKING:
+    from ..patient import AnatomicalImage
 
 _AXES = (-3, -2, -1)
 
@@ -33,17 +36,19 @@ class ParallelLevelSetsPenalty(Penalty):
     Parameters
     ----------
     geometry
-        Image grid.
+        Image grid; None if `set_up` is to tell.
     penalisation_factor
         :math:`\beta`.
     anatomical
-        Image ``[z, y, x]`` on the same grid, in any unit.
+        Image ``[z, y, x]`` on the same grid, or in its own space, in any unit. May be set later.
     alpha
         Image units, > 0: differences well below it are smoothed quadratically, above it linearly.
     eta
         Unit of the anatomical image, > 0: differences there that count as edges are well above it.
     kappa
         Non-negative image ``[z, y, x]``.
+    only_2d
+        Leave differences between planes out.
 
     Raises
     ------
@@ -59,29 +64,42 @@ class ParallelLevelSetsPenalty(Penalty):
     (0.03, 9.02)
     """
 
-    explicit: ClassVar[bool] = True
+    has_kappa = True
 
     def __init__(
         self,
-        geometry: ImageGeometry,
-        penalisation_factor: float,
-        anatomical: Tensor,
-        alpha: float,
-        eta: float,
+        geometry: ImageGeometry | None = None,
+        penalisation_factor: float = 1.0,
+        anatomical: Tensor | AnatomicalImage | None = None,
+        alpha: float = 1.0,
+        eta: float = 1.0,
         kappa: Tensor | None = None,
+        *,
+        only_2d: bool = False,
     ) -> None:
         super().__init__(penalisation_factor)
-        for name, number in (("alpha", alpha), ("eta", eta)):
-            if not 0 < number < float("inf"):
-                raise ValueError(f"{name} must be a positive finite number, found {number!r}")
-        self.geometry, self.alpha, self.eta = geometry, float(alpha), float(eta)
-        slopes = _differences(self._checked("the anatomical image", anatomical).double())
-        self._direction = slopes / (slopes.square().sum(0) + self.eta**2).sqrt()
-        self._kappa = None if kappa is None else self._checked("kappa", kappa)
+        self._anatomical, self.only_2d = anatomical, only_2d
+        self.set_scales(alpha, eta)
+        self.set_kappa(kappa)
+        if geometry is not None:
+            self.set_up(geometry)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**super().settings, "alpha": self.alpha, "eta": self.eta, "kappa": self._kappa is not None}
+        return {**super().settings, "alpha": self.alpha, "eta": self.eta, "only_2d": self.only_2d}
+
+    def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None) -> None:
+        """Another anatomical image; may change at any time."""
+        self._anatomical = anatomical
+        self._renew()
+
+    def set_scales(self, alpha: float, eta: float) -> None:
+        """Other ``alpha`` and ``eta``; may change at any time."""
+        for name, number in (("alpha", alpha), ("eta", eta)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"{name} must be a positive finite number, found {number!r}")
+        self.alpha, self.eta = float(alpha), float(eta)
+        self._renew()
 
     def value(self, x: Tensor) -> Tensor:
         _, root = self._parts(x.double())
@@ -104,47 +122,40 @@ class ParallelLevelSetsPenalty(Penalty):
 
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         across, root = self._parts(x)
-        change = _differences(v)
+        change = self._differences(v)
         along = across * ((across * change).sum(0) / root.square())
         return _adjoint((self._across(change) - along) * (self._weight(root) / root))
 
+    def _prepare(self, geometry: ImageGeometry) -> None:
+        anatomical = anatomical_values("ParallelLevelSetsPenalty", self._anatomical, geometry)
+        slopes = self._differences(anatomical.double())
+        self._direction = slopes / (slopes.square().sum(0) + self.eta**2).sqrt()
+
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``Q grad x`` with ``Q = 1 - xi xi^T``, and the root: ``<grad x, Q grad x> = |grad x|^2 - <grad x, xi>^2``."""
-        if tuple(x.shape[-3:]) != self.geometry.shape:
-            raise ValueError(f"image has shape {tuple(x.shape)}, expected [..., z, y, x] on {self.geometry.shape}")
-        slopes = _differences(x.detach())
+        self._check(x)
+        slopes = self._differences(x.detach())
         across = self._across(slopes)
         return across, ((slopes * across).sum(0).clamp_min(0) + self.alpha**2).sqrt()
 
+    def _differences(self, x: Tensor) -> Tensor:
+        """Differences to the next voxel along z, y and x: ``[3, ..., z, y, x]``."""
+        slopes = x.new_zeros((3, *x.shape))
+        for axis, slope in zip(_AXES[self.only_2d :], slopes[self.only_2d :], strict=True):
+            slope.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
+        return slopes
+
     def _across(self, slopes: Tensor) -> Tensor:
         direction = self._direction.to(slopes)
-        direction = direction.reshape(3, *(1,) * (slopes.ndim - 4), *self.geometry.shape)
+        direction = direction.reshape(3, *(1,) * (slopes.ndim - 4), *slopes.shape[-3:])
         return slopes - direction * (direction * slopes).sum(0)
 
     def _weight(self, like: Tensor) -> Tensor:
         return self.penalisation_factor * (torch.ones_like(like) if self._kappa is None else self._kappa.to(like))
 
-    def _checked(self, name: str, image: Tensor) -> Tensor:
-        if tuple(image.shape) != self.geometry.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected {self.geometry.shape} (z, y, x): resample it to the "
-                "grid of the reconstruction"
-            )
-        if not bool(torch.isfinite(image).all()):
-            raise ValueError(f"{name} holds NaN or infinite values")
-        return image.detach()
-
-
-def _differences(x: Tensor) -> Tensor:
-    """Differences to the next voxel along z, y and x: ``[3, ..., z, y, x]``."""
-    slopes = x.new_zeros((3, *x.shape))
-    for axis, slope in zip(_AXES, slopes, strict=True):
-        slope.narrow(axis, 0, x.shape[axis] - 1).copy_(x.diff(dim=axis))
-    return slopes
-
 
 def _adjoint(slopes: Tensor) -> Tensor:
-    """Adjoint of `_differences`."""
+    """Adjoint of `ParallelLevelSetsPenalty._differences`."""
     result = torch.zeros_like(slopes[0])
     for axis, slope in zip(_AXES, slopes, strict=True):
         inner = slope.narrow(axis, 0, slope.shape[axis] - 1)

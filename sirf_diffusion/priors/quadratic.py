@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .base import Penalty
-from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
+from .neighbours import Neighbourhood, NeighbourPenalty, Pair
 
 
-class QuadraticPenalty(Penalty):
+class QuadraticPenalty(NeighbourPenalty):
     r"""Quadratic smoothing penalty with STIR's constants.
 
     .. math:: \beta R(x) = \frac{\beta}{4} \sum_r \sum_{k \in N_r} w_{rk} \kappa_r \kappa_k (x_r - x_k)^2
@@ -22,7 +21,7 @@ class QuadraticPenalty(Penalty):
     Parameters
     ----------
     geometry
-        Image grid.
+        Image grid; None if `set_up` is to tell.
     penalisation_factor
         :math:`\beta`.
     kappa
@@ -31,32 +30,17 @@ class QuadraticPenalty(Penalty):
         As in :class:`~sirf_diffusion.priors.rdp.RelativeDifferencePenalty`.
     """
 
-    explicit: ClassVar[bool] = True
-    has_majoriser: ClassVar[bool] = True
+    has_hessian_diagonal = True
+    has_majoriser = True
 
     def __init__(
         self,
-        geometry: ImageGeometry,
-        penalisation_factor: float,
+        geometry: ImageGeometry | None = None,
+        penalisation_factor: float = 1.0,
         kappa: Tensor | None = None,
         neighbourhood: Neighbourhood = "3x3x3",
     ) -> None:
-        super().__init__(penalisation_factor)
-        self.pairs = NeighbourPairs(geometry, neighbourhood)
-        self.set_kappa(kappa)
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """The image grid."""
-        return self.pairs.geometry
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings, "kappa": self._kappa is not None, "neighbourhood": self.pairs.neighbourhood}
-
-    def set_kappa(self, kappa: Tensor | None) -> None:
-        """Replace the kappa image; None for none."""
-        self._kappa = checked_kappa(self.pairs, kappa)
+        super().__init__(geometry, penalisation_factor, kappa, neighbourhood)
 
     def value(self, x: Tensor) -> Tensor:
         # The penalty is a quadratic form: half its gradient times the image, in double precision.
@@ -66,17 +50,19 @@ class QuadraticPenalty(Penalty):
     def gradient(self, x: Tensor) -> Tensor:
         return self.penalisation_factor * self._laplacian(x)
 
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        r""":math:`\beta \sum_k w_{rk} \kappa_r \kappa_k`."""
+        return self.penalisation_factor * self._laplacian(x, diagonal=True)
+
     def curvature(self, x: Tensor) -> Tensor:
-        r"""Twice the Hessian's diagonal :math:`\beta \sum_k w_{rk} \kappa_r \kappa_k`, a bound everywhere."""
-        return 2 * self.penalisation_factor * self._laplacian(x, diagonal=True)
+        """Twice the Hessian's diagonal, a bound everywhere."""
+        return 2 * self.hessian_diagonal(x)
 
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         return self.gradient(v)
 
     def _laplacian(self, x: Tensor, diagonal: bool = False) -> Tensor:
-        self.pairs.check(x)
-        images = as_batch(x.detach())
-        kappa = torch.ones_like(images[:1]) if self._kappa is None else self._kappa.to(images)
+        images, kappa = self._images(x)
         result = torch.zeros_like(images)
         for pair in self.pairs.over(images):
             weight = self._weight(pair, kappa)
@@ -85,6 +71,6 @@ class QuadraticPenalty(Penalty):
             result[pair.there] += change if diagonal else -change
         return result.reshape(x.shape)
 
-    def _weight(self, pair: Pair, kappa: Tensor) -> Tensor:
+    def _weight(self, pair: Pair, kappa: Tensor | None) -> Any:
         """``w kappa kappa`` of one direction in one block."""
-        return pair.weight * kappa[(slice(None), *pair.here[1:])] * kappa[(slice(None), *pair.there[1:])]
+        return pair.weight if kappa is None else pair.weight * kappa[pair.here[1:]] * kappa[pair.there[1:]]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..engines.objective import Objective
 from ..geometry.images import ImageGeometry
-from .base import Penalty
-from .neighbours import Neighbourhood, NeighbourPairs, Pair, as_batch, checked_kappa
+from .neighbours import Neighbourhood, NeighbourPenalty, Pair, as_batch
+
+if TYPE_CHECKING:
+    from ..engines.objective import Objective
 
 
-class RelativeDifferencePenalty(Penalty):
+class RelativeDifferencePenalty(NeighbourPenalty):
     r"""Relative difference prior (Nuyts et al. 2002, doi:10.1109/TNS.2002.998681) with STIR's constants.
 
     .. math::
@@ -26,7 +27,7 @@ class RelativeDifferencePenalty(Penalty):
     Parameters
     ----------
     geometry
-        Image grid.
+        Image grid; None if `set_up` is to tell.
     penalisation_factor
         :math:`\beta`.
     gamma
@@ -51,42 +52,26 @@ class RelativeDifferencePenalty(Penalty):
     1.5
     """
 
-    explicit: ClassVar[bool] = True
+    has_hessian_diagonal = True
 
     def __init__(
         self,
-        geometry: ImageGeometry,
-        penalisation_factor: float,
+        geometry: ImageGeometry | None = None,
+        penalisation_factor: float = 1.0,
         gamma: float = 2.0,
         epsilon: float = 0.0,
         kappa: Tensor | None = None,
         neighbourhood: Neighbourhood = "3x3x3",
     ) -> None:
-        super().__init__(penalisation_factor)
-        for name, value in (("gamma", gamma), ("epsilon", epsilon)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
-        self.gamma = float(gamma)
-        self.epsilon = float(epsilon)
-        self.pairs = NeighbourPairs(geometry, neighbourhood)
-        self.set_kappa(kappa)
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """The image grid."""
-        return self.pairs.geometry
+        self.gamma, self.epsilon = _at_least_0("gamma", gamma), _at_least_0("epsilon", epsilon)
+        super().__init__(geometry, penalisation_factor, kappa, neighbourhood)
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = {"gamma": self.gamma, "epsilon": self.epsilon, "kappa": self._kappa is not None}
-        return {**super().settings, **own, "neighbourhood": self.pairs.neighbourhood}
-
-    def set_kappa(self, kappa: Tensor | None) -> None:
-        """Replace the kappa image; None for none."""
-        self._kappa = checked_kappa(self.pairs, kappa)
+        return {**super().settings, "gamma": self.gamma, "epsilon": self.epsilon}
 
     def value(self, x: Tensor) -> Tensor:
-        images, shifted, kappa = self._prepare(x)
+        images, shifted, kappa = self._shifted(x)
         total = torch.zeros(images.shape[0], dtype=torch.float64, device=x.device)
         if self.penalisation_factor > 0:
             for pair in self.pairs.over(images):
@@ -96,7 +81,7 @@ class RelativeDifferencePenalty(Penalty):
         return (total * self.penalisation_factor).reshape(x.shape[:-3])
 
     def gradient(self, x: Tensor) -> Tensor:
-        images, shifted, kappa = self._prepare(x)
+        images, shifted, kappa = self._shifted(x)
         result = torch.zeros_like(images)
         if self.penalisation_factor == 0:
             return result.reshape(x.shape)
@@ -110,7 +95,7 @@ class RelativeDifferencePenalty(Penalty):
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
         r"""Diagonal of :math:`\beta \nabla^2 R(x)`; infinite where ``epsilon`` and two neighbours are 0."""
-        images, shifted, kappa = self._prepare(x)
+        images, shifted, kappa = self._shifted(x)
         result = torch.zeros_like(images)
         if self.penalisation_factor == 0:
             return result.reshape(x.shape)
@@ -136,8 +121,8 @@ class RelativeDifferencePenalty(Penalty):
         ValueError
             If ``epsilon`` is 0 and two neighbours are both 0: the second derivative does not exist there.
         """
-        images, shifted, kappa = self._prepare(x)
-        self.pairs.check(v, "v")
+        images, shifted, kappa = self._shifted(x)
+        self._check(v, "v")
         direction = as_batch(v.to(x.dtype).expand(x.shape))
         result = torch.zeros_like(images)
         if self.penalisation_factor == 0:
@@ -155,14 +140,10 @@ class RelativeDifferencePenalty(Penalty):
             result[pair.there].addcmul_(change, here, value=-weight)
         return result.reshape(x.shape)
 
-    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _shifted(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The images as a batch, the same plus epsilon / 2 (all formulas then lose their epsilon), and kappa."""
-        self.pairs.check(x)
-        images = as_batch(x.detach())
-        shifted = images + self.epsilon / 2 if self.epsilon else images
-        if self._kappa is not None:
-            self._kappa = self._kappa.to(images.device)
-        return images, shifted, None if self._kappa is None else self._kappa.to(images.dtype)
+        images, kappa = self._images(x)
+        return images, images + self.epsilon / 2 if self.epsilon else images, kappa
 
     def _pair(self, images: Tensor, shifted: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
         # The difference is taken of the unshifted images, where it is exact.
@@ -204,7 +185,10 @@ def kappa_image(objective: Objective, x: Tensor) -> Tensor:
 
 
 def _weighted(term: Tensor, kappa: Tensor | None, pair: Pair) -> Tensor:
-    if kappa is None:
-        return term
-    here, there = (slice(None), *pair.here[1:]), (slice(None), *pair.there[1:])
-    return term.mul_(kappa[here]).mul_(kappa[there])
+    return term if kappa is None else term.mul_(kappa[pair.here[1:]]).mul_(kappa[pair.there[1:]])
+
+
+def _at_least_0(name: str, value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
+    return float(value)

@@ -2,176 +2,221 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+import logging
+import math
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Penalty
+from ..geometry.images import ImageGeometry
+from .base import Penalty, check_anatomical
+
+if TYPE_CHECKING:
+    from ..engines.objective import Objective
+    from ..models.score_model import ScoreModel
+    from ..patient import AnatomicalImage
+
+logger = logging.getLogger(__name__)
+
+# The score prior's defaults wherever it is offered: class, objects of SIRF, blocks of STIR's parameter files, commands.
+NOISE_LEVEL = 0.2
+PENALISATION_FACTOR = 0.2
 
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
-
-
-@runtime_checkable
-class ResidualModel(Protocol):
-    """What the prior needs of a model; :class:`~sirf_diffusion.models.ScoreModel` bound to a grid offers it."""
-
-    @property
-    def intensity_scale(self) -> float:
-        """``c``: image units per network unit."""
-        ...
-
-    def residual(self, x: Tensor, sigma: float) -> Tensor:
-        """``x - c D(x / c, sigma)`` in image units (through the grid adapter and its adjoint), ``[..., z, y, x]``."""
-        ...
+# An image whose values differ by less, relative to the largest, tells no intensity scale.
+_UNIFORM = 1e-3
 
 
 class ScorePenalty(Penalty):
     r"""Penalty :math:`\beta R` with :math:`R = -\log p_\sigma`, the density of clean images plus noise of SD :math:`c
     \sigma`.
 
-    .. math:: \beta \nabla R(x) = \beta\, \frac{x - c\, D(x / c, \sigma)}{(c \sigma)^2}
+    .. math:: \beta \nabla R(x) = \beta\, \kappa^2\, \frac{x - c\, D(x / c, \sigma)}{(c \sigma)^2}
 
     By Tweedie's formula this is exact for the ideal denoiser ``D`` (Romano, Elad and Milanfar 2017,
     doi:10.1137/16M1102884, with :math:`\lambda = \beta / (c \sigma)^2`). :math:`\beta = 1` is the Bayesian choice for
-    the smoothed density.
+    the smoothed density. The curvature :math:`\beta \kappa^2 / (c \sigma)^2` holds for the ideal denoiser.
+
+    A model that is not bound to a grid is bound by `set_up`, and its intensity scale ``c`` found from the objective
+    given there, as a sampler does. The algorithms of STIR and SIRF give none: then it is estimated from the first image
+    that has structure, kept and logged. A uniform image, with which they like to start, tells nothing: there the
+    penalty is zero, with one warning. For reproducible strengths give the scale, or start from an OSEM image.
+
+    A network is not exactly the gradient of anything, so ``value`` is the path integral
+    :math:`\int_0^1 \langle \beta \nabla R(a x), x \rangle\, da` (8 network calls), which agrees with the gradient only
+    as far as the network is conservative. Do not line-search on it. No image is clipped.
 
     Parameters
     ----------
     model
-        A model bound to the image grid (:class:`ResidualModel`).
-    sigma
-        Noise level in network units (relative to a unit-mean image), > 0. 0.05 to 0.3 is useful: small is sharp and
-        rough, large is smooth and biased.
+        A score model, bound or not; the name of a bundled one or a file; or anything with ``residual(x, sigma)``, which
+        is ``x - c D(x / c, sigma)``, and ``intensity_scale``.
+    noise_level
+        :math:`\sigma` relative to a unit-mean image, > 0; may be changed at any time. 0.05 to 0.3 is useful: small is
+        sharp and rough, large is smooth and biased.
     penalisation_factor
         :math:`\beta`.
-    lipschitz
-        Bound of the largest eigenvalue of ``I - dD/du``; 1 holds for the ideal denoiser. See
-        :meth:`estimate_lipschitz`.
     kappa
-        Non-negative image ``[z, y, x]``: the gradient is multiplied by :math:`\kappa_j^2`, as the penalties on
-        neighbours are where kappa is smooth. Then it is the gradient of a function only approximately.
-
-    Notes
-    -----
-    A network is not exactly the gradient of anything, so ``value`` is a path integral from the zero image,
-    :math:`\int_0^1 \langle \beta \nabla R(a x), x \rangle\, da` (8 network calls), which agrees with the gradient
-    only as far as the network is conservative; :meth:`loop_discrepancy` measures that. Do not line-search on it. No
-    image is clipped.
+        Non-negative image ``[z, y, x]``. With it the gradient is that of a function only where kappa is smooth.
+    planes
+        ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes (``"volume"`` if the network takes those).
+    intensity_scale
+        ``c`` in image units, for a model that is not bound; None to estimate it.
+    device
+        Where a model that is loaded here shall run.
 
     Raises
     ------
     TypeError
         If the model offers no ``residual``.
     ValueError
-        For ``sigma`` or ``lipschitz`` that is not positive.
+        For settings out of range, and for a model that cannot be loaded.
     """
 
-    explicit: ClassVar[bool] = False
-    has_majoriser: ClassVar[bool] = True
+    has_value = False
+    has_majoriser = True
+    has_kappa = True
 
     def __init__(
         self,
-        model: ResidualModel,
-        sigma: float,
-        penalisation_factor: float = 1.0,
+        model: ScoreModel | str | os.PathLike[str] | Any,
+        noise_level: float = NOISE_LEVEL,
+        penalisation_factor: float = PENALISATION_FACTOR,
         *,
-        lipschitz: float = 1.0,
         kappa: Tensor | None = None,
+        planes: str | None = None,
+        intensity_scale: float | None = None,
+        device: str = "auto",
     ) -> None:
         super().__init__(penalisation_factor)
+        if isinstance(model, (str, os.PathLike)):
+            from ..models import ScoreModel
+
+            model = ScoreModel.load(model, device=device)
         if not hasattr(model, "residual"):
-            raise TypeError(
-                f"model must offer residual(x, sigma), found {type(model).__name__}; bind a ScoreModel with .on()"
-            )
-        for name, value in (("sigma", sigma), ("lipschitz", lipschitz)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a positive finite number, found {value!r}")
-        self.model = model
-        self.sigma = float(sigma)
-        self.lipschitz = float(lipschitz)
+            raise TypeError(f"model must offer residual(x, sigma), found {type(model).__name__}; give a ScoreModel")
+        self.model, self.planes, self.noise_level = model, planes, noise_level
+        is_bound = not hasattr(model, "for_data") or model.geometry is not None
+        self._bound: Any = model if is_bound else None
+        self.geometry = getattr(model, "geometry", None)
+        if is_bound:
+            intensity_scale = model.intensity_scale
+        self._scale = None if intensity_scale is None else _positive("intensity_scale", intensity_scale)
+        self._anatomical: Tensor | AnatomicalImage | None = None
+        self._guidance: float | None = None
+        self._warned = False
         self.set_kappa(kappa)
 
-    def set_kappa(self, kappa: Tensor | None) -> None:
-        """Replace the kappa image; None for none."""
-        if kappa is not None and not bool((torch.isfinite(kappa) & (kappa >= 0)).all()):
-            raise ValueError("kappa must be finite and not negative everywhere")
-        self._kappa_squared = None if kappa is None else kappa.detach().square()
+    @property
+    def noise_level(self) -> float:
+        r""":math:`\sigma` in network units."""
+        return self._noise_level
+
+    @noise_level.setter
+    def noise_level(self, value: float) -> None:
+        self._noise_level = _positive("the noise level", value)
 
     @property
-    def strength(self) -> float:
-        r""":math:`\beta / (c \sigma)^2`, counts per image unit squared."""
-        return self.penalisation_factor / (self.model.intensity_scale * self.sigma) ** 2
+    def intensity_scale(self) -> float | None:
+        """``c`` in image units; None as long as it is not known."""
+        return self._scale
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = {"sigma": self.sigma, "lipschitz": self.lipschitz, "intensity_scale": float(self.model.intensity_scale)}
-        own["kappa"] = self._kappa_squared is not None
+        own = {"noise_level": self.noise_level, "intensity_scale": self._scale, "planes": self.planes}
+        own |= {"anatomical": self._anatomical is not None, "guidance": self._guidance}
         return {**super().settings, **own, "model": getattr(self.model, "hash", None)}
 
     @property
     def counter(self) -> Any:
         """The model's network counter, or None."""
-        return getattr(self.model, "counter", None)
+        return getattr(self._bound or self.model, "counter", None)
+
+    def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
+        if geometry != self.geometry and hasattr(self.model, "for_data"):
+            check_anatomical(self._anatomical, geometry)
+            self._bound = None
+        super().set_up(geometry)
+        if self._bound is None and (self._scale is not None or objective is not None):
+            self._bind(geometry if objective is None else objective)
+
+    def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None, guidance: float = 0.0) -> None:
+        """MR or CT image for a conditional model, with its guidance weight; may change at any time.
+
+        ``[z, y, x]`` on the image grid, or in its own space: then it is resampled when the grid is known.
+        """
+        check_anatomical(anatomical, self.geometry)
+        self._anatomical, self._bound = anatomical, None
+        self._guidance = None if anatomical is None and guidance == 0 else float(guidance)
+
+    def find_scale(self, x: Tensor) -> bool:
+        """Take the intensity scale from an image; False, with one warning, if the image is uniform."""
+        image = x.detach().reshape(-1, *x.shape[-3:]).mean(0).clamp_min(0)
+        positive = image[image > 0]
+        if positive.numel() and float(positive.max() - positive.min()) > _UNIFORM * float(positive.max()):
+            self._bind(self.geometry, image)
+            return True
+        if not self._warned:
+            logger.warning(
+                "the score prior is zero for now: a uniform image does not tell its intensity scale. Give "
+                "intensity_scale, or start from an OSEM image"
+            )
+        self._warned = True
+        return False
 
     def value(self, x: Tensor) -> Tensor:
-        r"""Path integral of the gradient from the zero image, so that :math:`\beta R(0) = 0`."""
-        return self.path_integral(torch.zeros_like(x), x)
+        if not self._ready(x):
+            return torch.zeros(x.shape[:-3], dtype=torch.float64, device=x.device)
+        nodes, weights = np.polynomial.legendre.leggauss(PATH_POINTS)
+        points = torch.stack([(1 + float(node)) / 2 * x for node in nodes])
+        slopes = (self.gradient(points).double() * x.double()).sum((-3, -2, -1))
+        return torch.tensordot(slopes.new_tensor(weights / 2), slopes, dims=1)
 
     def gradient(self, x: Tensor) -> Tensor:
-        if self.penalisation_factor == 0:
+        if not self._ready(x) or self.penalisation_factor == 0:
             return torch.zeros_like(x)
-        return self._weighted(self.strength * self.model.residual(x, self.sigma))
+        return self._strength(x) * self._bound.residual(x, self.noise_level)
 
     def curvature(self, x: Tensor) -> Tensor:
-        r""":math:`\beta\, l\, \kappa^2 / (c \sigma)^2` with ``l`` the Lipschitz bound."""
-        return self._weighted(torch.full_like(x, self.strength * self.lipschitz))
+        return torch.ones_like(x) * self._strength(x) if self._ready(x) else torch.zeros_like(x)
 
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         r"""Central difference of gradients along ``v``, step :math:`10^{-2} c \sigma` in root mean square."""
         rms = v.square().mean((-3, -2, -1), keepdim=True).sqrt()
-        if self.penalisation_factor == 0 or not bool((rms > 0).any()):
+        if not self._ready(x) or self.penalisation_factor == 0 or not bool((rms > 0).any()):
             return torch.zeros_like(x)
-        step = 1e-2 * self.model.intensity_scale * self.sigma / rms.clamp_min(torch.finfo(v.dtype).tiny)
+        step = 1e-2 * self._bound.intensity_scale * self.noise_level / rms.clamp_min(torch.finfo(v.dtype).tiny)
         pair = self.gradient(torch.stack([x + step * v, x - step * v]))
         return torch.where(rms > 0, (pair[0] - pair[1]) / (2 * step), torch.zeros_like(x))
 
-    def path_integral(self, start: Tensor, end: Tensor) -> Tensor:
-        """Integral of the gradient along the straight line between two images, float64, one number per image."""
-        nodes, weights = np.polynomial.legendre.leggauss(PATH_POINTS)
-        change = end - start
-        points = torch.stack([start + (1 + float(node)) / 2 * change for node in nodes])
-        slopes = (self.gradient(points).double() * change.double()).sum((-3, -2, -1))
-        return torch.tensordot(slopes.new_tensor(weights / 2), slopes, dims=1)
+    def _strength(self, x: Tensor) -> Tensor | float:
+        strength = self.penalisation_factor / (self._bound.intensity_scale * self.noise_level) ** 2
+        return strength if self._kappa is None else strength * self._kappa.to(x).square()
 
-    def loop_discrepancy(self, x: Tensor, y: Tensor) -> float:
-        r"""Circulation around the triangle 0, x, y relative to its longest side: 0 for a conservative denoiser.
+    def _ready(self, x: Tensor) -> bool:
+        """Whether the model is bound, or can be now; if not, neither this image nor the user tells the scale."""
+        if self._bound is None:
+            if self.geometry is None:
+                raise RuntimeError("ScorePenalty: set_up(geometry) call missing")
+            if self._scale is None:
+                return self.find_scale(x)
+            self._bind(self.geometry)
+        return True
 
-        .. math:: \left| \int_{0x} + \int_{xy} - \int_{0y} \right| / \max(|\int_{0x}|, |\int_{xy}|, |\int_{0y}|)
-        """
-        sides = [self.value(x), self.path_integral(x, y), self.value(y)]
-        largest = max(float(side.abs().max()) for side in sides)
-        return float((sides[0] + sides[1] - sides[2]).abs().max()) / largest if largest else 0.0
+    def _bind(self, data: Any, early_image: Tensor | None = None) -> None:
+        """Bind the model to an objective, or to the grid alone with an image or a scale that is known."""
+        options = {"planes": self.planes, "intensity_scale": self._scale}
+        if self._guidance is not None:
+            options |= {"anatomical": self._anatomical, "guidance": self._guidance}
+        self._bound = self.model.for_data(data, early_image, **options)
+        self._scale = self._bound.intensity_scale
 
-    def estimate_lipschitz(self, x: Tensor, num_iterations: int = 10, seed: int = 0) -> float:
-        """Largest eigenvalue of ``I - dD/du`` at an image by power iteration (two network calls each).
 
-        Give ``max(1, 1.1 * result)`` as ``lipschitz`` if the majoriser has to be safe for a trained network.
-        """
-        plain = ScorePenalty(self.model, self.sigma)
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        eigenvalue = 0.0
-        for _ in range(num_iterations):
-            v = v / v.norm()
-            image = plain.hessian_times(x, v) / plain.strength
-            eigenvalue = float((image * v).sum())
-            if not float(image.norm()):
-                return 0.0
-            v = image
-        return eigenvalue
-
-    def _weighted(self, image: Tensor) -> Tensor:
-        return image if self._kappa_squared is None else image * self._kappa_squared.to(image)
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, found {value!r}")
+    return float(value)

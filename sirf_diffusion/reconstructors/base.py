@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines import Objective, as_objective
+from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
+from ..geometry.checks import check_finite
+from .settings import Settings, listed
 
 logger = logging.getLogger(__name__)
-
-SMALLEST_SENSITIVITY = 1e-2
-RELATIVE_FLOOR = 1e-4
 
 
 class Reconstructor(ABC):
@@ -50,6 +50,30 @@ class Reconstructor(ABC):
     """
 
     method: ClassVar[str] = ""
+    #: Name in figures, and one line for help.
+    title: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    #: Wanted number of subsets.
+    num_subsets: ClassVar[int] = 1
+    uses_model: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+
+    @classmethod
+    def parts(cls) -> tuple[type[Settings], ...]:
+        """The groups of settings that the constructor takes as keyword arguments."""
+        return ()
+
+    def __init_subclass__(cls) -> None:
+        """Show the settings in signature and documentation, as if they stood there."""
+        super().__init_subclass__()
+        own = list(signature(cls.__init__).parameters.values())[1:]
+        names = [parameter.name for parameter in own]
+        entries = [entry for part in cls.parts() for entry in listed(part) if entry.name not in names]
+        if entries and own[-1].kind is Parameter.VAR_KEYWORD:
+            own[-1:] = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default) for e in entries]
+            cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
+            lines = [f"    {entry.name}\n        {entry.metadata['about']}" for entry in entries]
+            cls.__doc__ = f"{cls.__doc__}\n    Settings\n    --------\n" + "\n".join(lines) + "\n"
 
     def __init__(self, objective: Objective, *, callbacks: Iterable[Callable[[Any], None]] = ()) -> None:
         self.objective = as_objective(objective)
@@ -70,8 +94,8 @@ class Reconstructor(ABC):
         ----------
         initial_image
             Non-negative image ``[z, y, x]`` in image units, or an image of the objective's engine, which is left as it
-            is; the objective's uniform image if omitted. Voxels inside the field of view that are zero are raised to
-            1e-4 of the mean, because multiplicative updates cannot leave zero.
+            is; if omitted, the objective's uniform image, or where a method says so its early image. Voxels inside the
+            field of view that are zero are raised to 1e-4 of the mean: multiplicative updates cannot leave zero.
 
         Raises
         ------
@@ -81,7 +105,7 @@ class Reconstructor(ABC):
         uniform = self.objective.uniform_image()
         if initial_image is not None and not isinstance(initial_image, Tensor):
             initial_image = self._taken(initial_image)
-        initial = uniform if initial_image is None else self._checked_image(initial_image, uniform)
+        initial = self._default_image() if initial_image is None else self._checked_image(initial_image, uniform)
         self._initial = raise_zeros(initial, self.objective.sensitivity())
         self._output = None
 
@@ -125,6 +149,10 @@ class Reconstructor(ABC):
     @abstractmethod
     def _run(self) -> Tensor:
         """Reconstruct from ``self._initial``."""
+
+    def _default_image(self) -> Tensor:
+        """The starting image if none is given."""
+        return self.objective.uniform_image()
 
     def _handed_out(self, image: Tensor) -> Any:
         """A copy, as an image of the objective's engine if that has images."""
@@ -172,47 +200,3 @@ class Reconstructor(ABC):
         if image.max() <= 0:
             raise ValueError("initial_image is zero everywhere: multiplicative updates cannot leave it")
         return image
-
-
-def inside(sensitivity: Tensor) -> Tensor:
-    """Voxels that the scanner sees; the others are zero in every reconstruction.
-
-    A voxel counts if its sensitivity exceeds a hundredth of the highest in its plane. What lies below are voxels on the
-    rim of the field of view that a few clipped rays graze: nothing but noise is known of them, and it can grow beyond
-    any activity. Planes are compared with themselves because the outermost ones see far less than the middle.
-    """
-    return sensitivity > SMALLEST_SENSITIVITY * sensitivity.amax((-2, -1), keepdim=True)
-
-
-def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
-    """``max(x, 1e-4 mean(x))`` inside the field of view and zero outside it: zero is absorbing for EM updates."""
-    mask = inside(sensitivity)
-    seen = image[..., mask]
-    floor = RELATIVE_FLOOR * seen.mean(-1)[..., None, None, None] if seen.numel() else torch.zeros_like(image)
-    return torch.where(mask, torch.maximum(image, floor), torch.zeros_like(image))
-
-
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming ``what`` if ``x`` holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
-        number = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{what} holds {number} values that are NaN or infinite (of {x.numel()})")
-
-
-def check_count(name: str, value: int, minimum: int = 1) -> int:
-    """An integer setting of at least ``minimum``."""
-    if isinstance(value, bool) or int(value) != value or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, found {value!r}")
-    return int(value)
-
-
-def check_real(
-    name: str, value: float, minimum: float = 0.0, maximum: float = math.inf, open_below: bool = False
-) -> float:
-    """A finite real setting in ``[minimum, maximum]``, or in ``(minimum, maximum]`` with ``open_below``."""
-    number = float(value)
-    below = number <= minimum if open_below else number < minimum
-    if not math.isfinite(number) or below or number > maximum:
-        bracket = "(" if open_below else "["
-        raise ValueError(f"{name} must be a number in {bracket}{minimum:g}, {maximum:g}], found {value!r}")
-    return number

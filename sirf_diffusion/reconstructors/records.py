@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..engines.objective import ProjectionCounter
+from ..engines.objective import Objective, ProjectionCounter
+
+if TYPE_CHECKING:
+    from ..models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,31 @@ class StepRecord:
     def to_dict(self) -> dict[str, Any]:
         """The step's numbers (everything but the image), ready for JSON."""
         return {k: v for k, v in vars(self).items() if k not in ("method", "num_steps", "x", "checkpoint")}
+
+
+@dataclass
+class Cost:
+    """Projections, network evaluations and seconds."""
+
+    forward: float = 0.0
+    back: float = 0.0
+    evaluations: int = 0
+    projector: float = 0.0
+    network: float = 0.0
+    callbacks: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def now(cls, objective: Objective, model: ScoreModel) -> Cost:
+        """What the counters show."""
+        p, n = objective.counter, model.counter
+        return cls(p.forward, p.back, n.evaluations, p.seconds, n.seconds)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class ProgressBar:

@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...geometry.images import ImageGeometry
+from .attenuation import check_attenuation_units
 from .projector import Projector
 from .subsets import select_views
+
+# STIR's kernels end where a Gaussian has fallen to 1e-6, in standard deviations.
+_REACH = math.sqrt(-2 * math.log(1e-6))
 
 
 class AcquisitionModel:
@@ -30,8 +34,8 @@ class AcquisitionModel:
         ``b'``: expected background in counts. Default 0.
     psf_fwhm_mm
         Full width at half maximum of the Gaussian ``P`` applied to the image: one number or ``(z, y, x)``, in mm;
-        zero or ``None`` for none. Activity that it moves out of the image is lost. Across a single plane it is not
-        applied.
+        zero or ``None`` for none. Activity that it moves out of the image is lost; one number is not applied across a
+        single plane.
 
     Raises
     ------
@@ -122,34 +126,43 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     Raises
     ------
     ValueError
-        If values are negative, not finite, or so large that they look like 1/m, Hounsfield units or percent.
+        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
-    if not bool(torch.isfinite(mu_image).all()) or float(mu_image.min()) < 0:
-        raise ValueError("mu_image has negative or non-finite values, expected attenuation coefficients in 1/cm")
-    if float(mu_image.max()) > 2.0:
-        raise ValueError(
-            f"mu_image reaches {float(mu_image.max()):g}; in 1/cm water has 0.096 and bone about 0.15 at 511 keV. "
-            "Convert its units"
-        )
+    check_attenuation_units(mu_image, "mu_image")
     # A projection is an integral in mm divided by the voxel size in x.
     cm_per_unit = projector.geometry.voxel_size[2] / 10
     return torch.exp(-cm_per_unit * projector.forward(mu_image))
 
 
 class GaussianBlur:
-    """Separable Gaussian with zeros outside the image: symmetric, hence its own adjoint."""
+    """STIR's separable Gaussian filter, with zeros outside the image: symmetric, hence its own adjoint.
 
-    def __init__(self, geometry: ImageGeometry, fwhm_mm: float | Sequence[float] | None, device: torch.device) -> None:
-        widths = (fwhm_mm,) * 3 if isinstance(fwhm_mm, (int, float)) else tuple(fwhm_mm or (0.0, 0.0, 0.0))
+    ``fwhm_mm`` is one number, which leaves a single plane alone, or ``(z, y, x)``. Kernels are normalised over their
+    whole length, also where the image is shorter: what they move out of it is lost.
+    """
+
+    def __init__(
+        self,
+        geometry: ImageGeometry,
+        fwhm_mm: float | Sequence[float] | None,
+        device: torch.device,
+        max_sizes: Sequence[int] = (-1, -1, -1),
+        normalise: bool = True,
+    ) -> None:
+        if isinstance(fwhm_mm, (int, float)):
+            fwhm_mm = (fwhm_mm if geometry.shape[0] > 1 else min(fwhm_mm, 0.0), fwhm_mm, fwhm_mm)
+        widths = tuple(fwhm_mm or (0.0, 0.0, 0.0))
         if len(widths) != 3 or not all(math.isfinite(w) and w >= 0 for w in widths):
             raise ValueError(f"psf_fwhm_mm needs one or three (z, y, x) non-negative widths in mm, found {fwhm_mm}")
         self._kernels: list[tuple[int, Tensor]] = []
         for axis, (width, voxel, size) in enumerate(zip(widths, geometry.voxel_size, geometry.shape, strict=True)):
             sigma = width / voxel / math.sqrt(8 * math.log(2))
-            if sigma > 0 and size > 1:
-                half = min(math.ceil(4 * sigma), size - 1)
+            if sigma > 0:
+                half = max_sizes[axis] // 2 if max_sizes[axis] > 0 else math.ceil(sigma * _REACH)
                 kernel = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / sigma) ** 2)
-                self._kernels.append((axis, (kernel / kernel.sum()).float().to(device)))
+                kernel /= kernel.sum() if normalise else sigma * math.sqrt(2 * math.pi)
+                used = min(half, size - 1)  # more meets only zeros
+                self._kernels.append((axis, kernel[half - used : half + used + 1].float().to(device)))
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._kernels:

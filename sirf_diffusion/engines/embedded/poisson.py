@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, ProjectionCounter
+from ... import __version__
+from ...geometry.exam import ExamInfo
+from ..objective import Evaluation, Objective, ProjectionCounter
 from .acquisition_model import AcquisitionModel, check_projection_data
-from .subsets import select_views
+from .subsets import largest_num_subsets, select_views
 
 
-class PoissonObjective:
+class PoissonObjective(Objective):
     r"""Log-likelihood :math:`L(x) = \sum_i y_i \log q_i - q_i` with :math:`q = m (G P x + a) + b'`, maximised.
 
     The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number.
@@ -26,6 +30,10 @@ class PoissonObjective:
         Measured counts ``y``, shape of the projection data, non-negative, not all zero.
     num_subsets
         Number of subsets of views, formed as STIR does (see `divide_views`).
+    files
+        Names of the files of the data, for records.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
@@ -33,10 +41,19 @@ class PoissonObjective:
         If the prompts do not fit the model, are negative, not finite, or all zero.
     """
 
-    def __init__(self, model: AcquisitionModel, prompts: Tensor, num_subsets: int = 1) -> None:
+    def __init__(
+        self,
+        model: AcquisitionModel,
+        prompts: Tensor,
+        num_subsets: int = 1,
+        *,
+        files: Mapping[str, str] | None = None,
+        exam: ExamInfo | None = None,
+    ) -> None:
         check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
+        self._files, self._exam = dict(files or {}), exam or ExamInfo()
         model.projector.subset_views(None, self.num_subsets)
         self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
@@ -137,6 +154,36 @@ class PoissonObjective:
             mean, variance = poisson_divergence(expected.double())
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
+
+    def with_subsets(self, num_subsets: int) -> PoissonObjective:
+        """The same data in the largest number of equal subsets up to this one."""
+        number = largest_num_subsets(self.model.projector.basic_views, num_subsets)
+        if number == self.num_subsets:
+            return self
+        other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)
+        other.sensitivity()  # like that of every objective, made beforehand and not counted
+        other.counter = self.counter
+        return other
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """The embedded engine, this package's own."""
+        return {"name": "embedded", "version": __version__}
+
+    def describe(self) -> dict[str, Any]:
+        """Files, scanner, counts and image grid."""
+        projdata = self.model.projector.projdata
+        return {
+            "files": self._files,
+            "scanner": projdata.scanner.name,
+            "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)),
+            **super().describe(),
+        }
+
+    def exam_info(self) -> ExamInfo:
+        """That of the prompts."""
+        return self._exam
 
     def _views(self, subset: int | None) -> tuple[int, ...] | None:
         return self.model.projector.subset_views(subset, self.num_subsets)

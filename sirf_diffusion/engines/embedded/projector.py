@@ -86,7 +86,7 @@ class Projector:
         self._edges = strip_edges(projdata.tangential_positions().to(self.device))
         self._angles = projdata.view_angles().tolist()
         self._groups = group_segments(geometry, projdata, self._grid)
-        self._basic_views = basic_views(geometry, projdata, related_views)
+        self.basic_views = basic_views(geometry, projdata, related_views)
         self._subsets: dict[int, list[tuple[int, ...]]] = {}
         self._cache: dict[tuple, SparseMatrix] = {}
         self._cached_bytes = 0
@@ -130,7 +130,7 @@ class Projector:
             If the subset does not exist, or one of them would have no views.
         """
         if num_subsets not in self._subsets:
-            self._subsets[num_subsets] = divide_views(self._basic_views, num_subsets)
+            self._subsets[num_subsets] = divide_views(self.basic_views, num_subsets)
         if subset is not None and not 0 <= subset < num_subsets:
             raise ValueError(f"subset must be in 0..{num_subsets - 1}, found {subset}")
         return None if subset is None or num_subsets == 1 else self._subsets[num_subsets][subset]

@@ -56,8 +56,8 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
     good = equal_divisions(basic)
     if min(sizes) == 0 or equal:
         raise ValueError(
-            f"num_subsets is {num_subsets}, which does not divide the {len(basic)} views, in {len(set(basic))} groups of "
-            f"related views, evenly: from {min(sizes)} to {max(sizes)} views in a subset; try one of {good}"
+            f"num_subsets is {num_subsets}, which does not divide the {len(basic)} views, in {len(set(basic))} groups "
+            f"of related views, evenly: from {min(sizes)} to {max(sizes)} views in a subset; try one of {good}"
         )
     _logger.warning(
         "%d subsets of %d views have from %d to %d views; those of %s subsets are equal",
@@ -69,6 +69,17 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
 def equal_divisions(basic: Sequence[int]) -> list[int]:
     """Numbers of subsets that give all of them as many views."""
     return [n for n in range(1, len(basic) + 1) if len({len(views) for views in _divided(basic, n)}) == 1]
+
+
+def largest_num_subsets(basic: Sequence[int], wanted: int) -> int:
+    """The largest number of equal subsets up to ``wanted``.
+
+    Examples
+    --------
+    >>> largest_num_subsets(range(126), 10)
+    9
+    """
+    return max(n for n in equal_divisions(basic) if n <= max(1, wanted))
 
 
 def select_views(term: Tensor, views: Sequence[int] | None) -> Tensor:

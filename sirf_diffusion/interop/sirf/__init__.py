@@ -28,7 +28,7 @@ _OURS = {
     "BowsherPrior": ".priors",
     "PythonPrior": ".priors",
     "ScorePrior": ".priors",
-    "ScoreImageProcessor": ".processor",
+    "ScoreImageProcessor": ".priors",
     "SirfObjective": "...engines.sirf.objective",
     "log_likelihood": "...engines.autograd",
     "to_image": "...engines.sirf.convert",

@@ -1,8 +1,9 @@
 """The embedded engine under the names of ``sirf.STIR``: one script runs on either.
 
-Signatures and semantics follow SIRF, and the names that this package adds (`ScorePrior`, `AnchorPrior`, `BowsherPrior`,
-`PythonPrior`, `ScoreImageProcessor`) are those of `sirf_diffusion.interop.sirf`; what is missing here (scatter, list
-mode, TOF, other scanners' normalisation files) is missing as a name, so that a script stops where it asks for it.
+Signatures, semantics and numbers follow SIRF, and the names that this package adds (`ScorePrior`, `AnchorPrior`,
+`BowsherPrior`, `PythonPrior`, `ScoreImageProcessor`) are those of `sirf_diffusion.interop.sirf`. What is missing here
+(scatter, list mode, TOF, other scanners' normalisation files) is missing as a name: a script stops where it asks for it
+and is told what to use instead.
 
 Examples
 --------
@@ -18,19 +19,26 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
-from .data import AcquisitionData, DataContainer, ImageData, error
-from .learned_priors import AnchorPrior, BowsherPrior, PythonPrior, ScoreImageProcessor, ScorePrior
-from .models import (
-    AcquisitionModelUsingRayTracingMatrix,
-    AcquisitionSensitivityModel,
-    ImageDataProcessor,
-    SeparableGaussianImageFilter,
-    TruncateToCylinderProcessor,
-)
+from ...geometry.scanners import scanner_names
+from .containers import ContiguousError, DataContainer, error
+from .data import AcquisitionData, ImageData
+from .models import AcquisitionModelUsingRayTracingMatrix, AcquisitionSensitivityModel
 from .objective import PoissonLogLikelihoodWithLinearModelForMeanAndProjData, make_Poisson_loglikelihood
 from .osmaposl import OSMAPOSLReconstructor
-from .priors import Prior, QuadraticPrior, RelativeDifferencePrior
+from .priors import (
+    AnchorPrior,
+    BowsherPrior,
+    PLSPrior,
+    Prior,
+    PythonPrior,
+    QuadraticPrior,
+    RelativeDifferencePrior,
+    ScoreImageProcessor,
+    ScorePrior,
+)
+from .processors import ImageDataProcessor, SeparableGaussianImageFilter, TruncateToCylinderProcessor
 
 __all__ = [
     "AcquisitionData",
@@ -38,11 +46,13 @@ __all__ = [
     "AcquisitionSensitivityModel",
     "AnchorPrior",
     "BowsherPrior",
+    "ContiguousError",
     "DataContainer",
     "ImageData",
     "ImageDataProcessor",
     "MessageRedirector",
     "OSMAPOSLReconstructor",
+    "PLSPrior",
     "PoissonLogLikelihoodWithLinearModelForMeanAndProjData",
     "Prior",
     "PythonPrior",
@@ -56,8 +66,37 @@ __all__ = [
     "get_engine_version_string",
     "get_verbosity",
     "make_Poisson_loglikelihood",
+    "scanner_names",
     "set_verbosity",
 ]
+
+_INSTEAD = {
+    "sinograms in AcquisitionData; list mode data need SIRF": (
+        "ListmodeData", "ListmodeToSinograms", "ScanData",
+        "PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin",
+    ),
+    "an additive term that SIRF or STIR estimated": ("ScatterEstimator", "SingleScatterSimulator"),
+    "OSMAPOSLReconstructor, or sirf_diffusion.OSEM and MAPEM": (
+        "FBP2DReconstructor", "FBP3DRPReconstructor", "IterativeReconstructor", "KOSMAPOSLReconstructor",
+        "OSSPSReconstructor", "Reconstructor",
+    ),
+    "AcquisitionModelUsingRayTracingMatrix, whose projector is this engine's": (
+        "AcquisitionModel", "AcquisitionModelUsingMatrix", "AcquisitionModelUsingNiftyPET",
+        "AcquisitionModelUsingParallelproj", "RayTracingMatrix",
+    ),
+    "SIRF: this engine has no SPECT": ("PinholeSPECTUBMatrix", "SPECTUBMatrix"),
+    "RelativeDifferencePrior or QuadraticPrior": ("CudaRelativeDifferencePrior", "LogcoshPrior"),
+    "make_Poisson_loglikelihood": ("ObjectiveFunction", "PoissonLogLikelihoodWithLinearModelForMean"),
+    "arrays: image.fill(array)": ("Box3D", "Ellipsoid", "EllipticCylinder", "Shape"),
+    "numpy.random.default_rng(seed).poisson(data.as_array())": ("PoissonNoiseGenerator",),
+    "a path of your own; this package's data are sirf_diffusion.load_example(name).folder": (
+        "examples_data_path", "existing_filepath", "get_STIR_doc_dir", "get_STIR_examples_dir",
+    ),
+    "get_engine_version_string": ("get_STIR_version_string",),
+    "torch.set_num_threads": (
+        "get_default_num_omp_threads", "get_max_omp_threads", "set_default_num_omp_threads", "set_max_omp_threads",
+    ),
+}  # fmt: skip
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -100,6 +139,13 @@ class MessageRedirector:
     def __del__(self) -> None:
         if getattr(self, "_handlers", None):
             self.close()
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    instead = next((use for use, names in _INSTEAD.items() if name in names), "SIRF, by get_engine('sirf')")
+    raise AttributeError(f"the embedded engine has no {name}: use {instead}")
 
 
 def get_engine_version_string() -> str:

@@ -1,13 +1,11 @@
-"""Images and acquisition data with the names and semantics of ``sirf.STIR``, held in PyTorch tensors."""
+"""Images and acquisition data with the names and semantics of ``sirf.STIR``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,232 +13,11 @@ from ...files.interfile import read_image, read_projection_data, write_image, wr
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
 from ...geometry.scanners import get_scanner
+from .containers import DataContainer, error
+from .zoom import grid_after_zoom, zoomed
 
-Self = TypeVar("Self", bound="DataContainer")
-
-
-class error(Exception):
-    """What SIRF raises for wrong arguments."""
-
-    @property
-    def value(self) -> str:
-        """The message."""
-        return str(self)
-
-
-class DataContainer:
-    """Values on a grid with vector arithmetic; the base of :class:`ImageData` and :class:`AcquisitionData`.
-
-    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid. Arithmetic needs equal grids.
-    """
-
-    _leading: tuple[int, ...] = ()
-
-    def __init__(self) -> None:
-        self._tensor: Tensor | None = None
-        self._geometry: Any = None
-
-    @classmethod
-    def of(cls: type[Self], tensor: Tensor, geometry: Any) -> Self:
-        """A container around a tensor (not a copy)."""
-        made = cls()
-        made._tensor, made._geometry = tensor.detach().to("cpu", torch.float32).contiguous(), geometry
-        return made
-
-    @property
-    def tensor(self) -> Tensor:
-        """The data, shared with the container."""
-        if self._tensor is None:
-            raise error(f"this {type(self).__name__} is empty: read a file or make it from another one")
-        return self._tensor
-
-    @property
-    def geometry(self) -> Any:
-        """The grid of the data."""
-        self.tensor  # noqa: B018 - raises for an empty container
-        return self._geometry
-
-    def clone(self: Self) -> Self:
-        """An independent copy."""
-        return self.of(self.tensor.clone(), self._geometry)
-
-    copy = clone
-
-    def get_uniform_copy(self: Self, value: float = 1.0) -> Self:
-        """A container on the same grid, filled with ``value``."""
-        return self.of(torch.full_like(self.tensor, float(value)), self._geometry)
-
-    def fill(self: Self, value: Any) -> Self:
-        """Overwrite the values with a number, an array of the same shape or another container; returns itself."""
-        if isinstance(value, type(self)):
-            self._check_same(value)
-            self.tensor.copy_(value.tensor)
-        elif isinstance(value, np.ndarray):
-            if value.shape != self.shape:
-                raise ValueError(
-                    f"cannot fill {type(self).__name__} of size {self.shape} with data of size {value.shape}"
-                )
-            self.tensor.copy_(
-                torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)).reshape(self.tensor.shape)
-            )
-        elif isinstance(value, (Real, np.number)):
-            self.tensor.fill_(float(value))
-        else:
-            raise TypeError(
-                f"cannot fill {type(self).__name__} with {type(value).__name__}: give a number, array or container"
-            )
-        return self
-
-    def dimensions(self) -> tuple[int, ...]:
-        """Shape of :meth:`as_array`."""
-        return (*self._leading, *self.tensor.shape)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Same as :meth:`dimensions`."""
-        return self.dimensions()
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return self.tensor.numel()
-
-    def as_array(self) -> np.ndarray:
-        """A copy of the values as a NumPy array."""
-        return self.asarray().copy()
-
-    def asarray(self) -> np.ndarray:
-        """The values as a NumPy array that shares memory with the container."""
-        return self.tensor.numpy().reshape(self.dimensions())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.asarray()
-        return array.astype(dtype) if dtype is not None and dtype != array.dtype else (array.copy() if copy else array)
-
-    def max(self) -> float:
-        """Largest value."""
-        return float(self.tensor.max())
-
-    def min(self) -> float:
-        """Smallest value."""
-        return float(self.tensor.min())
-
-    def sum(self) -> float:
-        """Sum of all values, accumulated in double precision."""
-        return float(self.tensor.sum(dtype=torch.float64))
-
-    def norm(self) -> float:
-        """Euclidean norm."""
-        return math.sqrt(self.dot(self))
-
-    def dot(self, other: DataContainer) -> float:
-        """Inner product, accumulated in double precision."""
-        self._check_same(other)
-        return float((self.tensor.double() * other.tensor.double()).sum())
-
-    def abs(self: Self) -> Self:
-        """Absolute values."""
-        return self.of(self.tensor.abs(), self._geometry)
-
-    def exp(self: Self) -> Self:
-        """Exponential of each value."""
-        return self.of(self.tensor.exp(), self._geometry)
-
-    def log(self: Self) -> Self:
-        """Natural logarithm of each value."""
-        return self.of(self.tensor.log(), self._geometry)
-
-    def sqrt(self: Self) -> Self:
-        """Square root of each value."""
-        return self.of(self.tensor.sqrt(), self._geometry)
-
-    def power(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Each value to a power."""
-        return self._binary(other, torch.pow, out)
-
-    def add(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Sum with a number, array or container."""
-        return self._binary(other, torch.add, out)
-
-    def subtract(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Difference to a number, array or container."""
-        return self._binary(other, torch.sub, out)
-
-    def multiply(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Product with a number, array or container, value by value."""
-        return self._binary(other, torch.mul, out)
-
-    def divide(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Ratio to a number, array or container, value by value."""
-        return self._binary(other, torch.div, out)
-
-    def maximum(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Larger of each pair of values."""
-        return self._binary(other, torch.maximum, out)
-
-    def minimum(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Smaller of each pair of values."""
-        return self._binary(other, torch.minimum, out)
-
-    def sapyb(self: Self, a: Any, y: Self, b: Any, out: Self | None = None) -> Self:
-        """Linear combination ``a * self + b * y``; ``a`` and ``b`` are numbers or containers."""
-        result = self.multiply(a).add(y.multiply(b))
-        return result if out is None else out.fill(result)
-
-    def __add__(self: Self, other: Any) -> Self:
-        return self.add(other)
-
-    __radd__ = __add__
-
-    def __sub__(self: Self, other: Any) -> Self:
-        return self.subtract(other)
-
-    def __rsub__(self: Self, other: Any) -> Self:
-        return (-self).add(other)
-
-    def __mul__(self: Self, other: Any) -> Self:
-        return self.multiply(other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self: Self, other: Any) -> Self:
-        return self.divide(other)
-
-    def __rtruediv__(self: Self, other: Any) -> Self:
-        return self.power(-1).multiply(other)
-
-    def __neg__(self: Self) -> Self:
-        return self.multiply(-1)
-
-    def __iadd__(self: Self, other: Any) -> Self:
-        return self.add(other, out=self)
-
-    def __isub__(self: Self, other: Any) -> Self:
-        return self.subtract(other, out=self)
-
-    def __imul__(self: Self, other: Any) -> Self:
-        return self.multiply(other, out=self)
-
-    def __itruediv__(self: Self, other: Any) -> Self:
-        return self.divide(other, out=self)
-
-    def _binary(self: Self, other: Any, operation: Callable[[Tensor, Tensor], Tensor], out: Self | None) -> Self:
-        if isinstance(other, DataContainer):
-            self._check_same(other)
-            second = other.tensor
-        elif isinstance(other, np.ndarray):
-            second = self.clone().fill(other).tensor
-        elif isinstance(other, (Real, np.number)):
-            second = torch.tensor(float(other))
-        else:
-            raise TypeError(f"cannot combine {type(self).__name__} with {type(other).__name__}")
-        result = self.of(operation(self.tensor, second), self._geometry)
-        return result if out is None else out.fill(result)
-
-    def _check_same(self, other: DataContainer) -> None:
-        if type(other) is not type(self) or other.tensor.shape != self.tensor.shape:
-            found = f"{type(other).__name__} of size {other.dimensions()}"
-            raise error(f"{found} does not match {type(self).__name__} of size {self.dimensions()}")
+# SIRF's images are equal if the sum of squared differences is at most this share of the larger sum of squares.
+_EQUAL = 1e-6
 
 
 class ImageData(DataContainer):
@@ -264,7 +41,7 @@ class ImageData(DataContainer):
         elif isinstance(arg, ImageData):
             made = arg.clone()
         elif isinstance(arg, str) or hasattr(arg, "__fspath__"):
-            made = ImageData.of(*read_image(arg))
+            made = ImageData.of(*_read(read_image, arg))
         else:
             raise error(f"wrong argument {arg!r} for ImageData: give a file name, AcquisitionData or ImageData")
         self._tensor, self._geometry = made.tensor, made.geometry
@@ -281,7 +58,7 @@ class ImageData(DataContainer):
 
     def read_from_file(self, filename: str) -> None:
         """Replace the contents by those of a file."""
-        self._tensor, self._geometry = read_image(filename)
+        self._tensor, self._geometry = _read(read_image, filename)
 
     def write(self, filename: str) -> None:
         """Write as Interfile (``.hv`` and ``.v``)."""
@@ -296,11 +73,53 @@ class ImageData(DataContainer):
         """Same as :meth:`voxel_sizes`."""
         return self.voxel_sizes()
 
+    def equal(self, other: ImageData) -> bool:
+        """Whether grid and values are the same up to rounding."""
+        if not isinstance(other, ImageData):
+            raise error(f"cannot compare ImageData with {type(other).__name__}")
+        if self.geometry != other.geometry:
+            return False
+        x, y = self.tensor.double(), other.tensor.double()
+        return float((x - y).square().sum()) <= _EQUAL * max(float(x.square().sum()), float(y.square().sum()))
+
+    __eq__ = equal  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+    def zoom_image(
+        self,
+        zooms: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        offsets_in_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        size: tuple[int, int, int] = (-1, -1, -1),
+        scaling: str = "preserve_sum",
+    ) -> ImageData:
+        """A zoomed image; everything is ``(z, y, x)``.
+
+        Parameters
+        ----------
+        zooms
+            Old over new voxel size.
+        offsets_in_mm
+            By how much the centre moves.
+        size
+            Voxels of the new image; -1 for as many as before.
+        scaling
+            ``"preserve_sum"``, ``"preserve_values"`` or ``"preserve_projections"``.
+        """
+        return self._zoomed(grid_after_zoom(self.geometry, zooms, offsets_in_mm, size), scaling)
+
+    def zoom_image_as_template(self, template_image: ImageData, scaling: str = "preserve_sum") -> ImageData:
+        """The image on another one's grid."""
+        return self._zoomed(template_image.geometry, scaling)
+
+    def _zoomed(self, geometry: ImageGeometry, scaling: str) -> ImageData:
+        return ImageData.of(zoomed(self.tensor, self.geometry, geometry, scaling), geometry)
+
 
 class AcquisitionData(DataContainer):
     """Projection data; arrays have SIRF's axes (TOF bin, sinogram, view, tangential position) with one TOF bin.
 
-    Data are always kept in memory and can always be filled (SIRF: those read from a file are read-only by default).
+    As in SIRF the storage scheme is ``"file"`` unless ``set_storage_scheme("memory")`` was called before: then data
+    offer no view of their values, and those read from a file cannot be filled. This engine keeps all in memory anyway.
 
     Parameters
     ----------
@@ -313,6 +132,7 @@ class AcquisitionData(DataContainer):
 
     _leading = (1,)
     geometry: ProjDataGeometry
+    _scheme: ClassVar[str] = "file"
 
     def __init__(
         self,
@@ -322,12 +142,15 @@ class AcquisitionData(DataContainer):
         view_mash_factor: int = 1,
     ) -> None:
         super().__init__()
+        self.supports_array_view = AcquisitionData._scheme == "memory"
+        self.read_only = False
         if src is None:
             return
         if isinstance(src, AcquisitionData):
             self._geometry, self._tensor = src.geometry, torch.zeros_like(src.tensor)
         elif hasattr(src, "__fspath__") or (isinstance(src, str) and "." in src):
-            self._tensor, self._geometry = read_projection_data(src)
+            self._tensor, self._geometry = _read(read_projection_data, src)
+            self.read_only = AcquisitionData._scheme == "file"
         elif isinstance(src, str):
             self._geometry = _scanner_geometry(src, span, max_ring_diff, view_mash_factor)
             self._tensor = torch.zeros(self._geometry.shape)
@@ -338,18 +161,26 @@ class AcquisitionData(DataContainer):
 
     @staticmethod
     def set_storage_scheme(scheme: str) -> None:
-        """Accepts ``"memory"`` and ``"file"`` as SIRF does; this engine keeps all data in memory either way."""
+        """``"memory"`` or ``"file"``, for data made from now on."""
         if scheme not in ("memory", "file"):
             raise error(f"storage scheme must be 'memory' or 'file', found {scheme!r}")
+        AcquisitionData._scheme = scheme
 
     @staticmethod
     def get_storage_scheme() -> str:
-        """Always ``"memory"``."""
-        return "memory"
+        """``"memory"`` or ``"file"``."""
+        return AcquisitionData._scheme
+
+    def fill(self, value: Any) -> AcquisitionData:
+        """Overwrite the values with a number, an array of the same shape or another container; returns itself."""
+        if self.read_only:
+            raise error("Cannot fill read-only object, consider filling a clone")
+        return super().fill(value)
 
     def read_from_file(self, filename: str) -> None:
-        """Replace the contents by those of a file."""
-        self._tensor, self._geometry = read_projection_data(filename)
+        """Replace the contents by those of a file, read-only."""
+        self._tensor, self._geometry = _read(read_projection_data, filename)
+        self.read_only = True
 
     def write(self, filename: str) -> None:
         """Write as Interfile (``.hs`` and ``.s``)."""
@@ -372,6 +203,13 @@ class AcquisitionData(DataContainer):
         ny, nx = (xy, xy) if isinstance(xy, int) else (xy or (None, None))
         geometry = default_image_geometry(self.geometry, ny, nx)
         return ImageData.of(torch.full(geometry.shape, float(value)), geometry)
+
+
+def _read(read: Callable[[Any], tuple[Tensor, Any]], filename: Any) -> tuple[Tensor, Any]:
+    try:
+        return read(filename)
+    except (OSError, ValueError) as problem:  # InterfileError is a ValueError
+        raise error(str(problem)) from problem
 
 
 def default_image_geometry(projdata: ProjDataGeometry, ny: int | None = None, nx: int | None = None) -> ImageGeometry:

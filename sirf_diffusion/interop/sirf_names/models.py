@@ -1,92 +1,18 @@
-"""Acquisition and sensitivity models and image processors with the names and semantics of ``sirf.STIR``."""
+"""Acquisition and sensitivity models with the names and semantics of ``sirf.STIR``."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...engines.embedded.acquisition_model import AcquisitionModel as LinearModel
-from ...engines.embedded.acquisition_model import GaussianBlur, attenuation_factors
+from ...engines.embedded.acquisition_model import attenuation_factors
 from ...engines.embedded.projector import Projector
-from .data import AcquisitionData, ImageData, error
+from .containers import error
+from .data import AcquisitionData, ImageData
+from .processors import SeparableGaussianImageFilter
 
 SMALLEST_EFFICIENCY = 1e-20
-
-
-class ImageDataProcessor:
-    """Changes an image in some way."""
-
-    def __init__(self) -> None:
-        self._input: ImageData | None = None
-        self._output: ImageData | None = None
-
-    def apply(self, image: ImageData) -> None:
-        """Change an image in place."""
-        raise NotImplementedError
-
-    def set_input(self, image: ImageData) -> None:
-        """Set the image to process."""
-        self._input = image
-
-    def process(self, image: ImageData | None = None) -> ImageData:
-        """Return a processed copy of the argument, or of what :meth:`set_input` got."""
-        source = image if image is not None else self._input
-        if source is None:
-            raise error("input image not set")
-        self._output = source.clone()
-        self.apply(self._output)
-        return self._output
-
-    def get_output(self) -> ImageData | None:
-        """Result of the last :meth:`process`."""
-        return self._output
-
-
-class SeparableGaussianImageFilter(ImageDataProcessor):
-    """Gaussian smoothing along the three axes; as an acquisition model's processor, its resolution model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fwhms: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def set_fwhms(self, fwhms: Sequence[float]) -> None:
-        """Full widths at half maximum ``(z, y, x)`` in mm."""
-        if len(fwhms) != 3 or min(fwhms) < 0:
-            raise error(f"fwhms must be three numbers (z, y, x) of at least 0 mm, found {fwhms}")
-        self.fwhms = tuple(float(w) for w in fwhms)
-
-    def set_up(self, image: ImageData) -> None:
-        """Nothing to prepare; there for scripts that call it."""
-
-    def apply(self, image: ImageData) -> None:
-        """Smooth an image in place, with zeros outside it."""
-        image.tensor.copy_(GaussianBlur(image.geometry, self.fwhms, image.tensor.device)(image.tensor))
-
-
-class TruncateToCylinderProcessor(ImageDataProcessor):
-    """Zeroes the image outside the cylinder around the scanner's axis whose diameter is the image's size in x."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._strict = True
-
-    def set_strictly_less_than_radius(self, flag: bool) -> None:
-        """Whether voxels exactly on the radius are zeroed."""
-        self._strict = bool(flag)
-
-    def get_strictly_less_than_radius(self) -> bool:
-        """Whether voxels exactly on the radius are zeroed."""
-        return self._strict
-
-    def apply(self, image: ImageData) -> None:
-        """Truncate an image in place."""
-        _, ny, nx = image.geometry.shape
-        radius = (nx - 1) // 2
-        y, x = torch.arange(ny) - ny // 2, torch.arange(nx) - nx // 2
-        distance = y[:, None] ** 2 + x[None] ** 2
-        image.tensor[:, distance >= radius**2 if self._strict else distance > radius**2] = 0
 
 
 class AcquisitionSensitivityModel:
@@ -114,7 +40,8 @@ class AcquisitionSensitivityModel:
                 f"wrong source {type(src).__name__} for AcquisitionSensitivityModel: give AcquisitionData, an "
                 "attenuation image with an acquisition model, or two sensitivity models (manufacturer files need SIRF)"
             )
-        self._src, self._other = src, other_src
+        # SIRF keeps the inverse of the efficiencies: what becomes of them later does not matter.
+        self._src, self._other = src.clone() if isinstance(src, AcquisitionData) else src, other_src
         self._factors: Tensor | None = None
 
     def set_up(self, ad: AcquisitionData) -> None:
@@ -232,15 +159,26 @@ class AcquisitionModelUsingRayTracingMatrix:
             multiplicative_factors=None if self._sensitivity is None else self._sensitivity.factors,
             additive_term=None if self._additive is None else self._additive.tensor,
             background_term=None if self._background is None else self._background.tensor,
-            psf_fwhm_mm=None if self._processor is None else self._processor.fwhms,
         )
+        if self._processor is not None:
+            self._model.psf = self._processor.blur(img_templ.geometry)
 
     @property
     def linear_model(self) -> LinearModel:
         """The engine's own model, for this package's reconstructors."""
         if self._model is None:
             raise error("AcquisitionModel.set_up() call missing, or a term was changed after it")
+        self.refresh(self._model)
         return self._model
+
+    def refresh(self, model: LinearModel) -> None:
+        """Take up the present values of the additive and background terms, which may change after ``set_up``."""
+        constant = None if self._background is None else self._background.tensor
+        if self._additive is not None:
+            additive, factors = self._additive.tensor, model.multiplicative_factors
+            scaled = additive if factors is None else additive * factors
+            constant = scaled if constant is None else constant + scaled
+        model.background_term = constant
 
     @property
     def num_subsets(self) -> int:
@@ -271,10 +209,15 @@ class AcquisitionModelUsingRayTracingMatrix:
         num_subsets: int | None = None,
         out: AcquisitionData | None = None,
     ) -> AcquisitionData:
-        """``S (G P x + a) + b``; with subsets, zero in the views of the others."""
-        views, template = self._views(subset_num, num_subsets), self._template()
-        projected = self.linear_model.forward(image.tensor, views)
-        result = AcquisitionData.of(_spread(projected, template.tensor, views), template.geometry)
+        """``S (G P x + a) + b``; with subsets, ``S a + b`` in the views of the others."""
+        views, template, model = self._views(subset_num, num_subsets), self._template(), self.linear_model
+        if views is None:
+            projected = model.forward(image.tensor)
+        else:
+            constant = model.constant_term
+            projected = torch.zeros_like(template.tensor) if constant is None else constant.clone()
+            projected[:, list(views)] += model.linear(image.tensor, views)
+        result = AcquisitionData.of(projected, template.geometry)
         return result if out is None else out.fill(result)
 
     def backward(
@@ -344,12 +287,4 @@ class AcquisitionModelUsingRayTracingMatrix:
     def _views(self, subset_num: int | None, num_subsets: int | None) -> tuple[int, ...] | None:
         number = self._num_subsets if num_subsets is None else num_subsets
         subset = self._subset_num if subset_num is None else subset_num
-        return self.linear_model.projector.subset_views(subset if number > 1 else None, number)
-
-
-def _spread(projected: Tensor, like: Tensor, views: tuple[int, ...] | None) -> Tensor:
-    if views is None:
-        return projected
-    full = torch.zeros_like(like)
-    full[:, list(views)] = projected
-    return full
+        return self._model.projector.subset_views(subset if number > 1 else None, number)

@@ -10,7 +10,8 @@ from torch import Tensor
 from ...engines.embedded.poisson import PoissonObjective
 from ...engines.embedded.subsets import select_views
 from ...priors import Penalty
-from .data import AcquisitionData, ImageData, error
+from .containers import error
+from .data import AcquisitionData, ImageData
 from .models import AcquisitionModelUsingRayTracingMatrix
 from .priors import Prior, into
 
@@ -101,6 +102,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         """The log-likelihood without penalty, for this package's reconstructors, which then give :class:`ImageData`."""
         if self._likelihood is None:
             raise error("objective function is not set up (or was changed since): call set_up(image)")
+        self._acquisition_model.refresh(self._likelihood.model)
         return self._likelihood
 
     @property

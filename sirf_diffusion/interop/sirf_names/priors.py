@@ -1,39 +1,47 @@
-"""Priors with the names and semantics of ``sirf.STIR``."""
+"""Priors with the names and semantics of ``sirf.STIR``, and those that this package adds to them.
+
+`sirf_diffusion.interop.sirf` has the latter for SIRF.
+"""
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from ...priors import Penalty
-from ...priors import QuadraticPenalty as Quadratic
-from ...priors import RelativeDifferencePenalty as RelativeDifference
-from .data import ImageData, error
+from ...geometry.images import ImageGeometry
+from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
+from ..callback import CallbackPenalty
+from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
+from .containers import error
+from .data import ImageData
+from .processors import ImageDataProcessor
+
+SIRF_EPSILON = 1e-7
 
 
 class Prior:
     """A penalty, subtracted from the log-likelihood by the objective function that it is given to."""
 
-    def __init__(self) -> None:
-        self._penalisation_factor = 0.0
+    def __init__(self, penalty: Penalty) -> None:
+        self._penalty = penalty
         self._kappa: ImageData | None = None
-        self._penalty: Penalty | None = None
 
     def set_penalisation_factor(self, value: float) -> Prior:
         """Factor in front of the penalty (STIR's default: 0)."""
-        self._penalisation_factor = float(value)
-        if self._penalty is not None:
-            self._penalty.penalisation_factor = self._penalisation_factor
+        self._penalty.penalisation_factor = float(value)
         return self
 
     def get_penalisation_factor(self) -> float:
         """Factor in front of the penalty."""
-        return self._penalisation_factor
+        return self._penalty.penalisation_factor
 
     def set_kappa(self, image: ImageData) -> None:
         """Image that scales the penalty locally; may be changed after ``set_up``."""
+        self._penalty.set_kappa(image.tensor)
         self._kappa = image
-        if self._penalty is not None:
-            self._penalty.set_kappa(image.tensor)
 
     def get_kappa(self) -> ImageData | None:
         """The image given to :meth:`set_kappa`, or None."""
@@ -41,12 +49,12 @@ class Prior:
 
     def set_up(self, image: ImageData) -> None:
         """Prepare for images of this geometry."""
-        self._penalty = self._make(image, None if self._kappa is None else self._kappa.tensor)
+        self._penalty.set_up(image.geometry)
 
     @property
     def penalty(self) -> Penalty:
         """The penalty as a function of tensors, for this package's reconstructors."""
-        if self._penalty is None:
+        if self._penalty.geometry is None:
             raise error(f"{type(self).__name__}.set_up() call missing")
         return self._penalty
 
@@ -63,6 +71,12 @@ class Prior:
 
     gradient = get_gradient
 
+    def multiply_with_Hessian(
+        self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
+    ) -> ImageData:
+        """Hessian of the penalty at an image, times another image."""
+        return into(self.penalty.hessian_times(current_estimate.tensor, input_.tensor), current_estimate, out)
+
     def accumulate_Hessian_times_input(
         self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
     ) -> ImageData:
@@ -70,53 +84,161 @@ class Prior:
         product = self.multiply_with_Hessian(current_estimate, input_)
         return product if out is None else out.add(product, out=out)
 
-    def multiply_with_Hessian(
-        self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
-    ) -> ImageData:
-        """Hessian of the penalty at an image, times another image."""
-        return into(self.penalty.hessian_times(current_estimate.tensor, input_.tensor), current_estimate, out)
-
-    def _make(self, image: ImageData, kappa: Tensor | None) -> Penalty:
-        raise NotImplementedError
-
 
 class RelativeDifferencePrior(Prior):
-    """See :class:`sirf_diffusion.priors.RelativeDifferencePrior`; STIR's defaults (gamma 2, epsilon 0)."""
+    """See :class:`sirf_diffusion.priors.RelativeDifferencePenalty`; SIRF's defaults (gamma 2, epsilon 1e-7)."""
+
+    _penalty: RelativeDifferencePenalty
 
     def __init__(self) -> None:
-        super().__init__()
-        self._gamma, self._epsilon = 2.0, 0.0
+        super().__init__(RelativeDifferencePenalty(penalisation_factor=0.0, epsilon=SIRF_EPSILON))
 
     def set_gamma(self, v: float) -> None:
-        """Edge preservation; takes effect at the next ``set_up``."""
-        self._gamma, self._penalty = float(v), None
+        """Edge preservation."""
+        self._penalty.gamma = float(v)
 
     def get_gamma(self) -> float:
         """Edge preservation."""
-        return self._gamma
+        return self._penalty.gamma
 
     def set_epsilon(self, v: float) -> None:
-        """Offset in image units; takes effect at the next ``set_up``."""
-        self._epsilon, self._penalty = float(v), None
+        """Offset in image units."""
+        self._penalty.epsilon = float(v)
 
     def get_epsilon(self) -> float:
         """Offset in image units."""
-        return self._epsilon
+        return self._penalty.epsilon
 
     def compute_Hessian_diagonal(self, image: ImageData) -> ImageData:
         """Diagonal of the Hessian, penalisation factor included."""
         return into(self.penalty.hessian_diagonal(image.tensor), image, None)
 
-    def _make(self, image: ImageData, kappa: Tensor | None) -> Penalty:
-        factor = self._penalisation_factor
-        return RelativeDifference(image.geometry, factor, gamma=self._gamma, epsilon=self._epsilon, kappa=kappa)
-
 
 class QuadraticPrior(Prior):
-    """See :class:`sirf_diffusion.priors.QuadraticPrior`."""
+    """See :class:`sirf_diffusion.priors.QuadraticPenalty`."""
 
-    def _make(self, image: ImageData, kappa: Tensor | None) -> Penalty:
-        return Quadratic(image.geometry, self._penalisation_factor, kappa=kappa)
+    def __init__(self) -> None:
+        super().__init__(QuadraticPenalty(penalisation_factor=0.0))
+
+
+class PLSPrior(Prior):
+    """Parallel level sets, see :class:`sirf_diffusion.priors.ParallelLevelSetsPenalty`, with STIR's gradient.
+
+    That is zero in each axis' last plane, row or column but for the axis' own differences, hence everywhere in a single
+    plane: call ``set_only_2D(True)`` for those. `ParallelLevelSetsPenalty` has the gradient of the value.
+    """
+
+    _penalty: ParallelLevelSetsPenalty
+
+    def __init__(self) -> None:
+        super().__init__(_StirPLS(penalisation_factor=0.0))
+        self._anatomical: ImageData | None = None
+
+    def set_only_2D(self, tf: bool) -> None:
+        """Whether differences between planes are left out; before ``set_up``."""
+        self._penalty.only_2d = bool(tf)
+
+    def get_only_2D(self) -> bool:
+        """Whether differences between planes are left out."""
+        return self._penalty.only_2d
+
+    def set_alpha(self, v: float) -> None:
+        """Image units: differences well below it are smoothed quadratically."""
+        self._penalty.set_scales(v, self._penalty.eta)
+
+    def get_alpha(self) -> float:
+        """See :meth:`set_alpha`."""
+        return self._penalty.alpha
+
+    def set_eta(self, v: float) -> None:
+        """Unit of the anatomical image: its edges are well above it."""
+        self._penalty.set_scales(self._penalty.alpha, v)
+
+    def get_eta(self) -> float:
+        """See :meth:`set_eta`."""
+        return self._penalty.eta
+
+    def set_anatomical_image(self, image: ImageData) -> None:
+        """MR or CT image on the grid of the reconstruction."""
+        self._penalty.set_anatomical(image.tensor.clone())
+        self._anatomical = image
+
+    def set_anatomical_filename(self, filename: str | os.PathLike[str]) -> None:
+        """The same from an Interfile image."""
+        self.set_anatomical_image(ImageData(filename))
+
+    def get_anatomical_image(self) -> ImageData | None:
+        """The anatomical image, or None."""
+        return self._anatomical
+
+    def set_kappa_filename(self, filename: str | os.PathLike[str]) -> None:
+        """Kappa from an Interfile image."""
+        self.set_kappa(ImageData(filename))
+
+
+class _StirPLS(ParallelLevelSetsPenalty):
+    def gradient(self, x: Tensor) -> Tensor:
+        across, root = self._parts(x)
+        result = torch.zeros_like(x)
+        axes = (-2, -1) if self.only_2d else (-3, -2, -1)
+        for axis in axes:
+            change, into = (across[axis] / root).diff(dim=axis), result.narrow(axis, 1, x.shape[axis] - 1)
+            for other in set(axes) - {axis}:
+                change = change.narrow(other, 0, x.shape[other] - 1)
+                into = into.narrow(other, 0, x.shape[other] - 1)
+            into -= change
+        return result * self._weight(result)
+
+
+class EmbeddedImages(EngineImages):
+    """Images of the embedded engine."""
+
+    error = error
+
+    @staticmethod
+    def values(image: Any) -> Tensor:
+        """A copy of an image's values."""
+        if not isinstance(image, ImageData):
+            raise error(f"expected ImageData, found {type(image).__name__}")
+        return image.tensor.clone()
+
+    @staticmethod
+    def grid(image: Any) -> ImageGeometry:
+        """Grid of an image."""
+        return image.geometry
+
+    @staticmethod
+    def position(image: Any) -> None:
+        """How the patient lies: this engine's images do not tell."""
+
+
+class PythonPrior(EmbeddedImages, PythonObject, Prior):
+    __doc__ = PythonObject.__doc__
+
+    def __init__(self, obj: Any) -> None:
+        self._take(obj)
+        # A user's penalty has the factor 1, not STIR's 0: a prior that does nothing until a factor is set is a trap.
+        super().__init__(obj if isinstance(obj, Penalty) else CallbackPenalty(obj))
+
+
+class ScorePrior(ScoreObject, PythonPrior):
+    __doc__ = ScoreObject.__doc__
+
+
+class AnchorPrior(AnchorObject, PythonPrior):
+    __doc__ = AnchorObject.__doc__
+
+
+class BowsherPrior(BowsherObject, PythonPrior):
+    __doc__ = BowsherObject.__doc__
+
+
+class ScoreImageProcessor(EmbeddedImages, ProcessorObject, ImageDataProcessor):
+    __doc__ = ProcessorObject.__doc__
+
+    def apply(self, image: ImageData) -> None:
+        """Denoise an image in place."""
+        image.tensor.copy_(self.obj(image.tensor, image.geometry))
 
 
 def into(tensor: Tensor, like: ImageData, out: ImageData | None) -> ImageData:

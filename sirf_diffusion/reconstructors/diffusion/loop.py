@@ -14,21 +14,49 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ..base import Reconstructor, check_count, check_real
-from ..cost import Cost
-from ..records import StepRecord
-from .adaptation import Adaptation
+from ...geometry.checks import check_count, check_seed
+from ...models.schedules import SPACINGS
+from ..base import Reconstructor
+from ..records import Cost, StepRecord
+from ..settings import Settings, choice, count, defaults, make, real
+from ..view import bound, check_bound, extent_setting, planes_setting, seen_as_volume
 from .chain import NOISES, Chain, posterior_sd
 from .checkpoint import Checkpoint
-from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
+from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ...models.schedules import NoiseSchedule
     from ...models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
 
-SIGMA_END = 0.05
+FINAL_NOISE_LEVEL = 0.05
 _ADAPTED = "adaptation."
+
+
+@dataclass(frozen=True)
+class Sampling(Settings):
+    """Settings of the loop itself."""
+
+    num_steps: int = count(40, "noise levels", volumes=60, published=40, quick=15)
+    eta: float = real(
+        1.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0, published=0.85
+    )
+    noise: str = choice(
+        "balanced",
+        "samplers only: the noises of a run's samples add up to zero, see [conventions](conventions.md#randomness); or "
+        "`independent`",
+        NOISES,
+    )
+    final_noise_level: float = real(FINAL_NOISE_LEVEL, "relative noise level of the last denoising", open_below=True)
+    starting_noise_level: float | None = real(
+        None, "relative noise level at the start; None is the highest that the network knows", open_below=True
+    )
+    spacing: str = choice("t", "of the noise levels: even in `t` or in `log_sigma`, or that of `karras`", SPACINGS)
+    planes: str | None = planes_setting()
+    extent: float | None = extent_setting()
 
 
 @dataclass(frozen=True)
@@ -67,47 +95,46 @@ class DiffusionReconstructor(Reconstructor):
     objective
         Poisson log-likelihood of the acquisition.
     model
-        Score model. One that is not bound to an image grid (``model.on``) is bound in :meth:`set_up`, with the
-        intensity scale estimated from the initial image or, if none is given, from a few EM updates.
+        Score model. One that is not bound to an image grid is bound in :meth:`set_up` (``model.for_data``).
     consistency
-        The data step; None samples the prior.
-    num_steps
-        Noise levels ``K`` at which the network is asked.
+        The data step; if omitted, that of the class with its settings, or none, which samples the prior.
     num_samples
         Samples; they advance together.
     seed
         Decides all noise, whatever the device and however the samples are grouped.
-    eta
-        Share of fresh noise in [0, 1]; 0 is deterministic given the starting noise.
-    noise
-        ``"balanced"``: the noises of the samples add up to zero, so that the mean of a few samples comes near that of
-        many, and each sample by itself is as before (see
-        :func:`~sirf_diffusion.reconstructors.diffusion.chain.balanced`).
-        ``"independent"``: sample ``k`` of a seed is the same however many samples there are.
-    t_end
-        Time of the last network evaluation; where sigma is 0.05 if omitted.
-    spacing
-        Spacing of the times, see ``NoiseSchedule.timesteps``.
     adaptation
         Fits the model to the data before it denoises, see
-        :class:`~sirf_diffusion.reconstructors.diffusion.adaptation.Adaptation`; with one, samples are no longer
-        independent.
+        :class:`~sirf_diffusion.reconstructors.diffusion.consistency.Adaptation`; that of the class if omitted. With
+        one, samples are no longer independent.
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
     resume_from
         File written by ``CheckpointCallback``; everything else must be as in the run that wrote it.
     callbacks
         Called once per step. ``StopIteration`` ends the run with that step's images.
+    settings
+        Those listed below; defaults are the recommended ones, in volumes other ones than in slices. See also
+        :meth:`published`.
 
     Raises
     ------
     ValueError
-        If a setting is out of range, the model is bound to another grid, or the checkpoint belongs to another run.
+        If a setting is unknown or out of range, the model is bound to another grid, or the checkpoint belongs to
+        another run.
     FloatingPointError
         If the chain stops being finite.
     """
 
     method: ClassVar[str] = "diffusion"
+    uses_model: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
+    sampling: ClassVar[type[Sampling]] = Sampling
+    data_step: ClassVar[type[DataConsistency] | None] = None
+    own_adaptation: ClassVar[type[Adaptation] | None] = None
+
+    @classmethod
+    def parts(cls) -> tuple[type[Settings], ...]:
+        return (cls.sampling,) if cls.data_step is None else (cls.sampling, cls.data_step)
 
     def __init__(
         self,
@@ -115,50 +142,51 @@ class DiffusionReconstructor(Reconstructor):
         model: ScoreModel,
         consistency: DataConsistency | None = None,
         *,
-        num_steps: int = 40,
         num_samples: int = 1,
         seed: int = 0,
-        eta: float = 0.85,
-        noise: str = "balanced",
-        t_end: float | None = None,
-        spacing: str = "t",
         adaptation: Adaptation | None = None,
         batch_size: int | None = None,
         resume_from: str | Path | None = None,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **settings: Any,
     ) -> None:
         super().__init__(objective, callbacks=callbacks)
-        self.model = model
-        self.consistency = consistency
-        self.adaptation = adaptation
-        self.num_steps = check_count("num_steps", num_steps)
+        parts = self.parts() if consistency is None else (self.sampling,)
+        volumes = ("volumes",) if seen_as_volume(model, self.objective, settings.get("planes")) else ()
+        chosen, *data_step = make(parts, settings, self.method, *volumes)
+        self.model, self.sampling_settings = model, chosen
+        self.consistency: DataConsistency | None = data_step[0] if data_step else consistency
+        self.adaptation = self.own_adaptation() if adaptation is None and self.own_adaptation else adaptation
+        self.num_steps, self.eta, self.noise = chosen.num_steps, chosen.eta, chosen.noise
         self.num_samples = check_count("num_samples", num_samples)
-        self.seed = check_count("seed", seed, minimum=0)
-        self.eta = check_real("eta", eta, 0.0, 1.0)
-        if noise not in NOISES:
-            raise ValueError(f"noise must be one of {', '.join(NOISES)}, found {noise!r}")
-        self.noise = noise
+        self.seed = check_seed("seed", seed)
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
-        self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing)
+        self.times = reverse_times(
+            model.schedule,
+            self.num_steps,
+            chosen.final_noise_level,
+            chosen.spacing,
+            chosen.starting_noise_level,
+        )
         self.settings = {
-            "num_steps": self.num_steps,
+            **chosen.settings,
             "num_samples": self.num_samples,
             "seed": self.seed,
-            "eta": self.eta,
-            "noise": self.noise,
-            "t_end": self.times[-1],
-            "spacing": spacing,
-            **({} if consistency is None else consistency.settings),
+            **({} if self.consistency is None else self.consistency.settings),
         }
-        if adaptation is not None:
-            self.settings["adaptation"] = adaptation.settings
-        if model.geometry is not None:
-            _check_grid(model, objective)
+        if self.adaptation is not None:
+            self.settings["adaptation"] = self.adaptation.settings
+        check_bound(model, self.objective, chosen.planes, chosen.extent)
         self.members: tuple[int, ...] | None = None
         self._samples: Tensor | None = None
         self._resumed: Checkpoint | None = None
         self._preparation = Cost()
+
+    @classmethod
+    def published(cls, objective: Objective, model: ScoreModel, **options: Any) -> Self:
+        """The reconstructor with the settings of the method's paper, where ``options`` give no others."""
+        return cls(objective, model, **(defaults(cls.parts(), "published") | options))
 
     def restrict_to(self, members: Sequence[int]) -> None:
         """Make only these of the samples ``0 ... num_samples - 1``, each as a run of all of them makes it.
@@ -188,7 +216,7 @@ class DiffusionReconstructor(Reconstructor):
         ----------
         initial_image
             Image ``[z, y, x]``, such as an early OSEM image; the chain starts from it with the noise of the first
-            noise level. The intensity scale is estimated from it if the model is not bound yet.
+            noise level.
         """
         start, began = Cost.now(self.objective, self.model), time.perf_counter()
         super().set_up(initial_image)
@@ -200,7 +228,15 @@ class DiffusionReconstructor(Reconstructor):
             else:
                 self.consistency.restore(self.objective, self._resumed.metadata["consistency"])
         if self.model.geometry is None:
-            self.model = self.model.on(self.objective.geometry, self._intensity_scale())
+            resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
+            self.model = bound(
+                self.model,
+                self.objective,
+                self.sampling_settings.planes,
+                self.sampling_settings.extent,
+                sampling=True,
+                intensity_scale=resumed,
+            )
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale)
@@ -411,16 +447,6 @@ class DiffusionReconstructor(Reconstructor):
         }
         return json.loads(json.dumps(fingerprint))
 
-    def _intensity_scale(self) -> float:
-        from ...models.intensity import intensity_scale
-
-        if self._resumed is not None:
-            return float(self._resumed.metadata["intensity_scale"])
-        image = self._starting_image()
-        if not self._given and self._early_image() is None:
-            image = early_em_image(self.objective, self._initial)
-        return intensity_scale(image, self.objective.geometry)
-
     def _starting_image(self) -> Tensor:
         """The image given to :meth:`set_up`, else an EM image that the data step has, else the uniform image."""
         early = None if self._given else self._early_image()
@@ -433,31 +459,16 @@ class DiffusionReconstructor(Reconstructor):
         return self.model.counter
 
 
-def early_em_image(objective: Objective, initial: Tensor, num_updates: int = 10) -> Tensor:
-    """An early EM image, of about ten updates with the objective's subsets, to estimate an intensity scale from."""
-    from ..em.osem import em_update, herman_meyer_order
-
-    x = initial
-    order = herman_meyer_order(objective.num_subsets)
-    for update in range(-(-num_updates // len(order)) * len(order)):
-        x = em_update(objective, x, order[update % len(order)] if len(order) > 1 else None)
-    return x
-
-
 def reverse_times(
-    schedule: Any, num_steps: int, t_end: float | None, spacing: str, t_start: float | None = None
+    schedule: NoiseSchedule,
+    num_steps: int,
+    final_noise_level: float = FINAL_NOISE_LEVEL,
+    spacing: str = "t",
+    starting_noise_level: float | None = None,
 ) -> list[float]:
-    """Times at which the network is asked, descending; the last one is ``t_end``, where sigma is 0.05 if omitted."""
-    if t_end is None:
-        t_end = float(schedule.t_of_sigma(SIGMA_END))
+    """Times at which the network is asked, descending to the one of the final noise level."""
+    start = None if starting_noise_level is None else float(schedule.t_of_sigma(starting_noise_level))
     if num_steps == 1:
-        return [float(schedule.t_max if t_start is None else t_start)]
-    return [float(t) for t in schedule.timesteps(num_steps - 1, t_end, spacing, t_start)]
-
-
-def _check_grid(model: ScoreModel, objective: Objective) -> None:
-    if model.geometry != objective.geometry:
-        raise ValueError(
-            f"the model is bound to {model.geometry}, the data need {objective.geometry}; "
-            "bind it with model.on(objective.geometry, intensity_scale)"
-        )
+        return [float(schedule.t_max if start is None else start)]
+    end = float(schedule.t_of_sigma(final_noise_level))
+    return [float(t) for t in schedule.timesteps(num_steps - 1, end, spacing, start)]

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines.em import checked_order, em_update, inside, penalised_em_step
 from ...engines.objective import Objective
+from ...geometry.checks import check_count, check_finite
 from ...priors.base import Penalty
-from ..base import Reconstructor, check_count, check_finite, inside
+from ..base import Reconstructor
 from ..records import StepRecord
 from .bsrem import Iterate, bsrem
-from .osem import checked_order, em_update, penalised_em_step
 
 
 class MAPEM(Reconstructor):
@@ -47,6 +48,8 @@ class MAPEM(Reconstructor):
         Permutation of the subsets; that of Herman and Meyer if omitted.
     callbacks
         Called once per iteration.
+
+    The starting image, unless given to ``set_up``, is the objective's early OSEM image.
 
     Notes
     -----
@@ -91,6 +94,16 @@ class MAPEM(Reconstructor):
             "subset_order": list(self.subset_order),
         }
 
+    def set_up(self, initial_image: Any = None) -> None:
+        """Prepare, the prior too: a score prior without an intensity scale takes it from the data."""
+        self.prior.set_up(self.objective.geometry, self.objective)
+        self.settings["prior"] = self.prior.settings
+        super().set_up(initial_image)
+
+    def _default_image(self) -> Tensor:
+        # Nearer to the optimum than a uniform image by many iterations.
+        return self.objective.early_image()
+
     def _run(self) -> Tensor:
         iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
         objective_trace: list[float] = []
@@ -117,7 +130,7 @@ class MAPEM(Reconstructor):
         mask = inside(full)
         for _ in range(self.num_iterations):
             target, rho = prior.majoriser(x)
-            penalty = prior.value(x) if prior.explicit and number == 1 else None
+            penalty = prior.value(x) if prior.has_value and number == 1 else None
             log_likelihood: Tensor | None = None
             for _ in range(self.num_inner):
                 for subset in self.subset_order:

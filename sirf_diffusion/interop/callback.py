@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...priors import Penalty
+from ..geometry.images import ImageGeometry
+from ..priors import Penalty
 
 
 class CallbackPenalty(Penalty):
@@ -25,15 +25,19 @@ class CallbackPenalty(Penalty):
         If the object returns NaN or infinity, which would ruin the image that it is used for.
     """
 
-    explicit: ClassVar[bool] = True
-
     def __init__(self, obj: Any, penalisation_factor: float = 1.0) -> None:
         super().__init__(penalisation_factor)
         self.obj = obj
+        self.has_curvature = callable(getattr(obj, "curvature", None))
+        self.has_kappa = callable(getattr(obj, "set_kappa", None))
 
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "name": type(self.obj).__name__}
+
+    def set_kappa(self, kappa: Tensor | None) -> None:
+        super().set_kappa(kappa)
+        self.obj.set_kappa(None if kappa is None else kappa.numpy())
 
     def value(self, x: Tensor) -> Tensor:
         values = [float(self.obj.value(_read_only(image))) for image in _images(x)]
@@ -51,8 +55,12 @@ class CallbackPenalty(Penalty):
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
         return self._called("hessian_times", x, v)
 
+    def _prepare(self, geometry: ImageGeometry) -> None:
+        if callable(getattr(self.obj, "set_up", None)):
+            self.obj.set_up(geometry)
+
     def _called(self, name: str, *inputs: Tensor) -> Tensor:
-        function: Callable[..., None] | None = getattr(self.obj, name, None)
+        function = getattr(self.obj, name, None)
         if function is None:
             raise NotImplementedError(f"{type(self.obj).__name__} has no {name}")
         first = inputs[0]

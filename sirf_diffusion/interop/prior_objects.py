@@ -1,7 +1,6 @@
-"""What scripts set on this package's priors and image processor: the same methods on objects of SIRF and of our engine.
+"""What scripts hold of this package's priors and image processor: the same methods on SIRF's objects and our engine's.
 
-Each class but the last is mixed into a ``PythonPrior``, which holds the penalty as ``obj`` and turns an image of its
-engine into a tensor of its own with ``values``.
+Each class is mixed into one of an engine, which turns its images into tensors: `values`, `grid`, `position`.
 """
 
 from __future__ import annotations
@@ -15,23 +14,67 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
-from ..priors.late import LateAnchorPenalty, LateBowsherPenalty
-from ..priors.late_score import LateScorePenalty
+from ..priors import NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty, ScorePenalty
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
     from ..patient import AnatomicalImage, Position
 
 
-class AnatomicalSettings:
-    """An anatomical image as scripts give it: an image of the engine on any grid, or the name of a file.
+class EngineImages:
+    """What a script's object needs to know of its engine's images."""
 
-    A class that this is mixed into says in `_hand_over` who needs the image.
+    error: type[Exception]  # what the engine raises
+    values: Callable[[Any], Tensor]  # a copy, independent of what becomes of the image
+    grid: Callable[[Any], ImageGeometry]
+    position: Callable[[Any], Position | None]  # how the patient lies; None if that is not known
+
+
+class PythonObject(EngineImages):
+    """Your own penalty, written in Python; penalisation factor 1 unless set.
+
+    It stays what it is after every other reference to it is gone.
+
+    Parameters
+    ----------
+    obj
+        An object with ``value(x) -> float`` and ``gradient(x, out)``, and optionally ``set_up(geometry)``,
+        ``curvature(x, out)`` (a diagonal that bounds the Hessian; OSSPS needs it), ``hessian_times(x, v, out)`` and
+        ``set_kappa(kappa)``. Images are float32 arrays ``[z, y, x]``, ``x`` and ``v`` read-only and valid during the
+        call only, ``out`` to be overwritten; all without the penalisation factor. Or a
+        :class:`sirf_diffusion.priors.Penalty`, whose factor becomes that of this object.
+
+    Raises
+    ------
+    TypeError
+        If the object has no ``value`` or ``gradient``.
     """
 
-    values: Callable[[Any], Tensor]
-    grid: Callable[[Any], ImageGeometry]
-    position: Callable[[Any], Position | None]
+    obj: Any
+    _kappa: Any = None
+
+    def _take(self, obj: Any) -> None:
+        missing = [name for name in ("value", "gradient") if not callable(getattr(obj, name, None))]
+        if missing:
+            raise TypeError(f"PythonPrior needs an object with {' and '.join(missing)}, found {type(obj).__name__}")
+        self.obj = obj
+
+    def set_kappa(self, image: Any) -> None:
+        """Image that scales the penalty locally, handed to the object's own ``set_kappa``; takes effect at once."""
+        if not callable(getattr(self.obj, "set_kappa", None)) or not getattr(self.obj, "has_kappa", True):
+            hint = "use set_weight(image)" if hasattr(self.obj, "set_weight") else "it has no set_kappa"
+            raise self.error(f"{type(self.obj).__name__} takes no kappa: {hint}")
+        kappa = self.values(image)
+        self.obj.set_kappa(kappa if isinstance(self.obj, Penalty) else kappa.numpy())
+        self._kappa = image
+
+    def get_kappa(self) -> Any:
+        """The image given to :meth:`set_kappa`, or None."""
+        return self._kappa
+
+
+class AnatomicalObject(EngineImages):
+    """An anatomical image as scripts give it; `_hand_over` gives it to who needs it."""
 
     _anatomical: Any = None
     _located: AnatomicalImage | None = None
@@ -43,21 +86,25 @@ class AnatomicalSettings:
         NIfTI, or a folder with one DICOM series. It is resampled to the grid of the reconstruction if it has another
         one, which is logged; it must be aligned with the scanner.
         """
+        from ..patient import AnatomicalImage
+
         if image is None:
             self._located = None
+        elif isinstance(image, (str, os.PathLike)):
+            self._located = AnatomicalImage.read(image)
         else:
-            from ...patient import AnatomicalImage
-
-            if isinstance(image, (str, os.PathLike)):
-                self._located = AnatomicalImage.read(image)
-            else:
-                self._located = AnatomicalImage.of(self.values(image), self.grid(image))
+            self._located = AnatomicalImage.of(self.values(image), self.grid(image))
         self._anatomical = image
         self._hand_over()
 
     def get_anatomical_image(self) -> Any:
         """What was given to :meth:`set_anatomical_image`, or None."""
         return self._anatomical
+
+    def set_up(self, image: Any) -> None:
+        """Prepare for images of this grid."""
+        self._see(image)
+        super().set_up(image)  # type: ignore[misc]
 
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
@@ -67,12 +114,13 @@ class AnatomicalSettings:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        raise NotImplementedError
+        self.obj.set_anatomical(self._located)  # type: ignore[attr-defined]
 
 
-class GuidedSettings(AnatomicalSettings):
+class GuidedObject(AnatomicalObject):
     """Besides, the weight of guidance of a conditional score model."""
 
+    obj: Any
     _guidance = 0.0
 
     def set_guidance(self, value: float) -> None:
@@ -84,9 +132,12 @@ class GuidedSettings(AnatomicalSettings):
         """Weight of classifier-free guidance."""
         return self._guidance
 
+    def _hand_over(self) -> None:
+        self.obj.set_anatomical(self._located, self._guidance)
 
-class ScoreSettings(GuidedSettings):
-    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 1 unless set.
+
+class ScoreObject(GuidedObject):
+    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 0.2 unless set.
 
     Parameters
     ----------
@@ -103,45 +154,37 @@ class ScoreSettings(GuidedSettings):
         Where the network runs.
     """
 
-    obj: LateScorePenalty
-    values: Callable[[Any], Tensor]
-
     def __init__(
         self,
         model: ScoreModel | str | os.PathLike[str],
-        noise_level: float = 0.3,
+        noise_level: float = NOISE_LEVEL,
         planes: str | None = None,
         intensity_scale: float | None = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(
-            LateScorePenalty(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
-        )
+        penalty = ScorePenalty(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
+        super().__init__(penalty)
 
     def set_up(self, image: Any) -> None:
         """Prepare for images of this grid."""
-        self._see(image)
-        super().set_up(image)  # type: ignore[misc]
+        super().set_up(image)
         if self.obj.intensity_scale is None and image.max() > image.min():
             self.obj.find_scale(self.values(image))
 
     def set_noise_level(self, value: float) -> None:
         """Noise level in network units; may be changed after ``set_up``."""
-        self.obj.sigma = value
+        self.obj.noise_level = value
 
     def get_noise_level(self) -> float:
         """Noise level in network units."""
-        return self.obj.sigma
-
-    def _hand_over(self) -> None:
-        self.obj.set_anatomical(self._located, self._guidance)
+        return self.obj.noise_level
 
     def get_intensity_scale(self) -> float | None:
         """Image units per network unit; None as long as it is not known."""
         return self.obj.intensity_scale
 
 
-class AnchorSettings:
+class AnchorObject(EngineImages):
     r"""Half the weighted squared distance to an anchor image, :math:`\frac{\beta}{2} \sum_j w_j (x_j - v_j)^2`.
 
     Penalisation factor 1 unless set.
@@ -154,16 +197,14 @@ class AnchorSettings:
         Non-negative image; 1 if None.
     """
 
-    obj: LateAnchorPenalty
-    values: Callable[[Any], Tensor]
+    obj: AnchorPenalty
 
     def __init__(self, anchor_image: Any = None, weight: Any = None) -> None:
-        super().__init__(LateAnchorPenalty())
+        super().__init__(AnchorPenalty())  # type: ignore[call-arg]
         self._anchor = self._weight = None
         if anchor_image is not None:
             self.set_anchor_image(anchor_image)
-        if weight is not None:
-            self.set_weight(weight)
+        self.set_weight(weight)
 
     def set_anchor_image(self, image: Any) -> None:
         """The image to stay close to, which is copied; may be changed after ``set_up``."""
@@ -184,7 +225,7 @@ class AnchorSettings:
         return self._weight
 
 
-class BowsherSettings(AnatomicalSettings):
+class BowsherObject(AnatomicalObject):
     """Quadratic smoothing between voxels that look alike in an anatomical image; penalisation factor 1 unless set.
 
     See :class:`sirf_diffusion.priors.BowsherPenalty`.
@@ -197,22 +238,13 @@ class BowsherSettings(AnatomicalSettings):
         Neighbours that each voxel keeps; 7 of 26, or 3 of 8 in a single plane, if None.
     """
 
-    obj: LateBowsherPenalty
-    values: Callable[[Any], Tensor]
+    obj: BowsherPenalty
 
     def __init__(self, anatomical_image: Any = None, num_neighbours: int | None = None) -> None:
-        super().__init__(LateBowsherPenalty(num_neighbours))
+        super().__init__(BowsherPenalty(num_neighbours=num_neighbours))  # type: ignore[call-arg]
         self._num_neighbours = num_neighbours
         if anatomical_image is not None:
             self.set_anatomical_image(anatomical_image)
-
-    def set_up(self, image: Any) -> None:
-        """Prepare for images of this grid."""
-        self._see(image)
-        super().set_up(image)  # type: ignore[misc]
-
-    def _hand_over(self) -> None:
-        self.obj.set_anatomical(self._located)
 
     def set_num_neighbours(self, value: int | None) -> None:
         """Neighbours that each voxel keeps, None for the default; may be changed after ``set_up``."""
@@ -224,7 +256,7 @@ class BowsherSettings(AnatomicalSettings):
         return self._num_neighbours
 
 
-class ProcessorSettings(GuidedSettings):
+class ProcessorObject(GuidedObject):
     """Enhances an image by denoising it with a score model: ``x -> c D(x / c, sigma)``, negative values set to 0.
 
     ``apply``, ``process``, ``set_input`` and ``get_output`` need no compiled part. Objects of SIRF that take an image
@@ -235,8 +267,7 @@ class ProcessorSettings(GuidedSettings):
     model
         A score model, the name of a bundled one, or a file.
     noise_level
-        Noise level in network units; estimated for each image if None, see
-        `sirf_diffusion.models.noise_level.estimate_noise_level`.
+        Noise level in network units; estimated for each image if None.
     planes, intensity_scale, device
         As for ``ScorePrior``; the scale is estimated for each image if None.
     """
@@ -251,18 +282,15 @@ class ProcessorSettings(GuidedSettings):
     ) -> None:
         super().__init__()
         if isinstance(model, (str, os.PathLike)):
-            from ...models import ScoreModel
+            from ..models import ScoreModel
 
             model = ScoreModel.load(model, device=device)
-        self.denoiser = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
+        self.obj = Denoiser(model, noise_level, planes=planes, intensity_scale=intensity_scale)
 
     def set_noise_level(self, value: float | None) -> None:
         """Noise level in network units; None to estimate it for each image."""
-        self.denoiser.noise_level = value
+        self.obj.noise_level = value
 
     def get_noise_level(self) -> float | None:
         """Noise level; the one that was used last if it is estimated."""
-        return self.denoiser.noise_level or self.denoiser.used_noise_level
-
-    def _hand_over(self) -> None:
-        self.denoiser.set_anatomical(self._located, self._guidance)
+        return self.obj.noise_level or self.obj.used_noise_level

@@ -1,0 +1,268 @@
+"""Containers of values with the arithmetic of ``sirf.STIR``, held in PyTorch tensors."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Self = TypeVar("Self", bound="DataContainer")
+
+
+class error(Exception):
+    """What SIRF raises for wrong arguments."""
+
+    @property
+    def value(self) -> str:
+        """The message."""
+        return str(self)
+
+
+class ContiguousError(ValueError):
+    """What SIRF raises where a view of the values is wanted and there is none."""
+
+
+class DataContainer:
+    """Values on a grid with vector arithmetic; the base of `ImageData` and `AcquisitionData`.
+
+    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid. Arithmetic needs equal grids.
+    """
+
+    # NumPy leaves `number * container` and `array * container` to the container.
+    __array_priority__ = 10
+
+    _leading: tuple[int, ...] = ()
+    supports_array_view = True
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._geometry: Any = None
+
+    @classmethod
+    def of(cls: type[Self], tensor: Tensor, geometry: Any) -> Self:
+        """A container around a tensor (not a copy)."""
+        made = cls()
+        made._tensor, made._geometry = tensor.detach().to("cpu", torch.float32).contiguous(), geometry
+        return made
+
+    def _like(self: Self, tensor: Tensor) -> Self:
+        """A container of another tensor, with all else that this one knows."""
+        return self.of(tensor, self._geometry)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data, shared with the container."""
+        if self._tensor is None:
+            raise error(f"this {type(self).__name__} is empty: read a file or make it from another one")
+        return self._tensor
+
+    @property
+    def geometry(self) -> Any:
+        """The grid of the data."""
+        self.tensor  # noqa: B018 - raises for an empty container
+        return self._geometry
+
+    def clone(self: Self) -> Self:
+        """An independent copy."""
+        return self._like(self.tensor.clone())
+
+    copy = clone
+
+    def get_uniform_copy(self: Self, value: float = 1.0) -> Self:
+        """A container on the same grid, filled with ``value``."""
+        return self._like(torch.full_like(self.tensor, float(value)))
+
+    def allocate(self: Self, value: float | None = 0) -> Self:
+        """Same as :meth:`get_uniform_copy`, for CIL."""
+        return self.get_uniform_copy(value or 0)
+
+    def fill(self: Self, value: Any) -> Self:
+        """Overwrite the values with a number, an array of the same shape or another container; returns itself."""
+        self.tensor.copy_(self._operand(value, "fill"))
+        return self
+
+    def dimensions(self) -> tuple[int, ...]:
+        """Shape of :meth:`as_array`."""
+        return (*self._leading, *self.tensor.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Same as :meth:`dimensions`."""
+        return self.dimensions()
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.tensor.numel()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def as_array(self) -> np.ndarray:
+        """A copy of the values as a NumPy array."""
+        return self.tensor.numpy().reshape(self.dimensions()).copy()
+
+    def asarray(self, xp: Any = np, copy: bool | None = None, **kwargs: Any) -> Any:
+        """The values as an array of NumPy (or another module ``xp``), a view of this container where it offers one.
+
+        Raises
+        ------
+        ContiguousError
+            For ``copy=False`` where there is no view: acquisition data in the storage scheme ``"file"``.
+        """
+        if copy is False and not self.supports_array_view:
+            raise ContiguousError("there is no view of these data: use copy=True, or set_storage_scheme('memory')")
+        view = self.supports_array_view and not copy
+        return xp.asarray(self.tensor.numpy().reshape(self.dimensions()) if view else self.as_array(), **kwargs)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.asarray(copy=copy)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def max(self) -> float:
+        """Largest value."""
+        return float(self.tensor.max())
+
+    def min(self) -> float:
+        """Smallest value."""
+        return float(self.tensor.min())
+
+    def sum(self) -> float:
+        """Sum of all values, accumulated in double precision."""
+        return float(self.tensor.sum(dtype=torch.float64))
+
+    def norm(self) -> float:
+        """Euclidean norm."""
+        return math.sqrt(self.dot(self))
+
+    def squared_norm(self) -> float:
+        """Square of the Euclidean norm."""
+        return self.dot(self)
+
+    def dot(self, other: Any) -> float:
+        """Inner product, accumulated in double precision."""
+        return float((self.tensor.double() * self._operand(other, "combine").double()).sum())
+
+    def abs(self: Self, out: Self | None = None) -> Self:
+        """Absolute values."""
+        return self._result(self.tensor.abs(), out)
+
+    def sign(self: Self, out: Self | None = None) -> Self:
+        """Sign of each value."""
+        return self._result(self.tensor.sign(), out)
+
+    def exp(self: Self, out: Self | None = None) -> Self:
+        """Exponential of each value."""
+        return self._result(self.tensor.exp(), out)
+
+    def log(self: Self, out: Self | None = None) -> Self:
+        """Natural logarithm of each value."""
+        return self._result(self.tensor.log(), out)
+
+    def sqrt(self: Self, out: Self | None = None) -> Self:
+        """Square root of each value."""
+        return self._result(self.tensor.sqrt(), out)
+
+    def power(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Each value to a power."""
+        return self._binary(other, torch.pow, out)
+
+    def add(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Sum with a number, array or container."""
+        return self._binary(other, torch.add, out)
+
+    def subtract(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Difference to a number, array or container."""
+        return self._binary(other, torch.sub, out)
+
+    def multiply(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Product with a number, array or container, value by value."""
+        return self._binary(other, torch.mul, out)
+
+    def divide(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Ratio to a number (not 0), array or container, value by value."""
+        if isinstance(other, (Real, np.number)):
+            if other == 0:
+                raise ZeroDivisionError(f"{type(self).__name__} divided by the number 0")
+            return self.multiply(1 / float(other), out)
+        return self._binary(other, torch.div, out)
+
+    def maximum(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Larger of each pair of values."""
+        return self._binary(other, torch.maximum, out)
+
+    def minimum(self: Self, other: Any, out: Self | None = None) -> Self:
+        """Smaller of each pair of values."""
+        return self._binary(other, torch.minimum, out)
+
+    def sapyb(self: Self, a: Any, y: Self, b: Any, out: Self | None = None) -> Self:
+        """Linear combination ``a * self + b * y``; ``a`` and ``b`` are numbers or containers."""
+        return self.multiply(a).add(y.multiply(b), out)
+
+    __add__ = __radd__ = add
+    __sub__ = subtract
+    __mul__ = __rmul__ = multiply
+    __truediv__ = divide
+
+    def __rsub__(self: Self, other: Any) -> Self:
+        warnings.warn(
+            "SIRF 3.10 computes `a - image` as `image - a`; here it is what it says. Write `-image + a` for the same "
+            "numbers on both",
+            stacklevel=2,
+        )
+        return (-self).add(other)
+
+    def __rtruediv__(self: Self, other: Any) -> Self:
+        return self.power(-1).multiply(other)
+
+    def __neg__(self: Self) -> Self:
+        return self.multiply(-1)
+
+    def __iadd__(self: Self, other: Any) -> Self:
+        return self.add(other, self)
+
+    def __isub__(self: Self, other: Any) -> Self:
+        return self.subtract(other, self)
+
+    def __imul__(self: Self, other: Any) -> Self:
+        return self.multiply(other, self)
+
+    def __itruediv__(self: Self, other: Any) -> Self:
+        return self.divide(other, self)
+
+    def _binary(self: Self, other: Any, operation: Callable[[Tensor, Tensor], Tensor], out: Self | None) -> Self:
+        return self._result(operation(self.tensor, self._operand(other, "combine")), out)
+
+    def _result(self: Self, values: Tensor, out: Self | None) -> Self:
+        result = self._like(values)
+        return result if out is None else out.fill(result)
+
+    def _operand(self, other: Any, what: str) -> Tensor:
+        """A number, an array of the same shape or a container of the same grid as a tensor."""
+        if isinstance(other, DataContainer):
+            self._check_same(other)
+            return other.tensor
+        if isinstance(other, np.ndarray) and other.ndim:
+            if other.shape != self.shape:
+                raise ValueError(
+                    f"cannot {what} {type(self).__name__} of size {self.shape} with data of size {other.shape}"
+                )
+            return torch.from_numpy(np.ascontiguousarray(other, dtype=np.float32)).reshape(self.tensor.shape)
+        if isinstance(other, (Real, np.number, np.ndarray)):
+            return torch.tensor(float(other))
+        raise TypeError(
+            f"cannot {what} {type(self).__name__} with {type(other).__name__}: give a number, array or container"
+        )
+
+    def _check_same(self, other: DataContainer) -> None:
+        if type(other) is not type(self) or other.tensor.shape != self.tensor.shape:
+            found = f"{type(other).__name__} of size {other.dimensions()}"
+            raise error(f"{found} does not match {type(self).__name__} of size {self.dimensions()}")
