@@ -50,12 +50,11 @@ class PoissonObjective(Objective):
         files: Mapping[str, str] | None = None,
         exam: ExamInfo | None = None,
     ) -> None:
-        check_projection_data(prompts, model.projector, "prompts")
+        self.prompts = check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
         self._files, self._exam = dict(files or {}), exam or ExamInfo()
         model.projector.subset_views(None, self.num_subsets)
-        self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
         self.counter = ProjectionCounter()
