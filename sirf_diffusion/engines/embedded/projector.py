@@ -119,7 +119,7 @@ class Projector:
         return _Product.apply(p, self, views, True) if p.requires_grad else self._adjoint(p, views)
 
     def subset_views(self, subset: int | None, num_subsets: int) -> tuple[int, ...] | None:
-        """Views of subset ``0 .. num_subsets - 1`` (see `divide_views`); ``None``, all, for no subset or the only one."""
+        """Views of a subset, from 0 (see `divide_views`); ``None``, all, for no subset or the only one."""
         if num_subsets not in self._subsets:
             self._subsets[num_subsets] = divide_views(self.basic_views, num_subsets)
         if subset is not None and not 0 <= subset < num_subsets:
