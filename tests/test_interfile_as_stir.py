@@ -13,6 +13,7 @@ from interfile_files import replace_in, warnings_of, write_image_files, write_pr
 from sirf_diffusion.files.interfile import (
     InterfileError,
     UnsupportedError,
+    read_exam_info,
     read_image,
     read_projection_data,
     read_projection_data_geometry,
@@ -101,6 +102,7 @@ class TestInterfile33:
         assert np.array_equal(image.numpy(), values)
         assert geometry.voxel_size == (dz, 2.0, 2.0)
         assert "slice thickness (pixels)" in warnings_of(caplog)[0]  # how it was understood
+        assert read_exam_info(replace_in(header, "!GENERAL", "patient rotation := prone\n!GENERAL")).rotation == "prone"
 
     @pytest.mark.parametrize(
         ("old", "new", "message"),
