@@ -72,7 +72,7 @@ def test_the_score_prior_shows_the_network_the_resampled_image(files, name, weig
         options("Diffusion Score", files, anatomical_image_filename=files / name, guidance_weight=weight),
         {},
     )
-    expected = ScorePenalty(bound(files, weight), 0.3, planes="three", intensity_scale=SCALE)
+    expected = ScorePenalty(bound(files, weight), 0.3, 1.0, planes="three", intensity_scale=SCALE)
     expected.set_up(GEOMETRY)
     found = gradient(callback)
     np.testing.assert_allclose(found, expected.gradient(image()), rtol=1e-4, atol=1e-4 * float(np.abs(found).max()))
@@ -174,7 +174,7 @@ def test_stirs_own_call_gives_the_gradient_of_the_tensor_prior(files):
         **{k.replace(" ", "_"): v for k, v in keys.items() if v and k != "penalisation factor"},
     )
     found = shim.evaluate(text, image().numpy(), GEOMETRY.voxel_size)["gradient"]
-    expected = ScorePenalty(bound(files, 0.5), 0.3, planes="three", intensity_scale=SCALE)
+    expected = ScorePenalty(bound(files, 0.5), 0.3, 1.0, planes="three", intensity_scale=SCALE)
     expected.set_up(GEOMETRY)
     np.testing.assert_allclose(found, expected.gradient(image()), rtol=1e-4, atol=1e-4 * float(np.abs(found).max()))
 

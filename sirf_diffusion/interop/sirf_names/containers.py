@@ -255,7 +255,7 @@ class DataContainer:
                 raise ValueError(
                     f"cannot {what} {type(self).__name__} of size {self.shape} with data of size {other.shape}"
                 )
-            return torch.from_numpy(np.ascontiguousarray(other, dtype=np.float32)).reshape(self.tensor.shape)
+            return torch.from_numpy(np.array(other, dtype=np.float32, order="C")).reshape(self.tensor.shape)
         if isinstance(other, (Real, np.number, np.ndarray)):
             return torch.tensor(float(other))
         raise TypeError(
