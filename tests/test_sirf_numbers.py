@@ -21,7 +21,8 @@ def assert_same(found, expected, tolerance):
             assert found == pytest.approx(expected, rel=tolerance, abs=1e-6)
         else:
             assert found == expected or (math.isnan(found) and math.isnan(expected))
-    elif len(expected) == 4 and not isinstance(expected[1], list):  # an array: its sums round as its norm does
+    elif len(expected) == 4 and isinstance(expected[0], list) and not isinstance(expected[1], list):
+        # An array: its sums round as its norm does.
         (shape, *numbers), (expected_shape, *stored) = found, expected
         assert shape == expected_shape
         assert numbers == pytest.approx(stored, rel=tolerance, abs=tolerance * stored[1] * math.prod(shape) ** 0.5)
