@@ -270,6 +270,8 @@ def probes() -> dict[str, tuple[float, Any]]:
     add("objective value, prior", objective_at("value", Case, prior=True), 1e-5)
     add("subset sensitivity", objective_at("get_subset_sensitivity", 3), PROJECTED)
     add("acquisition ratio", objective_at("get_backprojection_of_acquisition_ratio", Case, 2), PROJECTED)
+    add("objective gradient", objective_at("gradient", Case, prior=True), 0.05)
+    add("subset gradient", objective_at("get_subset_gradient", Case, 4), 0.05)
     add("Hessian", objective_at("multiply_with_Hessian", Case, Case), RATIO)
     add("subset Hessian", objective_at("multiply_with_Hessian", Case, Case, 2, prior=True), RATIO)
     add("objective of a refilled term", _of_a_refilled_term, 1e-4)
