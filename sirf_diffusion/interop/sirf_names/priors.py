@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...geometry.images import ImageGeometry
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
+from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
 from .containers import error
@@ -87,13 +88,13 @@ class RelativeDifferencePrior(Prior):
         super().__init__(RelativeDifferencePenalty(penalisation_factor=0.0, epsilon=SIRF_EPSILON))
 
     def set_gamma(self, v: float) -> None:
-        self._penalty.gamma = float(v)
+        self._penalty.gamma = at_least_0("gamma", v)
 
     def get_gamma(self) -> float:
         return self._penalty.gamma
 
     def set_epsilon(self, v: float) -> None:
-        self._penalty.epsilon = float(v)
+        self._penalty.epsilon = at_least_0("epsilon", v)
 
     def get_epsilon(self) -> float:
         return self._penalty.epsilon
