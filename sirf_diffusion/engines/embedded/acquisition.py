@@ -266,7 +266,9 @@ class Acquisition:
 
 
 def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:
-    r"""Power of the attenuation in multiplicative factors: ``p`` of the fit :math:`\log m = p \log a + c_0 + c_2 r^2 + c_4 r^4`.
+    r"""Power ``p`` of the attenuation in multiplicative factors, by the fit
+
+    .. math:: \log m = p \log a + c_0 + c_2 r^2 + c_4 r^4
 
     About 1 if they hold attenuation ``a``, about 0 if they do not, about -1 if they are its correction. The terms in
     the distance ``r`` from the axis are for efficiencies, which depend on it as attenuation does.
