@@ -69,8 +69,8 @@ def comparison_figure(
 ) -> None:
     """Draw images, error maps, posterior spread and the likelihood schedule, and write the figure to ``path``.
 
-    The middle planes of ``truth`` and of the panels' images are shown, all ``[z, y, x]`` on one grid; below the truth an
-    MR or CT image of the same, and ``true_log_likelihood`` as a line in the plot of the schedule.
+    The middle planes of ``truth`` and of the panels' images are shown, all ``[z, y, x]`` on one grid; below the truth
+    an MR or CT image of the same, and ``true_log_likelihood`` as a line in the plot of the schedule.
     """
     from matplotlib.figure import Figure
 
