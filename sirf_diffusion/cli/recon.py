@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.result import check_writers
     from ..study.shares import check_shared, run_shared
 
-    calibration = calibration_of(arguments.calibration)
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
+    calibration = calibration_of(arguments.calibration, study)
     adaptation, guide, par = study.adaptation, study.guide, study.par
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:

@@ -202,15 +202,22 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
     )
 
 
-def calibration_of(text: str | None) -> float | None:
+def calibration_of(text: str | None, study: Study) -> float | None:
     """The factor that was given; None for none, and for that of the header.
 
     Raises
     ------
     ValueError
-        If it is not a positive number.
+        If it is not a positive number, or the header of the prompts has none.
     """
-    if text is None or text == "header":
+    if text is None:
+        return None
+    if text == "header":
+        from ..files.interfile import read_exam_info
+
+        prompts = study.data.prompts if study.par is None else study.par.run.files().get("input file", "")
+        if str(prompts).endswith(".hs") and read_exam_info(prompts).calibration_factor is None:
+            raise ValueError(f"--calibration header: {prompts} has no calibration factor; give it as a number")
         return None
     try:
         factor = float(text)
