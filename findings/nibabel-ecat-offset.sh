@@ -11,7 +11,8 @@ import nibabel
 from nibabel.ecat import EcatImage
 
 image = EcatImage.load(files("nibabel") / "tests" / "data" / "tinypet.v")  # the package's own example
-header = image.get_subheaders().subheaders[0]
+headers = image.get_subheaders()
+headers.subheaders[0] = header = headers.subheaders[0].copy()
 before = image.get_frame_affine(0)[0, 3]
 size_in_header, size_in_affine = float(header["x_pixel_size"]), abs(image.get_frame_affine(0)[0, 0])
 header["x_offset"] = 3.0  # ECAT 7: offsets and pixel sizes are both in cm
