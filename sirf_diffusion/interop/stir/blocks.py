@@ -218,6 +218,29 @@ BLOCKS = (
 )
 
 
+def num_chain_steps(given: int, last: int, interval: int, first: int = 1) -> int:
+    """Steps of ``Diffusion Sampler``, 0 for as many as there is room for.
+
+    It is called after every ``interval`` of the subiterations ``first`` to ``last``, once more than it has steps: the
+    chain ends with data steps.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not fit.
+    """
+    if first != 1:
+        raise ValueError("Diffusion Sampler cannot begin in the middle: remove 'start at subiteration number'")
+    calls = last // interval
+    steps = given or max(calls - 1, 1)
+    if last % interval or calls < steps + 1:
+        raise ValueError(
+            f"{last} subiterations are too few or no multiple of the interval: {steps} steps with an interval of "
+            f"{interval} need ({steps} + 1) x {interval} = {(steps + 1) * interval}"
+        )
+    return steps
+
+
 def block_of(kind: str, name: str) -> OwnBlock:
     """The block of a kind and registered name."""
     return next(block for block in BLOCKS if (block.kind, block.name) == (kind, name))

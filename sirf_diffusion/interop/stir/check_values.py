@@ -10,7 +10,7 @@ from typing import Any
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
 from ...files.parfile.keys import INPUT_FILES
-from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
+from .blocks import PENALISATION_FACTOR, OwnBlock, num_chain_steps, own_block
 from .python_blocks import refusal
 
 COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
@@ -204,32 +204,21 @@ def _check_filter_interval(file: ParFile, findings: Findings) -> None:
     own = own_block(key)
     if own is None or own.name != "Diffusion Sampler" or key.block is None:
         return
-    subiterations = file.root.integer("number of subiterations", 1)
-    steps = key.block.integer("number of steps")
+    last = file.root.integer("number of subiterations", 1)
     line = file.root.key("number of subiterations")
     at = key.line if line is None else line.line
-    if subiterations % interval or subiterations < 2 * interval:
-        findings.error(
-            at,
-            f"{subiterations} subiterations are not a multiple (of 2 or more) of the interval {interval}: the chain "
-            "would not end with data steps. (steps + 1) x interval are needed, for example "
-            f"{interval * ((steps or 20) + 1)}",
-        )
-    elif steps and (steps + 1) * interval > subiterations:
-        findings.error(
-            at,
-            f"{steps} steps with an interval of {interval} need ({steps} + 1) x {interval} = {(steps + 1) * interval} "
-            f"subiterations, found {subiterations}; leave out 'number of steps' to get "
-            f"{subiterations // interval - 1} steps",
-        )
-    elif steps and (steps + 1) * interval < subiterations:
+    given, first = key.block.integer("number of steps"), file.root.integer("start at subiteration number", 1)
+    try:
+        steps = num_chain_steps(given, last, interval, first)
+    except ValueError as problem:
+        findings.error(at, str(problem))
+        return
+    if (steps + 1) * interval < last:
         findings.warning(
             at,
             f"{steps} steps with an interval of {interval} end at subiteration {(steps + 1) * interval}: the other "
-            f"{subiterations - (steps + 1) * interval} are plain iterations, which bring the data's noise back",
+            f"{last - (steps + 1) * interval} are plain iterations, which bring the data's noise back",
         )
-    if file.root.integer("start at subiteration number", 1) != 1:
-        findings.error(key.line, "Diffusion Sampler cannot begin in the middle: remove 'start at subiteration number'")
 
 
 def _check_subsets(file: ParFile, findings: Findings) -> None:
