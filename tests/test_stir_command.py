@@ -146,6 +146,13 @@ def test_keys_of_stir_that_look_wrong_are_warnings(folder):
     assert [f.text for f in report.findings if "did you mean 'number of subsets'" in f.text]
 
 
+def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
+    for changes in ([("noise level := 0.3", "noise level := 0.2")], [("  noise level := 0.3\n", "")]):
+        (finding,) = checking.check(edited(folder, *changes)).findings
+        assert finding.level == "warning"
+        assert "factor / level^2 = 5 exceeded 3" in finding.text
+
+
 def test_program_and_file_must_agree(folder):
     assert "not for OSSPS" in errors_of(OSMAPOSL, program="OSSPS")[0]
 

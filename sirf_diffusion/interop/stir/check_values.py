@@ -15,6 +15,7 @@ from .python_blocks import refusal
 
 COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
 _MOST = 200
+_STABLE = 3.0  # factor / (noise level)^2 up to which OSMAPOSL with 9 subsets was stable
 _LABEL = "matrix axis label"
 
 
@@ -84,7 +85,7 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
             if program == "KOSMAPOSL":
                 findings.error(key.line, f"KOSMAPOSL would give {own.name} kernel coefficients, not activity: refused")
             if key.block is not None:
-                findings.of(_check_own, file.path, own, key.block)
+                findings.of(_check_own, file.path, own, key.block, program)
     if program in ("OSMAPOSL", "OSSPS"):
         for check_one in (_check_objective, _check_save_interval, _check_filter_interval, _check_subsets):
             findings.of(check_one, file.path, file)
@@ -116,7 +117,7 @@ def _check_output(key: ParKey, findings: Findings) -> None:
         findings.error(key.line, f"'{key.name} := {key.value}': {text}")
 
 
-def _check_own(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
+def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings) -> None:
     """Every value is read, so that what is none is found here and not after the projections have been set up."""
     values: dict[str, Any] = {}
     for key in own.keys:
@@ -136,6 +137,15 @@ def _check_own(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
     levels, each = values.get("noise level"), "number of subiterations per noise level"
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
+    if isinstance(levels, list) and program == "OSMAPOSL":
+        strength = values[PENALISATION_FACTOR] / min(levels) ** 2
+        if strength > _STABLE:
+            findings.warning(
+                block.line,
+                f"'{PENALISATION_FACTOR}' {values[PENALISATION_FACTOR]:g} at noise level {min(levels):g}: factor / level^2 "
+                f"= {strength:.2g} exceeded {_STABLE:g}, above which One Step Late was unstable (hot pixels that grow). "
+                "Lower the factor, raise the level, or use OSSPS",
+            )
 
 
 def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
