@@ -150,7 +150,7 @@ def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
     for changes in ([("noise level := 0.3", "noise level := 0.2")], [("  noise level := 0.3\n", "")]):
         (finding,) = checking.check(edited(folder, *changes)).findings
         assert finding.level == "warning"
-        assert "factor / level^2 = 5 exceeded 3" in finding.text
+        assert "above 3 level^2 = 0.12" in finding.text
 
 
 def test_program_and_file_must_agree(folder):

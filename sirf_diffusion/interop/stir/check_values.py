@@ -138,13 +138,12 @@ def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings)
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
     if isinstance(levels, list) and program == "OSMAPOSL":
-        strength = values[PENALISATION_FACTOR] / min(levels) ** 2
-        if strength > _STABLE:
+        factor, level = values[PENALISATION_FACTOR], min(levels)
+        if factor > _STABLE * level**2:
             findings.warning(
                 block.line,
-                f"'{PENALISATION_FACTOR}' {values[PENALISATION_FACTOR]:g} at noise level {min(levels):g}: factor / level^2 "
-                f"= {strength:.2g} exceeded {_STABLE:g}, above which One Step Late was unstable (hot pixels that grow). "
-                "Lower the factor, raise the level, or use OSSPS",
+                f"factor {factor:g} at noise level {level:g}: One Step Late was unstable (hot pixels that grow) above "
+                f"{_STABLE:g} level^2 = {_STABLE * level**2:.2g}. Lower the factor, raise the level, or use OSSPS",
             )
 
 
