@@ -28,7 +28,7 @@ from sirf_diffusion.environment import software_versions
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
-from sirf_diffusion.reconstructors.diffusion.loop import reverse_times
+from sirf_diffusion.reconstructors.diffusion.sampling import reverse_times
 from sirf_diffusion.reconstructors.records import Cost
 
 NAMES = ("straightforward", "this package", "this package, bfloat16")

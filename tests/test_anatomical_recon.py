@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from patient_images import write_nifti_at
-from small_scan import write_conditional_model, write_small_model, write_small_scan
+from small_scan import write_conditional_model, write_small_model
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.interfile import read_image, write_image
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
@@ -23,16 +22,14 @@ from sirf_diffusion.study.reconstruction import reconstruct
 GUIDED = ("map-score", "dds", "hqs", "lisch")
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
+@pytest.fixture
+def scan(small_scan):
+    return small_scan
 
 
-@pytest.fixture(scope="module")
-def acquisition(scan):
-    return Acquisition.from_files(
-        scan.prompts_hs, multiplicative=scan.multiplicative_hs, additive=scan.additive_hs, attenuation=scan.mu_hv
-    )
+@pytest.fixture
+def acquisition(small_acquisition):
+    return small_acquisition
 
 
 @pytest.fixture(scope="module")

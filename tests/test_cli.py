@@ -326,121 +326,94 @@ def test_a_model_for_another_voxel_size_is_adapted_and_said(recon, tmp_path, cap
     assert json.loads((out / "record.json").read_text())["model"]["voxel_size_mm"] == [4.0, 3.0, 3.0]
 
 
-def change_prompts(scan, folder, change):
-    values, layout = read_projection_data(scan.prompts_hs)
-    write_projection_data(folder / "changed.hs", change(values.clone()), layout)
-    return folder / "changed.hs"
+def prompts_with(change):
+    """Options with prompts that were changed: their values, or (of bytes) their data file."""
+
+    def options(scan, folder):
+        values, layout = read_projection_data(scan.prompts_hs)
+        write_projection_data(folder / "changed.hs", change(values) if change is torch.zeros_like else values, layout)
+        if change is not torch.zeros_like:
+            data = folder / "changed.s"
+            data.write_bytes(change(data.read_bytes()))
+        return {"prompts": folder / "changed.hs"}
+
+    return options
 
 
-def missing_data_file(scan, folder):
+def image_with(option, change):
+    def options(scan, folder):
+        image, geometry = change(*read_image(scan.mu_hv))
+        write_image(folder / "image.hv", image, geometry)
+        return {option: folder / "image.hv"}
+
+    return options
+
+
+def header_without_data(scan, folder):
     shutil.copy(scan.prompts_hs, folder / "changed.hs")
-    return {"prompts": folder / "changed.hs"}, "prompts.s"
-
-
-def short_data_file(scan, folder):
-    path = change_prompts(scan, folder, lambda y: y)
-    (folder / "changed.s").write_bytes((folder / "changed.s").read_bytes()[:-100])
-    return {"prompts": path}, "changed.s"
-
-
-def no_header(scan, folder):
-    return {"prompts": folder / "nothing.hs"}, "nothing.hs"
-
-
-def negative_counts(scan, folder):
-    return {"prompts": change_prompts(scan, folder, lambda y: y - 1)}, "negative"
-
-
-def counts_that_are_not_numbers(scan, folder):
-    path = change_prompts(scan, folder, lambda y: y)
-    raw = torch.frombuffer(bytearray((folder / "changed.s").read_bytes()), dtype=torch.float32)
-    raw[7] = float("nan")
-    (folder / "changed.s").write_bytes(raw.numpy().tobytes())
-    return {"prompts": path}, "changed"
-
-
-def no_counts(scan, folder):
-    return {"prompts": change_prompts(scan, folder, torch.zeros_like)}, "zero"
-
-
-def another_template(scan, folder):
-    other = write_small_scan(folder / "other", planes=3)
-    return {"prompts": other.prompts_hs}, "does not match"
-
-
-def image_outside_the_scanner(scan, folder):
-    geometry = ImageGeometry((1, 15, 15), (4.0, 4.0, 4.0), (5000.0, 0.0, 0.0))
-    write_image(folder / "far.hv", torch.ones(geometry.shape), geometry)
-    return {"initial": folder / "far.hv"}, "outside the scanner"
-
-
-def attenuation_in_hounsfield_units(scan, folder):
-    mu, geometry = read_image(scan.mu_hv)
-    write_image(folder / "ct.hv", mu * 1e4, geometry)
-    return {"attenuation": folder / "ct.hv"}, "ct.hv"
-
-
-def unknown_model(scan, folder):
-    return {"model": "liver-psma"}, "liver-psma"
+    return {"prompts": folder / "changed.hs"}
 
 
 def truncated_model(scan, folder):
     path = write_small_model(folder / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-64])
-    return {"model": path}, "cut.safetensors"
+    return {"model": path}
 
 
-def unknown_setting(scan, folder):
-    return {"set": "beta=3"}, "num_steps"
-
-
-def unknown_device(scan, folder):
-    return {"device": "abacus"}, "abacus"
-
-
-def output_is_a_file(scan, folder):
+def output_in_the_way(scan, folder):
     (folder / "out").write_text("mine")
-    return {}, "is a file"
+    return {}
 
 
-def output_cannot_be_written(scan, folder):
+def output_below_a_file(scan, folder):
     (folder / "file").write_text("mine")
-    return {"out": folder / "file" / "below"}, "cannot be written"
+    return {"out": folder / "file" / "below"}
 
 
-def output_holds_other_files(scan, folder):
+def output_beside_other_files(scan, folder):
     (folder / "out").mkdir()
     (folder / "out" / "thesis.tex").write_text("mine")
-    return {}, "not empty"
+    return {}
 
 
-BAD_INPUT = [
-    missing_data_file,
-    short_data_file,
-    no_header,
-    negative_counts,
-    counts_that_are_not_numbers,
-    no_counts,
-    another_template,
-    image_outside_the_scanner,
-    attenuation_in_hounsfield_units,
-    unknown_model,
-    truncated_model,
-    unknown_setting,
-    unknown_device,
-    output_is_a_file,
-    output_cannot_be_written,
-    output_holds_other_files,
-]
+def values(*numbers):
+    return torch.tensor(numbers).numpy().tobytes()
+
+
+FAR = ImageGeometry((1, 21, 21), (4.0, 4.0, 4.0), (5000.0, 0.0, 0.0))
+BAD_INPUT = {
+    "no header": (lambda scan, folder: {"prompts": folder / "nothing.hs"}, "nothing.hs"),
+    "no data": (header_without_data, "prompts.s"),
+    "short data": (prompts_with(lambda data: data[:-100]), "changed.s"),
+    "negative counts": (prompts_with(lambda data: values(-3.0) + data[4:]), "negative"),
+    "counts that are not numbers": (prompts_with(lambda data: data[:28] + values(float("nan")) + data[32:]), "changed"),
+    "no counts": (prompts_with(torch.zeros_like), "zero"),
+    "another layout": (
+        lambda scan, folder: {"prompts": write_small_scan(folder / "other", planes=3).prompts_hs},
+        "does not match",
+    ),
+    "image outside the scanner": (image_with("initial", lambda image, grid: (image + 1, FAR)), "outside the scanner"),
+    "attenuation in other units": (image_with("attenuation", lambda image, grid: (1e4 * image, grid)), "image.hv"),
+    "unknown model": (lambda scan, folder: {"model": "liver-psma"}, "liver-psma"),
+    "truncated model": (truncated_model, "cut.safetensors"),
+    "unknown setting": (lambda scan, folder: {"set": "beta=3"}, "num_steps"),
+    "setting of a wrong type": (lambda scan, folder: {"set": "num_steps=abc"}, "num_steps"),
+    "unknown device": (lambda scan, folder: {"device": "abacus"}, "abacus"),
+    "no threads": (lambda scan, folder: {"threads": 0}, "--threads"),
+    "output is a file": (output_in_the_way, "is a file"),
+    "output cannot be written": (output_below_a_file, "cannot be written"),
+    "output holds other files": (output_beside_other_files, "not empty"),
+}
 
 
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("bad", BAD_INPUT, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("bad", BAD_INPUT)
 def test_bad_input_is_refused_and_nothing_is_written(recon, scan, tmp_path, capsys, bad):
-    changed, words = bad(scan, tmp_path)
+    options, words = BAD_INPUT[bad]
+    changed = options(scan, tmp_path)
     before = files(tmp_path)
     code, out = recon(**changed)
     captured = capsys.readouterr()

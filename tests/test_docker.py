@@ -28,13 +28,6 @@ def arguments_of(instruction: str) -> list[str]:
     return [argument for word, argument in instructions() if word == instruction]
 
 
-def test_instructions_are_known_and_in_order():
-    words = [word for word, _ in instructions()]
-    assert set(words) <= {"ARG", "FROM", "SHELL", "USER", "WORKDIR", "RUN", "COPY", "ENV"}
-    assert words[:2] == ["ARG", "FROM"]
-    assert words.count("FROM") == 1
-
-
 def test_base_image_is_that_of_synerbi_with_a_tag_to_choose():
     assert arguments_of("FROM") == ["ghcr.io/synerbi/sirf:${SIRF_TAG}"]
     default, *again = arguments_of("ARG")

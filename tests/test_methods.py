@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from toy_model import ToyModel, identity
+import torch
+from tiny_model import small_model
+from toy_model import Fixed, ToyModel, identity
 from toy_objective import make_toy
 
 from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table
-from sirf_diffusion.reconstructors.methods import ADAPTATIONS, METHODS, build_adaptation, build_reconstructor
+from sirf_diffusion.reconstructors.methods import (
+    ADAPTATIONS,
+    METHODS,
+    build_adaptation,
+    build_reconstructor,
+    methods_of,
+)
+from sirf_diffusion.study.reconstruction import reconstruct
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TABLES = [
@@ -80,3 +92,24 @@ def test_adaptations_have_the_defaults_of_their_classes():
         own = choice.kind().settings
         assert build_adaptation(name).settings == own
         assert choice.settings.items() <= own.items()
+
+
+def test_a_method_is_one_file_and_one_line(monkeypatch):
+    """The page says so: its file, as printed, becomes a method by its line, as printed."""
+    source, line = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(source.splitlines()) < 60
+    module = ModuleType("sirf_diffusion.reconstructors.diffusion.ascent")
+    module.__package__ = "sirf_diffusion.reconstructors.diffusion"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "ascent.py", "exec"), vars(module))
+    found = methods_of(ast.literal_eval(f"({line.strip()})"))
+    monkeypatch.setitem(METHODS, "ascent", found["ascent"])
+    assert found["ascent"].with_settings({}, volume=True)["num_inner"] == 3
+    with pytest.raises(ValueError, match="step_size must be a number"):
+        found["ascent"].with_settings({"step_size": 2.0})
+    objective, truth = make_toy(dtype=torch.float32)
+    start = truth * 1.5
+    run = build_reconstructor("ascent", objective, {"num_steps": 4}, model=ToyModel(Fixed(start)))
+    assert float(objective.value(run.process().get_output())) > float(objective.value(start))
+    record = reconstruct(objective, "ascent", model=small_model(), num_samples=2, settings={"num_steps": 2}).record
+    assert record["values"]["num_inner"] == 2

@@ -1,4 +1,4 @@
-"""Posterior samples of one study, made in several processes: the result of one."""
+"""Several processes: the posterior samples of one study, and lists of studies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
-from sirf_diffusion.study.shares import share_out
+from sirf_diffusion.study.shares import merge, share_out
 
 UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
 
@@ -78,7 +78,7 @@ def test_costs_add_up(small_acquisition, model, method):
     study = Study(small_acquisition, method, **settings)
     whole = study.run()
     shares = [reconstruct(small_acquisition, method, **settings, members=members) for members in share_out(4, 3)]
-    merged = study.merge(shares[::-1])
+    merged = merge(study, shares[::-1])
     assert torch.allclose(merged.samples, whole.samples, rtol=1e-4, atol=1e-5 * float(whole.image.max()))
     record, apart = whole.record, merged.record
     assert apart["network_evaluations"] == record["network_evaluations"]
@@ -97,7 +97,7 @@ def test_missing_samples_are_not_overlooked(small_acquisition, model):
     options = {"model": str(model), "num_samples": 3, "settings": {"num_steps": 2}}
     share = reconstruct(small_acquisition, "hqs", **options, members=(0, 2))
     with pytest.raises(ValueError, match="samples 0 to 2 once each"):
-        Study(small_acquisition, "hqs", **options).merge([share])
+        merge(Study(small_acquisition, "hqs", **options), [share])
 
 
 def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):
@@ -131,3 +131,42 @@ def test_shares_are_even():
         shares = share_out(samples, workers)
         assert [k for share in shares for k in share] == list(range(samples))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def line(scan, out, more=""):
+    data = f"--prompts {scan.prompts_hs} --multiplicative {scan.multiplicative_hs} --additive {scan.additive_hs}"
+    return f"{data} --attenuation {scan.mu_hv} --method osem --out {out} {more}"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_line_is_reconstructed_once(scan, tmp_path, capsys, workers):
+    studies = tmp_path / "studies.txt"
+    lines = [line(scan, tmp_path / "a"), "", "# a note", line(scan, tmp_path / "b", "--set num_iterations=2")]
+    studies.write_text("\n".join(lines))
+    assert main(["recon-many", str(studies), "--workers", workers]) == 0
+    a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in "ab")
+    assert not torch.equal(a, b)
+    written = (tmp_path / "a" / "reconstruction.v").stat().st_mtime_ns
+    said = capsys.readouterr().out
+    assert "line 1:" in said
+    assert "line 4:" in said
+    assert main(["recon-many", str(studies), "--workers", workers]) == 0
+    assert "2 of 2 have a result already" in capsys.readouterr().out
+    assert (tmp_path / "a" / "reconstruction.v").stat().st_mtime_ns == written
+
+
+def test_a_wrong_line_is_named_and_the_others_are_made(scan, tmp_path, capsys):
+    studies = tmp_path / "studies.txt"
+    studies.write_text(f"{line(scan, tmp_path / 'a', '--set nothing=1')}\n{line(scan, tmp_path / 'b')}\n")
+    assert main(["recon-many", str(studies)]) == 2
+    assert "line 1:" in capsys.readouterr().err
+    assert (tmp_path / "b" / "record.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("--prompts p.hs", "line 1: no --out"), ("--out a\n--out=a", "same --out"), ("#", "no line")]
+)
+def test_a_list_that_makes_no_sense_is_refused(tmp_path, capsys, text, message):
+    (tmp_path / "studies.txt").write_text(text)
+    assert main(["recon-many", str(tmp_path / "studies.txt")]) == 2
+    assert message in capsys.readouterr().err

@@ -13,7 +13,7 @@ import sirf_diffusion
 from sirf_diffusion import priors
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
-from sirf_diffusion.models.noise_level import estimate_noise_level
+from sirf_diffusion.models.denoiser import estimate_noise_level
 
 pet = sirf_diffusion.get_engine("embedded")
 SIGMA, SCALE = 0.3, 20.0
@@ -150,48 +150,6 @@ def test_score_prior_takes_its_scale_from_set_up_or_from_the_first_image(image, 
     prior.set_noise_level(0.6)
     assert prior.get_noise_level() == 0.6
     assert prior.gradient(image).norm() < late.gradient(image).norm()
-
-
-def test_kappa_scales_the_score_prior_locally(image):
-    prior = pet.ScorePrior(model(), SIGMA, intensity_scale=SCALE)
-    prior.set_up(image)
-    before = prior.gradient(image)
-    prior.set_kappa(image.get_uniform_copy(3))
-    np.testing.assert_allclose(prior.gradient(image).as_array(), 9 * before.as_array(), rtol=1e-6)
-
-
-def test_anchor_and_anatomy_may_change_after_set_up(image):
-    prior = pet.AnchorPrior(image)
-    prior.set_up(image)
-    assert prior.value(image) == 0
-    prior.set_anchor_image(image + 2.0)
-    assert prior.value(image) == pytest.approx(2 * image.size)
-    prior.set_weight(image.get_uniform_copy(3))
-    assert prior.value(image) == pytest.approx(6 * image.size)
-    bowsher = pet.BowsherPrior(image)
-    bowsher.set_up(image)
-    other = image.clone().fill(np.random.default_rng(0).random(image.shape))
-    before = bowsher.value(other)
-    bowsher.set_anatomical_image(other)
-    assert bowsher.value(other) < before
-    bowsher.set_num_neighbours(8)
-    bowsher.set_up(image)
-    quadratic = pet.QuadraticPrior()
-    quadratic.set_penalisation_factor(1.0)
-    quadratic.set_up(image)
-    assert bowsher.value(other) == pytest.approx(quadratic.value(other), rel=1e-6)
-
-
-def test_a_tensor_prior_can_be_a_python_prior(image):
-    prior = pet.PythonPrior(priors.RelativeDifferencePenalty(image.geometry, 3.0, epsilon=0.1))
-    assert prior.get_penalisation_factor() == 3.0
-    stock = pet.RelativeDifferencePrior()
-    stock.set_epsilon(0.1)
-    for each in (prior, stock):
-        each.set_penalisation_factor(5.0)
-        each.set_kappa(image.get_uniform_copy(2))
-        each.set_up(image)
-    assert prior.value(image) == pytest.approx(stock.value(image))
 
 
 def test_python_priors_see_read_only_arrays_and_must_fill_their_output(image):

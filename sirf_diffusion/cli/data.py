@@ -297,9 +297,7 @@ def _print_summary(path: Path) -> None:
 
 
 def _print_table(rows: Sequence[dict[str, str]]) -> None:
-    if not rows:
-        return
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    for line in ({name: name for name in columns}, *rows):
-        print("  ".join(line[name].ljust(width[name]) for name in columns).rstrip())
+    from ..study.report import format_table
+
+    if rows:
+        print(format_table(rows, {name: "s" for name in rows[0] if any(row[name] for row in rows)}))

@@ -43,13 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.execution import Execution
     from ..study.guide import Guide
     from ..study.result import check_writers
+    from ..study.shares import check_shared, run_shared
 
     calibration = calibration_of(arguments.calibration)
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
     adaptation, guide, par = study.adaptation, study.guide, study.par
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
-        study.check_shared()
+        check_shared(study)
     check_writers(arguments.format, arguments.like)
     folder = OutputFolder(
         arguments.out,
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     folder.check()
-    result = study.run_shared(Execution(arguments.workers, arguments.cluster)) if shared else study.run()
+    result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
     if arguments.calibration is not None:
         result = result.calibrated(calibration)
     result.save(folder, arguments.format, arguments.like)

@@ -146,7 +146,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
-        "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study that this series belongs to"
+        "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study of this series"
     )
     result.add_argument(
         "--calibration",

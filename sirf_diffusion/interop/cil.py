@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,56 @@ HALVINGS = 30
 RELATIVE_FLOOR = 1e-4
 
 
-class PriorFunction(Function):
+class _Iterated(Function):
+    """A function whose proximal operator is found by iteration, and whose gradient has a bound only if it is set."""
+
+    def __init__(self, what: str, num_iterations: int, tolerance: float) -> None:
+        super().__init__()
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, found {num_iterations}")
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance must be a finite number of at least 0, found {tolerance}")
+        self.num_iterations, self.tolerance = int(num_iterations), float(tolerance)
+        self._what, self._warned = what, False
+
+    def convex_conjugate(self, x: Any) -> float:
+        """Refused: it is not known."""
+        raise NotImplementedError(f"the convex conjugate of {self._what} is not known; use proximal()")
+
+    @property
+    def L(self) -> float | None:
+        """Bound of the gradient's Lipschitz constant; None if there is none everywhere, unless it was set."""
+        return self._known_bound() if self._L is None else self._L
+
+    @L.setter
+    def L(self, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"L must be a finite number of at least 0, found {value}")
+        self._L = float(value)
+
+    def _known_bound(self) -> float | None:
+        return None
+
+    def _iterate(self, update: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        change = math.inf
+        for _ in range(self.num_iterations):
+            before, z = z, update(z)
+            change = float((z - before).norm()) / max(float(z.norm()), torch.finfo(z.dtype).tiny)
+            if change <= self.tolerance:
+                return z
+        if not self._warned:
+            logger.warning(
+                "the proximal operator of %s still changed the image by %.1e (relative) after %d iterations: raise "
+                "num_iterations or tolerance, or use a smaller step",
+                self._what,
+                change,
+                self.num_iterations,
+            )
+        self._warned = True
+        return z
+
+
+class PriorFunction(_Iterated):
     r"""A penalty as a CIL function: :math:`F(x) = \beta R(x)`, with a proximal operator.
 
     .. math:: \mathrm{prox}_{\tau F}(x) = \arg\min_{z \ge l} \tfrac12 \lVert z - x \rVert^2 + \tau \beta R(z)
@@ -65,8 +115,8 @@ class PriorFunction(Function):
 
     Examples
     --------
-    >>> from sirf_diffusion.priors import QuadraticAnchorPrior
-    >>> anchor = PriorFunction(QuadraticAnchorPrior(torch.ones(1, 2, 2), penalisation_factor=3.0))
+    >>> from sirf_diffusion.priors import AnchorPenalty
+    >>> anchor = PriorFunction(AnchorPenalty(torch.ones(1, 2, 2), penalisation_factor=3.0))
     >>> anchor.proximal(torch.zeros(1, 2, 2), tau=1.0).max().item()
     0.75
     """
@@ -74,13 +124,10 @@ class PriorFunction(Function):
     def __init__(
         self, prior: Penalty, *, lower: float = -math.inf, num_iterations: int = 50, tolerance: float = 1e-5
     ) -> None:
-        super().__init__()
         if not isinstance(prior, Penalty):
             raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}")
-        _check_proximal(num_iterations, tolerance)
-        self.prior = prior
-        self.lower, self.num_iterations, self.tolerance = float(lower), int(num_iterations), float(tolerance)
-        self._warned = False
+        super().__init__(type(prior).__name__, num_iterations, tolerance)
+        self.prior, self.lower = prior, float(lower)
 
     def __call__(self, x: Any) -> float:
         r""":math:`\beta R(x)`; for a score prior the path integral of its gradient, which costs 8 network calls."""
@@ -92,32 +139,15 @@ class PriorFunction(Function):
 
     def proximal(self, x: Any, tau: Any, out: Any = None) -> Any:
         r""":math:`\mathrm{prox}_{\tau F}(x)` for a positive number ``tau``, or one per voxel."""
-        image = to_tensor(x)
-        tau = _step(tau)
-        z, change = image.clamp_min(self.lower), math.inf
-        for _ in range(self.num_iterations):
-            before, z = z, self._descend(z, image, tau)
-            change = float((z - before).norm()) / max(float(z.norm()), torch.finfo(z.dtype).tiny)
-            if change <= self.tolerance:
-                break
-        else:
-            self._warned = _warn_once(self._warned, type(self.prior).__name__, self.num_iterations, change)
+        image, tau = to_tensor(x), _step(tau)
+        if self.prior.has_prox:
+            # Separable: the bound may be applied afterwards.
+            return to_container(self.prior.prox(image, tau).clamp_min(self.lower), x, out)
+        z = self._iterate(lambda z: self._descend(z, image, tau), image.clamp_min(self.lower))
         return to_container(z, x, out)
 
-    def convex_conjugate(self, x: Any) -> float:
-        """Refused: it is not known."""
-        raise NotImplementedError(f"the convex conjugate of {type(self.prior).__name__} is not known; use proximal()")
-
-    @property
-    def L(self) -> float | None:
-        """Bound of the gradient's Lipschitz constant; None if the penalty has none everywhere, unless it was set."""
-        if self._L is None and self.prior.has_majoriser:
-            return float(self.prior.curvature(self._template()).max())
-        return self._L
-
-    @L.setter
-    def L(self, value: float) -> None:
-        self._L = _checked_bound(value)
+    def _known_bound(self) -> float | None:
+        return float(self.prior.curvature(self._template()).max()) if self.prior.has_majoriser else None
 
     def _template(self) -> Tensor:
         geometry = getattr(self.prior, "geometry", None)
@@ -143,7 +173,7 @@ class PriorFunction(Function):
         return float(distance + self.prior.value(z))
 
 
-class NegatedObjective(Function):
+class NegatedObjective(_Iterated):
     r"""What the reconstructors maximise, with CIL's sign: :math:`F(x) = -L_k(x) + R(x) / n`.
 
     Parameters
@@ -174,16 +204,13 @@ class NegatedObjective(Function):
         num_iterations: int = 50,
         tolerance: float = 1e-4,
     ) -> None:
-        super().__init__()
-        _check_proximal(num_iterations, tolerance)
+        super().__init__("the log-likelihood", num_iterations, tolerance)
         self.objective = objective if isinstance(objective, StepwiseObjective) else as_objective(objective)
         self.prior, self.subset = prior, subset
         number = self.objective.num_subsets
         if subset is not None and not 0 <= subset < number:
             raise ValueError(f"subset must be None or one of 0..{number - 1}, found {subset}")
         self.share = 1.0 if subset is None else 1.0 / number
-        self.num_iterations, self.tolerance = int(num_iterations), float(tolerance)
-        self._warned = False
 
     def __call__(self, x: Any) -> float:
         """Value of ``F``; one forward projection."""
@@ -209,31 +236,14 @@ class NegatedObjective(Function):
         image = self._image(x)
         rho = 1 / _step(tau)
         sensitivity = self.objective.sensitivity(self.subset)
-        # EM updates never leave zero.
-        z = torch.maximum(image, RELATIVE_FLOOR * self.objective.uniform_image().max().to(image))
-        change = math.inf
-        for _ in range(self.num_iterations):
+
+        def update(z: Tensor) -> Tensor:
             x_em = em_step(z, self.objective.gradient(z, self.subset), sensitivity)
-            before, z = z, penalised_em_step(x_em, sensitivity, image, rho)
-            change = float((z - before).norm()) / max(float(z.norm()), torch.finfo(z.dtype).tiny)
-            if change <= self.tolerance:
-                break
-        else:
-            self._warned = _warn_once(self._warned, "the log-likelihood", self.num_iterations, change)
-        return to_container(z, x, out)
+            return penalised_em_step(x_em, sensitivity, image, rho)
 
-    def convex_conjugate(self, x: Any) -> float:
-        """Refused: it is not known."""
-        raise NotImplementedError("the convex conjugate of the log-likelihood of an acquisition is not known")
-
-    @property
-    def L(self) -> float | None:
-        """Lipschitz constant of the gradient; None unless it was set, because the likelihood's has no useful bound."""
-        return self._L
-
-    @L.setter
-    def L(self, value: float) -> None:
-        self._L = _checked_bound(value)
+        # EM updates never leave zero.
+        start = torch.maximum(image, RELATIVE_FLOOR * self.objective.uniform_image().max().to(image))
+        return to_container(self._iterate(update, start), x, out)
 
     def _image(self, x: Any) -> Tensor:
         return to_tensor(x).to(self.objective.device)
@@ -255,28 +265,3 @@ def _step(tau: Any) -> Tensor | float:
     if not 0 < smallest < math.inf:
         raise ValueError(f"tau must be positive and finite, found {smallest:g}")
     return step
-
-
-def _check_proximal(num_iterations: int, tolerance: float) -> None:
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, found {num_iterations}")
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be a finite number of at least 0, found {tolerance}")
-
-
-def _checked_bound(value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"L must be a finite number of at least 0, found {value}")
-    return float(value)
-
-
-def _warn_once(warned: bool, what: str, num_iterations: int, change: float) -> bool:
-    if not warned:
-        logger.warning(
-            "the proximal operator of %s still changed the image by %.1e (relative) after %d iterations: raise "
-            "num_iterations or tolerance, or use a smaller step",
-            what,
-            change,
-            num_iterations,
-        )
-    return True

@@ -69,7 +69,6 @@ class PythonObject(EngineImages):
         self._kappa = image
 
     def get_kappa(self) -> Any:
-        """The image given to :meth:`set_kappa`, or None."""
         return self._kappa
 
 
@@ -98,11 +97,9 @@ class AnatomicalObject(EngineImages):
         self._hand_over()
 
     def get_anatomical_image(self) -> Any:
-        """What was given to :meth:`set_anatomical_image`, or None."""
         return self._anatomical
 
     def set_up(self, image: Any) -> None:
-        """Prepare for images of this grid."""
         self._see(image)
         super().set_up(image)  # type: ignore[misc]
 
@@ -129,7 +126,6 @@ class GuidedObject(AnatomicalObject):
         self._hand_over()
 
     def get_guidance(self) -> float:
-        """Weight of classifier-free guidance."""
         return self._guidance
 
     def _hand_over(self) -> None:
@@ -166,7 +162,6 @@ class ScoreObject(GuidedObject):
         super().__init__(penalty)
 
     def set_up(self, image: Any) -> None:
-        """Prepare for images of this grid."""
         super().set_up(image)
         if self.obj.intensity_scale is None and image.max() > image.min():
             self.obj.find_scale(self.values(image))
@@ -176,11 +171,9 @@ class ScoreObject(GuidedObject):
         self.obj.noise_level = value
 
     def get_noise_level(self) -> float:
-        """Noise level in network units."""
         return self.obj.noise_level
 
     def get_intensity_scale(self) -> float | None:
-        """Image units per network unit; None as long as it is not known."""
         return self.obj.intensity_scale
 
 
@@ -212,7 +205,6 @@ class AnchorObject(EngineImages):
         self._anchor = image
 
     def get_anchor_image(self) -> Any:
-        """The image given to :meth:`set_anchor_image`, or None."""
         return self._anchor
 
     def set_weight(self, image: Any) -> None:
@@ -221,7 +213,6 @@ class AnchorObject(EngineImages):
         self._weight = image
 
     def get_weight(self) -> Any:
-        """The image given to :meth:`set_weight`, or None."""
         return self._weight
 
 
@@ -252,7 +243,6 @@ class BowsherObject(AnatomicalObject):
         self._num_neighbours = value
 
     def get_num_neighbours(self) -> int | None:
-        """Neighbours that each voxel keeps; None for the default."""
         return self._num_neighbours
 
 
@@ -292,5 +282,4 @@ class ProcessorObject(GuidedObject):
         self.obj.noise_level = value
 
     def get_noise_level(self) -> float | None:
-        """Noise level; the one that was used last if it is estimated."""
         return self.obj.noise_level or self.obj.used_noise_level

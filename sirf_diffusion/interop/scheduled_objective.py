@@ -82,7 +82,6 @@ class LikelihoodScheduledObjective(StepwiseObjective):
 
     @property
     def schedule(self) -> LikelihoodSchedule:
-        """The likelihood schedule."""
         return self._ready().consistency.schedule
 
     @property

@@ -104,7 +104,6 @@ class StepwiseObjective(ABC):
 
     @property
     def finished(self) -> bool:
-        """Whether the last noise level is done."""
         self._ready()
         return self._chain.step >= self.num_steps
 
@@ -149,7 +148,6 @@ class StepwiseObjective(ABC):
         return self._value(self._tensor(image), _subset(subset))
 
     def get_value(self, image: Any) -> float:
-        """Same as :meth:`value`."""
         return self.value(image)
 
     __call__ = get_value
@@ -162,11 +160,9 @@ class StepwiseObjective(ABC):
         return to_container(self._gradient(self._tensor(image), _subset(subset)), image, out)
 
     def get_gradient(self, image: Any, out: Any = None) -> Any:
-        """Gradient of all data."""
         return self.gradient(image, -1, out)
 
     def get_subset_gradient(self, image: Any, subset: int, out: Any = None) -> Any:
-        """Gradient of one subset."""
         return self.gradient(image, subset, out)
 
     def get_subset_sensitivity(self, subset: int) -> Any:
@@ -176,7 +172,6 @@ class StepwiseObjective(ABC):
         return objective.to_image(sensitivity) if isinstance(objective, NativeImages) else sensitivity.clone()
 
     def get_num_subsets(self) -> int:
-        """Number of subsets."""
         return self.num_subsets
 
     def set_num_subsets(self, n: int) -> None:
@@ -195,7 +190,6 @@ class StepwiseObjective(ABC):
 
     @property
     def num_subsets(self) -> int:
-        """Number of subsets."""
         return self._given.num_subsets if isinstance(self._given, Objective) else self._given.get_num_subsets()
 
     @property

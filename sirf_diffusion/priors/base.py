@@ -72,12 +72,7 @@ class Penalty(ABC):
     def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
         """Prepare for images of a grid; what is missing or does not fit is refused here.
 
-        Parameters
-        ----------
-        geometry
-            The image grid.
-        objective
-            Log-likelihood of the data, for penalties that take the intensity of images from it.
+        ``objective``, the log-likelihood of the data, is for penalties that take the intensity of images from it.
         """
         if geometry == self.geometry:
             return

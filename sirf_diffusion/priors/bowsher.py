@@ -98,12 +98,12 @@ class BowsherPenalty(QuadraticPenalty):
     def _prepare(self, geometry: ImageGeometry) -> None:
         self.neighbourhood = self._wanted or ("transverse" if geometry.shape[0] == 1 else "3x3x3")
         super()._prepare(geometry)
-        number, most = self.num_neighbours, 2 * len(self.pairs.offsets)
+        number, most = self.num_neighbours, 2 * len(self.offsets)
         if isinstance(number, bool) or int(number) != number or not 1 <= number <= most:
             raise ValueError(f"num_neighbours must be a whole number from 1 to {most}, found {number!r}")
         anatomical = anatomical_values("BowsherPenalty", self._anatomical, geometry)
-        offsets = [offset for offset, _ in self.pairs.offsets]
-        distances = [1 / weight for _, weight in self.pairs.offsets]
+        offsets = [offset for offset, _ in self.offsets]
+        distances = [1 / weight for _, weight in self.offsets]
         chosen = _chosen(anatomical.float().cpu(), offsets, distances, int(number))
         # How many of the two voxels of a pair chose the other: 0, 1 or 2, kept at the first one.
         self._votes = torch.stack([_votes(chosen, offset, d, len(offsets)) for d, offset in enumerate(offsets)])

@@ -6,8 +6,9 @@ wrapped and nothing is copied. On a CPU the volume is walked in blocks of planes
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,8 +24,25 @@ BLOCK_VOXELS = {"cpu": 1 << 15}
 DEFAULT_BLOCK_VOXELS = 1 << 26
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Views of the voxels ``r`` and of their neighbours ``k = r + d`` in one block, with that direction's weight.
+
+    ``direction`` is the position of ``d`` in `NeighbourPenalty.offsets`.
+    """
+
+    here: Index
+    there: Index
+    weight: float
+    direction: int
+
+
 class NeighbourPenalty(Penalty):
-    """Base of penalties on differences of neighbours: their grid, neighbourhood and kappa image."""
+    """Base of penalties on differences of neighbours: all pairs of a grid, each once, with STIR's weights ``dx / |d|``.
+
+    ``neighbourhood`` is ``"3x3x3"`` (26 neighbours), ``"transverse"`` (the 8 in the same plane, STIR's ``only 2D``) or
+    ``"axial"`` (the 2 in the planes above and below).
+    """
 
     has_kappa = True
 
@@ -36,7 +54,8 @@ class NeighbourPenalty(Penalty):
         neighbourhood: Neighbourhood,
     ) -> None:
         super().__init__(penalisation_factor)
-        half_offsets(neighbourhood)  # refuses what is unknown
+        if neighbourhood not in _IN_NEIGHBOURHOOD:
+            raise ValueError(f"neighbourhood must be '3x3x3', 'transverse' or 'axial', found {neighbourhood!r}")
         self.neighbourhood = neighbourhood
         self.set_kappa(kappa)
         if geometry is not None:
@@ -47,55 +66,20 @@ class NeighbourPenalty(Penalty):
         return {**super().settings, "neighbourhood": self.neighbourhood}
 
     def _prepare(self, geometry: ImageGeometry) -> None:
-        self.pairs = NeighbourPairs(geometry, self.neighbourhood)
+        dz, dy, dx = geometry.voxel_size
+        self.offsets = [
+            ((z, y, x), dx / math.sqrt((z * dz) ** 2 + (y * dy) ** 2 + (x * dx) ** 2))
+            for z, y, x in itertools.product((0, 1), (-1, 0, 1), (-1, 0, 1))
+            if (z, y, x) > (0, 0, 0) and _IN_NEIGHBOURHOOD[self.neighbourhood](z, y, x)
+        ]
 
     def _images(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The images as a contiguous batch ``[n, z, y, x]``, and kappa of their kind."""
         self._check(x)
         return as_batch(x.detach()), None if self._kappa is None else self._kappa.to(x)
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Views of the voxels ``r`` and of their neighbours ``k = r + d`` in one block, with that direction's weight.
-
-    ``direction`` is the position of ``d`` in `NeighbourPairs.offsets`.
-    """
-
-    here: Index
-    there: Index
-    weight: float
-    direction: int
-
-
-class NeighbourPairs:
-    """All pairs of neighbours of a grid, each once, with STIR's weights ``dx / |d|``.
-
-    Parameters
-    ----------
-    geometry
-        Image grid.
-    neighbourhood
-        ``"3x3x3"`` (26 neighbours), ``"transverse"`` (the 8 in the same plane, STIR's ``only 2D``) or ``"axial"``
-        (the 2 in the planes above and below).
-
-    Raises
-    ------
-    ValueError
-        If the neighbourhood is unknown.
-    """
-
-    def __init__(self, geometry: ImageGeometry, neighbourhood: Neighbourhood = "3x3x3") -> None:
-        self.geometry = geometry
-        self.neighbourhood = neighbourhood
-        dz, dy, dx = geometry.voxel_size
-        self.offsets = [
-            ((z, y, x), dx / math.sqrt((z * dz) ** 2 + (y * dy) ** 2 + (x * dx) ** 2))
-            for z, y, x in half_offsets(neighbourhood)
-        ]
-
-    def over(self, x: Tensor) -> Iterator[Pair]:
-        """Pairs of an image ``[n, z, y, x]``, block by block."""
+    def _pairs(self, x: Tensor) -> Iterator[Pair]:
+        """Pairs of a batch ``[n, z, y, x]``, block by block."""
         budget = BLOCK_VOXELS.get(x.device.type, DEFAULT_BLOCK_VOXELS)
         number, planes, rows, columns = x.shape
         per_block = max(1, budget // (rows * columns))
@@ -115,17 +99,12 @@ class NeighbourPairs:
                     yield Pair(here, there, weight, direction)
 
 
-def half_offsets(neighbourhood: Neighbourhood) -> list[tuple[int, int, int]]:
-    """One offset ``(z, y, x)`` of each opposite pair of directions."""
-    steps = (-1, 0, 1)
-    offsets = [(z, y, x) for z in (0, 1) for y in steps for x in steps if (z, y, x) > (0, 0, 0)]
-    if neighbourhood == "3x3x3":
-        return offsets
-    if neighbourhood == "transverse":
-        return [offset for offset in offsets if offset[0] == 0]
-    if neighbourhood == "axial":
-        return [(1, 0, 0)]
-    raise ValueError(f"neighbourhood must be '3x3x3', 'transverse' or 'axial', found {neighbourhood!r}")
+# One offset of each opposite pair of directions is enough: z is 0 or 1.
+_IN_NEIGHBOURHOOD: dict[str, Callable[[int, int, int], bool]] = {
+    "3x3x3": lambda z, y, x: True,
+    "transverse": lambda z, y, x: z == 0,
+    "axial": lambda z, y, x: y == x == 0,
+}
 
 
 def as_batch(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class QuadraticPenalty(NeighbourPenalty):
     def _laplacian(self, x: Tensor, diagonal: bool = False) -> Tensor:
         images, kappa = self._images(x)
         result = torch.zeros_like(images)
-        for pair in self.pairs.over(images):
+        for pair in self._pairs(images):
             weight = self._weight(pair, kappa)
             change = weight if diagonal else weight * (images[pair.here] - images[pair.there])
             result[pair.here] += change

@@ -63,7 +63,7 @@ class RelativeDifferencePenalty(NeighbourPenalty):
         kappa: Tensor | None = None,
         neighbourhood: Neighbourhood = "3x3x3",
     ) -> None:
-        self.gamma, self.epsilon = _at_least_0("gamma", gamma), _at_least_0("epsilon", epsilon)
+        self.gamma, self.epsilon = at_least_0("gamma", gamma), at_least_0("epsilon", epsilon)
         super().__init__(geometry, penalisation_factor, kappa, neighbourhood)
 
     @property
@@ -73,19 +73,16 @@ class RelativeDifferencePenalty(NeighbourPenalty):
     def value(self, x: Tensor) -> Tensor:
         images, shifted, kappa = self._shifted(x)
         total = torch.zeros(images.shape[0], dtype=torch.float64, device=x.device)
-        if self.penalisation_factor > 0:
-            for pair in self.pairs.over(images):
-                difference, denominator = self._pair(images, shifted, pair)
-                term = (difference / denominator).mul_(difference)
-                total[pair.here[0]] += _weighted(term, kappa, pair).sum((1, 2, 3), dtype=torch.float64) * pair.weight
+        for pair in self._pairs(images):
+            difference, denominator = self._pair(images, shifted, pair)
+            term = (difference / denominator).mul_(difference)
+            total[pair.here[0]] += _weighted(term, kappa, pair).sum((1, 2, 3), dtype=torch.float64) * pair.weight
         return (total * self.penalisation_factor).reshape(x.shape[:-3])
 
     def gradient(self, x: Tensor) -> Tensor:
         images, shifted, kappa = self._shifted(x)
         result = torch.zeros_like(images)
-        if self.penalisation_factor == 0:
-            return result.reshape(x.shape)
-        for pair in self.pairs.over(images):
+        for pair in self._pairs(images):
             slope, denominator = self._pair(images, shifted, pair)
             slope = _weighted(slope.div_(denominator).div_(denominator), kappa, pair)
             weight = pair.weight * self.penalisation_factor
@@ -99,7 +96,7 @@ class RelativeDifferencePenalty(NeighbourPenalty):
         result = torch.zeros_like(images)
         if self.penalisation_factor == 0:
             return result.reshape(x.shape)
-        for pair in self.pairs.over(images):
+        for pair in self._pairs(images):
             factor, vanishing = self._second_order(images, shifted, kappa, pair)
             weight = 8 * pair.weight * self.penalisation_factor
             for own, other in ((pair.here, pair.there), (pair.there, pair.here)):
@@ -127,7 +124,7 @@ class RelativeDifferencePenalty(NeighbourPenalty):
         result = torch.zeros_like(images)
         if self.penalisation_factor == 0:
             return result.reshape(x.shape)
-        for pair in self.pairs.over(images):
+        for pair in self._pairs(images):
             factor, vanishing = self._second_order(images, shifted, kappa, pair)
             if vanishing is not None and bool(vanishing.any()):
                 raise ValueError(
@@ -188,7 +185,7 @@ def _weighted(term: Tensor, kappa: Tensor | None, pair: Pair) -> Tensor:
     return term if kappa is None else term.mul_(kappa[pair.here[1:]]).mul_(kappa[pair.there[1:]])
 
 
-def _at_least_0(name: str, value: float) -> float:
+def at_least_0(name: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
     return float(value)

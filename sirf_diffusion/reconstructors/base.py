@@ -16,6 +16,7 @@ from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
 from ..geometry.checks import check_finite
+from .records import Cost
 from .settings import Settings, listed
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Reconstructor(ABC):
     ----------
     record : dict
         After ``process``: ``method``, ``settings``, ``projections`` (``forward`` and ``back``, in full-data
-        equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``other``),
-        ``log_likelihood`` (values that the method had to compute anyway) and ``stopped_early``.
+        equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``callbacks``,
+        ``other``), ``log_likelihood`` (values that the method had to compute anyway) and ``stopped_early``.
 
     Raises
     ------
@@ -84,7 +85,6 @@ class Reconstructor(ABC):
         self._output: Tensor | None = None
         self._trace: list[float] = []
         self._extras: dict[str, Any] = {}
-        self._start = 0.0
         self._stopped = False
 
     def set_up(self, initial_image: Any = None) -> None:
@@ -114,26 +114,13 @@ class Reconstructor(ABC):
         if self._initial is None:
             self.set_up()
         self._output, self._trace, self._extras, self._stopped = None, [], {}, False
-        forward, back, projector_seconds = self._projections()
-        evaluations, network_seconds = self._network()
-        self._start = time.perf_counter()
+        self._before, self._start = self._spent(), time.perf_counter()
         with torch.no_grad():
             self._output = self._run()
-        total = time.perf_counter() - self._start
-        forward_end, back_end, projector_end = self._projections()
-        evaluations_end, network_end = self._network()
-        projector, network = projector_end - projector_seconds, network_end - network_seconds
         self.record = {
             "method": self.method,
             "settings": dict(self.settings),
-            "projections": {"forward": forward_end - forward, "back": back_end - back},
-            "network_evaluations": evaluations_end - evaluations,
-            "seconds": {
-                "total": total,
-                "projector": projector,
-                "network": network,
-                "other": max(total - projector - network, 0.0),
-            },
+            **self._cost().to_record(),
             "log_likelihood": list(self._trace),
             "stopped_early": self._stopped,
             **self._extras,
@@ -165,10 +152,6 @@ class Reconstructor(ABC):
             return self.objective.to_tensor(image)
         raise TypeError(f"initial_image must be a tensor [z, y, x], found {type(image).__name__}")
 
-    def _network_counter(self) -> Any | None:
-        """The model's counter (``evaluations``, ``seconds``), or None without a network."""
-        return None
-
     def _notify(self, step: Any) -> bool:
         """Pass one record to all callbacks; True if one of them asked to stop."""
         for callback in self.callbacks:
@@ -179,13 +162,15 @@ class Reconstructor(ABC):
                 self._stopped = True
         return self._stopped
 
-    def _projections(self) -> tuple[float, float, float]:
-        counter = self.objective.counter
-        return counter.forward, counter.back, counter.seconds
+    def _spent(self) -> Cost:
+        """What the counters show."""
+        return Cost.now(self.objective)
 
-    def _network(self) -> tuple[int, float]:
-        counter = self._network_counter()
-        return (0, 0.0) if counter is None else (counter.evaluations, counter.seconds)
+    def _cost(self) -> Cost:
+        """What the run has cost so far."""
+        cost = self._spent() - self._before
+        cost.total += time.perf_counter() - self._start
+        return cost
 
     def _checked_image(self, image: Tensor, like: Tensor) -> Tensor:
         shape = tuple(self.objective.geometry.shape)

@@ -108,9 +108,13 @@ class AdaptationChoice:
     settings: Mapping[str, Any]
 
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (Method.of(resolve_name(f"{__package__}.{path}")) for path in _CLASSES)
-}
+def methods_of(paths: Iterable[str]) -> dict[str, Method]:
+    """Methods by name, from where their classes stand in this package."""
+    found = (Method.of(resolve_name(f"{__package__}.{path}")) for path in paths)
+    return {method.name: method for method in found}
+
+
+METHODS = methods_of(_CLASSES)
 ADAPTATIONS: dict[str, AdaptationChoice] = {
     kind.name: AdaptationChoice(kind, kind.name, kind.about, defaults((kind.group,)))
     for kind in (DDIPAdaptation, SteerableAdaptation)

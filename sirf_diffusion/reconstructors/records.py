@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..engines.objective import Objective, ProjectionCounter
-
-if TYPE_CHECKING:
-    from ..models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +107,25 @@ class Cost:
     total: float = 0.0
 
     @classmethod
-    def now(cls, objective: Objective, model: ScoreModel) -> Cost:
-        """What the counters show."""
-        p, n = objective.counter, model.counter
-        return cls(p.forward, p.back, n.evaluations, p.seconds, n.seconds)
+    def now(cls, objective: Objective, network: Any = None) -> Cost:
+        """What the counters show; ``network`` is whatever has one, such as a score model."""
+        p, n = objective.counter, getattr(network, "counter", None)
+        return cls(p.forward, p.back, getattr(n, "evaluations", 0), p.seconds, getattr(n, "seconds", 0.0))
+
+    def to_record(self) -> dict[str, Any]:
+        """The entries of a run's record."""
+        other = self.total - self.projector - self.network - self.callbacks
+        return {
+            "projections": {"forward": self.forward, "back": self.back},
+            "network_evaluations": self.evaluations,
+            "seconds": {
+                "total": self.total,
+                "projector": self.projector,
+                "network": self.network,
+                "callbacks": self.callbacks,
+                "other": max(other, 0.0),
+            },
+        }
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Example
 from ..reconstructors.methods import METHODS, QUICK_NUM_SAMPLES, get_method
-from .metrics import image_quality
+from .metrics import image_quality, nrmse
 from .reconstruction import reconstruct
 from .report import Panel, comparison_figure, format_table
 from .result import Reconstruction
@@ -41,14 +41,20 @@ class Comparison:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """By method: NRMSE, PSNR, SSIM, log-likelihood, projections (forward plus back) and seconds."""
-        return {name: self._metrics(result) for name, result in self.results.items()}
+        return {
+            name: {
+                **image_quality(result.image, self.example.truth).as_dict(),
+                "log_likelihood": result.record["log_likelihood"],
+                "projections": sum(result.record["projections"][kind] for kind in ("forward", "back")),
+                "seconds": result.record["seconds"]["total"],
+            }
+            for name, result in self.results.items()
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """The numbers of the table, one dictionary per method: `metrics` with forward and back projections apart."""
-        return [
-            {"method": name, **self._metrics(result), **result.record["projections"]}
-            for name, result in self.results.items()
-        ]
+        results, metrics = self.results, self.metrics()
+        return [{"method": n, **row, **results[n].record["projections"]} for n, row in metrics.items()]
 
     def table(self) -> str:
         """The numbers as text, one line per method."""
@@ -56,18 +62,16 @@ class Comparison:
 
     def figure(self, path: Path) -> None:
         """Draw the comparison."""
-        panels = []
-        for name, result in self.results.items():
-            quality = image_quality(result.image, self.example.truth)
-            panels.append(
-                Panel(
-                    METHODS[name].title,
-                    result.image,
-                    result.uncertainty,
-                    result.trace if METHODS[name].samples else None,
-                    f"NRMSE {quality.nrmse:.3f}",
-                )
+        panels = [
+            Panel(
+                METHODS[name].title,
+                result.image,
+                result.uncertainty,
+                result.trace if METHODS[name].samples else None,
+                f"NRMSE {nrmse(result.image, self.example.truth):.3f}",
             )
+            for name, result in self.results.items()
+        ]
         prompts = float(self.example.acquisition.prompts.double().sum())
         comparison_figure(
             path,
@@ -88,15 +92,6 @@ class Comparison:
                 images[f"{name}-uncertainty"] = result.uncertainty
         return images
 
-    def _metrics(self, result: Reconstruction) -> dict[str, float]:
-        projections = result.record["projections"]
-        return {
-            **image_quality(result.image, self.example.truth).as_dict(),
-            "log_likelihood": result.record["log_likelihood"],
-            "projections": projections["forward"] + projections["back"],
-            "seconds": result.record["seconds"]["total"],
-        }
-
 
 def compare(
     example: Example,
@@ -104,11 +99,9 @@ def compare(
     *,
     model: Any = None,
     num_samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
     quick: bool = False,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    callbacks: Sequence[Callable[[Any], None]] = (),
+    **options: Any,
 ) -> Comparison:
     """Reconstruct an example by each method.
 
@@ -118,12 +111,10 @@ def compare(
         The data, with the truth.
     methods
         Names of methods.
-    model
-        Score model, its name or file, for the methods that use one.
-    num_samples
-        Posterior samples of the methods that draw some; 5, or 2 with ``quick``, unless given.
-    seed, device, quick, callbacks
-        As in `sirf_diffusion.study.reconstruction.reconstruct`.
+    model, num_samples
+        For the methods that use a score model, and that draw samples: 5, or 2 with ``quick``, unless given.
+    quick, options
+        As of `sirf_diffusion.study.reconstruction.Study`.
     settings
         By method, settings that differ from its defaults.
     """
@@ -131,17 +122,13 @@ def compare(
     for name in methods:
         method = get_method(name)
         logger.info("%s: %s", example.name, name)
-        samples = (num_samples or (QUICK_NUM_SAMPLES if quick else None)) if method.samples else None
         results[name] = reconstruct(
             example.acquisition,
             name,
             model=model if method.uses_model else None,
-            num_samples=samples,
-            seed=seed,
-            device=device,
+            num_samples=(num_samples or (QUICK_NUM_SAMPLES if quick else None)) if method.samples else None,
             settings=(settings or {}).get(name),
             quick=quick,
-            callbacks=callbacks,
+            **options,
         )
-    objective = example.acquisition.objective()
-    return Comparison(example, results, float(objective.value(example.truth)))
+    return Comparison(example, results, float(example.acquisition.objective().value(example.truth)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engines import Objective, as_objective
 from ..engines.embedded.acquisition import Acquisition
-from ..engines.embedded.acquisition_model import largest_num_subsets
+from ..engines.embedded.subsets import basic_views, largest_num_subsets
 from ..geometry.images import ImageGeometry
 
 PathLike = str | os.PathLike[str]
@@ -25,7 +25,8 @@ class Data:
     Parameters
     ----------
     objective
-        The log-likelihood with the largest number of subsets up to the one given that the data allow, on a device.
+        The log-likelihood with a number of subsets, on a device: this number if it must be ``exact`` (the third
+        argument, False if omitted), else the largest one up to it that divides the views.
     geometry
         Image grid.
     attenuation
@@ -35,7 +36,7 @@ class Data:
         ``num_subsets``, ``subset_order``, ``prior``.
     """
 
-    objective: Callable[[int, torch.device], Objective]
+    objective: Callable[..., Objective]
     geometry: ImageGeometry
     attenuation: tuple[Tensor, ImageGeometry] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -87,11 +88,20 @@ def data_of(given: Any, **options: Any) -> Data:
     """
     if not isinstance(given, Acquisition):
         likelihood = as_objective(given)
-        # Its subsets are the caller's choice and serve all methods.
-        return Data(lambda num_subsets, device: likelihood, likelihood.geometry, options=options)
 
-    def objective(num_subsets: int, device: torch.device) -> Objective:
-        return given.objective(largest_num_subsets(given.projdata.num_views, num_subsets), device)
+        def as_it_is(num_subsets: int, device: torch.device, exact: bool = False) -> Objective:
+            # Its subsets are the caller's choice and serve all methods.
+            if exact and num_subsets != likelihood.num_subsets:
+                raise ValueError(f"the objective has {likelihood.num_subsets} subsets, not num_subsets={num_subsets}")
+            return likelihood
+
+        return Data(as_it_is, likelihood.geometry, options=options)
+
+    def objective(num_subsets: int, device: torch.device, exact: bool = False) -> Objective:
+        if not exact:
+            basic = basic_views(given.geometry, given.projdata, given.related_views)
+            num_subsets = largest_num_subsets(basic, num_subsets)
+        return given.objective(num_subsets, device)
 
     mu = None if given.attenuation is None else (given.attenuation, given.attenuation_geometry)
     return Data(objective, given.geometry, mu, options)

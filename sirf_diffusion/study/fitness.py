@@ -109,16 +109,16 @@ class DistributionCheck:
     @property
     def verdict(self) -> str:
         """``"in distribution"``, ``"unusual"`` or ``"out of distribution"``: as far as can be told from the image."""
-        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), self._grade_of_fit())]
+        misfit = self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT
+        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit))]
 
     @property
     def recommendation(self) -> str:
         """What to do about it; empty if nothing."""
         if self.verdict == IN:
             return ""
-        if self._grade_of_model() == 0:
-            return "check scatter, randoms and attenuation, and the strength of the method"
-        return self.remedy
+        fit = "check scatter, randoms and attenuation, and the strength of the method"
+        return fit if self._grade_of_model() == 0 else self.remedy
 
     @property
     def message(self) -> str:
@@ -131,27 +131,13 @@ class DistributionCheck:
             text += f"; likelihood {self.likelihood.deviations:+.1f} SD from the expected"
         return text + (f"; {self.recommendation}" if self.recommendation else "")
 
-    def _grade_of_model(self) -> int:
-        """0 to 2; what is not a number is not within its limits."""
-        limited = [(self.fine_ratio, FINE_LIMITS), (self.coarse_ratio, COARSE_LIMITS)]
-        if self.training_ratio is not None:
-            limited.append((self.training_ratio, TRAINING_LIMITS))
-        grades = [sum(not ratio <= limit for limit in limits) for ratio, limits in limited]
-        return max(*grades, int(not self.coarse_ratio >= COARSE_LEAST))
-
-    def _grade_of_fit(self) -> int:
-        return int(self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT)
-
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
+        told = ("verdict", "recommendation", "message", "fine_ratio", "coarse_ratio", "training_ratio")
+        cost = ("network_evaluations", "forward_projections", "seconds")
         likelihood = self.likelihood
         return {
-            "verdict": self.verdict,
-            "recommendation": self.recommendation,
-            "message": self.message,
-            "fine_ratio": self.fine_ratio,
-            "coarse_ratio": self.coarse_ratio,
-            "training_ratio": self.training_ratio,
+            **{name: getattr(self, name) for name in told},
             "limits": {
                 "fine_ratio": FINE_LIMITS,
                 "coarse_ratio": (COARSE_LEAST, *COARSE_LIMITS),
@@ -162,12 +148,16 @@ class DistributionCheck:
                 asdict(d) | {"own_ratio": d.own_ratio, "training_ratio": d.training_ratio} for d in self.denoising
             ],
             "likelihood": None if likelihood is None else asdict(likelihood) | {"deviations": likelihood.deviations},
-            "cost": {
-                "network_evaluations": self.network_evaluations,
-                "forward_projections": self.forward_projections,
-                "seconds": self.seconds,
-            },
+            "cost": {name: getattr(self, name) for name in cost},
         }
+
+    def _grade_of_model(self) -> int:
+        """0 to 2; what is not a number is not within its limits."""
+        limited = [(self.fine_ratio, FINE_LIMITS), (self.coarse_ratio, COARSE_LIMITS)]
+        if self.training_ratio is not None:
+            limited.append((self.training_ratio, TRAINING_LIMITS))
+        grades = [sum(not ratio <= limit for limit in limits) for ratio, limits in limited]
+        return max(*grades, int(not self.coarse_ratio >= COARSE_LEAST))
 
 
 def check_distribution(
@@ -223,17 +213,13 @@ def check_distribution(
     flat = model.planes in THREE_ORIENTATIONS and model.conditioning is None
     bound = model.on(model.geometry, model.intensity_scale) if flat else model
     evaluations = bound.counter.evaluations
-    images = image[None] if samples is None else samples
-    denoising = _denoising(bound, images, seed)
+    denoising = _denoising(bound, image[None] if samples is None else samples, seed)
     evaluations = bound.counter.evaluations - evaluations
-    likelihood, projections = None, 0.0
-    if objective is not None:
-        forward = objective.counter.forward
-        likelihood = _likelihood(objective, image, log_likelihood)
-        projections = objective.counter.forward - forward
-    check = DistributionCheck(
-        tuple(denoising), likelihood, remedy, evaluations, projections, time.perf_counter() - began
-    )
+    forward = 0.0 if objective is None else objective.counter.forward
+    likelihood = None if objective is None else _likelihood(objective, image, log_likelihood)
+    projections = 0.0 if objective is None else objective.counter.forward - forward
+    seconds = time.perf_counter() - began
+    check = DistributionCheck(tuple(denoising), likelihood, remedy, evaluations, projections, seconds)
     (logger.info if check.verdict == IN else logger.warning)("%s", check.message)
     return check
 

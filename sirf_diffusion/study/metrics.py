@@ -16,17 +16,12 @@ from torch.nn import functional
 
 
 def nrmse(image: Tensor, reference: Tensor) -> float:
-    r"""Root of the squared error relative to the reference's energy, ``||x - ref|| / ||ref||``.
+    """Root of the squared error relative to the reference's energy, ``||x - ref|| / ||ref||``.
 
     Raises
     ------
     ValueError
         If the shapes differ, a value is not finite, or the reference is zero.
-
-    Examples
-    --------
-    >>> nrmse(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 4.0]])) == 1 / 17 ** 0.5
-    True
     """
     x, ref = _pair(image, reference)
     norm = ref.norm()
@@ -36,12 +31,9 @@ def nrmse(image: Tensor, reference: Tensor) -> float:
 
 
 def psnr(image: Tensor, reference: Tensor, data_range: float | None = None) -> float:
-    r"""Peak signal-to-noise ratio in dB, ``10 log10(range^2 / MSE)``; infinite for equal images.
+    """Peak signal-to-noise ratio in dB, ``10 log10(range^2 / MSE)``, infinite for equal images.
 
-    Parameters
-    ----------
-    data_range
-        The peak; the maximum of the reference unless given.
+    The range is the maximum of the reference unless given.
     """
     x, ref = _pair(image, reference)
     mse = float((x - ref).square().mean())
@@ -116,10 +108,7 @@ def contrast_to_noise(images: Tensor, lesion: Tensor, background: Tensor) -> flo
     ``SD_B`` is the standard deviation between realisations, root mean square over the background's voxels: not the
     spatial spread of one image, which smoothing hides.
 
-    Parameters
-    ----------
-    images
-        At least two realisations ``[R, z, y, x]``.
+    ``images`` are at least two realisations ``[R, z, y, x]``.
     """
     if images.ndim != lesion.ndim + 1 or images.shape[0] < 2:
         raise ValueError(f"CNR needs at least two realisations [R, z, y, x], found shape {tuple(images.shape)}")

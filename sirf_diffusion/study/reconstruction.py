@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property, update_wrapper
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
-from ..engines.objective import EARLY_UPDATES, NativeImages, Objective
+from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
 from ..geometry.checks import check_count, check_seed
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
 from .data import Data, InterfileData, data_of
-from .execution import Execution
+from .early import Early
 from .fitness import check_distribution
 from .guide import Guide
 from .par_data import ParData
 from .report import Trace
 from .result import Reconstruction
-from .shares import merged_record, share_out
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +38,8 @@ class Study:
     Parameters
     ----------
     data
-        An `Acquisition`; whatever ``sirf_diffusion.as_objective`` takes, an objective function of SIRF, of STIR's Python
-        module or of the embedded engine that was set up (its subsets are used as they are); the name of a parameter
-        file of STIR; or `InterfileData`.
+        An `Acquisition`; an objective function of SIRF, of STIR's Python module or of the embedded engine that was set
+        up (its subsets are used as they are); the name of a parameter file of STIR; or `InterfileData`.
     method
         A name from `sirf_diffusion.reconstructors.methods.METHODS`.
     model
@@ -73,7 +69,8 @@ class Study:
     prior
         Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
     members
-        Make only these of the samples ``0 ... num_samples - 1``; `merge` puts such results together.
+        Make only these of the samples ``0 ... num_samples - 1``; `sirf_diffusion.study.shares.merge` puts such results
+        together.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     callbacks
@@ -119,7 +116,7 @@ class Study:
         if not chosen.samples and not (self.num_samples is None and self.members is None):
             raise ValueError(f"{self.method} gives one image, not samples: leave the number of samples out")
         if chosen.samples:
-            self._num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
+            self.num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
         check_seed("seed", self.seed)
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
@@ -139,18 +136,17 @@ class Study:
 
     def run(self) -> Reconstruction:
         """Reconstruct."""
-        chosen, data, device = self.chosen, self._data, self._device
+        chosen, data, device = self.chosen, self.read, self._device
         given = {name: getattr(self, name) for name in ("initial", "num_subsets", "subset_order", "prior")}
         asked = {name: data.options.get(name) if value is None else value for name, value in given.items()}
         values = self._values()
-        early = None if chosen.name == "osem" else self._early()
-        objective = data.objective(asked["num_subsets"] or chosen.num_subsets, device)
-        if asked["num_subsets"] not in (None, objective.num_subsets):
-            raise ValueError(f"the data allow {objective.num_subsets} subsets, not num_subsets={asked['num_subsets']}")
+        early = None if chosen.name == "osem" else Early.of(data, device, self._adaptation, chosen.num_subsets)
+        subsets = asked["num_subsets"]
+        objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
         placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
         anatomical = None if placed is None else placed.values
-        bound = self._bound(objective, early, anatomical)
+        bound = None if early is None else self.bound(objective, early.scale, anatomical)
         steps: list[dict[str, Any]] = []
         reconstructor = build_reconstructor(
             self.method,
@@ -158,7 +154,7 @@ class Study:
             values,
             model=bound,
             intensity_scale=1.0 if early is None else early.scale,
-            num_samples=self._num_samples if chosen.samples else 1,
+            num_samples=self.num_samples or 1,
             seed=self.seed,
             subset_order=asked["subset_order"],
             prior=asked["prior"],
@@ -181,7 +177,7 @@ class Study:
         record = {
             "method": self.method,
             "seed": self.seed,
-            "num_samples": self._num_samples if chosen.samples else None,
+            "num_samples": self.num_samples,
             **({} if self.members is None else {"members": list(self.members)}),
             "values": values,
             "intensity_scale": None if early is None else early.scale,
@@ -198,58 +194,11 @@ class Study:
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
         # Some of the samples do not stand for all.
-        record |= self._judged(record, objective, None if self.members is not None else bound, image, samples)
-        return self._result(image, record, samples, anatomical, exam)
-
-    def run_shared(self, execution: Execution) -> Reconstruction:
-        """Reconstruct with the posterior samples shared out: the result of `run`, to rounding.
-
-        Raises
-        ------
-        ValueError
-            For a method that draws no samples, or adapts one network to all of them.
-        """
-        self.check_shared()
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init} | {"callbacks": ()}
-        jobs = [options | {"members": members} for members in share_out(self._num_samples, execution.num_workers)]
-        shares = []
-        for share in execution.results(_run, jobs):
-            logger.info("samples %s of %d are done", share.record["members"], self._num_samples)
-            shares.append(share)
-        return self.merge(shares)
-
-    def check_shared(self) -> None:
-        """See `run_shared`."""
-        if not self.chosen.samples:
-            raise ValueError(f"--workers and --cluster share posterior samples out; {self.method} gives one image")
-        if self._adaptation is not None:
-            raise ValueError(
-                "--workers and --cluster: all samples adapt one network together, so that they cannot be shared out; "
-                "leave the options out"
-            )
-
-    def merge(self, shares: Sequence[Reconstruction]) -> Reconstruction:
-        """One reconstruction from those of the same study with different ``members``; each sample once, in any order.
-
-        Each share estimated intensity scale and likelihood target by itself, from the same data in the same way. The
-        record's costs are sums over all of them, seconds among them; its ``shares`` tell which made what.
-
-        Raises
-        ------
-        ValueError
-            If samples are missing or there twice.
-        """
-        shares = sorted(shares, key=lambda share: share.record["members"][0])
-        record, first = merged_record([share.record for share in shares]), shares[0]
-        samples = torch.cat([share.samples for share in shares])
-        objective = self._data.objective(record["num_subsets"], self._device)
-        bound = self._bound(objective, _Early(None, record["intensity_scale"]), first.anatomical)
-        image = samples.mean(0)
-        record |= self._judged(record, objective, bound, image.to(self._device), samples)
-        return self._result(image, record, samples, first.anatomical, first.exam)
+        return self.result(objective, None if self.members is not None else bound, image, samples, record, anatomical)
 
     @cached_property
-    def _data(self) -> Data:
+    def read(self) -> Data:
+        """The data; read when first asked for."""
         if self.par is not None:
             return self.par.read()
         if isinstance(self.data, InterfileData):
@@ -257,28 +206,9 @@ class Study:
         return data_of(self.data)
 
     def _values(self) -> dict[str, Any]:
-        return self.chosen.with_settings(self._settings, volume=self._data.geometry.shape[0] > 1, quick=self.quick)
+        return self.chosen.with_settings(self._settings, volume=self.read.geometry.shape[0] > 1, quick=self.quick)
 
-    def _early(self) -> _Early:
-        """A few OSEM updates: a first image, the intensity scale, and the truth's likelihood if it is needed."""
-        from ..models import intensity_scale
-        from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
-
-        objective = self._data.objective(EARLY_UPDATES, self._device)
-        objective.sensitivity()
-        early = _Early(None, 0.0)
-        with early.counting(objective):
-            early.image = objective.early_image()
-        early.scale = intensity_scale(early.image, objective.geometry)
-        logger.info("intensity scale %.6g image units", early.scale)
-        if self.chosen.num_subsets % 2 and getattr(self._adaptation, "needs_target", False):
-            objective = self._data.objective(2, self._device)
-            if objective.num_subsets % 2 == 0:
-                with early.counting(objective):
-                    self._adaptation.offer_target(truth_log_likelihood(objective))
-        return early
-
-    def _bound(self, objective: Objective, early: _Early | None, anatomical: Tensor | None) -> Any:
+    def bound(self, objective: Objective, scale: float, anatomical: Tensor | None) -> Any:
         """The score model on the grid of the data, as the settings say, shown the anatomical image if there is one."""
         if self.score_model is None:
             return None
@@ -288,15 +218,21 @@ class Study:
             sampling=self.chosen.samples,
             planes=values["planes"],
             extent=values["extent"],
-            intensity_scale=early.scale,
-            **({} if anatomical is None else {"anatomical": anatomical}),
-            **({} if self.guide.guidance == 0 else {"guidance": self.guide.guidance}),
+            intensity_scale=scale,
+            anatomical=anatomical,
+            guidance=self.guide.guidance or None,
         )
 
-    def _judged(
-        self, record: Mapping[str, Any], objective: Objective, bound: Any, image: Tensor, samples: Tensor | None
-    ) -> dict[str, Any]:
-        """What a record says of the image: title, log-likelihood, and whether the model knows such images."""
+    def result(
+        self,
+        objective: Objective,
+        bound: Any,
+        image: Tensor,
+        samples: Tensor | None,
+        record: dict[str, Any],
+        anatomical: Tensor | None,
+    ) -> Reconstruction:
+        """What is handed out; ``bound`` is the model that the image is compared with, if any."""
         # One projection more than the method made, and not counted as its own.
         log_likelihood = float(objective.value(image))
         distribution = None
@@ -307,26 +243,22 @@ class Study:
             distribution = check_distribution(
                 bound, image, samples=samples, objective=objective, log_likelihood=log_likelihood, remedy=remedy
             ).to_dict()
-        of_samples = "" if samples is None else f", mean of {len(samples)} samples (seed {record['seed']})"
-        return {
+        of_samples = "" if samples is None else f", mean of {len(samples)} samples (seed {self.seed})"
+        record |= {
             "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
             "log_likelihood": log_likelihood,
             "distribution": distribution,
         }
-
-    def _result(
-        self, image: Tensor, record: dict[str, Any], samples: Tensor | None, anatomical: Tensor | None, exam: Any
-    ) -> Reconstruction:
         many = samples is not None and len(samples) > 1
         return Reconstruction(
             image.detach().cpu(),
-            self._data.geometry,
+            objective.geometry,
             jsonable(record),
             samples,
             posterior_sd(samples, record["values"]["noise"]) if many else None,
             Trace.of(record["trace"]),
             anatomical,
-            exam,
+            objective.exam_info(),
         )
 
 
@@ -367,34 +299,11 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
     return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
 
 
-@dataclass
-class _Early:
-    """The early image, the intensity scale, and what they cost."""
-
-    image: Any
-    scale: float
-    forward: float = 0.0
-    back: float = 0.0
-    seconds: float = 0.0
-
-    @contextmanager
-    def counting(self, objective: Objective) -> Iterator[None]:
-        began, before = time.perf_counter(), replace(objective.counter)
-        yield
-        self.forward += objective.counter.forward - before.forward
-        self.back += objective.counter.back - before.back
-        self.seconds += time.perf_counter() - began
-
-
-def _run(options: dict[str, Any]) -> Reconstruction:
-    return Study(**options).run()
-
-
 def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
 
 
-def _cost(record: dict[str, Any], early: _Early | None) -> dict[str, Any]:
+def _cost(record: dict[str, Any], early: Early | None) -> dict[str, Any]:
     """Projections, network evaluations and seconds of a run, the estimate of the intensity scale included."""
     projections, seconds = dict(record["projections"]), dict(record["seconds"])
     if early is not None:

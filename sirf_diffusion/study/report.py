@@ -69,22 +69,8 @@ def comparison_figure(
 ) -> None:
     """Draw images, error maps, posterior spread and the likelihood schedule, and write the figure to ``path``.
 
-    Parameters
-    ----------
-    path
-        File to write (``.png``, ``.pdf``, ...).
-    truth
-        The image behind the data ``[z, y, x]``; its middle plane is shown.
-    panels
-        One per method, images on the truth's grid.
-    geometry
-        The grid, for the aspect ratio.
-    anatomy
-        MR or CT shown below the truth.
-    true_log_likelihood
-        Log-likelihood of the truth, drawn as a line in the plot of the schedule.
-    title
-        Text above the figure.
+    The middle planes of ``truth`` and of the panels' images are shown, all ``[z, y, x]`` on one grid; below the truth
+    an MR or CT image of the same, and ``true_log_likelihood`` as a line in the plot of the schedule.
     """
     from matplotlib.figure import Figure
 
@@ -93,7 +79,7 @@ def comparison_figure(
     peak = float(truth[plane].max())
     error_peak = 0.5 * peak
     spread_peak = max(
-        (float(_plane(p.uncertainty, plane, window).max()) for p in panels if p.uncertainty is not None), default=1
+        (float(p.uncertainty[plane][window].max()) for p in panels if p.uncertainty is not None), default=1
     )
     aspect = geometry.voxel_size[1] / geometry.voxel_size[2]
 
@@ -103,20 +89,20 @@ def comparison_figure(
     for row in axes:
         for axis in row:
             axis.set_axis_off()
-    _show(axes[0][0], _plane(truth, plane, window), 0, peak, "gray_r", aspect)
+    _show(axes[0][0], truth[plane][window], 0, peak, "gray_r", aspect)
     axes[0][0].set_title("truth", fontsize=9)
     if anatomy is not None:
-        _show(axes[1][0], _plane(anatomy, plane, window), 0, float(anatomy[plane].max()), "gray", aspect)
+        _show(axes[1][0], anatomy[plane][window], 0, float(anatomy[plane].max()), "gray", aspect)
         axes[1][0].set_title("anatomy (not used)", fontsize=8)
     shown: dict[str, Any] = {}
     for column, panel in enumerate(panels, start=1):
-        shown["image"] = _show(axes[0][column], _plane(panel.image, plane, window), 0, peak, "gray_r", aspect)
+        shown["image"] = _show(axes[0][column], panel.image[plane][window], 0, peak, "gray_r", aspect)
         axes[0][column].set_title(panel.title, fontsize=9)
-        error = _plane(panel.image - truth, plane, window)
+        error = (panel.image - truth)[plane][window]
         shown["error"] = _show(axes[1][column], error, -error_peak, error_peak, "RdBu_r", aspect)
         axes[1][column].set_title(panel.caption, fontsize=8)
         if panel.uncertainty is not None:
-            spread = _plane(panel.uncertainty, plane, window)
+            spread = panel.uncertainty[plane][window]
             shown["SD"] = _show(axes[2][column], spread, 0, spread_peak, "magma", aspect)
     for row, name in enumerate(("image", "error", "SD")):
         if name in shown:
@@ -183,19 +169,11 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) 
     method  nrmse
     osem    0.250
     """
-    cells = [[name.replace("_", " ") for name in columns]]
-    cells += [
-        [format(row[name], form) if row.get(name) is not None else "-" for name, form in columns.items()]
-        for row in rows
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    left = [form.endswith("s") for form in columns.values()]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(row, widths, left, strict=True)
-        )
-        for row in cells
-    ]
+    lines = [""] * (1 + len(rows))
+    for name, form in columns.items():
+        cells = [name.replace("_", " "), *("-" if row.get(name) is None else format(row[name], form) for row in rows)]
+        width, align = max(map(len, cells)), "<" if form.endswith("s") else ">"
+        lines = [f"{line}{cell:{align}{width}}  " for line, cell in zip(lines, cells, strict=True)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -247,10 +225,6 @@ def _views(shape: Sequence[int], geometry: ImageGeometry) -> list[tuple[str, tup
             ("sagittal", (slice(None), slice(None), nx // 2), dz / dy),
         ]
     return views
-
-
-def _plane(volume: Tensor, plane: int, window: tuple[slice, slice]) -> Tensor:
-    return volume[plane][window]
 
 
 def _show(axis: Any, plane: Tensor, low: float, high: float, colours: str, aspect: float) -> Any:

@@ -14,14 +14,13 @@ from ...geometry.images import ImageGeometry
 from ..objective import Evaluation, Objective, ProjectionCounter
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
+from .evaluation import DATA_NEEDED, SirfEvaluation, finite
 from .inspection import exam_info_of, is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
 logger = logging.getLogger(__name__)
 
 # Subset sensitivities beyond this are fetched from STIR, which has them anyway, each time.
 SENSITIVITY_CACHE_BYTES = 1 << 29
-# Of quotients that are kept between a value and its gradient; beyond this the gradient projects once more.
-QUOTIENT_BYTES = 1 << 30
 
 
 class SirfObjective(Objective):
@@ -100,18 +99,18 @@ class SirfObjective(Objective):
         NotImplementedError
             On asking for the value of a subset if the acquisition data are not known.
         """
-        point = _Point(self, self._checked(x, subset), subset)
+        point = SirfEvaluation(self, self._checked(x, subset), subset)
         return Evaluation(point.value, point.gradient)
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``L(x)``, float64, one number per image; of a subset only if the acquisition data are known."""
-        return _Point(self, self._checked(x, subset), subset).value(keep=False)
+        return SirfEvaluation(self, self._checked(x, subset), subset).value(keep=False)
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``A^T (y / q - 1)``, shape of ``x``; of subset ``k`` alone, not multiplied by ``num_subsets``."""
         x = self._checked(x, subset)
         if x.dim() > 3:
-            return _Point(self, x, subset).gradient()
+            return SirfEvaluation(self, x, subset).gradient()
         with self.counter.timed():
             return self._generic_gradient(x, subset)
 
@@ -164,7 +163,7 @@ class SirfObjective(Objective):
         if x.dim() != 3:
             raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
         if self._data is None:
-            raise NotImplementedError("the expected log-likelihood " + _DATA_NEEDED)
+            raise NotImplementedError("the expected log-likelihood " + DATA_NEEDED)
         with self.counter.timed():
             self.counter.forward += 1
             return self._data.expected_log_likelihood(self._image.fill(self._checked(x, None)))
@@ -282,7 +281,7 @@ class SirfObjective(Objective):
             total = total.add_(part) if number else part - total
         self.counter.forward += len(subsets) / self.num_subsets
         self.counter.back += len(subsets) / self.num_subsets
-        return _finite(total, subset)
+        return finite(total, subset)
 
     def _find_repair(self) -> tuple[int, int]:
         """What makes the log-likelihood of the value, by the slopes of both along a constant image.
@@ -327,82 +326,3 @@ class SirfObjective(Objective):
         if not math.isfinite(float(x.sum(dtype=torch.float64))):
             raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
         return x
-
-
-class _Point:
-    """One evaluation: a batch of images, their values and what was kept for their gradients."""
-
-    def __init__(self, objective: SirfObjective, x: Tensor, subset: int | None) -> None:
-        self._objective, self._subset = objective, subset
-        self._x = x.clone() if x.is_inference() else x
-        self._version = self._x._version if not self._x.is_inference() else None
-        self._images = self._x.reshape(-1, *x.shape[-3:])
-        self._values: dict[int, float] = {}
-        self._quotients: dict[int, Tensor] = {}
-
-    def value(self, keep: bool = True) -> Tensor:
-        objective, data = self._objective, self._objective._data
-        if data is None and self._subset is not None:
-            raise NotImplementedError("the log-likelihood of one subset " + _DATA_NEEDED)
-        with objective.counter.timed():
-            for i in range(len(self._images)):
-                if i not in self._values:
-                    self._evaluate(i, keep)
-            values = torch.tensor([self._values[i] for i in range(len(self._images))], dtype=torch.float64)
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"the log-likelihood is not finite: {values.tolist()}")
-        return values.reshape(self._x.shape[:-3])
-
-    def gradient(self, active: Tensor | None = None) -> Tensor:
-        chosen = range(len(self._images))
-        if active is not None:
-            chosen = torch.nonzero(active.reshape(-1)).reshape(-1).tolist()
-        shape = self._x.shape if active is None else (len(chosen), *self._x.shape[-3:])
-        with self._objective.counter.timed():
-            parts = [self._one_gradient(i) for i in chosen]
-            if len(parts) == 1:
-                return parts[0].reshape(shape)
-            return torch.stack(parts).reshape(shape) if parts else self._x.new_zeros(shape)
-
-    def _evaluate(self, i: int, keep: bool) -> None:
-        self._check_unchanged()
-        objective, data = self._objective, self._objective._data
-        if data is None:
-            self._values[i] = objective._generic_value(self._images[i])
-            return
-        share = 1.0 if self._subset is None else 1 / objective.num_subsets
-        kept = (len(self._quotients) + 1) * share * data.bytes_of_quotient <= QUOTIENT_BYTES
-        objective._image.fill(self._images[i])
-        value, quotient = data.likelihood(objective._image.image, self._subset, keep and kept)
-        objective.counter.forward += share
-        self._values[i] = value
-        if quotient is not None:
-            self._quotients[i] = quotient
-
-    def _one_gradient(self, i: int) -> Tensor:
-        objective, data = self._objective, self._objective._data
-        # Without a value before it, STIR's own loop is the faster one.
-        if i in self._quotients:
-            data.back_project(self._quotients[i], self._subset, objective._result.image)
-            objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
-            gradient = objective._result.values()[0] - objective.sensitivity(self._subset)
-            return _finite(gradient, self._subset)
-        self._check_unchanged()
-        return objective._generic_gradient(self._images[i], self._subset)
-
-    def _check_unchanged(self) -> None:
-        if self._version is not None and self._x._version != self._version:
-            raise RuntimeError("the image was changed in place between at() and taking its value or gradient")
-
-
-def _finite(gradient: Tensor, subset: int | None) -> Tensor:
-    if not math.isfinite(gradient.sum(dtype=torch.float64)):
-        bad = int((~torch.isfinite(gradient)).sum())
-        raise ValueError(f"SIRF gives {bad} gradient values that are not finite (subset {subset})")
-    return gradient
-
-
-_DATA_NEEDED = (
-    "needs the acquisition data, which SIRF's objective functions do not hand back: "
-    "as_objective(obj, acquisition_data=...), or make obj with sirf_diffusion.get_engine('sirf'); list mode has none"
-)

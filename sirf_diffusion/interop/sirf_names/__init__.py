@@ -90,7 +90,8 @@ _INSTEAD = {
     "arrays: image.fill(array)": ("Box3D", "Ellipsoid", "EllipticCylinder", "Shape"),
     "numpy.random.default_rng(seed).poisson(data.as_array())": ("PoissonNoiseGenerator",),
     "a path of your own; this package's data are sirf_diffusion.load_example(name).folder": (
-        "examples_data_path", "existing_filepath", "get_STIR_doc_dir", "get_STIR_examples_dir",
+        "examples_data_path", "existing_filepath", "get_STIR_doc_dir", "get_STIR_examples_dir", "get_engine_doc_dir",
+        "get_engine_examples_dir",
     ),
     "get_engine_version_string": ("get_STIR_version_string",),
     "torch.set_num_threads": (

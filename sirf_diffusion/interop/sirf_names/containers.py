@@ -20,7 +20,6 @@ class error(Exception):
 
     @property
     def value(self) -> str:
-        """The message."""
         return str(self)
 
 
@@ -28,10 +27,25 @@ class ContiguousError(ValueError):
     """What SIRF raises where a view of the values is wanted and there is none."""
 
 
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def method(self: DataContainer, out: Any = None) -> Any:
+        return self._result(function(self.tensor), out)
+
+    return method
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    def method(self: DataContainer, other: Any, out: Any = None) -> Any:
+        return self._result(function(self.tensor, self._operand(other, "combine")), out)
+
+    return method
+
+
 class DataContainer:
     """Values on a grid with vector arithmetic; the base of `ImageData` and `AcquisitionData`.
 
-    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid. Arithmetic needs equal grids.
+    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid. Arithmetic combines, value by
+    value, with a number, an array of the same shape or a container of the same grid, into ``out`` or a new container.
     """
 
     # NumPy leaves `number * container` and `array * container` to the container.
@@ -64,12 +78,10 @@ class DataContainer:
 
     @property
     def geometry(self) -> Any:
-        """The grid of the data."""
         self.tensor  # noqa: B018 - raises for an empty container
         return self._geometry
 
     def clone(self: Self) -> Self:
-        """An independent copy."""
         return self._like(self.tensor.clone())
 
     copy = clone
@@ -88,22 +100,18 @@ class DataContainer:
         return self
 
     def dimensions(self) -> tuple[int, ...]:
-        """Shape of :meth:`as_array`."""
         return (*self._leading, *self.tensor.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Same as :meth:`dimensions`."""
         return self.dimensions()
 
     @property
     def size(self) -> int:
-        """Number of values."""
         return self.tensor.numel()
 
     @property
     def dtype(self) -> np.dtype:
-        """float32."""
         return np.dtype(np.float32)
 
     def as_array(self) -> np.ndarray:
@@ -128,11 +136,9 @@ class DataContainer:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def max(self) -> float:
-        """Largest value."""
         return float(self.tensor.max())
 
     def min(self) -> float:
-        """Smallest value."""
         return float(self.tensor.min())
 
     def sum(self) -> float:
@@ -140,52 +146,18 @@ class DataContainer:
         return float(self.tensor.sum(dtype=torch.float64))
 
     def norm(self) -> float:
-        """Euclidean norm."""
         return math.sqrt(self.dot(self))
 
     def squared_norm(self) -> float:
-        """Square of the Euclidean norm."""
         return self.dot(self)
 
     def dot(self, other: Any) -> float:
         """Inner product, accumulated in double precision."""
         return float((self.tensor.double() * self._operand(other, "combine").double()).sum())
 
-    def abs(self: Self, out: Self | None = None) -> Self:
-        """Absolute values."""
-        return self._result(self.tensor.abs(), out)
-
-    def sign(self: Self, out: Self | None = None) -> Self:
-        """Sign of each value."""
-        return self._result(self.tensor.sign(), out)
-
-    def exp(self: Self, out: Self | None = None) -> Self:
-        """Exponential of each value."""
-        return self._result(self.tensor.exp(), out)
-
-    def log(self: Self, out: Self | None = None) -> Self:
-        """Natural logarithm of each value."""
-        return self._result(self.tensor.log(), out)
-
-    def sqrt(self: Self, out: Self | None = None) -> Self:
-        """Square root of each value."""
-        return self._result(self.tensor.sqrt(), out)
-
-    def power(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Each value to a power."""
-        return self._binary(other, torch.pow, out)
-
-    def add(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Sum with a number, array or container."""
-        return self._binary(other, torch.add, out)
-
-    def subtract(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Difference to a number, array or container."""
-        return self._binary(other, torch.sub, out)
-
-    def multiply(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Product with a number, array or container, value by value."""
-        return self._binary(other, torch.mul, out)
+    abs, sign, exp, log, sqrt = (_unary(f) for f in (torch.abs, torch.sign, torch.exp, torch.log, torch.sqrt))
+    add, subtract, multiply = _binary(torch.add), _binary(torch.sub), _binary(torch.mul)
+    power, maximum, minimum = _binary(torch.pow), _binary(torch.maximum), _binary(torch.minimum)
 
     def divide(self: Self, other: Any, out: Self | None = None) -> Self:
         """Ratio to a number (not 0), array or container, value by value."""
@@ -193,15 +165,7 @@ class DataContainer:
             if other == 0:
                 raise ZeroDivisionError(f"{type(self).__name__} divided by the number 0")
             return self.multiply(1 / float(other), out)
-        return self._binary(other, torch.div, out)
-
-    def maximum(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Larger of each pair of values."""
-        return self._binary(other, torch.maximum, out)
-
-    def minimum(self: Self, other: Any, out: Self | None = None) -> Self:
-        """Smaller of each pair of values."""
-        return self._binary(other, torch.minimum, out)
+        return self._result(torch.div(self.tensor, self._operand(other, "combine")), out)
 
     def sapyb(self: Self, a: Any, y: Self, b: Any, out: Self | None = None) -> Self:
         """Linear combination ``a * self + b * y``; ``a`` and ``b`` are numbers or containers."""
@@ -238,9 +202,6 @@ class DataContainer:
     def __itruediv__(self: Self, other: Any) -> Self:
         return self.divide(other, self)
 
-    def _binary(self: Self, other: Any, operation: Callable[[Tensor, Tensor], Tensor], out: Self | None) -> Self:
-        return self._result(operation(self.tensor, self._operand(other, "combine")), out)
-
     def _result(self: Self, values: Tensor, out: Self | None) -> Self:
         result = self._like(values)
         return result if out is None else out.fill(result)
@@ -255,7 +216,7 @@ class DataContainer:
                 raise ValueError(
                     f"cannot {what} {type(self).__name__} of size {self.shape} with data of size {other.shape}"
                 )
-            return torch.from_numpy(np.ascontiguousarray(other, dtype=np.float32)).reshape(self.tensor.shape)
+            return torch.from_numpy(np.array(other, dtype=np.float32, order="C")).reshape(self.tensor.shape)
         if isinstance(other, (Real, np.number, np.ndarray)):
             return torch.tensor(float(other))
         raise TypeError(

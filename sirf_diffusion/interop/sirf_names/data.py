@@ -61,7 +61,6 @@ class ImageData(DataContainer):
         self._tensor, self._geometry = _read(read_image, filename)
 
     def write(self, filename: str) -> None:
-        """Write as Interfile (``.hv`` and ``.v``)."""
         write_image(filename, self.tensor, self._geometry)
 
     def voxel_sizes(self) -> tuple[float, float, float]:
@@ -70,7 +69,6 @@ class ImageData(DataContainer):
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Same as :meth:`voxel_sizes`."""
         return self.voxel_sizes()
 
     def equal(self, other: ImageData) -> bool:
@@ -168,7 +166,6 @@ class AcquisitionData(DataContainer):
 
     @staticmethod
     def get_storage_scheme() -> str:
-        """``"memory"`` or ``"file"``."""
         return AcquisitionData._scheme
 
     def fill(self, value: Any) -> AcquisitionData:
@@ -183,11 +180,9 @@ class AcquisitionData(DataContainer):
         self.read_only = True
 
     def write(self, filename: str) -> None:
-        """Write as Interfile (``.hs`` and ``.s``)."""
         write_projection_data(filename, self.tensor, self._geometry)
 
     def get_uniform_copy(self, value: float = 0.0) -> AcquisitionData:
-        """Data of the same geometry, filled with ``value``."""
         return super().get_uniform_copy(value)
 
     def create_uniform_image(self, value: float = 0.0, xy: int | tuple[int, int] | None = None) -> ImageData:

@@ -45,7 +45,6 @@ class AcquisitionSensitivityModel:
         self._factors: Tensor | None = None
 
     def set_up(self, ad: AcquisitionData) -> None:
-        """Compute the factors for data of this geometry."""
         if isinstance(self._src, AcquisitionSensitivityModel):
             self._src.set_up(ad)
             self._other.set_up(ad)
@@ -108,7 +107,6 @@ class AcquisitionModelUsingRayTracingMatrix:
         self._num_lors = int(value)
 
     def get_num_tangential_LORs(self) -> int:
-        """The number that was set."""
         return self._num_lors
 
     def set_additive_term(self, at: AcquisitionData) -> None:
@@ -120,7 +118,6 @@ class AcquisitionModelUsingRayTracingMatrix:
         self._background = self._checked(bt)
 
     def set_acquisition_sensitivity(self, asm: AcquisitionSensitivityModel) -> None:
-        """``S``."""
         if not isinstance(asm, AcquisitionSensitivityModel):
             raise error(f"acquisition sensitivity must be an AcquisitionSensitivityModel, found {type(asm).__name__}")
         self._sensitivity, self._model = asm, None
@@ -142,13 +139,11 @@ class AcquisitionModelUsingRayTracingMatrix:
         return self._background if self._background is not None else self._template().get_uniform_copy(0)
 
     def get_constant_term(self) -> AcquisitionData:
-        """``S a + b``."""
         constant = self.linear_model.constant_term
         template = self._template()
         return template.get_uniform_copy(0) if constant is None else AcquisitionData.of(constant, template.geometry)
 
     def set_up(self, acq_templ: AcquisitionData, img_templ: ImageData) -> None:
-        """Prepare for data and images of these geometries."""
         if not isinstance(acq_templ, AcquisitionData) or not isinstance(img_templ, ImageData):
             raise error(f"set_up needs AcquisitionData and ImageData, found {type(acq_templ)} and {type(img_templ)}")
         self._templates = (acq_templ, img_templ)
@@ -193,7 +188,6 @@ class AcquisitionModelUsingRayTracingMatrix:
 
     @property
     def subset_num(self) -> int:
-        """The selected subset."""
         return self._subset_num
 
     @subset_num.setter
@@ -251,19 +245,15 @@ class AcquisitionModelUsingRayTracingMatrix:
         return linear
 
     def is_linear(self) -> bool:
-        """Whether the background is absent or zero."""
         return all(term is None or term.norm() == 0 for term in (self._additive, self._background))
 
     def is_affine(self) -> bool:
-        """Always true."""
         return True
 
     def range_geometry(self) -> AcquisitionData:
-        """The template of the data."""
         return self._template()
 
     def domain_geometry(self) -> ImageData:
-        """The template of the images."""
         return self._set_up_templates()[1]
 
     def _require_linear(self) -> None:

@@ -20,13 +20,11 @@ class ImageObjective(PoissonObjective):
     """The log-likelihood, for reconstructors that shall take and give :class:`ImageData`."""
 
     def to_tensor(self, image: ImageData) -> Tensor:
-        """A copy of an image as a tensor."""
         if not isinstance(image, ImageData):
             raise TypeError(f"expected ImageData of the embedded engine, found {type(image).__name__}")
         return image.tensor.clone()
 
     def to_image(self, x: Tensor) -> ImageData:
-        """A new image from a tensor ``[z, y, x]``."""
         return ImageData.of(x.clone(), self.geometry)
 
     def hessian_times(self, x: Tensor, v: Tensor, subset: int | None = None) -> Tensor:
@@ -57,13 +55,11 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         self._likelihood: ImageObjective | None = None
 
     def set_acquisition_data(self, ad: AcquisitionData) -> None:
-        """The measured prompts."""
         if not isinstance(ad, AcquisitionData):
             raise error(f"expected AcquisitionData, found {type(ad).__name__}")
         self._data, self._likelihood = ad, None
 
     def set_acquisition_model(self, am: AcquisitionModelUsingRayTracingMatrix) -> None:
-        """The model of the expected counts."""
         if not isinstance(am, AcquisitionModelUsingRayTracingMatrix):
             raise error(f"expected AcquisitionModelUsingRayTracingMatrix, found {type(am).__name__}")
         self._acquisition_model, self._likelihood = am, None
@@ -74,7 +70,6 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
             self._num_subsets, self._likelihood = int(n), None
 
     def get_num_subsets(self) -> int:
-        """Number of subsets of views."""
         return self._num_subsets
 
     def set_prior(self, prior: Prior | Penalty) -> None:
@@ -84,11 +79,9 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         self._prior = prior
 
     def get_prior(self) -> Prior | Penalty | None:
-        """The penalty, or None."""
         return self._prior
 
     def set_up(self, image: ImageData) -> None:
-        """Prepare for images of this geometry."""
         if self._data is None or self._acquisition_model is None:
             raise error("objective function needs acquisition data and an acquisition model before set_up()")
         self._acquisition_model.set_up(self._data, image)
@@ -112,7 +105,6 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         return None if penalty is None or penalty.penalisation_factor == 0 else penalty
 
     def value(self, image: ImageData) -> float:
-        """Log-likelihood minus penalty."""
         value = float(self.log_likelihood.value(image.tensor))
         return value if self.penalty is None else value - float(self.penalty.value(image.tensor))
 
@@ -128,11 +120,9 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         return into(result, image, out)
 
     def get_gradient(self, image: ImageData, out: ImageData | None = None) -> ImageData:
-        """Gradient of all data."""
         return self.gradient(image, -1, out)
 
     def get_subset_gradient(self, image: ImageData, subset: int, out: ImageData | None = None) -> ImageData:
-        """Gradient of one subset."""
         return self.gradient(image, subset, out)
 
     def multiply_with_Hessian(
@@ -149,19 +139,16 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
     def accumulate_Hessian_times_input(
         self, current_estimate: ImageData, input_: ImageData, subset: int = -1, out: ImageData | None = None
     ) -> ImageData:
-        """Same as :meth:`multiply_with_Hessian`, added to ``out``."""
         product = self.multiply_with_Hessian(current_estimate, input_, subset)
         return product if out is None else out.add(product, out=out)
 
     def get_subset_sensitivity(self, subset: int) -> ImageData:
-        """Sensitivity of one subset."""
         likelihood = self.log_likelihood
         return ImageData.of(likelihood.sensitivity(subset if self._num_subsets > 1 else None), likelihood.geometry)
 
     def get_backprojection_of_acquisition_ratio(
         self, image: ImageData, subset: int, out: ImageData | None = None
     ) -> ImageData:
-        """Back-projection of measured over expected counts of one subset."""
         return into(acquisition_ratio(self.log_likelihood, image.tensor, self._subset(subset)), image, out)
 
     def _subset(self, subset: int) -> int | None:
@@ -184,5 +171,4 @@ def make_Poisson_loglikelihood(
 
 
 def acquisition_ratio(likelihood: PoissonObjective, x: Tensor, subset: int | None) -> Tensor:
-    """Back-projection of measured over expected counts."""
     return (likelihood.gradient(x, subset) + likelihood.sensitivity(subset)).clamp_min(0)

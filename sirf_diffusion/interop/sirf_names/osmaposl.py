@@ -36,26 +36,21 @@ class OSMAPOSLReconstructor:
         self._clipped: list[float] = []
 
     def set_objective_function(self, obj: PoissonLogLikelihoodWithLinearModelForMeanAndProjData) -> None:
-        """The objective function to maximise."""
         self._objective, self._set_up = obj, False
 
     def get_objective_function(self) -> PoissonLogLikelihoodWithLinearModelForMeanAndProjData | None:
-        """The objective function."""
         return self._objective
 
     def set_input(self, input_data: AcquisitionData) -> None:
-        """The measured prompts."""
         self._required().set_acquisition_data(input_data)
         self._set_up = False
 
     def set_num_subsets(self, n: int) -> None:
-        """Number of subsets of views."""
         if n < 1:
             raise error(f"num_subsets must be at least 1, found {n}")
         self._num_subsets, self._set_up = int(n), False
 
     def get_num_subsets(self) -> int:
-        """Number of subsets of views."""
         return self._num_subsets
 
     def set_num_subiterations(self, n: int) -> None:
@@ -65,7 +60,6 @@ class OSMAPOSLReconstructor:
         self._num_subiterations = int(n)
 
     def get_num_subiterations(self) -> int:
-        """Updates made by :meth:`process`."""
         return self._num_subiterations
 
     def get_subiteration_num(self) -> int:
@@ -81,7 +75,6 @@ class OSMAPOSLReconstructor:
         self._limits = (float(value), self._limits[1])
 
     def set_up(self, image: ImageData) -> None:
-        """Prepare for images of this geometry."""
         objective = self._required()
         objective.set_num_subsets(self._num_subsets)
         objective.set_up(image)
@@ -92,7 +85,6 @@ class OSMAPOSLReconstructor:
         self._image = image.clone()
 
     def get_current_estimate(self) -> ImageData:
-        """A copy of the current image."""
         if self._image is None:
             raise error("current estimate not set")
         return self._image.clone()
@@ -119,7 +111,6 @@ class OSMAPOSLReconstructor:
             )
 
     def update_current_estimate(self) -> None:
-        """Make one update of the current estimate."""
         if self._image is None:
             raise error("current estimate not set")
         if not self._set_up:

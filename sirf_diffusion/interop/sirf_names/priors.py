@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...geometry.images import ImageGeometry
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
+from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
 from .containers import error
@@ -35,7 +36,6 @@ class Prior:
         return self
 
     def get_penalisation_factor(self) -> float:
-        """Factor in front of the penalty."""
         return self._penalty.penalisation_factor
 
     def set_kappa(self, image: ImageData) -> None:
@@ -44,11 +44,9 @@ class Prior:
         self._kappa = image
 
     def get_kappa(self) -> ImageData | None:
-        """The image given to :meth:`set_kappa`, or None."""
         return self._kappa
 
     def set_up(self, image: ImageData) -> None:
-        """Prepare for images of this geometry."""
         self._penalty.set_up(image.geometry)
 
     @property
@@ -59,14 +57,12 @@ class Prior:
         return self._penalty
 
     def get_value(self, image: ImageData) -> float:
-        """Value of the penalty, penalisation factor included."""
         return float(self.penalty.value(image.tensor))
 
     value = get_value
     __call__ = get_value
 
     def get_gradient(self, image: ImageData, out: ImageData | None = None) -> ImageData:
-        """Gradient of the penalty, penalisation factor included."""
         return into(self.penalty.gradient(image.tensor), image, out)
 
     gradient = get_gradient
@@ -74,13 +70,11 @@ class Prior:
     def multiply_with_Hessian(
         self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
     ) -> ImageData:
-        """Hessian of the penalty at an image, times another image."""
         return into(self.penalty.hessian_times(current_estimate.tensor, input_.tensor), current_estimate, out)
 
     def accumulate_Hessian_times_input(
         self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
     ) -> ImageData:
-        """Hessian of the penalty at an image, times another image, added to ``out``."""
         product = self.multiply_with_Hessian(current_estimate, input_)
         return product if out is None else out.add(product, out=out)
 
@@ -94,23 +88,18 @@ class RelativeDifferencePrior(Prior):
         super().__init__(RelativeDifferencePenalty(penalisation_factor=0.0, epsilon=SIRF_EPSILON))
 
     def set_gamma(self, v: float) -> None:
-        """Edge preservation."""
-        self._penalty.gamma = float(v)
+        self._penalty.gamma = at_least_0("gamma", v)
 
     def get_gamma(self) -> float:
-        """Edge preservation."""
         return self._penalty.gamma
 
     def set_epsilon(self, v: float) -> None:
-        """Offset in image units."""
-        self._penalty.epsilon = float(v)
+        self._penalty.epsilon = at_least_0("epsilon", v)
 
     def get_epsilon(self) -> float:
-        """Offset in image units."""
         return self._penalty.epsilon
 
     def compute_Hessian_diagonal(self, image: ImageData) -> ImageData:
-        """Diagonal of the Hessian, penalisation factor included."""
         return into(self.penalty.hessian_diagonal(image.tensor), image, None)
 
 
@@ -139,7 +128,6 @@ class PLSPrior(Prior):
         self._penalty.only_2d = bool(tf)
 
     def get_only_2D(self) -> bool:
-        """Whether differences between planes are left out."""
         return self._penalty.only_2d
 
     def set_alpha(self, v: float) -> None:
@@ -147,7 +135,6 @@ class PLSPrior(Prior):
         self._penalty.set_scales(v, self._penalty.eta)
 
     def get_alpha(self) -> float:
-        """See :meth:`set_alpha`."""
         return self._penalty.alpha
 
     def set_eta(self, v: float) -> None:
@@ -155,7 +142,6 @@ class PLSPrior(Prior):
         self._penalty.set_scales(self._penalty.alpha, v)
 
     def get_eta(self) -> float:
-        """See :meth:`set_eta`."""
         return self._penalty.eta
 
     def set_anatomical_image(self, image: ImageData) -> None:
@@ -164,15 +150,12 @@ class PLSPrior(Prior):
         self._anatomical = image
 
     def set_anatomical_filename(self, filename: str | os.PathLike[str]) -> None:
-        """The same from an Interfile image."""
         self.set_anatomical_image(ImageData(filename))
 
     def get_anatomical_image(self) -> ImageData | None:
-        """The anatomical image, or None."""
         return self._anatomical
 
     def set_kappa_filename(self, filename: str | os.PathLike[str]) -> None:
-        """Kappa from an Interfile image."""
         self.set_kappa(ImageData(filename))
 
 
@@ -197,14 +180,12 @@ class EmbeddedImages(EngineImages):
 
     @staticmethod
     def values(image: Any) -> Tensor:
-        """A copy of an image's values."""
         if not isinstance(image, ImageData):
             raise error(f"expected ImageData, found {type(image).__name__}")
         return image.tensor.clone()
 
     @staticmethod
     def grid(image: Any) -> ImageGeometry:
-        """Grid of an image."""
         return image.geometry
 
     @staticmethod
@@ -237,7 +218,6 @@ class ScoreImageProcessor(EmbeddedImages, ProcessorObject, ImageDataProcessor):
     __doc__ = ProcessorObject.__doc__
 
     def apply(self, image: ImageData) -> None:
-        """Denoise an image in place."""
         image.tensor.copy_(self.obj(image.tensor, image.geometry))
 
 

@@ -24,11 +24,9 @@ class ImageDataProcessor:
         raise NotImplementedError
 
     def set_input(self, image: ImageData) -> None:
-        """Set the image to process."""
         self._input = image
 
     def process(self, image: ImageData | None = None) -> ImageData:
-        """Return a processed copy of the argument, or of what :meth:`set_input` got."""
         source = image if image is not None else self._input
         if source is None:
             raise error("input image not set")
@@ -37,7 +35,6 @@ class ImageDataProcessor:
         return self._output
 
     def get_output(self) -> ImageData | None:
-        """Result of the last :meth:`process`."""
         return self._output
 
 
@@ -90,7 +87,6 @@ class TruncateToCylinderProcessor(ImageDataProcessor):
         self._strict = bool(flag)
 
     def get_strictly_less_than_radius(self) -> bool:
-        """Whether voxels exactly on the radius are zeroed."""
         return self._strict
 
     def apply(self, image: ImageData) -> None:

@@ -16,7 +16,7 @@ from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
-from ...reconstructors.diffusion.loop import reverse_times
+from ...reconstructors.diffusion.sampling import reverse_times
 from . import values
 from .blocks import num_chain_steps
 from .views import as_tensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...engines.autograd import log_likelihood
 from ...engines.objective import Objective
-from ...models.batching import budget_bytes
+from ...models.coverage import budget_bytes
 from ..diffusion.consistency import DataConsistency, DiffusionStep, smooth_direction
 from ..diffusion.hqs import PenalisedEM
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..diffusion.consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep
 from ..diffusion.lisch import AscentToSchedule, LikelihoodScheduledReconstructor
-from ..diffusion.loop import DiffusionReconstructor, Sampling
+from ..diffusion.loop import DiffusionReconstructor
+from ..diffusion.sampling import Sampling
 from ..settings import choice, count, flag, real
 from .couplings import COUPLINGS
 from .network_adaptation import AdaptationSettings, NetworkAdaptation

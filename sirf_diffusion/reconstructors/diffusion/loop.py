@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,48 +14,21 @@ from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
 from ...geometry.checks import check_count, check_seed
-from ...models.schedules import SPACINGS
-from ..base import Reconstructor
 from ..records import Cost, StepRecord
-from ..settings import Settings, choice, count, defaults, make, real
-from ..view import bound, check_bound, extent_setting, planes_setting, seen_as_volume
-from .chain import NOISES, Chain, posterior_sd
+from ..settings import Settings, defaults, make
+from ..view import bound, check_bound, seen_as_volume
+from .chain import Chain, posterior_sd
 from .checkpoint import Checkpoint
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
+from .resuming import ResumableReconstructor
+from .sampling import Sampling, reverse_times
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ...models.schedules import NoiseSchedule
     from ...models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
-
-FINAL_NOISE_LEVEL = 0.05
-_ADAPTED = "adaptation."
-
-
-@dataclass(frozen=True)
-class Sampling(Settings):
-    """Settings of the loop itself."""
-
-    num_steps: int = count(40, "noise levels", volumes=60, published=40, quick=15)
-    eta: float = real(
-        1.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0, published=0.85
-    )
-    noise: str = choice(
-        "balanced",
-        "samplers only: the noises of a run's samples add up to zero, see [conventions](conventions.md#randomness); or "
-        "`independent`",
-        NOISES,
-    )
-    final_noise_level: float = real(FINAL_NOISE_LEVEL, "relative noise level of the last denoising", open_below=True)
-    starting_noise_level: float | None = real(
-        None, "relative noise level at the start; None is the highest that the network knows", open_below=True
-    )
-    spacing: str = choice("t", "of the noise levels: even in `t` or in `log_sigma`, or that of `karras`", SPACINGS)
-    planes: str | None = planes_setting()
-    extent: float | None = extent_setting()
 
 
 @dataclass(frozen=True)
@@ -71,7 +43,7 @@ class Denoised:
     image: Tensor
 
 
-class DiffusionReconstructor(Reconstructor):
+class DiffusionReconstructor(ResumableReconstructor):
     r"""Posterior samples by reverse diffusion with a data step at every noise level.
 
     With :math:`u` in network units, :math:`x = c\,u`, and noise levels :math:`t_1 > \dots > t_K`:
@@ -162,13 +134,8 @@ class DiffusionReconstructor(Reconstructor):
         self.seed = check_seed("seed", seed)
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
-        self.times = reverse_times(
-            model.schedule,
-            self.num_steps,
-            chosen.final_noise_level,
-            chosen.spacing,
-            chosen.starting_noise_level,
-        )
+        start, end = chosen.starting_noise_level, chosen.final_noise_level
+        self.times = reverse_times(model.schedule, self.num_steps, end, chosen.spacing, start)
         self.settings = {
             **chosen.settings,
             "num_samples": self.num_samples,
@@ -178,9 +145,7 @@ class DiffusionReconstructor(Reconstructor):
         if self.adaptation is not None:
             self.settings["adaptation"] = self.adaptation.settings
         check_bound(model, self.objective, chosen.planes, chosen.extent)
-        self.members: tuple[int, ...] | None = None
         self._samples: Tensor | None = None
-        self._resumed: Checkpoint | None = None
         self._preparation = Cost()
 
     @classmethod
@@ -218,61 +183,32 @@ class DiffusionReconstructor(Reconstructor):
             Image ``[z, y, x]``, such as an early OSEM image; the chain starts from it with the noise of the first
             noise level.
         """
-        start, began = Cost.now(self.objective, self.model), time.perf_counter()
+        start, began = self._spent(), time.perf_counter()
         super().set_up(initial_image)
         self._samples, self._given = None, initial_image is not None
         self._resumed = None if self.resume_from is None else Checkpoint.load(self.resume_from)
-        if self.consistency is not None:
-            if self._resumed is None:
-                self.consistency.set_up(self.objective)
-            else:
-                self.consistency.restore(self.objective, self._resumed.metadata["consistency"])
+        self._set_up_data_step()
         if self.model.geometry is None:
             resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
-            self.model = bound(
-                self.model,
-                self.objective,
-                self.sampling_settings.planes,
-                self.sampling_settings.extent,
-                sampling=True,
-                intensity_scale=resumed,
-            )
+            planes, extent = self.sampling_settings.planes, self.sampling_settings.extent
+            self.model = bound(self.model, self.objective, planes, extent, sampling=True, intensity_scale=resumed)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale)
-        if self.adaptation is not None:
-            self._set_up_adaptation(self.adaptation)
-        self._preparation = Cost.now(self.objective, self.model) - start
+        self._set_up_adaptation()
+        self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
             self._resumed.check(self.resume_from, self._fingerprint())
             self._preparation = Cost(**self._resumed.metadata["preparation"])
 
-    def _set_up_adaptation(self, adaptation: Adaptation) -> None:
-        fixed = (self.objective, self.model, self.consistency, self.num_steps)
-        if self._resumed is None:
-            adaptation.set_up(*fixed)
-        else:
-            adaptation.restore(*fixed, self._resumed.metadata["adaptation"])
-        self.settings["adaptation"] = adaptation.settings
-
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
         super().process()
-        cost, preparation = self._cost(), self._preparation
-        self.record["projections"] = {
-            "forward": cost.forward,
-            "back": cost.back,
+        preparation = self._preparation
+        self.record["projections"] |= {
             "preparation_forward": preparation.forward,
             "preparation_back": preparation.back,
-        }
-        self.record["network_evaluations"] = cost.evaluations
-        self.record["seconds"] = {
-            "total": cost.total,
-            "projector": cost.projector,
-            "network": cost.network,
-            "callbacks": cost.callbacks,
-            "other": max(cost.total - cost.projector - cost.network - cost.callbacks, 0.0),
         }
         self.record["model"] = {
             "hash": self.model.hash,
@@ -312,7 +248,6 @@ class DiffusionReconstructor(Reconstructor):
 
     def _run(self) -> Tensor:
         self._steps: list[dict[str, Any]] = []
-        self._counted = Cost.now(self.objective, self.model)
         self._earlier = self._preparation
         self._listening = 0.0
         model = self.model
@@ -398,77 +333,14 @@ class DiffusionReconstructor(Reconstructor):
 
     def _cost(self) -> Cost:
         """Everything so far: preparation, the run that was interrupted, and this one."""
-        cost = Cost.now(self.objective, self.model) - self._counted + self._earlier
+        cost = super()._cost() + self._earlier
         cost.callbacks += self._listening
-        cost.total += time.perf_counter() - self._start
         return cost
 
-    def _checkpoint(self, chain: Chain) -> Checkpoint:
-        adapted: dict[str, Tensor] = {}
-        if self.adaptation is not None:
-            adapted = {f"{_ADAPTED}{name}": tensor for name, tensor in self.adaptation.tensors().items()}
-        return Checkpoint(
-            chain.tensors() | adapted,
-            {
-                "fingerprint": self._fingerprint(),
-                "intensity_scale": float(self.model.intensity_scale),
-                "consistency": {} if self.consistency is None else self.consistency.state(),
-                "adaptation": None if self.adaptation is None else self.adaptation.state(),
-                "preparation": asdict(self._preparation),
-                "cost": asdict(self._cost()),
-                "step": chain.step,
-                "steps": self._steps,
-                "log_likelihood": self._trace,
-            },
-        )
-
-    def _resume(self, checkpoint: Checkpoint) -> Chain:
-        self._earlier = Cost(**checkpoint.metadata["cost"])
-        self._steps = [dict(entry) for entry in checkpoint.metadata["steps"]]
-        self._trace = list(checkpoint.metadata["log_likelihood"])
-        if self.adaptation is not None:
-            kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
-            self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
-        device = self.objective.sensitivity().device
-        metadata = checkpoint.metadata
-        return Chain.of(checkpoint.tensors, metadata["step"], self.model.device, device, self.noise, self.members)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        fingerprint = {
-            "method": self.method,
-            "model": self.model.hash,
-            "conditioning": self.model.conditioning,
-            "precision": self.model.precision,
-            "intensity_scale": float(self.model.intensity_scale),
-            "image_shape": list(self.objective.geometry.shape),
-            "sensitivity": float(self.objective.sensitivity().double().sum()),
-            "mean_activity": float(self.objective.uniform_image().max()),
-            **self.settings,
-        }
-        return json.loads(json.dumps(fingerprint))
+    def _spent(self) -> Cost:
+        return Cost.now(self.objective, self.model)
 
     def _starting_image(self) -> Tensor:
         """The image given to :meth:`set_up`, else an EM image that the data step has, else the uniform image."""
-        early = None if self._given else self._early_image()
+        early = None if self._given or self.consistency is None else self.consistency.early_image()
         return self._initial if early is None else early
-
-    def _early_image(self) -> Tensor | None:
-        return None if self.consistency is None else self.consistency.early_image()
-
-    def _network_counter(self) -> Any:
-        return self.model.counter
-
-
-def reverse_times(
-    schedule: NoiseSchedule,
-    num_steps: int,
-    final_noise_level: float = FINAL_NOISE_LEVEL,
-    spacing: str = "t",
-    starting_noise_level: float | None = None,
-) -> list[float]:
-    """Times at which the network is asked, descending to the one of the final noise level."""
-    start = None if starting_noise_level is None else float(schedule.t_of_sigma(starting_noise_level))
-    if num_steps == 1:
-        return [float(schedule.t_max if start is None else start)]
-    end = float(schedule.t_of_sigma(final_noise_level))
-    return [float(t) for t in schedule.timesteps(num_steps - 1, end, spacing, start)]

@@ -14,7 +14,7 @@ from ...engines.objective import Objective
 from ...geometry.checks import check_count, check_finite
 from ...priors.base import Penalty
 from ..base import Reconstructor
-from ..records import StepRecord
+from ..records import Cost, StepRecord
 from .bsrem import Iterate, bsrem
 
 
@@ -150,9 +150,8 @@ class MAPEM(Reconstructor):
         step = StepRecord.of_iteration(
             self.method, number, self.num_iterations, iterate.x, iterate.log_likelihood, self.objective.counter, seconds
         )
-        counter = self._network_counter()
-        step.network_evaluations = 0 if counter is None else counter.evaluations
+        step.network_evaluations = self._spent().evaluations
         return step
 
-    def _network_counter(self) -> Any | None:
-        return getattr(self.prior, "counter", None)
+    def _spent(self) -> Cost:
+        return Cost.now(self.objective, self.prior)
