@@ -75,6 +75,8 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
     """Add what is wrong with the values of a file of ``program``."""
     seen = set()
     for _, key in file.root.walk():
+        if findings.full:
+            return
         if key.name in INPUT_FILES and key.value and key.value not in seen:
             _check_input(key, findings)
             seen.add(key.value)
