@@ -153,8 +153,10 @@ def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
         assert "above 3 level^2 = 0.12" in finding.text
 
 
-def test_program_and_file_must_agree(folder):
+def test_program_and_data_must_suit_the_file(folder):
     assert "not for OSSPS" in errors_of(OSMAPOSL, program="OSSPS")[0]
+    (folder / "prompts.s").unlink()
+    assert "names the data file prompts.s" in errors_of(OSMAPOSL)[0]
 
 
 def test_variables(folder):
@@ -162,11 +164,6 @@ def test_variables(folder):
     assert errors_of(path, variables={"FACTOR": "0.4"}) == []
     assert main(["check", str(path), "FACTOR=0.4"]) == 0
     assert main(["check", str(path), "FACTOR=strong"]) == 2
-
-
-def test_a_data_file_that_is_missing(folder):
-    (folder / "prompts.s").unlink()
-    assert "names the data file prompts.s" in errors_of(OSMAPOSL)[0]
 
 
 @pytest.mark.parametrize(
