@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sirf_diffusion.files.parfile import ParFile, ParFileError, fold
@@ -217,10 +219,50 @@ def test_files_that_are_none(tmp_path):
 def test_undecodable_bytes_survive(tmp_path):
     path = tmp_path / "latin.par"
     path.write_bytes(b"AParameters :=\nfile := caf\xe9.hs\nEND :=\n")
-    text = ParFile.read(path).text
-    assert text.encode("utf-8", "surrogateescape") == path.read_bytes()
-
-
-def test_no_objective_function_is_an_error_that_says_so():
+    par = ParFile.read(path)
+    assert par.text.encode("utf-8", "surrogateescape") == path.read_bytes()
     with pytest.raises(ParFileError, match="OSMAPOSL or OSSPS"):
-        ParFile.parse("AParameters :=\nEND :=\n").objective()
+        par.objective()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("AParameters :=\n" + "\n" * 20_001, "lines, more than"),
+        ("AParameters :=\n" + "b" * 300 + " := 1\nEND :=\n", "a key of more than"),
+        ("AParameters :=\nb := " + "x\\\n" * 40_000, "lines, more than"),
+        ("AParameters :=\nb := " + "x" * 70_000 + "\nEND :=\n", "a line of 70005 characters"),
+        (
+            "AParameters :=\n" + "prior type := x\nx parameters :=\n" * 60 + "end x parameters :=\n" * 60,
+            "blocks within",
+        ),
+    ],
+    ids=["lines", "key", "continuations", "line", "depth"],
+)
+def test_files_beyond_what_stir_has_use_for_are_refused(text, message):
+    with pytest.raises(ParFileError, match=message):
+        ParFile.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["b :=\n" * 19_000, "prior type := x\n" * 19_000, "b := " + "${" * 30_000 + "\n", "b" + " " * 60_000 + ":= x\n"],
+    ids=["empty keys", "objects", "variables", "blanks"],
+)
+def test_long_files_take_time_in_proportion(text):
+    """Each of these took minutes once; a test that hangs fails by the runner's own limit."""
+    assert ParFile.parse(f"AParameters :=\n{text}END :=\n", strict=False).root.keys
+
+
+@pytest.mark.parametrize("value", ["1_000", "inf", "nan", "9" * 400])
+def test_numbers_that_stir_would_not_read(value):
+    par = ParFile.parse(f"AParameters :=\nb := {value}\nEND :=\n")
+    with pytest.raises(ParFileError, match="must be a number"):
+        par.root.real("b")
+
+
+def test_pipes_and_folders_are_no_parameter_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.par")
+    for path in (tmp_path / "pipe.par", tmp_path):
+        with pytest.raises(ParFileError, match="no regular file"):
+            ParFile.read(path)

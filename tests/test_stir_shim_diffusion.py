@@ -145,7 +145,7 @@ def test_the_sampler_moves_the_quadratic_anchor(scan):
 
 @pytest.mark.parametrize(
     ("subiterations", "steps", "message"),
-    [(6, 3, "use 8 subiterations"), (2, 0, "use 4 subiterations"), (7, 0, "multiple of the interval")],
+    [(6, 3, "(3 + 1) x 2 = 8"), (2, 0, "(1 + 1) x 2 = 4"), (7, 0, "multiple of the interval")],
 )
 def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message, scan):
     block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, number_of_steps=steps)

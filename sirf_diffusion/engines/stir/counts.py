@@ -15,12 +15,7 @@ _SMALLEST_QUOTIENT = 1e-4  # STIR raises estimates to this fraction of the measu
 class StirCounts:
     """Prompts ``y`` and expected counts ``q = m (G x + a)`` of an objective function on projection data.
 
-    Parameters
-    ----------
-    obj
-        ``PoissonLogLikelihoodWithLinearModelForMeanAndProjData3DFloat`` that has been set up.
-    empty
-        Image of zeros on its grid.
+    ``obj`` has been set up; ``empty`` is an image of zeros on its grid.
     """
 
     def __init__(self, obj: Any, empty: Any) -> None:

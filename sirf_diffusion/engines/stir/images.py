@@ -14,13 +14,7 @@ from ..stderr import silent_stderr
 
 
 def geometry_of(image: Any) -> ImageGeometry:
-    """Grid of a STIR image; see :class:`~sirf_diffusion.geometry.images.ImageGeometry` for where its voxels lie.
-
-    Raises
-    ------
-    TypeError
-        If it is no image on a Cartesian grid.
-    """
+    """Grid of a STIR image; TypeError if it is no image on a Cartesian grid."""
     try:
         voxel_size, origin, first = (
             tuple(coordinate[k] for k in (1, 2, 3))

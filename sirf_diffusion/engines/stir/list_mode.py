@@ -21,14 +21,8 @@ class ValueRepair:
     r"""What makes :math:`L(x) = \sum_{events} \log q - \langle x, s \rangle` of the value that STIR gives.
 
     In STIR 6.5 that value is :math:`-\sum_{events} \log q`. Which one a version of STIR gives is found from the slope
-    of its value along a constant image, where the gradient tells what it should be.
-
-    Parameters
-    ----------
-    sign
-        Factor of STIR's value.
-    weight
-        1 if :math:`\langle x, s \rangle` has to be subtracted, otherwise 0.
+    of its value along a constant image, where the gradient tells what it should be: STIR's value times ``sign``, with
+    :math:`\langle x, s \rangle` subtracted if ``weight`` is 1.
     """
 
     sign: int
@@ -41,13 +35,7 @@ class ValueRepair:
 
     @classmethod
     def find(cls, objective: Objective, stirs_value: Callable[[Tensor], float]) -> ValueRepair:
-        """Compare slopes: two values and a gradient.
-
-        Raises
-        ------
-        ValueError
-            If no repair brings value and gradient together.
-        """
+        """Compare slopes, of two values and a gradient; ValueError if no repair brings them together."""
         x, sensitivity = objective.uniform_image(), objective.sensitivity()
         above, below = stirs_value((1 + _STEP) * x), stirs_value((1 - _STEP) * x)
         found = (above - below) / (2 * _STEP)

@@ -34,19 +34,12 @@ class StirObjective(Objective):
     obj
         ``PoissonLogLikelihoodWithLinearModelForMeanAndProjData3DFloat`` or
         ``PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin3DFloat`` on which ``set_up`` was
-        called. Its number of subsets is the one that counts. A penalty attached to it is left out, with a warning.
+        called, otherwise TypeError or ValueError. Its number of subsets is the one that counts. A penalty attached to
+        it is left out, with a warning.
     owner
-        What has to live as long as ``obj``: the reconstruction object of which ``obj`` is the
-        ``get_objective_function()``, for STIR-Python gives a reference that does not keep it alive.
+        The reconstruction object of which ``obj`` is the ``get_objective_function()``: it has to live as long.
     files
         Names of the files of the data, for records.
-
-    Raises
-    ------
-    TypeError
-        If ``obj`` is not such an objective function.
-    ValueError
-        If it has not been set up.
 
     Notes
     -----
@@ -85,13 +78,7 @@ class StirObjective(Objective):
             )
 
     def to_tensor(self, image: Any) -> Tensor:
-        """STIR's image as a tensor ``[z, y, x]`` that shares no memory with it.
-
-        Raises
-        ------
-        ValueError
-            If the image lies on another grid than the objective function's.
-        """
+        """STIR's image as a tensor ``[z, y, x]`` of its own; ValueError if it lies on another grid."""
         found = geometry_of(image)
         if not same_grid(found, self.geometry):
             raise ValueError(f"the image has the grid {found}, the objective function {self.geometry}")
@@ -99,25 +86,20 @@ class StirObjective(Objective):
 
     def to_image(self, x: Tensor) -> Any:
         """A new STIR image with the values ``[z, y, x]``, on the grid and with the exam information of the data."""
-        image = self._template.get_empty_copy()
-        self._fill(image, x)
-        return image
+        return self._filled(self._template.get_empty_copy(), x)
 
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
-        """Value and gradient on demand, each with a forward projection of its own."""
         x = self._checked(x)
         return Evaluation(lambda: self._value(x, subset), lambda active=None: self._gradient(x, subset, active))
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``L(x)``, float64, one number per image."""
         return self._value(self._checked(x), subset)
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``A^T (y / q - 1)``, shape of ``x``."""
         return self._gradient(self._checked(x), subset)
 
     def sensitivity(self, subset: int | None = None) -> Tensor:
-        """``A^T 1``, ``[z, y, x]``, as STIR computed it; zero outside the field of view."""
+        """``A^T 1``, ``[z, y, x]``, as STIR computed it."""
         if subset not in self._sensitivities:
             self._check_subset(subset)
             obj = self.stir_objective
@@ -126,14 +108,9 @@ class StirObjective(Objective):
         return self._sensitivities[subset]
 
     def uniform_image(self) -> Tensor:
-        """Constant where the sensitivity is positive, with as many counts as were measured; zero elsewhere.
+        """See `Objective`; ValueError if the expected background exceeds the measured counts.
 
-        For list-mode data, whose background STIR does not tell, the constant of the highest likelihood.
-
-        Raises
-        ------
-        ValueError
-            If the expected background exceeds the measured counts.
+        For list-mode data, whose background STIR does not tell, it is the constant of the highest likelihood.
         """
         sensitivity = self.sensitivity()
         seen = (sensitivity > 0).float()
@@ -152,13 +129,7 @@ class StirObjective(Objective):
         return seen * (above / total)
 
     def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
-        """Mean and standard deviation of the truth's log-likelihood, see the protocol; one forward projection.
-
-        Raises
-        ------
-        NotImplementedError
-            For list-mode data: STIR-Python does not tell the expected counts.
-        """
+        """See `Objective`; one forward projection. NotImplementedError for list-mode data."""
         if x.dim() != 3:
             raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
         if not _has_projection_data(self.stir_objective):
@@ -167,21 +138,18 @@ class StirObjective(Objective):
                 "give the likelihood schedule its end (target or num_em_iterations)"
             )
         with self.counter.timed():
-            self._fill(self._estimate, self._checked(x))
             self.counter.forward += 1
-            return self._known_counts().expected_log_likelihood(self._estimate)
+            estimate = self._filled(self._estimate, self._checked(x))
+            return self._known_counts().expected_log_likelihood(estimate)
 
     @property
     def engine(self) -> dict[str, str]:
-        """STIR."""
         return {"name": "stir", "version": stir_version()}
 
     def describe(self) -> dict[str, Any]:
-        """Files, if they are known, and image grid."""
         return {**({} if self._files is None else {"files": dict(self._files)}), **super().describe()}
 
     def exam_info(self) -> ExamInfo:
-        """That of the data, as STIR writes it."""
         return exam_info_of_written(self._template.write_to_file)
 
     def _known_counts(self) -> StirCounts:
@@ -202,10 +170,9 @@ class StirObjective(Objective):
         return torch.tensor(self._each(value_of, x), dtype=torch.float64).reshape(x.shape[:-3])
 
     def _stirs_value(self, image: Tensor, subset: int | None = None) -> float:
-        self._fill(self._estimate, image)
         self.counter.forward += self._share(subset)
-        arguments = () if subset is None else (subset,)
-        return self.stir_objective.compute_objective_function_without_penalty(self._estimate, *arguments)
+        arguments = (self._filled(self._estimate, image), *(() if subset is None else (subset,)))
+        return self.stir_objective.compute_objective_function_without_penalty(*arguments)
 
     def _gradient(self, x: Tensor, subset: int | None, active: Tensor | None = None) -> Tensor:
         self._check_subset(subset)
@@ -213,13 +180,13 @@ class StirObjective(Objective):
             x = x[active.to(x.device)]
 
         def gradient_of(image: Tensor) -> Tensor:
-            self._fill(self._estimate, image)
             self.counter.forward += self._share(subset)
             self.counter.back += self._share(subset)
+            arguments = self._result, self._filled(self._estimate, image)
             if subset is None:
-                self.stir_objective.compute_gradient_without_penalty(self._result, self._estimate)
+                self.stir_objective.compute_gradient_without_penalty(*arguments)
             else:
-                self.stir_objective.compute_sub_gradient_without_penalty(self._result, self._estimate, subset)
+                self.stir_objective.compute_sub_gradient_without_penalty(*arguments, subset)
             return tensor_of(self._result)
 
         gradients = self._each(gradient_of, x)
@@ -257,8 +224,9 @@ class StirObjective(Objective):
         return x
 
     @staticmethod
-    def _fill(image: Any, x: Tensor) -> None:
+    def _filled(image: Any, x: Tensor) -> Any:
         image.fill(np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32))
+        return image
 
 
 def _has_projection_data(obj: Any) -> bool:

@@ -39,13 +39,7 @@ class BlockKey:
         return self.otherwise if isinstance(self.otherwise, str) else str(self.otherwise())
 
     def value(self, text: str) -> Any:
-        """The value of a text.
-
-        Raises
-        ------
-        ValueError
-            If it is none.
-        """
+        """The value of a text; ValueError if it is none."""
         try:
             return self.read(text)
         except ValueError as problem:
@@ -66,13 +60,7 @@ class OwnBlock:
         return {key.name: key.default for key in self.keys}
 
     def values(self, options: Mapping[str, str]) -> dict[str, Any]:
-        """Values by key, of texts that the compiled module read.
-
-        Raises
-        ------
-        ValueError
-            For the first that cannot be; the message begins with ``key := text``.
-        """
+        """Values by key, of texts; ValueError, which begins with ``key := text``, for the first that is none."""
         return {key.name: key.value(options[key.name]) for key in self.keys if key.name in options}
 
 
@@ -115,15 +103,6 @@ def noise_levels(text: str) -> list[float]:
     return levels
 
 
-def planes(text: str) -> str | None:
-    """Orientations of the slices; None for ``auto``, which leaves the choice to the network and the image."""
-    from ...models.grid import PLANES
-
-    if text not in ("auto", *PLANES):
-        raise ValueError(f"expected one of auto, {', '.join(PLANES)}")
-    return None if text == "auto" else text
-
-
 def device(text: str) -> str:
     """Where the network runs."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -131,13 +110,16 @@ def device(text: str) -> str:
     return text
 
 
-def precision(text: str) -> str:
-    """In what numbers it computes."""
-    from ...models.score_model import PRECISIONS
+def choice(options: Callable[[], Any], *more: str) -> Callable[[str], str | None]:
+    """Reads one of several words; ``auto`` is None."""
 
-    if text not in PRECISIONS:
-        raise ValueError(f"expected one of {', '.join(PRECISIONS)}")
-    return text
+    def read(text: str) -> str | None:
+        words = (*more, *options())
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return None if text == "auto" else text
+
+    return read
 
 
 def arguments(text: str) -> dict[str, Any]:
@@ -159,11 +141,14 @@ def _of(module: str, *names: str) -> Callable[[], object]:
 _SAMPLING = ("reconstructors.diffusion.loop", "Sampling")  # the settings of all samplers
 _FACTOR = BlockKey(PENALISATION_FACTOR, "0", number())
 _MODEL = BlockKey("model filename", _of("models.storage", "DEFAULT_MODEL"))
-_LOOKS = (BlockKey("planes", "auto", planes), BlockKey("intensity scale", "0", number()))
+_LOOKS = (
+    BlockKey("planes", "auto", choice(_of("models.grid", "PLANES"), "auto")),
+    BlockKey("intensity scale", "0", number()),
+)
 _ANATOMICAL = (BlockKey("anatomical image filename"), BlockKey("guidance weight", "0", number(-1)))
 _MACHINE = (
     BlockKey("device", "auto", device),
-    BlockKey("precision", "float32", precision),
+    BlockKey("precision", "float32", choice(_of("models.score_model", "PRECISIONS"))),
     BlockKey("random seed", "0", count()),
 )
 _PYTHON = (BlockKey("module"), BlockKey("class"), BlockKey("arguments", "{}", arguments))
@@ -216,6 +201,24 @@ BLOCKS = (
         ),
     ),
 )
+
+
+def num_chain_steps(given: int, last: int, interval: int, first: int = 1) -> int:
+    """Steps of ``Diffusion Sampler``, 0 for as many as there is room for.
+
+    It is called after every ``interval`` of the subiterations ``first`` to ``last``, once more than it has steps: the
+    chain ends with data steps. ValueError if the numbers do not fit.
+    """
+    if first != 1:
+        raise ValueError("Diffusion Sampler cannot begin in the middle: remove 'start at subiteration number'")
+    calls = last // interval
+    steps = given or max(calls - 1, 1)
+    if last % interval or calls < steps + 1:
+        raise ValueError(
+            f"{last} subiterations are too few or no multiple of the interval: {steps} steps with an interval of "
+            f"{interval} need ({steps} + 1) x {interval} = {(steps + 1) * interval}"
+        )
+    return steps
 
 
 def block_of(kind: str, name: str) -> OwnBlock:

@@ -60,21 +60,16 @@ def check(
 ) -> Report:
     """Examine a parameter file of OSMAPOSL, OSSPS or postfilter.
 
+    File names in it are relative to the current folder, as in STIR. OSError if there is no such file.
+
     Parameters
     ----------
-    path
-        The file. File names in it are relative to the current folder, as in STIR.
     program
         The program that is to run it; None takes the one that its first line names.
     variables
         Values for ``${VAR}`` in the file, added to the environment.
     names
         Registered names to compare with; None asks `sirf_diffusion.interop.stir.registry.known_names`.
-
-    Raises
-    ------
-    OSError
-        If there is no such file.
     """
     path = Path(path)
     names = names or known_names()

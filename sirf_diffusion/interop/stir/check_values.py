@@ -10,11 +10,12 @@ from typing import Any
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
 from ...files.parfile.keys import INPUT_FILES
-from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
+from .blocks import PENALISATION_FACTOR, OwnBlock, num_chain_steps, own_block
 from .python_blocks import refusal
 
 COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
 _MOST = 200
+_STABLE = 3.0  # factor / (noise level)^2 up to which OSMAPOSL with 9 subsets was stable
 _LABEL = "matrix axis label"
 
 
@@ -74,6 +75,8 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
     """Add what is wrong with the values of a file of ``program``."""
     seen = set()
     for _, key in file.root.walk():
+        if findings.full:
+            return
         if key.name in INPUT_FILES and key.value and key.value not in seen:
             _check_input(key, findings)
             seen.add(key.value)
@@ -84,7 +87,7 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
             if program == "KOSMAPOSL":
                 findings.error(key.line, f"KOSMAPOSL would give {own.name} kernel coefficients, not activity: refused")
             if key.block is not None:
-                findings.of(_check_own, file.path, own, key.block)
+                findings.of(_check_own, file.path, own, key.block, program)
     if program in ("OSMAPOSL", "OSSPS"):
         for check_one in (_check_objective, _check_save_interval, _check_filter_interval, _check_subsets):
             findings.of(check_one, file.path, file)
@@ -116,7 +119,7 @@ def _check_output(key: ParKey, findings: Findings) -> None:
         findings.error(key.line, f"'{key.name} := {key.value}': {text}")
 
 
-def _check_own(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
+def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings) -> None:
     """Every value is read, so that what is none is found here and not after the projections have been set up."""
     values: dict[str, Any] = {}
     for key in own.keys:
@@ -136,6 +139,14 @@ def _check_own(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
     levels, each = values.get("noise level"), "number of subiterations per noise level"
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
+    if isinstance(levels, list) and program == "OSMAPOSL":
+        factor, level = values[PENALISATION_FACTOR], min(levels)
+        if factor > _STABLE * level**2:
+            findings.warning(
+                block.line,
+                f"factor {factor:g} at noise level {level:g}: One Step Late was unstable (hot pixels that grow) above "
+                f"{_STABLE:g} level^2 = {_STABLE * level**2:.2g}. Lower the factor, raise the level, or use OSSPS",
+            )
 
 
 def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
@@ -204,32 +215,21 @@ def _check_filter_interval(file: ParFile, findings: Findings) -> None:
     own = own_block(key)
     if own is None or own.name != "Diffusion Sampler" or key.block is None:
         return
-    subiterations = file.root.integer("number of subiterations", 1)
-    steps = key.block.integer("number of steps")
+    last = file.root.integer("number of subiterations", 1)
     line = file.root.key("number of subiterations")
     at = key.line if line is None else line.line
-    if subiterations % interval or subiterations < 2 * interval:
-        findings.error(
-            at,
-            f"{subiterations} subiterations are not a multiple (of 2 or more) of the interval {interval}: the chain "
-            "would not end with data steps. (steps + 1) x interval are needed, for example "
-            f"{interval * ((steps or 20) + 1)}",
-        )
-    elif steps and (steps + 1) * interval > subiterations:
-        findings.error(
-            at,
-            f"{steps} steps with an interval of {interval} need ({steps} + 1) x {interval} = {(steps + 1) * interval} "
-            f"subiterations, found {subiterations}; leave out 'number of steps' to get "
-            f"{subiterations // interval - 1} steps",
-        )
-    elif steps and (steps + 1) * interval < subiterations:
+    given, first = key.block.integer("number of steps"), file.root.integer("start at subiteration number", 1)
+    try:
+        steps = num_chain_steps(given, last, interval, first)
+    except ValueError as problem:
+        findings.error(at, str(problem))
+        return
+    if (steps + 1) * interval < last:
         findings.warning(
             at,
             f"{steps} steps with an interval of {interval} end at subiteration {(steps + 1) * interval}: the other "
-            f"{subiterations - (steps + 1) * interval} are plain iterations, which bring the data's noise back",
+            f"{last - (steps + 1) * interval} are plain iterations, which bring the data's noise back",
         )
-    if file.root.integer("start at subiteration number", 1) != 1:
-        findings.error(key.line, "Diffusion Sampler cannot begin in the middle: remove 'start at subiteration number'")
 
 
 def _check_subsets(file: ParFile, findings: Findings) -> None:

@@ -14,25 +14,19 @@ from .views import as_tensor
 
 
 class DenoiserCallback:
-    """A `sirf_diffusion.models.denoiser.Denoiser` that works in place on STIR's image.
+    """A `sirf_diffusion.models.denoiser.Denoiser` of a block's values that works in place on STIR's image.
 
-    Its noise level and intensity scale are estimated from each image where the block has 0 for them.
+    Noise level and intensity scale are estimated from each image where the block has 0 for them.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> DenoiserCallback:
-        """The filter of a block's values."""
-        denoiser = Denoiser(
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.denoiser = Denoiser(
             values.model_of(options),
             options["noise level"] or None,
             num_steps=options["number of steps"],
             planes=options["planes"],
             intensity_scale=options["intensity scale"] or None,
         )
-        return cls(denoiser)
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Take the grid; the intensity scale may have to wait for an image."""

@@ -20,11 +20,7 @@ _OURS = frozenset(("python", "diffusion denoiser", "diffusion sampler"))
 def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
     """Let STIR read the data and the models of a parameter file, without its prior, for a number of subsets.
 
-    Returns
-    -------
-    tuple
-        The objective, and STIR's first image: that of ``initial estimate``, or ones on the grid that the file
-        describes.
+    Besides the objective, it gives STIR's first image: that of ``initial estimate``, or ones on the file's grid.
 
     Raises
     ------

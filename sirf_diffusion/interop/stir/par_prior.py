@@ -47,10 +47,7 @@ def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
 def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
     """Model and settings of ``map-score`` for the file's ``Diffusion Score`` prior.
 
-    Raises
-    ------
-    ParFileError
-        If it has another prior, or a key in its block that has no counterpart.
+    ParFileError if it has another prior, or a key in its block that has no counterpart.
     """
     key = par.prior()
     if key is None or fold(key.value) != "diffusion score":

@@ -37,12 +37,7 @@ class Call:
 
     @classmethod
     def parse(cls, program: str, words: Sequence[str]) -> Call:
-        """The call that the words of a command line make.
-
-        Raises
-        ------
-        ValueError
-            If the program is none of ours, or the words do not suit it.
+        """The call that the words of a command line make; ValueError if they make none.
 
         Examples
         --------
@@ -71,13 +66,7 @@ class Call:
         return report
 
     def command(self) -> list[str]:
-        """Executable and arguments.
-
-        Raises
-        ------
-        ShimError
-            If nothing is compiled.
-        """
+        """Executable and arguments; ShimError if nothing is compiled."""
         return [str(find_build().program(self.program)), *self.images, str(self.par)]
 
     def environment(self) -> dict[str, str]:

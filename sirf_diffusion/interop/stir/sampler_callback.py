@@ -18,6 +18,7 @@ from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
 from ...reconstructors.diffusion.sampling import reverse_times
 from . import values
+from .blocks import num_chain_steps
 from .views import as_tensor
 
 logger = logging.getLogger("stir_priors")
@@ -46,18 +47,14 @@ class SamplerCallback:
         Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     num_steps
         ``K``, network evaluations.
-    eta
-        Share of fresh noise in [0, 1].
-    final_noise_level
-        Noise level of the last denoising.
+    eta, final_noise_level, seed
+        As for `DDSReconstructor`.
     planes, intensity_scale
         As for the score prior.
     anchor_strength
         :math:`\lambda \ge 0` in network units. If positive, the prior ``Quadratic Anchor`` of the same run, which must
         have no ``anchor filename``, ties the subiterations to the denoised image with the penalisation factor
         :math:`\lambda / c^2`.
-    seed
-        Of the noise.
     sample_filename_prefix
         If given, the denoised image of each step is written to ``<prefix>_<k>.hv``.
     """
@@ -67,8 +64,8 @@ class SamplerCallback:
         model: ScoreModel,
         num_steps: int,
         *,
-        eta: float = 0.85,
-        final_noise_level: float = 0.05,
+        eta: float,
+        final_noise_level: float,
         planes: str | None = None,
         intensity_scale: float = 0.0,
         anchor_strength: float = 0.0,
@@ -87,13 +84,7 @@ class SamplerCallback:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], context: Mapping[str, str]) -> SamplerCallback:
-        """The filter of a block's values; the number of steps may follow from the file's subiterations.
-
-        Raises
-        ------
-        ValueError
-            Where the numbers of steps and subiterations do not fit together.
-        """
+        """The filter of a block's values; the number of steps may follow from the file's subiterations."""
         steps = _num_steps(options["number of steps"], context)
         return cls(
             values.model_of(options),
@@ -172,22 +163,11 @@ class SamplerCallback:
 
 
 def _num_steps(given: int, context: Mapping[str, str]) -> int:
-    """Steps of the chain, checked against the number of calls that the file leads to."""
+    """Steps of the chain, checked against the subiterations of the file, if it is one of a reconstruction."""
     keys = ("number of subiterations", "inter-iteration filter subiteration interval", "start at subiteration number")
-    numbers = [context.get(key, "") for key in keys]
-    if not (numbers[0].isdigit() and numbers[1].isdigit() and int(numbers[1]) > 0):
-        if given:
-            return given
+    last, interval, first = (context.get(key, "") for key in keys)
+    if last.isdigit() and interval.isdigit() and int(interval) > 0:
+        return num_chain_steps(given, int(last), int(interval), int(first or 1))
+    if not given:
         raise ValueError("number of steps := 0 needs a parameter file with subiterations and an inter-iteration filter")
-    last, interval, first = int(numbers[0]), int(numbers[1]), int(numbers[2] or 1)
-    calls = last // interval - (first - 1) // interval
-    steps = given or calls - 1
-    if steps < 1 or calls < steps + 1:
-        needed = (max(given, 1) + 1) * interval
-        raise ValueError(
-            f"number of subiterations := {last} with an interval of {interval} calls the sampler {calls} times, but "
-            f"{max(given, 1)} steps need one call more than that: use {needed} subiterations"
-        )
-    if last % interval:
-        raise ValueError(f"number of subiterations := {last} must be a multiple of the interval {interval}")
-    return steps
+    return given

@@ -70,10 +70,8 @@ class ScorePriorCallback(TensorPrior):
         self.kappa_filename = kappa_filename
         self.gradient_filename_prefix = gradient_filename_prefix
         self.num_gradients = 0
-        prior = ScorePenalty(
-            model, self.noise_levels[0], 1.0, planes=planes, intensity_scale=intensity_scale or None
-        )
-        super().__init__(prior)
+        scale = intensity_scale or None
+        super().__init__(ScorePenalty(model, self.noise_levels[0], 1.0, planes=planes, intensity_scale=scale))
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ScorePriorCallback:

@@ -15,13 +15,7 @@ from ...patient import AnatomicalImage
 
 
 def model_of(values: Mapping[str, Any]) -> ScoreModel:
-    """The model of a block, not bound to a grid, with its anatomical image (not yet resampled) and guidance weight.
-
-    Raises
-    ------
-    ValueError
-        If the image cannot be used, or the model takes none.
-    """
+    """The model of a block, not bound to a grid, with its anatomical image (not yet resampled) and guidance weight."""
     model = ScoreModel.load(values["model filename"], values["device"], values["precision"])
     filename, weight = values["anatomical image filename"], values["guidance weight"]
     if not filename and not weight:

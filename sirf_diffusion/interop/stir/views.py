@@ -18,12 +18,8 @@ logger = logging.getLogger("stir_priors")
 def as_tensor(array: np.ndarray) -> Tensor:
     """A ``float32`` tensor of an array's own memory, without a copy; only valid as long as the array's memory is.
 
-    Read-only arrays are accepted, because PyTorch has no read-only tensors: do not write to such a tensor.
-
-    Raises
-    ------
-    TypeError
-        If the array is not ``float32`` in C order.
+    Read-only arrays are accepted, because PyTorch has no read-only tensors: do not write to such a tensor. TypeError if
+    the array is not ``float32`` in C order.
     """
     if array.dtype != np.float32 or not array.flags.c_contiguous:
         raise TypeError(f"expected a float32 array in C order, found {array.dtype} with strides {array.strides}")
@@ -48,21 +44,16 @@ class TensorPrior:
             prior.penalisation_factor = 1.0
 
     def set_up(self, geometry: ImageGeometry) -> None:
-        """Give the grid to the prior."""
         self.prior.set_up(geometry)
 
     def value(self, x: np.ndarray) -> float:
-        """The penalty of the image."""
         return float(self.prior.value(as_tensor(x)))
 
     def gradient(self, x: np.ndarray, out: np.ndarray) -> None:
-        """Its gradient."""
         as_tensor(out).copy_(self.prior.gradient(as_tensor(x)))
 
     def curvature(self, x: np.ndarray, out: np.ndarray) -> None:
-        """Its diagonal bound of the Hessian."""
         as_tensor(out).copy_(self.prior.curvature(as_tensor(x)))
 
     def hessian_times(self, x: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-        """Its Hessian times an image."""
         as_tensor(out).copy_(self.prior.hessian_times(as_tensor(x), as_tensor(v)))
