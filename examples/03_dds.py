@@ -23,10 +23,7 @@ def main():
         num_steps=8 if args.quick else args.steps,
         num_samples=args.samples,
         seed=args.seed,
-        eta=1.0,
         anchor_strength=args.anchor,  # at noise level 1; 5 lets the data move a voxel by 45 % of the mean
-        anchor_exponent=1.0,  # ... and by less as the noise falls
-        smoothing=8.0,
         callbacks=[print_step],
     )
     recon.set_up()

@@ -22,7 +22,6 @@ def main():
         num_steps=6 if args.quick else args.steps,
         num_samples=args.samples,
         seed=args.seed,
-        eta=1.0,
         beta=args.beta,
     )
     recon.set_up()

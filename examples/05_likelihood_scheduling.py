@@ -24,9 +24,6 @@ def main():
         num_steps=6 if args.quick else args.steps,
         num_samples=2 if args.quick else args.samples,
         seed=args.seed,
-        eta=1.0,
-        schedule_exponent=0.0,
-        anchor_strength=2.5,
     )
     recon.set_up()
     recon.process()

@@ -56,7 +56,7 @@ def further(scan, initial_image):
     model = sirf_diffusion.ScoreModel.load("brain-fdg")  # changed
     steps, samples = (6, 1) if args.quick else (30, 2)
     recon = sirf_diffusion.LikelihoodScheduledReconstructor(  # changed
-        objective, model, num_steps=steps, num_samples=samples, eta=1.0, schedule_exponent=0.0, anchor_strength=2.5
+        objective, model, num_steps=steps, num_samples=samples
     )
     recon.set_up(initial_image)
     recon.process()

@@ -12,7 +12,6 @@ import common
 import torch
 
 import sirf_diffusion
-from sirf_diffusion.models import intensity_scale
 from sirf_diffusion.reconstructors.methods import build_adaptation
 from sirf_diffusion.simulation.domain_shift import CASES, simulate_case, write_case
 from sirf_diffusion.study.fitness import check_distribution
@@ -37,7 +36,7 @@ def main():
     start = common.osem(pet, obj_fun, scan.template, 2, 4)
     objective = sirf_diffusion.as_objective(obj_fun)
     model = sirf_diffusion.ScoreModel.load(args.model, device="auto")
-    model = model.on(objective.geometry, intensity_scale(objective.to_tensor(start), objective.geometry))
+    model = model.for_data(objective, sampling=True)
 
     images = {"OSEM": start}
     for name, adaptation in (("LiSch", None), ("LiSch with DDIP", "ddip"), ("steerable LiSch", "steerable")):
@@ -47,9 +46,6 @@ def main():
             num_steps=4 if args.quick else args.steps,
             num_samples=1 if args.quick else args.samples,
             seed=args.seed,
-            eta=1.0,
-            schedule_exponent=0.0,
-            anchor_strength=2.5,
             # low-rank changes of the network's weights, for this scan only: the model stays as it is
             adaptation=None if adaptation is None else build_adaptation(adaptation),
         )
