@@ -82,6 +82,8 @@ class ModelConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         check_time_input(self.architecture, self.time_input)
+        if self.architecture.preconditioning != "none" and self.prediction != "x0":
+            raise ValueError(f"a preconditioned network is a denoiser: prediction must be x0, not {self.prediction!r}")
         if self.prediction == "v" and not self.schedule.variance_preserving:
             raise ValueError(f"v-prediction needs a variance-preserving schedule, found {self.schedule.name!r}")
         object.__setattr__(self, "voxel_size", checked_voxel_size(self.voxel_size))
@@ -262,4 +264,3 @@ def _check_entries(entries: dict[str, Any], network: nn.Module) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
