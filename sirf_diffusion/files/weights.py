@@ -21,6 +21,7 @@ from .outputs import atomic_path
 
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
+_MAX_DEPTH = 32
 #: Bytes a number takes, by the names of types in safetensors files.
 _SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
@@ -174,6 +175,8 @@ class _Header:
         content = self.guarded(lambda: json.loads(self.metadata[kind.key]))
         if not isinstance(content, dict):
             raise self.refusal(f"its {kind.key!r} configuration must be a dictionary, found {type(content).__name__}")
+        if _depth(content) > _MAX_DEPTH:
+            raise self.refusal(f"its {kind.key!r} configuration is not valid: it is nested more than {_MAX_DEPTH} deep")
         version = content.get(kind.version_key)
         if version != kind.version or isinstance(version, bool):
             raise self.refusal(
@@ -198,6 +201,16 @@ class _Header:
             return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise self.refusal(f"it is not a complete safetensors file ({error}): copy or download it again") from error
+
+
+def _depth(content: Any) -> int:
+    """Levels of dictionaries and lists in each other."""
+    level, depth = [content], 0
+    while level:
+        depth += 1
+        inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+    return depth
 
 
 def _fits(entry: Any, room: int) -> bool:

@@ -41,6 +41,7 @@ _DISCRETE = {
     ),
     **dict.fromkeys(("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE"), _NARROW),
 }  # fmt: skip
+_MONAI = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "RFlowScheduler")
 _SIGMAS = {
     "EDMEuler": (0.002, 80.0), "EDMDPMSolverMultistep": (0.002, 80.0), "CosineDPMSolverMultistep": (0.3, 500.0),
     "ScoreSdeVe": (0.01, 1348.0),
@@ -195,8 +196,8 @@ def of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     UnsupportedNetworkError
         If the scheduler is not known here, or there are several different ones.
     """
-    found = [value for value in _dictionaries(config) if "networks.schedulers" in str(value.get("_target_", ""))]
-    meant = [_of_monai(value) for value in found]
+    targets = [(str(value.get("_target_", "")), value) for value in _dictionaries(config)]
+    meant = [_of_monai(value) for name, value in targets if "networks.schedulers" in name or name in _MONAI]
     if any(other != meant[0] for other in meant[1:]):
         raise UnsupportedNetworkError("the configuration has several schedulers that differ: leave the network's own")
     return meant[0] if meant else None
@@ -211,8 +212,8 @@ def _of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     steps = config.get("num_train_timesteps", 1000)
     if name == "RFlowScheduler":
         return {"name": "flow", "num_train_steps": steps}, "x0-eps"
-    if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
-        raise UnsupportedNetworkError(f"{what} is not supported, only DDPM, DDIM, PNDM and RFlow")
+    if name not in _MONAI:
+        raise UnsupportedNetworkError(f"{what} is not supported, only {', '.join(_MONAI)}")
     require(config, {"sig_range": (6, 6.0), "s": (0.008,)}, what)
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction", "sample"):
