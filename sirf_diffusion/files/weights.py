@@ -13,12 +13,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
+import torch
 from torch import Tensor
 
 from .outputs import atomic_path
 
+Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
 _MAX_DEPTH = 32
@@ -56,16 +58,16 @@ class WeightsFormat:
     """
 
     what: str
-    key: str
-    remedy: str
+    key: str = ""
+    remedy: str = ""
     error: type[WeightsFileError] = WeightsFileError
     version: int = 1
     version_key: str = "version"
 
     def document(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """The JSON document of a file, read without the tensors."""
-        with _Header(Path(path), self) as header:
-            return header.document()
+        """The JSON document of a file, read without the tensors; raises as `read` does."""
+        with self._opened(Path(path)) as file:
+            return self._document(Path(path), self._header(Path(path), file)[2])
 
     def read(
         self, path: str | os.PathLike[str], check: Check | None = None
@@ -79,12 +81,20 @@ class WeightsFormat:
         WeightsFileError
             `error`: if it is not such a file, is damaged, or ``check`` refuses it.
         """
-        with _Header(Path(path), self) as header:
-            document = header.document()
+        path = Path(path)
+        with self._opened(path) as file:
+            text, entries, metadata = self._header(path, file)
+            document = self._document(path, metadata)
             if check is not None:
-                header.guarded(lambda: check(document, header.entries))
-            tensors, digest = header.tensors()
-        return document, tensors, digest
+                self.guarded(path, lambda: check(document, entries))
+            return document, *self._tensors(path, file, text, entries)
+
+    def read_any(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a safetensors file without a document; raises as `read` does."""
+        path = Path(path)
+        with self._opened(path) as file:
+            text, entries, metadata = self._header(path, file)
+            return self._tensors(path, file, text, entries)[0], metadata
 
     def content(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
         """Bytes of a file, the same for the same tensors and document."""
@@ -101,106 +111,94 @@ class WeightsFormat:
         """
         return _write(Path(path), self.content(tensors, document), self.what)
 
-
-def read_tensors(
-    path: str | os.PathLike[str], what: str, error: type[WeightsFileError]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of any safetensors file, without a JSON document; raises ``error``."""
-    with _Header(Path(path), WeightsFormat(what, "", "", error)) as header:
-        return header.tensors()[0], header.metadata
-
-
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
-    """Write any safetensors file, whole or not at all, and return its SHA-256."""
-    return _write(Path(path), _content(tensors, metadata), "a safetensors file")
-
-
-class _Header:
-    """The checked header of an open file."""
-
-    def __init__(self, path: Path, kind: WeightsFormat) -> None:
-        self.path, self.kind = path, kind
-        if not path.is_file():
-            raise FileNotFoundError(2, f"no such file ({kind.what})", str(path))
-        self.size = path.stat().st_size
-        if self.size > MAX_FILE_BYTES:
-            raise self.refusal(f"it has {self.size} bytes, more than the {MAX_FILE_BYTES} that one may have")
-        self._file = path.open("rb")
-        try:
-            self._parse()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> _Header:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def refusal(self, problem: str) -> WeightsFileError:
-        return self.kind.error(f"{self.path} cannot be read as {self.kind.what}: {problem}")
-
-    def guarded(self, action: Callable[[], Any]) -> Any:
-        """Do it; a value that it finds wrong is the file's."""
+    def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
+        """Do it; what it finds wrong with a value is wrong with the file's document."""
         try:
             return action()
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-            raise self.refusal(f"its {self.kind.key!r} configuration is not valid: {error}") from error
+            raise self._refusal(path, f"its {self.key!r} configuration is not valid: {error}") from error
 
-    def _parse(self) -> None:
-        head = self._file.read(8)
+    def _refusal(self, path: str | os.PathLike[str], problem: str) -> WeightsFileError:
+        return self.error(f"{path} cannot be read as {self.what}: {problem}")
+
+    def _opened(self, path: Path) -> BinaryIO:
+        if not path.is_file():
+            raise FileNotFoundError(2, f"no such file ({self.what})", str(path))
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise self._refusal(path, f"it has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
+        return path.open("rb")
+
+    def _header(self, path: Path, file: BinaryIO) -> tuple[bytes, dict[str, Any], dict[str, str]]:
+        """Bytes of the header, its tensors and its metadata."""
+        head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
-            raise self.refusal(
-                f"it is not a safetensors file, or its header of {length} bytes exceeds {_MAX_HEADER_BYTES}"
+            raise self._refusal(
+                path, f"it is not a safetensors file, or its header of {length} bytes exceeds {_MAX_HEADER_BYTES}"
             )
-        if 8 + length > self.size:
-            raise self.refusal(f"it is truncated: the header needs {8 + length} bytes, the file has {self.size}")
-        self._text = head + self._file.read(length)
+        text = file.read(length)
+        if len(text) < length:
+            raise self._refusal(path, f"it is truncated: the header needs {length} bytes, the file has {len(text)}")
         try:
-            header = json.loads(self._text[8:].decode("utf-8"))
+            header = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise self.refusal(f"it is not a safetensors file: its header is not JSON ({error})") from error
+            raise self._refusal(path, f"it is not a safetensors file: its header is not JSON ({error})") from error
         metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise self.refusal("it is not a safetensors file: its header is no dictionary, or its metadata is not text")
-        self.entries: dict[str, Any] = header
-        self.metadata: dict[str, str] = metadata
+            raise self._refusal(
+                path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
+            )
+        return head + text, header, metadata
 
-    def document(self) -> dict[str, Any]:
-        kind = self.kind
-        if kind.key not in self.metadata:
-            raise kind.error(f"{self.path} is not {kind.what}: its header has no {kind.key!r} configuration")
-        content = self.guarded(lambda: json.loads(self.metadata[kind.key]))
-        if not isinstance(content, dict):
-            raise self.refusal(f"its {kind.key!r} configuration must be a dictionary, found {type(content).__name__}")
-        if _depth(content) > _MAX_DEPTH:
-            raise self.refusal(f"its {kind.key!r} configuration is not valid: it is nested more than {_MAX_DEPTH} deep")
-        version = content.get(kind.version_key)
-        if version != kind.version or isinstance(version, bool):
-            raise self.refusal(
-                f"format version {version!r} is unknown to this release, which reads version {kind.version}: update "
-                f"sirf-diffusion, or {kind.remedy}"
+    def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+        if self.key not in metadata:
+            raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
+        content = self.guarded(path, lambda: json.loads(metadata[self.key]))
+        if not isinstance(content, dict) or _depth(content) > _MAX_DEPTH:
+            problem = f"its {self.key!r} configuration is not valid: it is no dictionary of at most {_MAX_DEPTH} levels"
+            raise self._refusal(path, problem)
+        version = content.get(self.version_key)
+        if version != self.version or isinstance(version, bool):
+            raise self._refusal(
+                path,
+                f"format version {version!r} is unknown to this release, which reads version {self.version}: update "
+                f"sirf-diffusion, or {self.remedy}",
             )
         return content
 
-    def tensors(self) -> tuple[dict[str, Tensor], str]:
+    def _tensors(
+        self, path: Path, file: BinaryIO, text: bytes, entries: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], str]:
         """All tensors, and the SHA-256 of the file."""
         import safetensors
         import safetensors.torch
 
-        room = self.size - len(self._text)
-        for name, entry in self.entries.items():
-            if not _fits(entry, room):
-                raise self.refusal(
-                    f"it is not a complete safetensors file (tensor {name!r}): copy or download it again"
-                )
-        content = self._text + self._file.read()
+        room = path.stat().st_size - len(text)
+        misfit = next((name for name, entry in entries.items() if not _fits(entry, room)), None)
         try:
+            if misfit is not None:
+                raise ValueError(f"tensor {misfit!r} does not lie in it")
+            content = text + file.read()
             return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise self.refusal(f"it is not a complete safetensors file ({error}): copy or download it again") from error
+            problem = f"it is not a complete safetensors file ({error}): copy or download it again"
+            raise self._refusal(path, problem) from error
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write a safetensors file without a document, whole or not at all, and return its SHA-256."""
+    return _write(Path(path), _content(tensors, metadata), "a safetensors file")
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """A ValueError unless names and shapes are as expected, and all values finite."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
+    names = sorted(name for name in {*found, *expected} if shapes[0].get(name) != shapes[1].get(name))
+    if names:
+        raise ValueError(f"{', '.join(names[:3])} differ in name or shape, {len(names)} in all")
+    for name, tensor in found.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
 
 
 def _depth(content: Any) -> int:
@@ -221,12 +219,9 @@ def _fits(entry: Any, room: int) -> bool:
     for values in (shape, place):
         if not isinstance(values, list) or not all(type(value) is int and 0 <= value <= 2**48 for value in values):
             return False
-    return (
-        len(shape) <= 16
-        and len(place) == 2
-        and place[0] <= place[1] <= room
-        and (place[1] - place[0] == math.prod(shape) * _SIZES[entry["dtype"]])
-    )
+    if len(shape) > 16 or len(place) != 2:
+        return False
+    return place[1] <= room and place[1] - place[0] == math.prod(shape) * _SIZES[entry["dtype"]]
 
 
 def _content(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -234,8 +229,7 @@ def _content(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
 
     stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     # A file holds each tensor by itself, also those that share memory here.
-    places = {tensor.untyped_storage().data_ptr() for tensor in stored.values()}
-    if len(places) < len(stored):
+    if len({tensor.untyped_storage().data_ptr() for tensor in stored.values()}) < len(stored):
         stored = {name: tensor.clone() for name, tensor in stored.items()}
     return safetensors.torch.save(stored, metadata=metadata)
 

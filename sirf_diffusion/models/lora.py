@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..files.weights import WeightsFileError, WeightsFormat
+from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from .score_model import ScoreModel
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -197,15 +197,12 @@ class Adapter:
         ValueError
             If they are not, or values are not finite.
         """
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        expected = {name: tuple(parameter.shape) for name, parameter in self._free.items()}
-        if found != expected:
-            names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-            raise ValueError(f"its tensors do not fit this network: {', '.join(names[:3])} differ, {len(names)} in all")
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"tensor {name!r} has values that are not finite")
-            with torch.no_grad():
+        try:
+            check_tensors(tensors, self._free)
+        except ValueError as error:
+            raise ValueError(f"its tensors do not fit this network: {error}") from error
+        with torch.no_grad():
+            for name, tensor in tensors.items():
                 self._free[name].copy_(tensor)
 
     def merge(self) -> ScoreModel:
@@ -271,14 +268,16 @@ class Adapter:
             If it is no adapter file, or belongs to another base model.
         """
         content, tensors, _ = _FORMAT.read(path)
-        try:
-            if content["base"] != model.hash:
-                raise ValueError(
-                    f"it was made for another model: its base has the hash {str(content['base'])[:12]}..., this model "
-                    f"has {model.hash[:12]}...; use it with the model that it was made for"
-                )
+        base = str(content.get("base"))
+        if base != model.hash:
+            raise AdapterFileError(
+                f"adapter {path} was made for another model: its base has the hash {base[:12]}..., this model has "
+                f"{model.hash[:12]}...; use it with the model that it was made for"
+            )
+
+        def fill() -> Adapter:
             adapter = cls(model, AdapterConfig(**content["config"]))
             adapter.load_tensors(tensors)
-        except (ValueError, TypeError, KeyError) as error:
-            raise AdapterFileError(f"adapter {path} cannot be used: {error}") from error
-        return adapter
+            return adapter
+
+        return _FORMAT.guarded(path, fill)

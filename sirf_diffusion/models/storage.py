@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.weights import WeightsFileError, WeightsFormat
+from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
@@ -153,12 +153,8 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Configuration in a model file, read without its weights; raises ModelFileError."""
-    try:
-        return ModelConfig.from_dict(_FORMAT.document(path))
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        if isinstance(error, ModelFileError):
-            raise
-        raise ModelFileError(f"{path} cannot be read as a model file: {error}") from error
+    document = _FORMAT.document(path)
+    return _FORMAT.guarded(path, lambda: ModelConfig.from_dict(document))
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, str]:
@@ -182,9 +178,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
     _, stored, digest = _FORMAT.read(path, check)
     network, config = built[0]
     tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelFileError(f"{path} cannot be read as a model file: tensor {name!r} is not finite")
+    _FORMAT.guarded(path, lambda: check_tensors(tensors, network.state_dict()))
     network.load_state_dict(tensors, strict=True, assign=True)
     network.requires_grad_(False).eval()
     return network, config, digest
@@ -224,17 +218,11 @@ def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: st
     dtypes = {"float32": torch.float32, "float16": torch.float16}
     if weights_dtype not in dtypes:
         raise ValueError(f"weights_dtype must be one of {', '.join(dtypes)}, found {weights_dtype!r}")
-    template = build_network(config.architecture, device="meta")
-    expected = {name: tensor.shape for name, tensor in template.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if found != expected:
-        names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        raise ValueError(f"the weights do not fit the configured architecture: {_some(names)} differ")
-    stored = {}
-    for name, tensor in weights.items():
-        stored[name] = tensor.detach().to("cpu", dtypes[weights_dtype]).contiguous()
-        if not bool(torch.isfinite(stored[name]).all()):
-            raise ValueError(f"weight {name!r} is not finite as {weights_dtype}")
+    stored = {name: tensor.detach().to("cpu", dtypes[weights_dtype]).contiguous() for name, tensor in weights.items()}
+    try:
+        check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
+    except ValueError as error:
+        raise ValueError(f"the weights do not fit the configured architecture: {error}") from error
     return stored
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files.outputs import atomic_path
-from ..files.weights import WeightsFileError, read_tensors, write_tensors
+from ..files.weights import WeightsFileError, WeightsFormat, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ _FIRST_ENTRIES = {"step", "description", "validation"}
 
 class CheckpointError(WeightsFileError):
     """A checkpoint cannot be resumed; the message names the file and the reason."""
+
+
+_FORMAT = WeightsFormat("a checkpoint", error=CheckpointError)
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -81,7 +84,7 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, metadata = read_tensors(path, "a checkpoint", CheckpointError)
+    tensors, metadata = _FORMAT.read_any(path)
     found = metadata.pop("sha256", None)
     # Checkpoints of the first release had no digest, and just these entries.
     if found is None and set(metadata) == _FIRST_ENTRIES:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files.weights import MAX_FILE_BYTES, read_tensors
+from ...files.weights import MAX_FILE_BYTES, WeightsFormat
 from ..storage import ModelFileError
 
 _MAX_JSON_BYTES = 4 * 1024**2
@@ -22,6 +22,9 @@ _PREFIXES = ("module.", "_orig_mod.", "unet.", "model.", "diffusion_model.", "de
 
 class UnsupportedNetworkError(ModelFileError):
     """A foreign network cannot be imported; the message names what does not fit."""
+
+
+_FILE = WeightsFormat("weights", error=UnsupportedNetworkError)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -36,7 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         If the file is damaged, needs unpickling, is larger than 4 GiB, or holds no state dictionary.
     """
     if path.suffix == ".safetensors":
-        content: Any = read_tensors(path, "weights", UnsupportedNetworkError)[0]
+        content: Any = _FILE.read_any(path)[0]
     else:
         _check_archive(path)
         try:
