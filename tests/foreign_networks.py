@@ -15,16 +15,6 @@ ARGUMENTS = {
 }  # fmt: skip
 
 # MONAI's names -> those of the others, one line for each kind of layer, written from their sources by hand.
-DIFFUSERS = (
-    ("conv_in.conv.", "conv_in."), ("time_embed.0.", "time_embedding.linear_1."),
-    ("time_embed.2.", "time_embedding.linear_2."), ("out.0.", "conv_norm_out."), ("out.2.conv.", "conv_out."),
-    ("middle_block.resnet_1.", "mid_block.resnets.0."), ("middle_block.resnet_2.", "mid_block.resnets.1."),
-    ("middle_block.attention.", "mid_block.attentions.0."), (".conv1.conv.", ".conv1."), (".conv2.conv.", ".conv2."),
-    (".skip_connection.conv.", ".conv_shortcut."), (".downsampler.op.conv.", ".downsamplers.0.conv."),
-    (".upsampler.postconv.conv.", ".upsamplers.0.conv."), (".0.norm.", ".0.group_norm."),
-    (".1.norm.", ".1.group_norm."), (".attn.to_q.", ".to_q."), (".attn.to_k.", ".to_k."), (".attn.to_v.", ".to_v."),
-    (".attn.out_proj.", ".to_out.0."),
-)  # fmt: skip
 GENERATIVE = ((".attn.to_", ".to_"), (".attn.out_proj.", ".proj_attn."), ("upsampler.postconv.", "upsampler.conv."))
 GUIDED = (
     ("conv_in.conv.", "input_blocks.0.0."), ("down_blocks.0.resnets.0.", "input_blocks.1.0."),

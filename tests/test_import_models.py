@@ -12,10 +12,8 @@ import pytest
 import torch
 from foreign_networks import (
     ARGUMENTS,
-    DIFFUSERS,
     GENERATIVE,
     ForeignDRUNet,
-    diffusers_folder,
     guided_diffusion,
     randomised,
     renamed,
@@ -84,32 +82,6 @@ def test_a_network_of_volumes(tmp_path, out):
     found = import_model(tmp_path / "unet.pt", out, config=ARGUMENTS | SMALL | {"spatial_dims": 3}, **HOW)
     assert found.architecture.spatial_dims == 3
     assert_same(network, out, (2, 1, 8, 8, 8))
-
-
-@pytest.mark.parametrize("sines_first", [False, True])
-def test_diffusers_folder(network, tmp_path, out, sines_first):
-    weights = renamed(network.state_dict(), DIFFUSERS)
-    if sines_first:
-        first = weights["time_embedding.linear_1.weight"]
-        weights["time_embedding.linear_1.weight"] = torch.cat((first[:, 16:], first[:, :16]), 1)
-    config = {
-        "_class_name": "UNet2DModel", "in_channels": 1, "out_channels": 1, "block_out_channels": [32, 64],
-        "layers_per_block": 1, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 16, "norm_num_groups": 32,
-        "flip_sin_to_cos": not sines_first,
-    }  # fmt: skip
-    diffusers_folder(tmp_path, weights, config)
-    with pytest.raises(ValueError, match="--schedule and --prediction"):
-        import_model(tmp_path, out)
-    diffusers_folder(tmp_path, weights, config, {"num_train_timesteps": 500, "prediction_type": "v_prediction"})
-    found = import_model(tmp_path, out)
-    assert (found.schedule, found.prediction) == (DDPMSchedule(500), "v")
-    # Their default for the normalisation is not MONAI's.
-    assert_same(unet(norm_eps=1e-5), out)
-    for key, value in (("resnet_time_scale_shift", "scale_shift"), ("freq_shift", 1), ("add_attention", False)):
-        diffusers_folder(tmp_path, weights, config | {key: value})
-        with pytest.raises(UnsupportedNetworkError, match=key):
-            import_model(tmp_path, out, **HOW)
 
 
 @pytest.mark.parametrize("new_order", [False, True])

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.importers import UnsupportedNetworkError, import_model
-from sirf_diffusion.models.importers.schedulers import of_diffusers, of_monai, training
+from sirf_diffusion.models.importers.schedulers import of_diffusers, of_monai
 
 REFERENCE = Path(__file__).parent / "reference" / "diffusers.safetensors"
 with safe_open(REFERENCE, "pt") as stored:
@@ -35,15 +35,29 @@ def assert_close(found, expected):
     assert float((found - expected.reshape(found.shape)).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ABOUT["cases"])
-def test_as_diffusers_denoises(name, tmp_path):
-    case = ABOUT["cases"][name]
-    weights = {key[5:]: value for key, value in TENSORS.items() if key.startswith("unet/")}
-    folder = diffusers_folder(tmp_path / "ddpm", weights, ABOUT["unet"], case["scheduler"])
+WEIGHTS = {key[5:]: value for key, value in TENSORS.items() if key.startswith("unet/")}
+
+
+@pytest.mark.parametrize(("name", "sines_first"), [*((name, False) for name in ABOUT["cases"]), ("linear", True)])
+def test_as_diffusers_denoises(name, sines_first, tmp_path):
+    case, weights, config = ABOUT["cases"][name], dict(WEIGHTS), dict(ABOUT["unet"])
+    if sines_first:
+        halves = weights["time_embedding.linear_1.weight"].chunk(2, 1)
+        weights["time_embedding.linear_1.weight"], config["flip_sin_to_cos"] = torch.cat(halves[::-1], 1), False
+    folder = diffusers_folder(tmp_path / "ddpm", weights, config, case["scheduler"])
     import_model(folder, tmp_path / "m.safetensors")
     for k, sigma in enumerate(case["sigmas"]):
         noisy = TENSORS["clean"] + sigma * TENSORS["noise"]
         assert_close(denoised(tmp_path / "m.safetensors", noisy, sigma), TENSORS[f"{name}/{k}"])
+
+
+def test_folders_of_diffusers_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="--schedule and --prediction"):
+        import_model(diffusers_folder(tmp_path, WEIGHTS, ABOUT["unet"]), tmp_path / "m.safetensors")
+    for key, value in (("resnet_time_scale_shift", "scale_shift"), ("freq_shift", 1), ("add_attention", False)):
+        diffusers_folder(tmp_path, WEIGHTS, ABOUT["unet"] | {key: value}, {"num_train_timesteps": 500})
+        with pytest.raises(UnsupportedNetworkError, match=key):
+            import_model(tmp_path, tmp_path / "m.safetensors")
 
 
 @pytest.mark.requires_diffusers
@@ -123,17 +137,3 @@ def test_configurations_of_monai_that_do_not_tell():
     ):
         with pytest.raises(UnsupportedNetworkError, match=message):
             of_monai(config)
-
-
-def test_named_schedules_are_the_libraries():
-    """``gamma`` of each kind of rates against MONAI's own."""
-    from monai.networks.schedulers.scheduler import NoiseSchedules
-
-    for name, key in (("linear", "linear_beta"), ("scaled_linear", "scaled_linear_beta"), ("sigmoid", "sigmoid_beta")):
-        spec = {"name": name, "num_train_steps": 100, "beta_start": 0.001, "beta_end": 0.02}
-        schedule = training(spec, "eps").schedule
-        share = torch.cumprod(1 - NoiseSchedules[key](100, 0.001, 0.02), 0)
-        torch.testing.assert_close(schedule.gamma(torch.arange(100.0)) ** 2, share, rtol=1e-5, atol=1e-6)
-    share = NoiseSchedules["cosine"](100)[2]
-    found = training({"name": "cosine", "num_train_steps": 100}, "eps").schedule.gamma(torch.arange(100.0)) ** 2
-    torch.testing.assert_close(found, share, rtol=1e-5, atol=1e-6)

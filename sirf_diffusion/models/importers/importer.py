@@ -47,6 +47,12 @@ _SIGNS = (
     ("EDM (NVlabs) network", "model.map_layer0.weight"),
     ("EDM (NVlabs) network", "map_layer0.weight"),
 )
+_SCALING = {
+    "drunet": "a DRUNet does not mind how its training images were scaled, but it was trained for little noise only "
+    "(usually up to 0.2 of the brightest pixel)",
+    "": "how the network's training images were scaled is not known: where their mean over emitting voxels was not 1, "
+    "fine-tune it (sirf-diffusion train --init FILE --data ...)",
+}
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -69,12 +75,11 @@ def import_model(
     Parameters
     ----------
     source
-        State dictionary (``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` of ``torch.save``), or a folder of
-        diffusers (a UNet's, or a pipeline's).
+        State dictionary (``.safetensors``, or of ``torch.save``), or a folder of diffusers (a UNet's, or a pipeline's).
     out
         The model file to write.
     kind
-        ``"monai"``, ``"diffusers"``, ``"guided-diffusion"`` or ``"drunet"``; None: as the names of the weights say.
+        A name in `CONVERTERS`; None: as the names of the weights say.
     config
         The arguments that the network was built with, or their JSON file; a diffusers folder has its own. A MONAI
         bundle's configuration may hold the scheduler too.
@@ -82,8 +87,8 @@ def import_model(
         How it was trained, see `sirf_diffusion.models.importers.schedulers.training`. Schedule and prediction are
         needed unless a scheduler's configuration says them, or it is a DRUNet.
     classes
-        What the class labels of a network that has some mean: the label to use always, or, for labels that are slice
-        orientations, their names in the order of the labels (``"transverse,coronal,sagittal"``).
+        What the labels of a network with class labels mean: the one to use always, or, where they are slice
+        orientations, ``"transverse,coronal,sagittal"`` in the order of the labels.
     voxel_size
         Voxel size ``(z, y, x)`` of its training images, mm.
     tracer, licence
@@ -92,7 +97,7 @@ def import_model(
     Returns
     -------
     ModelConfig
-        What the file says; ``training["imported"]`` tells what was taken for granted.
+        What the file says; ``training["imported"]`` tells how the network was taken to be trained.
 
     Raises
     ------
@@ -100,8 +105,6 @@ def import_model(
         If the file is damaged or the network does not fit; the message names what does not.
     ValueError
         If another argument is missing, or is not one of the above.
-    FileNotFoundError
-        If there is no such file.
     """
     path = Path(source)
     if not path.exists():
@@ -155,17 +158,7 @@ def import_model(
         raise UnsupportedNetworkError(f"{path}: {error}") from error
     logger.info("%s: a %s network; taken to be trained with %s", out, kind, words)
     check_denoising(out)
-    if kind == "drunet":
-        logger.warning(
-            "a DRUNet does not mind how its training images were scaled, but it was trained for little noise only "
-            "(usually up to 0.2 of the brightest pixel): check it with sirf-diffusion models evaluate"
-        )
-        return model
-    logger.warning(
-        "how the network's training images were scaled is not known: where their mean over emitting voxels was not 1, "
-        "fine-tune it (sirf-diffusion train --init %s --data ...), and check it with sirf-diffusion models evaluate",
-        out,
-    )  # fmt: skip
+    logger.warning("%s; check it with sirf-diffusion models evaluate", _SCALING["drunet" if kind == "drunet" else ""])
     return model
 
 
