@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,8 @@ class ModelConfig:
 
     Parameters
     ----------
-    architecture
-        The network.
-    schedule
-        The noise schedule it was trained with.
+    architecture, schedule
+        The network, and the noise schedule it was trained with.
     prediction
         What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``.
     time_input
@@ -55,10 +53,8 @@ class ModelConfig:
         Voxel size ``(z, y, x)`` of the training images in mm.
     intensity_rule
         How the intensity scale of an image is found: a name in `INTENSITY_RULES`.
-    tracer
-        Tracer and body region it was trained for, in words; may be empty.
-    licence
-        Licence of the weights; may be empty.
+    tracer, licence
+        Tracer and body region in words, and licence of the weights; may be empty.
     training
         Provenance of the weights: anything that JSON can hold.
     """
@@ -95,17 +91,12 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Contents as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        return {
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "voxel_size"}
+        return values | {
             "format_version": FORMAT_VERSION,
             "architecture": self.architecture.to_dict(),
             "schedule": self.schedule.to_config(),
-            "prediction": self.prediction,
-            "time_input": self.time_input,
             "voxel_size_mm": list(self.voxel_size),
-            "intensity_rule": self.intensity_rule,
-            "tracer": self.tracer,
-            "licence": self.licence,
-            "training": self.training,
         }
 
     @classmethod
@@ -113,10 +104,7 @@ class ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
         if not isinstance(content, dict):
             raise ValueError(f"the model configuration must be a dictionary, found {type(content).__name__}")
-        wanted = {
-            "format_version", "architecture", "schedule", "prediction", "time_input", "voxel_size_mm", "intensity_rule",
-            "tracer", "licence", "training",
-        }  # fmt: skip
+        wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"format_version", "voxel_size_mm"}
         if set(content) != wanted:
             missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
             raise ValueError(f"the model configuration misses the keys {missing} and has unknown keys {unknown}")
