@@ -19,7 +19,13 @@ from typing import Any
 from ..schedules import BETAS, PREDICTIONS, DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
 from .reading import UnsupportedNetworkError, require
 
-FLOW_PREDICTIONS = ("x0-eps", "eps-x0")
+#: Predictions and constants of the networks inside fixed factors.
+_FACTORS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "flow": (("x0-eps", "eps-x0"), ("num_train_steps",)),
+    "edm": (("eps", "v"), ("sigma_min", "sigma_max", "data_sd")),
+    "angle": (("eps", "v"), ("sigma_min", "sigma_max", "data_sd")),
+    "score": (("score",), ("sigma_min", "sigma_max")),
+}
 #: Schedules that their names alone tell.
 NAMED: dict[str, dict[str, Any]] = {
     "ddpm": DDPMSchedule().to_config(), "linear": DDPMSchedule().to_config(), "vp": VPSchedule().to_config(),
@@ -50,18 +56,9 @@ _SIGMAS = {
 
 @dataclass(frozen=True)
 class Training:
-    """How a network was trained.
+    """How a network was trained: schedule, prediction and time input as in a model file, and all of it in ``words``.
 
-    Parameters
-    ----------
-    schedule, prediction, time_input
-        As in a model file.
-    network
-        Values of `NetworkConfig` that follow.
-    negate
-        Whether the network's output has the other sign.
-    words
-        All of it in words.
+    ``network`` has the values of `NetworkConfig` that follow; with ``negate`` the network's output has the other sign.
     """
 
     schedule: NoiseSchedule
@@ -105,7 +102,7 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
     name = schedule.get("name")
     unused = ("name", "beta_start", "beta_end") if schedule.get("betas") == "cosine" else ("name",)
     words = f"{name}, " + ", ".join(f"{key} {value}" for key, value in schedule.items() if key not in unused)
-    if name in ("flow", "edm", "angle", "score"):
+    if name in list(_FACTORS):
         return _preconditioned(schedule, prediction, words)
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
@@ -120,22 +117,14 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
 def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Training:
     """A network inside fixed factors: a denoiser at all noise levels of a variance-exploding schedule."""
     kind = schedule["name"]
-    constants = {"flow": {"num_train_steps"}, "score": {"sigma_min", "sigma_max"}}.get(
-        kind, {"sigma_min", "sigma_max", "data_sd"}
-    )
-    if set(schedule) != constants | {"name"}:
-        raise ValueError(f"schedule {kind!r} has the constants {sorted(constants)}, found {sorted(schedule)}")
-    allowed = {"flow": FLOW_PREDICTIONS, "score": ("score",)}.get(kind, ("eps", "v"))
+    allowed, constants = _FACTORS[kind]
+    if set(schedule) != {"name", *constants}:
+        raise ValueError(f"schedule {kind!r} has the constants {list(constants)}, found {sorted(schedule)}")
     if prediction not in allowed:
         raise ValueError(f"prediction of a {kind} network must be {' or '.join(allowed)}, found {prediction!r}")
-    network = {"preconditioning": kind} | {
-        key: schedule[key] for key in ("num_train_steps", "data_sd") if key in constants
-    }
-    if kind == "flow":
-        last = float(schedule["num_train_steps"]) - 1
-        ends = {"sigma_min": 1 / max(last, 1.5), "sigma_max": max(last, 1.5)}
-    else:
-        ends = {key: schedule[key] for key in ("sigma_min", "sigma_max")}
+    last = max(float(schedule.get("num_train_steps", 2)) - 1, 1.5)
+    ends = {"sigma_min": 1 / last, "sigma_max": last} | {k: v for k, v in schedule.items() if k.startswith("sigma_")}
+    network = {k: v for k, v in schedule.items() if k in ("num_train_steps", "data_sd")} | {"preconditioning": kind}
     found = NoiseSchedule.from_config({"name": "ve", **ends})
     return Training(found, "x0", "log_sigma", f"{words}; predicts {prediction}", network, prediction in ("eps-x0", "v"))
 
