@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,6 +115,8 @@ class Adapter:
         Which weights may change.
     seed
         Of the initial matrices.
+    stored
+        What an adapter file holds: its names say what may change, whatever ``config`` chooses.
 
     Attributes
     ----------
@@ -128,7 +130,14 @@ class Adapter:
         If the network has no weights to adapt.
     """
 
-    def __init__(self, model: ScoreModel, config: AdapterConfig | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        config: AdapterConfig | None = None,
+        *,
+        seed: int = 0,
+        stored: Mapping[str, Tensor] | None = None,
+    ) -> None:
         network = getattr(model, "network", None)
         if not isinstance(network, nn.Module):
             raise ValueError("adaptation needs a model whose network is a torch.nn.Module; this one's has no weights")
@@ -142,26 +151,34 @@ class Adapter:
         self._low_rank: dict[str, nn.Module] = {}
         self._base: dict[str, Tensor] = {}
         if self.config.rank != 0:
-            self._attach(torch.Generator().manual_seed(seed))
+            self._attach(torch.Generator().manual_seed(seed), stored)
             if not self._free:
                 raise ValueError(f"no layer of this network is chosen by targets = {self.config.targets!r}")
 
-    def _attach(self, generator: torch.Generator) -> None:
+    def _attach(self, generator: torch.Generator, stored: Mapping[str, Tensor] | None) -> None:
         for name, layer in list(self.network.named_modules()):
             own = dict(layer.named_parameters(recurse=False))
-            if self.config.rank is None:
-                chosen = set(own) if self.config.chooses(name) else set()
+            if stored is None:
+                chosen, low_rank = self._chosen(name, own)
             else:
-                chosen = {"bias"} & set(own) if self.config.biases and not self.config.excludes(name) else set()
+                chosen, low_rank = [key for key in own if f"{name}.{key}" in stored], f"{name}.weight.up" in stored
             for key in sorted(chosen):
                 self._free[f"{name}.{key}"] = own[key]
                 self._base[f"{name}.{key}"] = own[key].detach().clone()
-            if self.config.rank and isinstance(layer, _LAYERS) and self.config.chooses(name):
+            if self.config.rank and low_rank and isinstance(layer, _LAYERS):
                 change = LowRank(layer.weight, self.config.rank, self.config.scale, generator)
                 # Unsafe only spares a call of the change: shape and type are known to be kept.
                 parametrize.register_parametrization(layer, "weight", change, unsafe=True)
                 self._low_rank[name] = layer
                 self._free[f"{name}.weight.up"], self._free[f"{name}.weight.down"] = change.up, change.down
+
+    def _chosen(self, name: str, own: Mapping[str, nn.Parameter]) -> tuple[list[str], bool]:
+        """Which parameters of a layer are free, and whether its weight may change."""
+        config = self.config
+        if config.rank is None:
+            return list(own) if config.chooses(name) else [], False
+        free_bias = config.biases and "bias" in own and not config.excludes(name)
+        return ["bias"] if free_bias else [], config.chooses(name)
 
     def parameters(self) -> list[nn.Parameter]:
         """What may be optimised, within :meth:`adapting`."""
@@ -243,14 +260,9 @@ class Adapter:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
-        """Write what has changed, and the hash of the base model, to a ``.safetensors`` file; replaces an existing one.
+        """Write what has changed, and the hash of the base model, to a ``.safetensors`` file in an existing folder.
 
-        Parameters
-        ----------
-        path
-            Its folder must exist.
-        about
-            Provenance, anything that JSON can hold.
+        ``about`` is its provenance: anything that JSON can hold.
         """
         document = {"base": self.base_hash, "config": asdict(self.config), "about": about or {}}
         _FORMAT.write(path, self.tensors(), document)
@@ -276,7 +288,12 @@ class Adapter:
             )
 
         def fill() -> Adapter:
-            adapter = cls(model, AdapterConfig(**content["config"]))
+            config = AdapterConfig(**content["config"])
+            ranks = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".weight.up")}
+            if ranks - {config.rank}:
+                raise ValueError(f"its matrices have the ranks {sorted(ranks)}, its configuration {config.rank}")
+            # No pattern of a file is searched for: a hostile one may take for ever.
+            adapter = cls(model, config, stored=tensors)
             adapter.load_tensors(tensors)
             return adapter
 
