@@ -108,7 +108,8 @@ def test_as_monais_schedulers_denoise(name, tmp_path):
     torch.save(network.state_dict(), tmp_path / "unet.pt")
     place = "" if name == "x0" else "monai.networks.schedulers."  # MONAI finds classes by their names alone, too
     scheduler = {"_target_": f"{place}{kind}", **arguments}
-    bundle = {"network_def": {"_target_": "DiffusionModelUNet", **ARGUMENTS}, "parts": {"noise_scheduler": scheduler}}
+    definition = {"_target_": "DiffusionModelUNet", **ARGUMENTS, "channels": "@sizes#channels"}
+    bundle = {"sizes": {"channels": [32, 64]}, "network_def": definition, "parts": {"noise_scheduler": scheduler}}
     import_model(tmp_path / "unet.pt", tmp_path / "m.safetensors", config=bundle)
     theirs = getattr(monai_schedulers, kind)(**arguments | ({} if kind == "RFlowScheduler" else {"clip_sample": False}))
     clean, noise = TENSORS["clean"], TENSORS["noise"]

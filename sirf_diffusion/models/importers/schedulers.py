@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..schedules import BETAS, PREDICTIONS, DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
+from .monai import plain_arguments
 from .reading import UnsupportedNetworkError, require
 
 #: Predictions and constants of the networks inside fixed factors.
@@ -185,31 +186,27 @@ def of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     UnsupportedNetworkError
         If the scheduler is not known here, or there are several different ones.
     """
-    targets = [(str(value.get("_target_", "")), value) for value in _dictionaries(config)]
-    meant = [_of_monai(value) for name, value in targets if "networks.schedulers" in name or name in _MONAI]
+    meant = []
+    for section in _dictionaries(config):
+        target = str(section.get("_target_", ""))
+        name = target.rpartition(".")[2]
+        if "networks.schedulers" in target or target in _MONAI:
+            meant.append(_of_monai(name, plain_arguments(section, config, f"scheduler {name}")))
     if any(other != meant[0] for other in meant[1:]):
         raise UnsupportedNetworkError("the configuration has several schedulers that differ: leave the network's own")
     return meant[0] if meant else None
 
 
-def _of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    name = str(config["_target_"]).rpartition(".")[2]
-    what = f"scheduler {name}"
-    for key, value in config.items():
-        if isinstance(value, str) and value[:1] in ("@", "$", "%"):
-            raise UnsupportedNetworkError(f"{what}: {key} = {value!r} refers to something else: write its value")
-    steps = config.get("num_train_timesteps", 1000)
-    if name == "RFlowScheduler":
-        return {"name": "flow", "num_train_steps": steps}, "x0-eps"
+def _of_monai(name: str, config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    what, steps = f"scheduler {name}", config.get("num_train_timesteps", 1000)
     if name not in _MONAI:
         raise UnsupportedNetworkError(f"{what} is not supported, only {', '.join(_MONAI)}")
-    require(config, {"sig_range": (6, 6.0), "s": (0.008,)}, what)
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise UnsupportedNetworkError(f"{what}: prediction_type = {prediction!r} is not supported")
+    if name == "RFlowScheduler":
+        return {"name": "flow", "num_train_steps": steps}, "x0-eps"
+    require(config, {"sig_range": (6,), "s": (0.008,), "prediction_type": ("epsilon", "v_prediction", "sample")}, what)
     betas = config.get("schedule", config.get("beta_schedule", "linear_beta"))
     ends = config.get("beta_start", _USUAL[0]), config.get("beta_end", _USUAL[1])
-    return _discrete(betas, steps, *ends, what), _PREDICTIONS[prediction]
+    return _discrete(betas, steps, *ends, what), _PREDICTIONS[config.get("prediction_type", "epsilon")]
 
 
 def _discrete(betas: Any, steps: Any, first: Any, last: Any, what: str) -> dict[str, Any]:
