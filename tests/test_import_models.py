@@ -29,6 +29,13 @@ HOW = {"schedule": "ddpm", "prediction": "eps"}
 SMALL = {"channels": [32, 32], "attention_levels": [False, False]}
 
 
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Only the test of it tries the imported network on an image."""
+    if "tried_on_an_image" not in request.node.name:
+        monkeypatch.setattr("sirf_diffusion.models.importers.importer.check_denoising", lambda path: {})
+
+
 @pytest.fixture(scope="module")
 def network():
     return unet()

@@ -23,6 +23,11 @@ with safe_open(REFERENCE, "pt") as stored:
     TENSORS = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("sirf_diffusion.models.importers.importer.check_denoising", lambda path: {})
+
+
 def denoised(path, noisy, sigma):
     return (
         ScoreModel.load(path)
