@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pickle
@@ -22,8 +23,18 @@ from foreign_networks import (
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models import DDPMSchedule, ModelFileError, ScoreModel, VESchedule, VPSchedule, load_model
+from sirf_diffusion.models import (
+    DDPMSchedule,
+    ModelFileError,
+    ScoreModel,
+    VESchedule,
+    VPSchedule,
+    load_model,
+    save_model,
+)
 from sirf_diffusion.models.importers import DenoiserNetwork, UnsupportedNetworkError, import_model
+from sirf_diffusion.models.importers.check import check_denoising
+from sirf_diffusion.models.storage import find_model
 
 HOW = {"schedule": "ddpm", "prediction": "eps"}
 SMALL = {"channels": [32, 32], "attention_levels": [False, False]}
@@ -289,19 +300,21 @@ def test_any_denoiser_in_python(drunet):
     torch.testing.assert_close(found, torch.tensor([[[2.5, 4.5]]]), rtol=1e-5, atol=1e-5)
 
 
-def test_the_import_is_tried_on_an_image(network, tmp_path, out, caplog):
-    """A random network is said to be far worse than a filter."""
-    torch.save(network.state_dict(), tmp_path / "unet.pt")
+def test_the_import_is_tried_on_an_image(file, out, caplog):
     with caplog.at_level(logging.INFO):
-        import_model(tmp_path / "unet.pt", out, config=ARGUMENTS, **HOW)
+        import_model(file, out, config=ARGUMENTS, **HOW)
     assert "far worse than a Gaussian filter" in caplog.text
     assert "taken to be trained with ddpm, num_train_steps 1000" in caplog.text
-    caplog.clear()
-    silent = {n: torch.zeros_like(v) if n.startswith("out.2") else v for n, v in network.state_dict().items()}
-    torch.save(silent, tmp_path / "unet.pt")
-    little = {"name": "ve", "sigma_min": 0.01, "sigma_max": 0.15}  # where a filter is not far better than nothing
-    import_model(tmp_path / "unet.pt", out, config=ARGUMENTS, schedule=little, prediction="eps")
-    assert "Gaussian filter" not in caplog.text
+
+
+@pytest.mark.parametrize(("change", "said"), [({}, False), ({"prediction": "eps"}, True), ({"time_input": "t"}, True)])
+def test_the_trial_tells_right_from_wrong(out, caplog, change, said):
+    network, config, _ = load_model(find_model("brain-fdg"))
+    save_model(out, network.state_dict(), dataclasses.replace(config, **change))
+    errors = check_denoising(out)
+    assert list(errors) == [0.1, 0.3, 1.0]
+    assert ("far worse than a Gaussian filter" in caplog.text) == said
+    assert said or all(its < filtered for its, filtered in errors.values())
 
 
 def test_command(file, tmp_path, out, capsys):

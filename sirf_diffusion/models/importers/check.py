@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 SIGMAS = (0.1, 0.3, 1.0)
 #: An error more than this times the Gaussian filter's is far above it.
-FAR_ABOVE = 2.0
+FAR_ABOVE = 1.5
 _WIDTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # voxels
 
 
