@@ -98,8 +98,10 @@ class WeightsFormat:
 
     def content(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
         """Bytes of a file, the same for the same tensors and document."""
+        from safetensors.torch import save
+
         text = json.dumps({self.version_key: self.version, **document}, sort_keys=True, allow_nan=False)
-        return _content(tensors, {self.key: text})
+        return save(_storable(tensors), metadata={self.key: text})
 
     def write(self, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
         """Write a file, whole or not at all, and return its SHA-256; an existing one is replaced.
@@ -109,7 +111,14 @@ class WeightsFormat:
         FileNotFoundError
             If its folder does not exist.
         """
-        return _write(Path(path), self.content(tensors, document), self.what)
+        path, content = Path(path), self.content(tensors, document)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(2, f"the folder of {self.what} does not exist: make it first", str(path))
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return hashlib.sha256(content).hexdigest()
 
     def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
         """Do it; what it finds wrong with a value is wrong with the file's document."""
@@ -178,16 +187,22 @@ class WeightsFormat:
         try:
             if misfit is not None:
                 raise ValueError(f"tensor {misfit!r} does not lie in it")
-            content = text + file.read()
+            file.seek(0)
+            content = file.read()
             return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             problem = f"it is not a complete safetensors file ({error}): copy or download it again"
             raise self._refusal(path, problem) from error
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
-    """Write a safetensors file without a document, whole or not at all, and return its SHA-256."""
-    return _write(Path(path), _content(tensors, metadata), "a safetensors file")
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file without a document, whole or not at all, and without a copy of it in memory."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(_storable(tensors), temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -224,21 +239,9 @@ def _fits(entry: Any, room: int) -> bool:
     return place[1] <= room and place[1] - place[0] == math.prod(shape) * _SIZES[entry["dtype"]]
 
 
-def _content(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    import safetensors.torch
-
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     # A file holds each tensor by itself, also those that share memory here.
     if len({tensor.untyped_storage().data_ptr() for tensor in stored.values()}) < len(stored):
         stored = {name: tensor.clone() for name, tensor in stored.items()}
-    return safetensors.torch.save(stored, metadata=metadata)
-
-
-def _write(path: Path, content: bytes, what: str) -> str:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(2, f"the folder of {what} does not exist: make it first", str(path))
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
+    return stored
