@@ -230,7 +230,8 @@ def _fits(entry: Any, room: int) -> bool:
     """Whether a tensor's type, shape and place agree, and lie within ``room`` bytes."""
     if not isinstance(entry, dict) or entry.get("dtype") not in list(_SIZES):
         return False
-    shape, place = entry.get("shape"), entry.get("data_offsets")
+    shape: Any = entry.get("shape")
+    place: Any = entry.get("data_offsets")
     for values in (shape, place):
         if not isinstance(values, list) or not all(type(value) is int and 0 <= value <= 2**48 for value in values):
             return False

@@ -1,22 +1,22 @@
-r"""Networks around which their authors put fixed factors, as denoisers.
+"""Networks around which their authors put fixed factors, as denoisers.
 
-With :math:`w = u_0 + \sigma z`, :math:`D(w, \sigma) = c_\mathrm{skip} w + c_\mathrm{out} F(c_\mathrm{in} w,
-c_\mathrm{noise})`, where :math:`s` is the standard deviation of clean images:
+With ``w = u0 + sigma z``, the denoised image is ``D(w, sigma) = c_skip w + c_out F(c_in w, told)``. With the standard
+deviation ``s`` of clean images, ``q^2 = sigma^2 + s^2`` and ``n`` training steps:
 
-============ ================================ =============================== ================================== ====
-kind         :math:`c_\mathrm{skip}`          :math:`c_\mathrm{in}`           :math:`c_\mathrm{out}`             told
-============ ================================ =============================== ================================== ====
-``"edm"``    :math:`s^2 / (\sigma^2 + s^2)`   :math:`1/\sqrt{\sigma^2+s^2}`   :math:`\sigma s/\sqrt{\sigma^2+s^2}` :math:`\ln(\sigma) / 4`
-``"angle"``  the same                         the same                        the same                           :math:`2 \arctan(\sigma) / \pi`
-``"flow"``   :math:`1 / (1 + \sigma)`         :math:`1 / (1 + \sigma)`        :math:`\sigma / (1 + \sigma)`      :math:`n \sigma / (1 + \sigma)`
-``"score"``  1                                1                               :math:`\sigma^2`                   :math:`\sigma`
-============ ================================ =============================== ================================== ====
+===== =============== =============== =================== =====================
+kind  c_skip          c_in            c_out               told
+===== =============== =============== =================== =====================
+edm   s^2 / q^2       1 / q           sigma s / q         ln(sigma) / 4
+angle s^2 / q^2       1 / q           sigma s / q         2 arctan(sigma) / pi
+flow  1 / (1 + sigma) 1 / (1 + sigma) sigma / (1 + sigma) n sigma / (1 + sigma)
+score 1               1               sigma^2             sigma
+===== =============== =============== =================== =====================
 
-``"edm"``: Karras et al. 2022, arXiv:2206.00364, table 1. ``"angle"``: the v-prediction of Salimans and Ho 2022,
-arXiv:2202.00512, with the time as an angle. ``"flow"``: rectified flow (Liu et al. 2022, arXiv:2209.03003), a network
-of :math:`(1 - \tau) u_0 + \tau z` that predicts :math:`u_0 - z`, with :math:`\tau = \sigma / (1 + \sigma)`, told
-:math:`n \tau`. ``"score"``: the gradient of :math:`\log p_\sigma` (Song et al. 2021, arXiv:2011.13456).
-"""  # noqa: E501
+``edm``: Karras et al. 2022, arXiv:2206.00364, table 1. ``angle``: v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
+with the time as an angle. ``flow``: rectified flow (Liu et al. 2022, arXiv:2209.03003), a network of
+``(1 - r) u0 + r z`` that predicts ``u0 - z``, with ``r = sigma / (1 + sigma)``. ``score``: the gradient of
+``log p_sigma`` (Song et al. 2021, arXiv:2011.13456).
+"""
 
 from __future__ import annotations
 
