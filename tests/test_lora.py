@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from tiny_model import tiny_model
@@ -10,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
-from sirf_diffusion.models.lora import Adapter, AdapterConfig, AdapterFileError
+from sirf_diffusion.models.lora import _FORMAT, Adapter, AdapterConfig, AdapterFileError
 
 GEOMETRY = ImageGeometry((2, 8, 12), (2.0, 2.0, 2.0))
 CONFIGS = [AdapterConfig(rank=3), AdapterConfig(rank=2, biases=False, scale=0.5), AdapterConfig(rank=None)]
@@ -122,6 +124,30 @@ def test_refused_for_another_base_and_where_damaged(model, tmp_path):
             Adapter.load(path, model)
     with pytest.raises(FileNotFoundError, match="folder"):
         Adapter(model).save(tmp_path / "nowhere" / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 4096}, "ranks"),
+        ({"rank": 2, "targets": "("}, "regular expression"),
+        ({"hook": 1}, "hook"),
+        (None, "valid"),
+    ],
+)
+def test_hostile_configurations_of_adapters_are_refused(model, tmp_path, change, message):
+    adapter = Adapter(model, AdapterConfig(rank=2))
+    document = {"base": model.hash, "config": change if change is None else asdict(adapter.config) | change}
+    _FORMAT.write(tmp_path / "a.safetensors", adapter.tensors(), document)
+    with pytest.raises(AdapterFileError, match=rf"a\.safetensors.*{message}"):
+        Adapter.load(tmp_path / "a.safetensors", model)
+
+
+def test_patterns_of_a_file_are_not_searched_for(model, tmp_path):
+    adapter = Adapter(model, AdapterConfig(rank=2))
+    endless = asdict(adapter.config) | {"targets": r"((\w|\.)+)+!", "exclude": r"((\w|\.)+)+!"}
+    _FORMAT.write(tmp_path / "a.safetensors", adapter.tensors(), {"base": model.hash, "config": endless})
+    assert Adapter.load(tmp_path / "a.safetensors", model).hash == adapter.hash
 
 
 def test_tensors_that_do_not_fit_are_refused(model):

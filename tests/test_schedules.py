@@ -16,11 +16,17 @@ from sirf_diffusion.models.schedules import (
     prediction_target,
 )
 
-SCHEDULES = [VPSchedule(), VESchedule(), DDPMSchedule()]
-PRESERVING = [VPSchedule(), DDPMSchedule()]
+PRESERVING = [
+    VPSchedule(),
+    DDPMSchedule(),
+    DDPMSchedule(betas="cosine"),
+    DDPMSchedule(1001, 0.00085, 0.012, "scaled_linear", zero_snr=True),
+    DDPMSchedule(betas="sigmoid"),
+]
+SCHEDULES = [VESchedule(), *PRESERVING]
 
 
-@pytest.fixture(params=SCHEDULES, ids=lambda s: s.name)
+@pytest.fixture(params=SCHEDULES, ids=lambda s: "-".join(str(v) for v in s.to_config().values()))
 def schedule(request):
     return request.param
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import re
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from .score_model import ScoreModel
 
-_KEY = "sirf_diffusion_adapter"
-_VERSION = 1
-_MAX_FILE_BYTES = 2 * 1024**3
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Layers that tell the network the noise level and the orientation: what they say does not depend on the scan.
 EMBEDDINGS = r"(^|[._])(time|timestep|t|class|label)_?emb|emb_layers|embedding"
 
 
-class AdapterFileError(ValueError):
+class AdapterFileError(WeightsFileError):
     """An adapter file cannot be used; the message names the file and what is wrong with it."""
+
+
+_FORMAT = WeightsFormat("an adapter", "sirf_diffusion_adapter", "make the adapter afresh", AdapterFileError)
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,8 @@ class Adapter:
         Which weights may change.
     seed
         Of the initial matrices.
+    stored
+        What an adapter file holds: its names say what may change, whatever ``config`` chooses.
 
     Attributes
     ----------
@@ -129,7 +130,14 @@ class Adapter:
         If the network has no weights to adapt.
     """
 
-    def __init__(self, model: ScoreModel, config: AdapterConfig | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        config: AdapterConfig | None = None,
+        *,
+        seed: int = 0,
+        stored: Mapping[str, Tensor] | None = None,
+    ) -> None:
         network = getattr(model, "network", None)
         if not isinstance(network, nn.Module):
             raise ValueError("adaptation needs a model whose network is a torch.nn.Module; this one's has no weights")
@@ -143,26 +151,34 @@ class Adapter:
         self._low_rank: dict[str, nn.Module] = {}
         self._base: dict[str, Tensor] = {}
         if self.config.rank != 0:
-            self._attach(torch.Generator().manual_seed(seed))
+            self._attach(torch.Generator().manual_seed(seed), stored)
             if not self._free:
                 raise ValueError(f"no layer of this network is chosen by targets = {self.config.targets!r}")
 
-    def _attach(self, generator: torch.Generator) -> None:
+    def _attach(self, generator: torch.Generator, stored: Mapping[str, Tensor] | None) -> None:
         for name, layer in list(self.network.named_modules()):
             own = dict(layer.named_parameters(recurse=False))
-            if self.config.rank is None:
-                chosen = set(own) if self.config.chooses(name) else set()
+            if stored is None:
+                chosen, low_rank = self._chosen(name, own)
             else:
-                chosen = {"bias"} & set(own) if self.config.biases and not self.config.excludes(name) else set()
+                chosen, low_rank = [key for key in own if f"{name}.{key}" in stored], f"{name}.weight.up" in stored
             for key in sorted(chosen):
                 self._free[f"{name}.{key}"] = own[key]
                 self._base[f"{name}.{key}"] = own[key].detach().clone()
-            if self.config.rank and isinstance(layer, _LAYERS) and self.config.chooses(name):
+            if self.config.rank and low_rank and isinstance(layer, _LAYERS):
                 change = LowRank(layer.weight, self.config.rank, self.config.scale, generator)
                 # Unsafe only spares a call of the change: shape and type are known to be kept.
                 parametrize.register_parametrization(layer, "weight", change, unsafe=True)
                 self._low_rank[name] = layer
                 self._free[f"{name}.weight.up"], self._free[f"{name}.weight.down"] = change.up, change.down
+
+    def _chosen(self, name: str, own: Mapping[str, nn.Parameter]) -> tuple[list[str], bool]:
+        """Which parameters of a layer are free, and whether its weight may change."""
+        config = self.config
+        if config.rank is None:
+            return list(own) if config.chooses(name) else [], False
+        free_bias = config.biases and "bias" in own and not config.excludes(name)
+        return ["bias"] if free_bias else [], config.chooses(name)
 
     def parameters(self) -> list[nn.Parameter]:
         """What may be optimised, within :meth:`adapting`."""
@@ -198,15 +214,12 @@ class Adapter:
         ValueError
             If they are not, or values are not finite.
         """
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        expected = {name: tuple(parameter.shape) for name, parameter in self._free.items()}
-        if found != expected:
-            names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-            raise ValueError(f"its tensors do not fit this network: {', '.join(names[:3])} differ, {len(names)} in all")
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"tensor {name!r} has values that are not finite")
-            with torch.no_grad():
+        try:
+            check_tensors(tensors, self._free)
+        except ValueError as error:
+            raise ValueError(f"its tensors do not fit this network: {error}") from error
+        with torch.no_grad():
+            for name, tensor in tensors.items():
                 self._free[name].copy_(tensor)
 
     def merge(self) -> ScoreModel:
@@ -247,30 +260,13 @@ class Adapter:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
-        """Write what has changed, and the hash of the base model, to a ``.safetensors`` file; replaces an existing one.
+        """Write what has changed, and the hash of the base model, to a ``.safetensors`` file in an existing folder.
 
-        Parameters
-        ----------
-        path
-            Its folder must exist.
-        about
-            Provenance, anything that JSON can hold.
+        ``about`` is its provenance: anything that JSON can hold.
         """
-        from safetensors.torch import save
-
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of the adapter {path} does not exist: make it first")
-        content = {"version": _VERSION, "base": self.base_hash, "config": asdict(self.config), "about": about or {}}
-        tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self.tensors().items()}
-        data = save(tensors, metadata={_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        document = {"base": self.base_hash, "config": asdict(self.config), "about": about or {}}
+        _FORMAT.write(path, self.tensors(), document)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: ScoreModel) -> Adapter:
@@ -283,36 +279,22 @@ class Adapter:
         AdapterFileError
             If it is no adapter file, or belongs to another base model.
         """
-        path = Path(path)
-        content, tensors = _read(path)
-        if content["base"] != model.hash:
+        content, tensors, _ = _FORMAT.read(path)
+        base = str(content.get("base"))
+        if base != model.hash:
             raise AdapterFileError(
-                f"adapter {path} was made for another model: its base has the hash {str(content['base'])[:12]}..., "
-                f"this model has {model.hash[:12]}...; use it with the model that it was made for"
+                f"adapter {path} was made for another model: its base has the hash {base[:12]}..., this model has "
+                f"{model.hash[:12]}...; use it with the model that it was made for"
             )
-        try:
-            adapter = cls(model, AdapterConfig(**content["config"]))
+
+        def fill() -> Adapter:
+            config = AdapterConfig(**content["config"])
+            ranks = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".weight.up")}
+            if ranks - {config.rank}:
+                raise ValueError(f"its matrices have the ranks {sorted(ranks)}, its configuration {config.rank}")
+            # No pattern of a file is searched for: a hostile one may take for ever.
+            adapter = cls(model, config, stored=tensors)
             adapter.load_tensors(tensors)
-        except (ValueError, TypeError) as error:
-            raise AdapterFileError(f"adapter {path} cannot be used: {error}") from error
-        return adapter
+            return adapter
 
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"adapter {path} does not exist")
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise AdapterFileError(f"adapter {path} is larger than the {_MAX_FILE_BYTES} bytes that one may have")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            content = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not an adapter file, or is damaged: {error!r}") from error
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise AdapterFileError(f"adapter {path} was written by another version of this package: make it afresh")
-    if not isinstance(content.get("base"), str) or not isinstance(content.get("config"), dict):
-        raise AdapterFileError(f"adapter {path} does not say which model it belongs to: make it afresh")
-    return content, tensors
+        return _FORMAT.guarded(path, fill)

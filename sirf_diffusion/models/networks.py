@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 from .schedules import NoiseSchedule
 
 TIME_INPUTS = ("log_sigma", "t")
@@ -49,6 +51,9 @@ class NetworkConfig:
     kind
         ``"unet"``, or ``"drunet"`` for the denoiser `DRUNet`, to which ``channels``, ``num_res_blocks`` and
         ``in_channels`` apply, and which has no attention, orientations or pixel blocks.
+    preconditioning, data_sd, num_train_steps
+        Fixed factors around the network, which make it a denoiser (`sirf_diffusion.models.preconditioning`): their
+        kind, and the constants that some kinds have, at most 1e6.
 
     Raises
     ------
@@ -71,6 +76,9 @@ class NetworkConfig:
     num_networks: int = 1
     norm_eps: float = 1e-6
     kind: str = "unet"
+    preconditioning: str = "none"
+    data_sd: float = 1.0
+    num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", _whole_numbers("channels", self.channels))
@@ -93,6 +101,7 @@ class NetworkConfig:
             ("patch_size", 1, 4),
             ("spatial_dims", 2, 3),
             ("num_networks", 1, 3),
+            ("num_train_steps", 2, 1_000_000),
         ):
             value = getattr(self, name)
             if not _is_whole(value) or not low <= value <= high:
@@ -111,23 +120,24 @@ class NetworkConfig:
         self._check_form()
 
     def _check_form(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
-        if isinstance(self.norm_eps, bool) or not isinstance(self.norm_eps, (int, float)):
-            raise ValueError(f"norm_eps must be a number, found {self.norm_eps!r}")
-        if not 1e-8 <= self.norm_eps <= 1e-3:
-            raise ValueError(f"norm_eps must be a number from 1e-8 to 1e-3, found {self.norm_eps!r}")
+        for name, choices in (("kind", KINDS), ("preconditioning", PRECONDITIONINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name, low, high in (("norm_eps", 1e-8, 1e-3), ("data_sd", 1e-6, 1e6)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
         if self.num_networks == 2:
             raise ValueError("num_networks must be 1, or 3 for one network per slice orientation; found 2")
-        if self.spatial_dims == 3 and self.num_networks != 1:
+        if self.spatial_dims == 3 and (self.num_networks != 1 or self.num_class_embeds):
             raise ValueError(
-                "a network of volumes (spatial_dims = 3) has no slice orientations: num_networks must be 1"
+                "a network of volumes (spatial_dims = 3) has no slice orientations: num_networks must be 1 and "
+                f"num_class_embeds 0, found {self.num_networks} and {self.num_class_embeds}"
             )
-        if self.num_class_embeds and (self.spatial_dims == 3 or self.num_networks != 1):
-            raise ValueError(
-                "num_class_embeds must be 0 for a network of volumes (spatial_dims = 3) and for one network per "
-                f"orientation (num_networks = 3), found {self.num_class_embeds}"
-            )
+        if self.num_class_embeds and self.num_networks != 1:
+            raise ValueError(f"num_class_embeds must be 0 for num_networks = 3, found {self.num_class_embeds}")
+        if self.preconditioning != "none" and (self.kind == "drunet" or self.num_networks != 1):
+            raise ValueError("a drunet, and one network per orientation, have no preconditioning")
         if self.kind == "drunet" and (any(self.attention_levels) or self.num_class_embeds or self.patch_size > 1):
             raise ValueError("a drunet has no attention_levels, num_class_embeds or patch_size")
 
@@ -138,12 +148,13 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Values as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        names = [item.name for item in fields(self)]
-        first_later = names.index("spatial_dims")
+        known = [item.name for item in fields(self)]
+        later = known[known.index("spatial_dims") :]
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         return {
-            item.name: list(value) if isinstance(value := getattr(self, item.name), tuple) else value
-            for k, item in enumerate(fields(self))
-            if k < first_later or getattr(self, item.name) != item.default
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in values.items()
+            if name not in later or value != default
         }
 
     @classmethod
@@ -165,14 +176,7 @@ def build_network(
 
     With three spatial dimensions images are ``[B, in, D, H, W]``. Initial weights come from ``seed`` and leave
     PyTorch's global generator as it was. MONAI sets the last convolution to zero, so that an untrained network predicts
-    zero. Building on ``device="meta"`` allocates nothing.
-
-    Raises
-    ------
-    ValueError
-        If the configuration is not valid.
-    ImportError
-        If MONAI is not installed.
+    zero. Building on ``device="meta"`` allocates nothing. Raises ValueError for a configuration that is not valid.
     """
     config = NetworkConfig.from_dict(config) if isinstance(config, dict) else config
     # Weights are drawn on the CPU, whatever the device, so that a seed means the same network everywhere.
@@ -189,10 +193,8 @@ def _single_network(config: NetworkConfig) -> nn.Module:
         from .drunet import DRUNet
 
         return DRUNet(config.channels, config.num_res_blocks, config.in_channels, config.spatial_dims)
-    try:
-        from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
-    except ImportError as error:
-        raise ImportError("the networks need MONAI, which is not installed: run `pip install monai`") from error
+    from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+
     block = config.patch_size**config.spatial_dims
     network: nn.Module = DiffusionModelUNet(
         spatial_dims=config.spatial_dims,
@@ -207,7 +209,11 @@ def _single_network(config: NetworkConfig) -> nn.Module:
         num_class_embeds=config.num_class_embeds or None,
         use_flash_attention=True,  # the same function, without its matrix of all pairs of pixels in memory
     )
-    return PatchedNetwork(network, config.patch_size) if config.patch_size > 1 else network
+    if config.patch_size > 1:
+        network = PatchedNetwork(network, config.patch_size)
+    if config.preconditioning == "none":
+        return network
+    return PreconditionedNetwork(network, config.preconditioning, config.data_sd, config.num_train_steps)
 
 
 def memory_format(config: NetworkConfig | None) -> torch.memory_format:
@@ -251,18 +257,14 @@ def unshuffled(images: Tensor, size: int) -> Tensor:
     """Blocks of ``size`` pixels along each axis as channels; those of one image stay together."""
     if images.ndim == 4:
         return nn.functional.pixel_unshuffle(images, size)
-    batch, channels, *sides = images.shape
-    split = images.reshape(batch, channels, *(part for side in sides for part in (side // size, size)))
-    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, -1, *(side // size for side in sides))
+    return rearrange(images, "b c (z i) (y j) (x k) -> b (c i j k) z y x", i=size, j=size, k=size)
 
 
 def shuffled(images: Tensor, size: int) -> Tensor:
     """The inverse of `unshuffled`."""
     if images.ndim == 4:
         return nn.functional.pixel_shuffle(images, size)
-    batch, channels, *sides = images.shape
-    split = images.reshape(batch, channels // size**3, size, size, size, *sides)
-    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, -1, *(side * size for side in sides))
+    return rearrange(images, "b (c i j k) z y x -> b c (z i) (y j) (x k)", i=size, j=size, k=size)
 
 
 def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) -> float | Tensor:
@@ -281,8 +283,8 @@ def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) ->
 
 def check_time_input(config: NetworkConfig, time_input: str) -> None:
     """A ValueError if the network cannot be told the time so."""
-    if config.kind == "drunet" and time_input != "log_sigma":
-        raise ValueError(f"a drunet is told the noise level: time_input must be log_sigma, found {time_input!r}")
+    if (config.kind == "drunet" or config.preconditioning != "none") and time_input != "log_sigma":
+        raise ValueError(f"this network is told the noise level: time_input must be log_sigma, found {time_input!r}")
 
 
 def _is_whole(value: object) -> bool:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files.outputs import atomic_path
+from ..files.weights import WeightsFileError, WeightsFormat, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,11 @@ PREVIOUS = "checkpoint.previous.safetensors"
 _FIRST_ENTRIES = {"step", "description", "validation"}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WeightsFileError):
     """A checkpoint cannot be resumed; the message names the file and the reason."""
+
+
+_FORMAT = WeightsFormat("a checkpoint", error=CheckpointError)
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -30,24 +35,14 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
     It is written under a temporary name, brought to the disk and renamed, so that a process killed at any moment
     leaves a complete checkpoint behind. Its SHA-256 is in its header.
     """
-    from safetensors.torch import save_file
-
     path, previous = folder / NAME, folder / PREVIOUS
-    partial = folder / f".{NAME}.{secrets.token_hex(4)}.partial"
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    try:
-        save_file(stored, partial, header | {"sha256": digest(stored, header)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        if path.exists():
-            # A second name for the same file, then one rename: at no moment is there no checkpoint.
-            link = folder / f".{PREVIOUS}.{secrets.token_hex(4)}.partial"
+    if path.exists():
+        # A second name for the same file, then one rename: at no moment is there no checkpoint.
+        with atomic_path(previous) as link:
             _link_or_copy(path, link)
-            os.replace(link, previous)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, stored, header | {"sha256": digest(stored, header)})
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -58,7 +53,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
     CheckpointError
         If there are checkpoints and none of them is whole.
     """
-    for leftover in folder.glob(".checkpoint*.partial"):
+    for leftover in folder.glob(".checkpoint*.part.safetensors"):
         leftover.unlink(missing_ok=True)
     problems = []
     for name in (NAME, PREVIOUS):
@@ -89,20 +84,13 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    tensors, metadata = _FORMAT.read_any(path)
     found = metadata.pop("sha256", None)
     # Checkpoints of the first release had no digest, and just these entries.
     if found is None and set(metadata) == _FIRST_ENTRIES:
         return tensors, metadata
     if found != digest(tensors, metadata):
-        raise CheckpointError(f"{path} cannot be read (its contents are damaged: the SHA-256 differs)")
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: its contents are damaged (the SHA-256 differs)")
     return tensors, metadata
 
 

@@ -82,7 +82,9 @@ _NETWORK = {
     "norm_eps": "added to the variance by the normalisation",
     "kind": "unet, or drunet: a convolutional denoiser (takes channels and num_res_blocks; prediction x0, schedule ve)",
 }
-_SCHEDULE = "vp (beta_min, beta_max), ve (sigma_min, sigma_max) or ddpm (num_train_steps, beta_start, beta_end)"
+_SCHEDULE = (
+    "vp (beta_min, beta_max), ve (sigma_min, sigma_max), ddpm (num_train_steps, beta_start, beta_end, betas, zero_snr)"
+)
 _AUGMENTATION = "random changes of the training images, see sirf_diffusion.training.Augmentation"
 
 

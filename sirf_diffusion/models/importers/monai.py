@@ -58,12 +58,31 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments out of a bundle's configuration (``{"network_def": {"_target_": ..., ...}}``), or as they are."""
     for value in (config, *config.values()):
         if isinstance(value, dict) and "DiffusionModelUNet" in str(value.get("_target_", "")):
-            config = {key: item for key, item in value.items() if not key.startswith("_")}
-            break
-    for key, value in config.items():
-        if isinstance(value, str) and value[:1] in "@$%":
-            raise UnsupportedNetworkError(f"{_WHAT}: {key} = {value!r} refers to something else: write its value")
-    return config
+            return plain_arguments(value, config, _WHAT)
+    return plain_arguments(config, {}, _WHAT)
+
+
+def plain_arguments(section: dict[str, Any], config: dict[str, Any], what: str) -> dict[str, Any]:
+    """Arguments in a section of a bundle's configuration; references to plain values in it are followed.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        If an argument refers to something else, or is an expression: nothing is evaluated.
+    """
+    arguments = {}
+    for key, value in section.items():
+        if key.startswith("_"):
+            continue
+        found = value
+        if isinstance(value, str) and value.startswith("@"):
+            found = config
+            for part in re.split("#|::", value[1:]):
+                found = found.get(part, value) if isinstance(found, dict) else value
+        if isinstance(found, dict) or (isinstance(found, str) and found[:1] in ("@", "$", "%")):
+            raise UnsupportedNetworkError(f"{what}: {key} = {value!r} refers to something else: write its value")
+        arguments[key] = found
+    return arguments
 
 
 def _one(name: str, value: Any) -> int:

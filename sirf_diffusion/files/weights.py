@@ -1,0 +1,248 @@
+"""Weights files: tensors, and one JSON document about them, in a ``.safetensors`` file.
+
+Models, adapters and checkpoints are such files. A file is hostile until checked: nothing is unpickled, the header is
+bounded before it is parsed, and every tensor must lie in the file before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+from torch import Tensor
+
+from .outputs import atomic_path
+
+Result = TypeVar("Result")
+MAX_FILE_BYTES = 4 * 1024**3
+_MAX_HEADER_BYTES = 4 * 1024**2
+_MAX_DEPTH = 32
+#: Bytes a number takes, by the names of types in safetensors files.
+_SIZES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
+    "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+#: Called with the JSON document and the header's tensors, ``{"dtype": ..., "shape": ..., ...}`` by name, before memory
+#: is taken; raises ValueError.
+Check = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+class WeightsFileError(ValueError):
+    """A weights file cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class WeightsFormat:
+    """One kind of weights file.
+
+    Parameters
+    ----------
+    what
+        What messages call it, with its article.
+    key
+        Key of the JSON document in the metadata of the header.
+    remedy
+        What to do about a file of an unknown version.
+    error
+        What is raised for a file that cannot be used.
+    version, version_key
+        Version that is read and written, and its key in the document.
+    """
+
+    what: str
+    key: str = ""
+    remedy: str = ""
+    error: type[WeightsFileError] = WeightsFileError
+    version: int = 1
+    version_key: str = "version"
+
+    def document(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """The JSON document of a file, read without the tensors; raises as `read` does."""
+        with self._opened(Path(path)) as file:
+            return self._document(Path(path), self._header(Path(path), file)[2])
+
+    def read(
+        self, path: str | os.PathLike[str], check: Check | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+        """JSON document, tensors on the CPU as they are stored, and SHA-256 of a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        WeightsFileError
+            `error`: if it is not such a file, is damaged, or ``check`` refuses it.
+        """
+        path = Path(path)
+        with self._opened(path) as file:
+            text, entries, metadata = self._header(path, file)
+            document = self._document(path, metadata)
+            if check is not None:
+                self.guarded(path, lambda: check(document, entries))
+            return document, *self._tensors(path, file, text, entries)
+
+    def read_any(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a safetensors file without a document; raises as `read` does."""
+        path = Path(path)
+        with self._opened(path) as file:
+            text, entries, metadata = self._header(path, file)
+            return self._tensors(path, file, text, entries)[0], metadata
+
+    def content(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
+        """Bytes of a file, the same for the same tensors and document."""
+        from safetensors.torch import save
+
+        text = json.dumps({self.version_key: self.version, **document}, sort_keys=True, allow_nan=False)
+        return save(_storable(tensors), metadata={self.key: text})
+
+    def write(self, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
+        """Write a file, whole or not at all, and return its SHA-256; an existing one is replaced.
+
+        Raises
+        ------
+        FileNotFoundError
+            If its folder does not exist.
+        """
+        path, content = Path(path), self.content(tensors, document)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(2, f"the folder of {self.what} does not exist: make it first", str(path))
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return hashlib.sha256(content).hexdigest()
+
+    def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
+        """Do it; what it finds wrong with a value is wrong with the file's document."""
+        try:
+            return action()
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            raise self._refusal(path, f"its {self.key!r} configuration is not valid: {error}") from error
+
+    def _refusal(self, path: str | os.PathLike[str], problem: str) -> WeightsFileError:
+        return self.error(f"{path} cannot be read as {self.what}: {problem}")
+
+    def _opened(self, path: Path) -> BinaryIO:
+        if not path.is_file():
+            raise FileNotFoundError(2, f"no such file ({self.what})", str(path))
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise self._refusal(path, f"it has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
+        return path.open("rb")
+
+    def _header(self, path: Path, file: BinaryIO) -> tuple[bytes, dict[str, Any], dict[str, str]]:
+        """Bytes of the header, its tensors and its metadata."""
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
+            raise self._refusal(
+                path, f"it is not a safetensors file, or its header of {length} bytes exceeds {_MAX_HEADER_BYTES}"
+            )
+        text = file.read(length)
+        if len(text) < length:
+            raise self._refusal(path, f"it is truncated: the header needs {length} bytes, the file has {len(text)}")
+        try:
+            header = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise self._refusal(path, f"it is not a safetensors file: its header is not JSON ({error})") from error
+        metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise self._refusal(
+                path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
+            )
+        return head + text, header, metadata
+
+    def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+        if self.key not in metadata:
+            raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
+        content = self.guarded(path, lambda: json.loads(metadata[self.key]))
+        if not isinstance(content, dict) or _depth(content) > _MAX_DEPTH:
+            problem = f"its {self.key!r} configuration is not valid: it is no dictionary of at most {_MAX_DEPTH} levels"
+            raise self._refusal(path, problem)
+        version = content.get(self.version_key)
+        if version != self.version or isinstance(version, bool):
+            raise self._refusal(
+                path,
+                f"format version {version!r} is unknown to this release, which reads version {self.version}: update "
+                f"sirf-diffusion, or {self.remedy}",
+            )
+        return content
+
+    def _tensors(
+        self, path: Path, file: BinaryIO, text: bytes, entries: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], str]:
+        """All tensors, and the SHA-256 of the file."""
+        import safetensors
+        import safetensors.torch
+
+        room = path.stat().st_size - len(text)
+        misfit = next((name for name, entry in entries.items() if not _fits(entry, room)), None)
+        try:
+            if misfit is not None:
+                raise ValueError(f"tensor {misfit!r} does not lie in it")
+            file.seek(0)
+            content = file.read()
+            return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            problem = f"it is not a complete safetensors file ({error}): copy or download it again"
+            raise self._refusal(path, problem) from error
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file without a document, whole or not at all, and without a copy of it in memory."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(_storable(tensors), temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """A ValueError unless names and shapes are as expected, and all values finite."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
+    names = sorted(name for name in {*found, *expected} if shapes[0].get(name) != shapes[1].get(name))
+    if names:
+        raise ValueError(f"{', '.join(names[:3])} differ in name or shape, {len(names)} in all")
+    for name, tensor in found.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
+
+
+def _depth(content: Any) -> int:
+    """Levels of dictionaries and lists in each other."""
+    level, depth = [content], 0
+    while level:
+        depth += 1
+        inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+    return depth
+
+
+def _fits(entry: Any, room: int) -> bool:
+    """Whether a tensor's type, shape and place agree, and lie within ``room`` bytes."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in list(_SIZES):
+        return False
+    shape: Any = entry.get("shape")
+    place: Any = entry.get("data_offsets")
+    for values in (shape, place):
+        if not isinstance(values, list) or not all(type(value) is int and 0 <= value <= 2**48 for value in values):
+            return False
+    if len(shape) > 16 or len(place) != 2:
+        return False
+    return place[1] <= room and place[1] - place[0] == math.prod(shape) * _SIZES[entry["dtype"]]
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    # A file holds each tensor by itself, also those that share memory here.
+    if len({tensor.untyped_storage().data_ptr() for tensor in stored.values()}) < len(stored):
+        stored = {name: tensor.clone() for name, tensor in stored.items()}
+    return stored
