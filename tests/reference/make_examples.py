@@ -13,7 +13,8 @@ Two held-out subjects (seeds 9000 and 9001, which no recipe trains on) in Siemen
 
 Projections are STIR's ray tracing with 10 tangential rays. Multiplicative factors are attenuation (from the subject's
 mu-map, in 1/cm) times bin efficiencies (10 % SD, a few dead bins) times the scan's calibration; ``efficiencies.hs`` of
-the slice are those without attenuation, to be given with ``mu.hv``. The expected background is 30 % of the prompts: a scatter-like smooth part and constant randoms. Grey matter has about 20 image units.
+the slice are those without attenuation, to be given with ``mu.hv``. The expected background is 30 % of the prompts: a
+scatter-like smooth part and constant randoms. Grey matter has about 20 image units.
 """
 
 from __future__ import annotations
