@@ -37,7 +37,7 @@ def read_dicom(path: Path) -> SourceImage:
     ImportError
         Without pydicom.
     """
-    frames, affine, shape = _placed(path)
+    frames, affine, shape = place_series(path)
     values = np.empty(shape, np.float32)
     file, stored = None, np.empty(0)
     for k, frame in enumerate(frames):
@@ -47,11 +47,6 @@ def read_dicom(path: Path) -> SourceImage:
         values[k] = stored[frame.number] * slope + intercept
     patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
     return SourceImage(values, affine, "DICOM", patient, modality)
-
-
-def geometry_of_series(path: Path) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-    """Affine and shape of the image that `read_dicom` gives."""
-    return _placed(path)[1:]
 
 
 def read_tags(path: Path) -> list[tuple[Path, Any]]:
@@ -132,7 +127,7 @@ def _macros(group: Any) -> list[Any]:
     return [element.value[0] for element in group if element.VR == "SQ" and element.value]
 
 
-def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
+def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     """Frames in the order of their places, the affine of ``(slice, row, column)`` to LPS mm, and the shape."""
     frames = [frame for file, header in read_tags(path) for frame in _frames_of(file, header)]
     axes = _shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3)

@@ -18,18 +18,9 @@ _ALIGNED, _SAME_SIZE = 2e-5, 2e-3
 
 @dataclass(frozen=True)
 class PatientGrid:
-    """A grid in the patient whose axes are STIR's.
+    """A grid in the patient whose axes are STIR's: ``(z, y, x)``, voxel sizes in mm.
 
-    Attributes
-    ----------
-    shape
-        ``(z, y, x)``.
-    voxel_size
-        ``(z, y, x)`` in mm.
-    first
-        Centre of voxel ``(0, 0, 0)`` in LPS mm.
-    position
-        How the patient lies: decides where STIR's axes point.
+    ``first`` is the centre of voxel ``(0, 0, 0)`` in LPS mm; the patient's position decides where STIR's axes point.
     """
 
     shape: tuple[int, int, int]

@@ -19,7 +19,7 @@ from ..files.outputs import atomic_path
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from ..geometry.positions import HEAD_FIRST_SUPINE, Position, position_of
-from .dicom import geometry_of_series, read_tags
+from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, optional
 from .resampling import PatientGrid, grid_points, share_inside, stir_grid
 
@@ -59,19 +59,10 @@ def write_nifti(
     ----------
     path
         Name that ends in ``.nii`` or ``.nii.gz``; an existing file is replaced.
-    image
-        ``[z, y, x]`` on the grid, finite.
-    geometry
-        Its grid, in STIR's coordinates.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates; another shape or name is a ``ValueError``.
     exam
         Says how the patient lay; unknown stands for head first, supine, which is logged.
-
-    Raises
-    ------
-    ValueError
-        If the name, the shape or a value does not fit.
-    ImportError
-        Without nibabel.
     """
     nibabel = optional("nibabel", "NIfTI")
     path = Path(path)
@@ -117,8 +108,6 @@ def write_dicom(
     ------
     ValueError
         If the shape, a value, the units, the folder or the reference series cannot be used.
-    ImportError
-        Without pydicom.
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)
@@ -212,7 +201,7 @@ def _set(dataset: Any, values: dict[str, Any]) -> None:
 
 def _lies_in(grid: PatientGrid, like: Path) -> bool:
     """Whether the image lies in the reference series; if not, its frame of reference would be a false claim."""
-    affine, shape = geometry_of_series(like)
+    _, affine, shape = place_series(like)
     share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
     share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
     if share < 0.5:
