@@ -179,14 +179,15 @@ def _step(frames: list[_Frame], positions: NDArray[np.float64], normal: NDArray[
             f"several slices at one place, {1 + int((distances >= 0.01).sum())} places for {len(frames)} slices: time "
             "frames, gates, echoes or copies? Give one time frame per folder"
         )
-    if np.ptp(distances) > 0.02 * distances.mean() + 0.01:
+    # Positions may be rounded to 0.1 mm.
+    if np.ptp(distances) > 0.1 * distances.mean() + 0.15:
         raise UnusableImage(
             f"slices are missing: their distances by ImagePositionPatient vary from {distances.min():.3g} to "
             f"{distances.max():.3g} mm"
         )
     step = (positions[-1] - positions[0]) / len(distances)
     aside = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1).max()
-    if aside > 0.02 * distances.mean() + 0.05:
+    if aside > 0.02 * distances.mean() + 0.1:
         raise UnusableImage(f"slices do not lie in a row: by ImagePositionPatient one is {aside:.3g} mm aside")
     tilt = math.degrees(math.acos(min(1.0, float(step @ normal / np.linalg.norm(step)))))
     if tilt > _MAX_TILT:
