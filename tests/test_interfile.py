@@ -361,7 +361,12 @@ class TestBrokenImages:
         ("old", "new", "error", "message"),
         [
             ("number of time frames := 1", "number of time frames := 2", UnsupportedError, "time frames := 2"),
-            ("number of time frames", "number of image data types := 2\nnumber of time frames", UnsupportedError, "image data types := 2"),
+            (
+                "number of time frames",
+                "number of image data types := 2\nnumber of time frames",
+                UnsupportedError,
+                "image data types := 2",
+            ),
             ("label [3] := z", "label [3] := t", UnsupportedError, "x, y, t"),
             ("number of dimensions := 3", "number of dimensions := 2", InterfileError, "has 2 elements here"),
             ("PET data type := Image", "PET data type := Emission", InterfileError, "no image"),

@@ -11,7 +11,6 @@ import math
 import re
 from dataclasses import dataclass, field
 
-
 _MOST = {"num_rings": 2_000, "num_detectors_per_ring": 100_000}
 
 

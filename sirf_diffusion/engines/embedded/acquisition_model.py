@@ -74,7 +74,7 @@ class AcquisitionModel:
         return self.background_term
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``; see `Projector.subset_views`."""
+        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``."""
         expected = self.linear(x, views)
         return expected if self.background_term is None else expected + select_views(self.background_term, views)
 

@@ -72,7 +72,8 @@ def read_scanner(header: Header) -> Scanner:
                 unusual.append(f"{_BLOCKS[field]} {blocks[field]} (usually {default})")
     for axis in ("axial", "transaxial"):
         if blocks[f"num_{axis}_blocks_per_bucket"] > 0 >= blocks[f"num_{axis}_crystals_per_block"]:
-            raise header.error(f"key '{_BLOCKS[f'num_{axis}_crystals_per_block']}' is missing; STIR cannot do without it")
+            key = _BLOCKS[f"num_{axis}_crystals_per_block"]
+            raise header.error(f"key '{key}' is missing, which STIR needs where it is told the blocks per bucket")
     if unusual:
         _logger.warning(
             "%s: values differ from what is known of scanner '%s', those of the header are used: %s",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 from collections.abc import Sequence
@@ -84,7 +83,8 @@ def scale_factors(header: Header, num: int) -> np.ndarray:
         if all(factor == 1.0 for factor in factors):
             factors = [units]
         elif any(factor != units for factor in factors):
-            raise header.error(f"keys 'image scaling factor' ({factors[0]}) and 'quantification units' ({units}) differ")
+            found = f"'image scaling factor' ({factors[0]}) and 'quantification units' ({units})"
+            raise header.error(f"keys {found} differ")
     return np.asarray(factors, dtype=np.float32)
 
 
