@@ -260,7 +260,7 @@ def _around_the_patient(fixed: SourceImage) -> tuple[PatientGrid, NDArray[np.flo
 
 
 def _mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    smooth = optional("SimpleITK", "registration").GetArrayFromImage(smoothed(values, np.ones(3)))
+    smooth = smoothed(values, np.ones(3))
     return smooth > 0.2 * np.quantile(smooth, 0.995)
 
 

@@ -77,7 +77,7 @@ def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
     transform = sitk.AffineTransform(to_source[::-1, 2::-1].ravel().tolist(), to_source[::-1, 3].tolist())
     exact = np.array_equal(to_source, np.round(to_source))
     moved = sitk.Resample(
-        smoothed(image.values, _averaging(to_source)),
+        sitk.GetImageFromArray(np.ascontiguousarray(smoothed(image.values, _averaging(to_source)), np.float32)),
         grid.shape[::-1],
         transform,
         sitk.sitkNearestNeighbor if exact else sitk.sitkLinear,
@@ -85,13 +85,13 @@ def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
     return sitk.GetArrayFromImage(moved)
 
 
-def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> object:
-    """A SimpleITK image of the values, convolved with a Gaussian of these standard deviations in voxels, by axis."""
+def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values convolved with a Gaussian of these standard deviations in voxels, by axis."""
     sitk = optional("SimpleITK", "resampling images")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
     if sd.max() <= 0.1:
-        return image
-    return sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False)
+        return values
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
+    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False))
 
 
 def coverage(image: SourceImage, grid: PatientGrid) -> float:
