@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 
 #: Voxels (z, y, x) in STIR's axes, head first and supine, 4 mm each.
@@ -84,10 +85,8 @@ def write_interfile(path: Path, stir: np.ndarray, position: tuple[str, str] | No
     """The image as STIR has it for this patient position (None: not told, which means head first, supine)."""
     x, y, z = SIGNS[position or ("head_in", "supine")]
     array = np.ascontiguousarray(stir[::-z, ::y, ::x])
-    write_image(path, torch.from_numpy(array), ImageGeometry(SHAPE, (VOXEL,) * 3))
-    if position is not None:
-        lines = f"patient orientation := {position[0]}\npatient rotation := {position[1]}\n"
-        path.write_text(path.read_text().replace("!GENERAL IMAGE DATA :=\n", f"!GENERAL IMAGE DATA :=\n{lines}"))
+    exam = ExamInfo(*(position or ("unknown", "unknown")))
+    write_image(path, torch.from_numpy(array), ImageGeometry(SHAPE, (VOXEL,) * 3), exam=exam)
     return path
 
 

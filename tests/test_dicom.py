@@ -96,6 +96,7 @@ def test_slices_of_a_tilted_gantry_stay_where_they_are(tmp_path, caplog):
         ("PixelSpacing", [4, 6], 3, "differ in PixelSpacing"),
         ("ImagePositionPatient", [-3, -20, -10], 5, "do not lie in a row: .* aside"),
         ("ImagePositionPatient", [-10, -20, -5], 5, "slices are missing"),
+        ("ImagePositionPatient", [-10, -20, -9.5], 5, "do not lie in a row"),
         ("SeriesInstanceUID", "1.2.3.9", 5, "holds 2 series"),
         ("SamplesPerPixel", 3, 0, "colour images"),
     ],
@@ -109,6 +110,13 @@ def test_what_is_missing_or_contradicts_itself_is_refused_by_name(tmp_path, tag,
 
     with pytest.raises(UnusableImage, match=reason):
         read_source(dicom_series(tmp_path / "s", STORED, POSITIONS, change))
+
+
+@pytest.mark.parametrize("digits", [1, 2, 6])
+def test_positions_may_be_rounded(tmp_path, digits):
+    positions = np.round(np.linspace((0, 0, 0), (0.7, 0, 5 * 2.03125), 6), digits)
+    image = read_source(dicom_series(tmp_path / "s", STORED, positions))
+    np.testing.assert_allclose(image.affine[:3, 0], (0.14, 0, 2.03125), atol=0.02)
 
 
 @pytest.mark.parametrize("planes", [1, 2, 3])

@@ -117,6 +117,21 @@ def test_ecat7_lies_where_its_offsets_in_cm_say(tmp_path, code, position):
     np.testing.assert_allclose(image.affine[:3, :3], np.diag(signs * (2.0, 3.0, 4.0)), rtol=1e-6)
 
 
+def test_interfile_33_of_medcon_has_slices_in_units_of_the_mean_pixel(tmp_path):
+    (tmp_path / "a.h33").write_text(
+        "!INTERFILE :=\n!version of keys := 3.3\nconversion program := (X)MedCon\n!name of data file := a.i33\n"
+        "!total number of images := 5\nimagedata byte order := LITTLEENDIAN\n!process status := Reconstructed\n"
+        "!matrix size [1] := 7\n!matrix size [2] := 6\n!number format := short float\n"
+        "!number of bytes per pixel := 4\nscaling factor (mm/pixel) [1] := +4.500000e+00\n"
+        "scaling factor (mm/pixel) [2] := +4.250000e+00\n!number of projections := 5\n!number of slices := 5\n"
+        "slice thickness (pixels) := +1.142857e+00\nNUD/Patient Weight [kg] := 0.00\n!END OF INTERFILE :=\n"
+    )
+    VALUES.astype("<f4").tofile(tmp_path / "a.i33")
+    image = read_source(tmp_path / "a.h33")
+    np.testing.assert_array_equal(image.values, VALUES)
+    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (5.0, 4.25, 4.5), rtol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["nii", "nii.gz", "DICOM"])
 @pytest.mark.parametrize("position", SIGNS)
 def test_written_images_lie_in_the_patient_for_simpleitk_and_for_us(tmp_path, position, form):
@@ -145,24 +160,31 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
     shape = (4, 10, 12)
     geometry = ImageGeometry(shape, (4.0, 2.0, 3.0), (0.0, 10.0, 18.0))  # LPS from (0, 0, -12) to (33, 18, 0)
     exam = ExamInfo(
-        time_frames=((60.0, 600.0),), start_time=datetime(2026, 1, 2, 10, 0, 0),
+        orientation="feet_in", time_frames=((60.0, 600.0),), start_time=datetime(2026, 1, 2, 10, 0, 0),
         radionuclide=Radionuclide("^18^Fluorine", 6586.2, 0.967),
     )  # fmt: skip
     stored = np.random.default_rng(3).integers(1, 99, shape).astype(np.int16)
     tags = {"PatientPosition": "FFS", "StudyDate": "20260102", "RadiopharmaceuticalInformationSequence": [tracer]}
     image = torch.from_numpy(stored).float()
-    for name, z, shared in (("near", 0.0, True), ("far", 900.0, False)):
-        like = dicom_series(tmp_path / name, stored, [(-33, 0, z + 4 * k) for k in range(4)], **tags)
+    for name, z, step, lay, why in (
+        ("near", 0.0, 4.0, "FFS", ""),
+        ("far", 900.0, 4.0, "FFS", "0% of them in common"),
+        ("turned", 0.0, 4.0, "HFS", "feet_in supine in the data, head_in supine there"),
+        ("frames", 0.0, 0.0, "FFS", "several slices at one place"),
+    ):
+        positions = [(-33, 0, z + step * k) for k in range(4)]
+        like = dicom_series(tmp_path / name, stored, positions, **(tags | {"PatientPosition": lay}))
+        caplog.clear()
         with caplog.at_level(logging.WARNING, "sirf_diffusion"):
             write_dicom(tmp_path / f"out {name}", image, geometry, exam, like, units="BQML")
         written = [pydicom.dcmread(f) for f in sorted((tmp_path / f"out {name}").iterdir())]
         reference = pydicom.dcmread(like / "slice00.dcm")
         first = written[0]
-        for tag in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate", "PatientPosition"):
+        assert first.PatientPosition == "FFS"
+        for tag in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate"):
             assert first[tag].value == reference[tag].value, tag
-        assert (
-            (first.FrameOfReferenceUID == reference.FrameOfReferenceUID) == shared == ("elsewhere" not in caplog.text)
-        )
+        assert why in caplog.text
+        assert (first.FrameOfReferenceUID == reference.FrameOfReferenceUID) == (not why) == (not caplog.records)
         assert first.RadiopharmaceuticalInformationSequence[0].RadionuclideTotalDose == 3e8
         assert (first.Units, first.ActualFrameDuration, first.AcquisitionTime) == ("BQML", 600000, "100100")
         assert first.SeriesInstanceUID != reference.SeriesInstanceUID
@@ -175,7 +197,8 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     image = torch.ones(GRID.shape)
-    like = dicom_series(tmp_path / "like", np.ones((2, 4, 4), np.int16), [(0, 0, 0), (0, 0, 4)], PatientPosition="FFS")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
     with pytest.raises(ValueError, match=r"must be called \.nii"):
         write_nifti(tmp_path / "x.img", image, GRID)
     for write in (write_nifti, write_dicom):
@@ -186,10 +209,8 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="units must be one of BQML"):
         write_dicom(tmp_path / "x", image, GRID, units="Bq/ml")
     with pytest.raises(ValueError, match="not an empty folder"):
-        write_dicom(like, image, GRID)
-    with pytest.raises(ValueError, match="head_in supine in the data, feet_in supine in the reference"):
-        write_dicom(tmp_path / "x", image, GRID, ExamInfo(orientation="head_in"), like)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["like"]
+        write_dicom(tmp_path / "taken", image, GRID)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["taken"]
 
 
 @pytest.mark.requires_stir

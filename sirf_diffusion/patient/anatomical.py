@@ -144,7 +144,8 @@ class AnatomicalImage:
         """The image moved rigidly onto an emission or attenuation image ``[z, y, x]``, see `register`."""
         values = np.ascontiguousarray(fixed.detach().cpu().numpy(), np.float32)
         found = register(SourceImage(values, stir_grid(geometry, self._position()).affine, "Interfile"), self.image)
-        return replace(self, image=found.applied_to(self.image), registration=found)
+        moved = replace(self.image, affine=found.matrix @ self.image.affine)
+        return replace(self, image=moved, registration=found)
 
     def describe(self, geometry: ImageGeometry) -> dict[str, Any]:
         """Source, hash, grids and registration, ready for JSON."""

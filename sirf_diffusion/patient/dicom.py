@@ -37,7 +37,7 @@ def read_dicom(path: Path) -> SourceImage:
     ImportError
         Without pydicom.
     """
-    frames, affine, shape = _placed(path)
+    frames, affine, shape = place_series(path)
     values = np.empty(shape, np.float32)
     file, stored = None, np.empty(0)
     for k, frame in enumerate(frames):
@@ -47,11 +47,6 @@ def read_dicom(path: Path) -> SourceImage:
         values[k] = stored[frame.number] * slope + intercept
     patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
     return SourceImage(values, affine, "DICOM", patient, modality)
-
-
-def geometry_of_series(path: Path) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-    """Affine and shape of the image that `read_dicom` gives."""
-    return _placed(path)[1:]
 
 
 def read_tags(path: Path) -> list[tuple[Path, Any]]:
@@ -132,7 +127,7 @@ def _macros(group: Any) -> list[Any]:
     return [element.value[0] for element in group if element.VR == "SQ" and element.value]
 
 
-def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
+def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     """Frames in the order of their places, the affine of ``(slice, row, column)`` to LPS mm, and the shape."""
     frames = [frame for file, header in read_tags(path) for frame in _frames_of(file, header)]
     axes = _shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3)
@@ -184,14 +179,15 @@ def _step(frames: list[_Frame], positions: NDArray[np.float64], normal: NDArray[
             f"several slices at one place, {1 + int((distances >= 0.01).sum())} places for {len(frames)} slices: time "
             "frames, gates, echoes or copies? Give one time frame per folder"
         )
-    if np.ptp(distances) > 0.02 * distances.mean() + 0.01:
+    # Positions may be rounded to 0.1 mm.
+    if np.ptp(distances) > 0.1 * distances.mean() + 0.15:
         raise UnusableImage(
             f"slices are missing: their distances by ImagePositionPatient vary from {distances.min():.3g} to "
             f"{distances.max():.3g} mm"
         )
     step = (positions[-1] - positions[0]) / len(distances)
     aside = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1).max()
-    if aside > 0.02 * distances.mean() + 0.05:
+    if aside > 0.02 * distances.mean() + 0.1:
         raise UnusableImage(f"slices do not lie in a row: by ImagePositionPatient one is {aside:.3g} mm aside")
     tilt = math.degrees(math.acos(min(1.0, float(step @ normal / np.linalg.norm(step)))))
     if tilt > _MAX_TILT:

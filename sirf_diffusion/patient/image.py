@@ -16,14 +16,8 @@ LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class UnusableImage(ValueError):
-    """An image that cannot be used.
-
-    Parameters
-    ----------
-    reason
-        Why, without names or paths: it is written into files.
-    detail
-        More for the person at the terminal, such as a library's message; never written into files.
+    """An image that cannot be used: the reason, without names or paths, which is written into files, and a detail for
+    the person at the terminal, such as a library's message, which is not.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -49,7 +43,7 @@ class SourceImage:
     modality
         ``MR``, ``CT``, ... if the file tells.
     position
-        Position of the patient on the bed, where the file is in the scanner's coordinates and tells it.
+        How the patient lay, where the file is in the scanner's coordinates and tells it.
     """
 
     values: NDArray[np.float32]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,6 @@ class Registration:
             "warnings": list(self.warnings),
         }
 
-    def applied_to(self, image: SourceImage) -> SourceImage:
-        """The moving image in its new place; values are left as they are."""
-        return replace(image, affine=self.matrix @ image.affine)
-
 
 def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     r"""Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
@@ -89,7 +86,8 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     Three resolutions (16, 8 and 4 mm), all voxels of a box around the patient in the fixed image, 32 bins. It begins
     where the files say that the images lie and, where that is another place, with their centres of mass on each other;
     the better result is taken. From there it is disturbed by about 10 mm and 9 degrees, twice, and has to come back:
-    for images that have nothing in common it does not. Deterministic for a given number of threads.
+    for images that have nothing in common it does not. Deterministic for a given number of threads. There is a warning,
+    logged as well, for each reason to distrust the result.
 
     Parameters
     ----------
@@ -97,11 +95,6 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
         Emission image (an early OSEM image will do) or attenuation image.
     moving
         MR or CT image.
-
-    Returns
-    -------
-    Registration
-        With a warning, which is logged as well, for each reason to distrust it.
 
     Raises
     ------
@@ -115,9 +108,10 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     starts = [np.zeros(6)] if before is not None else []
     if before is None or np.linalg.norm(pair.to_moving) >= _NEAR:
         starts.append(np.concatenate([np.zeros(3), pair.to_moving]))
-    motion, after = max((pair.optimised(start) for start in starts), key=_information)
+    information = itemgetter(1)
+    motion, after = max((pair.optimised(start) for start in starts), key=information)
     again = [pair.optimised(motion + other, fine=False) for other in _OTHER_STARTS]
-    motion, after = max([(motion, after), *again], key=_information)
+    motion, after = max([(motion, after), *again], key=information)
     if after == -math.inf:
         raise ValueError(
             "registration failed: the anatomical image covers less than half of the patient in the emission or "
@@ -132,9 +126,9 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     logger.info(
         "registration: rotation %s degrees, shift %s mm (x, y, z), mutual information %s -> %.4f, other starts within "
         "%.1f mm",
-        " ".join(f"{v:.2f}" for v in result.rotation_deg),
-        " ".join(f"{v:.2f}" for v in result.shift_mm),
-        "none" if before is None else f"{before:.4f}",
+        motion[:3].round(2),
+        motion[3:].round(2),
+        before,
         after,
         distance,
     )
@@ -150,10 +144,6 @@ def rigid_matrix(rotation_deg: Any, shift: Any, centre: Any) -> NDArray[np.float
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
     return matrix
-
-
-def _information(candidate: tuple[NDArray[np.float64], float]) -> float:
-    return candidate[1]
 
 
 def _doubts(result: Registration) -> list[str]:
@@ -270,7 +260,7 @@ def _around_the_patient(fixed: SourceImage) -> tuple[PatientGrid, NDArray[np.flo
 
 
 def _mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    smooth = optional("SimpleITK", "registration").GetArrayFromImage(smoothed(values, np.ones(3)))
+    smooth = smoothed(values, np.ones(3))
     return smooth > 0.2 * np.quantile(smooth, 0.995)
 
 

@@ -18,18 +18,9 @@ _ALIGNED, _SAME_SIZE = 2e-5, 2e-3
 
 @dataclass(frozen=True)
 class PatientGrid:
-    """A grid in the patient whose axes are STIR's.
+    """A grid in the patient whose axes are STIR's: ``(z, y, x)``, voxel sizes in mm.
 
-    Attributes
-    ----------
-    shape
-        ``(z, y, x)``.
-    voxel_size
-        ``(z, y, x)`` in mm.
-    first
-        Centre of voxel ``(0, 0, 0)`` in LPS mm.
-    position
-        How the patient lies: decides where STIR's axes point.
+    ``first`` is the centre of voxel ``(0, 0, 0)`` in LPS mm; the patient's position decides where STIR's axes point.
     """
 
     shape: tuple[int, int, int]
@@ -86,7 +77,7 @@ def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
     transform = sitk.AffineTransform(to_source[::-1, 2::-1].ravel().tolist(), to_source[::-1, 3].tolist())
     exact = np.array_equal(to_source, np.round(to_source))
     moved = sitk.Resample(
-        smoothed(image.values, _averaging(to_source)),
+        sitk.GetImageFromArray(np.ascontiguousarray(smoothed(image.values, _averaging(to_source)), np.float32)),
         grid.shape[::-1],
         transform,
         sitk.sitkNearestNeighbor if exact else sitk.sitkLinear,
@@ -94,13 +85,13 @@ def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
     return sitk.GetArrayFromImage(moved)
 
 
-def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> object:
-    """A SimpleITK image of the values, convolved with a Gaussian of these standard deviations in voxels, by axis."""
+def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values convolved with a Gaussian of these standard deviations in voxels, by axis."""
     sitk = optional("SimpleITK", "resampling images")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
     if sd.max() <= 0.1:
-        return image
-    return sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False)
+        return values
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
+    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False))
 
 
 def coverage(image: SourceImage, grid: PatientGrid) -> float:

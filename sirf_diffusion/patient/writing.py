@@ -19,8 +19,8 @@ from ..files.outputs import atomic_path
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from ..geometry.positions import HEAD_FIRST_SUPINE, Position, position_of
-from .dicom import geometry_of_series, read_tags
-from .image import LPS_OF_RAS, optional
+from .dicom import place_series, read_tags
+from .image import LPS_OF_RAS, UnusableImage, optional
 from .resampling import PatientGrid, grid_points, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
@@ -59,19 +59,10 @@ def write_nifti(
     ----------
     path
         Name that ends in ``.nii`` or ``.nii.gz``; an existing file is replaced.
-    image
-        ``[z, y, x]`` on the grid, finite.
-    geometry
-        Its grid, in STIR's coordinates.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates; another shape or name is a ``ValueError``.
     exam
         Says how the patient lay; unknown stands for head first, supine, which is logged.
-
-    Raises
-    ------
-    ValueError
-        If the name, the shape or a value does not fit.
-    ImportError
-        Without nibabel.
     """
     nibabel = optional("nibabel", "NIfTI")
     path = Path(path)
@@ -117,8 +108,6 @@ def write_dicom(
     ------
     ValueError
         If the shape, a value, the units, the folder or the reference series cannot be used.
-    ImportError
-        Without pydicom.
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)
@@ -131,8 +120,8 @@ def write_dicom(
     grid = stir_grid(geometry, _position(exam, folder, reference))
     common = _series_tags(pydicom, exam, grid, reference)
     common.Units = units
-    if like is not None and _lies_in(grid, Path(like)):
-        common.FrameOfReferenceUID = reference.FrameOfReferenceUID
+    if reference is not None and _lies_in(grid, reference, Path(like)):
+        common.FrameOfReferenceUID = reference.get("FrameOfReferenceUID") or common.FrameOfReferenceUID
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         staged = Path(temporary) / "series"
@@ -151,13 +140,14 @@ def _checked(image: Tensor, geometry: ImageGeometry) -> NDArray[np.float32]:
 
 def _position(exam: ExamInfo | None, path: Path, reference: Any = None) -> Position:
     """Of the exam, else of the reference series, else head first, supine."""
-    known = position_of(exam)
-    told = None if reference is None else _POSITIONS.get(str(reference.get("PatientPosition", "")))
-    if known and told and known != told:
-        raise ValueError(f"the patient lay {' '.join(known)} in the data, {' '.join(told)} in the reference series")
-    if not (known or told):
+    known = position_of(exam) or (None if reference is None else _told(reference))
+    if known is None:
         logger.info("%s: nobody said how the patient lay: taken for head first, supine", path)
-    return known or told or HEAD_FIRST_SUPINE
+    return known or HEAD_FIRST_SUPINE
+
+
+def _told(reference: Any) -> Position | None:
+    return _POSITIONS.get(str(reference.get("PatientPosition", "")))
 
 
 def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any) -> Any:
@@ -210,19 +200,23 @@ def _set(dataset: Any, values: dict[str, Any]) -> None:
         setattr(dataset, name, [text(v) for v in value] if isinstance(value, list) else text(value))
 
 
-def _lies_in(grid: PatientGrid, like: Path) -> bool:
+def _lies_in(grid: PatientGrid, reference: Any, like: Path) -> bool:
     """Whether the image lies in the reference series; if not, its frame of reference would be a false claim."""
-    affine, shape = geometry_of_series(like)
-    share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
-    share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
-    if share < 0.5:
-        logger.warning(
-            "the image lies elsewhere than the series in %s (%.0f %% in common), since STIR counts from the middle of "
-            "the scanner: it gets a frame of reference of its own",
-            like,
-            100 * share,
-        )
-    return share >= 0.5
+    if (told := _told(reference) or grid.position) != grid.position:
+        why = f"the patient lay {' '.join(grid.position)} in the data, {' '.join(told)} there"
+    else:
+        try:
+            _, affine, shape = place_series(like)
+        except UnusableImage as error:
+            why = str(error)
+        else:
+            share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
+            share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
+            if share >= 0.5:
+                return True
+            why = f"{share:.0%} of them in common (STIR counts from the middle of the scanner)"
+    logger.warning("the image gets a frame of reference of its own, not that of the series in %s: %s", like, why)
+    return False
 
 
 def _write_plane(pydicom: Any, file: Path, common: Any, k: int, plane: NDArray[np.float32], grid: PatientGrid) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -80,66 +81,48 @@ def converted(*command: object, pattern: str, folder: Path) -> Path:
     return found[0]
 
 
-def pairs(folder: Path, nifti: Path, dicom: Path) -> Iterator[tuple[str, Callable[[], Image]]]:
+def centred(image: Image, position: tuple[str, str]) -> Image:
+    """An image in the middle of the phantom's grid: the format has lost its place."""
+    values, affine = image
+    grid = stir_grid(GEOMETRY, position)
+    middle = grid.affine @ [*((np.asarray(grid.shape) - 1) / 2), 1]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.asarray(values.shape) - 1) / 2)
+    return values, affine
+
+
+def pairs(
+    folder: Path, nifti: Path, dicom: Path, position: tuple[str, str]
+) -> Iterator[tuple[str, Callable[[], Image]]]:
     """Who wrote and who read, and how to get that image."""
     for name, reader in (("SimpleITK", by_itk), ("nibabel", by_nibabel), ("this program", by_us)):
-        yield f"NIfTI: this program -> {name}", lambda reader=reader: reader(nifti)
+        yield f"NIfTI: this program -> {name}", partial(reader, nifti)
     for name, reader in (("SimpleITK", by_itk), ("pydicom", by_pydicom), ("this program", by_us)):
-        yield f"DICOM: this program -> {name}", lambda reader=reader: reader(dicom)
+        yield f"DICOM: this program -> {name}", partial(reader, dicom)
+
+    def by_way_of(*command: object, pattern: str = "*.nii") -> Callable[[], Image]:
+        return lambda: by_us(converted(*command, pattern=pattern, folder=Path(tempfile.mkdtemp(dir=folder)) / "out"))
+
     if shutil.which("dcm2niix"):
-        command = ("dcm2niix", "-z", "n", "-f", "x", "-o", folder / "d2n", dicom)
-        yield (
-            "DICOM: this program -> dcm2niix (NIfTI) -> this program",
-            lambda: by_us(converted(*command, pattern="*.nii", folder=folder / "d2n")),
-        )
+        yield "DICOM: this program -> dcm2niix (NIfTI) -> this program", by_way_of("dcm2niix", "-o", ".", dicom)
     if shutil.which("plastimatch"):
         for kind, given in (("DICOM", dicom), ("NIfTI", nifti)):
-            out = folder / f"p{kind}"
+            command = ("plastimatch", "convert", "--input", given)
             yield (
                 f"{kind}: this program -> plastimatch (NIfTI) -> this program",
-                lambda given=given, out=out: by_us(
-                    converted(
-                        "plastimatch", "convert", "--input", given, "--output-img", "x.nii", pattern="*.nii", folder=out
-                    )
-                ),
+                by_way_of(*command, "--output-img", "x.nii"),
             )
-        yield (
-            "DICOM: plastimatch -> this program",
-            lambda: by_us(
-                converted(
-                    "plastimatch",
-                    "convert",
-                    "--input",
-                    dicom,
-                    "--output-dicom",
-                    "out",
-                    pattern="out",
-                    folder=folder / "p",
-                )
-            ),
-        )
+        yield "DICOM: plastimatch -> this program", by_way_of(*command, "--output-dicom", "x", pattern="x")
     if shutil.which("medcon"):
-        for kind, pattern in (("nifti", "*.nii"), ("intf", "*.h33"), ("dicom", "*.dcm"), ("ecat7", "*.v")):
-            out = folder / f"m{kind}"
-            yield (
-                f"NIfTI: this program -> (X)MedCon ({kind}) -> this program",
-                lambda kind=kind, pattern=pattern, out=out: by_us(
-                    converted(
-                        "medcon",
-                        "-w",
-                        "-f",
-                        nifti,
-                        "-c",
-                        kind,
-                        "-n",
-                        "-qs",
-                        "-o",
-                        out / "x",
-                        pattern=pattern,
-                        folder=out,
-                    )
-                ),
-            )
+        # ECAT 7 of (X)MedCon says feet first, prone; Interfile nothing, which is head first, supine
+        for kind, pattern, lies in (
+            ("intf", "*.h33", ("head_in", "supine")),
+            ("ecat7", "*.v", ("feet_in", "prone")),
+            ("nifti", "*.nii", position),
+            ("dicom", "*.dcm", position),
+        ):
+            get = by_way_of("medcon", "-w", "-n", "-qs", "-f", nifti, "-c", kind, "-o", "x", pattern=pattern)
+            if position == lies:
+                yield f"(X)MedCon ({kind}) -> this program", lambda get=get: centred(get(), position)
 
 
 def main() -> int:
@@ -152,7 +135,7 @@ def main() -> int:
             image = torch.from_numpy(values).float()
             write_nifti(folder / "x.nii", image, GEOMETRY, exam)
             write_dicom(folder / "dicom", image, GEOMETRY, exam)
-            for pair, get in pairs(folder, folder / "x.nii", folder / "dicom"):
+            for pair, get in pairs(folder, folder / "x.nii", folder / "dicom", position):
                 try:
                     found, affine = get()
                     error = float(np.abs(found - phantom(found.shape, affine)).max() / values.max())

@@ -49,7 +49,9 @@ def image_header(path: str | os.PathLike) -> Header:
 
 
 def _from_interfile_33(header: Header) -> None:
-    if "number of projections" in header or header.text("process status", "").lower() == "acquired":
+    # (X)MedCon writes the number of projections of reconstructed images too
+    status = header.text("process status", "acquired" if "number of projections" in header else "").lower()
+    if status == "acquired":
         raise header.unsupported("an acquisition in Interfile 3.3 ('number of projections')", "STIR")
     if header.text("slice orientation", "transverse").lower() not in ("transverse", "transaxial", "unknown"):
         raise header.unsupported(f"'slice orientation := {header.text('slice orientation')}'", "transverse slices")
@@ -68,6 +70,7 @@ def _from_interfile_33(header: Header) -> None:
     name = next((name for name in _SLICE_SPACINGS if name in header), _SLICE_SPACINGS[-1])
     spacing, unit = header.number(name), "mm"
     if "medcon" in header.text("conversion program", "").lower():
-        spacing, unit = spacing * header.number("scaling factor (mm/pixel)"), "pixels"
+        pixels = [header.number("scaling factor (mm/pixel)", index=k) for k in (1, 2)]
+        spacing, unit = spacing * sum(pixels) / 2, "pixels"
     _logger.warning("%s: '%s := %s' is taken as %s", header.path, name, header.text(name), unit)
     header.put("scaling factor (mm/pixel)", repr(spacing), 3)
