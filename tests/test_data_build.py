@@ -19,9 +19,7 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
-from sirf_diffusion.training.data.import_images import find_images
-from sirf_diffusion.training.data.manifest import ImageInput, read_manifest
-from sirf_diffusion.training.data.splits import assign_splits
+from sirf_diffusion.training.data.manifest import ImageInput, assign_splits, find_images, read_manifest
 from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError, rejected_inputs
 from sirf_diffusion.training.data.volume_parts import NothingUsable
 
@@ -245,7 +243,7 @@ class TestSubjectsAndSplits:
             folder = tmp_path / f"sub-{k // 2:02d}" / f"ses-{k % 2}"
             folder.mkdir(parents=True)
             images.append(write_nifti(folder / "pet.nii.gz", activity(k)))
-        assert find_images([tmp_path]) == images
+        assert find_images([tmp_path]) == [ImageInput(image) for image in images]
         out, _ = build(tmp_path, *images)
         infos = VolumeFile(out).infos
         assert len({i.subject for i in infos}) == 3

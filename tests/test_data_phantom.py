@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from functools import lru_cache
 
@@ -26,8 +27,7 @@ from sirf_diffusion.training.data.phantom_data import (
     build_phantoms,
     simulate_volumes,
 )
-from sirf_diffusion.training.data.prefetch import prefetched
-from sirf_diffusion.training.data.slice_stream import SliceStream
+from sirf_diffusion.training.data.slice_stream import SliceStream, prefetched
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.data.volume_parts import PartStore
 from sirf_diffusion.training.data.volumes import Volume
@@ -326,11 +326,10 @@ class TestSliceStream:
         with pytest.raises(ValueError, match="shift must lie between 0 and 1"):
             Augmentation(shift=1.1)
 
-    @pytest.mark.parametrize("everywhere", [True, False])
-    def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self, everywhere):
+    def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):
         image = torch.rand(1, 16, 12)
         moved, unmoved = (
-            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16, everywhere)[0]
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0]
             for shift in (0.5, 0.0)
         )
         assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
@@ -355,27 +354,24 @@ print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def sparse_file(path, volumes, shape):
-    """A file with volumes that take no room on the disk: chunks that were never written are zeros when read."""
-    small = write_volumes(path, 1, anatomy=False)
-    small.close()
+def large_file(path, volumes, shape):
+    """A file of zeros, which take little room on the disk: one compressed plane, written again and again."""
+    write_volumes(path, 1, anatomy=False).close()
+    plane = zlib.compress(bytes(2 * shape[1] * shape[2]))
     with h5py.File(path, "a") as file:
         template = file["volumes/00000"]
         for k in range(volumes):
             group = file.create_group(f"volumes/1{k:04d}")
-            group.create_dataset("emission", shape, "f2", chunks=(1, *shape[1:]))
-            for name, value in template.attrs.items():
-                group.attrs[name] = value
-            for letter, n in zip("zyx", shape, strict=True):
-                group.attrs[f"occupancy_{letter}"] = np.ones(n, np.float32)
+            emission = group.create_dataset("emission", shape, "f2", chunks=(1, *shape[1:]), compression="gzip")
+            for z in range(shape[0]):
+                emission.id.write_direct_chunk((z, 0, 0), plane)
+            group.attrs.update(template.attrs)
+            group.attrs.update({f"occupancy_{a}": np.ones(n, "f4") for a, n in zip("zyx", shape, strict=True)})
         del file["volumes/00000"]
 
 
 def test_a_pass_over_a_large_file_keeps_to_its_memory(tmp_path):
-    shape = (100, 256, 256)
-    sparse_file(tmp_path / "large.h5", 80, shape)
-    gigabytes = 80 * np.prod(shape) * 2 / 1e9
-    assert gigabytes > 1
+    large_file(tmp_path / "large.h5", 80, (100, 256, 256))  # 1.05 GB
     result = subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path / "large.h5")], capture_output=True, text=True,
                             check=True)  # fmt: skip
     before, after = map(float, result.stdout.split())

@@ -68,8 +68,8 @@ def tissue_maximum(smoothed: Tensor, geometry: ImageGeometry) -> float:
 
     With ``N(t)`` the number of voxels above ``t``, the body is what is above the ``t`` of largest ``sqrt(t) N(t)``: a
     hot object has few voxels. ``R`` is the activity that a quarter of the body exceeds. Images whose maximum is at most
-    ``3.3 R`` (brains: 1.6 to 3.2) keep it. Beyond that the result falls to ``1.6 R`` within ``0.2 R``. What exceeds ``3.3 R``
-    over more than 80 cm^2 of a transverse plane is no hot object: the rest is air, and is left out of the search.
+    ``3.3 R`` (brains: 1.6 to 3.2) keep it. Beyond that the result falls to ``1.6 R`` within ``0.2 R``. What exceeds
+    ``3.3 R`` over more than 80 cm^2 of a transverse plane is no hot object: the rest is air, which is left out then.
     """
     maximum = float(smoothed.max())
     relative = (smoothed.flatten() / maximum).clamp_min(1e-30).log10()

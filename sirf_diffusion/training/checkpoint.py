@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 NAME = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
-_FIRST_ENTRIES = {"step", "description", "validation"}
 
 
 class CheckpointError(ValueError):
@@ -29,7 +29,13 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
 
     It is written under a temporary name, brought to the disk and renamed, so that a process killed at any moment
     leaves a complete checkpoint behind. Its SHA-256 is in its header.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for example for a full disk; the one before stays.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path, previous = folder / NAME, folder / PREVIOUS
@@ -46,6 +52,13 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
             _link_or_copy(path, link)
             os.replace(link, previous)
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        kept = "the checkpoint before is kept: " if path.exists() else ""
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            number, f"cannot be written ({reason}); {kept}free some space and give the same command again", str(path)
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -98,9 +111,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
     found = metadata.pop("sha256", None)
-    # Checkpoints of the first release had no digest, and just these entries.
-    if found is None and set(metadata) == _FIRST_ENTRIES:
-        return tensors, metadata
     if found != digest(tensors, metadata):
         raise CheckpointError(f"{path} cannot be read (its contents are damaged: the SHA-256 differs)")
     return tensors, metadata

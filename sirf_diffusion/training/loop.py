@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.outputs import atomic_path
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import Corruption
-from .data.prefetch import prefetched
-from .evaluation.samples import save_sheet, unconditional_samples
-from .log import TrainingLog, reference_errors, relative_error
-from .sources import Source
+from .data.slice_stream import prefetched
+from .evaluation.acceptance import save_sheet, unconditional_samples
+from .log import TrainingLog, relative_error
+from .sources import FileSource
 from .state import TrainingState
-from .stopping import noted_signals
+
+logger = logging.getLogger(__name__)
 
 #: Steps after which losses are looked at, and processes tell each other whether to stop.
 FLUSH_EVERY = 10
@@ -48,11 +55,18 @@ class RunOptions:
     compiled: bool = False
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1 or self.samples_every < 0:
+            raise ValueError(
+                "checkpoint_every must be at least 1 and samples_every at least 0, found "
+                f"{self.checkpoint_every} and {self.samples_every}"
+            )
+
 
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
-    def __init__(self, state: TrainingState, source: Source, work: Path, options: RunOptions) -> None:
+    def __init__(self, state: TrainingState, source: FileSource, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
         self.corruption = Corruption(state.recipe, torch.device(state.device))
@@ -71,7 +85,8 @@ class TrainingLoop:
         state, losses = self.state, self.state.notes.setdefault("losses", [0.0, 0])
         log = None
         if self.peers.first:
-            log = TrainingLog(self.work, state.step, reference_errors(self.validation), self.options.tensorboard)
+            reference = self.validation.gaussian_errors() if self.validation else {}
+            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
         bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
@@ -114,9 +129,8 @@ class TrainingLoop:
         """Write the model file."""
         best = self.work / "best.safetensors"
         if self.recipe.patience and best.exists() and "best" in self.state.notes:
-            partial = out.with_name(f".{out.name}.partial")
-            shutil.copyfile(best, partial)
-            os.replace(partial, out)
+            with atomic_path(out) as temporary:
+                shutil.copyfile(best, temporary)
         else:
             self._save_model(out)
 
@@ -147,19 +161,19 @@ class TrainingLoop:
         if log is not None:
             errors: dict[float, float] = {}
             if self.validation is not None:
-                network = self.state.averaged()
+                network = self.state.average.module
                 errors = self.validation.network_errors(network, self.recipe.prediction, self.recipe.time_input)
             notes["validation"] = {f"{sigma:g}": round(error, 5) for sigma, error in errors.items()}
             log.add(self.state.step, seconds, total / max(count, 1), errors)
             if self.recipe.patience:
-                self._judge(relative_error(errors, log.reference))
+                self._note_best(relative_error(errors, log.reference))
         notes["losses"][:] = [0.0, 0]
         if self.peers.world > 1:
             shared = [notes]
             torch.distributed.broadcast_object_list(shared, 0)
             notes.update({key: value for key, value in shared[0].items() if key != "losses"})
 
-    def _judge(self, error: float) -> None:
+    def _note_best(self, error: float) -> None:
         """Remember the best validation for early stopping, and its model."""
         notes = self.state.notes
         best = notes.get("best")
@@ -193,13 +207,36 @@ class TrainingLoop:
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:
-        save_model(path, self.state.average, self._config(), weights_dtype="float16")
+        save_model(path, self.state.average.module.state_dict(), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
         config = self._config()
         model = ScoreModel(
-            self.state.averaged(), config.schedule, config.prediction, config.voxel_size,
+            self.state.average.module, config.schedule, config.prediction, config.voxel_size,
             time_input=config.time_input, architecture=config.architecture,
         )  # fmt: skip
         images = unconditional_samples(model, 8, max(self.recipe.crops), num_steps=30)
         save_sheet(images, self.work / f"samples-{self.state.step:07d}.png")
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note the first SIGINT or SIGTERM instead of dying of it in the middle of a step; a second one works as ever."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, old[number])
+        logger.warning("asked to stop: finishing the step and writing a checkpoint")
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
