@@ -84,11 +84,11 @@ def write_interfile(path: Path, stir: np.ndarray, position: tuple[str, str] | No
     return path
 
 
-def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None) -> Path:
-    """A PET series with a name, an identifier and a rescale slope of its own in every slice."""
+def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None, modality: str = "PT") -> Path:
+    """A series with a name, an identifier and a rescale slope of its own in every slice."""
     import SimpleITK as sitk
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     from_feet = stir[::-1]
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -99,7 +99,7 @@ def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None) -> Path
         image = sitk.GetImageFromArray(plane.astype(np.float64)[None])
         image.SetSpacing((VOXEL, VOXEL, VOXEL))
         tags = {
-            "0008|0060": "PT", "0010|0010": NAME, "0010|0020": PATIENT_ID, "0010|0030": "19500101",
+            "0008|0060": modality, "0010|0010": NAME, "0010|0020": PATIENT_ID, "0010|0030": "19500101",
             "0008|0016": "1.2.840.10008.5.1.4.1.1.128", "0020|000d": "1.2.3.4", "0020|000e": "1.2.3.4.5",
             "0008|0018": f"1.2.3.4.5.{k + 1}", "0020|0013": str(k + 1), "0028|1053": f"{slope:.10g}", "0028|1052": "0",
             "0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "1",

@@ -21,7 +21,7 @@ _LARGEST = 20_000_000
 #: Last words of the names of files that are no emission images: suffixes of BIDS, and what people call such files.
 _OTHER_KINDS = re.compile(
     r"t1|t2|t1w|t2w|t2starw|flair|pdw|mr|mri|mprage|ct|mask|seg|[ad]?seg|probseg|labels?|defacemask|bold|sbref|dwi|epi|"
-    r"asl|cbv|mu|u?mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm"
+    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm"
 )
 _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
 
@@ -203,8 +203,10 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 def _kind(path: Path) -> str:
     """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
     if path.is_dir():
-        modality = _modality(path)
-        return "PET" if modality == "PT" else f"DICOM of modality {modality}" if modality else ""
+        modalities = _modalities(path)
+        if modalities == ["PT"]:
+            return "PET"
+        return f"DICOM of modality {' and '.join(modalities)}" if modalities else ""
     stem = re.sub(r"(\.nii)?\.\w+$", "", path.name, flags=re.IGNORECASE)
     sidecar = path.with_name(f"{stem}.json")
     if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
@@ -233,24 +235,24 @@ def _is_dicom(file: Path) -> bool:
         return content.read(132)[128:] == b"DICM"
 
 
-def _modality(folder: Path) -> str:
-    """Modality of a folder's first DICOM file; empty if that cannot be told, which reading it will explain."""
-    first = next((p for p in sorted(folder.iterdir()) if p.is_file() and _is_dicom(p)), None)
+def _modalities(folder: Path) -> list[str]:
+    """Modalities of the DICOM files of a folder; none if that cannot be told, which reading it will explain."""
     try:
         import SimpleITK as sitk
     except ImportError:
-        return ""
-    if first is None:
-        return ""
-    reader = sitk.ImageFileReader()
+        return []
+    reader, found = sitk.ImageFileReader(), set()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(first))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return ""
-    found = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else ""
-    return found if found.isalnum() and len(found) <= 16 else ""
+    for file in folder.iterdir():
+        if file.is_file() and _is_dicom(file):
+            reader.SetFileName(str(file))
+            try:
+                reader.ReadImageInformation()
+            except RuntimeError:
+                continue
+            if reader.HasMetaDataKey("0008|0060"):
+                found.add(re.sub(r"\W", "", reader.GetMetaData("0008|0060"))[:16])
+    return sorted(found)
 
 
 def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:
