@@ -25,10 +25,11 @@ from torch import Tensor
 from benchmarks.tuning import tune
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.engines.embedded.acquisition_model import largest_num_subsets
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.build import build_reconstructor
-from sirf_diffusion.reconstructors.methods import METHODS, largest_num_subsets
+from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.simulation.acquisition import centred
 from sirf_diffusion.study.metrics import nrmse, psnr, ssim
 

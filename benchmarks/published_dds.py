@@ -23,15 +23,13 @@ from torch import Tensor
 
 from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.problem import Problem
+from sirf_diffusion.engines.em import RELATIVE_FLOOR, herman_meyer_order, inside, raise_zeros
 from sirf_diffusion.environment import software_versions
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import DDSReconstructor
-from sirf_diffusion.reconstructors.base import inside, raise_zeros
 from sirf_diffusion.reconstructors.cost import Cost
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
-from sirf_diffusion.reconstructors.diffusion.consistency import RELATIVE_FLOOR
 from sirf_diffusion.reconstructors.diffusion.loop import reverse_times
-from sirf_diffusion.reconstructors.em.osem import herman_meyer_order
 
 NAMES = ("straightforward", "this package", "this package, bfloat16")
 

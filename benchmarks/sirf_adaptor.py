@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from sirf_diffusion import as_objective, data
-from sirf_diffusion.reconstructors.em.osem import em_update
+from sirf_diffusion.engines.em import em_update
 
 
 @dataclass

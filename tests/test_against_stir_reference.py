@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import BlockStructure, Scanner
-from sirf_diffusion.reconstructors.base import inside
 from sirf_diffusion.reconstructors.em.osem import OSEM
 
 FOLDER = Path(__file__).parent / "reference"

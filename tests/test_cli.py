@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.reconstructors.methods import METHODS
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
+@pytest.fixture
+def scan(small_scan):
+    return small_scan
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+@pytest.fixture
+def model(small_model):
+    return small_model
 
 
 @pytest.fixture
@@ -357,7 +358,7 @@ def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsy
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sirf_diffusion.study.reconstruction.reconstruct_from", interrupt)
+    monkeypatch.setattr("sirf_diffusion.study.reconstruction.Study.run", interrupt)
     code, out = recon()
     assert code == 130
     assert not out.exists()
@@ -433,9 +434,13 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
     assert main(["train", "--out", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["recon"], ["train"], ["doctor"], ["models"]])
+COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
+            "models", "models list", "models show", "models import", "models evaluate"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--help"])
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
-    assert "example:" in capsys.readouterr().out
+    assert re.search("^examples?:.* sirf-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)

@@ -7,10 +7,10 @@ import torch
 from toy_model import Fixed, Gaussian, Record, ToyModel, identity
 from toy_objective import ToyObjective, make_toy
 
+from sirf_diffusion.engines.em import em_update, herman_meyer_order
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
-from sirf_diffusion.reconstructors.em.osem import em_update, herman_meyer_order
 
 FLOOR = 1e-6
 

@@ -257,25 +257,27 @@ def test_stop_iteration_ends_with_the_image_of_that_step(method):
 @each_method
 @pytest.mark.parametrize("bound", [True, False])
 def test_resumed_equals_uninterrupted(method, bound, tmp_path):
-    objective, _ = make_toy(SHAPES[1], num_subsets=1)
+    def objective():  # afresh each time: one keeps its early image
+        return make_toy(SHAPES[1], num_subsets=1)[0]
+
     model = ToyModel(Gaussian())
-    model = model.on(objective.geometry, 1.2) if bound else model
+    model = model.on(objective().geometry, 1.2) if bound else model
     path = tmp_path / "run.safetensors"
-    whole = run(method, objective, model, num_samples=2)
+    whole = run(method, objective(), model, num_samples=2)
 
     def kill(step):
         if step.step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(method, objective, model, num_samples=2, callbacks=[CheckpointCallback(path, every=2), kill])
-    resumed = run(method, objective, model, num_samples=2, resume_from=path, callbacks=[CheckpointCallback(path)])
+        run(method, objective(), model, num_samples=2, callbacks=[CheckpointCallback(path, every=2), kill])
+    resumed = run(method, objective(), model, num_samples=2, resume_from=path, callbacks=[CheckpointCallback(path)])
     assert torch.equal(whole.get_samples(), resumed.get_samples())
     assert whole.record["projections"] == pytest.approx(resumed.record["projections"])
     assert whole.record["network_evaluations"] == resumed.record["network_evaluations"]
     assert whole.record["log_likelihood"] == resumed.record["log_likelihood"]
     assert [e["step"] for e in resumed.record["trace"]] == list(range(1, 9))
-    finished = run(method, objective, model, num_samples=2, resume_from=path)
+    finished = run(method, objective(), model, num_samples=2, resume_from=path)
     assert torch.equal(whole.get_samples(), finished.get_samples())
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
 

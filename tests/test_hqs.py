@@ -8,10 +8,10 @@ from test_dds import relative_kkt
 from toy_model import Fixed, Gaussian, Record, ToyModel, identity
 from toy_objective import make_toy
 
+from sirf_diffusion.engines.em import em_update
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
-from sirf_diffusion.reconstructors.em.osem import em_update
 
 SIGMA = 1e4
 

@@ -10,6 +10,7 @@ from toy_model import Fixed, Gaussian, Record, ToyModel, identity
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.engines import Evaluation
+from sirf_diffusion.engines.em import em_update, penalised_em_step
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -19,7 +20,6 @@ from sirf_diffusion.geometry.scanners import Scanner
 from sirf_diffusion.reconstructors.diffusion.likelihood_schedule import LikelihoodSchedule
 from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor, share_of_step
 from sirf_diffusion.reconstructors.diffusion.split_half import truth_log_likelihood
-from sirf_diffusion.reconstructors.em.osem import em_update, penalised_em_step
 
 
 def mlem_values(objective, number):

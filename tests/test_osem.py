@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy_objective import make_toy
 
+from sirf_diffusion.engines.em import em_step, em_update, herman_meyer_order, penalised_em_step
 from sirf_diffusion.reconstructors import MLEM, OSEM
-from sirf_diffusion.reconstructors.em.osem import em_step, em_update, herman_meyer_order, penalised_em_step
 
 
 def run(reconstructor, initial=None):

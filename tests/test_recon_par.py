@@ -14,6 +14,7 @@ from small_scan import write_small_model, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion.cli import main
+from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.par_acquisition import read_acquisition
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
@@ -21,7 +22,6 @@ from sirf_diffusion.files.parfile import ParFile, ParFileError
 from sirf_diffusion.files.parfile.run import ParRun
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir.par_prior import prior_of
-from sirf_diffusion.reconstructors.base import inside
 from sirf_diffusion.reconstructors.methods import METHODS
 
 RDP = """\
@@ -228,10 +228,10 @@ From Attenuation Image
 @pytest.mark.requires_stir
 @pytest.mark.parametrize("keys", ["", "zoom := 1.3", "zoom := 2\n Z zoom := 2\n Z output image size (in pixels) := 4"])
 def test_grid_is_the_one_that_stir_makes(par, keys):
-    from sirf_diffusion.study.sources import StirParSource
+    from sirf_diffusion.interop.stir.par import stir_objective
 
     path = par(("XY output image size (in pixels) := 21", keys))
-    found, expected = acquisition_of(path).geometry, StirParSource(ParRun.of(ParFile.read(path))).geometry
+    found, expected = acquisition_of(path).geometry, stir_objective(ParRun.of(ParFile.read(path)), 1)[0].geometry
     assert found.shape == expected.shape
     assert found.voxel_size == pytest.approx(expected.voxel_size, rel=1e-5)
     assert found.origin == pytest.approx(expected.origin)

@@ -13,7 +13,7 @@ import torch
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import gaussian_smooth
 from sirf_diffusion.patient import AnatomicalImage, SourceImage, load_anatomical, register
-from sirf_diffusion.patient.rigid_matcher import rigid_matrix
+from sirf_diffusion.patient.registration import rigid_matrix
 
 pytest.importorskip("nilearn")
 sitk = pytest.importorskip("SimpleITK")

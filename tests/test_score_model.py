@@ -231,7 +231,7 @@ def test_binding_leaves_the_model_unbound_and_counts_anew():
     assert (again.intensity_scale, bound.intensity_scale) == (3.0, 2.0)
     assert (again.counter.evaluations, bound.counter.evaluations) == (0, 1)
     assert bound.counter.seconds > 0
-    with pytest.raises(ValueError, match=r"bind it with model\.on"):
+    with pytest.raises(ValueError, match=r"bind it with model\.for_data"):
         model.denoise(torch.zeros(1, 8, 8), 0.5)
 
 

@@ -7,10 +7,10 @@ import torch
 from stir_list_mode import write_list_mode
 
 from sirf_diffusion.cli import main
+from sirf_diffusion.engines.em import inside
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.files.parfile import ParFile
 from sirf_diffusion.files.parfile.run import ParRun
-from sirf_diffusion.reconstructors.base import inside
 
 NUM_EVENTS = 20_000
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.models.intensity import intensity_scale as estimate
 from sirf_diffusion.models.schedules import NoiseSchedule, VPSchedule
 
 
@@ -33,6 +34,10 @@ class ToyModel:
         bound = copy.copy(self)
         bound.geometry, bound.intensity_scale, bound.counter = geometry, intensity_scale, Counter()
         return bound
+
+    def for_data(self, objective, *, sampling=False, intensity_scale=None) -> ToyModel:
+        found = intensity_scale or estimate(objective.early_image(), objective.geometry)
+        return self.on(objective.geometry, found)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

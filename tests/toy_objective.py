@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sirf_diffusion.engines.objective import Evaluation, ProjectionCounter
+from sirf_diffusion.engines.objective import Evaluation, Objective, ProjectionCounter
 from sirf_diffusion.geometry.images import ImageGeometry
 
 
-class ToyObjective:
+class ToyObjective(Objective):
     """Log-likelihood of ``y ~ Poisson(A x + b)``, dense ``A [bins, voxels]``; subset k of n has bins k, k + n, ..."""
 
     def __init__(self, matrix, prompts, background, shape, num_subsets=1, voxel_size=(2.0, 2.0, 2.0)):

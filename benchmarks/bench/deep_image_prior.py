@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sirf_diffusion.engines.em import em_update, inside, raise_zeros
 from sirf_diffusion.engines.objective import Objective
-from sirf_diffusion.reconstructors.base import Reconstructor, check_count, check_real, inside, raise_zeros
-from sirf_diffusion.reconstructors.em.osem import em_update
+from sirf_diffusion.geometry.checks import check_count, check_real
+from sirf_diffusion.reconstructors.base import Reconstructor
 from sirf_diffusion.reconstructors.records import StepRecord
 
 #: Waves per field of view in the network's input, root mean square along each axis.

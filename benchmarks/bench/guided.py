@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from sirf_diffusion.engines.em import RELATIVE_FLOOR, inside
 from sirf_diffusion.engines.objective import Objective
-from sirf_diffusion.reconstructors.base import check_real, inside
+from sirf_diffusion.geometry.checks import check_real
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
-from sirf_diffusion.reconstructors.diffusion.consistency import RELATIVE_FLOOR
 from sirf_diffusion.reconstructors.diffusion.loop import Denoised, DiffusionReconstructor
 
 if TYPE_CHECKING:

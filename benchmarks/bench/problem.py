@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import Case, CaseSpec
-from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
+from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, largest_num_subsets
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.em.osem import OSEM
-from sirf_diffusion.reconstructors.methods import largest_num_subsets
 
 _EARLY_SUBSETS = 14
 _KEPT = 3

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..engines import as_objective
+from ..engines.em import em_step, penalised_em_step
 from ..engines.objective import Objective
 from ..priors import Penalty
-from ..reconstructors.em.osem import em_step, penalised_em_step
 from .containers import to_container, to_tensor
 from .stepwise import StepwiseObjective
 

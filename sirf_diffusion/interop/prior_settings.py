@@ -19,8 +19,9 @@ from ..priors.late import LateAnchorPenalty, LateBowsherPenalty
 from ..priors.late_score import LateScorePenalty
 
 if TYPE_CHECKING:
+    from ..geometry.positions import Position
     from ..models import ScoreModel
-    from ..patient import AnatomicalImage, Position
+    from ..patient import AnatomicalImage
 
 
 class AnatomicalSettings:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .intensity import intensity_scale as estimate_intensity_scale
 from .noise_level import estimate_noise_level
 
 if TYPE_CHECKING:
@@ -83,16 +82,14 @@ class Denoiser:
 
     def __call__(self, x: Tensor, geometry: ImageGeometry) -> Tensor:
         """The denoised image ``[z, y, x]``, new, image units; ``used_noise_level`` is what was taken for its noise."""
-        scale = self.intensity_scale or estimate_intensity_scale(x.clamp(min=0), geometry)
-        planes = self.planes or self.model.planes_for(geometry)
-        model = self.model.on(geometry, scale, planes)
+        model = self.model.for_data(geometry, x.clamp(min=0), planes=self.planes, intensity_scale=self.intensity_scale)
         sigma = self.noise_level or estimate_noise_level(model, x)
         self.used_noise_level = sigma
         logger.info(
             "denoising: noise level %.3g%s, intensity scale %.6g image units, %d step(s)",
             sigma,
             "" if self.noise_level else " (estimated)",
-            scale,
+            model.intensity_scale,
             self.num_steps,
         )
         return self._denoised(model, x, sigma).to(x).clamp_(min=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
 import os
 import time
@@ -19,12 +20,15 @@ from .conditioning import Conditioning, anatomical_on, check_guidance, make_cond
 from .coverage import Coverage, Network
 from .grid import THREE_ORIENTATIONS, GridAdapter
 from .intensity import INTENSITY_RULES
+from .intensity import intensity_scale as estimate_intensity_scale
 from .networks import TIME_INPUTS, NetworkConfig, memory_format, network_time
 from .schedules import PREDICTIONS, NoiseSchedule, denoised_and_noise
 from .storage import ModelConfig, checked_voxel_size, find_model, load_model, save_model, serialise
 
 if TYPE_CHECKING:
     from ..patient import AnatomicalImage
+
+logger = logging.getLogger(__name__)
 
 #: In which a network computes, see `ScoreModel.load`.
 PRECISIONS = ("float32", "bfloat16")
@@ -41,7 +45,7 @@ class NetworkCounter:
 
 
 class ScoreModel:
-    """A network with its noise schedule and training grid; bound to an image grid and an intensity scale by `on`.
+    """A network with its noise schedule and training grid; bound to an image grid and an intensity scale by `for_data`.
 
     Two sets of units meet here. *Network units*, on the latent grid: ``u_t = gamma u_0 + nu z`` (`predict`,
     `to_latent`, `to_image`; what samplers use). *Image units*, on the image grid: ``x_t = c u_t`` with the intensity
@@ -189,6 +193,61 @@ class ScoreModel:
             If the architecture is not known, or does not fit the network.
         """
         return save_model(path, *self._stored(), weights_dtype)
+
+    def for_data(
+        self,
+        data: Any,
+        early_image: Tensor | None = None,
+        *,
+        sampling: bool = False,
+        planes: str | None = None,
+        intensity_scale: float | None = None,
+        extent: float | None = None,
+        anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None = None,
+        guidance: float | None = None,
+        max_batch: int | None = None,
+        block: int | None = None,
+    ) -> ScoreModel:
+        """The model for the images of an acquisition: everywhere the same intensity scale, orientations and grid.
+
+        Parameters
+        ----------
+        data
+            An `Objective`, or the image grid alone: then give ``early_image`` or ``intensity_scale``.
+        early_image
+            Image ``[z, y, x]`` that the intensity scale is estimated from; ``data.early_image()`` if omitted.
+        sampling
+            Whether for a sampler, which looks at the orientations of a volume in turns; what is not one, such as a
+            penalty, looks at all of them.
+        planes
+            As for `on`; None as `planes_for` says.
+        intensity_scale
+            Instead of estimating it.
+        extent, anatomical, guidance, max_batch, block
+            As for `on`.
+
+        Raises
+        ------
+        ValueError
+            As `on`, or if there is nothing to estimate the intensity scale from.
+        """
+        geometry = getattr(data, "geometry", data)
+        if intensity_scale is None:
+            if early_image is None and geometry is data:
+                raise ValueError("a grid alone tells no intensity scale: give early_image or intensity_scale too")
+            early_image = data.early_image() if early_image is None else early_image
+            intensity_scale = estimate_intensity_scale(early_image, geometry)
+            logger.info("intensity scale %.6g image units", intensity_scale)
+        return self.on(
+            geometry,
+            intensity_scale,
+            planes or self.planes_for(geometry, sampling=sampling),
+            extent=extent,
+            max_batch=max_batch,
+            block=block,
+            anatomical=anatomical,
+            guidance=guidance,
+        )
 
     def on(
         self,
@@ -501,7 +560,7 @@ class ScoreModel:
 
     def _bound(self) -> GridAdapter:
         if self._grid is None:
-            raise ValueError("the model has no image grid yet: bind it with model.on(geometry, intensity_scale)")
+            raise ValueError("the model has no image grid yet: bind it with model.for_data(objective)")
         return self._grid
 
     def _stored(self) -> tuple[dict[str, Tensor], ModelConfig]:

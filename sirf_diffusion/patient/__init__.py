@@ -1,16 +1,16 @@
-"""Images in the patient: reading them with their place, resampling and registering them."""
+"""Images in the patient: reading and writing them with their place, resampling and registering them."""
 
 from .anatomical import AnatomicalImage, Placed, load_anatomical
-from .readers import SourceImage, UnusableImage, read_source
+from .image import SourceImage, UnusableImage
+from .readers import read_source
 from .registration import Registration, register
-from .resampling import HEAD_FIRST_SUPINE, PatientGrid, Position, resample, stir_grid
+from .resampling import PatientGrid, resample, stir_grid
+from .writing import write_dicom, write_nifti
 
 __all__ = [
-    "HEAD_FIRST_SUPINE",
     "AnatomicalImage",
     "PatientGrid",
     "Placed",
-    "Position",
     "Registration",
     "SourceImage",
     "UnusableImage",
@@ -19,4 +19,6 @@ __all__ = [
     "register",
     "resample",
     "stir_grid",
+    "write_dicom",
+    "write_nifti",
 ]

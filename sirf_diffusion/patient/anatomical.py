@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .readers import SourceImage, UnusableImage, density_of_ct, read_source
+from ..geometry.positions import HEAD_FIRST_SUPINE, Position
+from .image import SourceImage, UnusableImage, density_of_ct
+from .readers import read_source
 from .registration import Registration, register
-from .resampling import HEAD_FIRST_SUPINE, Position, coverage, grid_points, resample, share_inside, stir_grid
+from .resampling import coverage, grid_points, resample, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
 

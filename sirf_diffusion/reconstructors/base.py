@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..engines import Objective, as_objective
+from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
+from ..geometry.checks import check_finite
 
 logger = logging.getLogger(__name__)
-
-SMALLEST_SENSITIVITY = 1e-2
-RELATIVE_FLOOR = 1e-4
 
 
 class Reconstructor(ABC):
@@ -172,47 +170,3 @@ class Reconstructor(ABC):
         if image.max() <= 0:
             raise ValueError("initial_image is zero everywhere: multiplicative updates cannot leave it")
         return image
-
-
-def inside(sensitivity: Tensor) -> Tensor:
-    """Voxels that the scanner sees; the others are zero in every reconstruction.
-
-    A voxel counts if its sensitivity exceeds a hundredth of the highest in its plane. What lies below are voxels on the
-    rim of the field of view that a few clipped rays graze: nothing but noise is known of them, and it can grow beyond
-    any activity. Planes are compared with themselves because the outermost ones see far less than the middle.
-    """
-    return sensitivity > SMALLEST_SENSITIVITY * sensitivity.amax((-2, -1), keepdim=True)
-
-
-def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
-    """``max(x, 1e-4 mean(x))`` inside the field of view and zero outside it: zero is absorbing for EM updates."""
-    mask = inside(sensitivity)
-    seen = image[..., mask]
-    floor = RELATIVE_FLOOR * seen.mean(-1)[..., None, None, None] if seen.numel() else torch.zeros_like(image)
-    return torch.where(mask, torch.maximum(image, floor), torch.zeros_like(image))
-
-
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming ``what`` if ``x`` holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
-        number = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{what} holds {number} values that are NaN or infinite (of {x.numel()})")
-
-
-def check_count(name: str, value: int, minimum: int = 1) -> int:
-    """An integer setting of at least ``minimum``."""
-    if isinstance(value, bool) or int(value) != value or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, found {value!r}")
-    return int(value)
-
-
-def check_real(
-    name: str, value: float, minimum: float = 0.0, maximum: float = math.inf, open_below: bool = False
-) -> float:
-    """A finite real setting in ``[minimum, maximum]``, or in ``(minimum, maximum]`` with ``open_below``."""
-    number = float(value)
-    below = number <= minimum if open_below else number < minimum
-    if not math.isfinite(number) or below or number > maximum:
-        bracket = "(" if open_below else "["
-        raise ValueError(f"{name} must be a number in {bracket}{minimum:g}, {maximum:g}], found {value!r}")
-    return number

@@ -270,14 +270,3 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def largest_num_subsets(num_views: int, wanted: int) -> int:
-    """The largest number of subsets up to ``wanted`` that divides the views evenly.
-
-    Examples
-    --------
-    >>> largest_num_subsets(126, 10)
-    9
-    """
-    return max(n for n in range(1, max(1, min(wanted, num_views)) + 1) if num_views % n == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -10,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
+
+logger = logging.getLogger(__name__)
+
+#: Variances of log attenuation, among all bins and over views, below which its power in the factors cannot be told.
+_LEAST_VARIANCE, _LEAST_OVER_VIEWS = 0.04, 1e-4
 
 PathLike = str | os.PathLike[str]
 
@@ -39,13 +46,18 @@ class Acquisition:
         Additive term ``a``: expected scatter and randoms *divided by* ``m``, as STIR and SIRF keep it. Zero if omitted.
     attenuation, attenuation_geometry
         Image of linear attenuation coefficients in 1/cm and its grid; its factors ``exp(-G mu)`` multiply ``m``.
+    attenuation_in_factors
+        Whether ``multiplicative`` holds attenuation already; then that of the image is not applied again. None: it
+        must not, which is checked with the data's own evidence.
     sources
         File names for messages and for the record, by the names of the fields above.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
     AcquisitionError
-        If a value or a shape makes no sense.
+        If a value or a shape makes no sense; when the objective is made, if attenuation seems to be given twice.
     """
 
     prompts: Tensor
@@ -55,7 +67,9 @@ class Acquisition:
     additive: Tensor | None = None
     attenuation: Tensor | None = None
     attenuation_geometry: ImageGeometry | None = None
+    attenuation_in_factors: bool | None = None
     sources: dict[str, str] = field(default_factory=dict)
+    exam: ExamInfo = field(default_factory=ExamInfo)
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +95,7 @@ class Acquisition:
         multiplicative: PathLike | None = None,
         additive: PathLike | None = None,
         attenuation: PathLike | None = None,
+        attenuation_in_factors: bool | None = None,
         geometry: ImageGeometry | None = None,
         voxel_size: tuple[float, float] | None = None,
     ) -> Acquisition:
@@ -92,12 +107,14 @@ class Acquisition:
             Projection data, ``.hs``; the layouts must agree.
         attenuation
             Image ``.hv`` in 1/cm.
+        attenuation_in_factors
+            As above.
         geometry
             Grid of the reconstruction; that of the attenuation image, or `default_geometry`, if omitted.
         voxel_size
             In-plane voxel size (y, x) in mm for `default_geometry`.
         """
-        from ...files.interfile import read_image, read_projection_data
+        from ...files.interfile import read_exam_info, read_image, read_projection_data
 
         counts, projdata = read_projection_data(prompts)
         sources = {"prompts": os.fspath(prompts)}
@@ -122,7 +139,9 @@ class Acquisition:
             additive=terms["additive"],
             attenuation=mu,
             attenuation_geometry=mu_geometry,
+            attenuation_in_factors=attenuation_in_factors,
             sources=sources,
+            exam=read_exam_info(prompts),
         )
 
     def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> Any:
@@ -138,7 +157,8 @@ class Acquisition:
         device = torch.device(device)
         if str(device) not in self._projectors:
             self._projectors[str(device)] = self._acquisition_model(device)
-        objective = PoissonObjective(self._projectors[str(device)], self.prompts.to(device), num_subsets=num_subsets)
+        model = self._projectors[str(device)]
+        objective = PoissonObjective(model, self.prompts.to(device), num_subsets, files=self.sources, exam=self.exam)
         if float(objective.sensitivity().max()) <= 0:
             raise AcquisitionError(f"the image {self.geometry} lies outside what {self._name('prompts')} can see")
         return objective
@@ -149,16 +169,47 @@ class Acquisition:
 
         projector = Projector(self.geometry, self.projdata, device)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
-        if self.attenuation is not None:
+        if self.attenuation is not None and self._applies_attenuation(factors):
             same = self.attenuation_geometry == self.geometry
             mu_projector = projector if same else Projector(self.attenuation_geometry, self.projdata, device)
             try:
                 attenuating = attenuation_factors(self.attenuation.to(device), mu_projector)
             except ValueError as error:
                 raise AcquisitionError(f"{self._name('attenuation')}: {error}") from error
+            if factors is not None and self.attenuation_in_factors is None:
+                self._check_given_once(factors, attenuating)
             factors = attenuating if factors is None else factors * attenuating
         additive = None if self.additive is None else self.additive.to(device)
         return AcquisitionModel(projector, multiplicative_factors=factors, additive_term=additive)
+
+    def _applies_attenuation(self, factors: Tensor | None) -> bool:
+        if not self.attenuation_in_factors:
+            return True
+        if factors is None:
+            raise AcquisitionError(
+                "attenuation is said to be in the multiplicative factors, but there are none: give them, or leave "
+                "attenuation_in_factors (--attenuation-in-factors) out"
+            )
+        logger.info("the attenuation image %s is not applied: the factors hold it", self._name("attenuation"))
+        return False
+
+    def _check_given_once(self, factors: Tensor, attenuating: Tensor) -> None:
+        power = power_of_attenuation(factors, attenuating)
+        if power is None or abs(power) <= 0.5:
+            return
+        factors_file, image = self._name("multiplicative"), self._name("attenuation")
+        if power < 0:
+            raise AcquisitionError(
+                f"{factors_file} seems to hold attenuation *correction*: it grows like exp(+mu) along the rays through "
+                f"{image} (power {power:.2f}). Factors multiply the expected counts, give their reciprocals; if they "
+                "are right, say that they hold no attenuation (--attenuation-in-factors no)"
+            )
+        raise AcquisitionError(
+            f"attenuation seems to be given twice: {factors_file} falls like the attenuation of {image} (power "
+            f"{power:.2f}; without attenuation it would be about 0), and the image would come out several times too "
+            "hot. Say --attenuation-in-factors yes (the image is then not applied) or no (it is), or leave "
+            "--attenuation out"
+        )
 
     def _name(self, what: str) -> str:
         return self.sources.get(what, what)
@@ -191,6 +242,35 @@ class Acquisition:
         if self.attenuation_geometry is None or tuple(self.attenuation.shape) != self.attenuation_geometry.shape:
             raise AcquisitionError(f"{self._name('attenuation')}: the image needs its own grid, attenuation_geometry")
         self._check_values("attenuation", self.attenuation, "attenuation coefficients in 1/cm")
+
+
+def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> float | None:
+    r"""Power of the attenuation in multiplicative factors: the slope of :math:`\log m` against :math:`\log e^{-G \mu}`.
+
+    About 1 if they hold attenuation, about 0 if they do not, about -1 if they are its correction. Efficiencies depend
+    on the tangential position, as attenuation does: the variation over views alone is looked at, unless the object is
+    round and there is too little of it.
+
+    Parameters
+    ----------
+    factors, attenuating
+        Projection data ``[sinograms, views, tangential positions]``. Factors of zero, or below 1e-6 of their median,
+        are of dead bins and left out.
+
+    Returns
+    -------
+    float or None
+        None if there is too little attenuation to tell.
+    """
+    alive = factors > 1e-6 * factors[factors > 0].median()
+    weights = alive.double()
+    x, y = (torch.where(alive, v.clamp_min(1e-30), 1.0).double().log() for v in (attenuating, factors))
+    for axes, least in (((1,), _LEAST_OVER_VIEWS), ((0, 1, 2), _LEAST_VARIANCE)):
+        number = weights.sum(axes, keepdim=True).clamp_min(1)
+        dx, dy = (weights * (v - (weights * v).sum(axes, keepdim=True) / number) for v in (x, y))
+        if float(dx.square().sum() / weights.sum()) >= least:
+            return float((dx * dy).sum() / dx.square().sum())
+    return None
 
 
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:

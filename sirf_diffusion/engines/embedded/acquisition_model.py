@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...geometry.images import ImageGeometry
+from .attenuation import check_attenuation_units
 from .projector import Projector
 
 
@@ -121,15 +122,9 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     Raises
     ------
     ValueError
-        If values are negative, not finite, or so large that they look like 1/m, Hounsfield units or percent.
+        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
-    if not bool(torch.isfinite(mu_image).all()) or float(mu_image.min()) < 0:
-        raise ValueError("mu_image has negative or non-finite values, expected attenuation coefficients in 1/cm")
-    if float(mu_image.max()) > 2.0:
-        raise ValueError(
-            f"mu_image reaches {float(mu_image.max()):g}; in 1/cm water has 0.096 and bone about 0.15 at 511 keV. "
-            "Convert its units"
-        )
+    check_attenuation_units(mu_image, "mu_image")
     # A projection is an integral in mm divided by the voxel size in x.
     cm_per_unit = projector.geometry.voxel_size[2] / 10
     return torch.exp(-cm_per_unit * projector.forward(mu_image))
@@ -154,6 +149,17 @@ def subset_views(num_views: int, subset: int | None, num_subsets: int) -> range 
     if not 0 <= subset < num_subsets:
         raise ValueError(f"subset must be in 0..{num_subsets - 1}, found {subset}")
     return range(subset, num_views, num_subsets) if num_subsets > 1 else None
+
+
+def largest_num_subsets(num_views: int, wanted: int) -> int:
+    """The largest number of subsets up to ``wanted`` that divides the views evenly.
+
+    Examples
+    --------
+    >>> largest_num_subsets(126, 10)
+    9
+    """
+    return max(n for n in range(1, max(1, min(wanted, num_views)) + 1) if num_views % n == 0)
 
 
 def _select(term: Tensor, views: Sequence[int] | None) -> Tensor:

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from ...files.interfile import read_image, read_projection_data
+from ...files.interfile import read_exam_info, read_image, read_projection_data
 from ...files.parfile import ParBlock, ParFileError, fold
 from ...files.parfile.run import ParRun
 from ...geometry.images import ImageGeometry
@@ -68,6 +68,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
             attenuation=terms.attenuation,
             attenuation_geometry=terms.attenuation_geometry,
             sources=sources | terms.sources,
+            exam=read_exam_info(prompts),
         ),
         initial,
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, ProjectionCounter
-from .acquisition_model import AcquisitionModel, _select, check_projection_data, subset_views
+from ... import __version__
+from ...geometry.exam import ExamInfo
+from ..objective import EARLY_UPDATES, Evaluation, Objective, ProjectionCounter, kept_early_image
+from .acquisition_model import AcquisitionModel, _select, check_projection_data, largest_num_subsets, subset_views
 
 
-class PoissonObjective:
+class PoissonObjective(Objective):
     r"""Log-likelihood :math:`L(x) = \sum_i y_i \log q_i - q_i` with :math:`q = m (G P x + a) + b'`, maximised.
 
     The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number.
@@ -25,6 +29,10 @@ class PoissonObjective:
         Measured counts ``y``, shape of the projection data, non-negative, not all zero.
     num_subsets
         Number of subsets of views; divides the number of views.
+    files
+        Names of the files of the data, for records.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
@@ -32,10 +40,19 @@ class PoissonObjective:
         If the prompts do not fit the model, are negative, not finite, or all zero.
     """
 
-    def __init__(self, model: AcquisitionModel, prompts: Tensor, num_subsets: int = 1) -> None:
+    def __init__(
+        self,
+        model: AcquisitionModel,
+        prompts: Tensor,
+        num_subsets: int = 1,
+        *,
+        files: Mapping[str, str] | None = None,
+        exam: ExamInfo | None = None,
+    ) -> None:
         check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
+        self._files, self._exam = dict(files or {}), exam or ExamInfo()
         subset_views(model.projector.projdata.num_views, None, self.num_subsets)
         self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
@@ -136,6 +153,32 @@ class PoissonObjective:
             mean, variance = poisson_divergence(expected.double())
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
+
+    def early_image(self) -> Tensor:
+        """An epoch of OSEM with as many subsets as it may have: the same image whatever the subsets here."""
+        number = largest_num_subsets(self.model.projector.projdata.num_views, EARLY_UPDATES)
+        source = self if number == self.num_subsets else PoissonObjective(self.model, self.prompts, number)
+        return kept_early_image(self, source)
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """This package's own."""
+        return {"name": "embedded", "version": __version__}
+
+    def describe(self) -> dict[str, Any]:
+        """Files, scanner, counts and image grid."""
+        projdata = self.model.projector.projdata
+        return {
+            "files": self._files,
+            "scanner": projdata.scanner.name,
+            "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)),
+            **super().describe(),
+        }
+
+    def exam_info(self) -> ExamInfo:
+        """That of the prompts."""
+        return self._exam
 
     def _views(self, subset: int | None) -> range | None:
         return subset_views(self.model.projector.projdata.num_views, subset, self.num_subsets)

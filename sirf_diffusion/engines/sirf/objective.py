@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
-from ..objective import Evaluation, ProjectionCounter
+from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
@@ -23,7 +24,7 @@ SENSITIVITY_CACHE_BYTES = 1 << 29
 QUOTIENT_BYTES = 1 << 30
 
 
-class SirfObjective:
+class SirfObjective(Objective):
     r"""The log-likelihood in a ``sirf.STIR.ObjectiveFunction``, from sinograms or list mode, with or without TOF.
 
     .. math:: L(x) = \sum_i y_i \log q_i - q_i, \qquad \nabla_k L(x) = A_k^T (y / q) - A_k^T 1
@@ -190,6 +191,17 @@ class SirfObjective:
     def to_image(self, x: Tensor) -> Any:
         """A new ``sirf.STIR.ImageData`` with geometry and ExamInfo as the image that ``obj`` was set up with."""
         return to_image(x, self._template)
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """SIRF."""
+        from sirf import __version__
+
+        return {"name": "sirf", "version": str(__version__)}
+
+    def exam_info(self) -> ExamInfo:
+        """That of the image that ``obj`` was set up with, as SIRF writes it."""
+        return exam_info_of_written(self._template.write)
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""

@@ -7,7 +7,9 @@ import os
 import numpy as np
 import torch
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
+from .exam import exam_lines, frame_lines
 from .header import Header
 from .values import check_finite, read_values, scale_factors
 from .write import checked_array, encoded, first_lines, output_paths, write_pair
@@ -60,7 +62,11 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
 
 
 def write_image(
-    path: str | os.PathLike, image: torch.Tensor, geometry: ImageGeometry, number_format: str = "float"
+    path: str | os.PathLike,
+    image: torch.Tensor,
+    geometry: ImageGeometry,
+    number_format: str = "float",
+    exam: ExamInfo | None = None,
 ) -> None:
     """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
 
@@ -74,6 +80,8 @@ def write_image(
         Its grid.
     number_format
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
+    exam
+        Exam information to keep with the image, usually that of the prompts (see `read_exam_info`).
 
     Raises
     ------
@@ -89,6 +97,7 @@ def write_image(
         *first_lines(data),
         "!version of keys := STIR6.0",
         "!GENERAL DATA :=",
+        *exam_lines(exam or ExamInfo(), image=True),
         "!GENERAL IMAGE DATA :=",
         "!type of data := PET",
         "imagedata byte order := LITTLEENDIAN",
@@ -105,7 +114,7 @@ def write_image(
             f"scaling factor (mm/pixel) [{k}] := {geometry.voxel_size[3 - k]:.9g}",
         ]
     lines += [f"first pixel offset (mm) [{k}] := {first[3 - k]:.9g}" for k in (1, 2, 3)]
-    lines += ["number of time frames := 1", f"image scaling factor[1] := {scale:.9g}", "!END OF INTERFILE :="]
+    lines += [*frame_lines(exam or ExamInfo()), f"image scaling factor[1] := {scale:.9g}", "!END OF INTERFILE :="]
     write_pair(header, data, lines, [values], dtype)
 
 

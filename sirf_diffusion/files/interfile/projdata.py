@@ -9,7 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from ...geometry.exam import ExamInfo
 from ...geometry.projdata import ProjDataGeometry, Segment
+from .exam import exam_lines, frame_lines
 from .layout import read_layout
 from .scanner import scanner_lines
 from .values import check_finite, read_values, scale_factors
@@ -63,7 +65,11 @@ def read_projection_data_geometry(path: str | os.PathLike) -> ProjDataGeometry:
 
 
 def write_projection_data(
-    path: str | os.PathLike, data: torch.Tensor, geometry: ProjDataGeometry, number_format: str = "float"
+    path: str | os.PathLike,
+    data: torch.Tensor,
+    geometry: ProjDataGeometry,
+    number_format: str = "float",
+    exam: ExamInfo | None = None,
 ) -> None:
     """Write projection data as STIR does: little-endian, views of a segment one after another.
 
@@ -77,6 +83,8 @@ def write_projection_data(
         Its layout; segments are stored in its order.
     number_format
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
+    exam
+        Exam information to keep with the data.
 
     Raises
     ------
@@ -93,6 +101,7 @@ def write_projection_data(
         "!version of keys := STIR6.0",
         "!GENERAL DATA :=",
         "!GENERAL IMAGE DATA :=",
+        *exam_lines(exam or ExamInfo(), image=False),
         "!type of data := PET",
         "imagedata byte order := LITTLEENDIAN",
         "!PET STUDY (General) :=",
@@ -115,7 +124,7 @@ def write_projection_data(
     if geometry.tangential_spacing is not None:
         lines.append(f"effective central bin size (cm) := {geometry.tangential_spacing / 10:.9g}")
     lines += [
-        "number of time frames := 1",
+        *frame_lines(exam or ExamInfo()),
         f"image scaling factor[1] := {scale:.9g}",
         f"start vertical bed position (mm) := {geometry.bed_position[1]:.9g}",
         f"start horizontal bed position (mm) := {geometry.bed_position[0]:.9g}",

@@ -83,4 +83,4 @@ def checked_array(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.n
 
 def first_lines(data: Path) -> list[str]:
     """First lines of every header, up to the number format."""
-    return ["!INTERFILE  :=", "!imaging modality := PT", f"name of data file := {data.name}"]
+    return ["!INTERFILE  :=", f"name of data file := {data.name}"]

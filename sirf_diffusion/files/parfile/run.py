@@ -89,6 +89,14 @@ class ParRun:
             None if initial == "1" else initial,
         )
 
+    def files(self) -> dict[str, str]:
+        """Files that the objective function names, by key, the file itself and the initial estimate."""
+        names = ("input file", "list mode filename", "additive sinogram", "normalisation projdata filename",
+                 "attenuation image filename")  # fmt: skip
+        found = {key.name: key.value for _, key in self.par.objective().walk() if key.name in names and key.value}
+        initial = {} if self.initial_estimate is None else {"initial estimate": self.initial_estimate}
+        return {"parameter file": self.par.path, **found, **initial}
+
     def num_epochs(self) -> int:
         """Passes through the data that the file asks for.
 

@@ -21,7 +21,7 @@ from ..prior_settings import AnchorSettings, BowsherSettings, ScoreSettings
 from .handles import prior_handle
 
 if TYPE_CHECKING:
-    from ...patient import Position
+    from ...geometry.positions import Position
 
 
 class PythonPrior(pet.Prior):

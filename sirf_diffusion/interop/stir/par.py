@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +67,7 @@ def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
             raise ValueError(
                 f"STIR cannot make the objective function of {run.par.path}: {problem}. See STIR's own messages above"
             ) from problem
-    return StirObjective(objective, owner=reconstruction), image
+    return StirObjective(objective, reconstruction, run.files()), image
 
 
 def _check(path: Path, par: ParFile) -> None:
@@ -90,18 +88,6 @@ def _check(path: Path, par: ParFile) -> None:
             raise ValueError(
                 f"{par.path} has a filter of this package, which STIR does not know here: {problem}"
             ) from problem
-
-
-@lru_cache(maxsize=1)
-def stir_version() -> str:
-    """Version of the STIR in its Python module, its first two numbers; empty if it cannot be told."""
-    import stir
-
-    # The module has no version; the folders that were compiled in have, where the environment does not replace them.
-    for folder in (stir.get_STIR_config_dir(), stir.get_STIR_doc_dir()):
-        if found := re.search(r"STIR-(\d+(\.\d+)+)", folder):
-            return found[1]
-    return ""
 
 
 def _objective_text(par: ParFile) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ...engines.em import RELATIVE_FLOOR
 from ...geometry.images import ImageGeometry
-from ...models import ScoreModel, intensity_scale
+from ...models import ScoreModel
 from ...reconstructors.diffusion.chain import Chain
-from ...reconstructors.diffusion.consistency import RELATIVE_FLOOR, orientation_of_step
+from ...reconstructors.diffusion.consistency import orientation_of_step
 from ...reconstructors.diffusion.loop import reverse_times
 from . import values
 from .views import as_tensor
@@ -134,10 +135,8 @@ class SamplerCallback:
         self._denoise(image)
 
     def _begin(self, image: Tensor) -> None:
-        scale = self.intensity_scale or intensity_scale(image, self.geometry)
-        logger.info("reverse diffusion: %d steps, intensity scale %.6g image units", self.num_steps, scale)
-        planes = values.planes(self.planes) or self.model.planes_for(self.geometry, sampling=True)
-        self._bound = self.model.on(self.geometry, scale, planes)
+        scale, planes = self.intensity_scale or None, values.planes(self.planes)
+        self._bound = self.model.for_data(self.geometry, image, sampling=True, planes=planes, intensity_scale=scale)
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
         self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ...engines.objective import Objective
-from ..base import check_real
+from ...geometry.checks import check_real
 from ..diffusion.consistency import DataConsistency, DataStepResult, DiffusionStep
 from ..diffusion.likelihood_schedule import LikelihoodSchedule
 from ..diffusion.lisch import AscentToSchedule

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Objective
+from ...geometry.checks import check_count, check_real
 from ...models.lora import Adapter, AdapterConfig
-from ..base import check_count, check_real
 from ..diffusion.adaptation import Adaptation
 from ..diffusion.consistency import DataConsistency, DiffusionStep
 from ..diffusion.hqs import PenalisedEM

@@ -11,11 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines.em import RELATIVE_FLOOR, inside
 from ...engines.objective import Objective
 from ...geometry.images import ImageGeometry
-from ..base import inside
-
-RELATIVE_FLOOR = 1e-6
 
 
 def orientation_of_step(index: int, num_steps: int) -> int | None:

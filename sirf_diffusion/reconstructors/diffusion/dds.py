@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines.em import herman_meyer_order
 from ...engines.objective import Objective
-from ..base import check_count, check_real
-from ..em.osem import herman_meyer_order
+from ...geometry.checks import check_count, check_real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, SmoothStep
 from .loop import DiffusionReconstructor
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ...engines.em import em_update, herman_meyer_order, penalised_em_step
 from ...engines.objective import Evaluation, Objective
-from ..base import check_count, check_real
-from ..em.osem import em_update, herman_meyer_order, penalised_em_step
+from ...geometry.checks import check_count, check_real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep
 from .loop import DiffusionReconstructor
 

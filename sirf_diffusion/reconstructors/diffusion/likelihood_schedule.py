@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...engines.em import em_update
 from ...engines.objective import Objective
-from ..em.osem import em_update
 from .split_half import truth_log_likelihood
 
 logger = logging.getLogger(__name__)

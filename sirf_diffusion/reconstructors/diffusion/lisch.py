@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines.em import RELATIVE_FLOOR
 from ...engines.objective import Objective
-from ..base import check_count, check_real
-from .consistency import RELATIVE_FLOOR, DataConsistency, DataStepResult, DiffusionStep, SmoothStep
+from ...geometry.checks import check_count, check_real
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, SmoothStep
 from .likelihood_schedule import LikelihoodSchedule
 from .loop import DiffusionReconstructor
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ..base import Reconstructor, check_count, check_real
+from ...geometry.checks import check_count, check_real
+from ..base import Reconstructor
 from ..cost import Cost
 from ..records import StepRecord
 from .adaptation import Adaptation
@@ -67,8 +68,7 @@ class DiffusionReconstructor(Reconstructor):
     objective
         Poisson log-likelihood of the acquisition.
     model
-        Score model. One that is not bound to an image grid (``model.on``) is bound in :meth:`set_up`, with the
-        intensity scale estimated from the initial image or, if none is given, from a few EM updates.
+        Score model. One that is not bound to an image grid is bound in :meth:`set_up` (``model.for_data``).
     consistency
         The data step; None samples the prior.
     num_steps
@@ -188,7 +188,7 @@ class DiffusionReconstructor(Reconstructor):
         ----------
         initial_image
             Image ``[z, y, x]``, such as an early OSEM image; the chain starts from it with the noise of the first
-            noise level. The intensity scale is estimated from it if the model is not bound yet.
+            noise level.
         """
         start, began = Cost.now(self.objective, self.model), time.perf_counter()
         super().set_up(initial_image)
@@ -200,7 +200,8 @@ class DiffusionReconstructor(Reconstructor):
             else:
                 self.consistency.restore(self.objective, self._resumed.metadata["consistency"])
         if self.model.geometry is None:
-            self.model = self.model.on(self.objective.geometry, self._intensity_scale())
+            resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
+            self.model = self.model.for_data(self.objective, sampling=True, intensity_scale=resumed)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale)
@@ -411,16 +412,6 @@ class DiffusionReconstructor(Reconstructor):
         }
         return json.loads(json.dumps(fingerprint))
 
-    def _intensity_scale(self) -> float:
-        from ...models.intensity import intensity_scale
-
-        if self._resumed is not None:
-            return float(self._resumed.metadata["intensity_scale"])
-        image = self._starting_image()
-        if not self._given and self._early_image() is None:
-            image = early_em_image(self.objective, self._initial)
-        return intensity_scale(image, self.objective.geometry)
-
     def _starting_image(self) -> Tensor:
         """The image given to :meth:`set_up`, else an EM image that the data step has, else the uniform image."""
         early = None if self._given else self._early_image()
@@ -431,17 +422,6 @@ class DiffusionReconstructor(Reconstructor):
 
     def _network_counter(self) -> Any:
         return self.model.counter
-
-
-def early_em_image(objective: Objective, initial: Tensor, num_updates: int = 10) -> Tensor:
-    """An early EM image, of about ten updates with the objective's subsets, to estimate an intensity scale from."""
-    from ..em.osem import em_update, herman_meyer_order
-
-    x = initial
-    order = herman_meyer_order(objective.num_subsets)
-    for update in range(-(-num_updates // len(order)) * len(order)):
-        x = em_update(objective, x, order[update % len(order)] if len(order) > 1 else None)
-    return x
 
 
 def reverse_times(
@@ -459,5 +439,5 @@ def _check_grid(model: ScoreModel, objective: Objective) -> None:
     if model.geometry != objective.geometry:
         raise ValueError(
             f"the model is bound to {model.geometry}, the data need {objective.geometry}; "
-            "bind it with model.on(objective.geometry, intensity_scale)"
+            "bind it with model.for_data(objective)"
         )

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...engines.em import em_step
 from ...engines.objective import Evaluation, Objective
-from ..em.osem import em_step
 
 logger = logging.getLogger(__name__)
 

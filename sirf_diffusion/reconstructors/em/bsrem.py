@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...engines.em import inside
 from ...engines.objective import Objective
 from ...priors.base import Penalty
-from ..base import inside
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines.em import checked_order, em_update, inside, penalised_em_step
 from ...engines.objective import Objective
+from ...geometry.checks import check_count, check_finite
 from ...priors.base import Penalty
-from ..base import Reconstructor, check_count, check_finite, inside
+from ..base import Reconstructor
 from ..records import StepRecord
 from .bsrem import Iterate, bsrem
-from .osem import checked_order, em_update, penalised_em_step
 
 
 class MAPEM(Reconstructor):

@@ -1,0 +1,166 @@
+"""Expectation maximisation with any objective: the step that reconstructors are built from, and an early image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .objective import Evaluation, Objective
+
+SMALLEST_SENSITIVITY = 1e-2
+#: Of images that the likelihood is asked about, relative to their intensity scale: zero is absorbing.
+RELATIVE_FLOOR = 1e-6
+#: Of the image that a run starts from, relative to its mean.
+STARTING_FLOOR = 1e-4
+
+
+def em_update(
+    objective: Objective,
+    x: Tensor,
+    subset: int | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    step_size: float = 1.0,
+    floor: float = 0.0,
+) -> Tensor:
+    r"""One EM update, :math:`x + \delta\, \frac{x}{s_k} \nabla L_k(x)`, of an image or a batch of images.
+
+    With ``step_size`` 1 and all data this is MLEM and never lowers the likelihood; steps below 2 converge.
+
+    Parameters
+    ----------
+    objective
+        The log-likelihood.
+    x
+        Current image ``[..., z, y, x]``.
+    subset
+        Subset number; all data if omitted.
+    evaluation
+        ``objective.at(x, subset)`` if the caller has it already: then no forward projection is made here.
+    step_size
+        Relative step in (0, 2).
+    floor
+        Smallest value that voxels inside the field of view may take.
+
+    Returns
+    -------
+    Tensor
+        The updated image; zero outside the field of view. Voxels that this subset does not see are kept.
+    """
+    if evaluation is None:
+        evaluation = objective.at(x, subset)
+    gradient = evaluation.gradient()
+    updated = em_step(x, gradient, objective.sensitivity(subset), step_size, floor)
+    return updated.mul_(inside(objective.sensitivity()))
+
+
+def em_step(x: Tensor, gradient: Tensor, sensitivity: Tensor, step_size: float = 1.0, floor: float = 0.0) -> Tensor:
+    r""":math:`\max(x (1 + \delta \nabla L / s),\ floor)` where the sensitivity is positive, ``x`` elsewhere."""
+    seen = sensitivity > 1e-9 * sensitivity.max()
+    ratio = gradient / torch.where(seen, sensitivity, torch.ones_like(sensitivity))
+    # Rounding can push the bracket below zero where EM sends a voxel to zero; a negative image is never right.
+    updated = (x * (1 + step_size * ratio)).clamp_min(floor)
+    return torch.where(seen, updated, x)
+
+
+def penalised_em_step(x_em: Tensor, sensitivity: Tensor, target: Tensor, rho: Tensor | float) -> Tensor:
+    r"""Maximiser of the EM surrogate with a quadratic anchor, in closed form.
+
+    .. math:: \arg\max_x\ \sum_j s_j (x_{EM,j} \log x_j - x_j) - \tfrac12 \rho_j (x_j - v_j)^2
+
+    the positive root of :math:`\rho x^2 + (s - \rho v) x - s x_{EM} = 0` (De Pierro 1995, doi:10.1109/42.370409). With
+    :math:`x_{EM}` the EM update of the current image, the penalised log-likelihood never decreases.
+
+    Parameters
+    ----------
+    x_em
+        EM update of the current image, non-negative ``[..., z, y, x]``.
+    sensitivity
+        ``s`` (that of the subset, with ``rho / num_subsets``, when subsets are used).
+    target
+        Anchor ``v`` in image units, of any sign.
+    rho
+        Strength, counts per image unit squared, a number or one per voxel, >= 0.
+
+    Returns
+    -------
+    Tensor
+        Non-negative image; ``x_em`` for ``rho = 0``, ``max(v, 0)`` for large ``rho`` or zero sensitivity.
+
+    Notes
+    -----
+    Both roots are written so that nothing cancels: the textbook form returns exactly 0 in float32 for a weak anchor,
+    and zero is absorbing.
+    """
+    rho = torch.as_tensor(rho, dtype=x_em.dtype, device=x_em.device)
+    b = sensitivity - rho * target
+    product = rho * sensitivity * x_em
+    d = torch.sqrt(b * b + 4 * product)
+    tiny = torch.finfo(x_em.dtype).tiny
+    weak = 2 * sensitivity * x_em / (b + d).clamp_min(tiny)
+    strong = (d - b) / (2 * rho).clamp_min(tiny)
+    return torch.where(b >= 0, weak, strong)
+
+
+def herman_meyer_order(num_subsets: int) -> tuple[int, ...]:
+    """Order of subsets in which successive ones differ most: mixed-radix reversal over the prime factors.
+
+    Herman and Meyer 1993, doi:10.1109/42.241889.
+    """
+    factors = []
+    rest, prime = num_subsets, 2
+    while rest > 1:
+        while rest % prime == 0:
+            factors.append(prime)
+            rest //= prime
+        prime += 1
+    order = []
+    for number in range(num_subsets):
+        position, stride, rest = 0, num_subsets, number
+        for factor in factors:
+            stride //= factor
+            position += (rest % factor) * stride
+            rest //= factor
+        order.append(position)
+    return tuple(order)
+
+
+def checked_order(order: Sequence[int] | None, num_subsets: int) -> tuple[int, ...]:
+    """``order`` if it is a permutation of the subsets, the Herman-Meyer order if it is None."""
+    if order is None:
+        return herman_meyer_order(num_subsets)
+    if sorted(order) != list(range(num_subsets)):
+        raise ValueError(f"subset_order must hold each of 0..{num_subsets - 1} once, found {list(order)}")
+    return tuple(int(k) for k in order)
+
+
+def inside(sensitivity: Tensor) -> Tensor:
+    """Voxels that the scanner sees; the others are zero in every reconstruction.
+
+    A voxel counts if its sensitivity exceeds a hundredth of the highest in its plane. What lies below are voxels on the
+    rim of the field of view that a few clipped rays graze: nothing but noise is known of them, and it can grow beyond
+    any activity. Planes are compared with themselves because the outermost ones see far less than the middle.
+    """
+    return sensitivity > SMALLEST_SENSITIVITY * sensitivity.amax((-2, -1), keepdim=True)
+
+
+def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
+    """``max(x, 1e-4 mean(x))`` inside the field of view and zero outside it: zero is absorbing for EM updates."""
+    mask = inside(sensitivity)
+    seen = image[..., mask]
+    floor = STARTING_FLOOR * seen.mean(-1)[..., None, None, None] if seen.numel() else torch.zeros_like(image)
+    return torch.where(mask, torch.maximum(image, floor), torch.zeros_like(image))
+
+
+def early_em_image(objective: Objective, num_updates: int) -> Tensor:
+    """OSEM from the uniform image: as many epochs as make at least so many updates."""
+    x = raise_zeros(objective.uniform_image(), objective.sensitivity())
+    order = herman_meyer_order(objective.num_subsets)
+    for _ in range(-(-num_updates // len(order))):
+        for subset in order:
+            x = em_update(objective, x, subset if len(order) > 1 else None)
+    return x
