@@ -1,8 +1,9 @@
 """Markers, threads and fixtures that every test module may use.
 
-``requires_stir``, ``requires_shim``, ``requires_sirf`` and ``requires_cuda`` skip a test where the thing is absent; the
-environment variables ``REQUIRE_STIR=1`` (also for the shim), ``REQUIRE_SIRF=1`` and ``REQUIRE_CUDA=1`` turn these skips
-into failures, so that a machine that is meant to have them cannot pass by skipping.
+``requires_stir``, ``requires_shim``, ``requires_sirf``, ``requires_cuda`` and ``requires_diffusers`` skip a test where
+the thing is absent; the environment variables ``REQUIRE_STIR=1`` (also for the shim), ``REQUIRE_SIRF=1``,
+``REQUIRE_CUDA=1`` and ``REQUIRE_DIFFUSERS=1`` turn these skips into failures, so that a machine that is meant to have
+them cannot pass by skipping.
 """
 
 from __future__ import annotations
@@ -50,11 +51,16 @@ def _reason_cuda() -> str:
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
+def _reason_diffusers() -> str:
+    return _imports("diffusers")
+
+
 _REQUIREMENTS = {
     "stir": (_reason_stir, "REQUIRE_STIR"),
     "shim": (_reason_shim, "REQUIRE_STIR"),
     "sirf": (_reason_sirf, "REQUIRE_SIRF"),
     "cuda": (_reason_cuda, "REQUIRE_CUDA"),
+    "diffusers": (_reason_diffusers, "REQUIRE_DIFFUSERS"),
 }
 
 

@@ -44,23 +44,36 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
         _import,
         summary="import a network that other software trained",
         about="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel "
-        "folder), guided-diffusion (without scale-shift normalisation) or deepinv (DRUNet). Nothing is run: of "
-        "TorchScript and torch.export archives, too, only the weights are read.",
-        example="sirf-diffusion models import unet.pt --config unet.json --out unet.safetensors",
+        "folder), guided-diffusion (without scale-shift normalisation) or deepinv (DRUNet). Nothing in the file is "
+        "run. What it does not say must be given: schedule, prediction, the meaning of class labels.",
+        example="sirf-diffusion models import unet.pt --config unet.json --schedule cosine --prediction eps "
+        "--out unet.safetensors",
     )
-    parser.add_argument(
-        "source", type=Path, metavar="FILE|FOLDER", help="state dictionary, archive, or folder of diffusers"
-    )
+    parser.add_argument("source", type=Path, metavar="FILE|FOLDER", help="state dictionary, or folder of diffusers")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors) to write")
     parser.add_argument(
         "--kind", metavar="NAME", help="monai, diffusers, guided-diffusion or drunet; default: as found"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file of the network's arguments")
+    parser.add_argument("--config", metavar="FILE|JSON", help="the network's arguments, or a bundle's configuration")
     parser.add_argument(
-        "--schedule", metavar="JSON|NAME", help="ddpm, vp or ve, or JSON with constants; default: ddpm; drunet: ve"
+        "--schedule",
+        metavar="NAME|JSON",
+        help="of its training, unless the file says it: ddpm (linear from 0.0001 to 0.02, 1000 steps), cosine, flow, "
+        'vp or ve, or constants, such as {"name": "scaled_linear", "num_train_steps": 1000, "beta_start": 0.0015, '
+        '"beta_end": 0.0195}',
     )
-    parser.add_argument("--prediction", metavar="eps|x0|v|score", help="what it predicts; default: eps")
+    parser.add_argument(
+        "--prediction",
+        metavar="NAME",
+        help="what it predicts, unless the file says it: eps, x0, v or score; of a flow x0-eps (as in MONAI) or eps-x0 "
+        "(as in diffusers)",
+    )
     parser.add_argument("--time-input", default="t", metavar="t|log_sigma", help="how it is told the time; default: t")
+    parser.add_argument(
+        "--classes",
+        metavar="N|NAMES",
+        help="of a network with class labels: the one to use always, or transverse,coronal,sagittal in their order",
+    )
     parser.add_argument(
         "--voxel-size", type=float, nargs="+", default=[2.0], metavar="MM", help="of its training images: one, or z y x"
     )
@@ -125,19 +138,27 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _import(arguments: argparse.Namespace) -> int:
     from ..models.importers import import_model
-    from ..models.schedules import NoiseSchedule
 
-    schedule: Any = arguments.schedule
-    if schedule is not None and schedule.lstrip().startswith("{"):
-        schedule = NoiseSchedule.from_config(json.loads(schedule))
     sizes = arguments.voxel_size * 3 if len(arguments.voxel_size) == 1 else arguments.voxel_size
     config = import_model(
-        arguments.source, arguments.out, kind=arguments.kind, config=arguments.config, schedule=schedule,
-        prediction=arguments.prediction, time_input=arguments.time_input, voxel_size=tuple(sizes),
+        arguments.source, arguments.out, kind=arguments.kind, config=_json_or_text("--config", arguments.config),
+        schedule=_json_or_text("--schedule", arguments.schedule), prediction=arguments.prediction,
+        time_input=arguments.time_input, classes=arguments.classes, voxel_size=tuple(sizes),
         tracer=arguments.tracer, licence=arguments.licence,
     )  # fmt: skip
-    print(f"{arguments.out}: {config.training['imported']['kind']} network, predicts {config.prediction}")
+    imported = config.training["imported"]
+    print(f"{arguments.out}: {imported['kind']} network, taken to be trained with {imported['training']}")
     return 0
+
+
+def _json_or_text(option: str, text: str | None) -> Any:
+    """The dictionary in JSON text, or other text as it is."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

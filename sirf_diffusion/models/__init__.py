@@ -6,9 +6,10 @@ from .intensity import intensity_scale
 from .networks import NetworkConfig, build_network
 from .schedules import DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
 from .score_model import NetworkCounter, ScoreModel
-from .storage import ModelConfig, ModelFileError, list_models, load_model, read_config, save_model
+from .storage import DEFAULT_MODEL, ModelConfig, ModelFileError, list_models, load_model, read_config, save_model
 
 __all__ = [
+    "DEFAULT_MODEL",
     "DDPMSchedule",
     "ModelConfig",
     "ModelFileError",

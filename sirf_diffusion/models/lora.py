@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..files.weights import WeightsFileError, WeightsFormat
 from .score_model import ScoreModel
 
-_KEY = "sirf_diffusion_adapter"
-_VERSION = 1
-_MAX_FILE_BYTES = 2 * 1024**3
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Layers that tell the network the noise level and the orientation: what they say does not depend on the scan.
 EMBEDDINGS = r"(^|[._])(time|timestep|t|class|label)_?emb|emb_layers|embedding"
 
 
-class AdapterFileError(ValueError):
+class AdapterFileError(WeightsFileError):
     """An adapter file cannot be used; the message names the file and what is wrong with it."""
+
+
+_FORMAT = WeightsFormat("an adapter", "sirf_diffusion_adapter", "make the adapter afresh", AdapterFileError)
 
 
 @dataclass(frozen=True)
@@ -256,21 +255,9 @@ class Adapter:
         about
             Provenance, anything that JSON can hold.
         """
-        from safetensors.torch import save
-
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of the adapter {path} does not exist: make it first")
-        content = {"version": _VERSION, "base": self.base_hash, "config": asdict(self.config), "about": about or {}}
-        tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self.tensors().items()}
-        data = save(tensors, metadata={_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        document = {"base": self.base_hash, "config": asdict(self.config), "about": about or {}}
+        _FORMAT.write(path, self.tensors(), document)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: ScoreModel) -> Adapter:
@@ -283,36 +270,15 @@ class Adapter:
         AdapterFileError
             If it is no adapter file, or belongs to another base model.
         """
-        path = Path(path)
-        content, tensors = _read(path)
-        if content["base"] != model.hash:
-            raise AdapterFileError(
-                f"adapter {path} was made for another model: its base has the hash {str(content['base'])[:12]}..., "
-                f"this model has {model.hash[:12]}...; use it with the model that it was made for"
-            )
+        content, tensors, _ = _FORMAT.read(path)
         try:
+            if content["base"] != model.hash:
+                raise ValueError(
+                    f"it was made for another model: its base has the hash {str(content['base'])[:12]}..., this model "
+                    f"has {model.hash[:12]}...; use it with the model that it was made for"
+                )
             adapter = cls(model, AdapterConfig(**content["config"]))
             adapter.load_tensors(tensors)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise AdapterFileError(f"adapter {path} cannot be used: {error}") from error
         return adapter
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"adapter {path} does not exist")
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise AdapterFileError(f"adapter {path} is larger than the {_MAX_FILE_BYTES} bytes that one may have")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            content = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not an adapter file, or is damaged: {error!r}") from error
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise AdapterFileError(f"adapter {path} was written by another version of this package: make it afresh")
-    if not isinstance(content.get("base"), str) or not isinstance(content.get("config"), dict):
-        raise AdapterFileError(f"adapter {path} does not say which model it belongs to: make it afresh")
-    return content, tensors

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 from .schedules import NoiseSchedule
 
 TIME_INPUTS = ("log_sigma", "t")
@@ -49,6 +50,9 @@ class NetworkConfig:
     kind
         ``"unet"``, or ``"drunet"`` for the denoiser `DRUNet`, to which ``channels``, ``num_res_blocks`` and
         ``in_channels`` apply, and which has no attention, orientations or pixel blocks.
+    preconditioning, data_sd, num_train_steps
+        Fixed factors around the network, which make it a denoiser (`sirf_diffusion.models.preconditioning`): their
+        kind, and the constants that some kinds have, at most 1e6.
 
     Raises
     ------
@@ -71,6 +75,9 @@ class NetworkConfig:
     num_networks: int = 1
     norm_eps: float = 1e-6
     kind: str = "unet"
+    preconditioning: str = "none"
+    data_sd: float = 1.0
+    num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", _whole_numbers("channels", self.channels))
@@ -93,6 +100,7 @@ class NetworkConfig:
             ("patch_size", 1, 4),
             ("spatial_dims", 2, 3),
             ("num_networks", 1, 3),
+            ("num_train_steps", 2, 1_000_000),
         ):
             value = getattr(self, name)
             if not _is_whole(value) or not low <= value <= high:
@@ -113,10 +121,14 @@ class NetworkConfig:
     def _check_form(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, found {self.kind!r}")
-        if isinstance(self.norm_eps, bool) or not isinstance(self.norm_eps, (int, float)):
-            raise ValueError(f"norm_eps must be a number, found {self.norm_eps!r}")
-        if not 1e-8 <= self.norm_eps <= 1e-3:
-            raise ValueError(f"norm_eps must be a number from 1e-8 to 1e-3, found {self.norm_eps!r}")
+        if self.preconditioning not in PRECONDITIONINGS:
+            raise ValueError(
+                f"preconditioning must be one of {', '.join(PRECONDITIONINGS)}, found {self.preconditioning!r}"
+            )
+        for name, low, high in (("norm_eps", 1e-8, 1e-3), ("data_sd", 1e-6, 1e6)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
         if self.num_networks == 2:
             raise ValueError("num_networks must be 1, or 3 for one network per slice orientation; found 2")
         if self.spatial_dims == 3 and self.num_networks != 1:
@@ -128,6 +140,8 @@ class NetworkConfig:
                 "num_class_embeds must be 0 for a network of volumes (spatial_dims = 3) and for one network per "
                 f"orientation (num_networks = 3), found {self.num_class_embeds}"
             )
+        if self.preconditioning != "none" and (self.kind == "drunet" or self.num_networks != 1):
+            raise ValueError("a drunet, and one network per orientation, have no preconditioning")
         if self.kind == "drunet" and (any(self.attention_levels) or self.num_class_embeds or self.patch_size > 1):
             raise ValueError("a drunet has no attention_levels, num_class_embeds or patch_size")
 
@@ -207,7 +221,11 @@ def _single_network(config: NetworkConfig) -> nn.Module:
         num_class_embeds=config.num_class_embeds or None,
         use_flash_attention=True,  # the same function, without its matrix of all pairs of pixels in memory
     )
-    return PatchedNetwork(network, config.patch_size) if config.patch_size > 1 else network
+    if config.patch_size > 1:
+        network = PatchedNetwork(network, config.patch_size)
+    if config.preconditioning == "none":
+        return network
+    return PreconditionedNetwork(network, config.preconditioning, config.data_sd, config.num_train_steps)
 
 
 def memory_format(config: NetworkConfig | None) -> torch.memory_format:
@@ -281,8 +299,8 @@ def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) ->
 
 def check_time_input(config: NetworkConfig, time_input: str) -> None:
     """A ValueError if the network cannot be told the time so."""
-    if config.kind == "drunet" and time_input != "log_sigma":
-        raise ValueError(f"a drunet is told the noise level: time_input must be log_sigma, found {time_input!r}")
+    if (config.kind == "drunet" or config.preconditioning != "none") and time_input != "log_sigma":
+        raise ValueError(f"this network is told the noise level: time_input must be log_sigma, found {time_input!r}")
 
 
 def _is_whole(value: object) -> bool:

@@ -1,16 +1,12 @@
 """Model files: one ``.safetensors`` file with the weights, and everything needed to use them as JSON in its header.
 
-A file is treated as hostile until checked: nothing is unpickled, sizes are bounded before anything is parsed, the
-network is drawn up without memory from the header and filled only if every tensor fits.
+The network is drawn up without memory from the header, and filled only if every tensor fits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.weights import WeightsFileError, WeightsFormat
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
@@ -28,13 +25,16 @@ BUNDLED = Path(__file__).parent / "bundled"
 #: The bundled model of commands that are given none: many tracers.
 DEFAULT_MODEL = "brain"
 _SUFFIX = ".safetensors"
-_MAX_HEADER_BYTES = 4 * 1024**2
-_MAX_FILE_BYTES = 2 * 1024**3
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = ("F32", "F16", "BF16")
 
 
-class ModelFileError(ValueError):
+class ModelFileError(WeightsFileError):
     """A model file cannot be used; the message names the file and what is wrong with it."""
+
+
+_FORMAT = WeightsFormat(
+    "a model file", METADATA_KEY, "save the model again", ModelFileError, FORMAT_VERSION, "format_version"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class ModelConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         check_time_input(self.architecture, self.time_input)
+        if self.architecture.preconditioning != "none" and self.prediction != "x0":
+            raise ValueError(f"a preconditioned network is a denoiser: prediction must be x0, not {self.prediction!r}")
         if self.prediction == "v" and not self.schedule.variance_preserving:
             raise ValueError(f"v-prediction needs a variance-preserving schedule, found {self.schedule.name!r}")
         object.__setattr__(self, "voxel_size", checked_voxel_size(self.voxel_size))
@@ -111,12 +113,6 @@ class ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
         if not isinstance(content, dict):
             raise ValueError(f"the model configuration must be a dictionary, found {type(content).__name__}")
-        version = content.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            raise ValueError(
-                f"format version {version!r} is unknown to this release, which reads version {FORMAT_VERSION}: "
-                "update sirf-diffusion or save the model again"
-            )
         wanted = {
             "format_version", "architecture", "schedule", "prediction", "time_input", "voxel_size_mm", "intensity_rule",
             "tracer", "licence", "training",
@@ -157,11 +153,12 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Configuration in a model file, read without its weights; raises ModelFileError."""
-    path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = _header_size(path, head, path.stat().st_size)
-        return _parse_header(path, file.read(size))[0]
+    try:
+        return ModelConfig.from_dict(_FORMAT.document(path))
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"{path} cannot be read as a model file: {error}") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, str]:
@@ -173,33 +170,24 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
         If the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or its tensors do
         not fit the network that the configuration describes.
     """
-    import safetensors
-    import safetensors.torch
+    built: list[tuple[nn.Module, ModelConfig]] = []
 
-    path = Path(path)
-    size = path.stat().st_size
-    if size > _MAX_FILE_BYTES:
-        raise _error(path, f"it has {size} bytes, more than the {_MAX_FILE_BYTES} that a model may have")
-    content = path.read_bytes()
-    header_size = _header_size(path, content[:8], len(content))
-    config, entries = _parse_header(path, content[8 : 8 + header_size])
-    try:
+    def check(document: dict[str, Any], entries: dict[str, Any]) -> None:
+        config = ModelConfig.from_dict(document)
         # On the meta device: shapes without memory, however large a network the header asks for.
         network = build_network(config.architecture, device="meta")
-    except ValueError as error:
-        raise _error(path, f"its network cannot be built: {error}") from error
-    _check_entries(path, entries, network)
-    try:
-        tensors = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise _error(path, f"it is not a complete safetensors file ({error}): copy or download it again") from error
-    tensors = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+        _check_entries(entries, network)
+        built.append((network, config))
+
+    _, stored, digest = _FORMAT.read(path, check)
+    network, config = built[0]
+    tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise _error(path, f"tensor {name!r} has values that are not finite")
+            raise ModelFileError(f"{path} cannot be read as a model file: tensor {name!r} is not finite")
     network.load_state_dict(tensors, strict=True, assign=True)
     network.requires_grad_(False).eval()
-    return network, config, hashlib.sha256(content).hexdigest()
+    return network, config, digest
 
 
 def save_model(
@@ -223,24 +211,16 @@ def save_model(
     ValueError
         If the weights do not fit the configuration's network, or are not finite in the type they are stored in.
     """
-    path = Path(path)
-    content = serialise(weights, config, weights_dtype)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return hashlib.sha256(content).hexdigest()
+    return _FORMAT.write(path, _storable(weights, config, weights_dtype), config.to_dict())
 
 
-def serialise(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str = "float32") -> bytes:
+def serialise(weights: dict[str, Tensor], config: ModelConfig) -> bytes:
     """Contents of a model file, the same for the same weights and configuration."""
-    import safetensors.torch
+    return _FORMAT.content(_storable(weights, config, "float32"), config.to_dict())
 
+
+def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str) -> dict[str, Tensor]:
+    """Checked weights on the CPU in the type in which they are stored."""
     dtypes = {"float32": torch.float32, "float16": torch.float16}
     if weights_dtype not in dtypes:
         raise ValueError(f"weights_dtype must be one of {', '.join(dtypes)}, found {weights_dtype!r}")
@@ -255,8 +235,7 @@ def serialise(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: st
         stored[name] = tensor.detach().to("cpu", dtypes[weights_dtype]).contiguous()
         if not bool(torch.isfinite(stored[name]).all()):
             raise ValueError(f"weight {name!r} is not finite as {weights_dtype}")
-    text = json.dumps(config.to_dict(), sort_keys=True, allow_nan=False)
-    return safetensors.torch.save(stored, metadata={METADATA_KEY: text})
+    return stored
 
 
 def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
@@ -270,51 +249,18 @@ def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
     return float(z), float(y), float(x)
 
 
-def _header_size(path: Path, head: bytes, file_size: int) -> int:
-    if len(head) < 8:
-        raise _error(path, f"it has {file_size} bytes and is not a safetensors file")
-    size = int.from_bytes(head, "little")
-    if not 2 <= size <= _MAX_HEADER_BYTES:
-        raise _error(path, f"it is not a safetensors file, or its header of {size} bytes exceeds {_MAX_HEADER_BYTES}")
-    if 8 + size > file_size:
-        raise _error(path, f"it is truncated: the header needs {8 + size} bytes, the file has {file_size}")
-    return size
-
-
-def _parse_header(path: Path, text: bytes) -> tuple[ModelConfig, dict[str, Any]]:
-    try:
-        header = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _error(path, f"it is not a safetensors file: its header is not JSON ({error})") from error
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
-        raise _error(path, f"its header has no {METADATA_KEY!r} configuration: it was not saved by sirf-diffusion")
-    try:
-        config = ModelConfig.from_dict(json.loads(metadata[METADATA_KEY]))
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise _error(path, f"its {METADATA_KEY!r} configuration is not valid: {error}") from error
-    return config, {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def _check_entries(path: Path, entries: dict[str, Any], network: nn.Module) -> None:
+def _check_entries(entries: dict[str, Any], network: nn.Module) -> None:
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    missing, unexpected = sorted(set(expected) - set(entries)), sorted(set(entries) - set(expected))
-    if missing:
-        raise _error(path, f"its tensors do not match its architecture: {_some(missing)} missing")
-    if unexpected:
-        raise _error(path, f"its tensors do not match its architecture: {_some(unexpected)} unexpected")
+    for names, what in ((set(expected) - set(entries), "missing"), (set(entries) - set(expected), "unexpected")):
+        if names:
+            raise ValueError(f"its tensors do not match its architecture: {_some(sorted(names))} {what}")
     for name, shape in expected.items():
-        entry = entries[name]
-        if not isinstance(entry, dict) or entry.get("shape") != shape:
-            found = entry.get("shape") if isinstance(entry, dict) else entry
-            raise _error(path, f"tensor {name!r} has shape {found}, its architecture needs {shape}")
+        entry = entries[name] if isinstance(entries[name], dict) else {}
+        if entry.get("shape") != shape:
+            raise ValueError(f"tensor {name!r} has shape {entry.get('shape')}, its architecture needs {shape}")
         if entry.get("dtype") not in _DTYPES:
-            raise _error(path, f"tensor {name!r} has type {entry.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
+            raise ValueError(f"tensor {name!r} has type {entry.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _error(path: Path, problem: str) -> ModelFileError:
-    return ModelFileError(f"model file {path} cannot be used: {problem}")

@@ -25,16 +25,22 @@ def convert_drunet(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[
     weights
         The state dictionary.
     config
-        Arguments that the network was built with, as far as they are known; only those that do not show in the shapes
-        matter (``act_mode``).
+        Arguments that the network was built with; ``act_mode``, which does not show in the weights, is needed.
 
     Raises
     ------
     UnsupportedNetworkError
-        If the network has other layers: biases, other ways of resampling, colour images.
+        If ``act_mode`` is missing, or the network has other layers: biases, other ways of resampling, colour images.
     """
     require(config, _FITTING, _WHAT)
+    if "act_mode" not in config:
+        raise UnsupportedNetworkError(
+            f"{_WHAT}: the weights do not say which activation it has: give the configuration (--config) "
+            '{"act_mode": "R"} if it is ReLU, as in deepinv\'s and DPIR\'s own; others ("E", ELU) are not supported'
+        )
     weights = {re.sub(r"^m_(head|tail)\.0\.", r"m_\1.", name): value for name, value in weights.items()}
+    # A single block stands without a number.
+    weights = {re.sub(r"^m_body\.res\.", "m_body.0.res.", name): value for name, value in weights.items()}
     head = weights["m_head.weight"]
     images = head.shape[1] - 1
     if images not in (1, 2) or len(weights["m_tail.weight"]) != 1:

@@ -22,7 +22,6 @@ _FITTING: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
-_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 # Names in diffusers -> names in MONAI, the former attention layers' included; tried in this order.
 _NAMES = (
@@ -83,25 +82,6 @@ def convert_diffusers(weights: dict[str, Tensor], config: dict[str, Any]) -> tup
         first = converted["time_embed.0.weight"]
         converted["time_embed.0.weight"] = torch.cat(first.chunk(2, 1)[::-1], 1)
     return architecture, converted
-
-
-def diffusers_schedule(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Schedule and prediction of a ``scheduler_config.json``."""
-    require(
-        config,
-        {"beta_schedule": ("linear",), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)},
-        "scheduler",
-    )
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in _PREDICTIONS:
-        raise UnsupportedNetworkError(f"scheduler: prediction_type = {kind!r} is not one of {', '.join(_PREDICTIONS)}")
-    schedule = {
-        "name": "ddpm",
-        "num_train_steps": config.get("num_train_timesteps", 1000),
-        "beta_start": config.get("beta_start", 1e-4),
-        "beta_end": config.get("beta_end", 0.02),
-    }
-    return schedule, _PREDICTIONS[kind]
 
 
 def _attention(config: dict[str, Any]) -> tuple[bool, ...]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..networks import NetworkConfig
-from ..schedules import DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
-from ..storage import ModelConfig, save_model
+from ..schedules import NoiseSchedule
+from ..storage import ModelConfig, ModelFileError, save_model
+from .check import check_denoising
 from .deepinv import convert_drunet
-from .diffusers import convert_diffusers, diffusers_schedule
+from .diffusers import convert_diffusers
 from .guided_diffusion import convert_guided_diffusion
 from .monai import convert_monai
-from .reading import UnsupportedNetworkError, find_weights, read_json, read_weights, sha256
+from .reading import UnsupportedNetworkError, read_json, read_weights, sha256
+from .schedulers import Training, of_diffusers, of_monai, training
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,9 @@ CONVERTERS: dict[str, Converter] = {
     "guided-diffusion": convert_guided_diffusion,
     "drunet": convert_drunet,
 }
+#: Tells schedule and prediction of a scheduler's configuration, if there is one.
+Said = Callable[[], tuple[dict[str, Any], str] | None] | None
+ORIENTATIONS = ("transverse", "coronal", "sagittal")
 #: A weight that only networks of this kind have; kinds without converter are refused by name.
 _SIGNS = (
     ("diffusers", "time_embedding.linear_1.weight"),
@@ -40,7 +47,7 @@ _SIGNS = (
     ("EDM (NVlabs) network", "model.map_layer0.weight"),
     ("EDM (NVlabs) network", "map_layer0.weight"),
 )
-_SCHEDULES: dict[str, NoiseSchedule] = {s.name: s for s in (VPSchedule(), VESchedule(), DDPMSchedule())}
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def import_model(
@@ -49,35 +56,34 @@ def import_model(
     *,
     kind: str | None = None,
     config: dict[str, Any] | str | os.PathLike[str] | None = None,
-    schedule: str | NoiseSchedule | None = None,
+    schedule: str | dict[str, Any] | NoiseSchedule | None = None,
     prediction: str | None = None,
     time_input: str = "t",
+    classes: str | int | None = None,
     voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0),
     tracer: str = "",
     licence: str = "",
 ) -> ModelConfig:
-    """Write a model file with the network of a foreign one.
+    """Write a model file with the network of a foreign one, and try it on a simple image.
 
     Parameters
     ----------
     source
-        State dictionary (``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` of ``torch.save``), TorchScript or
-        ``torch.export`` archive (of which the weights are taken, and the program is not run), or a folder of diffusers
-        (a UNet's, or a pipeline's).
+        State dictionary (``.safetensors``, or ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` of ``torch.save``), or a folder of
+        diffusers (a UNet's, or a pipeline's).
     out
         The model file to write.
     kind
         ``"monai"``, ``"diffusers"``, ``"guided-diffusion"`` or ``"drunet"``; None: as the names of the weights say.
     config
-        The arguments that the network was built with, or their JSON file; a diffusers folder has its own.
-    schedule
-        Noise schedule of its training, or the name of one with default constants; default: the folder's, ``"ve"`` for a
-        DRUNet, else DDPM with 1000 steps.
-    prediction
-        ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; default: the folder's, else ``"eps"``; a DRUNet's is ``"x0"``.
-    time_input
-        What the network is told of the time: ``"t"`` (the index, for DDPM) or ``"log_sigma"``; a DRUNet is told the
-        noise level.
+        The arguments that the network was built with, or their JSON file; a diffusers folder has its own. A MONAI
+        bundle's configuration may hold the scheduler too.
+    schedule, prediction, time_input
+        How it was trained, see `sirf_diffusion.models.importers.schedulers.training`. Schedule and prediction are
+        needed unless a scheduler's configuration says them, or it is a DRUNet.
+    classes
+        What the class labels of a network that has some mean: the label to use always, or, for labels that are slice
+        orientations, their names in the order of the labels (``"transverse,coronal,sagittal"``).
     voxel_size
         Voxel size ``(z, y, x)`` of its training images, mm.
     tracer, licence
@@ -86,56 +92,69 @@ def import_model(
     Returns
     -------
     ModelConfig
-        What the file says.
+        What the file says; ``training["imported"]`` tells what was taken for granted.
 
     Raises
     ------
     UnsupportedNetworkError
-        If the network does not fit; the message names what does not.
+        If the file is damaged or the network does not fit; the message names what does not.
     ValueError
-        If another argument is not one of the above.
+        If another argument is missing, or is not one of the above.
     FileNotFoundError
         If there is no such file.
     """
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(2, "no such file or folder", str(path))
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    said: Said = None
     if path.is_dir():
-        path, found, folder_schedule = _diffusers_folder(path)
-        if folder_schedule is not None:
-            constants, told = folder_schedule
-            schedule = NoiseSchedule.from_config(constants) if schedule is None else schedule
-            prediction = prediction or told
-    if isinstance(config, (str, os.PathLike)):
-        config = read_json(Path(config))
+        path, given, said = _diffusers_folder(path)
+    if config is not None:
+        given = config if isinstance(config, dict) else read_json(Path(config))
     weights = read_weights(path)
     kind = kind or _kind(weights, path)
     if kind not in CONVERTERS:
         raise ValueError(f"kind must be one of {', '.join(CONVERTERS)}, found {kind!r}")
-    given = found if config is None else config
     if not given and kind not in ("guided-diffusion", "drunet"):
         raise ValueError(f"a {kind} network needs the arguments it was built with: give config (a JSON file)")
+    if kind == "monai":
+        said = partial(of_monai, given)
     try:
         architecture, converted = CONVERTERS[kind](weights, given)
-    except (KeyError, TypeError) as error:
+    except ModelFileError:
+        raise
+    except Exception as error:
+        # Missing, misshapen and mistyped entries of a hostile or damaged file raise anything.
         raise UnsupportedNetworkError(f"{path}: not a complete {kind} network ({error})") from error
     if architecture.in_channels > 2:
         raise UnsupportedNetworkError(
             f"{kind}: the network takes {architecture.in_channels} images; known are 1 and 2 (noisy, anatomical)"
         )
-    if kind == "drunet":
-        if prediction not in (None, "x0"):
-            raise ValueError(f"a DRUNet predicts the clean image: prediction must be 'x0', found {prediction!r}")
-        schedule, prediction, time_input = schedule or "ve", "x0", "log_sigma"
+    how = (
+        _drunet_training(schedule, prediction)
+        if kind == "drunet"
+        else _training(said, schedule, prediction, time_input)
+    )
+    architecture, labels = _with_classes(architecture, converted, classes)
+    if how.negate:
+        for name in ("out.2.conv.weight", "out.2.conv.bias"):
+            converted[name] = -converted[name]
+    if how.network:
+        architecture = dataclasses.replace(architecture, **how.network)
+        converted = {f"network.{name}": value for name, value in converted.items()}
+    words = "; ".join(part for part in (how.words, labels) if part)
+    imported = {"kind": kind, "file": path.name, "sha256": sha256(path), "training": words}
     model = ModelConfig(
-        architecture, _schedule(schedule), prediction or "eps", time_input, voxel_size, tracer=tracer, licence=licence,
-        training={"imported": {"kind": kind, "file": path.name, "sha256": sha256(path)}},
+        architecture, how.schedule, how.prediction, how.time_input, voxel_size, tracer=tracer, licence=licence,
+        training={"imported": imported},
     )  # fmt: skip
     try:
         save_model(out, converted, model)
     except ValueError as error:
         raise UnsupportedNetworkError(f"{path}: {error}") from error
+    logger.info("%s: a %s network; taken to be trained with %s", out, kind, words)
+    check_denoising(out)
     if kind == "drunet":
         logger.warning(
             "a DRUNet does not mind how its training images were scaled, but it was trained for little noise only "
@@ -148,6 +167,62 @@ def import_model(
         out,
     )  # fmt: skip
     return model
+
+
+def _training(
+    said: Said,
+    schedule: str | dict[str, Any] | NoiseSchedule | None,
+    prediction: str | None,
+    time_input: str,
+) -> Training:
+    """What the caller says, before what the file says."""
+    if said is not None and (schedule is None or prediction is None):
+        found = said()
+        if found is not None:
+            schedule, prediction = schedule or found[0], prediction or found[1]
+    missing = [name for name, value in (("schedule", schedule), ("prediction", prediction)) if value is None]
+    if schedule is None or prediction is None:
+        raise ValueError(
+            f"the file does not say how the network was trained: give {' and '.join(missing)} "
+            f"({' and '.join(f'--{name}' for name in missing)}), such as cosine and eps, or flow and x0-eps"
+        )
+    try:
+        return training(schedule, prediction, time_input)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"schedule {schedule!r} is not valid: {error}") from error
+
+
+def _drunet_training(schedule: str | dict[str, Any] | NoiseSchedule | None, prediction: str | None) -> Training:
+    if prediction not in (None, "x0"):
+        raise ValueError(f"a DRUNet predicts the clean image: prediction must be 'x0', found {prediction!r}")
+    return training(schedule or "ve", "x0", "log_sigma")
+
+
+def _with_classes(
+    architecture: NetworkConfig, weights: dict[str, Tensor], classes: str | int | None
+) -> tuple[NetworkConfig, str]:
+    """The network, and its weights in place, with class labels as slice orientations or one label for good."""
+    number = architecture.num_class_embeds
+    if not number:
+        if classes is not None:
+            raise ValueError(f"classes = {classes!r} is given, but the network has no class labels: leave it out")
+        return architecture, ""
+    names = [name.strip() for name in str(classes).split(",")]
+    if number == len(ORIENTATIONS) and sorted(names) == sorted(ORIENTATIONS):
+        order = [names.index(name) for name in ORIENTATIONS]
+        weights["class_embedding.weight"] = weights["class_embedding.weight"][order]
+        return architecture, f"class labels are {', '.join(names)} slices"
+    if isinstance(classes, bool) or not str(classes).isdecimal() or int(classes) >= number:  # type: ignore[arg-type]
+        raise ValueError(
+            f"the network has {number} class labels, and the file does not say what they mean: give classes "
+            f"(--classes), the label from 0 to {number - 1} to use always"
+            + (f", or the three orientations in their order ({','.join(ORIENTATIONS)})" if number == 3 else "")
+            + f"; found {classes!r}"
+        )
+    # The embedding of the label is added to that of the time: a constant one is part of the last bias.
+    chosen = weights.pop("class_embedding.weight")[int(classes)]  # type: ignore[arg-type]
+    weights["time_embed.2.bias"] = weights["time_embed.2.bias"] + chosen
+    return dataclasses.replace(architecture, num_class_embeds=0), f"class label {classes} always"
 
 
 def _kind(weights: dict[str, Tensor], path: Path) -> str:
@@ -167,23 +242,14 @@ def _kind(weights: dict[str, Tensor], path: Path) -> str:
     )
 
 
-def _diffusers_folder(folder: Path) -> tuple[Path, dict[str, Any], tuple[dict[str, Any], str] | None]:
-    """Weights, configuration and schedule of a UNet's folder or a pipeline's."""
+def _diffusers_folder(folder: Path) -> tuple[Path, dict[str, Any], Said]:
+    """Weights, configuration and scheduler of a UNet's folder or a pipeline's."""
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    weights = find_weights(unet, ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"))
+    weights = next((unet / name for name in _WEIGHTS if (unet / name).is_file()), None)
+    if weights is None:
+        raise UnsupportedNetworkError(f"{unet} has none of {', '.join(_WEIGHTS)}")
+    config = read_json(unet / "config.json")
     for scheduler in (folder / "scheduler", folder.parent / "scheduler", folder):
         if (scheduler / "scheduler_config.json").is_file():
-            return (
-                weights,
-                read_json(unet / "config.json"),
-                diffusers_schedule(read_json(scheduler / "scheduler_config.json")),
-            )
-    return weights, read_json(unet / "config.json"), None
-
-
-def _schedule(schedule: str | NoiseSchedule | None) -> NoiseSchedule:
-    if isinstance(schedule, NoiseSchedule):
-        return schedule
-    if schedule is not None and schedule not in _SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, found {schedule!r}")
-    return _SCHEDULES[schedule or "ddpm"]
+            return weights, config, partial(of_diffusers, read_json(scheduler / "scheduler_config.json"))
+    return weights, config, None

@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .archives import ArchiveError, read_archive
+from ...files.weights import MAX_FILE_BYTES, read_tensors
+from ..storage import ModelFileError
 
-logger = logging.getLogger(__name__)
-
+_MAX_JSON_BYTES = 4 * 1024**2
 #: Keys under which training programs keep the weights among other things, the averaged ones first.
 _INSIDE = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "unet_state_dict", "unet")
 _PREFIXES = ("module.", "_orig_mod.", "unet.", "model.", "diffusion_model.", "denoise_fn.")
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
-class UnsupportedNetworkError(ValueError):
+class UnsupportedNetworkError(ModelFileError):
     """A foreign network cannot be imported; the message names what does not fit."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """State dictionary in a ``.safetensors`` file, one of ``torch.save``, TorchScript or ``torch.export``, as float32.
+    """State dictionary in a ``.safetensors`` file, or one of ``torch.save``, as float32.
 
     Files of ``torch.save`` are read with ``weights_only=True``, which builds tensors and plain containers and nothing
-    else. Of TorchScript and ``torch.export`` archives only the weights are read: their programs are not run.
+    else.
 
     Raises
     ------
     UnsupportedNetworkError
-        If the file is damaged, needs unpickling, or holds no state dictionary.
+        If the file is damaged, needs unpickling, is larger than 4 GiB, or holds no state dictionary.
     """
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content: Any = load_file(path)
-        except (SafetensorError, ValueError) as error:
-            raise UnsupportedNetworkError(f"{path} is not a complete safetensors file: {error}") from error
-    elif (program := _program(path)) is not None:
-        content = program
+        content: Any = read_tensors(path, "weights", UnsupportedNetworkError)[0]
     else:
+        _check_archive(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -55,12 +47,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} cannot be read as plain weights: it is damaged, or holds other objects than tensors, which "
                 "are never loaded. Save the network's state_dict() alone, with torch.save or safetensors"
             ) from error
-    return _clean(_inside(content, path))
+    weights = _clean(_inside(content, path))
+    _check_sizes(path, weights)
+    return {name: value.to(torch.float32) if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds a dictionary."""
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, more than {_MAX_JSON_BYTES}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UnsupportedNetworkError(f"{path} is not JSON: {error}") from error
@@ -69,18 +65,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_weights(folder: Path, names: tuple[str, ...]) -> Path:
-    """The first of the files that the folder has."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise UnsupportedNetworkError(f"{folder} has none of {', '.join(names)}")
-
-
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
+    total = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def require(config: dict[str, Any], fitting: dict[str, tuple[Any, ...]], what: str) -> None:
@@ -91,26 +82,36 @@ def require(config: dict[str, Any], fitting: dict[str, tuple[Any, ...]], what: s
             raise UnsupportedNetworkError(f"{what}: {key} = {config[key]!r} is not supported, only {allowed}")
 
 
-def _digest(file: Any) -> str:
-    total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
-    return total.hexdigest()
-
-
-def _program(path: Path) -> dict[str, Tensor] | None:
-    """Weights of an archive that holds a program; None for other files."""
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it seems, or holds a program."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        if size > MAX_FILE_BYTES:
+            raise UnsupportedNetworkError(f"{path} has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
+        return
     try:
-        found = read_archive(path)
-    except ArchiveError as error:
+        with zipfile.ZipFile(path) as archive:
+            items = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UnsupportedNetworkError(f"{path} is a damaged archive: {error}") from error
+    if max(size, sum(item.file_size for item in items)) > MAX_FILE_BYTES:
+        raise UnsupportedNetworkError(f"{path} unpacks to more than the {MAX_FILE_BYTES} bytes that one may have")
+    names = [item.filename.split("/", 1)[-1] for item in items]
+    if any(name == "constants.pkl" or name.startswith(("code/", "models/", "serialized_exported")) for name in names):
         raise UnsupportedNetworkError(
-            f"{path} holds a program, of which only the weights are taken, and {error}: save the state_dict() of the "
+            f"{path} is a TorchScript or torch.export program, which is never loaded: save the state_dict() of the "
             "network that it was made from, with torch.save or safetensors"
-        ) from error
-    if found is None:
-        return None
-    logger.info("%s is a %s program: its weights are taken, the program is not run", path, found[0])
-    return found[1]
+        )
+
+
+def _check_sizes(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse tensors that say to be more than the numbers that they have."""
+    for name, value in weights.items():
+        stored = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+        if not stored or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UnsupportedNetworkError(f"{path}: weight {name!r} is not a plain array of numbers")
+    if sum(4 * value.numel() for value in weights.values()) > MAX_FILE_BYTES:
+        raise UnsupportedNetworkError(f"{path} holds more than the {MAX_FILE_BYTES} bytes that one may have")
 
 
 def _inside(content: Any, path: Path) -> dict[str, Tensor]:
@@ -126,11 +127,6 @@ def _inside(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _clean(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes of wrappers (DataParallel, torch.compile, Lightning)."""
-    changed = True
-    while changed:
-        changed = False
-        for prefix in _PREFIXES:
-            if weights and all(name.startswith(prefix) for name in weights):
-                weights = {name[len(prefix) :]: value for name, value in weights.items()}
-                changed = True
-    return {name: value.to(torch.float32) if value.is_floating_point() else value for name, value in weights.items()}
+    while prefix := next((p for p in _PREFIXES if weights and all(name.startswith(p) for name in weights)), None):
+        weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    return weights

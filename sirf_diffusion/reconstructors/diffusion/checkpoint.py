@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ...files.weights import WeightsFormat
 from ..records import StepRecord
 
-_KEY = "sirf_diffusion_checkpoint"
-_VERSION = 1
+_FORMAT = WeightsFormat("a checkpoint of a diffusion run", "sirf_diffusion_checkpoint", "start the run afresh")
 
 
 @dataclass
@@ -24,34 +22,14 @@ class Checkpoint:
     metadata: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write to a temporary file beside ``path``, then rename: a kill leaves the old checkpoint or the new one."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        try:
-            save_file(tensors, str(temporary), metadata={_KEY: json.dumps({"version": _VERSION, **self.metadata})})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the file, whole or not at all: a kill leaves the old checkpoint or the new one."""
+        _FORMAT.write(path, self.tensors, self.metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint; ``FileNotFoundError`` or, for a file that is not a whole checkpoint, ``ValueError``."""
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a checkpoint of a diffusion run, or is damaged: {error!r}") from error
-        if metadata.pop("version", None) != _VERSION:
-            raise ValueError(f"{path} was written by another version of this package; start the run afresh")
+        metadata, tensors, _ = _FORMAT.read(path)
+        del metadata["version"]
         return cls(tensors, metadata)
 
     def check(self, path: str | Path, expected: dict[str, Any]) -> None:

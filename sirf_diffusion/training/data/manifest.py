@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -55,7 +56,7 @@ class ImageInput:
 def find_images(paths: Sequence[Path]) -> list[ImageInput]:
     """Images that names of files and folders mean, with the reason for those that are no emission images.
 
-    A folder stands for the ``.hv``, ``.nii`` and ``.nii.gz`` files and the DICOM series (one per folder) under it. Left
+    A folder stands for the Interfile, NIfTI and ECAT7 files and the DICOM series (one per folder) under it. Left
     out are files whose name, BIDS folder or sidecar tells another kind (``T1w``, ``mask``, ...), series of another
     modality than PT, and files that tell nothing in a folder where others are PET by name (``*_pet``) or modality.
     What does not exist is kept, to be reported.
@@ -76,11 +77,13 @@ def images_under(path: Path) -> list[Path]:
     """Images of a folder: files, and folders with DICOM files in them; the path itself if it is no folder of images."""
     if not path.is_dir():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    images = {p for p in files if p.name.lower().endswith(NIFTI + INTERFILE)}
-    for file in files:
-        if file.parent not in images and file not in images and _is_dicom(file):
-            images.add(file.parent)
+    images = set()
+    for file in path.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            if file.name.lower().endswith(NIFTI + INTERFILE) or _begin(file).startswith(b"MATRIX7"):
+                images.add(file)
+            elif _is_dicom(file):
+                images.add(file.parent)
     return sorted(images) or [path]
 
 
@@ -202,12 +205,12 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 def _kind(path: Path) -> str:
     """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
-    if path.is_dir():
+    if path.is_dir() or path.is_file() and _is_dicom(path):
         modalities = _modalities(path)
         if modalities == ["PT"]:
             return "PET"
         return f"DICOM of modality {' and '.join(modalities)}" if modalities else ""
-    stem = re.sub(r"(\.nii)?\.\w+$", "", path.name, flags=re.IGNORECASE)
+    stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
     sidecar = path.with_name(f"{stem}.json")
     if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
         try:
@@ -229,30 +232,27 @@ def _kind(path: Path) -> str:
 
 
 def _is_dicom(file: Path) -> bool:
-    if file.suffix.lower() in (".dcm", ".ima"):
-        return True
+    return file.suffix.lower() in (".dcm", ".ima") or _begin(file)[128:] == b"DICM"
+
+
+def _begin(file: Path) -> bytes:
     with file.open("rb") as content:
-        return content.read(132)[128:] == b"DICM"
+        return content.read(132)
 
 
-def _modalities(folder: Path) -> list[str]:
-    """Modalities of the DICOM files of a folder; none if that cannot be told, which reading it will explain."""
+def _modalities(path: Path) -> list[str]:
+    """Modalities of DICOM files; none if that cannot be told, which reading them will explain."""
     try:
-        import SimpleITK as sitk
+        import pydicom
     except ImportError:
         return []
-    reader, found = sitk.ImageFileReader(), set()
-    reader.SetImageIO("GDCMImageIO")
-    for file in folder.iterdir():
+    found = set()
+    for file in path.iterdir() if path.is_dir() else [path]:
         if file.is_file() and _is_dicom(file):
-            reader.SetFileName(str(file))
-            try:
-                reader.ReadImageInformation()
-            except RuntimeError:
-                continue
-            if reader.HasMetaDataKey("0008|0060"):
-                found.add(re.sub(r"\W", "", reader.GetMetaData("0008|0060"))[:16])
-    return sorted(found)
+            with contextlib.suppress(Exception):  # whatever damaged bytes lead to
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
+                found.add(re.sub(r"\W", "", str(header.get("Modality", "")))[:16])
+    return sorted(found - {""})
 
 
 def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:
