@@ -55,7 +55,7 @@ class TestOneAxesConvention:
         np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
 
     def test_dicom_with_a_slope_per_slice_and_no_identifier_in_the_file(self, tmp_path):
-        pytest.importorskip("SimpleITK")
+        pytest.importorskip("pydicom")
         out, _ = build(tmp_path, write_dicom(tmp_path / "Jane_Doe", activity()))
         stored = VolumeFile(out).volume(0).float().numpy()
         np.testing.assert_allclose(stored, expected(activity()), rtol=2e-3, atol=1e-3)
@@ -198,7 +198,7 @@ class TestWhatCannotBeUsed:
         assert not (tmp_path / "out.h5.parts").exists()
 
     def test_dicom_with_a_missing_slice(self, tmp_path):
-        pytest.importorskip("SimpleITK")
+        pytest.importorskip("pydicom")
         with pytest.raises(NothingUsable) as error:
             build(tmp_path, write_dicom(tmp_path / "series", activity(), skip=9))
         assert "slices are missing" in error.value.outcomes[0].reason
@@ -250,7 +250,7 @@ class TestWhatAFolderMeans:
 
     @pytest.mark.parametrize("modality", ["MR", "CT", "NM"])
     def test_series_of_another_modality_are_left_out_and_a_stray_file_hides_none(self, tmp_path, modality):
-        pytest.importorskip("SimpleITK")
+        pytest.importorskip("pydicom")
         pet, other = (write_dicom(tmp_path / "a" / m, activity(), modality=m) for m in ("PT", modality))
         assert [i.left_out for i in find_images([other])] == [f"DICOM of modality {modality}, not PET"]
         with pytest.raises(NothingUsable) as error:
