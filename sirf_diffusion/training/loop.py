@@ -38,16 +38,8 @@ FLUSH_EVERY = 10
 class RunOptions:
     """How a training runs, without a say in what comes out of it.
 
-    Parameters
-    ----------
-    checkpoint_every
-        Steps between checkpoints.
-    samples_every
-        Steps between sheets of unconditional samples (``samples-STEP.png``); 0 for none.
-    compiled
-        Compile the network (``torch.compile``; needs a C++ compiler on the CPU).
-    tensorboard
-        Write TensorBoard logs too.
+    Steps between checkpoints, and between sheets of unconditional samples (``samples-STEP.png``; 0: none); whether to
+    compile the network (``torch.compile``; needs a C++ compiler on the CPU), and to write TensorBoard logs, too.
     """
 
     checkpoint_every: int = 250
@@ -75,8 +67,6 @@ class TrainingLoop:
             raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
         self._pending: list[Tensor] = []
         self._saved: int | None = None
-        #: Seconds spent waiting for batches, and in steps.
-        self.waited = self.worked = 0.0
 
     def advance(self, last: int) -> None:
         """Train up to step ``last``; checkpoints now and then, at the end, and when asked to stop by a signal."""
@@ -93,12 +83,7 @@ class TrainingLoop:
         with noted_signals() as asked, bar:
             try:
                 while state.step < last and not self._finished:
-                    before = time.perf_counter()
-                    example = next(batches)
-                    between = time.perf_counter()
-                    self._pending.append(state.advance(example))
-                    self.waited += between - before
-                    self.worked += time.perf_counter() - before
+                    self._pending.append(state.advance(next(batches)))
                     bar.update()
                     validates = state.step % self.recipe.validate_every == 0 or state.step == last
                     saves = state.step % self.options.checkpoint_every == 0

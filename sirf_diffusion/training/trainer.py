@@ -27,28 +27,19 @@ from .state import TrainingState
 
 
 def train(
-    recipe: str | Recipe,
-    out: str | os.PathLike[str],
-    *,
-    data: str | os.PathLike[str] | None = None,
-    init: str | os.PathLike[str] | None = None,
-    work_dir: str | os.PathLike[str] | None = None,
-    max_steps: int | None = None,
-    threads: int | None = None,
-    resume: bool = True,
-    device: str = "auto",
+    recipe: str | Recipe, out: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None,
+    init: str | os.PathLike[str] | None = None, work_dir: str | os.PathLike[str] | None = None,
+    max_steps: int | None = None, threads: int | None = None, resume: bool = True, device: str = "auto",
     options: RunOptions | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Train a recipe and write its model file.
 
     Started by ``torchrun``, all processes train together, each on its share of the batches.
 
     Parameters
     ----------
-    recipe
-        Name in `RECIPES`, or a `Recipe`.
-    out
-        The model file (``.safetensors``) to write.
+    recipe, out
+        Name in `RECIPES`, or a `Recipe`; and the model file (``.safetensors``) to write.
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
@@ -57,14 +48,10 @@ def train(
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
         Stop after this step in all, leaving a checkpoint to resume from; the model file is written as it stands.
-    threads
-        CPU threads, default PyTorch's choice.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    options
-        Checkpoints, sample sheets, compilation, TensorBoard.
+    threads, device, options
+        CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
 
     Returns
     -------

@@ -60,41 +60,20 @@ class ImageOptions:
 
 
 def build_from_images(
-    inputs: Sequence[ImageInput],
-    out: str | os.PathLike[str],
-    options: ImageOptions | None = None,
-    *,
-    add: bool = False,
-    overwrite: bool = False,
-    key: bytes | None = None,
-    progress: Callable[[], None] = lambda: None,
-) -> list[Outcome]:
+    inputs: Sequence[ImageInput], out: str | os.PathLike[str], options: ImageOptions | None = None, *,
+    add: bool = False, overwrite: bool = False, key: bytes | None = None, progress: Callable[[], None] = lambda: None,
+) -> list[Outcome]:  # fmt: skip
     """Write images as training volumes; what cannot be used is listed and left out. A stopped build is continued.
 
-    Parameters
-    ----------
-    inputs
-        The images.
-    out
-        The file to write (``.h5``).
-    options
-        Voxel size, splits and the like.
-    add, overwrite, key
-        See `PartStore`.
-    progress
-        Called after each image.
-
-    Returns
-    -------
-    list of Outcome
-        What became of each input, in their order.
+    ``progress`` is called after each image; for ``out``, ``add``, ``overwrite`` and ``key`` see `PartStore`. Returns
+    what became of each input, in their order.
 
     Raises
     ------
     NothingUsable
         If not one image could be used.
     ValueError
-        If ``out`` cannot be written to or continued (see `PartStore`).
+        If ``out`` cannot be written to or continued.
     """
     options = options or ImageOptions()
     settings = {"margin": options.margin}

@@ -31,18 +31,8 @@ _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "b
 class ImageInput:
     """One image file or DICOM folder, and what is known of it.
 
-    Attributes
-    ----------
-    image
-        Its file or folder.
-    subject
-        Whose it is; empty if the file itself or its name has to tell.
-    anatomy, modality
-        The anatomical image in the same space, and what it is (``MR`` or ``CT``); None and empty without.
-    split
-        Wanted split, or empty.
-    left_out
-        Why it is not taken in, without names or paths; empty for an emission image.
+    ``subject`` and ``split`` are empty if the file itself or chance has to tell. ``anatomy`` is the anatomical image in
+    the same space, of ``modality`` ``MR`` or ``CT``. ``left_out`` says why it is not taken in, without names or paths.
     """
 
     image: Path
@@ -158,17 +148,8 @@ def assign_splits(
 ) -> dict[str, str]:
     """Give every subject one split, at random, with numbers as near to the fractions as they get.
 
-    Parameters
-    ----------
-    subjects
-        With repetitions; the result does not depend on their order.
-    fractions
-        Shares for training, validation and test; they need not sum to 1. A positive share gets at least one subject as
-        long as there are as many subjects as positive shares.
-    seed
-        Decides who goes where.
-    fixed
-        Subjects whose split is decided already.
+    Fractions for training, validation and test need not sum to 1; a positive one gets at least one subject as long as
+    there are as many subjects as positive fractions. Subjects in ``fixed`` keep their split; the order does not matter.
 
     Examples
     --------
@@ -205,7 +186,7 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 def _kind(path: Path) -> str:
     """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
-    if path.is_dir() or path.is_file() and _is_dicom(path):
+    if path.is_dir() or (path.is_file() and _is_dicom(path)):
         modalities = _modalities(path)
         if modalities == ["PT"]:
             return "PET"

@@ -108,33 +108,15 @@ class PhantomOptions:
 
 
 def build_phantoms(
-    out: str | os.PathLike[str],
-    options: PhantomOptions,
-    *,
-    held_out: bool = False,
-    workers: int | None = None,
-    overwrite: bool = False,
-    progress: Callable[[], None] = lambda: None,
-) -> list[Outcome]:
+    out: str | os.PathLike[str], options: PhantomOptions, *, held_out: bool = False, workers: int | None = None,
+    overwrite: bool = False, progress: Callable[[], None] = lambda: None,
+) -> list[Outcome]:  # fmt: skip
     """Simulate subjects and write them as training volumes: emission, MR, attenuation, labels, lesions.
 
     A stopped build is continued. The same options give the same file content.
 
-    Parameters
-    ----------
-    out
-        The file to write (``.h5``).
-    options
-        What to simulate.
-    held_out
-        Allow subjects from `FIRST_HELD_OUT_SUBJECT` on, which examples, tests and benchmarks are made of. All of them
-        go to the test split.
-    workers
-        Processes, default one per processor.
-    overwrite
-        Replace ``out``.
-    progress
-        Called after each volume.
+    ``held_out`` allows subjects from `FIRST_HELD_OUT_SUBJECT` on, which examples, tests and benchmarks are made of; all
+    go to the test split. There is one process per processor, or ``workers``; ``progress`` is called after each volume.
 
     Raises
     ------

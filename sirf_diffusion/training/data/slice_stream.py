@@ -46,14 +46,10 @@ class SliceStream:
         file is larger.
     crops
         Square crop sizes in pixels, or sides of cubes; each batch has one of them.
-    seed
-        Seed of all random choices.
     planes
         Orientations to draw from: 0 transverse, 1 coronal, 2 sagittal.
     anatomy
         Give the anatomical image as a second channel, zero where a volume has none.
-    augmentation
-        How much is changed.
     slices_per_volume
         How many samples are drawn, on average, for each time that a volume is read; at least 1.
 

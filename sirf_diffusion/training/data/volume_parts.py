@@ -28,18 +28,9 @@ from .volumes import Volume, new_file, root_attributes, write_group
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """What became of one input: its place in the list (from 1), its name for the person at the terminal.
 
-    Attributes
-    ----------
-    number
-        Its place in the list of inputs, from 1.
-    name
-        For the person at the terminal.
-    status
-        ``used``, ``used in part`` or ``left out``.
-    reason
-        Why not used, or what is missing; empty otherwise.
+    ``status`` is ``used``, ``used in part`` or ``left out``; ``reason`` says why, or what is missing.
     """
 
     number: int
@@ -61,19 +52,13 @@ class PartStore:
 
     Parameters
     ----------
-    out
-        The file to build (``.h5``).
-    kind
-        ``images`` or ``phantoms``.
-    settings
-        What the data depend on, as JSON values without names or paths: written into the file, and compared when a build
-        is continued.
-    voxel_size
-        ``(z, y, x)`` in mm.
-    add
-        Keep the volumes that ``out`` has, and add to them.
-    overwrite
-        Replace ``out``.
+    out, kind
+        The file to build (``.h5``), of ``images`` or ``phantoms``.
+    settings, voxel_size
+        What the data depend on, as JSON values without names or paths, and ``(z, y, x)`` in mm: written into the file,
+        and compared when a build is continued.
+    add, overwrite
+        Keep the volumes that ``out`` has, and add to them; or replace it.
     key
         Secret that names are hashed with; default a random one that is forgotten when the file is complete.
 
@@ -123,21 +108,9 @@ class PartStore:
             temporary.write_text(json.dumps({"reason": reason}), encoding="utf-8")
 
     def assemble(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> list[Outcome]:
-        """Put the file together, and remove the parts.
+        """Put the file together from inputs ``(key, name)``, all dealt with, and remove the parts.
 
-        Parameters
-        ----------
-        inputs
-            ``(key, name)`` in the order of the file; all have been dealt with.
-        fractions
-            Shares of the subjects for training, validation and test.
-        seed
-            Decides which subject goes where.
-
-        Returns
-        -------
-        list of Outcome
-            One per input.
+        Subjects are split by `assign_splits`.
 
         Raises
         ------

@@ -56,24 +56,16 @@ class Volume:
     ----------
     arrays
         By data set name; ``emission`` and ``mask`` are always there.
-    voxel_size
-        ``(z, y, x)`` in mm.
     subject, source
         Keyed hashes, or the numbers of simulated subjects.
-    intensity_scale
-        What the emission image was divided by, in its own units.
-    tracer
-        As the user or the simulator names it.
     split
         Wanted split, or empty: decided when the file is put together.
     modality
         What ``anatomy`` is: ``MR`` or ``CT``; empty without one.
-    notes
-        What was done to the image that a reader should know.
+    notes, details
+        What was done to the image that a reader should know; more attributes to write.
     label_names
         Names of the values of ``labels`` from 1 on.
-    details
-        More attributes to write: numbers and words.
     """
 
     arrays: dict[str, NDArray[Any]]

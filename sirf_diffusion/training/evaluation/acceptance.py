@@ -100,15 +100,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    *,
-    split: str | None = None,
-    size: int | None = None,
-    num_samples: int = 8,
-    num_steps: int = 60,
-    device: str = "auto",
-) -> Evaluation:
+    model: str | os.PathLike[str], data: str | os.PathLike[str], *, split: str | None = None, size: int | None = None,
+    num_samples: int = 8, num_steps: int = 60, device: str = "auto",
+) -> Evaluation:  # fmt: skip
     """Evaluate a model on volumes of a data file.
 
     Parameters
@@ -124,8 +118,6 @@ def evaluate(
         volumes (on which it is then evaluated, too).
     num_samples, num_steps
         How many, and in how many steps.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
@@ -148,43 +140,30 @@ def evaluate(
         raise ValueError(f"{data} has no volumes in {' or '.join(splits)}: see sirf-diffusion data show {data}")
     if chosen == "train":
         logger.warning("%s has neither test nor validation volumes: the model is evaluated on training volumes", data)
-    return evaluate_on(
-        loaded, slices, model=os.fspath(model), data=os.path.basename(data), split=chosen,
-        size=size or (128 if loaded.spatial_dims == 2 else max(recipe.crops)),
-        num_samples=num_samples, num_steps=num_steps,
-    )  # fmt: skip
-
-
-def evaluate_on(
-    loaded: ScoreModel, slices: ValidationSet, *, model: str, data: str, split: str, size: int, num_samples: int,
-    num_steps: int,
-) -> Evaluation:  # fmt: skip
-    """Evaluate a model on given slices; see `evaluate`."""
     denoise = network_denoiser(loaded.network, loaded.schedule, loaded.prediction, loaded.time_input)
     sigmas = slices.sigmas
     blind: dict[float, float] = {}
     if loaded.in_channels == 2:
         blind = {s: slices.error(lambda u, s_, p, a: denoise(u, s_, p, torch.zeros_like(a)), s) for s in sigmas}
-    balance, predicted = {}, {}
-    for sigma in sigmas:
-        balance[sigma], predicted[sigma] = calibration(slices, denoise, sigma)
+    ratios = {sigma: calibration(slices, denoise, sigma) for sigma in sigmas}
+    size = size or (128 if loaded.spatial_dims == 2 else max(recipe.crops))
     samples = unconditional_samples(loaded, num_samples, size, num_steps)
     means = [float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples]
     return Evaluation(
-        model=model,
+        model=os.fspath(model),
         about={"sha256": loaded.hash, "architecture": loaded.architecture.to_dict() if loaded.architecture else None,
                "schedule": loaded.schedule.to_config(), "prediction": loaded.prediction,
                "voxel_size_mm": list(loaded.voxel_size), "parameters": _parameters(loaded), **loaded.metadata},
-        data=data,
-        split=split,
+        data=os.path.basename(data),
+        split=chosen,
         num_slices=len(slices.slices),
         network={s: slices.error(denoise, s) for s in sigmas},
         gaussian=slices.gaussian_errors(),
         non_local_means=slices.non_local_means_errors(),
         unconditional=blind,
         scales=scale_errors(slices, denoise),
-        balance=balance,
-        predicted=predicted,
+        balance={sigma: ratio[0] for sigma, ratio in ratios.items()},
+        predicted={sigma: ratio[1] for sigma, ratio in ratios.items()},
         sample_means=means,
         samples=samples,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,12 @@ def denoising_table(evaluation: Evaluation) -> list[str]:
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("network", "gaussian", "non_local_means", "unconditional", "balance", "predicted")
-    return jsonable(
-        {
-            "model": evaluation.model,
-            "about": evaluation.about,
-            "data": evaluation.data,
-            "split": evaluation.split,
-            "num_slices": evaluation.num_slices,
-            **{name: {f"{s:g}": v for s, v in getattr(evaluation, name).items()} for name in names},
-            "scales": {f"{s:g}": {f"{a:g}": v for a, v in by.items()} for s, by in evaluation.scales.items()},
-            "sample_means": evaluation.sample_means,
-            "checks": [{"name": c.name, "passed": c.passed, "found": c.found} for c in evaluation.checks()],
-        }
-    )
+    content = {name: value for name, value in vars(evaluation).items() if name != "samples"}
+    return jsonable(_with_named_levels(content) | {"checks": [asdict(check) for check in evaluation.checks()]})
+
+
+def _with_named_levels(content: Any) -> Any:
+    """Noise levels and scales as texts that are easily looked up: 0.4, and 1 instead of 1.0."""
+    if not isinstance(content, dict):
+        return content
+    return {f"{k:g}" if isinstance(k, float) else k: _with_named_levels(value) for k, value in content.items()}
