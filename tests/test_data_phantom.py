@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import subprocess
 import sys
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sirf_diffusion.cli.data import _PHANTOM_EPILOG
+from sirf_diffusion.cli.data import _PHANTOM
 from sirf_diffusion.simulation import body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
 from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
@@ -183,6 +184,21 @@ class TestFiles:
         assert one.infos[0].has_anatomy
         assert torch.equal(one.volume(1, "anatomy"), two.volume(1, "anatomy"))
 
+    @pytest.mark.parametrize(("room", "parts"), [(20_000, 0), (220_000, 2)], ids=["a part", "the whole"])
+    def test_a_full_disk_is_one_message_and_the_build_goes_on(self, tmp_path, room, parts):
+        command = [
+            sys.executable, "-m", "sirf_diffusion.cli", "data", "phantom", "--subjects", "2", "--body", "thorax",
+            "--voxel-size", "10", "--workers", "1", "--out", str(tmp_path / "a.h5"),
+        ]  # fmt: skip
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # noqa: E731
+        full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+        assert full.returncode == 2
+        assert "cannot be written (File too large): free some space and give the same command again" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert len(list((tmp_path / "a.h5.parts").glob("*.h5"))) == parts
+        subprocess.run(command, capture_output=True, check=True)
+        assert len(VolumeFile(tmp_path / "a.h5")) == 2
+
     def test_held_out_subjects_need_to_be_asked_for(self, tmp_path):
         near = PhantomOptions(subjects=2, first=FIRST_HELD_OUT_SUBJECT - 1, **THORAX)
         for held_out in (False, True):
@@ -205,7 +221,7 @@ class TestFiles:
 
 
 def test_help_names_every_tracer():
-    words = _PHANTOM_EPILOG.split('"any"')[0].split()[1:]
+    words = _PHANTOM.split("tracers:")[1].split('"any"')[0].split()
     assert words == [word for kind, tracers in BODIES.items() for word in (kind, *tracers)]
 
 

@@ -81,10 +81,8 @@ class Shaper:
         self.organs[name] = self.organs.get(name, 0) + taken
 
 
-def begin(
-    stream: int, seed: int, shape: tuple[int, int, int], voxel_size: float, bend: tuple[float, float]
-) -> Shaper:
-    """An empty grid in a subject's own coordinates: scaled, and bent by up to ``bend`` mm (SD, drawn from this range)."""
+def begin(stream: int, seed: int, shape: tuple[int, int, int], voxel_size: float, bend: tuple[float, float]) -> Shaper:
+    """An empty grid in a subject's own coordinates: scaled, and bent by ``bend`` mm (SD, drawn from this range)."""
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")
     if not 1.0 <= voxel_size <= 10.0:

@@ -17,8 +17,8 @@ Subjects and sources are keyed hashes: there is no name, no path and no patient 
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -161,16 +161,36 @@ def new_file(path: Path) -> Iterator[Any]:
     """
     import h5py
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            yield file
+        if disk.problem is not None:
+            reason = f"cannot be written ({disk.problem.strerror}): free some space and give the same command again"
+            raise OSError(disk.problem.errno, reason, str(path)) from disk.problem
+
+
+class _Disk(io.FileIO):
+    """A file that remembers why it could not be written: HDF5 does not survive a write that fails."""
+
+    problem: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write all of it; says so in any case."""
+        rest = memoryview(content)
+        while len(rest) and self.problem is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.problem = error
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, if that works."""
         try:
-            with h5py.File(temporary, "w") as file:
-                yield file
-        except (OSError, RuntimeError) as error:  # h5py raises either when the disk is full
-            reason = str(error).partition("(")[2].rstrip(")") or str(error)
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            raise OSError(
-                number, f"cannot be written ({reason}): free some space and give the same command again", str(path)
-            ) from error
+            return super().truncate(size)
+        except OSError as error:
+            self.problem = self.problem or error
+            return size or 0
 
 
 def root_attributes(kind: str, voxel_size: tuple[float, float, float]) -> dict[str, Any]:
