@@ -25,7 +25,6 @@ from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.evaluation.acceptance import calibration
 from sirf_diffusion.training.evaluation.validation import ValidationSet, network_denoiser, non_local_means
-from sirf_diffusion.training.log import relative_error
 from sirf_diffusion.training.sources import validation_set
 from sirf_diffusion.training.state import TrainingState
 
@@ -119,14 +118,6 @@ def test_the_target_is_what_the_score_model_takes_it_for(schedule, prediction):
     gamma, nu = schedule.gamma(t), schedule.nu(t)
     u0, _ = model.predict(one.images[0] * math.sqrt(gamma * gamma + nu * nu), t)
     assert torch.allclose(u0, images[0, :1], atol=2e-4 * max(1.0, sigma))
-
-
-def test_processes_share_the_batch_of_one():
-    whole = example(RECIPE, 3)[1]
-    for rank in range(2):
-        part = example(RECIPE, 3, rank, 2)[1]
-        for name in ("images", "time", "planes", "target"):
-            assert torch.equal(getattr(part, name), getattr(whole, name)[rank::2])
 
 
 def test_the_anatomical_image_is_hidden_as_often_as_asked():
@@ -264,10 +255,6 @@ def test_data_that_do_not_suit_are_refused(data, tmp_path):
         train(unconditional, tmp_path / "m.safetensors", data=plain)
     with pytest.raises(ValueError, match="give a data file"):
         train(SHORT, tmp_path / "m.safetensors")
-
-
-def test_relative_error_is_a_geometric_mean():
-    assert relative_error({1.0: 0.5, 2.0: 0.25}, {1.0: 1.0, 2.0: 2.0}) == pytest.approx(0.25)
 
 
 def test_a_posterior_mean_is_calibrated():

@@ -195,7 +195,7 @@ def open_checked(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         parts = path.with_name(path.name + ".parts")
         more = f"; {parts} is an unfinished build: give its command again" if parts.is_dir() else ""
-        raise VolumeFileError(f"{path}: no such file{more}")
+        raise VolumeFileError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}{more}")
     try:
         # The default chunk cache of 1 MB per data set would only delay what is kept as a whole anyway.
         file = h5py.File(path, "r", rdcc_nbytes=0)
