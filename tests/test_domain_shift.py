@@ -60,7 +60,7 @@ def test_training_subjects_and_unknown_cases_are_refused():
         simulate_case("fdg", 12)
     with pytest.raises(ValueError, match=r"unknown case 'fgd'; choose from fdg, amyloid-positive"):
         simulate_case("fgd", SUBJECT)
-    assert max(RECIPES["fdg-start"].subjects) < 800 < FIRST_HELD_OUT_SUBJECT
+    assert RECIPES["fdg-start"].phantoms.subjects <= 800 < FIRST_HELD_OUT_SUBJECT
 
 
 @pytest.mark.parametrize("name", ["low-resolution", "high-resolution"])
