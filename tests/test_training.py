@@ -128,12 +128,24 @@ def test_a_hostile_file_is_one_documented_error(tmp_path, change, words):
         VolumeFile(path)
 
 
+def test_a_heap_that_hdf5_would_read_for_ever_is_found(tmp_path):
+    from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
+
+    path = write_training_file(tmp_path / "a.h5")
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL\x01")
+    content[heap + 16 : heap + 32] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(VolumeFileError, match="heap without end"):
+        VolumeFile(path)
+
+
 def test_any_flipped_byte_is_read_or_is_the_documented_error(tmp_path):
     from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
 
     good = write_training_file(tmp_path / "a.h5").read_bytes()
     rng, path = np.random.default_rng(0), tmp_path / "b.h5"
-    for _ in range(150):
+    for _ in range(100):
         content = bytearray(good)
         for place in rng.integers(0, len(good), 3):
             content[place] = rng.integers(256)
