@@ -29,7 +29,7 @@ from sirf_diffusion.models.networks import build_network
 from sirf_diffusion.training import Recipe
 from sirf_diffusion.training.configuration import DEFAULT, read_configuration
 from sirf_diffusion.training.corruption import Corruption
-from sirf_diffusion.training.data.prefetch import prefetched
+from sirf_diffusion.training.data.slice_stream import prefetched
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.sources import FileSource
 from sirf_diffusion.training.state import TrainingState

@@ -7,7 +7,7 @@ import sirf_diffusion
 project = "sirf-diffusion"
 author = "The sirf-diffusion contributors"
 version = release = sirf_diffusion.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", *(f"sphinx.ext.{name}" for name in ("autodoc", "autosummary", "napoleon", "mathjax"))]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 autosummary_generate = True

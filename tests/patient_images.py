@@ -119,7 +119,7 @@ def dicom_series(
     folder: Path, stored: np.ndarray, positions: Any, change: Callable[[int, dict], None] | None = None, **tags: Any
 ) -> Path:
     """A slice per file, in mixed order; ``change(k, tags)`` alters the tags of slice k."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for k, (plane, position) in enumerate(zip(stored, positions, strict=True)):
         mine = {"ImagePositionPatient": [f"{v:.6g}" for v in position], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
                 "PixelSpacing": [2, 3], "SliceThickness": 4, "RescaleSlope": 1, "RescaleIntercept": 0,
@@ -130,8 +130,8 @@ def dicom_series(
     return folder
 
 
-def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None) -> Path:
-    """A PET series with a name, an identifier and a rescale slope of its own in every slice."""
+def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None, modality: str = "PT") -> Path:
+    """A series with a name, an identifier and a rescale slope of its own in every slice."""
     from_feet = stir[::-1]
     slopes = [max(float(plane.max()), 1e-3) / 30000 for plane in from_feet]
     kept = [k for k in range(len(stir)) if k != skip]
@@ -140,4 +140,5 @@ def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None) -> Path
         tags["RescaleSlope"] = f"{slopes[kept[k]]:.10g}"
 
     stored = np.stack([np.round(from_feet[k] / slopes[k]) for k in kept]).astype(np.int16)
-    return dicom_series(folder, stored, [(0, 0, k * VOXEL) for k in kept], change, PixelSpacing=[VOXEL, VOXEL])
+    positions = [(0, 0, k * VOXEL) for k in kept]
+    return dicom_series(folder, stored, positions, change, PixelSpacing=[VOXEL, VOXEL], kind=modality)

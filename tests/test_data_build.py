@@ -19,9 +19,7 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
-from sirf_diffusion.training.data.import_images import find_images
-from sirf_diffusion.training.data.manifest import ImageInput, read_manifest
-from sirf_diffusion.training.data.splits import assign_splits
+from sirf_diffusion.training.data.manifest import ImageInput, assign_splits, find_images, read_manifest
 from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError, rejected_inputs
 from sirf_diffusion.training.data.volume_parts import NothingUsable
 
@@ -57,7 +55,7 @@ class TestOneAxesConvention:
         np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
 
     def test_dicom_with_a_slope_per_slice_and_no_identifier_in_the_file(self, tmp_path):
-        pytest.importorskip("SimpleITK")
+        pytest.importorskip("pydicom")
         out, _ = build(tmp_path, write_dicom(tmp_path / "Jane_Doe", activity()))
         stored = VolumeFile(out).volume(0).float().numpy()
         np.testing.assert_allclose(stored, expected(activity()), rtol=2e-3, atol=1e-3)
@@ -200,7 +198,7 @@ class TestWhatCannotBeUsed:
         assert not (tmp_path / "out.h5.parts").exists()
 
     def test_dicom_with_a_missing_slice(self, tmp_path):
-        pytest.importorskip("SimpleITK")
+        pytest.importorskip("pydicom")
         with pytest.raises(NothingUsable) as error:
             build(tmp_path, write_dicom(tmp_path / "series", activity(), skip=9))
         assert "slices are missing" in error.value.outcomes[0].reason
@@ -225,6 +223,90 @@ class TestWhatCannotBeUsed:
         assert float(VolumeFile(out).volume(0).min()) == 0
 
 
+def bids(root, *names):
+    """Files of these names; those of a subject differ."""
+    for k, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(root / f"{name}.nii.gz", activity(k))
+    return root
+
+
+class TestWhatAFolderMeans:
+    def test_of_bids_names_only_pet_is_taken_and_the_rest_is_told(self, tmp_path):
+        root = bids(
+            tmp_path / "bids", "sub-01/pet/sub-01_trc-FDG_pet", "sub-01/anat/sub-01_T1w", "sub-02/ses-1/pet/sub-02_pet",
+            "sub-02/anat/sub-02_desc-brain_mask", "sub-02/pet/sub-02_recon-acdyn_blood", "sub-02/anat/scan", "template",
+        )  # fmt: skip
+        found = {i.image.relative_to(root).as_posix().removesuffix(".nii.gz"): i.left_out for i in find_images([root])}
+        taken = [name for name, reason in found.items() if not reason]
+        assert taken == ["sub-01/pet/sub-01_trc-FDG_pet", "sub-02/ses-1/pet/sub-02_pet"]
+        for name, words in {"sub-01/anat/sub-01_T1w": "T1w by its name", "sub-02/anat/sub-02_desc-brain_mask": "mask",
+                            "sub-02/pet/sub-02_recon-acdyn_blood": "suffix", "sub-02/anat/scan": "BIDS folder",
+                            "template": "nothing says"}.items():  # fmt: skip
+            assert words in found[name]
+        out, outcomes = build(tmp_path, *find_images([root]))
+        assert len(VolumeFile(out)) == 2
+        assert [n for n, _, _ in rejected_inputs(out)] == [o.number for o in outcomes if o.status == "left out"]
+
+    @pytest.mark.parametrize("modality", ["MR", "CT", "NM"])
+    def test_series_of_another_modality_are_left_out_and_a_stray_file_hides_none(self, tmp_path, modality):
+        pytest.importorskip("pydicom")
+        pet, other = (write_dicom(tmp_path / "a" / m, activity(), modality=m) for m in ("PT", modality))
+        assert [i.left_out for i in find_images([other])] == [f"DICOM of modality {modality}, not PET"]
+        with pytest.raises(NothingUsable) as error:
+            build(tmp_path, other)
+        assert f"modality {modality}, not PT" in error.value.outcomes[0].reason
+        write_nifti(tmp_path / "a" / "template.nii.gz", activity(1))
+        assert [i.image for i in find_images([tmp_path / "a"]) if not i.left_out] == [pet]
+
+    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu"])
+    def test_usual_names_of_other_images_are_known(self, tmp_path, name):
+        images = bids(tmp_path / "a", "patient1", name)
+        assert [i.image.name for i in find_images([images]) if not i.left_out] == ["patient1.nii.gz"]
+
+    def test_a_sidecar_tells_the_modality(self, tmp_path):
+        root = bids(tmp_path / "a", "first", "second")
+        (root / "first.json").write_text('{"Modality": "MR"}')
+        (root / "second.json").write_text('{"Modality": "PT"}')
+        assert [bool(i.left_out) for i in find_images([root])] == [True, False]
+
+    def test_participants_tsv_is_a_manifest(self, tmp_path):
+        root = bids(tmp_path, "sub-01/pet/sub-01_pet", "sub-01/anat/sub-01_T1w", "sub-02/anat/sub-02_T1w")
+        (root / "participants.tsv").write_text("participant_id\tage\tsplit\nsub-01\t60\ttest\n02\tn/a\tn/a\n")
+        inputs = read_manifest(root / "participants.tsv")
+        taken = [i for i in inputs if not i.left_out]
+        assert taken == [ImageInput(root / "sub-01/pet/sub-01_pet.nii.gz", "sub-01", split="test")]
+        assert inputs[-1] == ImageInput(root / "sub-02", "sub-02", left_out="no image *_pet of this participant")
+        (root / "participants.tsv").write_text("participant_id\n../../etc\n")
+        with pytest.raises(ValueError, match="participant_id must be"):
+            read_manifest(root / "participants.tsv")
+
+    def test_a_dry_run_lists_and_writes_nothing(self, tmp_path, capsys):
+        root = bids(tmp_path / "bids", "sub-01/pet/sub-01_pet", "sub-01/anat/sub-01_T1w")
+        assert main(["data", "build", str(root), "--out", str(tmp_path / "a.h5"), "--dry-run"]) == 0
+        printed = capsys.readouterr().out
+        assert "T1w by its name, not PET" in printed
+        assert "sub-01_pet.nii.gz" in printed
+        assert [p.name for p in tmp_path.iterdir()] == ["bids"]
+
+    @pytest.mark.parametrize("ratio", [10, 40])
+    def test_a_hot_object_takes_over_neither_the_scale_nor_the_crop(self, tmp_path, ratio):
+        """A bladder, say: the body around it is kept, and the file tells of it."""
+        grid = (np.indices((36, 40, 40)).transpose(1, 2, 3, 0) - 18) * 4.0
+        body = (np.hypot(grid[..., 1], grid[..., 2]) < 60).astype(np.float32)
+        scales = []
+        for name, hot in (("plain", 1), ("hot", ratio)):
+            image = np.where(np.linalg.norm(grid - (30, 0, 0), axis=-1) < 16, hot * body, body)
+            (tmp_path / name).mkdir()
+            out, outcomes = build(tmp_path / name, write_nifti(tmp_path / f"{name}.nii", image),
+                                  options=ImageOptions((4.0,) * 3))  # fmt: skip
+            info = VolumeFile(out).infos[0]
+            scales.append((info.intensity_scale, info.shape))
+        assert scales[0][1] == scales[1][1]
+        assert scales[1][0] == pytest.approx(scales[0][0], rel=0.1)
+        assert "a hot object" in outcomes[0].reason
+
+
 class TestSubjectsAndSplits:
     def test_splits_are_by_subject_seeded_and_near_the_fractions(self):
         subjects = [f"s{k // 3}" for k in range(90)]
@@ -245,7 +327,7 @@ class TestSubjectsAndSplits:
             folder = tmp_path / f"sub-{k // 2:02d}" / f"ses-{k % 2}"
             folder.mkdir(parents=True)
             images.append(write_nifti(folder / "pet.nii.gz", activity(k)))
-        assert find_images([tmp_path]) == images
+        assert find_images([tmp_path]) == [ImageInput(image) for image in images]
         out, _ = build(tmp_path, *images)
         infos = VolumeFile(out).infos
         assert len({i.subject for i in infos}) == 3

@@ -11,7 +11,6 @@ import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from sirf_diffusion.data import load_example
-from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.simulation.acquisition import mmr_slice, simulate_acquisition
 from sirf_diffusion.simulation.domain_shift import CASES, REFERENCE_PSF, simulate_case, simulate_subject, write_case
 from sirf_diffusion.simulation.perturbations import SPIKE_SHARE, STRIPE_PERIOD, with_spikes, with_stripes
@@ -61,7 +60,7 @@ def test_training_subjects_and_unknown_cases_are_refused():
         simulate_case("fdg", 12)
     with pytest.raises(ValueError, match=r"unknown case 'fgd'; choose from fdg, amyloid-positive"):
         simulate_case("fgd", SUBJECT)
-    assert max(RECIPES["fdg-start"].subjects) < 800 < FIRST_HELD_OUT_SUBJECT
+    assert RECIPES["fdg-start"].phantoms.subjects <= 800 < FIRST_HELD_OUT_SUBJECT
 
 
 @pytest.mark.parametrize("name", ["low-resolution", "high-resolution"])
@@ -163,22 +162,16 @@ def test_a_written_case_is_read_back(tmp_path):
     assert example.acquisition.geometry == case.geometry
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"prompts": 0.0}, "prompts must be a positive number"),
-    ({"background": 1.0}, "background must be a share"),
+@pytest.mark.parametrize(("activity", "change", "message"), [
+    (1.0, {"prompts": 0.0}, "prompts must be a positive number"),
+    (1.0, {"background": 1.0}, "background must be a share"),
+    (0.0, {}, "no activity"),
 ])  # fmt: skip
-def test_counts_that_make_no_sense_are_refused(change, message):
+def test_counts_that_make_no_sense_are_refused(activity, change, message):
     geometry, projdata = mmr_slice()
-    assert isinstance(geometry, ImageGeometry)
-    image = torch.ones(geometry.shape)
+    image = torch.full(geometry.shape, activity)
     with pytest.raises(ValueError, match=message):
         simulate_acquisition(image, 0 * image, geometry, projdata, **change)
-
-
-def test_an_image_without_activity_is_refused():
-    geometry, projdata = mmr_slice()
-    with pytest.raises(ValueError, match="no activity"):
-        simulate_acquisition(torch.zeros(geometry.shape), torch.zeros(geometry.shape), geometry, projdata)
 
 
 def test_activity_that_the_scanner_cannot_see_is_told(caplog):

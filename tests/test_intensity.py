@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sirf_diffusion.data import load_example
+from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models.intensity import gaussian_smooth, intensity_scale
+from sirf_diffusion.models.intensity import intensity_scale
 
 
 def disc(size=96, radius=30.0, spacing=2.0, activity=3.0):
@@ -62,3 +64,33 @@ def test_images_without_a_scale_are_refused(value):
         intensity_scale(torch.full(geometry.shape, value), geometry)
     with pytest.raises(ValueError, match="shape"):
         intensity_scale(torch.ones(1, 8, 9), geometry)
+
+
+def hot_ball(x, geometry, radius_mm, activity):
+    """The image with a hot ball off its centre."""
+    axes = [(torch.arange(n) - n // 2) * s for n, s in zip(geometry.shape, geometry.voxel_size, strict=True)]
+    z, y, w = torch.meshgrid(axes[0], axes[1] - 20.0, axes[2] + 15.0, indexing="ij")
+    return torch.where(z**2 + y**2 + w**2 < radius_mm**2, activity, x)
+
+
+@pytest.mark.parametrize("air", [0.0, 0.03])
+@pytest.mark.parametrize("ratio", [5, 10, 40, 100])
+@pytest.mark.parametrize("radius_mm", [5.0, 10.0, 20.0])
+def test_a_hot_object_does_not_take_the_scale_over(air, ratio, radius_mm):
+    """Bladder, injection site: the scale stays that of the tissue, whatever the field of view and what air holds."""
+    for x, geometry in (disc(), disc(size=344)):
+        x = torch.where(x > 0, 1.0, air)
+        wanted = intensity_scale(x, geometry)
+        hot = hot_ball(x, geometry, radius_mm, float(ratio))
+        assert intensity_scale(hot, geometry) == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("brain2d", 10.568056411096565), ("brain3d", 11.961985590164383)])
+def test_the_bundled_images_keep_their_scale_and_a_hot_object_in_them_too(name, scale):
+    example = load_example(name)
+    geometry = example.acquisition.geometry
+    assert intensity_scale(example.truth, geometry) == pytest.approx(scale, rel=1e-6)
+    for ratio, radius in ((7, 14.0), (10, 20.0), (40, 8.0), (40, 20.0), (100, 4.0), (100, 28.0)):
+        hot = hot_ball(example.truth, geometry, radius, ratio * scale)
+        assert intensity_scale(hot, geometry) == pytest.approx(scale, rel=0.15), (ratio, radius)
+        assert intensity_scale(30 * hot, geometry) == pytest.approx(30 * intensity_scale(hot, geometry), rel=1e-4)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models.intensity import gaussian_smooth
 from sirf_diffusion.patient import AnatomicalImage, SourceImage, load_anatomical, register
 from sirf_diffusion.patient.registration import rigid_matrix
 

@@ -36,5 +36,6 @@ def test_an_upward_import_is_found_wherever_it_stands(tmp_path, source):
     path = tmp_path / "environment.py"
     path.write_text(source)
     known = {**PACKAGE, "sirf_diffusion.environment": path}
-    assert "sirf_diffusion.study" in [one.target for one in upward(known) if one.module == "sirf_diffusion.environment"]
+    found = [one.target for one in upward(known) if one.module == "sirf_diffusion.environment"]
+    assert "sirf_diffusion.study" in found
     assert room("sirf_diffusion.study.report") == "study"

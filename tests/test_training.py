@@ -1,104 +1,47 @@
-"""Training: the batch is a function of the step, resuming equals going on, checkpoints are checked."""
+"""Training: recipes, checkpoints, what is checked before the first step, and the validation."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shutil
+from collections import namedtuple
 from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from training_file import ball, write_training_file
+from training_processes import RECIPE
 
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.models.networks import NetworkConfig
 from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
-from sirf_diffusion.training import RECIPES, Recipe, train, trainer
+from sirf_diffusion.training import RECIPES, RunOptions, loop, train
+from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
-from sirf_diffusion.training.dataset import SIMULATION_VERSION, SliceSampler, build_dataset
 from sirf_diffusion.training.evaluation.validation import ValidationSet
-from sirf_diffusion.training.trainer import CheckpointError
-
-TINY = Recipe(
-    name="tiny", tracer="none", subjects=(0, 1), validation_subjects=(2,), contrasts=1,
-    architecture=NetworkConfig(channels=(8, 8), attention_levels=(False, False), num_head_channels=8, patch_size=2),
-    crops=(16, 24), batch_size=2, cycles=(6,), warmup_steps=2,
-)  # fmt: skip
 
 
-def volume(seed: int) -> np.ndarray:
-    """A blob that is different along each axis."""
-    z, y, x = np.meshgrid(*[np.linspace(-1, 1, 32)] * 3, indexing="ij")
-    return (1.5 * np.exp(-3 * (z**2 + (y - 0.1 * seed) ** 2 + 2 * (x - 0.2) ** 2))).astype(np.float16)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
 
 
-@pytest.fixture
-def work(tmp_path):
-    """A work folder whose training data are there already."""
-    for name, subjects in (("training", TINY.subjects), ("validation", TINY.validation_subjects)):
-        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
-            file.attrs["simulation_version"] = SIMULATION_VERSION
-            file["subjects"] = np.asarray(subjects)
-            file["done"] = np.ones(len(subjects), bool)
-            file["activity"] = np.stack([volume(s)[None] for s in subjects])
-    return tmp_path
-
-
-def test_batch_depends_on_step_only():
-    volumes = torch.from_numpy(np.stack([volume(0), volume(1)]))
-    first, second = SliceSampler(volumes, (16, 24), 0), SliceSampler(volumes, (16, 24), 0)
-    images, planes = first.batch(5, 4)
-    first.batch(6, 4)
-    again, same_planes = second.batch(5, 4)
-    assert torch.equal(images, again)
-    assert torch.equal(planes, same_planes)
-    assert images.shape[0] == 4
-    assert images.shape[2] in (16, 24)
-    assert not torch.equal(images, first.batch(6, 4)[0][:, :, : images.shape[2], : images.shape[3]])
-
-
-def test_resumed_training_equals_uninterrupted(work, tmp_path_factory):
-    whole = train(TINY, work / "a.safetensors", work_dir=work, resume=False)
-    other = tmp_path_factory.mktemp("interrupted")
-    for name in ("training.h5", "validation.h5"):
-        (other / name).write_bytes((work / name).read_bytes())
-    train(TINY, other / "b.safetensors", work_dir=other, max_steps=3)
-    resumed = train(TINY, other / "b.safetensors", work_dir=other)
-    from safetensors.torch import load_file
-
-    a, b = load_file(whole), load_file(resumed)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    untrained = trainer.build_network(TINY.architecture, seed=TINY.seed).state_dict()
-    assert any(not torch.equal(a[name].float(), untrained[name]) for name in a)
-
-
-def test_checkpoint_of_another_recipe_or_damaged_is_refused(work):
-    train(TINY, work / "a.safetensors", work_dir=work, max_steps=1)
+def test_checkpoint_of_another_recipe_or_damaged_is_refused(data, tmp_path):
+    out, checkpoint = tmp_path / "a.safetensors", tmp_path / "checkpoint.safetensors"
+    train(RECIPE, out, data=data, work_dir=tmp_path, max_steps=1)
     with pytest.raises(CheckpointError, match="another recipe"):
-        train(replace(TINY, learning_rate=1e-5), work / "a.safetensors", work_dir=work)
-    checkpoint = work / "checkpoint.safetensors"
+        train(replace(RECIPE, learning_rate=1e-5), out, data=data, work_dir=tmp_path)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        train(TINY, work / "a.safetensors", work_dir=work)
-
-
-def test_dataset_of_other_subjects_is_refused(work):
-    with pytest.raises(ValueError, match="other training data"):
-        build_dataset(work / "training.h5", (5, 6), 1)
-
-
-def test_unknown_recipe_names_the_known(tmp_path):
-    with pytest.raises(ValueError, match="brain-fdg"):
-        train("brain-xyz", tmp_path / "a.safetensors")
+        train(RECIPE, out, data=data, work_dir=tmp_path)
 
 
 def test_recipes_leave_the_held_out_subjects_alone():
     for recipe in RECIPES.values():
-        made = recipe.phantoms
-        seeds = {*recipe.subjects, *(() if made is None else range(made.first, made.first + made.subjects))}
-        assert seeds
-        assert max(seeds | set(recipe.validation_subjects)) < FIRST_HELD_OUT_SUBJECT
-        assert not set(recipe.subjects) & set(recipe.validation_subjects)
+        assert recipe.phantoms.first + recipe.phantoms.subjects <= FIRST_HELD_OUT_SUBJECT
 
 
 def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
@@ -114,14 +57,150 @@ def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
         train(other, tmp_path / "m.safetensors", threads=1)
 
 
-def test_a_recipe_that_starts_from_another_recipes_model_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"--recipe fdg-start --out .* --init fdg-start\.safetensors"):
-        train("brain-fdg-mr", tmp_path / "m.safetensors")
+@pytest.mark.parametrize(("name", "words"), [
+    ("brain-xyz", "brain-fdg"), ("brain-fdg-mr", r"--recipe fdg-start --out .* --init fdg-start\.safetensors"),
+])  # fmt: skip
+def test_a_recipe_that_cannot_run_says_what_to_do(tmp_path, name, words):
+    with pytest.raises(ValueError, match=words):
+        train(name, tmp_path / "m.safetensors")
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """A test with this fixture fails if a training gets to its first step."""
+    monkeypatch.setattr(loop.TrainingLoop, "advance", lambda *_: pytest.fail("trained"))
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize(("place", "value", "words"), [
+    ("/@voxel_size", (0.0, 4.0, 4.0), "voxels of"), ("/@voxel_size", (4.0, np.nan, 4.0), "voxels of"),
+    ("/@voxel_size", (4.0, -4.0, 4.0), "voxels of"), ("/@voxel_size", 4.0, "voxels of"),
+    ("/@settings", "[", "damaged"),
+    ("/volumes/00001@intensity_scale", np.inf, "intensity scale inf"), ("/volumes/00001@split", 3, "split '3'"),
+    ("/volumes/00001@occupancy_y", np.ones(7), "do not fit"), ("/volumes/00000/emission", np.nan, "not finite"),
+    ("/volumes/00001/emission", -1.0, "negative"), ("/volumes/00000/anatomy", np.inf, "not finite"),
+])  # fmt: skip
+def test_a_file_that_holds_nonsense_is_refused_before_the_first_step(tmp_path, place, value, words):
+    path = write_training_file(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        where, _, name = place.partition("@")
+        if name:
+            file[where].attrs[name] = value
+        else:
+            file[where][3, 4, 5] = value
+    with pytest.raises(ValueError, match=words) as error:
+        train(RECIPE, tmp_path / "m.safetensors", data=path)
+    assert str(path) in str(error.value)
+
+
+def enlarged(volume, path):
+    del volume["mask"]
+    volume.create_dataset("mask", (3000, 3000, 3000), "u1", chunks=(1, 3000, 3000))
+
+
+def elsewhere(volume, path):
+    del volume["emission"]
+    with h5py.File(path.with_name("other.h5"), "w") as other:
+        other["x"] = np.ones((32, 32, 32), np.float16)
+    volume["emission"] = h5py.ExternalLink("other.h5", "x")
+
+
+def raw(volume, path):
+    del volume["mask"]
+    path.with_name("raw").write_bytes(bytes(32**3))
+    volume.create_dataset("mask", (32, 32, 32), "u1", external=[(str(path.with_name("raw")), 0, 32**3)])
+
+
+def missing(volume, path):
+    del volume.attrs["notes"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (enlarged, "mask"), (elsewhere, "as a link"), (raw, "in the file itself"), (missing, "notes"),
+])  # fmt: skip
+def test_a_hostile_file_is_one_documented_error(tmp_path, change, words):
+    from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
+
+    path = write_training_file(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        change(file["volumes/00000"], path)
+    with pytest.raises(VolumeFileError, match=words):
+        VolumeFile(path)
+
+
+def test_a_heap_that_hdf5_would_read_for_ever_is_found(tmp_path):
+    from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
+
+    path = write_training_file(tmp_path / "a.h5")
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL\x01")
+    content[heap + 16 : heap + 32] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(VolumeFileError, match="heap without end"):
+        VolumeFile(path)
+
+
+def test_any_flipped_byte_is_read_or_is_the_documented_error(tmp_path):
+    from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
+
+    good = write_training_file(tmp_path / "a.h5").read_bytes()
+    rng, path = np.random.default_rng(0), tmp_path / "b.h5"
+    for _ in range(100):
+        content = bytearray(good)
+        for place in rng.integers(0, len(good), 3):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(good))] if rng.random() < 0.2 else content)
+        with contextlib.suppress(VolumeFileError):
+            VolumeFile(path).check_values("emission", "anatomy")
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize(("values", "words"), [
+    ({"threads": 0}, "threads must be at least 1"), ({"max_steps": -1}, "max_steps"), ({"out": "model.pt"}, "ends in"),
+])  # fmt: skip
+def test_settings_are_checked_first(data, tmp_path, values, words):
+    values = dict(values)
+    with pytest.raises(ValueError, match=words):
+        train(RECIPE, tmp_path / values.pop("out", "m.safetensors"), data=data, **values)
+
+
+@pytest.mark.parametrize("values", [
+    {"seed": 10**22}, {"learning_rate": float("nan")}, {"log_sigma_sd": float("inf")}, {"batch_size": 0},
+])  # fmt: skip
+def test_numbers_out_of_range_are_named(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        replace(RECIPE, **values)
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        RunOptions(checkpoint_every=0)
+
+
+@pytest.mark.usefixtures("no_step")
+def test_a_disk_with_too_little_space_is_found_before_training(data, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    with pytest.raises(OSError, match="MB are free") as error:
+        train(RECIPE, tmp_path / "m.safetensors", data=data)
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_keeps_the_checkpoint_and_says_so(data, tmp_path, monkeypatch):
+    out = tmp_path / "m.safetensors"
+    train(RECIPE, out, data=data, max_steps=2)
+    kept = (tmp_path / "m.safetensors.training" / "checkpoint.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left .*; the checkpoint before is kept: free some space"):
+        train(RECIPE, out, data=data, max_steps=4)
+    monkeypatch.undo()
+    assert (tmp_path / "m.safetensors.training" / "checkpoint.safetensors").read_bytes() == kept
+    train(RECIPE, out, data=data, max_steps=4)
 
 
 def test_validation_of_a_perfect_and_a_lazy_denoiser():
-    volumes = torch.from_numpy(volume(0)[None])
-    validation = ValidationSet.from_volumes(volumes, TINY.schedule)
+    validation = ValidationSet.from_volume(torch.from_numpy(ball(0)), RECIPE.schedule)
 
     class Zero(torch.nn.Module):
         """``v = 0`` means ``u0 = gamma u_t = gamma^2 (u0 + sigma z)``: a known error."""

@@ -20,7 +20,7 @@ def ball(seed: int, side: int = 32) -> np.ndarray:
 def write_training_file(path: Path, splits: tuple[str, ...] = ("train", "train", "validation"), anatomy=True) -> Path:
     """One subject for each entry of ``splits``; the anatomical image is the square of the emission image."""
     with h5py.File(path, "w") as file:
-        file.attrs.update(root_attributes("phantoms", (4.0, 4.0, 4.0)))
+        file.attrs.update(root_attributes("phantoms", (4.0, 4.0, 4.0)) | {"settings": "{}"})
         group = file.create_group("volumes")
         for k, split in enumerate(splits):
             volume = Volume.from_image(

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from sirf_diffusion.models.networks import NetworkConfig
-from sirf_diffusion.training import Recipe, train
-from sirf_diffusion.training.trainer import RunOptions
+from sirf_diffusion.training import Recipe, RunOptions, train
 
 #: What a training imports when it needs it, for the server that processes are forked from. Modules of this folder are
 #: not found there by all versions of Python.
@@ -21,7 +20,7 @@ PRELOAD = [
 ]  # fmt: skip
 
 RECIPE = Recipe(
-    name="small", tracer="", subjects=(), validation_subjects=(), crops=(16, 24), batch_size=4, cycles=(40,),
+    name="small", crops=(16, 24), batch_size=4, cycles=(40,),
     architecture=NetworkConfig(
         channels=(8, 8), attention_levels=(False, False), num_head_channels=8, patch_size=2, in_channels=2
     ),

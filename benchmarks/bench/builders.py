@@ -63,7 +63,7 @@ class NonLocalMeans:
 
     def residual(self, x: Tensor, sigma: float) -> Tensor:
         """``x - c D(x / c)`` in image units."""
-        from sirf_diffusion.training.evaluation.non_local_means import non_local_means
+        from sirf_diffusion.training.evaluation.validation import non_local_means
 
         slices = (x / self.intensity_scale).reshape(-1, 1, *x.shape[-2:])
         (clean,) = non_local_means(slices, sigma, (0.7,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from .command_line import add_command
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
 resampled to one voxel size, in STIR's axes (z to the feet, y to the back, x to the left: head first, supine), divided
-by their intensity scale, cropped around the activity, split by subject. A folder stands for all images under it.
+by their intensity scale, cropped around the activity, split by subject. A folder stands for the emission images under
+it: of BIDS names *_pet alone, of DICOM series those of modality PT, else every image whose name tells no other kind.
 
 Images that cannot be used (damaged, not finite, constant, of unknown orientation, duplicates, ...) are left out and
 listed with the reason, at the end and in the file. A build that was stopped goes on when the same command is given
@@ -21,6 +23,7 @@ again. Names, paths and patient identifiers are not written: subjects and source
 forgotten.
 
 The manifest is CSV (or a JSON list of objects) with the columns subject, image, mr, ct, split; only image is needed.
+A BIDS participants.tsv is a manifest, too.
 Without one, a subject is what "sub-..." in the path says (BIDS), else the DICOM patient, else each file for itself.
 """
 
@@ -32,7 +35,7 @@ _BUILD_EXAMPLES = """\
 
 _PHANTOM = """\
 Simulate subjects: heads (a deformed MNI152 brain in a synthetic head), or other heads and chests of parametric shapes
-that share neither code nor template with the first, for judging a model on what it has never seen. With a tracer's
+that share neither code nor template with the first, to evaluate a model on what it has never seen. With a tracer's
 uptake, regional variation, hot and cold lesions that show in the MR or do not, the scanner's blur, a T1-weighted MR,
 attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same data.
 
@@ -110,6 +113,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "are then known to be of the same subjects",
     )  # fmt: skip
     build.add_argument("--overwrite", action="store_true", help="replace --out")
+    build.add_argument("--dry-run", action="store_true", help="list what would be taken as what, and end")
 
 
 def _add_phantom(phantom: argparse.ArgumentParser) -> None:
@@ -148,8 +152,7 @@ def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
 def run_build(arguments: argparse.Namespace) -> int:
     """Take in images."""
     from ..training.data.image_data import ImageOptions, build_from_images
-    from ..training.data.import_images import find_images
-    from ..training.data.manifest import paired, read_manifest
+    from ..training.data.manifest import find_images, images_under, paired, read_manifest
     from ..training.data.volume_parts import NothingUsable
 
     if bool(arguments.images) == bool(arguments.manifest):
@@ -159,33 +162,31 @@ def run_build(arguments: argparse.Namespace) -> int:
             raise ValueError("--mr and --ct go with IMAGES; in a manifest they are columns")
         inputs = read_manifest(arguments.manifest)
     else:
-        modality = "CT" if arguments.ct else "MR"
-        inputs = paired(find_images(arguments.images), find_images(arguments.mr or arguments.ct), modality)
-    voxel_size = tuple(arguments.voxel_size * (3 if len(arguments.voxel_size) == 1 else 1))
+        anatomies = [image for path in arguments.mr or arguments.ct for image in images_under(path)]
+        inputs = paired(find_images(arguments.images), anatomies, "CT" if arguments.ct else "MR")
     options = ImageOptions(
-        voxel_size,
+        tuple(arguments.voxel_size * (3 if len(arguments.voxel_size) == 1 else 1)),
         None if arguments.no_crop else arguments.margin,
         arguments.tracer,
         arguments.assume,
         tuple(arguments.split),
         arguments.seed,
     )
+    _print_inputs(inputs, arguments.dry_run)
+    if arguments.dry_run:
+        return 0
     key = None if arguments.key is None else _key_file(arguments.key)
     if arguments.add and key is None:
         raise ValueError("--add needs the --key that the file was built with: subjects cannot be recognised without")
-    with _progress(len(inputs), "images") as bar:
-        try:
+    try:
+        with _progress(len(inputs), "images", arguments.out) as bar:
             outcomes = build_from_images(
                 inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite, key=key,
                 progress=bar.update,
             )  # fmt: skip
-        except NothingUsable as error:
-            bar.close()
-            _print_outcomes(error.outcomes)
-            raise
-        except KeyboardInterrupt:
-            _say_how_to_go_on(bar, arguments.out)
-            raise
+    except NothingUsable as error:
+        _print_outcomes(error.outcomes)
+        raise
     _print_outcomes(outcomes)
     _print_summary(arguments.out)
     return 0
@@ -200,15 +201,11 @@ def run_phantom(arguments: argparse.Namespace) -> int:
         first=arguments.seed, voxel_size=arguments.voxel_size, psf_fwhm=arguments.psf, in_mr=arguments.lesions_in_mr,
         fractions=tuple(arguments.split), split_seed=arguments.split_seed, perturb=arguments.perturb,
     )  # fmt: skip
-    with _progress(options.subjects * options.draws, "volumes") as bar:
-        try:
-            build_phantoms(
-                arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
-                overwrite=arguments.overwrite, progress=bar.update,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            _say_how_to_go_on(bar, arguments.out)
-            raise
+    with _progress(options.subjects * options.draws, "volumes", arguments.out) as bar:
+        build_phantoms(
+            arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
+            overwrite=arguments.overwrite, progress=bar.update,
+        )  # fmt: skip
     _print_summary(arguments.out)
     return 0
 
@@ -246,11 +243,6 @@ def run_show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _say_how_to_go_on(bar: Any, out: Path) -> None:
-    bar.close()
-    print(f"\nstopped: give the same command again to go on where it was ({out}.parts)", file=sys.stderr)
-
-
 def _key_file(path: Path) -> bytes:
     """The key in a private file, which is made if it does not exist."""
     import os
@@ -268,10 +260,40 @@ def _key_file(path: Path) -> bytes:
     return key
 
 
-def _progress(total: int, unit: str) -> Any:
+@contextmanager
+def _progress(total: int, unit: str, out: Path) -> Iterator[Any]:
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty())
+    try:
+        with tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty()) as bar:
+            yield bar
+    except KeyboardInterrupt:
+        print(f"\nstopped: give the same command again to go on where it was ({out}.parts)", file=sys.stderr)
+        raise
+
+
+def _print_inputs(inputs: Sequence[Any], each: bool) -> None:
+    """What is taken as what, before a build that may take long: every image, or their numbers."""
+    from ..training.data.manifest import subject_of
+
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for source in inputs:
+        kind = (source.modality and f"emission, with {source.modality}") or "emission"
+        groups.setdefault(("left out", source.left_out) if source.left_out else (kind, ""), []).append(source)
+    if each:
+        rows = [
+            {"taken as": kind, "image": str(i.image), "anatomy": str(i.anatomy or ""), "subject": subject_of(i),
+             "reason": reason}
+            for (kind, reason), members in groups.items() for i in members
+        ]  # fmt: skip
+    else:
+        rows = [
+            {"taken as": kind, "images": str(len(members)), "subjects": str(len({subject_of(i) for i in members})),
+             "reason": reason}
+            for (kind, reason), members in groups.items()
+        ]  # fmt: skip
+    _print_table(rows)
+    print(flush=True)
 
 
 def _print_outcomes(outcomes: Sequence[Any]) -> None:

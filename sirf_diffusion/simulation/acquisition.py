@@ -65,16 +65,12 @@ def simulate_acquisition(
 
     Parameters
     ----------
-    truth
-        Emission image ``[z, y, x]``, in the units that the reconstruction shall have.
-    attenuation
-        Linear attenuation coefficients on the same grid, 1/cm.
+    truth, attenuation
+        Emission image ``[z, y, x]``, in the units that the reconstruction shall have; attenuation in 1/cm.
     geometry, projdata
         Grid of both, and layout of the data.
-    prompts
-        Expected number of counts, > 0.
-    seed
-        Of the Poisson noise.
+    prompts, seed
+        Expected number of counts, > 0; seed of the Poisson noise.
     background
         Share of the prompts in [0, 1) that is background.
     efficiency_sd, dead_bins

@@ -36,16 +36,14 @@ BODY_TRACERS: dict[str, dict[str, tuple[float, float]]] = {
 def simulate_thorax(
     seed: int, shape: tuple[int, int, int] = (136, 112, 176), voxel_size: float = 2.5
 ) -> ParametricAnatomy:
-    """Draw one chest with upper abdomen.
+    """Draw one chest with upper abdomen; the default covers 340 x 280 x 440 mm ``(z, y, x)``.
 
-    Parameters
-    ----------
-    seed
-        Subject number, non-negative; the only source of randomness.
-    shape
-        Voxels ``(z, y, x)``; the default covers 340 x 280 x 440 mm.
-    voxel_size
-        Isotropic voxel size in mm, from 1 to 10.
+    ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 10.
+
+    Raises
+    ------
+    ValueError
+        If the seed is negative or the voxel size out of range.
     """
     s = begin(30, seed, shape, voxel_size, (2.0, 5.0))
     _torso(s)

@@ -38,19 +38,11 @@ REFERENCE_PSF = 4.0
 class DomainShift:
     """What differs from the reference.
 
-    Attributes
-    ----------
-    name, title, about
-        As on the command line, in figures, and in one sentence.
-    tracer
-        A name in `sirf_diffusion.simulation.tracers.TRACERS`.
-    psf_fwhm
-        FWHM in mm of the scanner's blur, which the true image has too: the reconstruction is not to undo it.
-    anatomy, lesions
-        What changes the subject: ``f(anatomy) -> anatomy``, and ``f(anatomy, plane) -> lesions`` besides its own.
-    trained_on
-        Name in `~sirf_diffusion.simulation.perturbations.PERTURBATIONS` if it is the *model* that is out of place:
-        one trained on perturbed images meets the reference's data.
+    ``tracer`` is a name in `sirf_diffusion.simulation.tracers.TRACERS`. The true image has the scanner's blur
+    ``psf_fwhm`` in mm, too: the reconstruction is not to undo it. ``anatomy`` and ``lesions`` change the subject:
+    ``f(anatomy) -> anatomy``, and ``f(anatomy, plane) -> lesions`` besides its own. ``trained_on`` is a name in
+    `~sirf_diffusion.simulation.perturbations.PERTURBATIONS` if it is the *model* that is out of place: one trained on
+    perturbed images meets the reference's data.
     """
 
     name: str
@@ -81,20 +73,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class TestCase:
-    """One slice with its data and everything that is known about it; images are tensors ``[1, y, x]``.
+    """One slice with its data (one ring of a Siemens mMR) and all that is known of it; images are ``[1, y, x]``.
 
-    Attributes
-    ----------
-    name, subject, prompts, realisation
-        What it was made from.
-    acquisition
-        Counts with factors and background, one ring of a Siemens mMR.
-    truth
-        Emission image, grey matter about 20.
-    attenuation, mr
-        Attenuation coefficients in 1/cm (they are in ``acquisition.multiplicative`` already), and T1-weighted MR.
-    labels, lesions
-        ``uint8``, see `Subject`.
+    Grey matter has a ``truth`` of about 20. ``attenuation`` in 1/cm is in ``acquisition.multiplicative`` already. For
+    ``labels`` and ``lesions`` see `Subject`.
     """
 
     __test__ = False  # not a test, whatever pytest makes of its name
@@ -121,14 +103,10 @@ def simulate_case(name: str, subject: int, *, prompts: float = 2e5, realisation:
 
     Parameters
     ----------
-    name
-        A name in `CASES`.
-    subject
-        Subjects from 800 to 8999 are for tuning, those from 9000 on for results.
-    prompts
-        Expected counts, 30 % of them background.
-    realisation
-        Which noise: the same slice measured again.
+    name, subject
+        A name in `CASES`; subjects from 800 to 8999 are for tuning, those from 9000 on for results.
+    prompts, realisation
+        Expected counts, 30 % of them background; which noise: the same slice measured again.
 
     Raises
     ------
@@ -159,11 +137,7 @@ def simulate_case(name: str, subject: int, *, prompts: float = 2e5, realisation:
 
 
 def write_case(case: TestCase, folder: str | os.PathLike[str]) -> None:
-    """Write a case as STIR Interfile, as the bundled examples are: for `sirf_diffusion.data.load_example` and SIRF.
-
-    Makes ``prompts.hs``, ``multiplicative.hs``, ``additive.hs``, ``truth.hv``, ``mu.hv`` and ``mr.hv`` in an existing
-    folder.
-    """
+    """Write a case into a folder as Interfile, as the bundled examples are: for `load_example` and SIRF."""
     from ..files.interfile import write_image, write_projection_data
 
     folder, data = Path(folder), case.acquisition

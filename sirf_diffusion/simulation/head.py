@@ -42,12 +42,8 @@ class HeadAnatomy:
         Fractions by name; they sum to 1 inside the head and to 0 in air.
     regions
         Masks used for regional uptake: deep grey structures, cerebellum.
-    voxel_size
-        Isotropic voxel size, mm.
-    t1
-        T1-weighted MR, brain about 1, float32.
-    seed
-        The subject: the same seed gives the same arrays.
+    t1, voxel_size
+        T1-weighted MR, brain about 1; isotropic voxel size in mm.
     """
 
     tissues: dict[str, Array]
@@ -76,20 +72,9 @@ class HeadAnatomy:
 
 
 def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), voxel_size: float = 2.0) -> HeadAnatomy:
-    """Draw one subject.
+    """Draw one subject; the default covers 224 x 256 x 224 mm ``(z, y, x)``.
 
-    Parameters
-    ----------
-    seed
-        Subject number, non-negative; the only source of randomness.
-    shape
-        Voxels ``(z, y, x)``; the default covers 224 x 256 x 224 mm.
-    voxel_size
-        Isotropic voxel size in mm, from 1 to 4.
-
-    Returns
-    -------
-    HeadAnatomy
+    ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 4.
 
     Raises
     ------
@@ -150,11 +135,7 @@ def _patient_axes(shape: tuple[int, int, int], voxel_size: float) -> tuple[Array
     z = (np.arange(nz) - (nz - 1) / 2) * voxel_size + CENTRE_HEIGHT
     y = -(np.arange(ny) - ny // 2) * voxel_size
     x = -(np.arange(nx) - nx // 2) * voxel_size
-    return (
-        x[None, None, :].astype(np.float32),
-        y[None, :, None].astype(np.float32),
-        z[:, None, None].astype(np.float32),
-    )
+    return tuple(axis.astype(np.float32) for axis in (x[None, None, :], y[None, :, None], z[:, None, None]))
 
 
 def _warp(rng: np.random.Generator, x: Array, y: Array, z: Array, voxel_size: float) -> tuple[list[Array], Array]:
@@ -215,9 +196,7 @@ def _soft(field: Array, width: float) -> Array:
 
 def _paired_ellipsoid(mni: list[Array], centre: tuple[float, ...], radii: tuple[float, ...]) -> Array:
     """An ellipsoid on the right and its mirror image on the left, soft-edged."""
-    x = np.abs(mni[0]) - centre[0]
-    r = np.sqrt((x / radii[0]) ** 2 + ((mni[1] - centre[1]) / radii[1]) ** 2 + ((mni[2] - centre[2]) / radii[2]) ** 2)
-    return _soft(1 - r, 0.08)
+    return _soft(_ellipsoid(np.abs(mni[0]), mni[1], mni[2], centre, radii), 0.08)
 
 
 def _hull(brain: NDArray[np.bool_], voxel_size: float) -> tuple[Array, Array]:

@@ -16,16 +16,9 @@ LESION_KINDS = {"hot, in the MR": 1, "hot, not in the MR": 2, "cold, in the MR":
 
 @dataclass(frozen=True)
 class Lesion:
-    """An ellipsoid inside ``box`` of the volume.
+    """An ellipsoid inside ``box`` of the volume (slices along z, y and x).
 
-    Attributes
-    ----------
-    box
-        Where it is, slices along z, y and x.
-    membership
-        How much of each voxel of the box it takes, in [0, 1].
-    factor
-        Factor on the uptake: above 1 hot, below 1 cold.
+    ``membership`` is the share of each voxel of the box that it takes, ``factor`` that on the uptake: above 1 hot.
     """
 
     box: tuple[slice, slice, slice]
@@ -70,23 +63,9 @@ def soft_ellipsoid(
 def lesions_in_mr(
     rng: np.random.Generator, t1: Array, lesions: list[Lesion], share: float
 ) -> tuple[Array, NDArray[np.uint8]]:
-    """The MR image with some of the lesions in it, and a map of all of them.
+    """The MR image ``[z, y, x]`` with some of the lesions in it, and a map of all (``uint8``, see `LESION_KINDS`).
 
-    Parameters
-    ----------
-    rng
-        Decides which lesions show, and how bright.
-    t1
-        MR image without lesions ``[z, y, x]``.
-    lesions
-        What `draw_lesions` returned.
-    share
-        Probability in [0, 1] that a lesion shows in the MR.
-
-    Returns
-    -------
-    t1, kinds
-        A new image, and ``uint8`` values of `LESION_KINDS`.
+    A lesion shows in the MR with the probability ``share``; ``rng`` decides which, and how bright.
     """
     t1, kinds = t1.copy(), np.zeros(t1.shape, np.uint8)
     for lesion in lesions:

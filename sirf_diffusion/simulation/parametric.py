@@ -29,18 +29,8 @@ class Tissue:
 class ParametricAnatomy:
     """One subject; arrays ``[z, y, x]`` with x to the left, y to the back and z to the feet.
 
-    Attributes
-    ----------
-    organs
-        Volume fractions by name; they sum to the fraction of the voxel inside the body.
-    mr
-        T1-weighted image without lesions.
-    mu
-        Attenuation at 511 keV in 1/cm.
-    voxel_size
-        Isotropic voxel size in mm.
-    seed
-        The subject.
+    ``organs`` are volume fractions by name, which sum to the fraction of the voxel inside the body; ``mr`` is a
+    T1-weighted image without lesions, ``mu`` attenuation at 511 keV in 1/cm; voxels are isotropic, in mm.
     """
 
     organs: dict[str, Volume]
@@ -91,16 +81,8 @@ class Shaper:
         self.organs[name] = self.organs.get(name, 0) + taken
 
 
-def begin(
-    stream: int, seed: int, shape: tuple[int, int, int], voxel_size: float, bend: tuple[float, float]
-) -> Shaper:
-    """An empty grid in a subject's own coordinates: scaled, and bent by up to ``bend`` mm (SD, drawn from this range).
-
-    Raises
-    ------
-    ValueError
-        If the seed is negative or the voxel size not within 1 to 10 mm.
-    """
+def begin(stream: int, seed: int, shape: tuple[int, int, int], voxel_size: float, bend: tuple[float, float]) -> Shaper:
+    """An empty grid in a subject's own coordinates: scaled, and bent by ``bend`` mm (SD, drawn from this range)."""
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")
     if not 1.0 <= voxel_size <= 10.0:
@@ -121,28 +103,18 @@ def draw_parametric_activity(
     anatomy: ParametricAnatomy, draw: int, uptake: Mapping[str, tuple[float, float]], hot: tuple[float, float],
     psf_fwhm: float | None = None, in_mr: float = 0.5,
 ) -> tuple[Volume, Volume, NDArray[np.uint8]]:  # fmt: skip
-    """Activity on an anatomy, the MR image that goes with it, and the map of its lesions.
+    """Activity on an anatomy, the MR image that goes with it, and the map of its lesions, all ``[z, y, x]``.
 
     Parameters
     ----------
-    anatomy
-        The subject.
-    draw
-        Which draw of uptakes and lesions.
-    uptake
-        Ranges by organ, drawn from log-uniformly.
-    hot
-        Range of what a hot lesion adds, in units of the median uptake.
+    anatomy, draw
+        The subject, and which draw of uptakes and lesions.
+    uptake, hot
+        Ranges by organ, drawn from log-uniformly; that of what a hot lesion adds, in units of the median uptake.
     psf_fwhm
         FWHM in mm of the scanner's blur, default drawn between 4 and 7.
     in_mr
-        Share of the lesions that show in the MR image.
-
-    Returns
-    -------
-    activity, mr, lesions
-        ``[z, y, x]``: float32; float32; uint8 with 0 none, 1 hot in the MR, 2 hot not in the MR, 3
-        cold in the MR, 4 cold not in the MR.
+        Share of the lesions that show in the MR image. The map has 1 for hot and 3 for cold ones, one more without.
     """
     from scipy.ndimage import gaussian_filter
 

@@ -40,16 +40,14 @@ HEAD_TRACERS: dict[str, dict[str, tuple[float, float]]] = {
 def simulate_parametric_head(
     seed: int, shape: tuple[int, int, int] = (112, 128, 112), voxel_size: float = 2.0
 ) -> ParametricAnatomy:
-    """Draw one head.
+    """Draw one head; the default covers 224 x 256 x 224 mm ``(z, y, x)``.
 
-    Parameters
-    ----------
-    seed
-        Subject number, non-negative; the only source of randomness.
-    shape
-        Voxels ``(z, y, x)``; the default covers 224 x 256 x 224 mm.
-    voxel_size
-        Isotropic voxel size in mm, from 1 to 10.
+    ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 10.
+
+    Raises
+    ------
+    ValueError
+        If the seed is negative or the voxel size out of range.
     """
     s = begin(32, seed, shape, voxel_size, (1.5, 4.0))
     brain = _shells(s)

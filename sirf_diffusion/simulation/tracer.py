@@ -40,17 +40,10 @@ class TracerContrast:
     reversed_share: float = 0.12
     other: dict[str, tuple[float, float]] = field(
         default_factory=lambda: {
-            "csf": (0.02, 0.2),
-            "skull": (0.02, 0.35),
-            "scalp": (0.05, 0.6),
-            "eyes": (0.05, 0.4),
-            "glands": (0.1, 0.9),
-            "face_bone": (0.05, 0.35),
-            "mucosa": (0.1, 1.2),
-            "fat": (0.02, 0.25),
-            "muscle": (0.1, 0.6),
+            "csf": (0.02, 0.2), "skull": (0.02, 0.35), "scalp": (0.05, 0.6), "eyes": (0.05, 0.4), "glands": (0.1, 0.9),
+            "face_bone": (0.05, 0.35), "mucosa": (0.1, 1.2), "fat": (0.02, 0.25), "muscle": (0.1, 0.6),
         }
-    )
+    )  # fmt: skip
     deep: tuple[float, float] = (0.85, 1.35)
     cerebellum: tuple[float, float] = (0.65, 1.1)
     regions: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -68,37 +61,31 @@ class TracerContrast:
 def simulate_activity(
     anatomy: HeadAnatomy, seed: int, contrast: TracerContrast | None = None, psf_fwhm: float | None = None
 ) -> Array:
-    """Draw one activity distribution on an anatomy.
-
-    Parameters
-    ----------
-    anatomy
-        The subject.
-    seed
-        Which draw of uptakes and lesions.
-    contrast
-        Uptake ranges, default FDG.
-    psf_fwhm
-        FWHM in mm of the Gaussian blur that a scanner leaves, default drawn between 3.5 and 5.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``[z, y, x]`` float32, non-negative, grey matter about 1.
-    """
+    """One activity distribution on an anatomy, without its lesions; see `draw_activity`."""
     return draw_activity(anatomy, seed, contrast, psf_fwhm)[0]
 
 
 def draw_activity(
-    anatomy: HeadAnatomy,
-    seed: int,
-    contrast: TracerContrast | None = None,
-    psf_fwhm: float | None = None,
+    anatomy: HeadAnatomy, seed: int, contrast: TracerContrast | None = None, psf_fwhm: float | None = None,
     lesions: list[Lesion] | None = None,
-) -> tuple[Array, list[Lesion]]:
-    """`simulate_activity` (the same arguments, the same numbers) together with the lesions that are in it.
+) -> tuple[Array, list[Lesion]]:  # fmt: skip
+    """Draw one activity distribution on an anatomy.
 
-    With ``lesions`` those are put in, instead of what would be drawn.
+    Parameters
+    ----------
+    anatomy, seed
+        The subject, and which draw of uptakes and lesions.
+    contrast
+        Uptake ranges, default FDG.
+    psf_fwhm
+        FWHM in mm of the Gaussian blur that a scanner leaves, default drawn between 3.5 and 5.
+    lesions
+        What is put in, instead of what would be drawn.
+
+    Returns
+    -------
+    activity, lesions
+        ``[z, y, x]`` float32, non-negative, grey matter about 1; and the lesions that are in it.
     """
     from scipy.ndimage import gaussian_filter
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..engines.objective import Objective
+from ..geometry.gaussian import gaussian_smooth
 from ..models.grid import THREE_ORIENTATIONS
-from ..models.intensity import gaussian_smooth
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 NAME = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
-_FIRST_ENTRIES = {"step", "description", "validation"}
 
 
 class CheckpointError(WeightsFileError):
@@ -30,19 +29,26 @@ _FORMAT = WeightsFormat("a checkpoint", error=CheckpointError)
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before stays as ``checkpoint.previous.safetensors``.
+    """Write a checkpoint with its SHA-256; the one before stays as ``checkpoint.previous.safetensors``.
 
-    It is written under a temporary name, brought to the disk and renamed, so that a process killed at any moment
-    leaves a complete checkpoint behind. Its SHA-256 is in its header.
+    Raises
+    ------
+    OSError
+        If it cannot be written, for example for a full disk; the one before stays.
     """
-    path, previous = folder / NAME, folder / PREVIOUS
+    path = folder / NAME
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    if path.exists():
-        # A second name for the same file, then one rename: at no moment is there no checkpoint.
-        with atomic_path(previous) as link:
-            _link_or_copy(path, link)
-    write_tensors(path, stored, header | {"sha256": digest(stored, header)})
+    try:
+        if path.exists():
+            # A second name for the same file, then one rename: at no moment is there no checkpoint.
+            with atomic_path(folder / PREVIOUS) as link:
+                _link_or_copy(path, link)
+        write_tensors(path, stored, header | {"sha256": digest(stored, header)})
+    except OSError as error:
+        kept = "the checkpoint before is kept: " if path.exists() else ""
+        reason = f"cannot be written ({error.strerror or error}); {kept}free some space and give the same command again"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -56,18 +62,20 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
     for leftover in folder.glob(".checkpoint*.part.safetensors"):
         leftover.unlink(missing_ok=True)
     problems = []
-    for name in (NAME, PREVIOUS):
-        path = folder / name
+    for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
-            content = _read(path)
+            tensors, metadata = _FORMAT.read_any(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
+        if metadata.pop("sha256", None) != digest(tensors, metadata):
+            problems.append(f"{path} cannot be read: its contents are damaged (the SHA-256 differs)")
+            continue
         for problem in problems:
             logger.warning("%s; going on from %s", problem, path)
-        return content
+        return tensors, metadata
     if problems:
         raise CheckpointError("; ".join(problems) + ": remove it to start again")
     return None
@@ -81,17 +89,6 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, metadata = _FORMAT.read_any(path)
-    found = metadata.pop("sha256", None)
-    # Checkpoints of the first release had no digest, and just these entries.
-    if found is None and set(metadata) == _FIRST_ENTRIES:
-        return tensors, metadata
-    if found != digest(tensors, metadata):
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: its contents are damaged (the SHA-256 differs)")
-    return tensors, metadata
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

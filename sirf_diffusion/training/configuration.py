@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,57 +11,60 @@ from typing import Any
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
 from .data.augmentation import Augmentation
+from .loop import RunOptions
 from .recipes import Recipe
-from .trainer import RunOptions
 
+#: Largest file that is read, in bytes.
+_LARGEST = 1_000_000
 #: The recipe that a configuration changes: for a file of the user's own volumes.
 DEFAULT = Recipe(
-    name="own", tracer="", subjects=(), validation_subjects=(), batch_size=16, cycles=(30_000,), decay="cosine",
+    name="own", batch_size=16, cycles=(30_000,), decay="cosine", crops=(96,),
     architecture=NetworkConfig(
         channels=(32, 64, 128), attention_levels=(False, False, False), num_res_blocks=2, num_head_channels=32,
         patch_size=2,
     ),
-    crops=(96,),
 )  # fmt: skip
 
-# Table and key of the file -> field of the recipe, and what the file says about it. The order is that of the file.
-_KEYS: dict[str, list[tuple[str, str, str]]] = {
-    "": [
-        ("name", "name", "name of the training, kept in the model file"),
-        ("tracer", "tracer", "tracer and body region in words; empty: as the data file says"),
-        ("seed", "seed", "seed of weights, batches and noise"),
-        ("grow", "grow", "with --init: keep [network], which has the model's levels and more below, or more attention"),
-    ],
-    "data": [
-        ("crops", "crops", "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch"),
-        ("planes", "planes", "slice orientations: 0 transverse, 1 coronal, 2 sagittal"),
-    ],
-    "noise": [
-        ("prediction", "prediction", "v, eps, x0 or score; edm: v with Karras' weights and noise levels"),
-        ("time_input", "time_input", "what the network is told: log_sigma or t"),
-        ("log_sigma_mean", "log_sigma_mean", "mean of ln(noise level)"),
-        ("log_sigma_sd", "log_sigma_sd", "its standard deviation"),
-        ("uniform_share", "uniform_share", "share of noise levels drawn log-uniformly over the whole schedule"),
-        ("weighting", "weighting", "uniform, or edm"),
-        ("sigma_data", "sigma_data", "root mean square of the training images, for weighting edm"),
-        ("condition_dropout", "condition_dropout", "share of images whose anatomical image is hidden"),
-    ],
-    "optimiser": [
-        ("batch_size", "batch_size", "slices of a step, over all processes"),
-        ("accumulation", "accumulation", "parts in which a batch is computed, to save memory"),
-        ("cycles", "cycles", "steps of each learning-rate cycle"),
-        ("learning_rate", "learning_rate", "highest learning rate of Adam"),
-        ("warmup_steps", "warmup_steps", "linear warm-up of each cycle"),
-        ("decay", "decay", "cosine, or linear (over the last quarter of each cycle)"),
-        ("gradient_clip", "gradient_clip", "largest norm of a gradient; 0: any"),
-        ("ema_decay", "ema_decay", "decay of the running average of the weights that the model file gets"),
-        ("precision", "precision", "bfloat16 (weights stay float32) or float32"),
-    ],
-    "validation": [
-        ("every", "validate_every", "steps between validations"),
-        ("patience", "patience", "validations without improvement before an early stop; 0: no early stop"),
-    ],
+# Table and key of the file, and what the file says about it. The order is that of the file.
+_KEYS: dict[str, dict[str, str]] = {
+    "": {
+        "name": "name of the training, kept in the model file",
+        "tracer": "tracer and body region in words; empty: as the data file says",
+        "seed": "seed of weights, batches and noise",
+        "grow": "with --init: keep [network], which has the model's levels and more below, or more attention",
+    },
+    "data": {
+        "crops": "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch",
+        "planes": "slice orientations: 0 transverse, 1 coronal, 2 sagittal",
+    },
+    "noise": {
+        "prediction": "v, eps, x0 or score; edm: v with Karras' weights and noise levels",
+        "time_input": "what the network is told: log_sigma or t",
+        "log_sigma_mean": "mean of ln(noise level)",
+        "log_sigma_sd": "its standard deviation",
+        "uniform_share": "share of noise levels drawn log-uniformly over the whole schedule",
+        "weighting": "uniform, or edm",
+        "sigma_data": "root mean square of the training images, for weighting edm",
+        "condition_dropout": "share of images whose anatomical image is hidden",
+    },
+    "optimiser": {
+        "batch_size": "slices of a step, over all processes",
+        "accumulation": "parts in which a batch is computed, to save memory",
+        "cycles": "steps of each learning-rate cycle",
+        "learning_rate": "highest learning rate of Adam",
+        "warmup_steps": "linear warm-up of each cycle",
+        "decay": "cosine, or linear (over the last quarter of each cycle)",
+        "gradient_clip": "largest norm of a gradient; 0: any",
+        "ema_decay": "decay of the running average of the weights that the model file gets",
+        "precision": "bfloat16 (weights stay float32) or float32",
+    },
+    "validation": {
+        "every": "steps between validations",
+        "patience": "validations without improvement before an early stop; 0: no early stop",
+    },
 }
+#: Keys that have another name in `Recipe`.
+_FIELDS = {"every": "validate_every"}
 _OPTIONS = {
     "checkpoint_every": "steps between checkpoints",
     "samples_every": "steps between sheets of unconditional samples; 0: none",
@@ -106,46 +110,36 @@ def read_configuration(path: str | os.PathLike[str]) -> Configuration:
         names the file and the entry.
     """
     path = Path(path)
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        raise ValueError(f"configuration {path}: expected a TOML file of at most {_LARGEST / 1e6:g} MB")
     try:
         return configuration(_parse(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"configuration {path}: {error}") from error
 
 
 def configuration(content: dict[str, Any]) -> Configuration:
     """Configuration of parsed TOML."""
-    content = dict(content)
+    tables = {"": {k: v for k, v in content.items() if not isinstance(v, dict)}}
+    tables |= {k: v for k, v in content.items() if isinstance(v, dict)}
+    unknown = sorted(set(tables) - {*_KEYS, "network", "schedule", "augmentation", "run"})
+    if unknown:
+        known = [*(name for name in _KEYS if name), "network", "schedule", "augmentation", "run"]
+        raise ValueError(f"unknown tables {unknown}; known are {known}")
     changes: dict[str, Any] = {}
     for table, keys in _KEYS.items():
-        entries = {k: v for k, v in content.items() if not isinstance(v, dict)} if not table else content.pop(table, {})
-        for key in list(entries):
-            if not table:
-                content.pop(key)
-        known = {key: name for key, name, _ in keys}
-        _check_known(table, entries, known)
-        for key, value in entries.items():
-            changes[known[key]] = _like(table, key, value, getattr(DEFAULT, known[key]))
-    run = content.pop("run", {})
-    _check_known("run", run, _OPTIONS)
-    options = RunOptions(**{k: _like("run", k, v, getattr(RunOptions(), k)) for k, v in run.items()})
-    if "network" in content:
-        changes["architecture"] = _network(content.pop("network"))
-    if "schedule" in content:
-        changes["schedule"] = _schedule(content.pop("schedule"))
-    if "augmentation" in content:
-        table = content.pop("augmentation")
-        _check_known("augmentation", table, {item.name for item in fields(Augmentation)})
-        default = Augmentation()
-        changes["augmentation"] = Augmentation(
-            **{k: _like("augmentation", k, v, getattr(default, k)) for k, v in table.items()}
-        )
-    if content:
-        tables = [*(name for name in _KEYS if name), "network", "schedule", "augmentation", "run"]
-        raise ValueError(f"unknown tables {sorted(content)}; known are {tables}")
+        for key, value in _known(table, tables.get(table, {}), keys).items():
+            field = _FIELDS.get(key, key)
+            changes[field] = _like(table, key, value, getattr(DEFAULT, field))
+    if "network" in tables:
+        changes["architecture"] = _network(tables["network"])
+    if "schedule" in tables:
+        changes["schedule"] = _schedule(tables["schedule"])
+    changes["augmentation"] = _filled("augmentation", tables, Augmentation())
     if changes.get("prediction") == "edm":
         noise = {"prediction": "v", "weighting": "edm", "log_sigma_mean": -1.2, "log_sigma_sd": 1.2}
         changes = noise | changes | {"prediction": "v"}
-    return Configuration(replace(DEFAULT, **changes), options)
+    return Configuration(replace(DEFAULT, **changes), _filled("run", tables, RunOptions()))
 
 
 def default_text() -> str:
@@ -153,7 +147,7 @@ def default_text() -> str:
     lines = ["# Configuration of `sirf-diffusion train --data F.h5 --config THIS --out MODEL`: the defaults."]
     for table, keys in _KEYS.items():
         lines += ["", f"[{table}]"] if table else [""]
-        lines += [_line(key, getattr(DEFAULT, name), text) for key, name, text in keys]
+        lines += [_line(key, getattr(DEFAULT, _FIELDS.get(key, key)), text) for key, text in keys.items()]
     lines += ["", "[network]"]
     lines += [_line(key, getattr(DEFAULT.architecture, key), text) for key, text in _NETWORK.items()]
     lines += ["", f"[schedule]  # {_SCHEDULE}"]
@@ -176,10 +170,9 @@ def _parse(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _network(table: Any) -> NetworkConfig:
-    known = [item.name for item in fields(NetworkConfig)]
-    _check_known("network", table, known)
-    defaults = {name: getattr(DEFAULT.architecture, name) for name in known}
+def _network(table: dict[str, Any]) -> NetworkConfig:
+    defaults = {item.name: getattr(DEFAULT.architecture, item.name) for item in fields(NetworkConfig)}
+    _known("network", table, defaults)
     if table.get("spatial_dims", 2) == 3 or table.get("num_networks", 1) != 1 or table.get("kind") == "drunet":
         defaults["num_class_embeds"] = 0
     if table.get("kind") == "drunet":
@@ -195,13 +188,18 @@ def _schedule(table: dict[str, Any]) -> NoiseSchedule:
     return NoiseSchedule.from_config(kinds[name]().to_config() | table)
 
 
-def _check_known(table: str, entries: Any, known: Any) -> None:
-    if not isinstance(entries, dict):
-        raise ValueError(f"[{table}] must be a table, found {entries!r}")
+def _filled(table: str, tables: dict[str, dict[str, Any]], default: Any) -> Any:
+    """The dataclass ``default`` with the values of a table."""
+    entries = _known(table, tables.get(table, {}), {item.name for item in fields(default)})
+    return replace(default, **{k: _like(table, k, v, getattr(default, k)) for k, v in entries.items()})
+
+
+def _known(table: str, entries: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     unknown = sorted(set(entries) - set(known))
     if unknown:
         where = f"table [{table}]" if table else "the top of the file"
         raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(known)}")
+    return entries
 
 
 def _like(table: str, key: str, value: Any, default: Any) -> Any:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.outputs import atomic_path
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import Corruption
-from .data.prefetch import prefetched
-from .evaluation.samples import save_sheet, unconditional_samples
-from .log import TrainingLog, reference_errors, relative_error
-from .sources import Source
+from .data.slice_stream import prefetched
+from .evaluation.acceptance import save_sheet, unconditional_samples
+from .log import TrainingLog, relative_error
+from .sources import FileSource
 from .state import TrainingState
-from .stopping import noted_signals
+
+logger = logging.getLogger(__name__)
 
 #: Steps after which losses are looked at, and processes tell each other whether to stop.
 FLUSH_EVERY = 10
@@ -31,16 +38,8 @@ FLUSH_EVERY = 10
 class RunOptions:
     """How a training runs, without a say in what comes out of it.
 
-    Parameters
-    ----------
-    checkpoint_every
-        Steps between checkpoints.
-    samples_every
-        Steps between sheets of unconditional samples (``samples-STEP.png``); 0 for none.
-    compiled
-        Compile the network (``torch.compile``; needs a C++ compiler on the CPU).
-    tensorboard
-        Write TensorBoard logs too.
+    Steps between checkpoints, and between sheets of unconditional samples (``samples-STEP.png``; 0: none); whether to
+    compile the network (``torch.compile``; needs a C++ compiler on the CPU), and to write TensorBoard logs, too.
     """
 
     checkpoint_every: int = 250
@@ -48,11 +47,18 @@ class RunOptions:
     compiled: bool = False
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1 or self.samples_every < 0:
+            raise ValueError(
+                "checkpoint_every must be at least 1 and samples_every at least 0, found "
+                f"{self.checkpoint_every} and {self.samples_every}"
+            )
+
 
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
-    def __init__(self, state: TrainingState, source: Source, work: Path, options: RunOptions) -> None:
+    def __init__(self, state: TrainingState, source: FileSource, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
         self.corruption = Corruption(state.recipe, torch.device(state.device))
@@ -61,8 +67,6 @@ class TrainingLoop:
             raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
         self._pending: list[Tensor] = []
         self._saved: int | None = None
-        #: Seconds spent waiting for batches, and in steps.
-        self.waited = self.worked = 0.0
 
     def advance(self, last: int) -> None:
         """Train up to step ``last``; checkpoints now and then, at the end, and when asked to stop by a signal."""
@@ -71,19 +75,15 @@ class TrainingLoop:
         state, losses = self.state, self.state.notes.setdefault("losses", [0.0, 0])
         log = None
         if self.peers.first:
-            log = TrainingLog(self.work, state.step, reference_errors(self.validation), self.options.tensorboard)
+            reference = self.validation.gaussian_errors() if self.validation else {}
+            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
         bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
         with noted_signals() as asked, bar:
             try:
                 while state.step < last and not self._finished:
-                    before = time.perf_counter()
-                    example = next(batches)
-                    between = time.perf_counter()
-                    self._pending.append(state.advance(example))
-                    self.waited += between - before
-                    self.worked += time.perf_counter() - before
+                    self._pending.append(state.advance(next(batches)))
                     bar.update()
                     validates = state.step % self.recipe.validate_every == 0 or state.step == last
                     saves = state.step % self.options.checkpoint_every == 0
@@ -114,9 +114,8 @@ class TrainingLoop:
         """Write the model file."""
         best = self.work / "best.safetensors"
         if self.recipe.patience and best.exists() and "best" in self.state.notes:
-            partial = out.with_name(f".{out.name}.partial")
-            shutil.copyfile(best, partial)
-            os.replace(partial, out)
+            with atomic_path(out) as temporary:
+                shutil.copyfile(best, temporary)
         else:
             self._save_model(out)
 
@@ -147,19 +146,19 @@ class TrainingLoop:
         if log is not None:
             errors: dict[float, float] = {}
             if self.validation is not None:
-                network = self.state.averaged()
+                network = self.state.average.module
                 errors = self.validation.network_errors(network, self.recipe.prediction, self.recipe.time_input)
             notes["validation"] = {f"{sigma:g}": round(error, 5) for sigma, error in errors.items()}
             log.add(self.state.step, seconds, total / max(count, 1), errors)
             if self.recipe.patience:
-                self._judge(relative_error(errors, log.reference))
+                self._note_best(relative_error(errors, log.reference))
         notes["losses"][:] = [0.0, 0]
         if self.peers.world > 1:
             shared = [notes]
             torch.distributed.broadcast_object_list(shared, 0)
             notes.update({key: value for key, value in shared[0].items() if key != "losses"})
 
-    def _judge(self, error: float) -> None:
+    def _note_best(self, error: float) -> None:
         """Remember the best validation for early stopping, and its model."""
         notes = self.state.notes
         best = notes.get("best")
@@ -193,13 +192,36 @@ class TrainingLoop:
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:
-        save_model(path, self.state.average, self._config(), weights_dtype="float16")
+        save_model(path, self.state.average.module.state_dict(), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
         config = self._config()
         model = ScoreModel(
-            self.state.averaged(), config.schedule, config.prediction, config.voxel_size,
+            self.state.average.module, config.schedule, config.prediction, config.voxel_size,
             time_input=config.time_input, architecture=config.architecture,
         )  # fmt: skip
         images = unconditional_samples(model, 8, max(self.recipe.crops), num_steps=30)
         save_sheet(images, self.work / f"samples-{self.state.step:07d}.png")
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note the first SIGINT or SIGTERM instead of dying of it in the middle of a step; a second one works as ever."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, old[number])
+        logger.warning("asked to stop: finishing the step and writing a checkpoint")
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

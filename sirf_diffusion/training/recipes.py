@@ -22,68 +22,20 @@ class Recipe:
 
     Noise levels are drawn as ``ln sigma ~ N(log_sigma_mean, log_sigma_sd^2)`` within the schedule's range
     (Karras et al. 2022, arXiv:2206.00364), a share of them log-uniform so that no level goes unseen. The loss is
-    the mean squared error of the prediction, or that of the denoised image with Karras' weights. Learning rate, in each
-    of the cycles: linear warm-up, constant, linear decay over the last quarter (or a cosine all the way). A second
-    cycle continues from the end of the first.
+    the mean squared error of the prediction; with ``weighting="edm"`` that of the denoised image times
+    ``(sigma^2 + s^2) / (sigma s)^2`` with ``s = sigma_data``. Learning rate, in each of the cycles: linear warm-up,
+    constant, linear decay over the last quarter (or a cosine all the way). A second cycle continues from the end of the
+    first. For guidance without a classifier (Ho and Salimans 2022, arXiv:2207.12598) the anatomical image is replaced
+    by zeros in a share ``condition_dropout`` of the images.
+
+    Each field but the following is a setting that ``sirf-diffusion train --print-config`` explains.
 
     Parameters
     ----------
-    name
-        Name of the recipe; ends up in the model file.
-    tracer
-        Tracer and body region, in words; empty: what the data file says.
-    subjects, validation_subjects
-        Seeds of the simulated subjects; empty for a training on a data file.
-    contrasts
-        Simulated activity distributions per subject.
-    architecture
-        The network; ``in_channels=2`` makes it one that is conditioned on the anatomical image.
-    schedule
-        Noise schedule.
-    crops
-        Side of the square crops, or cubes for a network of volumes, in pixels, multiples of
-        ``architecture.multiple``; each batch has one of them.
-    batch_size
-        Slices, or cubes, of a step, over all processes and accumulated parts together.
-    cycles
-        Steps of each learning-rate cycle.
-    learning_rate, warmup_steps, decay, gradient_clip
-        Adam's highest learning rate, its linear warm-up, ``"linear"`` or ``"cosine"`` decay, largest norm of
-        a gradient.
-    ema_decay
-        Decay of the running average of the weights, which is what the model file gets.
-    log_sigma_mean, log_sigma_sd, uniform_share
-        Distribution of the noise levels.
-    prediction, time_input
-        What the network predicts and is told, as in `sirf_diffusion.models.ModelConfig`.
-    weighting
-        ``"uniform"``: mean squared error of the prediction. ``"edm"``: that of the denoised image times
-        ``(sigma^2 + s^2) / (sigma s)^2`` with ``s = sigma_data``.
-    sigma_data
-        Root mean square of the training images (their mean over emitting voxels is about 1).
-    condition_dropout
-        Share of training images whose anatomical image is replaced by zeros, for guidance without a classifier
-        (Ho and Salimans 2022, arXiv:2207.12598).
-    planes
-        Slice orientations: 0 transverse, 1 coronal, 2 sagittal. Without meaning for a network of volumes.
-    augmentation
-        Random changes of the images of a data file.
-    accumulation
-        Parts in which a step's batch is computed, to save memory.
-    precision
-        ``"bfloat16"`` (weights stay float32) or ``"float32"``.
     phantoms
-        Subjects to simulate as a file of training volumes, for recipes that need more of them than their activity;
-        ``subjects`` is empty then.
+        Subjects to simulate as a file of training volumes; None for a training on a data file.
     init
         Bundled model, or another recipe's, to start from; empty for random weights.
-    grow
-        Whether the network is larger than that of the model it starts from: it has the same levels and more below, or
-        more attention.
-    validate_every, patience
-        Steps between validations; validations without improvement after which training stops early (0: never).
-    seed
-        Seed of weights, batches and noise.
 
     Raises
     ------
@@ -92,10 +44,7 @@ class Recipe:
     """
 
     name: str
-    tracer: str
-    subjects: tuple[int, ...]
-    validation_subjects: tuple[int, ...]
-    contrasts: int = 3
+    tracer: str = ""
     architecture: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: NoiseSchedule = field(default_factory=VPSchedule)
     crops: tuple[int, ...] = (96, 96, 96, 128)
@@ -139,21 +88,21 @@ class Recipe:
                 f"prediction 'v' needs a variance-preserving schedule, found {self.schedule.name!r}: use eps or x0"
             )
         for name, low, high in (
-            ("batch_size", 1, None), ("warmup_steps", 0, None), ("accumulation", 1, None), ("validate_every", 1, None),
-            ("patience", 0, None), ("learning_rate", 0, 1), ("ema_decay", 0, 1), ("log_sigma_sd", 0, None),
-            ("sigma_data", 1e-3, 1e3), ("uniform_share", 0, 1), ("condition_dropout", 0, 1), ("gradient_clip", 0, None),
+            ("batch_size", 1, 2**20), ("warmup_steps", 0, 2**40), ("accumulation", 1, 2**20),
+            ("validate_every", 1, 2**40), ("patience", 0, 2**40), ("seed", 0, 2**40), ("learning_rate", 0, 1),
+            ("ema_decay", 0, 1), ("log_sigma_mean", -50, 50), ("log_sigma_sd", 0, 50), ("sigma_data", 1e-3, 1e3),
+            ("uniform_share", 0, 1), ("condition_dropout", 0, 1), ("gradient_clip", 0, 1e9),
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or value < low or (high is not None and value > high):
-                limits = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise ValueError(f"{name} must be a number {limits}, found {value!r}")
+            if isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of accumulation = {self.accumulation}")
-        if not self.cycles or min(self.cycles) < 1:
+        if not self.cycles or min(self.cycles) < 1 or sum(self.cycles) > 2**40:
             raise ValueError(f"cycles must be one or more positive numbers of steps, found {self.cycles}")
         multiple = self.architecture.multiple
-        if not self.crops or any(crop < 1 or crop % multiple for crop in self.crops):
-            raise ValueError(f"crops must be multiples of {multiple} for this network, found {self.crops}")
+        if not self.crops or any(not 1 <= crop <= 4096 or crop % multiple for crop in self.crops):
+            raise ValueError(f"crops must be multiples of {multiple} up to 4096 for this network, found {self.crops}")
         if not self.planes or not set(self.planes) <= {0, 1, 2}:
             raise ValueError(f"planes must be some of 0, 1 and 2, found {self.planes}")
         labels = self.architecture.num_class_embeds
@@ -168,7 +117,7 @@ class Recipe:
     @property
     def simulated(self) -> bool:
         """Whether the recipe makes its own subjects."""
-        return bool(self.subjects) or self.phantoms is not None
+        return self.phantoms is not None
 
     @property
     def num_steps(self) -> int:
@@ -182,23 +131,17 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return self.learning_rate * self._rate_factor(step)
-
-    def _rate_factor(self, step: int) -> float:
         cycles = list(self.cycles)
         while step >= cycles[0]:
             step -= cycles.pop(0)
         warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         if self.decay == "cosine":
-            return min(warm, 0.5 + 0.5 * math.cos(math.pi * step / cycles[0]))
-        return min(warm, 1.0, (cycles[0] - step) / (0.25 * cycles[0]))
+            return self.learning_rate * min(warm, 0.5 + 0.5 * math.cos(math.pi * step / cycles[0]))
+        return self.learning_rate * min(warm, 1.0, (cycles[0] - step) / (0.25 * cycles[0]))
 
     def to_dict(self) -> dict[str, Any]:
         """Provenance for the model file: plain values only."""
         content = asdict(self) | {"architecture": self.architecture.to_dict(), "schedule": self.schedule.to_config()}
-        for name in ("subjects", "validation_subjects"):
-            numbers = getattr(self, name)
-            content[name] = f"simulated, seeds {min(numbers)} to {max(numbers)}" if numbers else "from the data file"
         names = [item.name for item in fields(self)]
         for item in fields(self)[names.index("seed") + 1 :]:
             default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
@@ -215,9 +158,7 @@ _HEAD = NetworkConfig(
     patch_size=2,
 )
 _LARGE_HEAD = replace(_HEAD, channels=(32, 64, 128, 128), attention_levels=(False, False, True, True))
-_CONTINUED: dict[str, Any] = {
-    "subjects": (), "validation_subjects": (), "learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine",
-}  # fmt: skip
+_CONTINUED: dict[str, Any] = {"learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine"}
 _FDG = PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0))
 _VARIOUS = PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0))
 
@@ -226,49 +167,24 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            name="fdg-start",
-            tracer="[18F]FDG, head",
-            subjects=tuple(range(64)),
-            validation_subjects=tuple(range(800, 804)),
-            architecture=_HEAD,
+            "fdg-start", "[18F]FDG, head", _HEAD,
+            phantoms=PhantomOptions("fdg", subjects=68, draws=3, fractions=(64, 4, 0)),
         ),
         Recipe(
-            name="various-start",
-            tracer="many tracers, head",
-            architecture=_HEAD,
-            phantoms=_VARIOUS,
-            init="fdg-start",
-            cycles=(7000,),
-            **_CONTINUED,
+            "various-start", "many tracers, head", _HEAD,
+            phantoms=_VARIOUS, init="fdg-start", cycles=(7000,), **_CONTINUED,
         ),
         Recipe(
-            name="brain",
-            tracer="many tracers, head",
-            architecture=_LARGE_HEAD,
-            phantoms=_VARIOUS,
-            init="various-start",
-            grow=True,
-            cycles=(9000,),
-            **_CONTINUED | {"learning_rate": 6e-4},
+            "brain", "many tracers, head", _LARGE_HEAD,
+            phantoms=_VARIOUS, init="various-start", grow=True, cycles=(9000,), **_CONTINUED | {"learning_rate": 6e-4},
         ),
         Recipe(
-            name="brain-fdg",
-            tracer="[18F]FDG, head",
-            architecture=_LARGE_HEAD,
-            phantoms=_FDG,
-            init="brain",
-            cycles=(3000,),
-            log_sigma_mean=-0.4,
-            **_CONTINUED,
+            "brain-fdg", "[18F]FDG, head", _LARGE_HEAD,
+            phantoms=_FDG, init="brain", cycles=(3000,), log_sigma_mean=-0.4, **_CONTINUED,
         ),
         Recipe(
-            name="brain-fdg-mr",
-            tracer="[18F]FDG, head",
-            architecture=replace(_HEAD, in_channels=2),
-            phantoms=_FDG,
-            init="fdg-start",
-            cycles=(8000,),
-            **_CONTINUED,
+            "brain-fdg-mr", "[18F]FDG, head", replace(_HEAD, in_channels=2),
+            phantoms=_FDG, init="fdg-start", cycles=(8000,), **_CONTINUED,
         ),
     )
-}
+}  # fmt: skip

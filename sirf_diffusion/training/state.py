@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -23,20 +24,7 @@ logger = logging.getLogger(__name__)
 class TrainingState:
     """Network, running average, optimiser and step of one process.
 
-    Parameters
-    ----------
-    recipe
-        What to train.
-    provenance
-        What else decides the result (the data), for the checkpoint: a checkpoint of anything else is refused.
-    device
-        Where the network lives.
-    peers
-        The processes that train together.
-    start
-        Weights to start from instead of random ones.
-    compiled
-        Whether to compile the network (``torch.compile``).
+    ``provenance`` is what decides the result beside the recipe (the data): a checkpoint of anything else is refused.
     """
 
     def __init__(
@@ -53,7 +41,8 @@ class TrainingState:
         if start is not None:
             self.network.load_state_dict(start.weights)
         self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
-        self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.average = AveragedModel(self.network, multi_avg_fn=self._blend).eval().requires_grad_(False)
+        self.average.n_averaged.fill_(1)  # the weights at the start count: the first step is blended, not copied
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, foreach=True)
         self.step = 0
         #: Values that go into the checkpoint as they are.
@@ -81,25 +70,18 @@ class TrainingState:
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.gradient_clip)
         self.optimiser.step()
         self.step += 1
-        decay = min(recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            current = list(self.network.state_dict().values())
-            torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        self.average.update_parameters(self.network)
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def averaged(self) -> nn.Module:
-        """A network of its own with the averaged weights, for validation, in float32."""
-        network = build_network(self.recipe.architecture, device=self.device)
-        network.load_state_dict(self.average)
-        return network.eval()
+    def _blend(self, average: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        """``average = d average + (1 - d) current``; the decay ``d`` grows with the steps to that of the recipe."""
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(average, current, 1 - decay)
 
     def save(self, work: Path) -> None:
         """Write a checkpoint."""
-        tensors: dict[str, Tensor] = {}
-        for name, value in self.network.state_dict().items():
-            tensors[f"network/{name}"] = value
-        for name, value in self.average.items():
-            tensors[f"average/{name}"] = value
+        tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.module.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser/{name}/{key}"] = value
@@ -117,11 +99,20 @@ class TrainingState:
             raise CheckpointError(
                 f"the checkpoint in {work} belongs to another recipe or other data: choose another folder or remove it"
             )
+        try:
+            self._take_up(tensors, metadata)
+        except (KeyError, ValueError, RuntimeError, RecursionError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {work} does not fit this training ({error}): remove it to start again"
+            ) from error
+        logger.info("resumed from %s at step %d", work, self.step)
+        return True
+
+    def _take_up(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.step = int(metadata["step"])
         self.notes = {key: json.loads(v) for key, v in metadata.items() if key not in ("step", "description")}
-        self.network.load_state_dict({n[8:]: v for n, v in tensors.items() if n.startswith("network/")})
-        for name, value in self.average.items():
-            value.copy_(tensors[f"average/{name}"])
+        for part, network in (("network/", self.network), ("average/", self.average.module)):
+            network.load_state_dict({n.removeprefix(part): v for n, v in tensors.items() if n.startswith(part)})
         if self.step:
             for name, parameter in self.network.named_parameters():
                 if f"optimiser/{name}/step" not in tensors:  # of a plane of which no slice was seen yet
@@ -131,8 +122,6 @@ class TrainingState:
                     # In the memory layout of the parameter, which is faster.
                     state[key] = torch.empty_like(parameter).copy_(tensors[f"optimiser/{name}/{key}"]).detach()
                 self.optimiser.state[parameter] = state
-        logger.info("resumed from %s at step %d", work, self.step)
-        return True
 
     def _backward(self, part: Example, last: bool) -> Tensor:
         wrapped = self._wrapped

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,44 +15,31 @@ from tqdm import tqdm
 
 from ..environment import select_device
 from ..files.outputs import jsonable
-from ..models.networks import build_network
 from ..models.storage import list_models
-from .checkpoint import CheckpointError
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
-from .sources import FileSource, SimulatedSource, Source
+from .sources import FileSource
 from .state import TrainingState
-
-__all__ = ["CheckpointError", "RunOptions", "build_network", "train"]
 
 
 def train(
-    recipe: str | Recipe,
-    out: str | os.PathLike[str],
-    *,
-    data: str | os.PathLike[str] | None = None,
-    init: str | os.PathLike[str] | None = None,
-    work_dir: str | os.PathLike[str] | None = None,
-    max_steps: int | None = None,
-    threads: int | None = None,
-    resume: bool = True,
-    device: str = "auto",
+    recipe: str | Recipe, out: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None,
+    init: str | os.PathLike[str] | None = None, work_dir: str | os.PathLike[str] | None = None,
+    max_steps: int | None = None, threads: int | None = None, resume: bool = True, device: str = "auto",
     options: RunOptions | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Train a recipe and write its model file.
 
     Started by ``torchrun``, all processes train together, each on its share of the batches.
 
     Parameters
     ----------
-    recipe
-        Name in `RECIPES`, or a `Recipe`.
-    out
-        The model file (``.safetensors``) to write.
+    recipe, out
+        Name in `RECIPES`, or a `Recipe`; and the model file (``.safetensors``) to write.
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
@@ -58,14 +48,10 @@ def train(
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
         Stop after this step in all, leaving a checkpoint to resume from; the model file is written as it stands.
-    threads
-        CPU threads, default PyTorch's choice.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    options
-        Checkpoints, sample sheets, compilation, TensorBoard.
+    threads, device, options
+        CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
 
     Returns
     -------
@@ -75,17 +61,26 @@ def train(
     Raises
     ------
     ValueError
-        If the recipe is unknown or does not suit the data, or the work folder holds another training
-        (`CheckpointError`).
+        If a value is out of range, the recipe is unknown or does not suit the data, the data cannot be used, or the
+        work folder holds another training (`CheckpointError`).
+    OSError
+        If the folders cannot be written, or have too little space for model and checkpoints.
     FloatingPointError
         If the loss is not finite.
     """
     recipe, out = _known(recipe), Path(out)
     if data is not None:
-        recipe = replace(recipe, subjects=(), validation_subjects=(), phantoms=None)
+        recipe = replace(recipe, phantoms=None)
+    for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, found {value}")
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"the model is a file whose name ends in .safetensors, found {out}")
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".training")
     for folder in (work, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # cannot be written: now, not at the first checkpoint
+            pass
     if threads:
         torch.set_num_threads(threads)
     where = select_device(device)
@@ -102,6 +97,7 @@ def train(
         source = _source(recipe, data, work, peers)
         options = options or RunOptions()
         state = TrainingState(recipe, source.provenance, where, peers, start, options.compiled)
+        _check_space(work, state)
         loop = TrainingLoop(state, source, work, options)
         if resume:
             state.load(work)
@@ -130,25 +126,25 @@ def _start_of(recipe: Recipe) -> str:
     return recipe.init
 
 
-def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> Source:
+def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> FileSource:
     if data is not None:
         return FileSource(data, recipe)
-    if recipe.phantoms is not None:
-        path = work / "phantoms.h5"
-        if peers.first:
-            _simulate(path, recipe.phantoms)
-        peers.wait()
-        return FileSource(path, recipe)
-    if not recipe.subjects:
+    if recipe.phantoms is None:
         raise ValueError(f"recipe {recipe.name!r} simulates no subjects: give a data file (--data)")
-    if recipe.architecture.spatial_dims == 3:
-        raise ValueError("simulated recipes train on slices: make a file with `sirf-diffusion data phantom` (--data)")
-    if recipe.conditional:
-        raise ValueError("simulated recipes have no anatomical images: make a file with `sirf-diffusion data phantom`")
+    path = work / "phantoms.h5"
     if peers.first:
-        source = SimulatedSource(recipe, work)
+        _simulate(path, recipe.phantoms)
     peers.wait()
-    return source if peers.first else SimulatedSource(recipe, work)
+    return FileSource(path, recipe)
+
+
+def _check_space(work: Path, state: TrainingState) -> None:
+    """Room for three checkpoints (network, average, two moments): two that are kept, and one that is being written."""
+    needed = 3 * 4 * sum(p.numel() * p.element_size() for p in state.network.parameters())
+    free = shutil.disk_usage(work).free + sum(file.stat().st_size for file in work.glob("checkpoint*.safetensors"))
+    if free < needed:
+        reason = f"model and checkpoints need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise OSError(errno.ENOSPC, reason, str(work))
 
 
 def _simulate(path: Path, options: PhantomOptions) -> None:

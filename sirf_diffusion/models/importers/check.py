@@ -9,8 +9,8 @@ import os
 import torch
 from torch import Tensor
 
+from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
-from ..intensity import gaussian_smooth
 from ..score_model import ScoreModel
 
 logger = logging.getLogger(__name__)

@@ -65,34 +65,18 @@ class Augmentation:
                 raise ValueError(f"augmentation: {name} must be two positive numbers, the lower first, found {value!r}")
             object.__setattr__(self, name, value)
 
-    def slices(self, rng: np.random.Generator, images: Tensor, plane: int, crop: int, everywhere: bool) -> Tensor:
-        """Change one slice.
+    def slices(self, rng: np.random.Generator, images: Tensor, plane: int, crop: int) -> Tensor:
+        """Change one slice ``[1 or 2, h, w]``, emission first, to ``[1 or 2, crop, crop]``.
 
-        Parameters
-        ----------
-        rng
-            Source of all random numbers.
-        images
-            ``[1, h, w]``, the emission image; or ``[2, h, w]`` with the anatomical image of the same place. Both are
-            moved alike; contrast and intensity are those of the emission image only.
-        plane
-            0 transverse, 1 coronal, 2 sagittal.
-        crop
-            Side of the square that is returned, in pixels.
-        everywhere
-            Crops reach to the edges of the image; else their centres stay near the middle of the image.
-
-        Returns
-        -------
-        Tensor
-            ``[1 or 2, crop, crop]``.
+        Emission and anatomical image are moved alike; the change of contrast is the emission image's only. ``plane`` is
+        0 for transverse, 1 for coronal and 2 for sagittal slices.
         """
         if rng.random() < self.flip:
             # left and right are alike: x is the last axis, but for sagittal slices, where front and back change places
             images = images.flip(-1)
         if plane > 0 and rng.random() < self.axial_flip:
             images = images.flip(-2)
-        return self._brightened(rng, self._moved(rng, images, crop, everywhere))
+        return self._brightened(rng, self._moved(rng, images, crop))
 
     def margin(self, side: int) -> int:
         """Voxels around a cube that rotation and scaling may bring into it."""
@@ -101,22 +85,7 @@ class Augmentation:
         return math.ceil((min(reach, math.sqrt(3)) * (1 + self.scale) - 1) * side / 2)
 
     def cubes(self, rng: np.random.Generator, images: Tensor, side: int) -> Tensor:
-        """Change one cube.
-
-        Parameters
-        ----------
-        rng
-            Source of all random numbers.
-        images
-            ``[1 or 2, s, s, s]`` as for `slices`, with the `margin` on all sides: ``s = side + 2 * margin(side)``.
-        side
-            Side of the cube that is returned, in voxels.
-
-        Returns
-        -------
-        Tensor
-            ``[1 or 2, side, side, side]``.
-        """
+        """Change one cube ``[1 or 2, s, s, s]``, ``s = side + 2 * margin(side)``, to ``[1 or 2, side, side, side]``."""
         for axis, chance in ((-1, self.flip), (-3, self.axial_flip)):
             if rng.random() < chance:
                 images = images.flip(axis)
@@ -142,15 +111,12 @@ class Augmentation:
             return emission
         return torch.cat([emission, images[1:] * rng.uniform(*self.anatomy_intensity)])
 
-    def _moved(self, rng: np.random.Generator, images: Tensor, crop: int, everywhere: bool) -> Tensor:
+    def _moved(self, rng: np.random.Generator, images: Tensor, crop: int) -> Tensor:
         """Rotate, scale and crop; zero outside."""
         angle = math.radians(rng.uniform(-self.rotation, self.rotation))
         scale = rng.uniform(1 - self.scale, 1 + self.scale)
         height, width = images.shape[-2:]
-        if everywhere:
-            reach_x, reach_y = (max(self.shift, 1 - crop / side) for side in (width, height))
-        else:
-            reach_x = reach_y = 0.3 if crop < min(height, width) else self.shift
+        reach_x, reach_y = (max(self.shift, 1 - crop / side) for side in (width, height))
         centre = [rng.uniform(-reach_x, reach_x), rng.uniform(-reach_y, reach_y)]
         cos, sin = math.cos(angle) * crop * scale, math.sin(angle) * crop * scale
         matrix = torch.tensor([[cos / width, -sin / width, centre[0]], [sin / height, cos / height, centre[1]]])

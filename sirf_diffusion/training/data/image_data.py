@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...patient.image import SourceImage, UnusableImage, density_of_ct
 from ...patient.readers import read_source
 from ...patient.resampling import PatientGrid, coverage, grid_over, resample
-from .manifest import ImageInput, subject_of
+from .manifest import ImageInput, check_fractions, subject_of
 from .volume_parts import Outcome, PartStore
 from .volumes import Volume
 
@@ -40,10 +40,8 @@ class ImageOptions:
         Written into the file; part of the model card later.
     assumed
         Axes of images that do not tell theirs, such as ``RAS``.
-    fractions
-        Shares of the subjects for training, validation and test.
-    seed
-        Decides which subject goes where.
+    fractions, seed
+        Shares of the subjects for training, validation and test; decides which subject goes where.
     """
 
     voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0)
@@ -56,48 +54,26 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if len(self.voxel_size) != 3 or not all(0.5 <= v <= 20 for v in self.voxel_size):
             raise ValueError(f"voxel_size must be three numbers from 0.5 to 20 mm, found {self.voxel_size}")
-        if self.margin is not None and self.margin < 0:
-            raise ValueError(f"margin must not be negative, found {self.margin}")
+        if self.margin is not None and not 0 <= self.margin <= 1e4:
+            raise ValueError(f"margin must be a number of mm from 0 to 10000, found {self.margin}")
+        check_fractions(self.fractions)
 
 
 def build_from_images(
-    inputs: Sequence[ImageInput],
-    out: str | os.PathLike[str],
-    options: ImageOptions | None = None,
-    *,
-    add: bool = False,
-    overwrite: bool = False,
-    key: bytes | None = None,
-    progress: Callable[[], None] | None = None,
-) -> list[Outcome]:
-    """Take in images, and write them as training volumes; what cannot be used is listed and left out.
+    inputs: Sequence[ImageInput], out: str | os.PathLike[str], options: ImageOptions | None = None, *,
+    add: bool = False, overwrite: bool = False, key: bytes | None = None, progress: Callable[[], None] = lambda: None,
+) -> list[Outcome]:  # fmt: skip
+    """Write images as training volumes; what cannot be used is listed and left out. A stopped build is continued.
 
-    A build that was stopped continues where it was.
-
-    Parameters
-    ----------
-    inputs
-        The images.
-    out
-        The file to write (``.h5``).
-    options
-        Voxel size, splits and the like.
-    add, overwrite, key
-        See `PartStore`.
-    progress
-        Called after each image.
-
-    Returns
-    -------
-    list of Outcome
-        What became of each input, in their order.
+    ``progress`` is called after each image; for ``out``, ``add``, ``overwrite`` and ``key`` see `PartStore`. Returns
+    what became of each input, in their order.
 
     Raises
     ------
     NothingUsable
         If not one image could be used.
     ValueError
-        If ``out`` cannot be written to or continued (see `PartStore`).
+        If ``out`` cannot be written to or continued.
     """
     options = options or ImageOptions()
     settings = {"margin": options.margin}
@@ -105,7 +81,7 @@ def build_from_images(
     keyed = []
     for source in inputs:
         name = str(source.image)
-        others = [source.subject, source.split, source.modality, options.assumed, options.tracer]
+        others = [source.subject, source.split, source.modality, source.left_out, options.assumed, options.tracer]
         part = store.hashed("\n".join(map(str, [_state(source.image), _state(source.anatomy), *others])))
         keyed.append((part, name))
         if not store.done(part):
@@ -114,8 +90,7 @@ def build_from_images(
             except UnusableImage as error:
                 logger.info("%s is left out: %s", name, error)
                 store.reject(part, error.reason)
-        if progress is not None:
-            progress()
+        progress()
     return store.assemble(keyed, options.fractions, options.seed)
 
 
@@ -127,18 +102,24 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
     UnusableImage
         If it cannot be used. An anatomical image that cannot be used is left out, with a note.
     """
+    if source.left_out:
+        raise UnusableImage(source.left_out)
     image = read_source(source.image, options.assumed)
+    if image.modality not in ("", "PT"):
+        raise UnusableImage(f"DICOM of modality {image.modality[:16]}, not PT")
     notes: list[str] = []
     image = _without_negatives(image, notes)
     grid = grid_over(image, options.voxel_size)
     if max(grid.shape) > 4000 or np.prod([float(n) for n in grid.shape]) > 1e9:
         raise UnusableImage(f"it would have {' x '.join(map(str, grid.shape))} voxels: are its voxel sizes right?")
     emission = resample(image, grid)
-    names = {"subject": hashed(subject_of(source, image.patient)), "source": hashed(str(source.image.resolve()))}
+    subject, name = subject_of(source, image.patient), str(source.image.resolve())
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
     details = {"source_format": image.kind, "source_voxel_sizes": np.round(sizes, 4)}
-    names |= {"tracer": options.tracer, "split": source.split, "details": details}
-    volume = Volume.from_image(emission, grid.voxel_size, notes=notes, **names)
+    volume = Volume.from_image(
+        emission, grid.voxel_size, subject=hashed(subject), source=hashed(name), tracer=options.tracer,
+        split=source.split, notes=notes, details=details,
+    )  # fmt: skip
     box = tuple(slice(0, n) for n in grid.shape)
     if options.margin is not None:
         box = _box(volume.arrays["mask"], [options.margin / v for v in grid.voxel_size])
@@ -157,6 +138,8 @@ def _anatomy(
     path: Path, modality: str, grid: PatientGrid, box: tuple[slice, slice, slice], assumed: str | None
 ) -> NDArray[np.float32]:
     image = read_source(path, assumed)
+    if image.modality not in ("", modality):
+        raise UnusableImage(f"DICOM of modality {image.modality[:16]}")
     if modality == "CT":
         image = density_of_ct(image)
     covered = coverage(image, grid.cropped(box))

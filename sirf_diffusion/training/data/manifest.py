@@ -1,35 +1,38 @@
-"""Which image belongs to whom: a CSV or JSON table, or the names of files."""
+"""Which images are taken in, and whose they are: a table, or the names in a folder (BIDS, DICOM)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from ...patient.readers import INTERFILE, NIFTI
 from .volumes import SPLITS
 
 COLUMNS = ("subject", "image", "mr", "ct", "split")
+#: Largest table or sidecar that is read, in bytes.
+_LARGEST = 20_000_000
+#: Last words of the names of files that are no emission images: suffixes of BIDS, and what people call such files.
+_OTHER_KINDS = re.compile(
+    r"t1|t2|t1w|t2w|t2starw|flair|pdw|mr|mri|mprage|ct|mask|seg|[ad]?seg|probseg|labels?|defacemask|bold|sbref|dwi|epi|"
+    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm"
+)
+_BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """One emission image to take in.
+    """One image file or DICOM folder, and what is known of it.
 
-    Attributes
-    ----------
-    image
-        Its file or folder.
-    subject
-        Whose it is; empty if the file itself or its name has to tell.
-    anatomy
-        The anatomical image of the same subject in the same space, if any.
-    modality
-        ``MR`` or ``CT`` if there is one.
-    split
-        Wanted split, or empty.
+    ``subject`` and ``split`` are empty if the file itself or chance has to tell. ``anatomy`` is the anatomical image in
+    the same space, of ``modality`` ``MR`` or ``CT``. ``left_out`` says why it is not taken in, without names or paths.
     """
 
     image: Path
@@ -37,12 +40,49 @@ class ImageInput:
     anatomy: Path | None = None
     modality: str = ""
     split: str = ""
+    left_out: str = ""
+
+
+def find_images(paths: Sequence[Path]) -> list[ImageInput]:
+    """Images that names of files and folders mean, with the reason for those that are no emission images.
+
+    A folder stands for the Interfile, NIfTI and ECAT7 files and the DICOM series (one per folder) under it. Left
+    out are files whose name, BIDS folder or sidecar tells another kind (``T1w``, ``mask``, ...), series of another
+    modality than PT, and files that tell nothing in a folder where others are PET by name (``*_pet``) or modality.
+    What does not exist is kept, to be reported.
+    """
+    found = []
+    for path in paths:
+        inside = images_under(path)
+        kinds = [_kind(image) for image in inside]
+        for image, kind in zip(inside, kinds, strict=True):
+            reason = "" if kind in ("", "PET") else f"{kind}, not PET"
+            if not kind and "PET" in kinds:
+                reason = "nothing says that it is PET, as others of its folder do: name it *_pet, or give it by itself"
+            found.append(ImageInput(image, left_out=reason))
+    return found
+
+
+def images_under(path: Path) -> list[Path]:
+    """Images of a folder: files, and folders with DICOM files in them; the path itself if it is no folder of images."""
+    if not path.is_dir():
+        return [path]
+    images = set()
+    for file in path.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            if file.name.lower().endswith(NIFTI + INTERFILE) or _begin(file).startswith(b"MATRIX7"):
+                images.add(file)
+            elif _is_dicom(file):
+                images.add(file.parent)
+    return sorted(images) or [path]
 
 
 def read_manifest(path: Path) -> list[ImageInput]:
     """Read a table with a column ``image``, and any of ``subject``, ``mr``, ``ct``, ``split``.
 
-    CSV with a line of names first, or a JSON list of objects. Names of files are relative to the table.
+    CSV (separated by commas, semicolons or tabs) with a line of names first, or a JSON list of objects. Names of files
+    are relative to the table. A ``participants.tsv`` (BIDS: a column ``participant_id``, any others) stands for the
+    images in its subjects' folders, see `find_images`.
 
     Raises
     ------
@@ -50,36 +90,32 @@ def read_manifest(path: Path) -> list[ImageInput]:
         If the table cannot be read, a column is unknown or ``image`` missing, a split is unknown, a row has both MR and
         CT, or a subject has two splits.
     """
-    rows = _rows(path)
-    inputs = []
-    for number, row in enumerate(rows, start=1):
+    inputs: list[ImageInput] = []
+    for number, row in enumerate(_rows(path), start=1):
         where = f"{path}, row {number}"
+        row = {name: str(value).strip() for name, value in row.items() if value is not None}
+        split = row.get("split", "").replace("n/a", "")
+        if split and split not in SPLITS:
+            raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, or empty, found {split!r}")
+        if "participant_id" in row:
+            inputs += _images_of(path.parent, row["participant_id"], split, where)
+            continue
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown:
             raise ValueError(f"{where}: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
-        row = {name: str(value).strip() for name, value in row.items() if value is not None}
         if not row.get("image"):
             raise ValueError(f"{where}: no 'image'")
         if row.get("mr") and row.get("ct"):
             raise ValueError(f"{where}: both 'mr' and 'ct'; one anatomical image per volume")
-        split = row.get("split", "")
-        if split and split not in SPLITS:
-            raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, or empty, found {split!r}")
         anatomy = row.get("mr") or row.get("ct")
-        inputs.append(
-            ImageInput(
-                path.parent / row["image"],
-                row.get("subject", ""),
-                path.parent / anatomy if anatomy else None,
-                ("MR" if row.get("mr") else "CT") if anatomy else "",
-                split,
-            )
-        )
+        modality = ("MR" if row.get("mr") else "CT") if anatomy else ""
+        beside = path.parent / anatomy if anatomy else None
+        inputs.append(ImageInput(path.parent / row["image"], row.get("subject", ""), beside, modality, split))
     _check_splits(inputs, path)
     return inputs
 
 
-def paired(images: Sequence[Path], anatomies: Sequence[Path], modality: str) -> list[ImageInput]:
+def paired(images: Sequence[ImageInput], anatomies: Sequence[Path], modality: str) -> list[ImageInput]:
     """Images and, if any, as many anatomical images in the same order.
 
     Raises
@@ -88,26 +124,134 @@ def paired(images: Sequence[Path], anatomies: Sequence[Path], modality: str) -> 
         If their numbers differ.
     """
     if not anatomies:
-        return [ImageInput(image) for image in images]
-    if len(anatomies) != len(images):
+        return list(images)
+    taken = sum(not image.left_out for image in images)
+    if len(anatomies) != taken:
         raise ValueError(
-            f"{len(images)} images and {len(anatomies)} {modality} images: give one for each image, in the same order, "
+            f"{taken} images and {len(anatomies)} {modality} images: give one for each image, in the same order, "
             "or a --manifest"
         )
-    return [ImageInput(i, anatomy=a, modality=modality) for i, a in zip(images, anatomies, strict=True)]
+    remaining = iter(anatomies)
+    return [i if i.left_out else replace(i, anatomy=next(remaining), modality=modality) for i in images]
 
 
-def subject_of(source: ImageInput, patient: str) -> str:
+def subject_of(source: ImageInput, patient: str = "") -> str:
     """Whose it is: as given; else ``sub-...`` in its path (BIDS); else the patient identifier; else its path."""
-    if source.subject:
-        return source.subject
     found = re.search(r"(?:^|[/_\\])(sub-[0-9A-Za-z]+)", str(source.image))
-    if found:
-        return found[1]
+    if source.subject or found:
+        return source.subject or found[1]
     return f"patient {patient}" if patient else f"image {source.image.resolve()}"
 
 
+def assign_splits(
+    subjects: Sequence[str], fractions: Sequence[float], seed: int, fixed: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Give every subject one split, at random, with numbers as near to the fractions as they get.
+
+    Fractions for training, validation and test need not sum to 1; a positive one gets at least one subject as long as
+    there are as many subjects as positive fractions. Subjects in ``fixed`` keep their split; the order does not matter.
+
+    Examples
+    --------
+    >>> sorted(assign_splits(["a", "b", "c", "d", "a"], (0.5, 0.25, 0.25), seed=0).values())
+    ['test', 'train', 'train', 'validation']
+    """
+    shares = check_fractions(fractions)
+    splits = dict(fixed or {})
+    everyone = sorted(set(subjects))
+    exact = shares / shares.sum() * len(everyone)
+    goal = np.floor(exact).astype(int)
+    for k in np.argsort(goal - exact, kind="stable")[: len(everyone) - goal.sum()]:
+        goal[k] += 1
+    for k in np.flatnonzero((shares > 0) & (goal == 0)):
+        if goal.max() > 1:
+            goal[int(np.argmax(goal))] -= 1
+            goal[k] += 1
+    have = Counter(splits[s] for s in everyone if s in splits)
+    free = [s for s in everyone if s not in splits]
+    order = np.random.default_rng([25, seed]).permutation(len(free))
+    room = [k for k in range(3) for _ in range(max(0, goal[k] - have[SPLITS[k]]))]
+    for place, index in enumerate(order):
+        splits[free[index]] = SPLITS[room[place] if place < len(room) else int(np.argmax(shares))]
+    return {s: splits[s] for s in everyone}
+
+
+def check_fractions(fractions: Sequence[float]) -> np.ndarray:
+    """Shares for training, validation and test, if they are such."""
+    shares = np.asarray(fractions, float)
+    if shares.shape != (3,) or not np.isfinite(shares).all() or shares.min() < 0 or shares.sum() <= 0:
+        raise ValueError(f"fractions must be three numbers, none negative and not all zero, found {tuple(fractions)}")
+    return shares
+
+
+def _kind(path: Path) -> str:
+    """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
+    if path.is_dir() or (path.is_file() and _is_dicom(path)):
+        modalities = _modalities(path)
+        if modalities == ["PT"]:
+            return "PET"
+        return f"DICOM of modality {' and '.join(modalities)}" if modalities else ""
+    stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
+    sidecar = path.with_name(f"{stem}.json")
+    if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
+        try:
+            modality = json.loads(sidecar.read_bytes()).get("Modality", "")
+        except (ValueError, AttributeError, RecursionError):
+            modality = ""
+        if modality in ("PT", "PET"):
+            return "PET"
+        if modality in ("MR", "CT", "NM", "US", "SEG"):
+            return f"an image of modality {modality} by its sidecar"
+    suffix = stem.rsplit("_", 1)[-1]
+    if suffix.lower() == "pet":
+        return "PET"
+    if _OTHER_KINDS.fullmatch(suffix.lower()):
+        return f"{suffix} by its name"
+    if stem.startswith("sub-") and "_" in stem:
+        return "a BIDS name with another suffix than pet"
+    return "in a BIDS folder of another kind" if path.parent.name in _BIDS_FOLDERS else ""
+
+
+def _is_dicom(file: Path) -> bool:
+    return file.suffix.lower() in (".dcm", ".ima") or _begin(file)[128:] == b"DICM"
+
+
+def _begin(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return content.read(132)
+
+
+def _modalities(path: Path) -> list[str]:
+    """Modalities of DICOM files; none if that cannot be told, which reading them will explain."""
+    try:
+        import pydicom
+    except ImportError:
+        return []
+    found = set()
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.is_file() and _is_dicom(file):
+            with contextlib.suppress(Exception):  # whatever damaged bytes lead to
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
+                found.add(re.sub(r"\W", "", str(header.get("Modality", "")))[:16])
+    return sorted(found - {""})
+
+
+def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:
+    """Images in the BIDS folder of a participant."""
+    if not re.fullmatch(r"[0-9A-Za-z-]+", participant):
+        raise ValueError(f"{where}: participant_id must be letters and digits as in sub-01, found {participant!r}")
+    subject = participant if participant.startswith("sub-") else f"sub-{participant}"
+    folder = root / subject
+    if folder.is_dir():
+        found = [replace(i, subject=subject, split=split) for i in find_images([folder]) if i.image != folder]
+        if any(not image.left_out for image in found):
+            return found
+    return [ImageInput(folder, subject, split=split, left_out="no image *_pet of this participant")]
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path}: expected a table, a file of at most {_LARGEST / 1e6:g} MB")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,18 +259,20 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if path.suffix.lower() == ".json":
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} must be a list of objects, each with a key 'image'")
     else:
         first = text.splitlines()[0] if text.strip() else ""
-        table = csv.DictReader(text.splitlines(), delimiter=";" if first.count(";") > first.count(",") else ",")
         rows = []
-        for number, row in enumerate(table, start=1):
-            if None in row:
-                raise ValueError(f"{path}, row {number}: more values than columns")
-            rows.append({name.strip().lower(): value for name, value in row.items()})
+        try:
+            for number, row in enumerate(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count)), 1):
+                if None in row:
+                    raise ValueError(f"{path}, row {number}: more values than columns")
+                rows.append({name.strip().lower(): value for name, value in row.items()})
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table: {error}") from error
     if not rows:
         raise ValueError(f"{path} has no rows: expected the columns {', '.join(COLUMNS)}, of which 'image' is needed")
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -20,10 +20,12 @@ from ...simulation.perturbations import PERTURBATIONS
 from ...simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from ...simulation.tracer import draw_activity
 from ...simulation.tracers import TRACERS
-from ..dataset import SIMULATION_VERSION
+from .manifest import check_fractions
 from .volume_parts import Outcome, PartStore
-from .volumes import Volume, write_part
+from .volumes import Volume, new_file, write_group
 
+#: Version of the simulator's output: a file made by another version is not continued.
+SIMULATION_VERSION = 1
 #: Field of view in mm (z, y, x) of each kind of phantom.
 FIELDS_OF_VIEW = {
     "head": (224.0, 256.0, 224.0), "head-parametric": (224.0, 256.0, 224.0), "thorax": (340.0, 280.0, 440.0),
@@ -43,26 +45,18 @@ class PhantomOptions:
 
     Attributes
     ----------
-    tracer
-        A name in `BODIES`.
-    body
-        ``head`` (deformed MNI152), ``head-parametric`` or ``thorax`` (both without any template).
-    subjects
-        Number of subjects.
-    draws
-        Activity distributions per subject.
-    first
-        Seed of the first subject; the others follow.
+    tracer, body
+        A name in `BODIES`; ``head`` (deformed MNI152), ``head-parametric`` or ``thorax`` (both without any template).
+    subjects, draws, first
+        Number of subjects, activity distributions of each, and the first one's seed; the others follow.
     voxel_size
         Isotropic, in mm: 1 to 4 for ``head``, 1 to 10 for the others.
     psf_fwhm
         Blur in mm; None for a random one per volume.
     in_mr
         Share of the lesions that show in the MR, in [0, 1].
-    fractions
-        Shares of the subjects for training, validation and test.
-    split_seed
-        Decides which subject goes where.
+    fractions, split_seed
+        Shares of the subjects for training, validation and test; decides which subject goes where.
     perturb
         A name in `~sirf_diffusion.simulation.perturbations.PERTURBATIONS`: images that are wrong in a known way, to
         study what a model makes of it; None for none.
@@ -86,9 +80,9 @@ class PhantomOptions:
         if self.tracer not in BODIES[self.body]:
             known = ", ".join(BODIES[self.body])
             raise ValueError(f"unknown tracer {self.tracer!r} for body {self.body}: choose one of {known}")
-        if self.subjects < 1 or self.draws < 1 or self.first < 0:
+        if not (1 <= self.subjects <= 10**6 and 1 <= self.draws <= 1000 and 0 <= self.first < 10**6):
             raise ValueError(
-                "subjects and draws must be at least 1 and the seed not negative, found "
+                "subjects and draws must be at least 1 (at most 10^6 and 1000), and the seed from 0 to 10^6, found "
                 f"{self.subjects}, {self.draws} and {self.first}"
             )
         highest = 4.0 if self.body == "head" else 10.0
@@ -98,8 +92,9 @@ class PhantomOptions:
             raise ValueError(f"unknown perturbation {self.perturb!r}: choose one of {', '.join(PERTURBATIONS)}")
         if not 0 <= self.in_mr <= 1:
             raise ValueError(f"the share of lesions in the MR must lie between 0 and 1, found {self.in_mr}")
-        if self.psf_fwhm is not None and self.psf_fwhm < 0:
-            raise ValueError(f"the blur's FWHM must not be negative, found {self.psf_fwhm}")
+        if self.psf_fwhm is not None and not 0 <= self.psf_fwhm <= 100:
+            raise ValueError(f"the blur's FWHM must lie between 0 and 100 mm, found {self.psf_fwhm}")
+        check_fractions(self.fractions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,33 +108,15 @@ class PhantomOptions:
 
 
 def build_phantoms(
-    out: str | os.PathLike[str],
-    options: PhantomOptions,
-    *,
-    held_out: bool = False,
-    workers: int | None = None,
-    overwrite: bool = False,
-    progress: Callable[[], None] | None = None,
-) -> list[Outcome]:
+    out: str | os.PathLike[str], options: PhantomOptions, *, held_out: bool = False, workers: int | None = None,
+    overwrite: bool = False, progress: Callable[[], None] = lambda: None,
+) -> list[Outcome]:  # fmt: skip
     """Simulate subjects and write them as training volumes: emission, MR, attenuation, labels, lesions.
 
-    A build that was stopped continues where it was. The same options give the same file content.
+    A stopped build is continued. The same options give the same file content.
 
-    Parameters
-    ----------
-    out
-        The file to write (``.h5``).
-    options
-        What to simulate.
-    held_out
-        Allow subjects from `FIRST_HELD_OUT_SUBJECT` on, which examples, tests and benchmarks are made of. All of them
-        go to the test split.
-    workers
-        Processes, default one per processor.
-    overwrite
-        Replace ``out``.
-    progress
-        Called after each volume.
+    ``held_out`` allows subjects from `FIRST_HELD_OUT_SUBJECT` on, which examples, tests and benchmarks are made of; all
+    go to the test split. There is one process per processor, or ``workers``; ``progress`` is called after each volume.
 
     Raises
     ------
@@ -161,17 +138,17 @@ def build_phantoms(
     parts = [(_key(s, draw), f"subject {s}, draw {draw}") for s in subjects for draw in range(options.draws)]
     missing = [s for s in subjects if not all(store.done(_key(s, d)) for d in range(options.draws))]
     for _ in range(len(parts) - len(missing) * options.draws):
-        if progress is not None:
+        progress()
+    for _ in _simulated(store.folder, missing, options, workers):
+        for _ in range(options.draws):
             progress()
-    _simulate(store, missing, options, workers, progress)
     fractions = (0.0, 0.0, 1.0) if held_out else options.fractions
     return store.assemble(parts, fractions, options.split_seed)
 
 
 def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
     """All draws on one subject."""
-    make = _heads if options.body == "head" else _parametric
-    return make(subject, options)
+    return (_heads if options.body == "head" else _parametric)(subject, options)
 
 
 def _heads(subject: int, options: PhantomOptions) -> list[Volume]:
@@ -224,28 +201,19 @@ def _key(subject: int, draw: int) -> str:
     return f"{subject:06d}-{draw:03d}"
 
 
-def _simulate(
-    store: PartStore, missing: list[int], options: PhantomOptions, workers: int | None,
-    progress: Callable[[], None] | None,
-) -> None:  # fmt: skip
+def _simulated(folder: Path, subjects: list[int], options: PhantomOptions, workers: int | None) -> Iterator[None]:
+    """Write the volumes of subjects as files into a folder, in several processes; yields after each subject."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, found {workers}")
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(workers or os.cpu_count() or 1, len(subjects))
     if workers <= 1:
-        for subject in missing:
-            _write_subject(store.folder, subject, options, None)
-            for _ in range(options.draws):
-                if progress is not None:
-                    progress()
+        for subject in subjects:
+            yield _write_subject(folder, subject, options)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
     try:
-        jobs = [pool.submit(_write_subject, store.folder, subject, options, 1) for subject in missing]
-        for job in as_completed(jobs):
-            job.result()
-            for _ in range(options.draws):
-                if progress is not None:
-                    progress()
+        for job in as_completed([pool.submit(_write_subject, folder, subject, options) for subject in subjects]):
+            yield job.result()
     except BrokenProcessPool as error:
         raise MemoryError(
             f"a worker was killed, probably for memory: give fewer than {workers} --workers; the same command goes on "
@@ -255,13 +223,13 @@ def _simulate(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start_worker() -> None:
     # Ctrl-C reaches every process of the group; what a worker has begun is to be finished and kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
-def _write_subject(folder: Path, subject: int, options: PhantomOptions, threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _write_subject(folder: Path, subject: int, options: PhantomOptions) -> None:
     for draw, volume in enumerate(simulate_volumes(subject, options)):
-        write_part(folder / f"{_key(subject, draw)}.h5", volume)
+        with new_file(folder / f"{_key(subject, draw)}.h5") as file:
+            write_group(file, volume)

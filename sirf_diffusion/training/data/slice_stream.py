@@ -8,7 +8,12 @@ step alone, so that a training that was killed meets the same slices again.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +21,8 @@ from torch import Tensor
 
 from .augmentation import Augmentation
 from .volume_file import VolumeFile
+
+T = TypeVar("T")
 
 #: Places of the window are dealt out to the samples of a batch in this many groups: with R processes that divide it,
 #: each process reads only its R-th part of the file.
@@ -39,16 +46,12 @@ class SliceStream:
         file is larger.
     crops
         Square crop sizes in pixels, or sides of cubes; each batch has one of them.
-    seed
-        Seed of all random choices.
     planes
         Orientations to draw from: 0 transverse, 1 coronal, 2 sagittal.
     anatomy
         Give the anatomical image as a second channel, zero where a volume has none.
-    augmentation
-        How much is changed.
     slices_per_volume
-        How many samples are drawn, on average, for each time that a volume is read.
+        How many samples are drawn, on average, for each time that a volume is read; at least 1.
 
     Raises
     ------
@@ -67,12 +70,8 @@ class SliceStream:
 
     def __post_init__(self) -> None:
         self.crops, self.planes = tuple(self.crops), tuple(self.planes)
-        if not self.crops or min(self.crops) < 1:
-            raise ValueError(f"crops must be positive numbers of pixels, found {self.crops}")
         if not self.planes or not set(self.planes) <= {0, 1, 2}:
             raise ValueError(f"planes must be among 0, 1 and 2, found {self.planes}")
-        if self.slices_per_volume < 1:
-            raise ValueError(f"slices_per_volume must be at least 1, found {self.slices_per_volume}")
         if self.anatomy and not self.file.has_anatomy:
             raise ValueError(f"{self.file.path} has no anatomical images: build it with --mr or --ct")
         self._choices = [[_usable(o) for o in info.occupancy] for info in self.file.infos]
@@ -96,15 +95,7 @@ class SliceStream:
         return self.window < len(self.file)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Slices of one step.
-
-        Returns
-        -------
-        images
-            ``[n, 1 or 2, crop, crop]`` float32 for the ``n`` samples of this process; emission first.
-        planes
-            ``[n]``, their orientations.
-        """
+        """Slices of one step, ``[n, 1 or 2, crop, crop]`` float32 (emission first), and their orientations ``[n]``."""
         crop = self._crop(step)
         images, planes = [], []
         for rng, index in self._samples(step, size, rank, world):
@@ -113,7 +104,7 @@ class SliceStream:
             choices = self._choices[index][plane]
             place = int(choices[rng.integers(len(choices))])
             image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
-            images.append(self.augmentation.slices(rng, image, plane, crop, everywhere=True))
+            images.append(self.augmentation.slices(rng, image, plane, crop))
             planes.append(plane)
         return torch.stack(images), torch.tensor(planes)
 
@@ -171,6 +162,28 @@ class SliceStream:
         if self.file.infos[index].has_anatomy:
             return [emission, self.file.volume(index, "anatomy")]
         return [emission, torch.zeros((), dtype=emission.dtype).expand(emission.shape)]
+
+
+def prefetched(function: Callable[[int], T], steps: Iterable[int], depth: int = 2) -> Iterator[T]:
+    """Yield ``function(step)`` for every step, in order, computed up to ``depth`` steps ahead by one thread.
+
+    An exception in ``function`` is raised at its step. Closing the iterator ends the thread.
+
+    Examples
+    --------
+    >>> list(prefetched(lambda step: step**2, range(4)))
+    [0, 1, 4, 9]
+    """
+    remaining = iter(steps)
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        waiting: deque[Future[T]] = deque(thread.submit(function, step) for step in islice(remaining, depth))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(thread.submit(function, step) for step in islice(remaining, 1))
+                yield result
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _usable(occupancy: np.ndarray) -> np.ndarray:

@@ -1,10 +1,15 @@
-"""Reading training volumes, with bounded memory however large the file is."""
+"""Reading training volumes, with bounded memory however large the file is, and whatever it claims."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .volumes import FORMAT, SCHEMA_VERSION, SPLITS
+from .volumes import DTYPES, FORMAT, SCHEMA_VERSION, SPLITS
+
+#: Limits of what is believed: voxels of a volume; bytes of data for each byte in the file (gzip's is 1032); of a text.
+_MOST_VOXELS, _MOST_COMPRESSED, _LONGEST = 10**9, 1100, 2**20
+#: Larger files than this are not searched for heaps, in bytes: that takes as long as reading them.
+_LARGEST_SCANNED = 2**32
 
 
 class VolumeFileError(ValueError):
     """A file is no complete file of training volumes; the message names it and says what to do."""
+
+
+class _WrongContent(Exception):
+    """What is wrong in a file, without its name."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,9 @@ class VolumeFile:
         if not memory_mb > 0:
             raise VolumeFileError(f"memory_mb must be positive, found {memory_mb!r}")
         self.path, self.split, self.memory = Path(path), split, int(memory_mb * 1e6)
-        with open_checked(self.path) as file:
-            self.voxel_size: tuple[float, float, float] = tuple(float(v) for v in file.attrs["voxel_size"])
+        with open_checked(self.path) as file, _errors_of(self.path):
             self.attributes: dict[str, Any] = dict(file.attrs)
+            self.voxel_size: tuple[float, float, float] = tuple(float(v) for v in file.attrs["voxel_size"])
             everything = [_info(name, file["volumes"][name]) for name in sorted(file["volumes"])]
         self.infos = [info for info in everything if split in (None, info.split)]
         if not self.infos:
@@ -109,27 +123,42 @@ class VolumeFile:
         KeyError
             If this volume has no such array.
         VolumeFileError
-            If the data are damaged.
+            If the data are damaged, not finite or negative.
         """
         key = (index, name)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        where = f"{self.path}: volume {self.infos[index].name}"
         group = self._open()["volumes"][self.infos[index].name]
         if name not in group:
-            raise KeyError(f"volume {self.infos[index].name} of {self.path} has no {name!r}")
-        dataset = group[name]
-        size = dataset.dtype.itemsize * int(np.prod(dataset.shape))
-        while self._kept and self._held() + size > self.memory:
-            self._kept.popitem(last=False)
-        values = np.empty(dataset.shape, dataset.dtype)
-        try:
+            raise KeyError(f"{where} has no {name!r}")
+        with _errors_of(where):
+            dataset = group[name]
+            while self._kept and self._held() + dataset.nbytes > self.memory:
+                self._kept.popitem(last=False)
+            values = np.empty(dataset.shape, dataset.dtype)
             dataset.read_direct(values)
-        except OSError as error:
-            raise VolumeFileError(f"{self.path}: volume {self.infos[index].name} is damaged ({error})") from error
+        if values.dtype == np.float16:
+            bits = values.view(np.uint16)  # infinity and NaN from 0x7c00 on, then -0, then what is negative
+            if bool(((bits >= 0x7C00) & (bits != 0x8000)).any()):
+                raise VolumeFileError(f"{where} has {name} values that are negative or not finite: build it anew")
         tensor = torch.from_numpy(values)
         self._kept[key] = tensor
         return tensor
+
+    def check_values(self, *names: str) -> None:
+        """Read these arrays of all volumes once, so that what is wrong shows before a training and not in it.
+
+        Raises
+        ------
+        VolumeFileError
+            As `volume` does.
+        """
+        for index, info in enumerate(self.infos):
+            for name in names:
+                if name != "anatomy" or info.has_anatomy:
+                    self.volume(index, name)
 
     def forget(self, keep: set[int]) -> None:
         """Drop the volumes in memory whose index is not in ``keep``."""
@@ -156,7 +185,7 @@ class VolumeFile:
 
 
 def open_checked(path: str | os.PathLike[str]) -> Any:
-    """Open a file of training volumes for reading.
+    """Open a file of training volumes for reading, and check all that it says against its layout and its size.
 
     Raises
     ------
@@ -167,51 +196,139 @@ def open_checked(path: str | os.PathLike[str]) -> Any:
 
     path = Path(path)
     if not path.is_file():
-        more = f"; {path}.parts is an unfinished build: give its command again" if _parts(path).is_dir() else ""
-        raise VolumeFileError(f"{path}: no such file{more}")
+        parts = path.with_name(path.name + ".parts")
+        more = f"; {parts} is an unfinished build: give its command again" if parts.is_dir() else ""
+        raise VolumeFileError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}{more}")
+    with _errors_of(path):
+        _check_heaps(path)
     try:
         # The default chunk cache of 1 MB per data set would only delay what is kept as a whole anyway.
         file = h5py.File(path, "r", rdcc_nbytes=0)
     except OSError as error:
         raise VolumeFileError(f"{path} cannot be read as HDF5: incomplete or damaged ({error})") from error
-    if file.attrs.get("format") != FORMAT or "volumes" not in file:
-        file.close()
-        raise VolumeFileError(f"{path} holds no training volumes: make some by 'sirf-diffusion data build'")
-    version = int(file.attrs["schema_version"])
-    if version > SCHEMA_VERSION:
-        file.close()
-        raise VolumeFileError(
-            f"{path} has schema version {version}, this program reads up to {SCHEMA_VERSION}: install a newer one"
-        )
+    with _errors_of(path, file.close):
+        _check(file)
     return file
+
+
+@contextmanager
+def _errors_of(path: str | os.PathLike[str], close: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn what HDF5 makes of damaged or hostile bytes into the documented error."""
+    try:
+        yield
+    except _WrongContent as error:
+        close()
+        raise VolumeFileError(f"{path} {error}") from None
+    except Exception as error:
+        close()
+        raise VolumeFileError(f"{path} is damaged ({type(error).__name__}: {error}): build it anew") from error
 
 
 def rejected_inputs(path: str | os.PathLike[str]) -> list[tuple[int, str, str]]:
     """Number, hashed source and reason of the inputs that were left out of a file."""
-    with open_checked(path) as file:
+    with open_checked(path) as file, _errors_of(path):
         table = file["rejected"]
         names, reasons = (table[column].asstr()[:].tolist() for column in ("source", "reason"))
         return list(zip(table["number"][:].tolist(), names, reasons, strict=True))
 
 
-def _parts(path: Path) -> Path:
-    return path.with_name(path.name + ".parts")
+def _check_heaps(path: Path) -> None:
+    """HDF5 reads texts from heaps, and never comes back from one with free space of no size."""
+    if not 0 < path.stat().st_size < _LARGEST_SCANNED:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(b"GCOL\x01")
+        while start >= 0:
+            end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+            place = start + 16
+            while place + 16 <= min(end, len(content)):
+                size = int.from_bytes(content[place + 8 : place + 16], "little")
+                step = 16 + size if any(content[place : place + 2]) else size
+                if step < 16:
+                    raise _WrongContent("is damaged (a heap without end): build it anew")
+                place += -(-step // 8) * 8
+            start = content.find(b"GCOL\x01", start + 5)
+
+
+def _check(file: Any) -> None:
+    _check_attributes(file, "the file")
+    if file.attrs.get("format") != FORMAT or "volumes" not in file:
+        raise _WrongContent("holds no training volumes: make some by 'sirf-diffusion data build'")
+    version = int(file.attrs["schema_version"])
+    if version > SCHEMA_VERSION:
+        raise _WrongContent(
+            f"has schema version {version}, this program reads up to {SCHEMA_VERSION}: install a newer one"
+        )
+    size = np.asarray(file.attrs["voxel_size"], float)
+    if size.shape != (3,) or not ((size >= 0.1) & (size <= 100)).all():
+        raise _WrongContent(f"has voxels of {size.tolist()} mm; expected three sizes from 0.1 to 100: build it anew")
+    for name in ("kind", "created_by", "axes", "intensity_rule"):
+        if not isinstance(file.attrs[name], str):
+            raise _WrongContent(f"has a {name} that is no text: build it anew")
+    if not isinstance(json.loads(file.attrs["settings"]), dict):
+        raise _WrongContent("has settings that are no table: build it anew")
+    if "rejected" in file:
+        for column in ("number", "source", "reason"):
+            _check_dataset(file["rejected"], column, 1)
+    for name in file["volumes"]:
+        _check_volume(_own(file["volumes"], name), f"volume {name[:40]!r}")
+
+
+def _check_volume(group: Any, where: str) -> None:
+    _check_attributes(group, where)
+    for name in group:
+        if name not in DTYPES:
+            raise _WrongContent(f"has {name[:40]!r} in {where}; expected {', '.join(DTYPES)}")
+        dataset = _check_dataset(group, name, 3)
+        if dataset.dtype != DTYPES[name] or dataset.shape != group["emission"].shape:
+            raise _WrongContent(
+                f"has {name} of {dataset.dtype} {dataset.shape} in {where}; expected {np.dtype(DTYPES[name])} of one "
+                "shape: build it anew"
+            )
+    for axis, letter in enumerate("zyx"):
+        share = np.asarray(group.attrs[f"occupancy_{letter}"], float)
+        if share.shape != group["emission"].shape[axis : axis + 1] or not ((share >= 0) & (share <= 1)).all():
+            raise _WrongContent(f"has shares of the mask in {where} that do not fit its shape: build it anew")
+    scale, split = float(group.attrs["intensity_scale"]), group.attrs["split"]
+    if not 0 < scale < math.inf or split not in ("", *SPLITS):
+        raise _WrongContent(f"has intensity scale {scale} and split {str(split)[:40]!r} in {where}: build it anew")
+
+
+def _check_dataset(group: Any, name: str, dimensions: int) -> Any:
+    """The data set, if its size can be: HDF5 believes any shape and reads from any file that a data set names."""
+    dataset = _own(group, name)
+    room = _MOST_COMPRESSED * dataset.id.get_storage_size() + 4096
+    if dataset.is_virtual or dataset.external or dataset.ndim != dimensions:
+        raise _WrongContent(f"has {name} that is no array of {dimensions} axes in the file itself: build it anew")
+    if dataset.size > _MOST_VOXELS or dataset.nbytes > room or min(dataset.shape) < dimensions // 3:
+        raise _WrongContent(
+            f"has {name} of shape {dataset.shape} in {dataset.id.get_storage_size()} bytes: damaged, build it anew"
+        )
+    return dataset
+
+
+def _own(group: Any, name: str) -> Any:
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise _WrongContent(f"has {name[:40]!r} as a link: expected the data themselves")
+    return group[name]
+
+
+def _check_attributes(owner: Any, where: str) -> None:
+    for name in owner.attrs:
+        if owner.attrs.get_id(name).get_storage_size() > _LONGEST:
+            raise _WrongContent(f"has an attribute {name[:40]!r} of {where} that is larger than 1 MB")
 
 
 def _info(name: str, group: Any) -> VolumeInfo:
-    attributes = group.attrs
+    texts = ("subject", "split", "tracer", "modality", "data_sha256", "anatomy_sha256", "notes")
     return VolumeInfo(
         name=name,
-        subject=str(attributes["subject"]),
-        split=str(attributes["split"]),
         shape=tuple(group["emission"].shape),
-        tracer=str(attributes["tracer"]),
-        intensity_scale=float(attributes["intensity_scale"]),
+        intensity_scale=float(group.attrs["intensity_scale"]),
         has_anatomy="anatomy" in group,
-        modality=str(attributes["modality"]),
-        data_sha256=str(attributes["data_sha256"]),
-        anatomy_sha256=str(attributes["anatomy_sha256"]),
-        notes=str(attributes["notes"]),
         bytes_on_disk=sum(dataset.id.get_storage_size() for dataset in group.values()),
-        occupancy=tuple(attributes[f"occupancy_{letter}"] for letter in "zyx"),
+        occupancy=tuple(group.attrs[f"occupancy_{letter}"] for letter in "zyx"),
+        **{text: str(group.attrs[text]) for text in texts},
     )

@@ -1,13 +1,12 @@
 """Builds that survive being killed: every volume is a small file of its own until all are there.
 
-HDF5 files that are being written do not survive a kill. So each finished volume becomes ``OUT.parts/<key>.h5`` under a
-temporary name that is renamed, and the file itself is put together at the end, in one go. The same command continues
-where it was; during the last step the disk holds the data twice.
+HDF5 files that are being written do not survive a kill. So each finished volume becomes ``OUT.parts/<key>.h5``, and the
+file itself is put together at the end, in one go. The same command continues where it was; during the last step the
+disk holds the data twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
@@ -22,25 +21,16 @@ from typing import Any
 import numpy as np
 
 from ...files.outputs import atomic_path, jsonable
-from .splits import assign_splits
+from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
-from .volumes import Volume, root_attributes, write_part
+from .volumes import Volume, new_file, root_attributes, write_group
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input.
+    """What became of one input: its place in the list (from 1), its name for the person at the terminal.
 
-    Attributes
-    ----------
-    number
-        Its place in the list of inputs, from 1.
-    name
-        For the person at the terminal.
-    status
-        ``used``, ``used in part`` or ``left out``.
-    reason
-        Why not used, or what is missing; empty otherwise.
+    ``status`` is ``used``, ``used in part`` or ``left out``; ``reason`` says why, or what is missing.
     """
 
     number: int
@@ -49,24 +39,26 @@ class Outcome:
     reason: str = ""
 
 
+class NothingUsable(ValueError):
+    """No input became a volume; ``outcomes`` tells why."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__(f"none of the {len(outcomes)} inputs can be used: no file was written")
+        self.outcomes = outcomes
+
+
 class PartStore:
     """Finished volumes of one build, and the file that they become.
 
     Parameters
     ----------
-    out
-        The file to build (``.h5``).
-    kind
-        ``images`` or ``phantoms``.
-    settings
-        What the data depend on, as JSON values without names or paths: written into the file, and compared when a build
-        is continued.
-    voxel_size
-        ``(z, y, x)`` in mm.
-    add
-        Keep the volumes that ``out`` has, and add to them.
-    overwrite
-        Replace ``out``.
+    out, kind
+        The file to build (``.h5``), of ``images`` or ``phantoms``.
+    settings, voxel_size
+        What the data depend on, as JSON values without names or paths, and ``(z, y, x)`` in mm: written into the file,
+        and compared when a build is continued.
+    add, overwrite
+        Keep the volumes that ``out`` has, and add to them; or replace it.
     key
         Secret that names are hashed with; default a random one that is forgotten when the file is complete.
 
@@ -92,7 +84,8 @@ class PartStore:
         if add:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
-            self._compare(_file_settings(self.out), f"{self.out}")
+            with open_checked(self.out) as file:
+                self._compare(json.loads(file.attrs["settings"]), f"{self.out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.key = self._take_up(key)
 
@@ -100,68 +93,50 @@ class PartStore:
         """Keyed hash of a name: the same in one build, of no use to guess the name from."""
         return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:16]
 
-    def part(self, key: str) -> Path:
-        """The file of one finished volume."""
-        return self.folder / f"{key}.h5"
-
     def done(self, key: str) -> bool:
         """Whether this input has been dealt with, one way or the other."""
-        return self.part(key).exists() or self._rejection(key).exists()
+        return any((self.folder / f"{key}{suffix}").exists() for suffix in (".h5", ".json"))
 
     def write(self, key: str, volume: Volume) -> None:
         """Keep a finished volume."""
-        write_part(self.part(key), volume)
+        with new_file(self.folder / f"{key}.h5") as file:
+            write_group(file, volume)
 
     def reject(self, key: str, reason: str) -> None:
         """Remember that an input was left out."""
-        with atomic_path(self._rejection(key)) as temporary:
+        with atomic_path(self.folder / f"{key}.json") as temporary:
             temporary.write_text(json.dumps({"reason": reason}), encoding="utf-8")
 
-    def assemble(
-        self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int, progress: Any = None
-    ) -> list[Outcome]:
-        """Put the file together, under a temporary name that is renamed, and remove the parts.
+    def assemble(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> list[Outcome]:
+        """Put the file together from inputs ``(key, name)``, all dealt with, and remove the parts.
 
-        Parameters
-        ----------
-        inputs
-            ``(key, name)`` in the order of the file; all have been dealt with.
-        fractions
-            Shares of the subjects for training, validation and test.
-        seed
-            Decides which subject goes where.
-        progress
-            Called after each volume.
-
-        Returns
-        -------
-        list of Outcome
-            One per input.
+        Subjects are split by `assign_splits`.
 
         Raises
         ------
-        ValueError
+        NothingUsable
             If no input was usable. The parts stay.
         """
         import h5py
 
-        outcomes, rejected, used = [], [], []
-        with contextlib.ExitStack() as stack:
-            # inside the folder of parts: what a kill leaves behind is taken up or removed with it
-            whole = self.folder / "whole.h5.partial"
-            file = stack.enter_context(h5py.File(whole, "w"))
+        outcomes: list[Outcome] = []
+        rejected: list[tuple[int, str, str]] = []
+        whole = self.folder / "whole.h5"  # in here: what a kill leaves behind is removed with the parts
+        with new_file(whole) as file:
             volumes = file.create_group("volumes")
             known: dict[str, str] = {}
             if self.add:
-                with h5py.File(self.out) as old:
+                with open_checked(self.out) as old:
                     for name in sorted(old["volumes"]):
                         old.copy(old["volumes"][name], volumes, name)
                         known[volumes[name].attrs["data_sha256"]] = "a volume that the file has already"
                 rejected += rejected_inputs(self.out)
             for number, (key, name) in enumerate(inputs, start=1):
-                reason = self._reason(key)
-                if reason is None:
-                    with h5py.File(self.part(key)) as part:
+                record, reason = self.folder / f"{key}.json", ""
+                if record.exists():
+                    reason = json.loads(record.read_text(encoding="utf-8"))["reason"]
+                else:
+                    with h5py.File(self.folder / f"{key}.h5") as part:
                         digest = part.attrs["data_sha256"]
                         if digest in known:
                             reason = f"duplicate of {known[digest]}"
@@ -170,17 +145,16 @@ class PartStore:
                             target = f"{len(volumes):05d}"
                             part.copy(part, volumes, target)
                             notes = volumes[target].attrs["notes"]
-                            used.append(number)
                             status = "used in part" if "left out" in notes else "used"
                             outcomes.append(Outcome(number, name, status, notes))
-                if reason is not None:
+                if reason:
                     rejected.append((number, self.hashed(str(Path(name).resolve())), reason))
                     outcomes.append(Outcome(number, name, "left out", reason))
-                if progress is not None:
-                    progress()
-            if not len(volumes):
-                raise NothingUsable(outcomes)
-            self._finish(file, rejected, fractions, seed)
+            if len(volumes):
+                self._finish(file, rejected, fractions, seed)
+        if all(o.status == "left out" for o in outcomes) and not self.add:
+            whole.unlink()
+            raise NothingUsable(outcomes)
         os.replace(whole, self.out)
         shutil.rmtree(self.folder)
         return outcomes
@@ -191,14 +165,12 @@ class PartStore:
         groups = [file["volumes"][name] for name in sorted(file["volumes"])]
         fixed: dict[str, str] = {}
         for group in groups:
-            subject, split = group.attrs["subject"], group.attrs["split"]
-            if split:
-                fixed.setdefault(subject, split)
+            if group.attrs["split"]:
+                fixed.setdefault(group.attrs["subject"], group.attrs["split"])
         splits = assign_splits([g.attrs["subject"] for g in groups], fractions, seed, fixed)
         for group in groups:
             group.attrs["split"] = splits[group.attrs["subject"]]
-        for name, value in root_attributes(self.kind, self.voxel_size).items():
-            file.attrs[name] = value
+        file.attrs.update(root_attributes(self.kind, self.voxel_size))
         file.attrs["settings"] = json.dumps(self.settings, sort_keys=True)
         table = file.create_group("rejected")
         table["number"] = np.asarray([r[0] for r in rejected], np.int64)
@@ -206,21 +178,16 @@ class PartStore:
             texts = [r[column] for r in rejected]
             table.create_dataset(name, (len(texts),), h5py.string_dtype(), data=texts)
 
-    def _rejection(self, key: str) -> Path:
-        return self.folder / f"{key}.json"
-
-    def _reason(self, key: str) -> str | None:
-        if not self._rejection(key).exists():
-            return None
-        return json.loads(self._rejection(key).read_text(encoding="utf-8"))["reason"]
-
     def _take_up(self, key: bytes | None) -> bytes:
         """The key of these parts: that of an earlier run, else a new one. Compares the settings."""
         record = self.folder / "settings.json"
         if record.exists():
-            content = json.loads(record.read_text(encoding="utf-8"))
-            self._compare(content["settings"], f"{self.folder}, an unfinished build,")
-            earlier = bytes.fromhex(content["key"])
+            try:
+                content = json.loads(record.read_text(encoding="utf-8"))
+                settings, earlier = dict(content["settings"]), bytes.fromhex(content["key"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{record} is damaged ({error}): remove {self.folder} to begin anew") from error
+            self._compare(settings, f"{self.folder}, an unfinished build,")
             if key is not None and key != earlier:
                 raise ValueError(f"{self.folder} was begun with another --key: give that one, or remove the folder")
             return earlier
@@ -238,16 +205,3 @@ class PartStore:
                 f"{where} was made with other settings: {', '.join(differing)} differ ({name}: {found.get(name)!r} "
                 f"there, {self.settings.get(name)!r} asked for); give the same, or another --out"
             )
-
-
-class NothingUsable(ValueError):
-    """No input became a volume; ``outcomes`` tells why."""
-
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        super().__init__(f"none of the {len(outcomes)} inputs can be used: no file was written")
-        self.outcomes = outcomes
-
-
-def _file_settings(path: Path) -> dict[str, Any]:
-    with open_checked(path) as file:
-        return json.loads(file.attrs["settings"])

@@ -18,6 +18,9 @@ Subjects and sources are keyed hashes: there is no name, no path and no patient 
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...files.outputs import atomic_path
+from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
-from ...models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
+from ...models.intensity import FWHM_MM, INTENSITY_RULES, intensity_scale, tissue_maximum
 from ...patient.image import UnusableImage
 
 FORMAT = "sirf-diffusion training volumes"
@@ -41,8 +45,8 @@ SPLITS = ("train", "validation", "test")
 MASK_THRESHOLD = 0.1
 #: Smallest ratio of the hottest voxel to the mean that no tracer explains; float16 ends at 65504.
 _IMPLAUSIBLE_PEAK = 20_000.0
-
-_DTYPES = {"emission": "f2", "anatomy": "f2", "mu": "f2", "mask": "u1", "labels": "u1", "lesions": "u1"}
+#: Arrays of a volume and their types.
+DTYPES = {"emission": "f2", "anatomy": "f2", "mu": "f2", "mask": "u1", "labels": "u1", "lesions": "u1"}
 
 
 @dataclass
@@ -53,24 +57,16 @@ class Volume:
     ----------
     arrays
         By data set name; ``emission`` and ``mask`` are always there.
-    voxel_size
-        ``(z, y, x)`` in mm.
     subject, source
         Keyed hashes, or the numbers of simulated subjects.
-    intensity_scale
-        What the emission image was divided by, in its own units.
-    tracer
-        As the user or the simulator names it.
     split
         Wanted split, or empty: decided when the file is put together.
     modality
         What ``anatomy`` is: ``MR`` or ``CT``; empty without one.
-    notes
-        What was done to the image that a reader should know.
+    notes, details
+        What was done to the image that a reader should know; more attributes to write.
     label_names
         Names of the values of ``labels`` from 1 on.
-    details
-        More attributes to write: numbers and words.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -104,9 +100,12 @@ class Volume:
         if peak > _IMPLAUSIBLE_PEAK:
             raise UnusableImage(f"the hottest voxel is {peak:.0f} times the mean of the emitting voxels")
         image = image / scale
-        mask = gaussian_smooth(image, geometry, FWHM_MM) > MASK_THRESHOLD
-        arrays = {"emission": image.numpy(), "mask": mask.numpy()}
-        return cls(arrays, voxel_size, others.pop("subject"), others.pop("source"), scale, **others)
+        smoothed = gaussian_smooth(image, geometry, FWHM_MM)
+        arrays = {"emission": image.numpy(), "mask": (smoothed > MASK_THRESHOLD).numpy()}
+        volume = cls(arrays, voxel_size, others.pop("subject"), others.pop("source"), scale, **others)
+        if tissue_maximum(smoothed, geometry) < float(smoothed.max()):
+            volume.notes.append(f"a hot object of {peak:.0f} times the rest: scaled by the rest")
+        return volume
 
     def add_anatomy(self, anatomy: NDArray[np.float32], modality: str) -> None:
         """Scale an anatomical image on the same grid by the rule that reconstructions use, and keep it.
@@ -128,10 +127,10 @@ class Volume:
 def write_group(group: Any, volume: Volume) -> None:
     """Write a volume into an empty HDF5 group."""
     digests = {"emission": "", "anatomy": ""}
-    for name in _DTYPES:
+    for name, dtype in DTYPES.items():
         if name not in volume.arrays:
             continue
-        values = np.ascontiguousarray(volume.arrays[name], dtype=_DTYPES[name])
+        values = np.ascontiguousarray(volume.arrays[name], dtype=dtype)
         if name in digests:
             digests[name] = hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
         planes = int(np.clip(2**20 // max(values[0].nbytes, 1), 1, len(values)))
@@ -139,29 +138,60 @@ def write_group(group: Any, volume: Volume) -> None:
             name, data=values, chunks=(planes, *values.shape[1:]), compression="gzip", compression_opts=1,
             shuffle=True, fletcher32=True,
         )  # fmt: skip
-    attributes = group.attrs
-    for name in ("subject", "source", "tracer", "split", "modality"):
-        attributes[name] = getattr(volume, name)
-    for name, value in volume.details.items():
-        attributes[name] = value
-    attributes["voxel_size"] = volume.voxel_size
-    attributes["intensity_scale"] = volume.intensity_scale
-    attributes["notes"] = "; ".join(volume.notes)
-    attributes["data_sha256"], attributes["anatomy_sha256"] = digests["emission"], digests["anatomy"]
+    group.attrs.update({name: getattr(volume, name) for name in ("subject", "source", "tracer", "split", "modality")})
+    group.attrs.update(volume.details)
+    group.attrs.update({"voxel_size": volume.voxel_size, "intensity_scale": volume.intensity_scale})
+    group.attrs.update({f"{name.replace('emission', 'data')}_sha256": digest for name, digest in digests.items()})
+    group.attrs["notes"] = "; ".join(volume.notes)
     if volume.label_names:
         group["labels"].attrs["names"] = list(volume.label_names)
-    mask = volume.arrays["mask"]
     for axis, letter in enumerate("zyx"):
         others = tuple(k for k in range(3) if k != axis)
-        attributes[f"occupancy_{letter}"] = mask.mean(axis=others, dtype=np.float64).astype(np.float32)
+        occupancy = volume.arrays["mask"].mean(axis=others, dtype=np.float64).astype(np.float32)
+        group.attrs[f"occupancy_{letter}"] = occupancy
 
 
-def write_part(path: Path, volume: Volume) -> None:
-    """Write one volume as a file of its own, whole or not at all."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Any]:
+    """An HDF5 file to write, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, for example for a full disk; it has the file's name.
+    """
     import h5py
 
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        write_group(file, volume)
+    with atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            yield file
+        if disk.problem is not None:
+            reason = f"cannot be written ({disk.problem.strerror}): free some space and give the same command again"
+            raise OSError(disk.problem.errno, reason, str(path)) from disk.problem
+
+
+class _Disk(io.FileIO):
+    """A file that remembers why it could not be written: HDF5 does not survive a write that fails."""
+
+    problem: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write all of it; says so in any case."""
+        rest = memoryview(content)
+        while len(rest) and self.problem is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.problem = error
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, if that works."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.problem = self.problem or error
+            return size or 0
 
 
 def root_attributes(kind: str, voxel_size: tuple[float, float, float]) -> dict[str, Any]:

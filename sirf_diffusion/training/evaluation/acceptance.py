@@ -1,4 +1,4 @@
-"""Whether a model is good: denoising error, samples, scale equivariance and calibration, on subjects it never saw."""
+"""Whether a model is good: denoising error, samples, brightness and calibration, on subjects that it never saw."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import math
 import os
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...geometry.images import ImageGeometry
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
 from ..recipes import Recipe
 from ..sources import validation_set
-from .samples import unconditional_samples
 from .validation import Denoiser, ValidationSet, network_denoiser
 
 logger = logging.getLogger(__name__)
 
+#: Noise level at which sampling ends with one last denoising.
+LAST_SIGMA = 0.03
 #: Factors by which images are made brighter or darker.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 #: Noise levels, relative to the image's own brightness, at which that is looked at.
@@ -28,7 +31,7 @@ SCALE_SIGMAS = (0.1, 0.4, 1.6)
 #: Mean activity of the emitting pixels that samples should have, and how far from it they may be.
 SAMPLE_MEAN, SAMPLE_TOLERANCE = 1.0, 0.3
 _EMITTING = 0.1
-#: Side of the cubes that a network of volumes is judged on, if its file does not tell that of its training.
+#: Side of the cubes that a network of volumes is evaluated on, if its file does not tell that of its training.
 _CUBE = 48
 
 
@@ -97,15 +100,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    *,
-    split: str | None = None,
-    size: int | None = None,
-    num_samples: int = 8,
-    num_steps: int = 60,
-    device: str = "auto",
-) -> Evaluation:
+    model: str | os.PathLike[str], data: str | os.PathLike[str], *, split: str | None = None, size: int | None = None,
+    num_samples: int = 8, num_steps: int = 60, device: str = "auto",
+) -> Evaluation:  # fmt: skip
     """Evaluate a model on volumes of a data file.
 
     Parameters
@@ -118,11 +115,9 @@ def evaluate(
         Which volumes; default the first of test, validation, train that the file has.
     size
         Side of the unconditional samples in pixels; default 128, or that of the training's cubes for a network of
-        volumes (on which it is then judged, too).
+        volumes (on which it is then evaluated, too).
     num_samples, num_steps
         How many, and in how many steps.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
@@ -144,44 +139,31 @@ def evaluate(
     else:
         raise ValueError(f"{data} has no volumes in {' or '.join(splits)}: see sirf-diffusion data show {data}")
     if chosen == "train":
-        logger.warning("%s has neither test nor validation volumes: the model is judged on training volumes", data)
-    return evaluate_on(
-        loaded, slices, model=os.fspath(model), data=os.path.basename(data), split=chosen,
-        size=size or (128 if loaded.spatial_dims == 2 else max(recipe.crops)),
-        num_samples=num_samples, num_steps=num_steps,
-    )  # fmt: skip
-
-
-def evaluate_on(
-    model_: ScoreModel, slices: ValidationSet, *, model: str, data: str, split: str, size: int, num_samples: int,
-    num_steps: int,
-) -> Evaluation:  # fmt: skip
-    """Evaluate a model on given slices; see `evaluate`."""
-    denoise = network_denoiser(model_.network, model_.schedule, model_.prediction, model_.time_input)
+        logger.warning("%s has neither test nor validation volumes: the model is evaluated on training volumes", data)
+    denoise = network_denoiser(loaded.network, loaded.schedule, loaded.prediction, loaded.time_input)
     sigmas = slices.sigmas
     blind: dict[float, float] = {}
-    if model_.in_channels == 2:
+    if loaded.in_channels == 2:
         blind = {s: slices.error(lambda u, s_, p, a: denoise(u, s_, p, torch.zeros_like(a)), s) for s in sigmas}
-    balance, predicted = {}, {}
-    for sigma in sigmas:
-        balance[sigma], predicted[sigma] = calibration(slices, denoise, sigma)
-    samples = unconditional_samples(model_, num_samples, size, num_steps)
+    ratios = {sigma: calibration(slices, denoise, sigma) for sigma in sigmas}
+    size = size or (128 if loaded.spatial_dims == 2 else max(recipe.crops))
+    samples = unconditional_samples(loaded, num_samples, size, num_steps)
     means = [float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples]
     return Evaluation(
-        model=model,
-        about={"sha256": model_.hash, "architecture": model_.architecture.to_dict() if model_.architecture else None,
-               "schedule": model_.schedule.to_config(), "prediction": model_.prediction,
-               "voxel_size_mm": list(model_.voxel_size), "parameters": _parameters(model_), **model_.metadata},
-        data=data,
-        split=split,
+        model=os.fspath(model),
+        about={"sha256": loaded.hash, "architecture": loaded.architecture.to_dict() if loaded.architecture else None,
+               "schedule": loaded.schedule.to_config(), "prediction": loaded.prediction,
+               "voxel_size_mm": list(loaded.voxel_size), "parameters": _parameters(loaded), **loaded.metadata},
+        data=os.path.basename(data),
+        split=chosen,
         num_slices=len(slices.slices),
         network={s: slices.error(denoise, s) for s in sigmas},
         gaussian=slices.gaussian_errors(),
         non_local_means=slices.non_local_means_errors(),
         unconditional=blind,
         scales=scale_errors(slices, denoise),
-        balance=balance,
-        predicted=predicted,
+        balance={sigma: ratio[0] for sigma, ratio in ratios.items()},
+        predicted={sigma: ratio[1] for sigma, ratio in ratios.items()},
         sample_means=means,
         samples=samples,
     )  # fmt: skip
@@ -228,6 +210,43 @@ def calibration(slices: ValidationSet, denoise: Denoiser, sigma: float) -> tuple
     return balance, math.sqrt(max(sigma * sigma * divergence, 0.0) / error) if error else math.inf
 
 
+def unconditional_samples(
+    model: ScoreModel, count: int, size: int, num_steps: int = 60, seed: int = 0, eta: float = 0.85
+) -> Tensor:
+    """Transverse slices ``[count, size, size]`` drawn from the prior alone, in network units.
+
+    Of a network of volumes, the middle slices of cubes. A conditional model is shown no anatomical image.
+    """
+    guidance = -1.0 if model.in_channels == 2 else 0.0
+    depth = size if model.spatial_dims == 3 else 1
+    bound = model.on(ImageGeometry((depth, size, size), model.voxel_size), 1.0, guidance=guidance)
+    schedule, generator = model.schedule, torch.Generator().manual_seed(seed)
+    last = max(LAST_SIGMA, schedule.sigma(float(schedule.t_min)))
+    times = [float(t) for t in schedule.timesteps(num_steps, schedule.t_of_sigma(last))]
+    # The highest level of a variance-exploding schedule is far from 1.
+    start = schedule.nu(times[0])
+    u = start * torch.randn((count, *bound.latent_shape), generator=generator).to(bound.device)
+    for t, t_next in pairwise(times):
+        u0, eps = bound.predict(u, t)
+        noise = torch.randn(u.shape, generator=generator).to(u)
+        u = schedule.ddim_step(u0, eps, t, t_next, eta, noise)
+    clean = bound.predict(u, times[-1])[0].clamp(min=0)
+    return clean[:, clean.shape[1] // 2].cpu()
+
+
+def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
+    """Contact sheet of slices ``[n, h, w]`` as a picture; 0 is white, 2.2 times the mean activity black."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.2 * rows), layout="constrained")
+    for k, image in enumerate(images):
+        axis = figure.add_subplot(rows, columns, k + 1)
+        axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=2.2)
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
+
+
 def _within(slices: ValidationSet, sigma: float) -> bool:
     schedule = slices.schedule
     return schedule.sigma(float(schedule.t_min)) <= sigma <= schedule.sigma(float(schedule.t_max))
@@ -239,7 +258,7 @@ def _recipe(model: ScoreModel) -> Recipe:
         raise ValueError("the model does not tell its network: only models from files can be evaluated")
     planes = (0, 1, 2) if model.architecture.num_class_embeds in (0, 3) else (0,)
     return Recipe(
-        "evaluation", "", (), (), architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
+        "evaluation", architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
         time_input=model.time_input, planes=planes, crops=(_side(model),),
     )  # fmt: skip
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...files.outputs import jsonable, write_json
-from .acceptance import Evaluation
-from .samples import save_sheet
+from .acceptance import Evaluation, save_sheet
 
 
 def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
@@ -23,60 +23,52 @@ def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(17, "the folder is not empty: choose another, or remove it", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    draw_denoising(evaluation, folder / "denoising.png")
+    _draw_denoising(evaluation, folder / "denoising.png")
     save_sheet(evaluation.samples, folder / "samples.png")
-    draw_scales(evaluation, folder / "scales.png")
-    draw_calibration(evaluation, folder / "calibration.png")
+    _draw_scales(evaluation, folder / "scales.png")
+    _draw_calibration(evaluation, folder / "calibration.png")
     write_json(folder / "report.json", _numbers(evaluation))
     card = folder / "README.md"
     card.write_text("\n".join(_text(evaluation)) + "\n", encoding="utf-8")
     return card
 
 
-def draw_denoising(evaluation: Evaluation, path: Path) -> None:
+def _draw_denoising(evaluation: Evaluation, path: Path) -> None:
     """Error against noise level, beside the filters."""
-    figure, axes = _figure("noise level (mean activity = 1)", "root mean squared error", log=True)
-    for name, errors, style in (
-        ("best Gaussian filter", evaluation.gaussian, {"color": "0.6", "linestyle": "--"}),
-        ("best non-local means", evaluation.non_local_means, {"color": "0.4", "linestyle": ":"}),
-        ("network, no anatomical image", evaluation.unconditional, {"color": "tab:orange"}),
-        ("network", evaluation.network, {"color": "tab:blue"}),
-    ):
-        if errors:
-            axes.plot(list(errors), list(errors.values()), marker="o", label=name, **style)
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    curves = {
+        "best Gaussian filter": evaluation.gaussian, "best non-local means": evaluation.non_local_means,
+        "network, no anatomical image": evaluation.unconditional, "network": evaluation.network,
+    }  # fmt: skip
+    _draw(path, curves, "noise level (mean activity = 1)", "root mean squared error", xscale="log", yscale="log")
 
 
-def draw_scales(evaluation: Evaluation, path: Path) -> None:
+def _draw_scales(evaluation: Evaluation, path: Path) -> None:
     """Error against the brightness of the image."""
-    figure, axes = _figure("brightness of the image", "root mean squared error / brightness")
-    for sigma, errors in evaluation.scales.items():
-        axes.plot(list(errors), list(errors.values()), marker="o", label=f"noise level {sigma:g}")
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    curves = {f"noise level {sigma:g}": errors for sigma, errors in evaluation.scales.items()}
+    _draw(path, curves, "brightness of the image", "root mean squared error / brightness")
 
 
-def draw_calibration(evaluation: Evaluation, path: Path) -> None:
+def _draw_calibration(evaluation: Evaluation, path: Path) -> None:
     """The two ratios that should be 1."""
-    figure, axes = _figure("noise level (mean activity = 1)", "ratio")
-    axes.set_xscale("log")
-    axes.axhline(1, color="0.6", linestyle="--")
-    axes.plot(list(evaluation.balance), list(evaluation.balance.values()), marker="o", label="noise balance")
-    predicted = evaluation.predicted
-    axes.plot(list(predicted), list(predicted.values()), marker="o", label="predicted / actual error")
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    curves = {
+        "noise balance": evaluation.balance, "predicted / actual error": evaluation.predicted,
+        "right": dict.fromkeys(evaluation.balance, 1.0),
+    }  # fmt: skip
+    _draw(path, curves, "noise level (mean activity = 1)", "ratio", xscale="log")
 
 
-def _figure(xlabel: str, ylabel: str, log: bool = False) -> tuple[Any, Any]:
+def _draw(path: Path, curves: dict[str, dict[float, float]], xlabel: str, ylabel: str, **scales: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
+    axes.set(xlabel=xlabel, ylabel=ylabel, **scales)
     axes.grid(alpha=0.3, which="both")
-    return figure, axes
+    for name, values in curves.items():
+        if values:
+            axes.plot(list(values), list(values.values()), marker="o", label=name)
+    axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 def _text(evaluation: Evaluation) -> list[str]:
@@ -91,7 +83,7 @@ def _text(evaluation: Evaluation) -> list[str]:
         "trained": f"imported: {training['imported']}" if "imported" in training else f"{training.get('steps')} steps",
         "licence": about["licence"] or "not told",
         "SHA-256": f"`{about['sha256']}`",
-        "judged on": f"{evaluation.num_slices} {_pieces(about)} of the {evaluation.split} volumes of {evaluation.data}",
+        "data": f"{evaluation.num_slices} {_pieces(about)} of the {evaluation.split} volumes of {evaluation.data}",
     }
     lines = [f"# {Path(evaluation.model).stem}", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
@@ -102,13 +94,9 @@ def _text(evaluation: Evaluation) -> list[str]:
     lines += [f"Mean activity of emitting pixels: {', '.join(f'{v:.2f}' for v in evaluation.sample_means)}.", ""]
     lines += ["![Samples](samples.png)", "", "## Brighter and darker images", ""]
     lines += ["Flat curves: the model does not mind the intensity scale.", "", "![Scales](scales.png)", ""]
-    lines += [
-        "## Calibration",
-        "",
-        "Both ratios are 1 for a perfect model: the noise that is taken away with the error",
-    ]
-    lines += ["that is left against the noise put in, and the error that the model's Jacobian predicts against the"]
-    lines += ["actual one.", ""]
+    lines += ["## Calibration", ""]
+    lines += ["Both ratios are 1 for a perfect model: the noise that is taken away with the error that is left against"]
+    lines += ["the noise put in, and the error that the model's Jacobian predicts against the actual one.", ""]
     return [*lines, "![Calibration](calibration.png)"]
 
 
@@ -134,17 +122,12 @@ def denoising_table(evaluation: Evaluation) -> list[str]:
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("network", "gaussian", "non_local_means", "unconditional", "balance", "predicted")
-    return jsonable(
-        {
-            "model": evaluation.model,
-            "about": evaluation.about,
-            "data": evaluation.data,
-            "split": evaluation.split,
-            "num_slices": evaluation.num_slices,
-            **{name: {f"{s:g}": v for s, v in getattr(evaluation, name).items()} for name in names},
-            "scales": {f"{s:g}": {f"{a:g}": v for a, v in by.items()} for s, by in evaluation.scales.items()},
-            "sample_means": evaluation.sample_means,
-            "checks": [{"name": c.name, "passed": c.passed, "found": c.found} for c in evaluation.checks()],
-        }
-    )
+    content = {name: value for name, value in vars(evaluation).items() if name != "samples"}
+    return jsonable(_with_named_levels(content) | {"checks": [asdict(check) for check in evaluation.checks()]})
+
+
+def _with_named_levels(content: Any) -> Any:
+    """Noise levels and scales as texts that are easily looked up: 0.4, and 1 instead of 1.0."""
+    if not isinstance(content, dict):
+        return content
+    return {f"{k:g}" if isinstance(k, float) else k: _with_named_levels(value) for k, value in content.items()}

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad
 
+from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
-from ...models.intensity import gaussian_smooth
 from ...models.networks import network_time
 from ...models.schedules import NoiseSchedule, denoised_and_noise
-from .non_local_means import STRENGTHS, non_local_means
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 GAUSSIAN_FWHM_PIXELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 14.0, 20.0, 30.0)
+#: Of non-local means: strengths ``h / sigma`` that are tried.
+STRENGTHS = (0.3, 0.5, 0.7, 1.0)
+REACH = 6
+PATCH = 5
 _BATCH = 48
 _BATCH_OF_CUBES = 2
 
@@ -37,39 +41,29 @@ class ValidationSet:
     schedule: NoiseSchedule
 
     @classmethod
-    def from_volumes(
-        cls,
-        volumes: Tensor,
-        schedule: NoiseSchedule,
-        per_plane: int = 4,
-        *,
-        anatomies: Tensor | None = None,
-        conditional: bool = False,
-        planes: tuple[int, ...] = (0, 1, 2),
-        multiple: int = 1,
-        cube: int | None = None,
-    ) -> ValidationSet:
-        """Equidistant slices of each orientation from volumes ``[n, z, y, x]``; or cubes of this side, if it is given.
+    def from_volume(
+        cls, volume: Tensor, schedule: NoiseSchedule, *, anatomy: Tensor | None = None, conditional: bool = False,
+        planes: tuple[int, ...] = (0, 1, 2), multiple: int = 1, cube: int | None = None,
+    ) -> ValidationSet:  # fmt: skip
+        """Four equidistant slices of each orientation of a volume ``[z, y, x]``; or two cubes of this side, if given.
 
-        For a conditional network they come with the slices of ``anatomies``, zeros if there are none. Slices are padded
-        by air to a multiple of what the network needs.
+        For a conditional network they come with the slices of ``anatomy``, zeros if there is none. Slices are padded by
+        air to a multiple of what the network needs.
         """
-        slices, orientations = [], []
-        stacks = [volumes]
+        stack = [volume.float()]
         if conditional:
-            stacks.append(torch.zeros_like(volumes) if anatomies is None else anatomies)
-        for k in range(len(volumes)):
-            if cube is not None:
-                slices += _cubes(torch.stack([stack[k] for stack in stacks]).float(), cube)
-                continue
-            for plane in planes:
-                size = volumes.shape[1 + plane]
-                for i in range(per_plane):
-                    index = int(size * (0.25 + 0.55 * i / (per_plane - 1)))
-                    image = torch.stack([stack[k].select(plane, index).float() for stack in stacks])
-                    slices.append(_padded(image, multiple))
-                    orientations.append(plane)
-        return cls(slices, orientations or [0] * len(slices), schedule)
+            stack.append(torch.zeros_like(stack[0]) if anatomy is None else anatomy.float())
+        images = torch.stack(stack)
+        if cube is not None:
+            cubes = _cubes(images, cube)
+            return cls(cubes, [0] * len(cubes), schedule)
+        slices, orientations = [], []
+        for plane in planes:
+            for i in range(4):
+                index = int(volume.shape[plane] * (0.25 + 0.55 * i / 3))
+                slices.append(_padded(images.select(1 + plane, index), multiple))
+                orientations.append(plane)
+        return cls(slices, orientations, schedule)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -150,6 +144,34 @@ def network_denoiser(
     return denoise
 
 
+def non_local_means(images: Tensor, sigma: float, strengths: tuple[float, ...] = STRENGTHS) -> list[Tensor]:
+    r"""Weighted mean over the pixels whose neighbourhoods look alike.
+
+    ``sum_k w_k u_k / sum_k w_k`` over the displacements ``k`` of up to 6 pixels, with
+    ``w_k = exp(-max(d_k^2 - 2 sigma^2, 0) / (h sigma)^2)`` and ``d_k^2`` the mean squared difference of the 5 x 5
+    patches (Buades, Coll and Morel 2005, doi:10.1109/CVPR.2005.38). Neighbourhoods are mirrored at the border.
+
+    Returns slices ``[n, 1, h, w]``, larger than 8 pixels, filtered with each of the strengths ``h``, in units of the
+    noise's standard deviation ``sigma``.
+    """
+    margin = REACH + PATCH // 2
+    height, width = images.shape[-2:]
+    wide = pad(images, (margin,) * 4, mode="reflect")
+    inner = PATCH // 2
+    centre = wide[..., REACH : REACH + height + 2 * inner, REACH : REACH + width + 2 * inner]
+    totals, weights = ([torch.zeros_like(images) for _ in strengths] for _ in range(2))
+    for dy in range(2 * REACH + 1):
+        for dx in range(2 * REACH + 1):
+            other = wide[..., dy : dy + height + 2 * inner, dx : dx + width + 2 * inner]
+            excess = (avg_pool2d((other - centre).square(), PATCH, 1) - 2 * sigma * sigma).clamp_min_(0)
+            shifted = other[..., inner : inner + height, inner : inner + width]
+            for k, strength in enumerate(strengths):
+                weight = torch.exp(excess / -((strength * sigma) ** 2))
+                totals[k].addcmul_(weight, shifted)
+                weights[k] += weight
+    return [total / weight for total, weight in zip(totals, weights, strict=True)]
+
+
 def _smooth(images: Tensor, fwhm_pixels: float) -> Tensor:
     # A slice [n, 1, h, w] is a volume of one plane.
     geometry = ImageGeometry(tuple(images.shape[-3:]), (1.0, 1.0, 1.0))
@@ -163,7 +185,7 @@ def _as_slices(images: Tensor) -> Tensor:
 def _cubes(volume: Tensor, side: int) -> list[Tensor]:
     """Two cubes on the axis of the body from ``[channels, z, y, x]``, at a third and two thirds of its length."""
     wide = [max(side - size, 0) for size in volume.shape[1:]]
-    volume = torch.nn.functional.pad(volume, [pad for gap in reversed(wide) for pad in (gap // 2, gap - gap // 2)])
+    volume = pad(volume, [n for gap in reversed(wide) for n in (gap // 2, gap - gap // 2)])
     depth, height, width = (size - side for size in volume.shape[1:])
     y, x = height // 2, width // 2
     return [volume[:, z : z + side, y : y + side, x : x + side] for z in sorted({depth // 3, depth - depth // 3})]
@@ -171,4 +193,4 @@ def _cubes(volume: Tensor, side: int) -> list[Tensor]:
 
 def _padded(image: Tensor, multiple: int) -> Tensor:
     height, width = (-size % multiple for size in image.shape[-2:])
-    return torch.nn.functional.pad(image, (width // 2, width - width // 2, height // 2, height - height // 2))
+    return pad(image, (width // 2, width - width // 2, height // 2, height - height // 2))
