@@ -131,9 +131,10 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
     assert ran.returncode == 0, ran.output
 
     kept, objective = objective_of(stir, scan.par("likelihood2"))
-    reconstructor = DDSReconstructor(
+    warm = torch.from_numpy(scan.image("warm_2"))
+    reconstructor = DDSReconstructor.published(
         objective,
-        ScoreModel.load("brain-fdg"),
+        ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True),
         num_steps=steps,
         seed=seed,
         eta=eta,
@@ -141,7 +142,7 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
         anchor_strength=0.0,
         smoothing=0.0,
     )
-    reconstructor.set_up(torch.from_numpy(scan.image("warm_2")))
+    reconstructor.set_up(warm)
     expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
     found = scan.image(f"dds_{(steps + 1) * interval}")
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)

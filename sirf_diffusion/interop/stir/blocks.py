@@ -215,7 +215,7 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("number of steps", "0", count()),
-            BlockKey("eta", "0.85", number(0, 1)),
+            BlockKey("eta", "1", number(0, 1)),
             BlockKey("final noise level", "0.05", number()),
             *_LOOKS,
             BlockKey("anchor strength", "0", number()),

@@ -37,7 +37,7 @@ class SamplerCallback:
 
     This is the loop of `sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor` with the subiterations as
     its data step: Singh et al. 2024, MELBA 2:547. Without a prior and with the same order of subsets, it gives the
-    image of ``DDSReconstructor(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations, with the
+    image of ``DDSReconstructor.published(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations, with the
     same noise for the same seed.
 
     Parameters
@@ -67,7 +67,7 @@ class SamplerCallback:
         model: ScoreModel,
         num_steps: int,
         *,
-        eta: float = 0.85,
+        eta: float = 1.0,
         final_noise_level: float = 0.05,
         planes: str | None = None,
         intensity_scale: float = 0.0,
