@@ -170,12 +170,6 @@ def test_where_the_network_is_linear_two_balanced_samples_have_the_mean_of_infin
     assert not torch.allclose(means[1], start.to(means[1]), atol=0.1)
 
 
-def test_an_unknown_noise_is_refused():
-    objective, _ = make_toy(SHAPES[0])
-    with pytest.raises(ValueError, match="balanced, independent"):
-        run(DDSReconstructor, objective, noise="antithetic")
-
-
 @each_method
 def test_seeds(method):
     objective, _ = make_toy(SHAPES[1])

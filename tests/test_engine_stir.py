@@ -224,9 +224,9 @@ def model():
 METHODS = {
     "OSEM": lambda o, m: OSEM(o, 4),
     "MAP-EM": lambda o, m: MAPEM(o, RelativeDifferencePenalty(o.geometry, 1.0, epsilon=0.05), 8),
-    "DDS": lambda o, m: DDSReconstructor(o, m, num_steps=6, num_inner=3, anchor_strength=10.0),
-    "HQS": lambda o, m: HQSReconstructor(o, m, num_steps=6, beta=12.0),
-    "LiSch": lambda o, m: LikelihoodScheduledReconstructor(o, m, num_steps=6, smoothing=8.0),
+    "DDS": lambda o, m: DDSReconstructor.published(o, m, num_steps=6, num_inner=3, anchor_strength=10.0),
+    "HQS": lambda o, m: HQSReconstructor.published(o, m, num_steps=6, beta=12.0),
+    "LiSch": lambda o, m: LikelihoodScheduledReconstructor.published(o, m, num_steps=6, smoothing=8.0),
 }
 
 
@@ -236,7 +236,7 @@ def test_every_reconstructor_gives_the_image_of_the_embedded_engine(slice_, mode
     bound = model.on(stir.geometry, intensity_scale(truth, stir.geometry))
     runs = [METHODS[method](objective, bound) for objective in (stir, embedded)]
     for run in runs:
-        run.set_up(run.objective.uniform_image())
+        run.set_up(embedded.uniform_image())  # from one image: early ones differ as the subsets do
         run.process()
     image, expected = stir.to_tensor(runs[0].get_output()), runs[1].get_output()
     assert relative(image, expected) < 0.03

@@ -74,9 +74,3 @@ def test_the_pull_grows_as_the_noise_falls():
     HQSReconstructor.published(objective, model, num_steps=12, num_inner=20, callbacks=[record]).process()
     distances = [float((x - image).norm()) for x in record.images]
     assert distances == sorted(distances, reverse=True)
-
-
-def test_beta_must_be_positive():
-    objective, _ = make_toy((1, 8, 8))
-    with pytest.raises(ValueError, match="beta"):
-        HQSReconstructor.published(objective, ToyModel(identity).on(objective.geometry, 1.0), beta=0.0)

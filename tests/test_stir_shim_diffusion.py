@@ -113,7 +113,7 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
 
     kept, objective = objective_of(stir, scan.par("likelihood2"))
     warm = torch.from_numpy(warm)
-    reconstructor = DDSReconstructor(
+    reconstructor = DDSReconstructor.published(
         objective,
         ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True),
         num_steps=steps,

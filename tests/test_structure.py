@@ -31,10 +31,10 @@ def test_only_the_environment_stands_beside_the_rooms():
     assert alone == {"sirf_diffusion.environment"}
 
 
-@pytest.mark.parametrize("source", ["def f():\n    from .study import x", "if TYPE_CHECKING:\n    from .study import x"])
-def test_an_upward_import_is_found_wherever_it_stands(tmp_path, source):
+@pytest.mark.parametrize("where", ["def f():", "if TYPE_CHECKING:"])
+def test_an_upward_import_is_found_wherever_it_stands(tmp_path, where):
     path = tmp_path / "environment.py"
-    path.write_text(source)
+    path.write_text(f"{where}\n    from .study import x")
     known = {**PACKAGE, "sirf_diffusion.environment": path}
     found = [one.target for one in upward(known) if one.module == "sirf_diffusion.environment"]
     assert "sirf_diffusion.study" in found

@@ -107,7 +107,7 @@ class DeepImagePrior(Reconstructor):
                 self.counter.evaluations += 1
             self.counter.seconds += time.perf_counter() - began
             x = raise_zeros(self.intensity_scale * drawn.detach(), sensitivity)
-            if self.callbacks and self._notify(self._step(number, x, evaluation.value)):
+            if self.callbacks and self._notify(self._iteration(number, x, evaluation.value)):
                 break
         return x
 
@@ -118,14 +118,6 @@ class DeepImagePrior(Reconstructor):
             return _waves(self.num_channels, height, width, generator)
         source = self.anatomical.float().cpu() / self.anatomical.float().cpu().amax()
         return functional.pad(source[None], (0, width - source.shape[-1], 0, height - source.shape[-2]))
-
-    def _step(self, number: int, x: Tensor, value: Tensor) -> StepRecord:
-        seconds = time.perf_counter() - self._start
-        step = StepRecord.of_iteration(
-            self.method, number, self.num_iterations, x, value, self.objective.counter, seconds
-        )
-        step.network_evaluations = self.counter.evaluations
-        return step
 
     def _spent(self) -> Cost:
         return Cost.now(self.objective, self)

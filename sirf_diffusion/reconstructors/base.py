@@ -16,7 +16,7 @@ from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
 from ..geometry.checks import check_finite
-from .records import Cost
+from .records import Cost, StepRecord
 from .settings import Settings, listed
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Reconstructor(ABC):
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    num_iterations: int = 0
 
     @classmethod
     def parts(cls) -> tuple[type[Settings], ...]:
@@ -171,6 +172,21 @@ class Reconstructor(ABC):
         cost = self._spent() - self._before
         cost.total += time.perf_counter() - self._start
         return cost
+
+    def _iteration(self, number: int, x: Tensor, log_likelihood: Tensor | None) -> StepRecord:
+        """Record of an iteration without noise levels; ``log_likelihood`` is that of the image before it."""
+        cost, before = self._spent(), None if log_likelihood is None else log_likelihood.reshape(-1).tolist()
+        return StepRecord(
+            self.method,
+            number,
+            self.num_iterations,
+            x,
+            log_likelihood_before=before,
+            forward=cost.forward,
+            back=cost.back,
+            network_evaluations=cost.evaluations,
+            seconds=time.perf_counter() - self._start,
+        )
 
     def _checked_image(self, image: Tensor, like: Tensor) -> Tensor:
         shape = tuple(self.objective.geometry.shape)

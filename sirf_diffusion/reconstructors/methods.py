@@ -38,20 +38,9 @@ QUICK_NUM_SAMPLES = 2
 class Method:
     """A reconstructor by its name.
 
-    Parameters
-    ----------
-    kind
-        Its class.
-    name, title, about
-        On the command line, in figures, and one line for help.
-    uses_model, samples
-        Whether a score model is needed, and whether posterior samples are drawn; otherwise it gives one image.
-    num_subsets
-        Wanted number of subsets; the largest one below it that divides the views evenly is used.
-    adaptation
-        Name of the adaptation of the network that belongs to it, see `ADAPTATIONS`.
-    settings, volumes, quick
-        Defaults in slices; others for volumes that are not seen as transverse slices only; others for a quick look.
+    ``title`` is for figures, ``about`` for help. The objective is to have the largest number of subsets up to
+    ``num_subsets`` that divides the views. ``settings`` are the defaults in slices, ``volumes`` others for volumes that
+    are not seen as transverse slices only, ``quick`` others for a quick look. ``adaptation`` is the name of its own.
     """
 
     kind: type[Reconstructor]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engines.objective import Objective, ProjectionCounter
+from ..engines.objective import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,6 @@ class StepRecord:
 
     Parameters
     ----------
-    method
-        Name of the method, as in the run's record.
     step, num_steps
         Steps done, counted from 1, and steps planned. A step is an epoch (OSEM, MAP-EM) or a noise level.
     x
@@ -29,21 +27,13 @@ class StepRecord:
         callback that keeps it must clone it.
     t, sigma
         Diffusion time and relative noise level ``nu / gamma`` of the step.
-    log_likelihood_before, log_likelihood_after
+    log_likelihood_before, log_likelihood_after, target
         Per sample, of the denoised image and of the image after the data step; None where the method did not compute
-        it.
-    target
-        Log-likelihood that the data step had to reach.
-    num_inner
-        Data-step updates, per sample.
-    loss
-        Of the network's adaptation, before its first update at this noise level.
-    forward, back
-        Projections so far, in full-data equivalents, all samples and the preparation included.
-    network_evaluations
-        Network evaluations so far (volumes denoised).
-    seconds
-        Wall time so far.
+        it. What the data step had to reach.
+    num_inner, loss
+        Data-step updates, per sample; of the network's adaptation, before its first update at this noise level.
+    forward, back, network_evaluations, seconds
+        So far: projections in full-data equivalents, images or volumes denoised, wall time.
     checkpoint
         Called without arguments, gives all that is needed to go on from here; None if the method cannot be resumed.
     """
@@ -64,30 +54,6 @@ class StepRecord:
     network_evaluations: int = 0
     seconds: float = 0.0
     checkpoint: Callable[[], Any] | None = field(default=None, repr=False)
-
-    @classmethod
-    def of_iteration(
-        cls,
-        method: str,
-        step: int,
-        num_steps: int,
-        x: Tensor,
-        log_likelihood: Tensor | None,
-        counter: ProjectionCounter,
-        seconds: float,
-    ) -> StepRecord:
-        """Record of an iteration without noise levels; ``log_likelihood`` is that of the image before the iteration."""
-        before = None if log_likelihood is None else [float(v) for v in log_likelihood.reshape(-1)]
-        return cls(
-            method,
-            step,
-            num_steps,
-            x,
-            log_likelihood_before=before,
-            forward=counter.forward,
-            back=counter.back,
-            seconds=seconds,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """The step's numbers (everything but the image), ready for JSON."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -118,7 +117,7 @@ class MAPEM(Reconstructor):
                 if iterate.penalty is not None:
                     objective_trace.append(float(known - iterate.penalty))
             last = number > self.num_iterations
-            if not last and self.callbacks and self._notify(self._step(number, iterate)):
+            if not last and self.callbacks and self._notify(self._iteration(number, x, iterate.log_likelihood)):
                 break
         if objective_trace:
             self._extras["objective"] = objective_trace
@@ -144,14 +143,6 @@ class MAPEM(Reconstructor):
 
     def _bsrem(self) -> Iterator[Iterate]:
         return bsrem(self.objective, self.prior, self._initial, self.num_iterations, self.subset_order)
-
-    def _step(self, number: int, iterate: Iterate) -> StepRecord:
-        seconds = time.perf_counter() - self._start
-        step = StepRecord.of_iteration(
-            self.method, number, self.num_iterations, iterate.x, iterate.log_likelihood, self.objective.counter, seconds
-        )
-        step.network_evaluations = self._spent().evaluations
-        return step
 
     def _spent(self) -> Cost:
         return Cost.now(self.objective, self.prior)

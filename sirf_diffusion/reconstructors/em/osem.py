@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -88,23 +87,12 @@ class OSEM(Reconstructor):
                     self._trace.append(float(before))
                 x = self._update(x, subset, evaluation)
             check_finite(x, f"the image after epoch {epoch + 1}")
-            if self.callbacks and self._notify(self._step(epoch + 1, x, before)):
+            if self.callbacks and self._notify(self._iteration(epoch + 1, x, before)):
                 break
         return x
 
     def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation) -> Tensor:
         return em_update(self.objective, x, subset, evaluation=evaluation)
-
-    def _step(self, epoch: int, x: Tensor, before: Tensor | None) -> StepRecord:
-        return StepRecord.of_iteration(
-            self.method,
-            epoch,
-            self.num_iterations,
-            x,
-            before,
-            self.objective.counter,
-            time.perf_counter() - self._start,
-        )
 
 
 class MLEM(OSEM):
