@@ -21,7 +21,7 @@ import torch
 
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
-from sirf_diffusion.reconstructors.build import build_adaptation, build_reconstructor
+from sirf_diffusion.reconstructors.methods import build_adaptation, build_reconstructor
 from sirf_diffusion.simulation.domain_shift import CASES, simulate_case
 from sirf_diffusion.study.metrics import nrmse
 

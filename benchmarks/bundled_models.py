@@ -26,8 +26,7 @@ from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.measures import image_measures
 from benchmarks.bench.problem import Problem
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.reconstructors.build import build_reconstructor
-from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
 from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, build_phantoms
 

@@ -33,7 +33,8 @@ from sirf_diffusion.simulation.parametric import draw_parametric_activity
 from sirf_diffusion.simulation.perturbations import PERTURBATIONS
 from sirf_diffusion.study.fitness import DistributionCheck, check_distribution
 from sirf_diffusion.study.metrics import nrmse
-from sirf_diffusion.study.reconstruction import Reconstruction, reconstruct
+from sirf_diffusion.study.reconstruction import reconstruct
+from sirf_diffusion.study.result import Reconstruction
 
 
 def figure(path: Path, subject: int) -> None:

@@ -28,15 +28,14 @@ from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.acquisition_model import largest_num_subsets
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
-from sirf_diffusion.reconstructors.build import build_reconstructor
-from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
 from sirf_diffusion.simulation.acquisition import centred
 from sirf_diffusion.study.metrics import nrmse, psnr, ssim
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)
 STRENGTHS = {
     "map-rdp": {"penalisation_factor": (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)},
-    "map-score": {"sigma": (0.1, 0.2, 0.3, 0.4), "penalisation_factor": (0.1, 0.2, 0.25, 0.35, 1.0)},
+    "map-score": {"noise_level": (0.1, 0.2, 0.3, 0.4), "penalisation_factor": (0.1, 0.2, 0.25, 0.35, 1.0)},
     "dds": {"anchor_strength": (2.5, 5.0, 10.0), "smoothing": (0.0, 8.0, 12.0, 20.0), "eta": (0.85, 1.0)},
     "hqs": {"beta": (3.0, 6.0, 12.0, 24.0)},
     "lisch": {

@@ -27,9 +27,9 @@ from sirf_diffusion.engines.em import RELATIVE_FLOOR, herman_meyer_order, inside
 from sirf_diffusion.environment import software_versions
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import DDSReconstructor
-from sirf_diffusion.reconstructors.cost import Cost
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
-from sirf_diffusion.reconstructors.diffusion.loop import reverse_times
+from sirf_diffusion.reconstructors.diffusion.sampling import reverse_times
+from sirf_diffusion.reconstructors.records import Cost
 
 NAMES = ("straightforward", "this package", "this package, bfloat16")
 
@@ -46,7 +46,7 @@ def straightforward(
 ) -> Tensor:
     """DDS, one sample and one slice at a time, likelihood value and gradient apart."""
     schedule, scale = model.schedule, model.intensity_scale
-    times = reverse_times(schedule, num_steps, None, "t")
+    times = reverse_times(schedule, num_steps)
     sensitivity, order = objective.sensitivity(), herman_meyer_order(objective.num_subsets)
     mask, rho = inside(sensitivity), anchor / scale**2
     floor = RELATIVE_FLOOR * scale

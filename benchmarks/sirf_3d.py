@@ -33,7 +33,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.reconstructors.build import build_reconstructor
+from sirf_diffusion.reconstructors.methods import build_reconstructor
 from sirf_diffusion.simulation import simulate_activity, simulate_anatomy
 from sirf_diffusion.study.metrics import nrmse
 

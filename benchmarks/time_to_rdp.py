@@ -26,8 +26,7 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.stir.images import tensor_of
 from sirf_diffusion.environment import software_versions
 from sirf_diffusion.study.metrics import nrmse
-from sirf_diffusion.study.reconstruction import reconstruct_from
-from sirf_diffusion.study.sources import AcquisitionSource, Source
+from sirf_diffusion.study.reconstruction import reconstruct
 
 FOLDER = Path(sirf_diffusion.data.__file__).parent / "brain2d"
 NUM_RAYS, NUM_SUBSETS, NUM_EPOCHS = 10, 14, 20
@@ -81,7 +80,7 @@ def osmaposl(stir: Any, strength: float, scale: float, truth: Tensor) -> Curve:
     return curve
 
 
-def ours(source: Source, method: str, truth: Tensor, **options: Any) -> Curve:
+def ours(data: Any, method: str, truth: Tensor, **options: Any) -> Curve:
     """A method of this package; its early OSEM image and the preparation count."""
     curve: Curve = []
     listening = 0.0
@@ -94,7 +93,7 @@ def ours(source: Source, method: str, truth: Tensor, **options: Any) -> Curve:
         curve.append((now - began - listening, nrmse(image, truth)))
         listening += time.perf_counter() - now
 
-    reconstruct_from(source, method, callbacks=[listen], device="cpu", **options)
+    reconstruct(data, method, callbacks=[listen], device="cpu", **options)
     return curve
 
 
@@ -126,8 +125,8 @@ def main() -> None:
 
     stir.Verbosity.set(0)
     example = load_example(FOLDER)
-    truth, embedded = example.truth, AcquisitionSource(example.acquisition)
-    scale = float(embedded.objective(1, torch.device("cpu")).uniform_image().max())
+    truth, embedded = example.truth, example.acquisition
+    scale = float(embedded.objective().uniform_image().max())
     curves = {strength: osmaposl(stir, strength, scale, truth) for strength in STRENGTHS}
     strength = best(curves)
     reference = osmaposl(stir, strength, scale, truth)
@@ -136,7 +135,7 @@ def main() -> None:
     print(f"OSMAPOSL: strength {strength:g} of {STRENGTHS}; aim: its last error and 1 %, {target:.4f}")
     print("| | last NRMSE | seconds in all | seconds to the aim |\n| --- | --- | --- | --- |")
     show("STIR, OSMAPOSL with RDP", reference, target)
-    objective = embedded.objective(1, torch.device("cpu"))
+    objective = embedded.objective()
     objective.gradient(objective.uniform_image())
     for method in COMPARED:
         sampling = {} if method == "map-rdp" else {"model": options.model, "num_samples": options.samples}

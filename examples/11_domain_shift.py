@@ -13,7 +13,7 @@ import torch
 
 import sirf_diffusion
 from sirf_diffusion.models import intensity_scale
-from sirf_diffusion.reconstructors.build import build_adaptation
+from sirf_diffusion.reconstructors.methods import build_adaptation
 from sirf_diffusion.simulation.domain_shift import CASES, simulate_case, write_case
 from sirf_diffusion.study.fitness import check_distribution
 

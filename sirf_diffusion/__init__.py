@@ -6,41 +6,82 @@ The names below are loaded when first used, so that ``import sirf_diffusion`` co
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import load_example as load_example
+    from .engines import as_objective as as_objective
+    from .engines.embedded.acquisition import Acquisition as Acquisition
+    from .engines.objective import Objective as Objective
+    from .geometry.images import ImageGeometry as ImageGeometry
+    from .interop import get_engine as get_engine
+    from .models import ScoreModel as ScoreModel
+    from .priors import AnchorPenalty as AnchorPenalty
+    from .priors import BowsherPenalty as BowsherPenalty
+    from .priors import ParallelLevelSetsPenalty as ParallelLevelSetsPenalty
+    from .priors import Penalty as Penalty
+    from .priors import QuadraticPenalty as QuadraticPenalty
+    from .priors import RelativeDifferencePenalty as RelativeDifferencePenalty
+    from .priors import ScorePenalty as ScorePenalty
+    from .priors import kappa_image as kappa_image
+    from .reconstructors import MAPEM as MAPEM
+    from .reconstructors import MLEM as MLEM
+    from .reconstructors import OSEM as OSEM
+    from .reconstructors import DDIPAdaptation as DDIPAdaptation
+    from .reconstructors import DDIPReconstructor as DDIPReconstructor
+    from .reconstructors import DDSReconstructor as DDSReconstructor
+    from .reconstructors import HQSReconstructor as HQSReconstructor
+    from .reconstructors import LikelihoodScheduledReconstructor as LikelihoodScheduledReconstructor
+    from .reconstructors import RelativeDifferenceMAP as RelativeDifferenceMAP
+    from .reconstructors import ScoreMAP as ScoreMAP
+    from .reconstructors import SteerableAdaptation as SteerableAdaptation
+    from .reconstructors import SteerableReconstructor as SteerableReconstructor
+    from .study.reconstruction import reconstruct as reconstruct
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ImageGeometry": "sirf_diffusion.geometry.images",
-    "Objective": "sirf_diffusion.engines.objective",
-    "get_engine": "sirf_diffusion.interop",
-    "as_objective": "sirf_diffusion.engines",
-    "ScoreModel": "sirf_diffusion.models",
-    "OSEM": "sirf_diffusion.reconstructors",
-    "MLEM": "sirf_diffusion.reconstructors",
-    "MAPEM": "sirf_diffusion.reconstructors",
-    "DDSReconstructor": "sirf_diffusion.reconstructors",
-    "DDIPReconstructor": "sirf_diffusion.reconstructors",
-    "SteerableReconstructor": "sirf_diffusion.reconstructors",
-    "DDIPAdaptation": "sirf_diffusion.reconstructors",
-    "SteerableAdaptation": "sirf_diffusion.reconstructors",
-    "HQSReconstructor": "sirf_diffusion.reconstructors",
-    "LikelihoodScheduledReconstructor": "sirf_diffusion.reconstructors",
-    "RelativeDifferencePenalty": "sirf_diffusion.priors",
-    "AnchorPenalty": "sirf_diffusion.priors",
-    "ScorePenalty": "sirf_diffusion.priors",
-    "load_example": "sirf_diffusion.data",
+    "load_example": ".data",
+    "as_objective": ".engines",
+    "Acquisition": ".engines.embedded.acquisition",
+    "Objective": ".engines.objective",
+    "ImageGeometry": ".geometry.images",
+    "get_engine": ".interop",
+    "ScoreModel": ".models",
+    "AnchorPenalty": ".priors",
+    "BowsherPenalty": ".priors",
+    "ParallelLevelSetsPenalty": ".priors",
+    "Penalty": ".priors",
+    "QuadraticPenalty": ".priors",
+    "RelativeDifferencePenalty": ".priors",
+    "ScorePenalty": ".priors",
+    "kappa_image": ".priors",
+    "MAPEM": ".reconstructors",
+    "MLEM": ".reconstructors",
+    "OSEM": ".reconstructors",
+    "DDIPAdaptation": ".reconstructors",
+    "DDIPReconstructor": ".reconstructors",
+    "DDSReconstructor": ".reconstructors",
+    "HQSReconstructor": ".reconstructors",
+    "LikelihoodScheduledReconstructor": ".reconstructors",
+    "RelativeDifferenceMAP": ".reconstructors",
+    "ScoreMAP": ".reconstructors",
+    "SteerableAdaptation": ".reconstructors",
+    "SteerableReconstructor": ".reconstructors",
+    "reconstruct": ".study.reconstruction",
 }
 
 __all__ = ["__version__", *_EXPORTS]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for a type checker, the names above are all there are
+
+    def __getattr__(name: str) -> Any:
+        if name not in _EXPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,7 @@ logger = logging.getLogger("stir_priors")
 
 PROGRAMS = ("OSMAPOSL", "OSSPS", "postfilter")
 OLDEST = (6, 2)
-_SOURCE = Path(__file__).resolve().parent
+SOURCES = Path(__file__).resolve().parent
 _LOG_LINES = 25
 
 
@@ -242,7 +242,7 @@ def _which(name: str) -> str | None:
 
 
 def _compile(scratch: Path, config: Path, tools: _Tools, log: Path) -> None:
-    configure = [tools.cmake, "-S", str(_SOURCE), "-B", str(scratch), "-DCMAKE_BUILD_TYPE=Release"]
+    configure = [tools.cmake, "-S", str(SOURCES), "-B", str(scratch), "-DCMAKE_BUILD_TYPE=Release"]
     configure += [f"-DSTIR_DIR={config}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"] if tools.ninja else ["-G", "Unix Makefiles"]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "1")
@@ -272,6 +272,6 @@ def _python_tag() -> str:
 def _fingerprint(config: Path) -> str:
     """Hash of the sources and of which STIR and Python they are compiled for."""
     digest = hashlib.sha256(f"{config}\n{sys.prefix}\n".encode())
-    for path in [_SOURCE / "CMakeLists.txt", *sorted((_SOURCE / "src").glob("*"))]:
+    for path in [SOURCES / "CMakeLists.txt", *sorted((SOURCES / "src").glob("*"))]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -91,3 +91,28 @@ def untouched_random_state():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global random state was used; pass a torch.Generator"
+
+
+@pytest.fixture(scope="session")
+def small_scan(tmp_path_factory):
+    """One plane of `small_scan.write_small_scan`; files of it are ``small_scan.prompts_hs`` and so on."""
+    from small_scan import write_small_scan
+
+    return write_small_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """File of a score model with random weights for it."""
+    from small_scan import write_small_model
+
+    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+
+
+@pytest.fixture(scope="session")
+def small_acquisition(small_scan):
+    """The small scan, read."""
+    from sirf_diffusion.engines.embedded.acquisition import Acquisition
+
+    files = {name: getattr(small_scan, f"{name}_hs") for name in ("multiplicative", "additive")}
+    return Acquisition.from_files(small_scan.prompts_hs, **files, attenuation=small_scan.mu_hv)

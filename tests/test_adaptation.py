@@ -13,9 +13,13 @@ from toy_model import Gaussian, Record, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
-from sirf_diffusion.reconstructors.adaptation.ddip import DDIPAdaptation, DDIPReconstructor
+from sirf_diffusion.reconstructors.adaptation.ddip import (
+    DDIPAdaptation,
+    DDIPReconstructor,
+    SteerableAdaptation,
+    SteerableReconstructor,
+)
 from sirf_diffusion.reconstructors.adaptation.network_adaptation import total_variation
-from sirf_diffusion.reconstructors.adaptation.steerable import SteerableAdaptation, SteerableReconstructor
 from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.consistency import DiffusionStep
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:50 MLEM iterations", "ignore:ste
 SCALE = 1.5
 STEPS = 4
 #: At every noise level, two updates without a limit.
-ALWAYS = {"cap": False, "num_updates": 2, "every": 1, "sigma_max": None}
+ALWAYS = {"cap": False, "num_updates": 2, "every": 1, "max_noise_level": None}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_the_named_methods(method, rank, objective, model):
 
 def test_ddip_may_start_from_pure_noise_and_end_without_the_data(objective, model):
     record = Record()
-    settings = {"sigma_start": None, "final_step": False, "callbacks": [record]}
+    settings = {"starting_noise_level": None, "final_step": False, "callbacks": [record]}
     found = run(DDIPReconstructor, objective, model, **settings)
     assert record.steps[0].t == pytest.approx(model.schedule.t_max)
     assert record.steps[-1].num_inner is None
@@ -145,7 +149,7 @@ def test_with_the_projector_adaptation_raises_the_likelihood(objective, model):
 def test_the_gradient_is_that_of_finite_differences(coupling):
     objective, _ = make_toy((1, 8, 8))
     model = small_model(dtype=torch.float64).on(objective.geometry, SCALE)
-    options = {"coupling": coupling, "cap": False, "rank": 2, "total_variation": 0.3}
+    options = {"coupling": coupling, "cap": False, "rank": 2, "total_variation": 0.3, "num_updates": 1}
     adaptation, changed, u = adapted(SteerableAdaptation, objective, model, num_samples=2, **options)
     step = DiffusionStep(0, 1, 0.25, float(model.schedule.sigma(0.25)))
     if coupling != "projector":
@@ -165,7 +169,6 @@ def test_the_gradient_is_that_of_finite_differences(coupling):
         def step(self, closure=None):
             taken.extend(p.grad.clone() for p in parameters)
 
-    adaptation.num_updates = 1
     adaptation._new_optimiser = lambda: Taken(parameters, lr=1.0)
     value = loss()
     adaptation(changed, u, step)
@@ -189,7 +192,7 @@ def test_the_gradient_is_that_of_finite_differences(coupling):
 
 @each_coupling
 def test_data_that_are_fitted_already_are_left_alone(coupling, objective, model):
-    adaptation = DDIPAdaptation(coupling=coupling, cap=-1e12, sigma_max=None)
+    adaptation = DDIPAdaptation(coupling=coupling, cap=-1e12, max_noise_level=None)
     found = run(DDSReconstructor, objective, model, adaptation=adaptation)
     plain = run(DDSReconstructor, objective, model)
     assert found.record["adaptation"]["updates"] == 0
@@ -198,7 +201,7 @@ def test_data_that_are_fitted_already_are_left_alone(coupling, objective, model)
 
 
 def test_the_limit_is_the_likelihood_schedules(objective, model):
-    halved = objective.with_subsets(2)
+    halved = objective.divided(2)
     within = run(SteerableReconstructor, halved, model)
     assert within.record["adaptation"]["target"] == within.record["schedule"]["target"]
     assert within.record["schedule"]["rule"] == "split-half"
@@ -251,7 +254,7 @@ def test_with_the_projector_the_denoised_image_is_held_by_its_anchor(objective, 
 def test_hqs_asks_the_projector_less_where_a_target_serves_many_updates(objective, model):
     costs = {}
     for coupling in ("hqs", "projector"):
-        adaptation = DDIPAdaptation(coupling=coupling, num_inner=2, num_updates=8, cap=False, sigma_max=None)
+        adaptation = DDIPAdaptation(coupling=coupling, num_inner=2, num_updates=8, cap=False, max_noise_level=None)
         record = run(DDSReconstructor, objective, model, adaptation=adaptation).record
         plain = run(DDSReconstructor, objective, model).record
         costs[coupling] = sum(record["projections"][key] - plain["projections"][key] for key in ("forward", "back"))
@@ -398,8 +401,8 @@ def test_bad_settings_are_named(objective):
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             DDIPAdaptation(**{name: value})
-    with pytest.raises(ValueError, match="sigma_start"):
-        DDIPReconstructor(objective, small_model().on(objective.geometry, 1.0), sigma_start=0.0)
+    with pytest.raises(ValueError, match="starting_noise_level"):
+        DDIPReconstructor(objective, small_model().on(objective.geometry, 1.0), starting_noise_level=0.0)
     toy = ToyModel(Gaussian()).on(objective.geometry, 1.0)
     with pytest.raises(ValueError, match=r"torch\.nn\.Module"):
         run(DDSReconstructor, objective, toy, adaptation=DDIPAdaptation())
@@ -407,7 +410,7 @@ def test_bad_settings_are_named(objective):
 
 def test_levels_above_the_limit_are_skipped(objective, model):
     record = Record()
-    options = ALWAYS | {"sigma_max": 1.0}
+    options = ALWAYS | {"max_noise_level": 1.0}
     run(DDSReconstructor, objective, model, adaptation=SteerableAdaptation(**options), callbacks=[record])
     assert [step.loss is not None for step in record.steps] == [step.sigma <= 1.0 for step in record.steps]
     assert {step.sigma <= 1.0 for step in record.steps} == {True, False}

@@ -36,7 +36,7 @@ from benchmarks.bench.tables import changes
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import methods as defaults
 from sirf_diffusion.reconstructors.diffusion.chain import balanced
-from sirf_diffusion.study.execution import InThisProcess
+from sirf_diffusion.study.execution import Execution
 
 SPEC = CaseSpec("slice", 9000, 2e4)
 
@@ -149,7 +149,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(finished):
     assert "<script" not in text
 
 
-class Interrupted(InThisProcess):
+class Interrupted(Execution):
     """Stops like a user after some runs."""
 
     def __init__(self, after):

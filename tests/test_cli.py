@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,19 +14,28 @@ import torch
 from small_scan import write_small_model, write_small_scan
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.data import load_example
+from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
+from sirf_diffusion.files.interfile import (
+    read_exam_info,
+    read_image,
+    read_projection_data,
+    write_image,
+    write_projection_data,
+)
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.patient.writing import write_dicom
 from sirf_diffusion.reconstructors.methods import METHODS
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
+@pytest.fixture
+def scan(small_scan):
+    return small_scan
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+@pytest.fixture
+def model(small_model):
+    return small_model
 
 
 @pytest.fixture
@@ -91,7 +102,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
 def test_an_adapter_is_kept_and_used(recon, tmp_path):
     kept = tmp_path / "adapter.safetensors"
     options = ("--adapt", "ddip")
-    for setting in ("rank=2", "cap=False", "num_updates=2", "sigma_max=None"):
+    for setting in ("rank=2", "cap=False", "num_updates=2", "max_noise_level=None"):
         options += ("--adapt-set", setting)
     code, first = recon(*options, "--save-adapter", str(kept), method="dds")
     assert code == 0
@@ -153,6 +164,119 @@ def test_attenuation_may_come_as_an_image_or_within_the_factors(recon, scan, tmp
         images[name] = read_image(out / "reconstruction.hv")[0]
     assert torch.allclose(images["separate"], images["within"], rtol=1e-3, atol=1e-5 * float(images["within"].max()))
     assert float(images["without"].sum()) < 0.95 * float(images["within"].sum())
+
+
+def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys):
+    folder = load_example("brain2d").folder
+    names = {"prompts": "prompts.hs", "additive": "additive.hs", "attenuation": "mu.hv"}
+    data = {name: folder / file for name, file in names.items()} | {"method": "osem"}
+    twice, told = {"multiplicative": folder / "multiplicative.hs"}, "attenuation-in-factors"
+    assert recon(**data, **twice)[0] == 2
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("given twice", f"--{told}", "multiplicative.hs", "mu.hv"))
+    images = {}
+    for name, options in {
+        "once": twice | {"attenuation": None, "initial": folder / "truth.hv"},
+        "yes": twice | {told: "yes"},
+        "no": twice | {told: "no"},
+        "README": {"multiplicative": folder / "efficiencies.hs"},
+    }.items():
+        code, out = recon(out=tmp_path / name, **(data | options))
+        assert code == 0
+        images[name] = read_image(out / "reconstruction.hv")[0]
+    inside = load_example("brain2d").truth > 2
+    mean = {name: float(image[inside].mean()) for name, image in images.items()}
+    assert mean["yes"] == pytest.approx(mean["once"], rel=0.02)
+    assert mean["README"] == pytest.approx(mean["once"], rel=0.02)
+    assert mean["no"] > 4 * mean["once"]
+    assert recon(multiplicative=None, **{told: "yes"})[0] == 2
+
+
+@pytest.mark.parametrize(("power", "told"), [(1, "given twice"), (0, None), (-1, "correction")])
+def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acquisition, power, told):
+    """Of efficiencies that vary with the distance from the axis, and are zero in places."""
+    thick = replace(small_acquisition, attenuation=3 * small_acquisition.attenuation, multiplicative=None)
+    attenuating = thick.objective().model.multiplicative_factors
+    r = torch.linspace(-1, 1, attenuating.shape[2])
+    factors = torch.exp(-0.4 * r**2) * attenuating**power
+    factors[0, 3, 4:9] = 0
+    twice = replace(thick, multiplicative=factors)
+    assert power_of_attenuation(factors, attenuating)[0] == pytest.approx(power, abs=0.01)
+    if told is None:
+        twice.objective()
+    else:
+        with pytest.raises(AcquisitionError, match=told):
+            twice.objective()
+    replace(twice, attenuation_in_factors=False).objective()
+
+
+EXAM = """patient orientation := feet_in
+patient rotation := prone
+calibration factor := 250
+radionuclide name[1] := ^18^Fluorine
+radionuclide halflife (sec)[1] := 6584.04
+number of time frames := 1
+image duration (sec)[1] := 600
+image relative start time (sec)[1] := 30
+"""
+
+
+@pytest.fixture
+def feet_first(scan, tmp_path):
+    """Prompts whose header tells the examination."""
+    text = Path(scan.prompts_hs).read_text().replace("prompts.s", str(scan.folder / "prompts.s"))
+    text = re.sub(r"number of time frames.*\n", "", text)
+    (tmp_path / "feet.hs").write_text(text.replace("!END OF INTERFILE", EXAM + "!END OF INTERFILE"))
+    return tmp_path / "feet.hs"
+
+
+def test_the_examination_is_kept_in_every_file(recon, feet_first):
+    code, out = recon(prompts=feet_first, samples=2)
+    assert code == 0
+    for name in ("reconstruction", "uncertainty"):
+        exam = read_exam_info(out / f"{name}.hv")
+        assert (exam.orientation, exam.rotation, exam.time_frames) == ("feet_in", "prone", ((30.0, 600.0),))
+        assert (exam.radionuclide.half_life, exam.calibration_factor) == (6584.04, 250.0)
+    with h5py.File(out / "samples.h5") as file:
+        assert list(file["samples"].attrs["patient_position"]) == ["feet_in", "prone"]
+        assert file["samples"].attrs["time_frames_s"].tolist() == [[30.0, 600.0]]
+    exam = json.loads((out / "record.json").read_text())["data"]["exam"]
+    assert exam["orientation"] == "feet_in"
+    assert exam["time_frames"] == [[30.0, 600.0]]
+
+
+def test_images_in_becquerel_by_the_header_or_a_number(recon, scan, feet_first, tmp_path, capsys):
+    plain = read_image(recon(prompts=feet_first, method="osem")[1] / "reconstruction.hv")[0]
+    for text, factor, source in (("header", 250.0, "header of the data"), ("3.5", 3.5, "given")):
+        code, out = recon(prompts=feet_first, method="osem", calibration=text, out=tmp_path / text)
+        assert code == 0
+        assert torch.allclose(read_image(out / "reconstruction.hv")[0], factor * plain, rtol=1e-5)
+        assert read_exam_info(out / "reconstruction.hv").calibration_factor == 1
+        record = json.loads((out / "record.json").read_text())
+        assert record["unit"] == "Bq/ml"
+        assert record["calibration"] == {"factor": factor, "source": source}
+    for text in ("-1", "nan", "much"):
+        assert recon(method="osem", calibration=text, out=tmp_path / "bad")[0] == 2
+    assert recon(method="osem", calibration="header", out=tmp_path / "bad")[0] == 2
+    assert "no calibration factor" in capsys.readouterr().err
+
+
+def test_images_come_as_nifti_and_dicom_too(recon, feet_first, tmp_path):
+    nibabel, pydicom = pytest.importorskip("nibabel"), pytest.importorskip("pydicom")
+    code, out = recon(prompts=feet_first, method="osem", format="both")
+    assert code == 0
+    image, geometry = read_image(out / "reconstruction.hv")
+    nifti = nibabel.load(out / "reconstruction.nii.gz")
+    assert torch.allclose(torch.from_numpy(nifti.get_fdata()).permute(2, 1, 0).float(), image)
+    assert int(nifti.header["qform_code"]) == 1
+    write_dicom(tmp_path / "series", torch.ones(geometry.shape), geometry, read_exam_info(feet_first))
+    code, out = recon("--like", str(tmp_path / "series"), prompts=feet_first, method="osem", format="nifti",
+                      calibration="header", out=tmp_path / "dicom")  # fmt: skip
+    assert code == 0
+    assert not (out / "reconstruction.hv").exists()
+    header = pydicom.dcmread(next((out / "dicom").iterdir()))
+    assert (header.PatientPosition, header.Units) == ("FFP", "BQML")
+    assert recon("--like", str(tmp_path / "nothing"), method="osem", out=tmp_path / "other")[0] == 2
 
 
 def test_an_image_is_the_starting_point_and_decides_the_grid(recon, scan, tmp_path):
@@ -357,7 +481,7 @@ def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsy
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sirf_diffusion.study.reconstruction.reconstruct_from", interrupt)
+    monkeypatch.setattr("sirf_diffusion.study.reconstruction.Study.run", interrupt)
     code, out = recon()
     assert code == 130
     assert not out.exists()
@@ -433,9 +557,13 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
     assert main(["train", "--out", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["recon"], ["train"], ["doctor"], ["models"]])
+COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
+            "models", "models list", "models show", "models import", "models evaluate"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--help"])
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
-    assert "example:" in capsys.readouterr().out
+    assert re.search("^examples?:.* sirf-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)

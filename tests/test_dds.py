@@ -25,7 +25,7 @@ def test_with_an_identity_denoiser_it_is_mlem(num_inner):
     objective, _ = make_toy((2, 6, 6))
     model = ToyModel(identity).on(objective.geometry, 1.0)
     record = Record()
-    DDSReconstructor(
+    DDSReconstructor.published(
         objective, model, num_steps=6, num_inner=num_inner, anchor_strength=0.0, eta=0.0, callbacks=[record]
     ).process()
     x = record.images[0]
@@ -45,7 +45,7 @@ def test_from_pure_noise_a_gaussian_prior_gives_its_map_estimate(strength):
     objective, _ = make_toy((1, 8, 8))
     mean, c = 0.8, 1.5
     model = ToyModel(Gaussian(mean, 1 / strength), VESchedule(0.01, 1e4)).on(objective.geometry, c)
-    run = DDSReconstructor(objective, model, num_steps=1, num_inner=600, anchor_strength=strength)
+    run = DDSReconstructor.published(objective, model, num_steps=1, num_inner=600, anchor_strength=strength)
     x = run.process().get_output()
     gradient = objective.gradient(x) - strength / c**2 * (x - c * mean)
     assert relative_kkt(x, gradient, objective.sensitivity()) < 1e-3
@@ -58,7 +58,7 @@ def test_the_anchor_weakens_as_the_noise_rises():
 
     def image(strength, exponent):
         settings = {"num_steps": 1, "anchor_strength": strength, "anchor_exponent": exponent}
-        return DDSReconstructor(objective, model, **settings).process().get_output()
+        return DDSReconstructor.published(objective, model, **settings).process().get_output()
 
     assert torch.allclose(image(300.0 * sigma, 1.0), image(300.0, 0.0), rtol=1e-5)
     assert not torch.allclose(image(300.0, 1.0), image(300.0, 0.0), rtol=1e-2)
@@ -72,7 +72,7 @@ def test_a_strong_anchor_keeps_the_denoised_image_and_a_weak_one_the_data():
     model = ToyModel(Fixed(image)).on(objective.geometry, 1.0)
     distance = []
     for strength in (0.0, 1.0, 100.0, 1e7):
-        run = DDSReconstructor(objective, model, num_steps=2, num_inner=50, anchor_strength=strength)
+        run = DDSReconstructor.published(objective, model, num_steps=2, num_inner=50, anchor_strength=strength)
         x = run.process().get_output()
         distance.append(float((x - image).norm()))
     assert distance == sorted(distance, reverse=True)
@@ -86,14 +86,18 @@ def test_the_anchor_is_stable_at_any_count_level(factor):
         objective.matrix * factor, (objective.prompts * factor).round(), objective.background * factor, (1, 8, 8)
     )
     model = ToyModel(Fixed(truth)).on(objective.geometry, 1.0)
-    run = DDSReconstructor(scaled, model, num_steps=3, num_inner=40, anchor_strength=10.0).process()
+    run = DDSReconstructor.published(scaled, model, num_steps=3, num_inner=40, anchor_strength=10.0).process()
     x = run.get_output()
 
     def penalised(z):
         return float(scaled.value(z)) - 5.0 * float(((z - truth) ** 2).sum())
 
     assert penalised(x) > penalised(truth)
-    more = DDSReconstructor(scaled, model, num_steps=3, num_inner=80, anchor_strength=10.0).process().get_output()
+    more = (
+        DDSReconstructor.published(scaled, model, num_steps=3, num_inner=80, anchor_strength=10.0)
+        .process()
+        .get_output()
+    )
     assert penalised(more) >= penalised(x) - 1e-6 * abs(penalised(x))
 
 
@@ -108,7 +112,7 @@ def test_subsets_are_counted_through_all_noise_levels():
     plain, _ = make_toy((1, 8, 8))
     objective = Watched(plain.matrix, plain.prompts, plain.background, (1, 8, 8), num_subsets=8)
     model = ToyModel(Gaussian()).on(objective.geometry, 1.0)
-    run = DDSReconstructor(objective, model, num_steps=8, num_inner=3).process()
+    run = DDSReconstructor.published(objective, model, num_steps=8, num_inner=3).process()
     assert seen == list(herman_meyer_order(8)) * 3
     assert run.record["projections"]["forward"] == pytest.approx(3.0)
 
@@ -120,7 +124,7 @@ def test_an_axial_penalty_joins_slices():
     prior = RelativeDifferencePenalty(objective.geometry, 20.0, epsilon=1e-3, neighbourhood="axial")
 
     def roughness(prior, axis):
-        run = DDSReconstructor(objective, model, num_steps=2, num_inner=20, anchor_strength=1.0, prior=prior)
+        run = DDSReconstructor.published(objective, model, num_steps=2, num_inner=20, anchor_strength=1.0, prior=prior)
         x = run.process().get_output()
         assert bool(torch.isfinite(x).all())
         return float(x.diff(dim=axis).abs().mean())

@@ -13,9 +13,9 @@ from sirf_diffusion.engines.objective import Evaluation
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
-from sirf_diffusion.reconstructors.diffusion.adaptation import Adaptation
 from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
+from sirf_diffusion.reconstructors.diffusion.consistency import Adaptation
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
 from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
@@ -89,7 +89,7 @@ def test_with_an_uninformative_likelihood_it_is_the_unconditional_chain(method, 
     objective = converted(NoData, make_toy((2, 5, 6))[0])
     model = bound_model(objective, Gaussian(1.0, 0.01), scale=3.0)
     with_step, without = Record(), Record()
-    run(method, objective, model, eta=eta, seed=5, num_samples=2, callbacks=[with_step])
+    run(method.published, objective, model, eta=eta, seed=5, num_samples=2, callbacks=[with_step])
     run(DiffusionReconstructor, objective, model, eta=eta, seed=5, num_samples=2, callbacks=[without])
     for a, b in zip(with_step.images, without.images, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=0)
@@ -215,7 +215,7 @@ def test_hard_data_give_finite_images_that_are_zero_where_nothing_is_seen(method
     if shape[0] > 1:
         objective.matrix[:, : shape[1] * shape[2]] = 0  # the scanner does not see the first slice
         objective.prompts[objective.matrix.sum(1) == 0] = 0
-    objective = objective.with_subsets(num_subsets)
+    objective = objective.divided(num_subsets)
     result = run(method, objective, bound_model(objective, Gaussian(1.0, 0.5)), num_samples=2)
     samples = result.get_samples()
     blind = objective.sensitivity() == 0
@@ -347,7 +347,7 @@ def test_no_likelihood_is_computed_twice(method):
 def test_the_record_accounts_for_everything(method):
     objective, _ = make_toy(SHAPES[0])
     record = Record()
-    result = run(method, objective, num_samples=3, callbacks=[record]).record
+    result = run(method.published, objective, num_samples=3, callbacks=[record]).record
     projections = result["projections"]
     assert projections["forward"] == pytest.approx(objective.counter.forward)
     assert projections["back"] == pytest.approx(objective.counter.back)
@@ -408,11 +408,11 @@ def test_an_unbound_model_is_bound_with_a_scale_from_the_data():
     assert given.model.intensity_scale == double  # bound once, then kept
 
 
-def test_the_last_network_call_is_at_t_end():
+def test_the_last_network_call_is_at_the_final_noise_level():
     objective, _ = make_toy(SHAPES[0])
     record = Record()
-    run(DDSReconstructor, objective, num_steps=5, t_end=0.1, callbacks=[record])
-    assert [step.t for step in record.steps] == pytest.approx([1.0, 0.775, 0.55, 0.325, 0.1])
+    run(DDSReconstructor, objective, num_steps=5, final_noise_level=0.24758, callbacks=[record])
+    assert [step.t for step in record.steps] == pytest.approx([1.0, 0.775, 0.55, 0.325, 0.1], abs=1e-4)
     assert record.steps[-1].sigma == pytest.approx(0.2476, abs=1e-4)
 
 

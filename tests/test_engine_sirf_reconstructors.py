@@ -10,7 +10,7 @@ from sirf_diffusion import as_objective
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.autograd import log_likelihood
 from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.reconstructors.build import build_reconstructor
+from sirf_diffusion.reconstructors.methods import build_reconstructor
 from sirf_diffusion.study.metrics import nrmse
 
 pytestmark = pytest.mark.requires_sirf

@@ -12,7 +12,7 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
 from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.objective import NativeImages
-from sirf_diffusion.interop.stir.par import stir_version
+from sirf_diffusion.engines.stir.objective import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors import (
@@ -22,7 +22,7 @@ from sirf_diffusion.reconstructors import (
     HQSReconstructor,
     LikelihoodScheduledReconstructor,
 )
-from sirf_diffusion.study.reconstruction import reconstruct_objective
+from sirf_diffusion.study.reconstruction import reconstruct
 
 pytestmark = pytest.mark.requires_stir
 
@@ -253,8 +253,8 @@ def test_every_reconstructor_gives_the_image_of_the_embedded_engine(slice_, mode
     assert made["forward"] <= 2.2 * needed["forward"] + 1
 
 
-def test_reconstruct_objective_tells_the_engine_and_counts_everything(fresh):
-    result = reconstruct_objective(fresh, "map-rdp", settings={"num_iterations": 2})
+def test_reconstruct_tells_the_engine_and_counts_everything(fresh):
+    result = reconstruct(fresh, "map-rdp", settings={"num_iterations": 2})
     record = result.record
     assert record["engine"] == {"name": "stir", "version": stir_version()}
     assert record["engine"]["version"].split(".")[0].isdigit()

@@ -14,36 +14,33 @@ from bench_cases import TINY, tiny_case
 from execution_jobs import always_die, die_once, fail, square
 
 from benchmarks.bench import Campaign, campaign
-from sirf_diffusion.study.execution import DaskCluster, InThisProcess, LocalProcesses, make_execution
+from sirf_diffusion.study.execution import Execution
 
 
 def test_in_this_process_keeps_the_order():
-    assert list(InThisProcess().results(square, [3, 1, 2])) == [9, 1, 4]
+    assert list(Execution().results(square, [3, 1, 2])) == [9, 1, 4]
 
 
 def test_a_local_worker_that_dies_loses_nothing(tmp_path, caplog):
     jobs = [(n, str(tmp_path)) for n in range(6)]
-    assert sorted(LocalProcesses(2).results(die_once, jobs)) == [n * n for n in range(6)]
+    assert sorted(Execution(2).results(die_once, jobs)) == [n * n for n in range(6)]
     assert "a worker died" in caplog.text
 
 
-def test_workers_that_keep_dying_are_given_up():
-    with pytest.raises(RuntimeError, match="workers died 3 times"):
-        list(LocalProcesses(1).results(always_die, [1]))
+@pytest.mark.parametrize(
+    ("job", "error", "words"), [(always_die, RuntimeError, "workers died 3 times"), (fail, ValueError, "no 1")]
+)
+def test_what_cannot_be_computed_ends_all(job, error, words):
+    with pytest.raises(error, match=words):
+        list(Execution(2).results(job, [1]))
 
 
-def test_an_error_of_a_computation_is_passed_on():
-    with pytest.raises(ValueError, match="no 1"):
-        list(LocalProcesses(1).results(fail, [1]))
-
-
-def test_the_options_make_sense():
-    assert isinstance(make_execution(), InThisProcess)
-    assert make_execution(3).num_workers == 3
-    with pytest.raises(ValueError, match="--workers"):
-        make_execution(0)
-    with pytest.raises(ValueError, match="--workers is for this machine"):
-        make_execution(2, "tcp://nowhere:1")
+@pytest.mark.parametrize(
+    ("options", "words"), [((0,), "--workers"), ((2, "tcp://nowhere:1"), "--workers is for this machine")]
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Execution(*options)
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def cluster():
 def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "make_case", tiny_case)
     suite = replace(TINY, methods=("mlem", "map-quadratic"))
-    execution = DaskCluster(cluster.scheduler_address)
+    execution = Execution(cluster=cluster.scheduler_address)
     processes = execution.client.run(os.getpid)
     killed = []
     here = Campaign(suite, tmp_path / "here", {}).run()
@@ -91,4 +88,4 @@ def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypat
 def test_no_scheduler_is_said():
     pytest.importorskip("dask.distributed")
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
-        DaskCluster("tcp://127.0.0.1:9", timeout="1s")
+        Execution(cluster="tcp://127.0.0.1:9", timeout="1s")

@@ -23,10 +23,10 @@ def test_from_pure_noise_a_gaussian_prior_gives_its_map_estimate(variance):
     mean, c = 0.8, 1.5
     model = ToyModel(Gaussian(mean, variance), VESchedule(0.01, SIGMA)).on(objective.geometry, c)
     beta = SIGMA**2 / variance
-    x = HQSReconstructor(objective, model, num_steps=1, num_inner=600, beta=beta).process().get_output()
+    x = HQSReconstructor.published(objective, model, num_steps=1, num_inner=600, beta=beta).process().get_output()
     gradient = objective.gradient(x) - (x - c * mean) / (variance * c**2)
     assert relative_kkt(x, gradient, objective.sensitivity()) < 1e-3
-    dds = DDSReconstructor(objective, model, num_steps=1, num_inner=600, anchor_strength=1 / variance)
+    dds = DDSReconstructor.published(objective, model, num_steps=1, num_inner=600, anchor_strength=1 / variance)
     assert torch.allclose(dds.process().get_output(), x, rtol=1e-3, atol=1e-4)
 
 
@@ -36,7 +36,11 @@ def test_each_update_raises_the_penalised_likelihood():
     model = ToyModel(Fixed(image), VESchedule(0.01, 1.0)).on(objective.geometry, 2.0)
     values = []
     for num_inner in range(1, 12):
-        x = HQSReconstructor(objective, model, num_steps=1, num_inner=num_inner, beta=50.0).process().get_output()
+        x = (
+            HQSReconstructor.published(objective, model, num_steps=1, num_inner=num_inner, beta=50.0)
+            .process()
+            .get_output()
+        )
         values.append(float(objective.value(x)) - 0.5 * 50.0 / 4.0 * float(((x - 2 * image) ** 2).sum()))
     assert values == sorted(values)
     assert values[-1] > values[0]
@@ -46,7 +50,7 @@ def test_with_an_identity_denoiser_the_likelihood_only_rises():
     objective, _ = make_toy((2, 6, 6))
     model = ToyModel(identity).on(objective.geometry, 1.0)
     record = Record()
-    HQSReconstructor(objective, model, num_steps=30, eta=0.0, callbacks=[record]).process()
+    HQSReconstructor.published(objective, model, num_steps=30, eta=0.0, callbacks=[record]).process()
     values = [float(objective.value(image)) for image in record.images]
     assert values == sorted(values)
     assert values[-1] > values[0]
@@ -55,7 +59,7 @@ def test_with_an_identity_denoiser_the_likelihood_only_rises():
 def test_a_negligible_pull_makes_it_mlem():
     objective, truth = make_toy((1, 8, 8))
     model = ToyModel(Fixed(truth + 0.2)).on(objective.geometry, 1.0)
-    x = HQSReconstructor(objective, model, num_steps=1, num_inner=4, beta=1e-12).process().get_output()
+    x = HQSReconstructor.published(objective, model, num_steps=1, num_inner=4, beta=1e-12).process().get_output()
     expected = truth + 0.2
     for _ in range(4):
         expected = em_update(objective, expected)
@@ -67,7 +71,7 @@ def test_the_pull_grows_as_the_noise_falls():
     image = truth.roll(3, -1) + 0.1
     model = ToyModel(Fixed(image), VESchedule(0.01, 40.0)).on(objective.geometry, 1.0)
     record = Record()
-    HQSReconstructor(objective, model, num_steps=12, num_inner=20, callbacks=[record]).process()
+    HQSReconstructor.published(objective, model, num_steps=12, num_inner=20, callbacks=[record]).process()
     distances = [float((x - image).norm()) for x in record.images]
     assert distances == sorted(distances, reverse=True)
 
@@ -75,4 +79,4 @@ def test_the_pull_grows_as_the_noise_falls():
 def test_beta_must_be_positive():
     objective, _ = make_toy((1, 8, 8))
     with pytest.raises(ValueError, match="beta"):
-        HQSReconstructor(objective, ToyModel(identity).on(objective.geometry, 1.0), beta=0.0)
+        HQSReconstructor.published(objective, ToyModel(identity).on(objective.geometry, 1.0), beta=0.0)

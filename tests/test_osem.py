@@ -59,7 +59,7 @@ def test_one_subset_is_mlem():
 
 def test_scaling_the_image_unit_scales_the_result():
     objective, _ = make_toy(num_subsets=2)
-    scaled = objective.with_subsets(2)
+    scaled = objective.divided(2)
     scaled.matrix = objective.matrix / 1000
     torch.testing.assert_close(run(OSEM(scaled, 4)), 1000 * run(OSEM(objective, 4)))
 

@@ -63,6 +63,22 @@ def test_overwriting_replaces_the_files_of_the_result_and_no_others(tmp_path):
     assert (tmp_path / "image").read_text(encoding="utf-8") == "2"
 
 
+def test_of_a_record_only_files_below_the_folder_are_removed(tmp_path):
+    out, others = tmp_path / "out", tmp_path / "mine"
+    (out / "series").mkdir(parents=True)
+    for path in (others, out / "series" / "a"):
+        path.write_text("mine")
+    write_json(out / "record.json", {"settings": {}, "files": ["../mine", str(others), "..", "", "series", 3]})
+    with OutputFolder(out, {}, overwrite=True).check().staged({}) as staging:
+        (staging / "dicom").mkdir()
+        (staging / "dicom" / "b").write_text("1")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == [
+        "mine", "out/dicom/b", "out/record.json", "out/series/a"
+    ]  # fmt: skip
+    result(OutputFolder(out, {}).check(), image="2")
+    assert not (out / "dicom" / "b").exists()
+
+
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path):
     folder = OutputFolder(tmp_path, {"seed": 1}).check()
     result(folder, image="1")

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 import sirf_diffusion
-from sirf_diffusion.reconstructors.build import build_adaptation
-from sirf_diffusion.reconstructors.methods import ADAPTATIONS, METHODS
 
 ROOT = Path(sirf_diffusion.__file__).parents[1]
 
@@ -73,29 +71,3 @@ def test_links_in_the_documentation_lead_somewhere():
             if path and "://" not in path and not (page.parent / path).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
-
-
-def test_the_methods_page_has_every_setting_with_its_default():
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
-    shared = sections["Settings that all score models share"]
-    for method in METHODS.values():
-        for name, default in method.settings.items():
-            in_volumes = f"; {method.volumes[name]}" if name in method.volumes else ""
-            row = f"| `{name}` | {default}{in_volumes} |"
-            assert row in (sections[method.name] + (shared if method.uses_model else "")), f"{method.name}: {row}"
-
-
-def test_the_adaptation_page_has_every_setting_with_its_defaults():
-    page = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
-    first, second = ADAPTATIONS["ddip"].settings, ADAPTATIONS["steerable"].settings
-    assert first.keys() == second.keys()
-    for name in first:
-        assert f"| `{name}` | {first[name]} | {second[name]} |" in page, name
-
-
-def test_adaptations_have_the_defaults_of_their_classes():
-    for name, choice in ADAPTATIONS.items():
-        given, own = build_adaptation(name).settings, type(build_adaptation(name))().settings
-        assert given == own, name
-        assert set(choice.settings) < set(own)

@@ -17,7 +17,13 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.engines.em import inside
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.par_acquisition import read_acquisition
-from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.files.interfile import (
+    read_exam_info,
+    read_image,
+    read_projection_data,
+    write_image,
+    write_projection_data,
+)
 from sirf_diffusion.files.parfile import ParFile, ParFileError
 from sirf_diffusion.files.parfile.run import ParRun
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -228,10 +234,10 @@ From Attenuation Image
 @pytest.mark.requires_stir
 @pytest.mark.parametrize("keys", ["", "zoom := 1.3", "zoom := 2\n Z zoom := 2\n Z output image size (in pixels) := 4"])
 def test_grid_is_the_one_that_stir_makes(par, keys):
-    from sirf_diffusion.study.sources import StirParSource
+    from sirf_diffusion.interop.stir.par import stir_objective
 
     path = par(("XY output image size (in pixels) := 21", keys))
-    found, expected = acquisition_of(path).geometry, StirParSource(ParRun.of(ParFile.read(path))).geometry
+    found, expected = acquisition_of(path).geometry, stir_objective(ParRun.of(ParFile.read(path)), 1)[0].geometry
     assert found.shape == expected.shape
     assert found.voxel_size == pytest.approx(expected.voxel_size, rel=1e-5)
     assert found.origin == pytest.approx(expected.origin)
@@ -362,7 +368,7 @@ def test_a_score_prior_is_kept_with_its_model_and_strength(par, recon, model):
     code, out = recon(par(prior=score), "map-score", "--keep-prior", "--set", "num_iterations=2")
     assert code == 0
     values = json.loads((out / "record.json").read_text(encoding="utf-8"))["values"]
-    assert (values["penalisation_factor"], values["sigma"]) == (0.3, 0.4)
+    assert (values["penalisation_factor"], values["noise_level"]) == (0.3, 0.4)
 
 
 def test_options_that_exclude_one_another(par, folder, capsys, tmp_path):
@@ -460,3 +466,30 @@ def _osmaposl(text: str, folder) -> torch.Tensor:
     command = [sys.executable, "-c", script, str(path), str(folder / "own.npy")]
     subprocess.run(command, check=True, capture_output=True, env=os.environ)
     return torch.from_numpy(np.load(folder / "own.npy"))
+
+
+ENGINES = ["embedded", pytest.param("stir", marks=pytest.mark.requires_stir)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_attenuation_given_twice_is_refused_unless_told(par, recon, folder, tmp_path, capsys, engine):
+    mu, geometry = read_image(folder / "mu.hv")
+    write_image(tmp_path / "mu.hv", 4 * mu, geometry)
+    acquisition = acquisition_of(par((f"{folder}/mu.hv", f"{tmp_path}/mu.hv")))
+    factors = acquisition.objective().model.multiplicative_factors
+    write_projection_data(tmp_path / "norm.hs", 1 / factors, acquisition.projdata)
+    path = par((f"{folder}/mu.hv", f"{tmp_path}/mu.hv"), (f"{folder}/norm.hs", f"{tmp_path}/norm.hs"))
+    assert recon(path, engine=engine)[0] == 2
+    assert "given twice" in capsys.readouterr().err
+    assert recon(path, "osem", "--attenuation-in-factors", "no", engine=engine)[0] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_examination_is_kept(par, recon, folder, tmp_path, engine):
+    text = (folder / "prompts.hs").read_text().replace("prompts.s", str(folder / "prompts.s"))
+    lines = "patient orientation := feet_in\npatient rotation := prone\n"
+    (tmp_path / "feet.hs").write_text(text.replace("!GENERAL IMAGE DATA :=", lines + "!GENERAL IMAGE DATA :="))
+    code, out = recon(par((f"{folder}/prompts.hs", f"{tmp_path}/feet.hs")), engine=engine)
+    assert code == 0
+    exam = read_exam_info(out / "reconstruction.hv")
+    assert (exam.orientation, exam.rotation) == ("feet_in", "prone")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models.batching import largest_batch
+from sirf_diffusion.models.coverage import largest_batch
 from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.schedules import DDPMSchedule, VESchedule, VPSchedule, prediction_target
 from sirf_diffusion.models.score_model import ScoreModel

@@ -7,43 +7,30 @@ import json
 import h5py
 import pytest
 import torch
-from small_scan import write_conditional_model, write_small_model, write_small_scan
+from small_scan import write_conditional_model
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.reconstructors.methods import METHODS
-from sirf_diffusion.study.reconstruction import reconstruct_from
-from sirf_diffusion.study.sharing import merge, share_out
-from sirf_diffusion.study.sources import AcquisitionSource
+from sirf_diffusion.study.reconstruction import Study, reconstruct
+from sirf_diffusion.study.shares import share_out
 
 UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    return write_small_scan(tmp_path_factory.mktemp("scan"))
+@pytest.fixture
+def scan(small_scan):
+    return small_scan
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+@pytest.fixture
+def model(small_model):
+    return small_model
 
 
 def options(scan, model, out, *more):
     data = ["--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs, "--additive", scan.additive_hs]
     return ["recon", *data, "--attenuation", scan.mu_hv, "--model", str(model), "--out", str(out), *more]
-
-
-def source(scan):
-    return AcquisitionSource(
-        Acquisition.from_files(
-            scan.prompts_hs,
-            multiplicative=scan.multiplicative_hs,
-            additive=scan.additive_hs,
-            attenuation=scan.mu_hv,
-        )
-    )
 
 
 def test_two_processes_make_the_samples_of_one(scan, model, tmp_path, capsys):
@@ -84,13 +71,14 @@ def test_two_workers_of_a_cluster_make_the_samples_of_one_process(scan, model, t
 
 
 @pytest.mark.parametrize("method", UNADAPTED)
-def test_costs_add_up(scan, model, method):
+def test_costs_add_up(small_acquisition, model, method):
     from sirf_diffusion.models import ScoreModel
 
     settings = {"model": ScoreModel.load(model), "num_samples": 4, "settings": {"num_steps": 2}}
-    whole = reconstruct_from(source(scan), method, **settings)
-    shares = [reconstruct_from(source(scan), method, **settings, members=members) for members in share_out(4, 3)]
-    merged = merge(shares[::-1], source(scan), settings["model"])
+    study = Study(small_acquisition, method, **settings)
+    whole = study.run()
+    shares = [reconstruct(small_acquisition, method, **settings, members=members) for members in share_out(4, 3)]
+    merged = study.merge(shares[::-1])
     assert torch.allclose(merged.samples, whole.samples, rtol=1e-4, atol=1e-5 * float(whole.image.max()))
     record, apart = whole.record, merged.record
     assert apart["network_evaluations"] == record["network_evaluations"]
@@ -105,12 +93,11 @@ def test_costs_add_up(scan, model, method):
     )
 
 
-def test_missing_samples_are_not_overlooked(scan, model):
-    share = reconstruct_from(
-        source(scan), "hqs", model=str(model), num_samples=3, settings={"num_steps": 2}, members=(0, 2)
-    )
+def test_missing_samples_are_not_overlooked(small_acquisition, model):
+    options = {"model": str(model), "num_samples": 3, "settings": {"num_steps": 2}}
+    share = reconstruct(small_acquisition, "hqs", **options, members=(0, 2))
     with pytest.raises(ValueError, match="samples 0 to 2 once each"):
-        merge([share], source(scan), None)
+        Study(small_acquisition, "hqs", **options).merge([share])
 
 
 def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):

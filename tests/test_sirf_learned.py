@@ -13,7 +13,7 @@ import sirf_diffusion
 from sirf_diffusion import priors
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
-from sirf_diffusion.models.noise_level import estimate_noise_level
+from sirf_diffusion.models.denoiser import estimate_noise_level
 
 pet = sirf_diffusion.get_engine("embedded")
 SIGMA, SCALE = 0.3, 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,14 +21,16 @@ from sirf_diffusion.cli.stir import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.files.parfile import ParFile, fold
-from sirf_diffusion.interop.stir import blocks, registry, run, stir_keys
+from sirf_diffusion.interop.stir import blocks, python_blocks, registry, run
 from sirf_diffusion.interop.stir import check as checking
+from sirf_diffusion.interop.stir.callbacks import make_prior
 
 PACKAGE = Path(stir_priors.__file__).parent
 SAMPLES = sorted((PACKAGE / "par").glob("*.par"))
 ROOT = Path(__file__).parents[1]
 OSMAPOSL = PACKAGE / "par" / "OSMAPOSL_diffusion_score.par"
 DDS = PACKAGE / "par" / "OSMAPOSL_DDS.par"
+PYTHON = PACKAGE / "par" / "OSMAPOSL_python_prior.par"
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ def folder(tmp_path, monkeypatch):
             shutil.copy(path, tmp_path / f"{target}{path.suffix}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checking, "known_names", registry.built_in_names)
+    monkeypatch.delenv(python_blocks.ALLOW, raising=False)
     return tmp_path
 
 
@@ -63,7 +67,8 @@ def errors_of(path: Path, **options) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_samples_are_right(folder, path):
+def test_samples_are_right(folder, monkeypatch, path):
+    monkeypatch.setenv(python_blocks.ALLOW, "smooth_prior")
     report = checking.check(path)
     assert report.findings == ()
     assert report.program == path.stem.split("_")[0]
@@ -87,14 +92,14 @@ def test_check_lists_what_the_file_asks_for(folder, capsys):
         ("prior type := Diffusion Score\n", "prior type := Diffusion Score\n; ours\n", "must begin on the line after"),
         ("  END Diffusion Score Parameters :=\n", "", ""),
         ("noise level := 0.3", "noise levels := 0.3", "did you mean 'noise level'"),
-        ("noise level := 0.3", "noise level := -1", "must be positive"),
-        ("noise level := 0.3", "noise level := high", "must be numbers"),
+        ("noise level := 0.3", "noise level := -1", "expected a positive number"),
+        ("noise level := 0.3", "noise level := high", "expected a positive number"),
+        ("noise level := 0.3", "precision := double", "one of float32, bfloat16"),
         ("noise level := 0.3", "noise level := {0.3, 0.2}", "'number of subiterations per noise level'"),
         ("noise level := 0.3", "planes := sagittal", "one of auto, transverse, three"),
         ("noise level := 0.3", "kappa filename := kappa.hv", "no such file"),
         ("brain-fdg", "brain-fgd", "brain-fgd"),
-        ("  penalisation factor := 0.2\n", "", "default is 0"),
-        ("penalisation factor := 0.2", "penalisation factor := -2", "negative"),
+        ("penalisation factor := 0.2", "penalisation factor := -2", "at least 0"),
         ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}", "FACTOR"),
         ("input file := prompts.hs", "input file := absent.hs", "no such file"),
         ("prompts.hs", "prompts.hs ; measured", "line of its own"),
@@ -179,10 +184,60 @@ def test_a_filter_without_an_interval_is_never_called(folder):
     assert any("never called" in error for error in errors_of(path))
 
 
-def test_arguments_of_a_python_prior_are_json(folder):
-    source = PACKAGE / "par" / "OSMAPOSL_python_prior.par"
-    path = edited(folder, ('{"axial": false}', "axial=false"), source=source)
-    assert any("must be JSON" in error for error in errors_of(path))
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('{"axial": false}', "axial=false", "expected JSON"),
+        ('{"axial": false}', "[1]", "expected a JSON object"),
+        ("  penalisation factor", "  ; penalisation factor", "default is 0"),
+        ("class := ", "; class := ", "no 'class'"),
+    ],
+)
+def test_keys_of_a_python_prior(folder, monkeypatch, old, new, expected):
+    monkeypatch.setenv(python_blocks.ALLOW, "1")
+    assert any(expected in error for error in errors_of(edited(folder, (old, new), source=PYTHON)))
+
+
+def test_a_file_runs_python_only_if_told(folder, monkeypatch, capsys):
+    """Whoever hands out a parameter file would otherwise run code on the machine of the one who takes it."""
+    assert main(["check", str(PYTHON)]) == 2
+    assert "can do anything" in capsys.readouterr().out
+    assert main(["run", "OSMAPOSL", str(PYTHON)]) == 2
+    for options in (["--allow-python"], ["--python-module", "smooth_prior"]):
+        monkeypatch.setenv(python_blocks.ALLOW, "another")
+        assert main(["check", *options, str(PYTHON)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "cls", "arguments", "error"),
+    [
+        ("sirf_diffusion.priors", "QuadraticPenalty", {}, None),
+        ("sirf_diffusion.priors", "logging", {}, "has no class"),
+        ("sirf_diffusion.cli", "main", {"argv": ["doctor"]}, "anything"),
+        ("os", "getcwd", {}, "anything"),
+        ("this_one", "Wanted", {}, "anything"),
+    ],
+)
+def test_what_a_block_may_make_without_being_told(monkeypatch, module, cls, arguments, error):
+    monkeypatch.setenv(python_blocks.ALLOW, "that_one, another")
+    options = {"module": module, "class": cls, "arguments": json.dumps(arguments)}
+    if error is None:
+        assert make_prior("Python", options, {}).prior.penalisation_factor == 1
+        return
+    with pytest.raises(ValueError, match=error):
+        make_prior("Python", options, {})
+
+
+def test_folders_of_the_file_come_last_on_the_import_path(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(python_blocks.ALLOW, "of_the_user,json")
+    for name in ("of_the_user", "json"):
+        (folder / f"{name}.py").write_text("class Prior:\n    def gradient(self, x, out): ...\n")
+    before = list(sys.path)
+    assert make_prior("Python", {"module": "of_the_user", "class": "Prior", "arguments": "{}"}, {})
+    assert sys.path == [*before, str(folder)]
+    with pytest.raises(ValueError, match="no class Prior"):
+        make_prior("Python", {"module": "json", "class": "Prior", "arguments": "{}"}, {})
 
 
 def test_unreadable_files_are_one_message(folder, capsys):
@@ -221,7 +276,10 @@ def test_run_becomes_the_program_with_the_variables(folder, monkeypatch):
     executable, command, environment = seen[0]
     assert (executable, command) == ("/bin/OSMAPOSL", ["/bin/OSMAPOSL", str(path)])
     assert environment["FACTOR"] == "0.4"
-    assert str(folder) in environment["PYTHONPATH"].split(os.pathsep)
+    assert environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+    assert python_blocks.FOLDERS not in environment
+    monkeypatch.setenv(python_blocks.ALLOW, "1")
+    assert run.Call("OSMAPOSL", path).environment()[python_blocks.FOLDERS].split(os.pathsep)[0] == str(folder)
 
 
 def test_without_a_build_the_advice_is_to_build(folder, monkeypatch, capsys):
@@ -311,27 +369,7 @@ def test_scan_needs_a_prior(folder):
         scan.Scan(DDS, Path("out"))
 
 
-# --- documentation and C++ sources in step
-
-
-def _declared_in_cpp() -> dict[tuple[str, str], dict[str, str]]:
-    """Keys and defaults of every block as the C++ sources declare them."""
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "src").glob("*")))
-    declared = {}
-    for variable, name, keys in re.findall(
-        r"const Block (\w+)\s*\{\s*([\w\"][\w\" ]*),\s*\{((?:\s*\{\s*\"[^\"]*\",\s*\"[^\"]*\"\s*\},?)+)\s*\}\s*\}", text
-    ):
-        # QuadraticAnchor's block has its class's registered name.
-        name = name.strip('"') if '"' in name else "Quadratic Anchor"
-        kind = "data processor" if variable in ("python_processor", "denoiser", "sampler") else "prior"
-        declared[kind, name] = dict(re.findall(r"\{\s*\"([^\"]*)\",\s*\"([^\"]*)\"\s*\}", keys))
-    return declared
-
-
-def test_blocks_are_those_of_the_sources():
-    here = {("prior", name): keys for name, keys in blocks.PRIORS.items()}
-    here |= {("data processor", name): keys for name, keys in blocks.DATA_PROCESSORS.items()}
-    assert _declared_in_cpp() == here
+# --- documentation in step
 
 
 def _documented() -> dict[tuple[str, str], dict[str, str]]:
@@ -396,10 +434,6 @@ def stir_programs() -> Path | None:
     return None
 
 
-def command_line(*words: str) -> list[str]:
-    return [sys.executable, "-m", "sirf_diffusion.cli.stir", *words]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What examples/stir/run.sh makes."""
@@ -419,6 +453,14 @@ def results(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = dict(re.findall(r"^(\S+)\.hv\s+([\d.]+)$", done.stdout, re.MULTILINE))
     return out, {name: float(number) for name, number in numbers.items()}, environment
+
+
+def stir_diffusion(results, *words: str) -> None:
+    """Run the command in the folder of the example."""
+    out, _, environment = results
+    words = [sys.executable, "-m", "sirf_diffusion.cli.stir", *words]
+    done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.requires_shim
@@ -457,20 +499,18 @@ def test_names_come_from_the_compiled_program():
     assert {"Diffusion Score", "Quadratic Anchor", "Python", "Quadratic"} <= set(names.by_kind["prior"])
     assert {"Diffusion Sampler", "Separable Gaussian"} <= set(names.by_kind["data processor"])
     # The table that serves without it has no name that this STIR does not know, but for options of the build.
-    optional = {name for name in stir_keys.NAMES["prior"] if name.startswith("Cuda")} | {"HUToMu"}
+    optional = {name for name in registry.NAMES["prior"] if name.startswith("Cuda")} | {"HUToMu"}
     for kind in ("prior", "data processor"):
-        assert set(stir_keys.NAMES[kind]) - set(names.by_kind[kind]) <= optional | {"Maximal"}
+        assert set(registry.NAMES[kind]) - set(names.by_kind[kind]) <= optional | {"Maximal"}
 
 
 @pytest.mark.requires_shim
 def test_variables_reach_stir(results):
-    out, _, environment = results
+    out = results[0]
     text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace("prefix := map_score", "prefix := ${NAME}")
     text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 1", text)
     (out / "variable.par").write_text(text)
-    words = command_line("run", "OSMAPOSL", "variable.par", "NAME=by_variable")
-    done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    stir_diffusion(results, "run", "OSMAPOSL", "variable.par", "NAME=by_variable")
     assert (out / "by_variable_1.hv").is_file()
 
 
@@ -482,7 +522,7 @@ def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
     (out / "interrupted.par").write_text(
         text.replace("number of subiterations := 9", "number of subiterations := 9000")
     )
-    words = command_line("run", "OSMAPOSL", "interrupted.par")
+    words = [sys.executable, "-m", "sirf_diffusion.cli.stir", "run", "OSMAPOSL", "interrupted.par"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(words, cwd=out, env=environment, preexec_fn=heed_interrupts, **pipes)
     try:
@@ -500,16 +540,14 @@ def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
 
 @pytest.mark.requires_shim
 def test_scan_takes_any_prior(results):
-    out, _, environment = results
+    out = results[0]
     text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace(":= 36", ":= 9")  # subiterations, and when to save
     rdp = (
         "prior type := Relative Difference Prior\nRelative Difference Prior Parameters :=\npenalisation factor := 1\n"
         "END Relative Difference Prior Parameters :=\n"
     )
     (out / "rdp.par").write_text(ParFile.parse(text).with_prior(rdp))
-    words = command_line("scan", "rdp.par", "--factors", "0,0.05", "--reference", "truth.hv")
-    done = subprocess.run(words, cwd=out, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    stir_diffusion(results, "scan", "rdp.par", "--factors", "0,0.05", "--reference", "truth.hv")
     rows = (out / "scan_rdp" / "scan.csv").read_text(encoding="utf-8").splitlines()[1:]
     without, with_prior = (dict(zip(("factor", "nrmse"), row.split(",")[:2], strict=True)) for row in rows)
     assert float(with_prior["nrmse"]) < float(without["nrmse"])

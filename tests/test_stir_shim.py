@@ -37,10 +37,10 @@ def stir():
 
 
 PAIRS = {
-    "quadratic": (stock("Quadratic", 3.0), python("QuadraticCopy", 3.0, module="stir_shim_copies")),
+    "quadratic": (stock("Quadratic", 3.0), python("QuadraticPenalty", 3.0, module="sirf_diffusion.priors")),
     "RDP": (
         stock("Relative Difference Prior", 2.0, gamma_value=1.5, epsilon_value=0.02),
-        python("RDPCopy", 2.0, module="stir_shim_copies", gamma=1.5, epsilon=0.02),
+        python("RelativeDifferencePenalty", 2.0, module="sirf_diffusion.priors", gamma=1.5, epsilon=0.02),
     ),
 }
 
@@ -143,7 +143,7 @@ def test_value_gradient_and_hessian_carry_the_penalisation_factor(scan, stir, ge
     v = scan.write("v", torch.rand(scan.geometry.shape, generator=generator).numpy())
     factor = 4e4  # so that little is lost in the difference from the log-likelihood
     value, gradient, product = penalty_of(
-        stir, scan.par("ours", python("RDPCopy", factor, module="stir_shim_copies", epsilon=0.1)), x, v
+        stir, scan.par("ours", python("RelativeDifferencePenalty", factor, module="sirf_diffusion.priors", epsilon=0.1)), x, v
     )
     ours = RelativeDifferencePenalty(scan.geometry, factor, 2.0, 0.1)
     image, direction = torch.from_numpy(scan.image("x")), torch.from_numpy(scan.image("v"))
@@ -201,7 +201,7 @@ def test_a_handle_from_a_parameter_file_in_sirf_gives_the_numbers_of_the_prior(s
     v = scan.write("v", torch.rand(scan.geometry.shape, generator=generator).numpy())
     ran = run_python(
         SIRF_PRIOR,
-        scan.par("handle", python("RDPCopy", 0.7, module="stir_shim_copies", epsilon=0.1)),
+        scan.par("handle", python("RelativeDifferencePenalty", 0.7, module="sirf_diffusion.priors", epsilon=0.1)),
         x,
         v,
         cwd=scan.folder,

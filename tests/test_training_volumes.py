@@ -15,8 +15,7 @@ from training_processes import RECIPE
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule, load_model
-from sirf_diffusion.models.batching import largest_block
-from sirf_diffusion.models.blocks import in_blocks
+from sirf_diffusion.models.coverage import in_blocks, largest_block
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.models.networks import NetworkConfig, build_network, shuffled, unshuffled
 from sirf_diffusion.priors import ScorePenalty

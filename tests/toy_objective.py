@@ -19,7 +19,7 @@ class ToyObjective(Objective):
         self.device = matrix.device
         self.counter = ProjectionCounter()
 
-    def with_subsets(self, num_subsets: int) -> ToyObjective:
+    def divided(self, num_subsets: int) -> ToyObjective:
         return ToyObjective(
             self.matrix, self.prompts, self.background, self.geometry.shape, num_subsets, self.geometry.voxel_size
         )

@@ -16,8 +16,8 @@ from sirf_diffusion.engines.embedded.acquisition_model import GaussianBlur
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.priors import BowsherPenalty, ParallelLevelSetsPenalty, QuadraticPenalty, ScorePenalty, kappa_image
 from sirf_diffusion.reconstructors import MAPEM, MLEM, OSEM, Reconstructor
-from sirf_diffusion.reconstructors.build import build_reconstructor, relative_difference_prior
-from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.reconstructors.em.map_methods import relative_difference_penalty
+from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
 
 _BSREM_SUBSETS, _OSEM_SUBSETS = 14, 9
 
@@ -96,7 +96,7 @@ def _rdp(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
         emitting = problem.early.get_output() > 0.1 * problem.scale
         kappa = kappa / kappa[emitting].square().mean().sqrt()
     return MAPEM(
-        objective, relative_difference_prior(objective, strength, problem.scale, 2.0, 0.005, kappa=kappa), **settings
+        objective, relative_difference_penalty(objective, strength, problem.scale, 2.0, 0.005, kappa=kappa), **settings
     )
 
 
@@ -124,7 +124,7 @@ def _dip(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
 
 def _nlm(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     denoiser = NonLocalMeans(problem.case.geometry, problem.scale)
-    prior = ScorePenalty(denoiser, settings.pop("sigma"), settings.pop("penalisation_factor"))
+    prior = ScorePenalty(denoiser, settings.pop("noise_level"), settings.pop("penalisation_factor"))
     return MAPEM(problem.objective(), prior, **settings)
 
 

@@ -20,7 +20,7 @@ from benchmarks.bench.summary import Maps, summarise
 from benchmarks.bench.table import Line, get_line
 from sirf_diffusion.environment import software_versions
 from sirf_diffusion.files.outputs import jsonable, write_json
-from sirf_diffusion.study.execution import Execution, InThisProcess
+from sirf_diffusion.study.execution import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Campaign:
     suite: Suite
     folder: Path
     models: Mapping[str, str]
-    execution: Execution = field(default_factory=InThisProcess)
+    execution: Execution = field(default_factory=Execution)
     device: str = "cpu"
     command: str = ""
     precision: str = "float32"

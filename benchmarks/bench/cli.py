@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     from benchmarks.bench.store import read_results
     from benchmarks.bench.table import LINES, get_line
     from benchmarks.bench.tables import QUALITY, markdown
-    from sirf_diffusion.study.execution import make_execution
+    from sirf_diffusion.study.execution import Execution
 
     start = time.perf_counter()
     suite = SUITES[arguments.suite]
@@ -96,7 +96,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
         suite = replace(suite, methods=names)
     suite = suite.smaller(arguments.subjects, arguments.realisations)
     earlier = None if arguments.compare is None else read_results(arguments.compare)[1]
-    execution = make_execution(arguments.workers, arguments.cluster)
+    execution = Execution(arguments.workers, arguments.cluster)
     campaign = Campaign(suite, out, _models(arguments), execution, device, command, arguments.precision)
     outcome = campaign.run()
     write_report(outcome, out, earlier)

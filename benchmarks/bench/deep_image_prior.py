@@ -14,8 +14,9 @@ from torch.nn import functional
 from sirf_diffusion.engines.em import em_update, inside, raise_zeros
 from sirf_diffusion.engines.objective import Objective
 from sirf_diffusion.geometry.checks import check_count, check_real
+from sirf_diffusion.models.predictor import NetworkCounter
 from sirf_diffusion.reconstructors.base import Reconstructor
-from sirf_diffusion.reconstructors.records import StepRecord
+from sirf_diffusion.reconstructors.records import Cost, StepRecord
 
 #: Waves per field of view in the network's input, root mean square along each axis.
 WAVES = 4.0
@@ -80,7 +81,7 @@ class DeepImagePrior(Reconstructor):
             "anatomical": anatomical is not None,
             "seed": self.seed,
         }
-        self._evaluations, self._seconds = 0, 0.0
+        self.counter = NetworkCounter()
 
     def _run(self) -> Tensor:
         sensitivity = self.objective.sensitivity()
@@ -103,8 +104,8 @@ class DeepImagePrior(Reconstructor):
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                self._evaluations += 1
-            self._seconds += time.perf_counter() - began
+                self.counter.evaluations += 1
+            self.counter.seconds += time.perf_counter() - began
             x = raise_zeros(self.intensity_scale * drawn.detach(), sensitivity)
             if self.callbacks and self._notify(self._step(number, x, evaluation.value)):
                 break
@@ -123,11 +124,11 @@ class DeepImagePrior(Reconstructor):
         step = StepRecord.of_iteration(
             self.method, number, self.num_iterations, x, value, self.objective.counter, seconds
         )
-        step.network_evaluations = self._evaluations
+        step.network_evaluations = self.counter.evaluations
         return step
 
-    def _network(self) -> tuple[int, float]:
-        return self._evaluations, self._seconds
+    def _spent(self) -> Cost:
+        return Cost.now(self.objective, self)
 
 
 class _SmallNetwork(nn.Module):

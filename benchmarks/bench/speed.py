@@ -21,7 +21,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.reconstructors.build import build_reconstructor
+from sirf_diffusion.reconstructors.methods import build_reconstructor
 
 REPEATS = 3
 _LOOP_STEPS = 3

@@ -56,7 +56,7 @@ say stir-diffusion run OSSPS OSSPS_diffusion_score.par
 say stir-diffusion run OSMAPOSL OSMAPOSL_annealed_MAP.par
 say stir-diffusion run OSMAPOSL OSMAPOSL_DDS.par
 say stir-diffusion run postfilter denoised.hv osem.hv postfilter_diffusion_denoiser.par
-say stir-diffusion run OSMAPOSL OSMAPOSL_python_prior.par
+say stir-diffusion run --python-module smooth_prior OSMAPOSL OSMAPOSL_python_prior.par
 
 echo "--- distance to the truth (NRMSE)"
 python3 "$here"/compare.py truth.hv osem.hv map_score_36.hv ossps_score_72.hv annealed_36.hv dds_63.hv denoised.hv \

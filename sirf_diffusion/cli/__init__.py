@@ -1,6 +1,6 @@
 """The ``sirf-diffusion`` command: parse, call the library, print.
 
-Sub-commands are modules of this package with two functions, ``add_parser(subparsers, common)`` and ``run(arguments)``.
+Sub-commands are modules of this package with a function ``add_parsers(commands, common)``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import data, demo, doctor, models, recon, recon_many, train
-from .command_line import USER_ERRORS, common_options, run_command
+from . import data, demo, doctor, models, recon, train
+from .command_line import USER_ERRORS, Parser, common_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
     common = common_options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sirf-diffusion",
         description="PET reconstruction with diffusion-model priors, for STIR and SIRF data.",
         epilog="example: sirf-diffusion demo --quick",
     )
     parser.add_argument("--version", action="version", version=f"sirf-diffusion {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, recon, recon_many, data, train, doctor, models):
-        module.add_parser(subparsers, common)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (demo, recon, data, train, doctor, models):
+        module.add_parsers(commands, common)
     return parser

@@ -9,11 +9,26 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 USER_ERROR = 2
 #: What a user can put right.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line; texts of several lines are printed as they are."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if "\n" in (options.get("description") or "") + (options.get("epilog") or ""):
+            options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        self.exit(USER_ERROR, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -22,6 +37,32 @@ def common_options() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="say more of what is done")
     common.add_argument("--debug", action="store_true", help="say everything, and show a traceback on errors")
     return common
+
+
+def add_command(
+    commands: Any,
+    common: argparse.ArgumentParser,
+    name: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    *,
+    summary: str,
+    about: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Declare a sub-command: a line for the list of commands, a description, and an example (or several lines).
+
+    One that has sub-commands of its own has no ``run``.
+    """
+    epilog = f"examples:\n{example.rstrip()}" if "\n" in example else f"example: {example}"
+    parser = commands.add_parser(name, parents=[common], help=summary, description=about, epilog=epilog)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_machine(parser: argparse._ActionsContainer) -> None:
+    """Declare ``--device`` and ``--threads``."""
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
 
 
 def add_precision(parser: argparse._ActionsContainer) -> None:
@@ -61,7 +102,7 @@ def run_command(
         logging.getLogger(loggers[0]).warning("%s", message)
 
     try:
-        if getattr(arguments, "threads", None):
+        if getattr(arguments, "threads", None) is not None:
             _set_threads(arguments.threads)
         with warnings.catch_warnings():
             warnings.showwarning = log_warning
@@ -85,12 +126,12 @@ def run_command(
 def _set_threads(number: int) -> None:
     import torch
 
-    if number < 1:
-        raise ValueError(f"--threads must be at least 1, found {number}")
-    torch.set_num_threads(number)
+    from ..geometry.checks import check_count
+
+    torch.set_num_threads(check_count("--threads", number, 1, 4096))
 
 
 def _one_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split("\n")) or type(error).__name__

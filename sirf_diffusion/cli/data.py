@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .command_line import add_command
+
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
 resampled to one voxel size, in STIR's axes (z to the feet, y to the back, x to the left: head first, supine), divided
@@ -17,13 +19,12 @@ Images that cannot be used (damaged, not finite, constant, of unknown orientatio
 listed with the reason, at the end and in the file. A build that was stopped goes on when the same command is given
 again. Names, paths and patient identifiers are not written: subjects and sources are hashed with a random key that is
 forgotten.
-"""
 
-_BUILD_EPILOG = """\
 The manifest is CSV (or a JSON list of objects) with the columns subject, image, mr, ct, split; only image is needed.
 Without one, a subject is what "sub-..." in the path says (BIDS), else the DICOM patient, else each file for itself.
+"""
 
-examples:
+_BUILD_EXAMPLES = """\
   sirf-diffusion data build --out train.h5 --tracer "[18F]FDG" pet/
   sirf-diffusion data build --out train.h5 --manifest subjects.csv --voxel-size 2.03 2.09 2.09
   sirf-diffusion data build --out train.h5 a/pet.nii.gz b/pet.nii.gz --mr a/t1.nii.gz b/t1.nii.gz
@@ -34,57 +35,50 @@ Simulate subjects: heads (a deformed MNI152 brain in a synthetic head), or other
 that share neither code nor template with the first, for judging a model on what it has never seen. With a tracer's
 uptake, regional variation, hot and cold lesions that show in the MR or do not, the scanner's blur, a T1-weighted MR,
 attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same data.
-"""
 
-_PHANTOM_EPILOG = """\
 tracers:
   head             fdg fdg-typical amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine
                    amino-acid any various
   head-parametric  fdg amyloid dpa714 any
   thorax           fdg psma any
   "any" draws the uptake of every tissue at random; "various" mixes all but amyloid and TSPO tracers (dpa714)
+"""
 
-examples:
+_PHANTOM_EXAMPLES = """\
   sirf-diffusion data phantom --subjects 40 --tracer dpa714 --out dpa.h5
   sirf-diffusion data phantom --subjects 8 --tracer any --seed 9000 --held-out --out test.h5
   sirf-diffusion data phantom --subjects 20 --body thorax --tracer fdg --voxel-size 4 --out chest.h5
 """
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        commands,
+        common,
         "data",
-        parents=[common],
-        help="make training data from images or phantoms, or look at them",
-        description="Make training data from images or phantoms, or look at them. "
+        None,
+        summary="make training data from images or phantoms, or look at them",
+        about="Make training data from images or phantoms, or look at them. "
         'Needs the extra: pip install "sirf-diffusion[train]"; for DICOM also [dicom].',
-        epilog="example: sirf-diffusion data phantom --subjects 40 --out train.h5 && sirf-diffusion data show train.h5",
+        example="sirf-diffusion data phantom --subjects 40 --out train.h5 && sirf-diffusion data show train.h5",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_build(actions, common)
-    _add_phantom(actions, common)
-    show = actions.add_parser(
-        "show",
-        parents=[common],
-        help="what a file holds: a table and a figure",
-        description="Print what a file of training volumes holds, and draw slices of some of them.",
-        epilog="example: sirf-diffusion data show train.h5",
+    summary = "from images: Interfile, NIfTI, DICOM"
+    _add_build(add_command(actions, common, "build", run_build, summary=summary, about=_BUILD, example=_BUILD_EXAMPLES))
+    summary = "simulated heads or chests"
+    _add_phantom(
+        add_command(actions, common, "phantom", run_phantom, summary=summary, about=_PHANTOM, example=_PHANTOM_EXAMPLES)
     )
+    summary = "what a file holds: a table and a figure"
+    about = "Print what a file of training volumes holds, and draw slices of some of them."
+    example = "sirf-diffusion data show train.h5"
+    show = add_command(actions, common, "show", run_show, summary=summary, about=about, example=example)
     show.add_argument("file", type=Path, metavar="F.h5")
     show.add_argument("--figure", type=Path, metavar="PNG", help="default: F.png beside the file")
-    show.set_defaults(run=run_show)
 
 
-def _add_build(actions: Any, common: argparse.ArgumentParser) -> None:
-    build = actions.add_parser(
-        "build",
-        parents=[common],
-        help="from images: Interfile, NIfTI, DICOM",
-        description=_BUILD,
-        epilog=_BUILD_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("images", nargs="*", type=Path, metavar="IMAGES", help="emission images, or folders of them")
     build.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
     source = build.add_argument_group("images")
@@ -116,21 +110,12 @@ def _add_build(actions: Any, common: argparse.ArgumentParser) -> None:
         "are then known to be of the same subjects",
     )  # fmt: skip
     build.add_argument("--overwrite", action="store_true", help="replace --out")
-    build.set_defaults(run=run_build)
 
 
-def _add_phantom(actions: Any, common: argparse.ArgumentParser) -> None:
-    phantom = actions.add_parser(
-        "phantom",
-        parents=[common],
-        help="simulated heads or chests",
-        description=_PHANTOM,
-        epilog=_PHANTOM_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     phantom.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
     phantom.add_argument("--subjects", type=int, default=16, metavar="N", help="default: %(default)d")
-    phantom.add_argument("--tracer", default="fdg", metavar="NAME", help="see below; default: %(default)s")
+    phantom.add_argument("--tracer", default="fdg", metavar="NAME", help="see above; default: %(default)s")
     kinds = ("head", "head-parametric", "thorax")
     phantom.add_argument("--body", default="head", choices=kinds, help="default: %(default)s")
     phantom.add_argument("--draws", type=int, default=1, metavar="K", help="uptakes per subject; default: 1")
@@ -149,7 +134,6 @@ def _add_phantom(actions: Any, common: argparse.ArgumentParser) -> None:
     _add_splits(phantom, seed="split-seed")
     phantom.add_argument("--workers", type=int, metavar="N", help="processes; default: one per processor")
     phantom.add_argument("--overwrite", action="store_true", help="replace --out")
-    phantom.set_defaults(run=run_phantom)
 
 
 def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:

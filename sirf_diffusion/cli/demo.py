@@ -8,21 +8,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .command_line import add_command, add_machine
+
 MODEL = "brain-fdg"
 #: What is best for the bundled slice, found on other noise realisations (benchmarks/low_count_slice.py): a fair rival.
 TUNED = {"map-rdp": {"penalisation_factor": 1.0}}
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        commands,
+        common,
         "demo",
-        parents=[common],
-        help="reconstruct bundled example data by all methods",
-        description="Reconstruct a bundled low-count brain slice by all methods, compare them with the truth, and "
+        run,
+        summary="reconstruct bundled example data by all methods",
+        about="Reconstruct a bundled low-count brain slice by all methods, compare them with the truth, and "
         "reconstruct a few planes in 3D (not with --quick). Prints a table; writes metrics.json, comparison.png and "
         "the images. Under 3 minutes on two cores, under 1 with --quick.",
-        epilog="example: sirf-diffusion demo --out my-demo --quick",
+        example="sirf-diffusion demo --out my-demo --quick",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("sirf-diffusion-demo"), metavar="DIR", help="default: %(default)s"
@@ -34,10 +38,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="brain2d", metavar="NAME|DIR", help="example data; default: %(default)s")
     parser.add_argument("--samples", type=int, metavar="K", help="posterior samples; default: 5, or 2 with --quick")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    add_machine(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,38 +7,46 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .command_line import add_command, add_machine
+
 _ACTIONS = ("list", "show", "import", "evaluate")
 
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        commands,
+        common,
         "models",
-        parents=[common],
-        help="list, show, import or evaluate score models",
-        description="Alone: list the bundled score models. With a name or a file: show its configuration.",
-        epilog="example: sirf-diffusion models brain-fdg",
+        _list,
+        summary="list, show, import or evaluate score models",
+        about="Alone: list the bundled score models. With a name or a file: show its configuration.",
+        example="sirf-diffusion models brain-fdg",
     )
-    parser.set_defaults(run=_list)
     actions = parser.add_subparsers(dest="action", metavar="NAME|FILE|ACTION")
-    actions.add_parser("list", parents=[common], help="list the bundled models").set_defaults(run=_list)
-    show = actions.add_parser("show", parents=[common], help="show what a model says of itself (or give just its name)")
+    about = "List the bundled models."
+    example = "sirf-diffusion models list"
+    add_command(actions, common, "list", _list, summary="list the bundled models", about=about, example=example)
+    summary = "show what a model says of itself (or give just its name)"
+    about, example = "Show what a model says of itself.", "sirf-diffusion models show brain-fdg"
+    show = add_command(actions, common, "show", _show, summary=summary, about=about, example=example)
     show.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
-    show.set_defaults(run=_show)
     _add_import(actions, common)
     _add_evaluate(actions, common)
     _name_means_show(parser)
 
 
 def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
-    parser = actions.add_parser(
+    parser = add_command(
+        actions,
+        common,
         "import",
-        parents=[common],
-        help="import a network that other software trained",
-        description="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel "
+        _import,
+        summary="import a network that other software trained",
+        about="Write a model file with the network of MONAI (DiffusionModelUNet), diffusers (UNet2DModel "
         "folder), guided-diffusion (without scale-shift normalisation) or deepinv (DRUNet). Nothing is run: of "
         "TorchScript and torch.export archives, too, only the weights are read.",
-        epilog="example: sirf-diffusion models import unet.pt --config unet.json --out unet.safetensors",
+        example="sirf-diffusion models import unet.pt --config unet.json --out unet.safetensors",
     )
     parser.add_argument(
         "source", type=Path, metavar="FILE|FOLDER", help="state dictionary, archive, or folder of diffusers"
@@ -58,17 +66,18 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tracer", default="", help="tracer and body region in words")
     parser.add_argument("--licence", default="", help="licence of the weights")
-    parser.set_defaults(run=_import)
 
 
 def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
-    parser = actions.add_parser(
+    parser = add_command(
+        actions,
+        common,
         "evaluate",
-        parents=[common],
-        help="judge a model on held-out volumes",
-        description="Denoising error beside the best Gaussian and non-local means filters, unconditional samples, "
+        _evaluate,
+        summary="judge a model on held-out volumes",
+        about="Denoising error beside the best Gaussian and non-local means filters, unconditional samples, "
         "scale equivariance and calibration, as a model card with figures (README.md) and numbers (report.json).",
-        epilog="example: sirf-diffusion models evaluate model.safetensors --data train.h5 --out card",
+        example="sirf-diffusion models evaluate model.safetensors --data train.h5 --out card",
     )
     parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
@@ -77,8 +86,7 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
     )
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.set_defaults(run=_evaluate)
+    add_machine(parser)
 
 
 def _name_means_show(parser: argparse.ArgumentParser) -> None:

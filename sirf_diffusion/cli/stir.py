@@ -7,6 +7,7 @@ wherever STIR would silently drop a prior or filter; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def _add_build(subparsers: argparse._SubParsersAction, common: argparse.Argument
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from stir_priors.build import PROGRAMS, build
+    from stir_priors.build import PROGRAMS, SOURCES, build
 
     folder = build(arguments.stir_dir, force=arguments.force)
     print(f"{folder}:")
@@ -66,7 +67,7 @@ def _build(arguments: argparse.Namespace) -> int:
         what = "stir_priors.load(), in Python with stir or sirf.STIR" if path.name.startswith("_shim") else what
         if what:
             print(f"  {path.name:<40} {what}")
-    print(f"sample parameter files: {Path(__file__).parent / 'par'}")
+    print(f"sample parameter files: {SOURCES / 'par'}")
     return 0
 
 
@@ -82,6 +83,7 @@ def _add_run(subparsers: argparse._SubParsersAction, common: argparse.ArgumentPa
         "          stir-diffusion run postfilter denoised.hv image.hv filter.par",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_python(parser)
     parser.add_argument("program", metavar="OSMAPOSL|OSSPS|postfilter")
     parser.add_argument("words", nargs="+", metavar="[OUTPUT INPUT] FILE.par [KEY=VALUE ...]")
     parser.set_defaults(run=_run)
@@ -90,6 +92,7 @@ def _add_run(subparsers: argparse._SubParsersAction, common: argparse.ArgumentPa
 def _run(arguments: argparse.Namespace) -> int:
     from ..interop.stir.run import Call
 
+    _allow_python(arguments)
     call = Call.parse(arguments.program, arguments.words)
     report = call.check()
     for finding in report.findings:
@@ -111,6 +114,7 @@ def _add_check(subparsers: argparse._SubParsersAction, common: argparse.Argument
         "each other. Exit code 2 if there is an error.",
         epilog="example: stir-diffusion check my.par",
     )
+    _add_python(parser)
     parser.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
     parser.set_defaults(run=_check)
 
@@ -119,6 +123,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from ..interop.stir.check import check
     from ..interop.stir.run import Call
 
+    _allow_python(arguments)
     call = Call.parse("OSMAPOSL", arguments.words)
     report = check(call.par, variables=call.variables)
     print(report.format())
@@ -139,6 +144,7 @@ def _add_scan(subparsers: argparse._SubParsersAction, common: argparse.ArgumentP
         "is, and write the images, a table (scan.csv) and a figure (scan.png). Finished factors are not run again.",
         epilog="example: stir-diffusion scan my.par --factors 0.05,0.1,0.2,0.5 --reference truth.hv",
     )
+    _add_python(parser)
     parser.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
     parser.add_argument("--factors", required=True, metavar="A,B,C", help="penalisation factors; 0 is no prior")
     parser.add_argument("--reference", type=Path, metavar="X.hv", help="image to measure the distance to")
@@ -150,6 +156,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     from ..interop.stir.run import Call
     from .stir_scan import Point, Scan, best, parse_factors
 
+    _allow_python(arguments)
     factors = parse_factors(arguments.factors)
     call = Call.parse("OSMAPOSL", arguments.words)
     out = arguments.out or Path(f"scan_{call.par.stem}")
@@ -172,6 +179,26 @@ def _scan(arguments: argparse.Namespace) -> int:
             print(found[1])
     print(f"{out}: scan.csv, scan.png and the images")
     return 0
+
+
+def _add_python(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-python",
+        action="store_true",
+        help="let the file run Python modules of its choice (prior type := Python): only for files that you trust",
+    )
+    parser.add_argument(
+        "--python-module", action="append", default=[], metavar="NAME", help="let it run this one; may be repeated"
+    )
+
+
+def _allow_python(arguments: argparse.Namespace) -> None:
+    from ..interop.stir.python_blocks import ALLOW
+
+    if arguments.allow_python:
+        os.environ[ALLOW] = "1"
+    elif arguments.python_module and os.environ.get(ALLOW) != "1":
+        os.environ[ALLOW] = ",".join([*filter(None, [os.environ.get(ALLOW)]), *arguments.python_module])
 
 
 def _errors(number: int) -> str:

@@ -10,46 +10,33 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..files.outputs import atomic_path, write_json
 from ..files.parfile import ParKey
+from ..files.parfile.keys import INPUT_FILES
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
-from ..interop.stir.stir_keys import INPUT_FILES
-from .stir_scan_figure import figure
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "scan.json"
+_MOST_IMAGES = 8
 _LIKELIHOOD = re.compile(r"Objective function without penalty\s+(\S+)")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One factor's result.
-
-    Parameters
-    ----------
-    factor
-        Penalisation factor.
-    image
-        File of the last image, relative to the folder of the scan.
-    nrmse
-        Distance to the reference, ``||x - ref|| / ||ref||``; None without one.
-    log_likelihood
-        As STIR reports it for the last image, without the penalty; None if it reported none.
-    roughness
-        Root mean square of differences between neighbouring pixels in x and y, relative to the mean of the image.
-    seconds
-        Wall time.
+    """One factor's result: last image (relative to the folder), ``||x - ref|| / ||ref||`` (None without a reference),
+    log-likelihood as STIR reports it (None if it does not), root mean square of differences between neighbouring pixels
+    in x and y relative to the image's mean, and wall time.
     """
 
     factor: float
@@ -68,18 +55,8 @@ class ScanError(RuntimeError):
 class Scan:
     """Runs a parameter file of OSMAPOSL or OSSPS once for each factor.
 
-    Finished factors are not run again: `run` continues an interrupted scan, or one with more factors.
-
-    Parameters
-    ----------
-    par
-        The file; its ``penalisation factor``, ``output filename prefix`` and what is saved on the way are replaced.
-    out
-        Folder for the results.
-    reference
-        Interfile image to compare with.
-    variables
-        Values for ``${VAR}`` in the file.
+    Its ``penalisation factor``, ``output filename prefix`` and what is saved on the way are replaced. Finished factors
+    are not run again: `run` continues an interrupted scan, or one with more factors.
 
     Raises
     ------
@@ -111,19 +88,9 @@ class Scan:
         return self._prior.value
 
     def run(self, factors: Sequence[float], report: Callable[[Point], None] = lambda point: None) -> list[Point]:
-        """Run the factors that are not done; all points, in ascending order of the factor.
+        """Run the factors (at least 0) that are not done; all points, in ascending order of the factor.
 
-        Parameters
-        ----------
-        factors
-            Penalisation factors, at least 0.
-        report
-            Called with each point, also with those that were done before.
-
-        Raises
-        ------
-        ScanError
-            If a run fails; what was finished before stays.
+        Each point goes to ``report``, also one that was done before. ScanError if a run fails: what was finished stays.
         """
         for factor in factors:
             if factor not in self.points:
@@ -133,7 +100,7 @@ class Scan:
         self._write()
         points = sorted(self.points.values(), key=lambda point: point.factor)
         with atomic_path(self.out / "scan.png") as temporary:
-            figure(temporary, self.out, points, self.prior, self.reference)
+            _figure(temporary, self.out, points, self.prior, self.reference)
         return points
 
     def _run(self, factor: float) -> Point:
@@ -143,8 +110,7 @@ class Scan:
         last = self._file.root.integer("number of subiterations", 1)
         par.write_text(self._text(factor, self.out / name, last), encoding="utf-8", errors="surrogateescape")
         call = Call(self.program, par, (), self.variables)
-        environment = call.environment()
-        environment["PYTHONPATH"] = os.pathsep.join((str(self.par.resolve().parent), environment["PYTHONPATH"]))
+        environment = Call(self.program, self.par, (), self.variables).environment()  # with this file's folder
         logger.info("%s := %g", PENALISATION_FACTOR, factor)
         start = time.monotonic()
         with log.open("wb") as stream:
@@ -282,3 +248,61 @@ def _with_lines(text: str, edits: Sequence[tuple[ParKey | None, int, str]]) -> s
         else:
             lines[key.line - 1 : key.last_line] = [new]
     return "\n".join(lines)
+
+
+def _figure(path: Path, folder: Path, points: Sequence[Point], prior: str, reference: Path | None) -> None:
+    """Draw the slice with most activity for up to 8 factors, and below it NRMSE by factor, or roughness against
+    log-likelihood where there is no reference.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from ..files.interfile import read_image
+
+    shown = _spread(points)
+    panels = [(f"{point.factor:g}", read_image(folder / point.image)[0]) for point in shown]
+    if reference is not None:
+        panels.insert(0, ("reference", read_image(reference)[0]))
+    middle = panels[0][1]
+    plane = int(middle.sum((-1, -2)).argmax())
+    vmax = float(panels[0][1][plane].max() if reference is not None else panels[len(panels) // 2][1][plane].max())
+    canvas = Figure(figsize=(max(6.0, 1.9 * len(panels)), 5.4), layout="constrained")
+    FigureCanvasAgg(canvas)
+    upper, lower = canvas.subfigures(2, 1, height_ratios=(1, 1.3))
+    for axes, (title, image) in zip(upper.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.imshow(image[plane].numpy(), cmap="gray_r", vmin=0, vmax=vmax)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    upper.suptitle(f"{prior}: penalisation factor", fontsize=10)
+    _curve(lower.subplots(), points, reference is not None)
+    canvas.savefig(path, dpi=130, format="png")
+
+
+def _curve(axes: Any, points: Sequence[Point], with_reference: bool) -> None:
+    factors = [point.factor for point in points]
+    if with_reference:
+        axes.plot(factors, [point.nrmse for point in points], "o-", color="black")
+        # A factor of 0 (no prior) has a place on this axis too.
+        smallest = min((f for f in factors if f > 0), default=1.0)
+        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        axes.minorticks_off()
+        axes.set_xlabel("penalisation factor")
+        axes.set_ylabel("NRMSE")
+        return
+    known = [point for point in points if point.log_likelihood is not None]
+    axes.plot([p.roughness for p in known], [p.log_likelihood for p in known], "o-", color="black")
+    for point in known:
+        axes.annotate(f"{point.factor:g}", (point.roughness, point.log_likelihood), fontsize=8, xytext=(4, -9),
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xlabel("roughness (pixel differences relative to the mean)")
+    axes.set_ylabel("log-likelihood")
+    axes.ticklabel_format(useOffset=False)
+
+
+def _spread(points: Sequence[Point]) -> list[Point]:
+    """At most `_MOST_IMAGES` of the points, first and last included."""
+    if len(points) <= _MOST_IMAGES:
+        return list(points)
+    step = (len(points) - 1) / (_MOST_IMAGES - 1)
+    return [points[round(k * step)] for k in range(_MOST_IMAGES)]

@@ -6,17 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .command_line import add_command, add_machine
 
-def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+
+def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        commands,
+        common,
         "train",
-        parents=[common],
-        help="train a score model",
-        description="Train a score model on a file of volumes (`sirf-diffusion data build`), or by a bundled recipe "
+        run,
+        summary="train a score model",
+        about="Train a score model on a file of volumes (`sirf-diffusion data build`), or by a bundled recipe "
         "that simulates its own. An interrupted or killed run goes on where it was when the same command is given "
         'again. Bundled recipes need the extra: pip install -c constraints.txt -e ".[train]"',
-        epilog="example: sirf-diffusion train --data train.h5 --out model.safetensors; several GPUs: torchrun "
+        example="sirf-diffusion train --data train.h5 --out model.safetensors; several GPUs: torchrun "
         "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
@@ -40,9 +44,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples-every", type=int, metavar="N", help="steps between sheets of samples; 0: none")
     parser.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
     parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
-    parser.set_defaults(run=run)
+    add_machine(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

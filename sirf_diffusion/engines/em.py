@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .objective import Evaluation, Objective
 
 SMALLEST_SENSITIVITY = 1e-2
 #: Of images that the likelihood is asked about, relative to their intensity scale: zero is absorbing.
@@ -18,12 +15,24 @@ RELATIVE_FLOOR = 1e-6
 STARTING_FLOOR = 1e-4
 
 
+class Likelihood(Protocol):
+    """What EM asks of an `Objective`."""
+
+    num_subsets: int
+
+    def at(self, x: Tensor, subset: int | None = None) -> Any: ...
+
+    def sensitivity(self, subset: int | None = None) -> Tensor: ...
+
+    def uniform_image(self) -> Tensor: ...
+
+
 def em_update(
-    objective: Objective,
+    objective: Likelihood,
     x: Tensor,
     subset: int | None = None,
     *,
-    evaluation: Evaluation | None = None,
+    evaluation: Any = None,
     step_size: float = 1.0,
     floor: float = 0.0,
 ) -> Tensor:
@@ -156,7 +165,7 @@ def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
     return torch.where(mask, torch.maximum(image, floor), torch.zeros_like(image))
 
 
-def early_em_image(objective: Objective, num_updates: int) -> Tensor:
+def early_em_image(objective: Likelihood, num_updates: int) -> Tensor:
     """OSEM from the uniform image: as many epochs as make at least so many updates."""
     x = raise_zeros(objective.uniform_image(), objective.sensitivity())
     order = herman_meyer_order(objective.num_subsets)

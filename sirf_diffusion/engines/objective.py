@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from .em import early_em_image
 
@@ -73,7 +75,7 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``early_image``.
+    inherits ``with_subsets``, ``early_image``, and what records say: ``engine``, ``describe`` and ``exam_info``.
     """
 
     geometry: ImageGeometry
@@ -109,12 +111,32 @@ class Objective(Protocol):
         """
         ...
 
-    def early_image(self) -> Tensor:
-        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once.
+    def with_subsets(self, num_subsets: int) -> Objective:
+        """The same data in the largest number of subsets up to this one; this objective where they are fixed.
 
-        Its projections are counted as this objective's.
+        Both count their projections together.
         """
-        return kept_early_image(self, self)
+        return self
+
+    def early_image(self) -> Tensor:
+        """An early OSEM image of about 14 updates, from which the intensity scale is estimated; made once."""
+        if getattr(self, "_early", None) is None:
+            self._early = early_em_image(self.with_subsets(EARLY_UPDATES), EARLY_UPDATES)
+        return self._early
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """Name and version of what computes."""
+        return {"name": f"{type(self).__module__}.{type(self).__qualname__}", "version": ""}
+
+    def describe(self) -> dict[str, Any]:
+        """The data behind it, for records: JSON values, the image grid among them."""
+        grid = self.geometry
+        return {"image_shape": grid.shape, "voxel_size_mm": grid.voxel_size, "origin_mm": grid.origin}
+
+    def exam_info(self) -> ExamInfo:
+        """Patient position, time frames, radionuclide and calibration of the data, as far as the engine knows them."""
+        return ExamInfo()
 
 
 @runtime_checkable
@@ -132,15 +154,10 @@ class NativeImages(Protocol):
         ...
 
 
-def kept_early_image(objective: Any, source: Objective) -> Tensor:
-    """`Objective.early_image` with the subsets of ``source``, which sees the same data."""
-    if getattr(objective, "_early", None) is None:
-        source.sensitivity()
-        counter, own = source.counter, objective.counter
-        before = replace(counter)
-        objective._early = early_em_image(source, EARLY_UPDATES)
-        if counter is not own:
-            own.forward += counter.forward - before.forward
-            own.back += counter.back - before.back
-            own.seconds += counter.seconds - before.seconds
-    return objective._early
+def exam_info_of_written(write: Callable[[str], Any]) -> ExamInfo:
+    """Exam information of an image of STIR, from the header that ``write(file name)`` makes."""
+    from ..files.interfile import read_exam_info
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(f"{folder}/image.hv")
+        return read_exam_info(f"{folder}/image.hv")

@@ -91,22 +91,25 @@ class OutputFolder:
         staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.path))
         try:
             yield staging
-            files = sorted(p.name for p in staging.iterdir())
+            files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
             write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
-            for name in self._earlier_files():
-                (self.path / name).unlink(missing_ok=True)
+            for earlier in self._earlier_files():
+                earlier.unlink(missing_ok=True)
             for name in [*files, self.record_name]:
+                (self.path / name).parent.mkdir(exist_ok=True)
                 os.replace(staging / name, self.path / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _earlier_files(self) -> list[str]:
+    def _earlier_files(self) -> list[Path]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
             names = json.loads(self.record_path.read_text(encoding="utf-8"))["files"]
         except (OSError, ValueError, KeyError, TypeError):
             return []
-        return [self.record_name, *(n for n in names if isinstance(n, str) and n == os.path.basename(n))]
+        paths = [Path(name) for name in (self.record_name, *names) if isinstance(name, str)]
+        below = [p for p in paths if not p.is_absolute() and ".." not in p.parts]
+        return [self.path / p for p in below if not (self.path / p).is_dir()]
 
     def _refuse_another_result(self) -> None:
         advice = "give another folder, or --overwrite to replace its files"

@@ -1,11 +1,16 @@
-"""Checks of what users give: one wording for every setting that is out of range."""
+"""Checks of what users give: one wording for every number that is out of range."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Largest count: a number far beyond all use is a slip, and would be found out by the memory it takes.
+LARGEST_COUNT = 10**6
+LARGEST_SEED = 2**63 - 1
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -15,20 +20,62 @@ def check_finite(x: Tensor, what: str) -> None:
         raise ValueError(f"{what} holds {number} values that are NaN or infinite (of {x.numel()})")
 
 
-def check_count(name: str, value: int, minimum: int = 1) -> int:
-    """An integer setting of at least ``minimum``."""
-    if isinstance(value, bool) or int(value) != value or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, found {value!r}")
-    return int(value)
+def check_count(name: str, value: Any, minimum: int = 1, maximum: int = LARGEST_COUNT) -> int:
+    """An integer in ``[minimum, maximum]``."""
+    number = _number(value)
+    if number is None or not minimum <= number <= maximum or int(number) != number:
+        span = f"of at least {minimum}" if number is None or number < maximum else f"of at most {maximum}"
+        raise ValueError(f"{name} must be an integer {span}, found {value!r}")
+    return int(number)
+
+
+def check_seed(name: str, value: Any) -> int:
+    """A seed: an integer from 0 to ``2**63 - 1``."""
+    return check_count(name, value, 0, LARGEST_SEED)
 
 
 def check_real(
-    name: str, value: float, minimum: float = 0.0, maximum: float = math.inf, open_below: bool = False
+    name: str,
+    value: Any,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    open_below: bool = False,
+    open_above: bool = False,
 ) -> float:
-    """A finite real setting in ``[minimum, maximum]``, or in ``(minimum, maximum]`` with ``open_below``."""
-    number = float(value)
-    below = number <= minimum if open_below else number < minimum
-    if not math.isfinite(number) or below or number > maximum:
-        bracket = "(" if open_below else "["
-        raise ValueError(f"{name} must be a number in {bracket}{minimum:g}, {maximum:g}], found {value!r}")
+    """A finite number from ``minimum`` to ``maximum``, without the ends that are open."""
+    number = _number(value)
+    if (
+        number is None
+        or not math.isfinite(number)
+        or not minimum <= number <= maximum
+        or (open_below and number == minimum)
+        or (open_above and number == maximum)
+    ):
+        left, right = "(" if open_below else "[", ")" if open_above else "]"
+        raise ValueError(f"{name} must be a number in {left}{minimum:g}, {maximum:g}{right}, found {value!r}")
+    return float(number)
+
+
+def check_choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+    """One of the options."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}, found {value!r}")
+    return str(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, found {value!r}")
+    return value
+
+
+def _number(value: Any) -> float | int | None:
+    """The value if it is a number, or a tensor or array of one; None for everything else."""
+    if isinstance(value, (bool, str, bytes)) or value is None:
+        return None
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
     return number

@@ -28,17 +28,8 @@ class HQSObjective(StepwiseObjective):
     before its maximum. A subset has its own share of the likelihood and ``1 / num_subsets`` of the pull. The scheme is
     that of :class:`~sirf_diffusion.reconstructors.diffusion.hqs.HQSReconstructor`.
 
-    Parameters
-    ----------
-    beta
-        Weight of the prior, dimensionless.
-
-    The others are those of :class:`StepwiseObjective`.
+    The parameters are those of :class:`StepwiseObjective`, and ``beta``, the weight of the prior.
     """
-
-    def __init__(self, objective: Any, model: ScoreModel, *, beta: float = 1.0, **settings: Any) -> None:
-        super().__init__(objective, model, **settings)
-        self._beta = beta
 
     @property
     def anchor_strength(self) -> float:
@@ -46,7 +37,7 @@ class HQSObjective(StepwiseObjective):
         return self._ready().consistency.beta / (self.intensity_scale * self.noise_level) ** 2
 
     def _sampler(self, objective: Objective, model: ScoreModel, settings: dict[str, Any]) -> DiffusionReconstructor:
-        return HQSReconstructor(objective, model, beta=self._beta, **settings)
+        return HQSReconstructor(objective, model, **settings)
 
     def _value(self, x: Tensor, subset: int | None) -> float:
         pull = self._share(subset) * self._pull().value(x)
@@ -77,34 +68,12 @@ class LikelihoodScheduledObjective(StepwiseObjective):
     that costs a forward projection of all data, unless the same image was asked about just before: with many subsets
     ask ``reached(x)`` once per epoch, and take gradients of the log-likelihood itself in between.
 
-    Parameters
-    ----------
-    target, num_em_iterations, margin, num_em_iterations_max
-        Where the schedule ends, see
-        :class:`~sirf_diffusion.reconstructors.diffusion.lisch.LikelihoodScheduledReconstructor`.
-
-    The others are those of :class:`StepwiseObjective`.
+    The parameters are those of :class:`StepwiseObjective`; ``target``, ``num_em_iterations``, ``margin`` and
+    ``num_em_iterations_max`` say where the schedule ends, and ``schedule_exponent`` how early it rises: 1 unless given,
+    as published, because a loop of your own has no anchor that an early schedule needs.
     """
 
-    def __init__(
-        self,
-        objective: Any,
-        model: ScoreModel,
-        *,
-        target: float | None = None,
-        num_em_iterations: float | None = None,
-        margin: float = 1.0,
-        num_em_iterations_max: int = 50,
-        **settings: Any,
-    ) -> None:
-        super().__init__(objective, model, **settings)
-        self._ending = {
-            "target": target,
-            "num_em_iterations": num_em_iterations,
-            "margin": margin,
-            "num_em_iterations_max": num_em_iterations_max,
-        }
-        self._last: tuple[Tensor, Evaluation] | None = None
+    _last: tuple[Tensor, Evaluation] | None = None
 
     def set_up(self, image: Any = None) -> None:
         """Compute the schedule, and go to the first noise level (also in order to start again)."""
@@ -118,7 +87,8 @@ class LikelihoodScheduledObjective(StepwiseObjective):
     @property
     def target(self) -> float:
         """:math:`L_k`, the log-likelihood at which the present noise level ends."""
-        return self.schedule.at((self.step_num + 1) / self.num_steps)
+        exponent = self._ready().consistency.schedule_exponent
+        return self.schedule.at(((self.step_num + 1) / self.num_steps) ** exponent)
 
     def log_likelihood(self, image: Any) -> float:
         """``L(x)``, not cut off at the target."""
@@ -129,7 +99,7 @@ class LikelihoodScheduledObjective(StepwiseObjective):
         return self._reached(self._tensor(image))
 
     def _sampler(self, objective: Objective, model: ScoreModel, settings: dict[str, Any]) -> DiffusionReconstructor:
-        return LikelihoodScheduledReconstructor(objective, model, **self._ending, **settings)
+        return LikelihoodScheduledReconstructor(objective, model, **{"schedule_exponent": 1.0, **settings})
 
     def _value(self, x: Tensor, subset: int | None) -> float:
         if subset is not None:

@@ -44,32 +44,16 @@ class StepwiseObjective(ABC):
         Log-likelihood: anything that ``sirf_diffusion.as_objective`` takes.
     model
         Score model; it is bound to the image grid by :meth:`set_up` if it is not.
-    num_steps, seed, eta, t_end, spacing
-        As in :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
     initial_image
-        Image to start the chain from and to estimate the intensity scale from; made from the data if omitted.
+        Image to start the chain from; made from the data if omitted.
+    settings
+        ``seed`` and the settings of the sampler, as in
+        :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
     """
 
-    def __init__(
-        self,
-        objective: Any,
-        model: ScoreModel,
-        *,
-        num_steps: int = 40,
-        seed: int = 0,
-        eta: float = 0.85,
-        t_end: float | None = None,
-        spacing: str = "t",
-        initial_image: Any = None,
-    ) -> None:
+    def __init__(self, objective: Any, model: ScoreModel, *, initial_image: Any = None, **settings: Any) -> None:
         self._given, self._model, self._initial_image = objective, model, initial_image
-        self._settings: dict[str, Any] = {
-            "num_steps": num_steps,
-            "seed": seed,
-            "eta": eta,
-            "t_end": t_end,
-            "spacing": spacing,
-        }
+        self._settings = settings
         self._reconstructor: DiffusionReconstructor | None = None
         self._chain: Chain
         self._level: Denoised
@@ -125,7 +109,7 @@ class StepwiseObjective(ABC):
 
     @property
     def num_steps(self) -> int:
-        return int(self._settings["num_steps"])
+        return self._ready().num_steps
 
     @property
     def step_num(self) -> int:

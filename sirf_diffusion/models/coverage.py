@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-from .batching import largest_batch, largest_block
-from .blocks import in_blocks
 from .networks import NetworkConfig
 
 Network = Callable[..., Tensor]
+
+CPU_BUDGET_BYTES = 1024 * 1024**2
+# On a CPU a larger batch is slower: what goes from layer to layer falls out of the cache, and its tensors are so large
+# that the C library asks the system for their memory every time.
+CPU_BATCH_BYTES = 112 * 1024**2
+CUDA_BUDGET_SHARE = 0.5
+#: The least overlap of neighbouring blocks, as a share of their side.
+OVERLAP = 0.25
 
 # Slices of each orientation lie in two axes of [..., z, y, x]; rows before columns. The label is the position here.
 _STACKING_AXES = (-3, -2, -1)
@@ -153,3 +160,126 @@ class Coverage:
 
     def _weight(self) -> Tensor | None:
         return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+
+
+def largest_batch(config: NetworkConfig | None, voxels: int, device: torch.device, share: float = 1.0) -> int:
+    """Slices or volumes that fit a share of the memory budget, from an estimate of their activations; at least 1.
+
+    No more than a CPU's cache serves well.
+    """
+    budget = share * budget_bytes(device)
+    if device.type == "cpu":
+        budget = min(budget, CPU_BATCH_BYTES)
+    return max(1, int(budget / (4 * activations(config, voxels))))
+
+
+def largest_block(
+    config: NetworkConfig | None, shape: tuple[int, ...], multiple: int, device: torch.device, share: float = 1.0
+) -> int:
+    """Side of the largest cube that fits a share of the memory budget, at most the longest axis.
+
+    At least twice ``multiple``.
+    """
+    budget, side = share * budget_bytes(device), -(-max(shape) // multiple) * multiple
+    while side > 2 * multiple and 4 * activations(config, math.prod(min(side, size) for size in shape)) > budget:
+        side -= multiple
+    return max(side, 2 * multiple)
+
+
+def budget_bytes(device: torch.device) -> float:
+    """Memory that the activations of one network call may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * CUDA_BUDGET_SHARE
+    return float(CPU_BUDGET_BYTES)
+
+
+def activations(config: NetworkConfig | None, voxels: int) -> float:
+    """About how many numbers a slice, or a volume, of this many voxels takes inside a network."""
+    if config is None:
+        return 256.0 * voxels
+    pixels = voxels / config.patch_size**config.spatial_dims
+    values, attention = 16.0 * pixels * config.channels[0], 0.0
+    for level, (channels, has_attention) in enumerate(zip(config.channels, config.attention_levels, strict=True)):
+        here = pixels / 2 ** (config.spatial_dims * level)
+        values += here * channels * (config.num_res_blocks + 2)  # kept for the way up, and one at work
+        if has_attention or (level == len(config.channels) - 1 and config.kind == "unet"):
+            attention = max(attention, 2 * here * here * channels / config.num_head_channels)
+    return values + attention
+
+
+def in_blocks(
+    function: Callable[[Tensor], Tensor], volumes: Tensor, side: int | tuple[int, int, int], multiple: int
+) -> Tensor:
+    """``function`` of volumes, computed block by block.
+
+    Neighbouring blocks overlap by at least a quarter of their side. In an overlap, a block has no say in the quarter
+    next to its edge, where the network misses what lies behind it, and its weight rises smoothly from there. So a
+    network that looks no further than a sixteenth of the side gives exactly what it gives for the whole volume.
+
+    Parameters
+    ----------
+    function
+        From ``[1, in, D, H, W]`` to ``[1, 1, D, H, W]``, for sizes that are multiples of ``multiple``.
+    volumes
+        ``[n, in, D, H, W]``, sizes multiples of ``multiple``.
+    side
+        Size of the blocks in voxels, of all axes or each, at least twice ``multiple``; rounded down to a multiple of
+        ``multiple``. Axes that are not longer are not divided.
+    multiple
+        Blocks start at multiples of this: networks with strides see the same grid as in the whole volume.
+
+    Returns
+    -------
+    Tensor
+        ``[n, 1, D, H, W]``.
+
+    Raises
+    ------
+    ValueError
+        If blocks would be smaller than twice ``multiple``.
+    """
+    sides = (side,) * 3 if isinstance(side, int) else side
+    if min(sides) < 2 * multiple:
+        raise ValueError(f"blocks must have sides of at least {2 * multiple} voxels for this network, found {side}")
+    axes = [
+        _axis(size, wanted // multiple * multiple, multiple)
+        for size, wanted in zip(volumes.shape[2:], sides, strict=True)
+    ]
+    result = volumes.new_zeros((len(volumes), 1, *volumes.shape[2:]))
+    total = volumes.new_zeros(volumes.shape[2:])
+    for block in product(*axes):
+        places = tuple(place for place, _ in block)
+        z, y, x = (weights.to(total) for _, weights in block)
+        weights = z[:, None, None] * y[:, None] * x
+        total[places] += weights
+        for k in range(len(volumes)):
+            result[(k, slice(None), *places)] += weights * function(volumes[(slice(k, k + 1), slice(None), *places)])[0]
+    return result / total
+
+
+def _axis(size: int, side: int, multiple: int) -> list[tuple[slice, Tensor]]:
+    """Places of the blocks along an axis, and their weights."""
+    if side >= size:
+        return [(slice(0, size), torch.ones(size))]
+    overlap = max(round(OVERLAP * side), 2)
+    steps = max(1, (side - overlap) // multiple)
+    count = -(-(size - side) // (steps * multiple)) + 1
+    # Equally far from each other, as far as multiples allow.
+    last = (size - side) // multiple
+    starts = [last * k // (count - 1) * multiple for k in range(count)]
+    from_edge = torch.arange(side) + 0.5
+    blocks = []
+    for k, start in enumerate(starts):
+        weights = torch.ones(side)
+        if k:
+            weights = weights * _rise(from_edge, overlap)
+        if k < count - 1:
+            weights = weights * _rise(from_edge.flip(0), overlap)
+        blocks.append((slice(start, start + side), weights))
+    return blocks
+
+
+def _rise(distance: Tensor, overlap: int) -> Tensor:
+    """0 in the outer quarter of the overlap, 1 behind three quarters of it, a cosine between."""
+    share = ((distance / overlap - 0.25) / 0.5).clamp(0, 1)
+    return 0.5 - 0.5 * torch.cos(torch.pi * share)

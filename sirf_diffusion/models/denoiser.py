@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_count, check_finite, check_real
+from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
-from .noise_level import estimate_noise_level
+from .intensity import FWHM_MM, THRESHOLD
 
 if TYPE_CHECKING:
     from .score_model import ScoreModel
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAST_NOISE_LEVEL = 0.02
+#: Bounds of an estimated noise level.
+LOWEST, HIGHEST = 0.02, 2.0
+_NUM_BISECTIONS = 8
 
 
 class Denoiser:
@@ -34,7 +39,7 @@ class Denoiser:
         Score model, not bound to a grid.
     noise_level
         Noise relative to the mean activity, > 0; None estimates it for each image, see
-        `sirf_diffusion.models.noise_level.estimate_noise_level`.
+        `estimate_noise_level`.
     num_steps
         Network evaluations.
     planes
@@ -57,11 +62,10 @@ class Denoiser:
         planes: str | None = None,
         intensity_scale: float | None = None,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, found {num_steps}")
-        if intensity_scale is not None and not 0 < intensity_scale < math.inf:
-            raise ValueError(f"intensity_scale must be a positive finite number, found {intensity_scale!r}")
-        self.model, self.num_steps, self.planes, self.intensity_scale = model, num_steps, planes, intensity_scale
+        if intensity_scale is not None:
+            check_real("intensity_scale", intensity_scale, open_below=True)
+        self.num_steps = check_count("num_steps", num_steps)
+        self.model, self.planes, self.intensity_scale = model, planes, intensity_scale
         self.used_noise_level: float | None = None
         self.noise_level = noise_level
 
@@ -72,9 +76,7 @@ class Denoiser:
 
     @noise_level.setter
     def noise_level(self, value: float | None) -> None:
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"the noise level must be a positive finite number, found {value!r}")
-        self._noise_level = value
+        self._noise_level = None if value is None else check_real("the noise level", value, open_below=True)
 
     def set_anatomical(self, anatomical: Any, guidance: float = 0.0) -> None:
         """MR or CT image for a conditional model and its guidance weight, see `ScoreModel.guided_by`."""
@@ -108,3 +110,53 @@ class Denoiser:
                 if following is not None:
                     u = schedule.ddim_step(u0, eps, now, following)
             return model.to_image(u0)
+
+
+def estimate_noise_level(model: ScoreModel, x: Tensor) -> float:
+    r"""Noise level at which the model takes away as much as it was told to expect.
+
+    The :math:`\sigma` where :math:`\mathrm{rms}(x - c\,D(x / c, \sigma)) = c\,\sigma` over the emitting voxels: told
+    too small a level, a good denoiser removes all that it was told and would remove more; told too large a one, it
+    removes the noise there is and little else. The crossing is found by bisection of :math:`\log \sigma`, 10 network
+    evaluations. Noise of a reconstructed image is correlated and larger where there is more activity: the result is
+    its mean amplitude, a place to start from and not a measurement.
+
+    Parameters
+    ----------
+    model
+        Bound to the image grid.
+    x
+        Image ``[z, y, x]``, image units.
+
+    Returns
+    -------
+    float
+        Noise level in network units, between 0.02 and 2.
+
+    Raises
+    ------
+    ValueError
+        If the image is not finite or shows no activity.
+    """
+    check_finite(x, "the image whose noise level is estimated")
+    smoothed = gaussian_smooth(x, model.geometry, FWHM_MM)
+    if float(smoothed.max()) <= 0:
+        raise ValueError("the noise level needs an image with activity")
+    emitting = smoothed > THRESHOLD * smoothed.max()
+
+    def excess(sigma: float) -> float:
+        removed = model.residual(x, sigma)[emitting] / model.intensity_scale
+        return float(removed.double().square().mean().sqrt()) / sigma - 1
+
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    if excess(LOWEST) <= 0:
+        return LOWEST
+    if excess(HIGHEST) >= 0:
+        return HIGHEST
+    for _ in range(_NUM_BISECTIONS):
+        middle = (low + high) / 2
+        if excess(math.exp(middle)) > 0:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)

@@ -71,7 +71,7 @@ class GridAdapter:
             )
         if extent is not None and not 0 < extent < math.inf:
             raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
-        self.geometry, self.planes = geometry, planes
+        self.geometry, self.planes, self.extent = geometry, planes, extent
         axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
         self._axes = (
             _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
+from ..geometry.checks import check_finite
+from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 
 FWHM_MM = 8.0
@@ -42,25 +41,9 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     """
     if tuple(x.shape) != geometry.shape:
         raise ValueError(f"the image has shape {tuple(x.shape)}, its geometry {geometry.shape}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the intensity scale needs a finite image, found NaN or infinite voxels")
+    check_finite(x, "the image from which the intensity scale is estimated")
     smoothed = gaussian_smooth(x, geometry, FWHM_MM)
     highest = float(smoothed.max())
     if highest <= 0:
         raise ValueError(f"the intensity scale needs activity, found an image whose smoothed maximum is {highest:g}")
     return float(smoothed[smoothed > THRESHOLD * highest].double().mean())
-
-
-def gaussian_smooth(x: Tensor, geometry: ImageGeometry, fwhm_mm: float) -> Tensor:
-    """Image ``[..., z, y, x]`` convolved with a Gaussian of the given FWHM along each axis.
-
-    Weights are renormalised at the edges, so that a constant image stays constant (and a single plane is not thinned
-    out by the planes it does not have).
-    """
-    for axis, (size, spacing) in enumerate(zip(geometry.shape, geometry.voxel_size, strict=True)):
-        sd = fwhm_mm / spacing / math.sqrt(8 * math.log(2))
-        index = torch.arange(size, device=x.device, dtype=torch.float64)
-        weights = torch.exp(-0.5 * ((index[:, None] - index[None, :]) / sd) ** 2)
-        weights = (weights / weights.sum(1, keepdim=True)).to(x.dtype)
-        x = (x.movedim(axis - 3, -1) @ weights.T).movedim(-1, axis - 3)
-    return x

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .adaptation.ddip import DDIPAdaptation, DDIPReconstructor
-from .adaptation.steerable import SteerableAdaptation, SteerableReconstructor
+from .adaptation.ddip import DDIPAdaptation, DDIPReconstructor, SteerableAdaptation, SteerableReconstructor
 from .base import Reconstructor
 from .diffusion.dds import DDSReconstructor
 from .diffusion.hqs import HQSReconstructor
 from .diffusion.lisch import LikelihoodScheduledReconstructor
+from .em.map_methods import RelativeDifferenceMAP, ScoreMAP
 from .em.mapem import MAPEM
 from .em.osem import MLEM, OSEM
 from .records import StepRecord
@@ -22,6 +22,8 @@ __all__ = [
     "HQSReconstructor",
     "LikelihoodScheduledReconstructor",
     "Reconstructor",
+    "RelativeDifferenceMAP",
+    "ScoreMAP",
     "SteerableAdaptation",
     "SteerableReconstructor",
     "StepRecord",

@@ -6,6 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
 from ..geometry.checks import check_finite
+from .records import Cost
+from .settings import Settings, listed
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +41,8 @@ class Reconstructor(ABC):
     ----------
     record : dict
         After ``process``: ``method``, ``settings``, ``projections`` (``forward`` and ``back``, in full-data
-        equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``other``),
-        ``log_likelihood`` (values that the method had to compute anyway) and ``stopped_early``.
+        equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``callbacks``,
+        ``other``), ``log_likelihood`` (values that the method had to compute anyway) and ``stopped_early``.
 
     Raises
     ------
@@ -48,6 +51,30 @@ class Reconstructor(ABC):
     """
 
     method: ClassVar[str] = ""
+    #: Name in figures, and one line for help.
+    title: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    #: Wanted number of subsets.
+    num_subsets: ClassVar[int] = 1
+    uses_model: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+
+    @classmethod
+    def parts(cls) -> tuple[type[Settings], ...]:
+        """The groups of settings that the constructor takes as keyword arguments."""
+        return ()
+
+    def __init_subclass__(cls) -> None:
+        """Show the settings in signature and documentation, as if they stood there."""
+        super().__init_subclass__()
+        own = list(signature(cls.__init__).parameters.values())[1:]
+        names = [parameter.name for parameter in own]
+        entries = [entry for part in cls.parts() for entry in listed(part) if entry.name not in names]
+        if entries and own[-1].kind is Parameter.VAR_KEYWORD:
+            own[-1:] = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default) for e in entries]
+            cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
+            lines = [f"    {entry.name}\n        {entry.metadata['about']}" for entry in entries]
+            cls.__doc__ = f"{cls.__doc__}\n    Settings\n    --------\n" + "\n".join(lines) + "\n"
 
     def __init__(self, objective: Objective, *, callbacks: Iterable[Callable[[Any], None]] = ()) -> None:
         self.objective = as_objective(objective)
@@ -58,7 +85,6 @@ class Reconstructor(ABC):
         self._output: Tensor | None = None
         self._trace: list[float] = []
         self._extras: dict[str, Any] = {}
-        self._start = 0.0
         self._stopped = False
 
     def set_up(self, initial_image: Any = None) -> None:
@@ -68,8 +94,8 @@ class Reconstructor(ABC):
         ----------
         initial_image
             Non-negative image ``[z, y, x]`` in image units, or an image of the objective's engine, which is left as it
-            is; the objective's uniform image if omitted. Voxels inside the field of view that are zero are raised to
-            1e-4 of the mean, because multiplicative updates cannot leave zero.
+            is; if omitted, the objective's uniform image, or where a method says so its early image. Voxels inside the
+            field of view that are zero are raised to 1e-4 of the mean: multiplicative updates cannot leave zero.
 
         Raises
         ------
@@ -79,7 +105,7 @@ class Reconstructor(ABC):
         uniform = self.objective.uniform_image()
         if initial_image is not None and not isinstance(initial_image, Tensor):
             initial_image = self._taken(initial_image)
-        initial = uniform if initial_image is None else self._checked_image(initial_image, uniform)
+        initial = self._default_image() if initial_image is None else self._checked_image(initial_image, uniform)
         self._initial = raise_zeros(initial, self.objective.sensitivity())
         self._output = None
 
@@ -88,26 +114,13 @@ class Reconstructor(ABC):
         if self._initial is None:
             self.set_up()
         self._output, self._trace, self._extras, self._stopped = None, [], {}, False
-        forward, back, projector_seconds = self._projections()
-        evaluations, network_seconds = self._network()
-        self._start = time.perf_counter()
+        self._before, self._start = self._spent(), time.perf_counter()
         with torch.no_grad():
             self._output = self._run()
-        total = time.perf_counter() - self._start
-        forward_end, back_end, projector_end = self._projections()
-        evaluations_end, network_end = self._network()
-        projector, network = projector_end - projector_seconds, network_end - network_seconds
         self.record = {
             "method": self.method,
             "settings": dict(self.settings),
-            "projections": {"forward": forward_end - forward, "back": back_end - back},
-            "network_evaluations": evaluations_end - evaluations,
-            "seconds": {
-                "total": total,
-                "projector": projector,
-                "network": network,
-                "other": max(total - projector - network, 0.0),
-            },
+            **self._cost().to_record(),
             "log_likelihood": list(self._trace),
             "stopped_early": self._stopped,
             **self._extras,
@@ -124,6 +137,10 @@ class Reconstructor(ABC):
     def _run(self) -> Tensor:
         """Reconstruct from ``self._initial``."""
 
+    def _default_image(self) -> Tensor:
+        """The starting image if none is given."""
+        return self.objective.uniform_image()
+
     def _handed_out(self, image: Tensor) -> Any:
         """A copy, as an image of the objective's engine if that has images."""
         if isinstance(self.objective, NativeImages):
@@ -135,10 +152,6 @@ class Reconstructor(ABC):
             return self.objective.to_tensor(image)
         raise TypeError(f"initial_image must be a tensor [z, y, x], found {type(image).__name__}")
 
-    def _network_counter(self) -> Any | None:
-        """The model's counter (``evaluations``, ``seconds``), or None without a network."""
-        return None
-
     def _notify(self, step: Any) -> bool:
         """Pass one record to all callbacks; True if one of them asked to stop."""
         for callback in self.callbacks:
@@ -149,13 +162,15 @@ class Reconstructor(ABC):
                 self._stopped = True
         return self._stopped
 
-    def _projections(self) -> tuple[float, float, float]:
-        counter = self.objective.counter
-        return counter.forward, counter.back, counter.seconds
+    def _spent(self) -> Cost:
+        """What the counters show."""
+        return Cost.now(self.objective)
 
-    def _network(self) -> tuple[int, float]:
-        counter = self._network_counter()
-        return (0, 0.0) if counter is None else (counter.evaluations, counter.seconds)
+    def _cost(self) -> Cost:
+        """What the run has cost so far."""
+        cost = self._spent() - self._before
+        cost.total += time.perf_counter() - self._start
+        return cost
 
     def _checked_image(self, image: Tensor, like: Tensor) -> Tensor:
         shape = tuple(self.objective.geometry.shape)

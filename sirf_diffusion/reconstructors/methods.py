@@ -1,4 +1,4 @@
-"""The methods by name, with the settings that a run uses unless told otherwise: the one place where they are kept.
+"""The methods by name. A new one is a file with its class, and a line in the table below.
 
 Strengths are relative to the image's intensity scale ``c`` (see `sirf_diffusion.models.intensity_scale`), so that one
 value serves images whose units differ: an image ``x`` is penalised as ``u = x / c``.
@@ -6,252 +6,119 @@ value serves images whose units differ: an image ``x`` is penalised as ``u = x /
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
+
+from ..engines.objective import Objective
+from .adaptation.ddip import DDIPAdaptation, SteerableAdaptation
+from .adaptation.network_adaptation import NetworkAdaptation
+from .base import Reconstructor
+from .em.osmaposl import OSMAPOSL, StirUpdates
+from .settings import defaults, make, special
+
+_CLASSES = (
+    "em.osem:OSEM",
+    "em.map_methods:RelativeDifferenceMAP",
+    "em.map_methods:ScoreMAP",
+    "diffusion.dds:DDSReconstructor",
+    "diffusion.hqs:HQSReconstructor",
+    "diffusion.lisch:LikelihoodScheduledReconstructor",
+    "adaptation.ddip:DDIPReconstructor",
+    "adaptation.ddip:SteerableReconstructor",
+)
+
+#: Posterior samples of the sampling methods.
+NUM_SAMPLES = 5
+QUICK_NUM_SAMPLES = 2
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the command line.
+    """A reconstructor by its name.
 
     Parameters
     ----------
-    name
-        Name on the command line and in results.
-    title
-        Name in figures.
-    about
-        One line for ``--help``.
-    uses_model
-        Whether a score model is needed.
-    samples
-        Whether it draws posterior samples; otherwise it gives one image.
+    kind
+        Its class.
+    name, title, about
+        On the command line, in figures, and one line for help.
+    uses_model, samples
+        Whether a score model is needed, and whether posterior samples are drawn; otherwise it gives one image.
     num_subsets
         Wanted number of subsets; the largest one below it that divides the views evenly is used.
-    settings
-        Defaults of what can be set; None stands for a value chosen by the data.
-        Those of all score models: ``planes`` (see `ScoreModel.on`; None as `ScoreModel.planes_for` says) and
-        ``extent``, the side in mm of the central square that the network covers, for small objects in a large field of
-        view.
-    volumes
-        Other defaults for volumes, unless they are seen as transverse slices only.
-    quick
-        Other values for a quick look.
     adaptation
         Name of the adaptation of the network that belongs to it, see `ADAPTATIONS`.
+    settings, volumes, quick
+        Defaults in slices; others for volumes that are not seen as transverse slices only; others for a quick look.
     """
 
+    kind: type[Reconstructor]
     name: str
     title: str
     about: str
     uses_model: bool = False
     samples: bool = False
     num_subsets: int = 1
+    adaptation: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     volumes: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
-    adaptation: str | None = None
+
+    @classmethod
+    def of(cls, kind: type[Reconstructor]) -> Method:
+        """All that the class says of itself."""
+        parts, own = kind.parts(), getattr(kind, "own_adaptation", None)
+        return cls(
+            kind,
+            kind.method,
+            kind.title,
+            kind.about,
+            kind.uses_model,
+            kind.samples,
+            kind.num_subsets,
+            None if own is None else own.name,
+            defaults(parts),
+            special(parts, "volumes"),
+            special(parts, "quick"),
+        )
 
     def with_settings(self, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False) -> dict[str, Any]:
-        """Defaults, replaced by what was given.
+        """Defaults, replaced by what was given, checked.
 
         Raises
         ------
         ValueError
-            If a setting is unknown, with those that there are.
+            If a setting is unknown, with those that there are, or out of range.
         """
-        if unknown := sorted(set(given) - set(self.settings)):
-            known = ", ".join(f"{k}={v}" for k, v in self.settings.items())
-            raise ValueError(f"{self.name} has no setting {unknown[0]!r}; it has {known}")
         in_volumes = self.volumes if volume and given.get("planes") != "transverse" else {}
-        return {**self.settings, **in_volumes, **(self.quick if quick else {}), **given}
-
-
-_LISCH = {
-    "num_steps": 40,
-    "eta": 1.0,
-    "noise": "balanced",
-    "step_size": 1.8,
-    "target": None,
-    "num_em_iterations": None,
-    "smoothing": 0.0,
-    "schedule_exponent": 0.0,
-    "anchor_strength": 2.5,
-    "planes": None,
-    "extent": None,
-}
-
-# What a model of slices gets wrong in one plane it may get right in the next: there anchors are strong. In three
-# orientations errors reach over several planes, and the data move them together. Orientations that take turns share the
-# noise levels, so that there are more of them.
-_LISCH_VOLUMES = {"num_steps": 60, "anchor_strength": 0.4}
-
-_METHODS = (
-    Method(
-        "osem",
-        "OSEM",
-        "maximum likelihood, stopped early",
-        num_subsets=9,
-        settings={"num_iterations": 1},
-    ),
-    Method(
-        "map-rdp",
-        "MAP-EM, RDP",
-        "MAP-EM with the relative difference prior (BSREM)",
-        num_subsets=14,
-        settings={"num_iterations": 30, "penalisation_factor": 2.0, "gamma": 2.0, "epsilon": 0.005},
-        volumes={"penalisation_factor": 0.3},  # 26 neighbours instead of 8
-        quick={"num_iterations": 12},
-    ),
-    Method(
-        "map-score",
-        "MAP-EM, score prior",
-        "MAP-EM with the score model as prior, at one noise level",
-        uses_model=True,
-        settings={
-            "num_iterations": 60,
-            "num_inner": 1,
-            "penalisation_factor": 0.2,
-            "sigma": 0.2,
-            "planes": None,
-            "extent": None,
-        },
-        quick={"num_iterations": 30},
-    ),
-    Method(
-        "dds",
-        "DDS",
-        "diffusion sampling, proximal data steps towards each denoised image",
-        uses_model=True,
-        samples=True,
-        settings={
-            "num_steps": 40,
-            "eta": 1.0,
-            "noise": "balanced",
-            "num_inner": 3,
-            "anchor_strength": 5.0,
-            "anchor_exponent": 1.0,
-            "axial_rdp": 1.0,
-            "smoothing": 8.0,
-            "planes": None,
-            "extent": None,
-        },
-        volumes={"num_steps": 60, "anchor_strength": 0.6},
-        quick={"num_steps": 15},
-    ),
-    Method(
-        "hqs",
-        "HQS",
-        "diffusion sampling, half-quadratic splitting with a closed-form EM data step",
-        uses_model=True,
-        samples=True,
-        settings={
-            "num_steps": 40,
-            "eta": 1.0,
-            "noise": "balanced",
-            "num_inner": 3,
-            "beta": 12.0,
-            "planes": None,
-            "extent": None,
-        },
-        volumes={"num_steps": 60, "beta": 5.0},
-        quick={"num_steps": 15},
-    ),
-    Method(
-        "lisch",
-        "LiSch",
-        "diffusion sampling to a likelihood schedule; no strength to tune",
-        uses_model=True,
-        samples=True,
-        # The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
-        num_subsets=2,
-        settings=_LISCH,
-        volumes=_LISCH_VOLUMES,
-        quick={"num_steps": 15},
-    ),
-    Method(
-        "ddip",
-        "DDIP",
-        "the network is fitted to the data while it denoises an MLEM image (--adapt-set)",
-        uses_model=True,
-        samples=True,
-        num_subsets=2,
-        settings={
-            "num_steps": 40,
-            "eta": 0.85,
-            "noise": "balanced",
-            "sigma_start": 0.7,
-            "final_step": True,
-            "target": None,
-            "smoothing": 8.0,
-            "planes": None,
-            "extent": None,
-        },
-        volumes={"num_steps": 60},
-        quick={"num_steps": 15},
-        adaptation="ddip",
-    ),
-    Method(
-        "steerable",
-        "Steerable",
-        "lisch with a network that is steered towards the data (--adapt-set)",
-        uses_model=True,
-        samples=True,
-        num_subsets=2,
-        settings=_LISCH,
-        volumes=_LISCH_VOLUMES,
-        quick={"num_steps": 15},
-        adaptation="steerable",
-    ),
-)
-
-METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+        usual = {**in_volumes, **(self.quick if quick else {})}
+        make(self.kind.parts(), {**usual, **given}, self.name)
+        return {**self.settings, **usual, **given}
 
 
 @dataclass(frozen=True)
 class AdaptationChoice:
-    """An adaptation of the network by its name on the command line, with its defaults; see `NetworkAdaptation`."""
+    """An adaptation of the network by its name; see `NetworkAdaptation`."""
 
+    kind: type[NetworkAdaptation]
     name: str
     about: str
     settings: Mapping[str, Any]
 
-    def with_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults, replaced by what was given; ValueError for an unknown setting."""
-        if unknown := sorted(set(given) - set(self.settings)):
-            known = ", ".join(f"{k}={v}" for k, v in self.settings.items())
-            raise ValueError(f"the adaptation {self.name} has no setting {unknown[0]!r}; it has {known}")
-        return {**self.settings, **given}
+
+def methods_of(paths: Iterable[str]) -> dict[str, Method]:
+    """Methods by name, from where their classes stand in this package."""
+    found = (Method.of(resolve_name(f"{__package__}.{path}")) for path in paths)
+    return {method.name: method for method in found}
 
 
+METHODS = methods_of(_CLASSES)
 ADAPTATIONS: dict[str, AdaptationChoice] = {
-    choice.name: choice
-    for choice in (
-        AdaptationChoice(
-            "ddip",
-            "EM targets, and the network fitted to them; the projector is not differentiated",
-            {
-                "coupling": "hqs", "rank": 4, "biases": True, "learning_rate": 1e-3, "num_rounds": 1, "num_inner": 1,
-                "num_updates": 5, "beta": 1.0, "smoothing": 8.0, "total_variation": 0.0, "every": 2,
-                "sigma_max": 3.0, "carry_optimiser": False, "cap": True,
-            },
-        ),
-        AdaptationChoice(
-            "steerable",
-            "low-rank changes towards what the method's data step makes of the denoised image",
-            {
-                "coupling": "data-step", "rank": 4, "biases": True, "learning_rate": 2e-3, "num_rounds": 1,
-                "num_inner": 1, "num_updates": 3, "beta": 1.0, "smoothing": 8.0, "total_variation": 0.0, "every": 2,
-                "sigma_max": 3.0, "carry_optimiser": True, "cap": True,
-            },
-        ),
-    )
-}  # fmt: skip
-
-#: Posterior samples of the sampling methods.
-NUM_SAMPLES = 5
-QUICK_NUM_SAMPLES = 2
+    kind.name: AdaptationChoice(kind, kind.name, kind.about, defaults((kind.group,)))
+    for kind in (DDIPAdaptation, SteerableAdaptation)
+}
 
 
 def get_method(name: str) -> Method:
@@ -270,3 +137,95 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def build_reconstructor(
+    name: str,
+    objective: Objective,
+    settings: Mapping[str, Any],
+    *,
+    model: Any = None,
+    intensity_scale: float | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    subset_order: Sequence[int] | None = None,
+    prior: Any = None,
+    adaptation: Any = None,
+    callbacks: Iterable[Callable[[Any], None]] = (),
+) -> Reconstructor:
+    """Make the reconstructor of a method.
+
+    Parameters
+    ----------
+    name
+        A name of `METHODS`.
+    objective
+        The log-likelihood, with the subsets that the method is to use.
+    settings
+        Settings that differ from the method's defaults.
+    model
+        A score model, for the methods that use one; bound when it is set up if it is not yet.
+    intensity_scale
+        Of ``map-rdp``: ``c``, image units; estimated from the objective's early image if omitted.
+    num_samples, seed
+        Of the methods that draw posterior samples.
+    subset_order
+        Of ``osem``: order of the subsets; or the `StirUpdates` of a parameter file, which STIR's OSMAPOSL would make.
+    prior
+        Of ``map-rdp``: another penalty than the settings describe.
+    adaptation
+        Of the methods that draw posterior samples: a name of `ADAPTATIONS`, or an object; the method's own if omitted.
+    callbacks
+        Called with a ``StepRecord`` after each step.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or setting, a setting out of range, or an order, prior or adaptation that the method has
+        no use for.
+    """
+    method = get_method(name)
+    options: dict[str, Any] = {"callbacks": tuple(callbacks), **settings}
+    for option, given, user in (("subset_order", subset_order, "osem"), ("prior", prior, "map-rdp")):
+        if given is not None:
+            if name != user:
+                raise ValueError(f"{option} is for {user} only, not for {name}")
+            options[option] = given
+    adaptation = adaptation_for(method, adaptation)
+    if method.samples:
+        options |= {"num_samples": num_samples, "seed": seed, "adaptation": adaptation}
+    if name == "map-rdp":
+        options["intensity_scale"] = intensity_scale
+    if unknown := sorted(set(settings) - set(method.settings)):
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(method.settings)}")
+    if isinstance(subset_order, StirUpdates):
+        return OSMAPOSL(objective, settings["num_iterations"], subset_order, callbacks=options["callbacks"])
+    return method.kind(objective, *([model] if method.uses_model else []), **options)
+
+
+def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapter: Any = None) -> NetworkAdaptation:
+    """The adaptation of a name, with settings that differ from its defaults, and the file of an adapter to start from.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or setting, or a setting out of range.
+    """
+    if name not in ADAPTATIONS:
+        raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
+    return ADAPTATIONS[name].kind(**(settings or {}), adapter=adapter)
+
+
+def adaptation_for(method: Method, given: Any = None) -> Any:
+    """The adaptation that a method is to use: the one given, as an object or by its name, or else the method's own.
+
+    Raises
+    ------
+    ValueError
+        If the method has no place for one.
+    """
+    if given is not None and not method.samples:
+        sampling = ", ".join(name for name, other in METHODS.items() if other.samples)
+        raise ValueError(f"{method.name} does not adapt the network: use {sampling}")
+    given = method.adaptation if given is None else given
+    return build_adaptation(given) if isinstance(given, str) else given

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engines.objective import ProjectionCounter
+from ..engines.objective import Objective, ProjectionCounter
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,46 @@ class StepRecord:
     def to_dict(self) -> dict[str, Any]:
         """The step's numbers (everything but the image), ready for JSON."""
         return {k: v for k, v in vars(self).items() if k not in ("method", "num_steps", "x", "checkpoint")}
+
+
+@dataclass
+class Cost:
+    """Projections, network evaluations and seconds."""
+
+    forward: float = 0.0
+    back: float = 0.0
+    evaluations: int = 0
+    projector: float = 0.0
+    network: float = 0.0
+    callbacks: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def now(cls, objective: Objective, network: Any = None) -> Cost:
+        """What the counters show; ``network`` is whatever has one, such as a score model."""
+        p, n = objective.counter, getattr(network, "counter", None)
+        return cls(p.forward, p.back, getattr(n, "evaluations", 0), p.seconds, getattr(n, "seconds", 0.0))
+
+    def to_record(self) -> dict[str, Any]:
+        """The entries of a run's record."""
+        other = self.total - self.projector - self.network - self.callbacks
+        return {
+            "projections": {"forward": self.forward, "back": self.back},
+            "network_evaluations": self.evaluations,
+            "seconds": {
+                "total": self.total,
+                "projector": self.projector,
+                "network": self.network,
+                "callbacks": self.callbacks,
+                "other": max(other, 0.0),
+            },
+        }
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class ProgressBar:

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..data import Example
 from ..reconstructors.methods import METHODS, QUICK_NUM_SAMPLES, get_method
 from .metrics import image_quality
-from .reconstruction import Reconstruction, reconstruct
+from .reconstruction import reconstruct
 from .report import Panel, comparison_figure, format_table
+from .result import Reconstruction
 
 logger = logging.getLogger(__name__)
 

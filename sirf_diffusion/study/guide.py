@@ -6,13 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.positions import position_of
 from ..reconstructors.methods import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..geometry.exam import ExamInfo
     from ..patient import AnatomicalImage, Placed
-    from .sources import Source
+    from .data import Data
 
 #: What an anatomical image can be registered to.
 TARGETS = ("emission", "attenuation")
@@ -69,13 +71,15 @@ class Guide:
                 "FILE), or guidance -1 (--guidance -1) to run it without"
             )
 
-    def place(self, source: Source, emission: Tensor) -> Placed | None:
+    def place(self, data: Data, exam: ExamInfo, emission: Tensor) -> Placed | None:
         """The anatomical image on the grid of the data, registered if asked for; None if there is none.
 
         Parameters
         ----------
-        source
+        data
             The data.
+        exam
+            Their exam information: how the patient lay.
         emission
             An early image of them on their grid ``[z, y, x]``.
 
@@ -90,21 +94,21 @@ class Guide:
 
         return load_anatomical(
             self.anatomical,
-            source.geometry,
-            register_to=self._target(source, emission),
+            data.geometry,
+            register_to=self._target(data, emission),
             emission=emission,
-            position=source.patient_position,
+            position=position_of(exam),
         )
 
-    def _target(self, source: Source, emission: Tensor) -> Any:
+    def _target(self, data: Data, emission: Tensor) -> Any:
         if self.register_to is None:
             return None
         if self.register_to == "emission":
-            return emission, source.geometry
-        acquisition = getattr(source, "acquisition", None)  # STIR keeps its own to itself
-        if acquisition is None or acquisition.attenuation is None:
+            return emission, data.geometry
+        if data.attenuation is None:  # STIR keeps its own to itself
             raise ValueError(
                 "there is no attenuation image among the data to register to: use --register emission, or give one "
                 "(--attenuation MU.hv)"
             )
-        return acquisition.attenuation, acquisition.attenuation_geometry
+        return data.attenuation
+

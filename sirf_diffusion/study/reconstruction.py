@@ -4,134 +4,58 @@ from __future__ import annotations
 
 import logging
 import os
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
+from functools import cached_property, update_wrapper
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
-from ..engines.embedded.acquisition import Acquisition
-from ..engines.objective import NativeImages, Objective
+from ..engines.objective import EARLY_UPDATES, NativeImages, Objective
 from ..environment import select_device, software_versions
-from ..files.outputs import OutputFolder, jsonable
-from ..geometry.images import ImageGeometry
-from ..reconstructors.build import adaptation_for, build_reconstructor
+from ..files.outputs import jsonable
+from ..geometry.checks import check_count, check_seed
 from ..reconstructors.diffusion.chain import posterior_sd
-from ..reconstructors.methods import NUM_SAMPLES, Method, get_method
+from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
+from .data import Data, InterfileData, data_of
+from .execution import Execution
 from .fitness import check_distribution
 from .guide import Guide
-from .report import Trace, report_figure
-from .sources import AcquisitionSource, ObjectiveSource, Source
+from .par_data import ParData
+from .report import Trace
+from .result import Reconstruction
+from .shares import merged_record, share_out
 
 logger = logging.getLogger(__name__)
 
-_EARLY_SUBSETS = 14
+_P = ParamSpec("_P")
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """An image, its posterior samples and the record of the run.
-
-    Parameters
-    ----------
-    image
-        The estimate ``[z, y, x]`` in image units: the mean of the samples where there are several.
-    geometry
-        Its grid.
-    record
-        Settings, intensity scale, engine, model, seed, cost, likelihood trace, versions; JSON values.
-    samples
-        Posterior samples ``[S, z, y, x]``; None for a method that gives one image.
-    uncertainty
-        Standard deviation of the samples ``[z, y, x]``; None for fewer than two.
-    trace
-        Log-likelihood by step.
-    anatomical
-        The anatomical image that the network saw, on the image's grid; None without one.
-    """
-
-    image: Tensor
-    geometry: ImageGeometry
-    record: dict[str, Any]
-    samples: Tensor | None = None
-    uncertainty: Tensor | None = None
-    trace: Trace | None = None
-    anatomical: Tensor | None = None
-
-    def save(self, folder: OutputFolder) -> None:
-        """Write image, report and record, and of a method that samples, the samples and their standard deviation."""
-        from ..files.interfile import write_image
-
-        with folder.staged(self.record) as staging:
-            write_image(staging / "reconstruction.hv", self.image, self.geometry)
-            if self.uncertainty is not None:
-                write_image(staging / "uncertainty.hv", self.uncertainty, self.geometry)
-            if self.samples is not None:
-                self._write_samples(staging / "samples.h5")
-            report_figure(
-                staging / "report.png",
-                self.image,
-                self.geometry,
-                uncertainty=self.uncertainty,
-                trace=self.trace,
-                anatomical=self.anatomical,
-                title=self._heading(),
-            )
-
-    def _heading(self) -> str:
-        """Title of the figure, and what is known of the model's fitness."""
-        check = self.record["distribution"]
-        return self.record["title"] + ("" if check is None else "\n" + textwrap.fill(check["message"], 90))
-
-    def _write_samples(self, path: Path) -> None:
-        import h5py
-
-        with h5py.File(path, "w") as file:
-            data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
-            data.attrs["axes"] = "sample, z, y, x"
-            data.attrs["voxel_size_mm"] = self.geometry.voxel_size
-            data.attrs["origin_mm"] = self.geometry.origin
-            data.attrs["seed"] = self.record["seed"]
-            data.attrs["method"] = self.record["method"]
-
-
-def reconstruct(
-    acquisition: Acquisition,
-    method: str = "lisch",
-    *,
-    model: Any = None,
-    num_samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    settings: Mapping[str, Any] | None = None,
-    quick: bool = False,
-    initial: Tensor | None = None,
-    anatomical: Any = None,
-    guidance: float = 0.0,
-    register_to: str | None = None,
-    adaptation: Any = None,
-    callbacks: Iterable[Callable[[Any], None]] = (),
-) -> Reconstruction:
-    """Reconstruct with the embedded engine; see :func:`reconstruct_objective` for others.
+@dataclass(eq=False)
+class Study:
+    """One patient's run: what is reconstructed, and how. Options are checked at once, data are read by `run`.
 
     Parameters
     ----------
-    acquisition
-        The data.
+    data
+        An `Acquisition`; whatever ``sirf_diffusion.as_objective`` takes, an objective function of SIRF, of STIR's Python
+        module or of the embedded engine that was set up (its subsets are used as they are); the name of a parameter
+        file of STIR; or `InterfileData`.
     method
         A name from `sirf_diffusion.reconstructors.methods.METHODS`.
     model
-        A score model, its bundled name or its file; only for methods that use one.
+        A score model, its bundled name or its file, for methods that use one; ``brain`` if omitted.
     num_samples
         Posterior samples, 5 unless given; the image is their mean.
     seed
         Same seed, same machine, same result.
     device
         ``"auto"`` (CUDA if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    precision
+        Of a network that is loaded here, see `ScoreModel.load`.
     settings
         The method's own settings that are to differ from its defaults.
     quick
@@ -143,227 +67,279 @@ def reconstruct(
         For a model that was trained with MR or CT images, see `sirf_diffusion.study.guide.Guide`.
     adaptation
         Fits the network to the data, for methods that draw posterior samples: ``"ddip"``, ``"steerable"`` or an object
-        such as `sirf_diffusion.reconstructors.adaptation.ddip.DDIPAdaptation`, which has the adapter afterwards; the
-        method's own if omitted.
+        such as `sirf_diffusion.DDIPAdaptation`, which has the adapter afterwards; the method's own if omitted.
+    num_subsets, subset_order
+        Instead of the method's own number; the order is for ``osem``.
+    prior
+        Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
+    members
+        Make only these of the samples ``0 ... num_samples - 1``; `merge` puts such results together.
+    engine, keep_prior, attenuation_in_factors
+        For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
 
     Raises
     ------
     ValueError
-        For an unknown method, setting, model or device, and for settings that make no sense.
+        For an unknown method, setting, model or device, and for options that make no sense.
     """
-    return reconstruct_from(
-        AcquisitionSource(acquisition),
-        method,
-        model=model,
-        num_samples=num_samples,
-        seed=seed,
-        device=device,
-        settings=settings,
-        quick=quick,
-        initial=initial,
-        anatomical=anatomical,
-        guidance=guidance,
-        register_to=register_to,
-        adaptation=adaptation,
-        callbacks=callbacks,
-    )
 
+    data: Any
+    method: str = "lisch"
+    _: KW_ONLY
+    model: Any = None
+    num_samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    settings: Mapping[str, Any] | None = None
+    quick: bool = False
+    initial: Tensor | None = None
+    anatomical: Any = None
+    guidance: float = 0.0
+    register_to: str | None = None
+    adaptation: Any = None
+    num_subsets: int | None = None
+    subset_order: Sequence[int] | None = None
+    prior: Any = None
+    members: Sequence[int] | None = None
+    engine: str | None = None
+    keep_prior: bool = False
+    attenuation_in_factors: bool | None = None
+    callbacks: Iterable[Callable[[Any], None]] = ()
+    chosen: Method = field(init=False, repr=False)
+    values: dict[str, Any] = field(init=False, repr=False)
+    score_model: Any = field(init=False, repr=False)
+    guide: Guide = field(init=False, repr=False)
+    par: ParData | None = field(init=False, repr=False)
 
-def reconstruct_objective(objective: Any, method: str = "lisch", **options: Any) -> Reconstruction:
-    """Reconstruct on the log-likelihood of any engine.
+    def __post_init__(self) -> None:
+        self.chosen = chosen = get_method(self.method)
+        if not chosen.samples and not (self.num_samples is None and self.members is None):
+            raise ValueError(f"{self.method} gives one image, not samples: leave the number of samples out")
+        if chosen.samples:
+            self._num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
+        check_seed("seed", self.seed)
+        self._device = select_device(self.device)
+        settings, model = dict(self.settings or {}), self.model
+        self.guide = Guide(self.anatomical, self.guidance, self.register_to)
+        self.par = None
+        if isinstance(self.data, (str, os.PathLike)):
+            path = os.fspath(self.data)
+            self.par = ParData(path, self.method, self.engine or "auto", self.keep_prior, self.attenuation_in_factors)
+            settings, model, self.guide = self.par.completed(settings, model, self.guide)
+        elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
+            raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
+        self._settings = settings
+        self.values = chosen.with_settings(settings, quick=self.quick)
+        self._adaptation = adaptation_for(chosen, self.adaptation)
+        self.score_model = load_model_for(chosen, model, self._device, self.precision)
+        self.guide.check(self.method, self.score_model)
 
-    Parameters
-    ----------
-    objective
-        Whatever ``sirf_diffusion.as_objective`` accepts: an objective function of STIR's Python module, of SIRF or of
-        the embedded engine that has been set up. Its subsets are used as they are.
-    method
-        A name from `sirf_diffusion.reconstructors.methods.METHODS`.
-    options
-        The other arguments of :func:`reconstruct_from`.
-    """
-    return reconstruct_from(ObjectiveSource(objective), method, **options)
-
-
-def reconstruct_from(
-    source: Source,
-    method: str = "lisch",
-    *,
-    model: Any = None,
-    num_samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    settings: Mapping[str, Any] | None = None,
-    quick: bool = False,
-    initial: Tensor | None = None,
-    anatomical: Any = None,
-    guidance: float = 0.0,
-    register_to: str | None = None,
-    num_subsets: int | None = None,
-    subset_order: Sequence[int] | None = None,
-    prior: Any = None,
-    adaptation: Any = None,
-    members: Sequence[int] | None = None,
-    callbacks: Iterable[Callable[[Any], None]] = (),
-) -> Reconstruction:
-    """Reconstruct what a source offers; the parameters not listed are those of :func:`reconstruct`.
-
-    Parameters
-    ----------
-    source
-        Data and engine.
-    num_subsets
-        Instead of the method's own number.
-    subset_order
-        Of ``osem``: order of the subsets.
-    prior
-        Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
-    members
-        Make only these of the samples ``0 ... num_samples - 1``; `sirf_diffusion.study.sharing.merge` puts such results
-        together.
-    """
-    chosen = get_method(method)
-    values = chosen.with_settings(settings or {}, volume=source.geometry.shape[0] > 1, quick=quick)
-    if num_samples is not None and not chosen.samples:
-        raise ValueError(f"{method} gives one image, not samples: leave the number of samples out")
-    if num_samples is None and chosen.samples:
-        num_samples = NUM_SAMPLES
-    adaptation = adaptation_for(chosen, adaptation)
-    torch_device = select_device(device)
-    score_model = load_model_for(chosen, model, torch_device)
-    guide, placed = Guide(anatomical, guidance, register_to), None
-    guide.check(method, score_model)
-    early = None
-    if chosen.name != "osem":
-        early = _Early.of(source, torch_device)
-        if chosen.num_subsets % 2 and getattr(adaptation, "needs_target", False):
-            early = early.with_target(source, torch_device)
-            adaptation.offer_target(early.target)
-        logger.info("intensity scale %.6g image units", early.scale)
-    objective = source.objective(num_subsets or chosen.num_subsets, torch_device)
-    if initial is None and early is not None and chosen.name.startswith("map-"):
-        # Nearer to the optimum than a uniform image by many iterations, and paid for already.
-        initial = early.image
-    if score_model is not None:
-        placed = guide.place(source, early.image)
-        score_model = bind(
-            score_model, chosen, source, values, early.scale, None if placed is None else placed.values, guidance
+    def run(self) -> Reconstruction:
+        """Reconstruct."""
+        chosen, data, device = self.chosen, self._data, self._device
+        given = {name: getattr(self, name) for name in ("initial", "num_subsets", "subset_order", "prior")}
+        asked = {name: data.options.get(name) if value is None else value for name, value in given.items()}
+        values = self._values()
+        early = None if chosen.name == "osem" else self._early()
+        objective = data.objective(asked["num_subsets"] or chosen.num_subsets, device)
+        if asked["num_subsets"] not in (None, objective.num_subsets):
+            raise ValueError(f"the data allow {objective.num_subsets} subsets, not num_subsets={asked['num_subsets']}")
+        exam = objective.exam_info()
+        placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
+        anatomical = None if placed is None else placed.values
+        bound = self._bound(objective, early, anatomical)
+        steps: list[dict[str, Any]] = []
+        reconstructor = build_reconstructor(
+            self.method,
+            objective,
+            values,
+            model=bound,
+            intensity_scale=1.0 if early is None else early.scale,
+            num_samples=self._num_samples if chosen.samples else 1,
+            seed=self.seed,
+            subset_order=asked["subset_order"],
+            prior=asked["prior"],
+            adaptation=self._adaptation,
+            callbacks=(lambda step: steps.append(step.to_dict()), *self.callbacks),
         )
-    steps: list[dict[str, Any]] = []
-    reconstructor = build_reconstructor(
-        method,
-        objective,
-        values,
-        model=score_model,
-        intensity_scale=1.0 if early is None else early.scale,
-        num_samples=num_samples or 1,
-        seed=seed,
-        subset_order=subset_order,
-        prior=prior,
-        adaptation=adaptation,
-        callbacks=(lambda step: steps.append(step.to_dict()), *callbacks),
-    )
-    if members is not None:
-        if not chosen.samples:
-            raise ValueError(f"{method} gives one image, not samples: leave members out")
-        reconstructor.restrict_to(members)
-    reconstructor.set_up(None if initial is None else initial.to(objective.device))
-    reconstructor.process()
+        if self.members is not None:
+            reconstructor.restrict_to(self.members)
+        initial = asked["initial"]
+        if initial is None and early is not None and chosen.name.startswith("map-"):
+            # Nearer to the optimum than a uniform image by many iterations, and paid for already.
+            initial = early.image
+        reconstructor.set_up(None if initial is None else initial.to(objective.device))
+        reconstructor.process()
 
-    image = _as_tensor(objective, reconstructor.get_output())
-    samples = _as_tensors(objective, reconstructor.get_samples()).detach().cpu() if chosen.samples else None
-    record = {
-        "method": method,
-        "seed": seed,
-        "num_samples": num_samples,
-        **({} if members is None else {"members": list(members)}),
-        "values": values,
-        "intensity_scale": None if early is None else early.scale,
-        **_cost(reconstructor.record, early),
-        "num_subsets": objective.num_subsets,
-        "data": source.describe(),
-        "engine": source.engine,
-        "device": str(torch_device),
-        "model": None if score_model is None else _describe_model(score_model),
-        "anatomical": None if placed is None else {**placed.record, "guidance": guidance},
-        "prior": None if prior is None else prior.settings,
-        "software": software_versions(),
-        "trace": steps,
-    }
-    judged = score_model if members is None else None  # some of the samples do not stand for all
-    record |= judge(record, objective, judged, image, samples, adapted=adaptation is not None)
-    return Reconstruction(
-        image.detach().cpu(),
-        source.geometry,
-        jsonable(record),
-        samples,
-        posterior_sd(samples, values["noise"]) if samples is not None and len(samples) > 1 else None,
-        trace_of(steps),
-        None if placed is None else placed.values,
-    )
+        image = _as_tensor(objective, reconstructor.get_output())
+        samples = None
+        if chosen.samples:
+            samples = torch.stack([_as_tensor(objective, x).detach().cpu() for x in reconstructor.get_samples()])
+        record = {
+            "method": self.method,
+            "seed": self.seed,
+            "num_samples": self._num_samples if chosen.samples else None,
+            **({} if self.members is None else {"members": list(self.members)}),
+            "values": values,
+            "intensity_scale": None if early is None else early.scale,
+            **_cost(reconstructor.record, early),
+            "num_subsets": objective.num_subsets,
+            "data": {**objective.describe(), "exam": asdict(exam)},
+            "engine": objective.engine,
+            "device": str(device),
+            "model": None if bound is None else _describe_model(bound),
+            "anatomical": None if placed is None else {**placed.record, "guidance": self.guide.guidance},
+            "prior": None if asked["prior"] is None else asked["prior"].settings,
+            "software": software_versions(),
+            "trace": steps,
+            **({} if self.par is None else {"parameter_file": self.par.record()}),
+        }
+        # Some of the samples do not stand for all.
+        record |= self._judged(record, objective, None if self.members is not None else bound, image, samples)
+        return self._result(image, record, samples, anatomical, exam)
+
+    def run_shared(self, execution: Execution) -> Reconstruction:
+        """Reconstruct with the posterior samples shared out: the result of `run`, to rounding.
+
+        Raises
+        ------
+        ValueError
+            For a method that draws no samples, or adapts one network to all of them.
+        """
+        self.check_shared()
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init} | {"callbacks": ()}
+        jobs = [options | {"members": members} for members in share_out(self._num_samples, execution.num_workers)]
+        shares = []
+        for share in execution.results(_run, jobs):
+            logger.info("samples %s of %d are done", share.record["members"], self._num_samples)
+            shares.append(share)
+        return self.merge(shares)
+
+    def check_shared(self) -> None:
+        """See `run_shared`."""
+        if not self.chosen.samples:
+            raise ValueError(f"--workers and --cluster share posterior samples out; {self.method} gives one image")
+        if self._adaptation is not None:
+            raise ValueError(
+                "--workers and --cluster: all samples adapt one network together, so that they cannot be shared out; "
+                "leave the options out"
+            )
+
+    def merge(self, shares: Sequence[Reconstruction]) -> Reconstruction:
+        """One reconstruction from those of the same study with different ``members``; each sample once, in any order.
+
+        Each share estimated intensity scale and likelihood target by itself, from the same data in the same way. The
+        record's costs are sums over all of them, seconds among them; its ``shares`` tell which made what.
+
+        Raises
+        ------
+        ValueError
+            If samples are missing or there twice.
+        """
+        shares = sorted(shares, key=lambda share: share.record["members"][0])
+        record, first = merged_record([share.record for share in shares]), shares[0]
+        samples = torch.cat([share.samples for share in shares])
+        objective = self._data.objective(record["num_subsets"], self._device)
+        bound = self._bound(objective, _Early(None, record["intensity_scale"]), first.anatomical)
+        image = samples.mean(0)
+        record |= self._judged(record, objective, bound, image.to(self._device), samples)
+        return self._result(image, record, samples, first.anatomical, first.exam)
+
+    @cached_property
+    def _data(self) -> Data:
+        if self.par is not None:
+            return self.par.read()
+        if isinstance(self.data, InterfileData):
+            return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
+        return data_of(self.data)
+
+    def _values(self) -> dict[str, Any]:
+        return self.chosen.with_settings(self._settings, volume=self._data.geometry.shape[0] > 1, quick=self.quick)
+
+    def _early(self) -> _Early:
+        """A few OSEM updates: a first image, the intensity scale, and the truth's likelihood if it is needed."""
+        from ..models import intensity_scale
+        from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
+
+        objective = self._data.objective(EARLY_UPDATES, self._device)
+        objective.sensitivity()
+        early = _Early(None, 0.0)
+        with early.counting(objective):
+            early.image = objective.early_image()
+        early.scale = intensity_scale(early.image, objective.geometry)
+        logger.info("intensity scale %.6g image units", early.scale)
+        if self.chosen.num_subsets % 2 and getattr(self._adaptation, "needs_target", False):
+            objective = self._data.objective(2, self._device)
+            if objective.num_subsets % 2 == 0:
+                with early.counting(objective):
+                    self._adaptation.offer_target(truth_log_likelihood(objective))
+        return early
+
+    def _bound(self, objective: Objective, early: _Early | None, anatomical: Tensor | None) -> Any:
+        """The score model on the grid of the data, as the settings say, shown the anatomical image if there is one."""
+        if self.score_model is None:
+            return None
+        values = self._values()
+        return self.score_model.for_data(
+            objective,
+            sampling=self.chosen.samples,
+            planes=values["planes"],
+            extent=values["extent"],
+            intensity_scale=early.scale,
+            **({} if anatomical is None else {"anatomical": anatomical}),
+            **({} if self.guide.guidance == 0 else {"guidance": self.guide.guidance}),
+        )
+
+    def _judged(
+        self, record: Mapping[str, Any], objective: Objective, bound: Any, image: Tensor, samples: Tensor | None
+    ) -> dict[str, Any]:
+        """What a record says of the image: title, log-likelihood, and whether the model knows such images."""
+        # One projection more than the method made, and not counted as its own.
+        log_likelihood = float(objective.value(image))
+        distribution = None
+        if bound is not None:
+            remedy = f"adapt the model to the data: {'--adapt' if self.chosen.samples else '--method'} ddip"
+            if self._adaptation is not None:
+                remedy = "the model was adapted: compare with an unadapted run"
+            distribution = check_distribution(
+                bound, image, samples=samples, objective=objective, log_likelihood=log_likelihood, remedy=remedy
+            ).to_dict()
+        of_samples = "" if samples is None else f", mean of {len(samples)} samples (seed {record['seed']})"
+        return {
+            "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
+            "log_likelihood": log_likelihood,
+            "distribution": distribution,
+        }
+
+    def _result(
+        self, image: Tensor, record: dict[str, Any], samples: Tensor | None, anatomical: Tensor | None, exam: Any
+    ) -> Reconstruction:
+        many = samples is not None and len(samples) > 1
+        return Reconstruction(
+            image.detach().cpu(),
+            self._data.geometry,
+            jsonable(record),
+            samples,
+            posterior_sd(samples, record["values"]["noise"]) if many else None,
+            Trace.of(record["trace"]),
+            anatomical,
+            exam,
+        )
 
 
-def bind(
-    model: Any,
-    method: Method,
-    source: Source,
-    values: Mapping[str, Any],
-    scale: float,
-    anatomical: Tensor | None,
-    guidance: float,
-) -> Any:
-    """A score model on the grid of a source, as a method's ``values`` say, shown the anatomical image if there is."""
-    shown: dict[str, Any] = {} if anatomical is None else {"anatomical": anatomical}
-    if guidance != 0:
-        shown["guidance"] = guidance
-    return model.for_data(
-        source,
-        sampling=method.samples,
-        planes=values["planes"],
-        intensity_scale=scale,
-        extent=values["extent"],
-        **shown,
-    )
+def _with_parameters_of(
+    kind: Callable[_P, Study],
+) -> Callable[[Callable[..., Reconstruction]], Callable[_P, Reconstruction]]:
+    return lambda function: update_wrapper(function, kind, assigned=(), updated=())  # type: ignore[return-value]
 
 
-def judge(
-    record: Mapping[str, Any], objective: Objective, model: Any, image: Tensor, samples: Tensor | None, adapted: bool
-) -> dict[str, Any]:
-    """What a record says of the image handed out: title, log-likelihood, and whether the model knows such images."""
-    method = get_method(record["method"])
-    # One projection more than the method made, and not counted as its own.
-    log_likelihood = float(objective.value(image))
-    distribution = None
-    if model is not None:
-        remedy = f"adapt the model to the data: {'--adapt' if method.samples else '--method'} ddip"
-        if adapted:
-            remedy = "the model was adapted: compare with an unadapted run"
-        distribution = check_distribution(
-            model, image, samples=samples, objective=objective, log_likelihood=log_likelihood, remedy=remedy
-        ).to_dict()
-    of_samples = f", mean of {len(samples)} samples (seed {record['seed']})" if samples is not None else ""
-    return {
-        "title": f"{method.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
-        "log_likelihood": log_likelihood,
-        "distribution": distribution,
-    }
-
-
-def trace_of(steps: Sequence[Mapping[str, Any]]) -> Trace | None:
-    """What can be drawn: likelihoods after the data steps, or else those before them; None without any."""
-    key = "log_likelihood_after" if any(s["log_likelihood_after"] for s in steps) else "log_likelihood_before"
-    known = [s for s in steps if s[key]]
-    if not known:
-        return None
-    targets = [s["target"] for s in known]
-    return Trace(
-        step=tuple(s["step"] for s in known),
-        log_likelihood=tuple(sum(s[key]) / len(s[key]) for s in known),
-        target=None if None in targets else tuple(targets),
-        before_data_step=key == "log_likelihood_before",
-    )
+@_with_parameters_of(Study)
+def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
+    """Reconstruct ``data`` by a method: ``reconstruct(data, "lisch", model="brain-fdg")``; parameters as of `Study`."""
+    return Study(*arguments, **options).run()
 
 
 def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu", precision: str = "float32") -> Any:
@@ -391,56 +367,31 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
     return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Early:
-    """A few OSEM updates: the intensity scale, a first image, the truth's likelihood if needed, and what they cost."""
+    """The early image, the intensity scale, and what they cost."""
 
+    image: Any
     scale: float
-    image: Tensor
-    forward: float
-    back: float
-    seconds: float
-    target: float | None = None
+    forward: float = 0.0
+    back: float = 0.0
+    seconds: float = 0.0
 
-    @classmethod
-    def of(cls, source: Source, device: torch.device) -> _Early:
-        from ..models import intensity_scale
-        from ..reconstructors.em.osem import OSEM
-
-        objective = source.objective(_EARLY_SUBSETS, device)
-        # As many updates whatever the subsets that the source has: fewer would give too small a scale.
-        osem = OSEM(objective, num_iterations=-(-_EARLY_SUBSETS // objective.num_subsets))
-        image = _as_tensor(osem.objective, osem.process().get_output())
-        cost = osem.record["projections"]
-        scale = intensity_scale(image, source.geometry)
-        return cls(scale, image, cost["forward"], cost["back"], osem.record["seconds"]["total"])
-
-    def with_target(self, source: Source, device: torch.device) -> _Early:
-        """With the log-likelihood that the truth is expected to have; None where the data cannot be halved."""
-        from ..reconstructors.diffusion.split_half import truth_log_likelihood
-
-        objective = source.objective(2, device)
-        if objective.num_subsets % 2:
-            return self
+    @contextmanager
+    def counting(self, objective: Objective) -> Iterator[None]:
         began, before = time.perf_counter(), replace(objective.counter)
-        target, after = truth_log_likelihood(objective), objective.counter
-        return replace(
-            self,
-            target=target,
-            forward=self.forward + after.forward - before.forward,
-            back=self.back + after.back - before.back,
-            seconds=self.seconds + time.perf_counter() - began,
-        )
+        yield
+        self.forward += objective.counter.forward - before.forward
+        self.back += objective.counter.back - before.back
+        self.seconds += time.perf_counter() - began
+
+
+def _run(options: dict[str, Any]) -> Reconstruction:
+    return Study(**options).run()
 
 
 def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
-
-
-def _as_tensors(objective: Objective, images: Any) -> Tensor:
-    if isinstance(objective, NativeImages):
-        return torch.stack([objective.to_tensor(image) for image in images])
-    return images
 
 
 def _cost(record: dict[str, Any], early: _Early | None) -> dict[str, Any]:

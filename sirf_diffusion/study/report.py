@@ -30,6 +30,21 @@ class Trace:
     target: tuple[float, ...] | None = None
     before_data_step: bool = False
 
+    @classmethod
+    def of(cls, steps: Sequence[Mapping[str, Any]]) -> Trace | None:
+        """Of a record's trace: likelihoods after the data steps, or else those before them; None without any."""
+        key = "log_likelihood_after" if any(s["log_likelihood_after"] for s in steps) else "log_likelihood_before"
+        known = [s for s in steps if s[key]]
+        if not known:
+            return None
+        targets = [s["target"] for s in known]
+        return cls(
+            step=tuple(s["step"] for s in known),
+            log_likelihood=tuple(sum(s[key]) / len(s[key]) for s in known),
+            target=None if None in targets else tuple(targets),
+            before_data_step=key == "log_likelihood_before",
+        )
+
 
 @dataclass(frozen=True)
 class Panel:

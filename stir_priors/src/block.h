@@ -25,9 +25,27 @@ struct ParameterError : std::runtime_error
 
 struct Block
 {
+  const char* kind; // "prior" or "data processor"
   const char* name;
-  std::vector<std::pair<const char*, const char*>> keys; // key, default; all text, which Python makes values of
 };
+
+// A block's keys with their defaults; all text, which Python makes values of.
+using Keys = std::vector<std::pair<std::string, std::string>>;
+
+constexpr const char* factor_key = "penalisation factor"; // that of every prior, which STIR itself reads
+
+// Keys and defaults as Python lists them, asked when such a block is first met: registering the names needs no Python.
+inline Keys
+ask_keys(const Block& block)
+{
+  return with_python(std::string(block.name) + ": keys", [&] {
+    Keys keys;
+    const py::dict found = py::module_::import(callbacks).attr("defaults")(block.kind, block.name);
+    for (const auto& item : found)
+      keys.emplace_back(py::cast<std::string>(item.first), py::cast<std::string>(item.second));
+    return keys;
+  });
+}
 
 // One line `key := value` of a parameter file, continuation lines joined; false at the end of the file.
 inline bool
@@ -62,7 +80,7 @@ using Context = std::map<std::string, std::string>;
 
 // Reads ahead from where a block begins, and puts the stream back. Throws for keys that the block does not have.
 inline Context
-look_ahead(std::istream& in, const Block& block)
+look_ahead(std::istream& in, const Block& block, const Keys& keys)
 {
   Context context;
   const auto here = in.tellg();
@@ -71,9 +89,9 @@ look_ahead(std::istream& in, const Block& block)
       in.clear();
       return context; // not a file: nothing can be checked beforehand
     }
-  std::set<std::string> known{stir::standardise_interfile_keyword("penalisation factor")};
+  std::set<std::string> known;
   std::string listed;
-  for (const auto& key : block.keys)
+  for (const auto& key : keys)
     {
       known.insert(stir::standardise_interfile_keyword(key.first));
       listed += std::string(listed.empty() ? "" : ", ") + key.first;
@@ -117,33 +135,18 @@ look_ahead(std::istream& in, const Block& block)
   return context;
 }
 
-inline py::dict
-as_dict(const Block& block, const std::vector<std::string>& values)
-{
-  py::dict options;
-  for (std::size_t i = 0; i < block.keys.size(); ++i)
-    options[block.keys[i].first] = values[i];
-  return options;
-}
-
-inline std::vector<std::string>
-defaults_of(const Block& block)
-{
-  std::vector<std::string> values;
-  for (const auto& key : block.keys)
-    values.emplace_back(key.second);
-  return values;
-}
-
 // Makes the Python object behind a block; what Python says against its values is an error in the parameter file.
 inline void
-make_object(Reference& object, const char* maker, const std::string& what, const Block& block,
-            const std::vector<std::string>& values, const Context& context)
+make_object(Reference& object, const char* maker, const std::string& what, const Block& block, const Keys& values,
+            const Context& context)
 {
   try
     {
       with_python(what, [&] {
-        object.reset(py::module_::import("sirf_diffusion.interop.stir.callbacks").attr(maker)(block.name, as_dict(block, values), context));
+        py::dict options;
+        for (const auto& value : values)
+          options[value.first.c_str()] = value.second;
+        object.reset(py::module_::import(callbacks).attr(maker)(block.name, options, context));
       });
     }
   catch (const std::runtime_error& problem)

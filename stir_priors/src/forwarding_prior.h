@@ -106,7 +106,7 @@ public:
   py::object callback() const override { return py::reinterpret_borrow<py::object>(object()); }
 
 protected:
-  void make(const Block& block, const std::vector<std::string>& values, const Context& context)
+  void make(const Block& block, const Keys& values, const Context& context)
   {
     name_ = block.name;
     make_object(object_, "make_prior", "prior type := " + name_, block, values, context);
@@ -188,7 +188,7 @@ public:
       prior->ask_parameters();
     else
       {
-        prior->context_ = look_ahead(*in, block);
+        prior->context_ = look_ahead(*in, block, keys());
         if (!prior->parse(*in))
           throw ParameterError("prior type := " + std::string(block.name) + ": its parameters cannot be read");
       }
@@ -203,15 +203,19 @@ protected:
   void set_defaults() override
   {
     ForwardingPrior::set_defaults();
-    values_ = defaults_of(block);
+    values_ = keys();
+    for (const auto& value : values_)
+      if (value.first == factor_key)
+        this->penalisation_factor = std::stof(value.second);
   }
 
   void initialise_keymap() override
   {
     ForwardingPrior::initialise_keymap();
     this->parser.add_start_key(std::string(block.name) + " Parameters");
-    for (std::size_t i = 0; i < block.keys.size(); ++i)
-      this->parser.add_key(block.keys[i].first, &values_[i]);
+    for (auto& value : values_)
+      if (value.first != factor_key)
+        this->parser.add_key(value.first, &value.second);
     this->parser.add_stop_key(std::string("END ") + block.name + " Parameters");
   }
 
@@ -224,7 +228,13 @@ protected:
   }
 
 private:
-  std::vector<std::string> values_;
+  static const Keys& keys()
+  {
+    static const Keys result = ask_keys(block);
+    return result;
+  }
+
+  Keys values_;
   Context context_;
 };
 

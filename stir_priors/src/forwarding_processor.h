@@ -28,7 +28,7 @@ public:
       processor->ask_parameters();
     else
       {
-        processor->context_ = look_ahead(*in, block);
+        processor->context_ = look_ahead(*in, block, keys());
         if (!static_cast<stir::ParsingObject&>(*processor).parse(*in))
           throw ParameterError(std::string(block.name) + ": its parameters cannot be read");
       }
@@ -38,13 +38,13 @@ public:
   static void register_it() { RegisteredProcessor::registry().add_to_registry(block.name, &RegisteredProcessor::read); }
 
 protected:
-  void set_defaults() override { values_ = defaults_of(block); }
+  void set_defaults() override { values_ = keys(); }
 
   void initialise_keymap() override
   {
     this->parser.add_start_key(std::string(block.name) + " Parameters");
-    for (std::size_t i = 0; i < block.keys.size(); ++i)
-      this->parser.add_key(block.keys[i].first, &values_[i]);
+    for (auto& value : values_)
+      this->parser.add_key(value.first, &value.second);
     this->parser.add_stop_key(std::string("END ") + block.name + " Parameters");
   }
 
@@ -86,6 +86,12 @@ protected:
   }
 
 private:
+  static const Keys& keys()
+  {
+    static const Keys result = ask_keys(block);
+    return result;
+  }
+
   py::handle object() const
   {
     if (!object_)
@@ -94,7 +100,7 @@ private:
   }
 
   Reference object_;
-  std::vector<std::string> values_;
+  Keys values_;
   Context context_;
   mutable int num_calls_ = 0;
 };

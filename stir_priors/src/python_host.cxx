@@ -62,7 +62,7 @@ ensure_python()
         {
           start_interpreter();
           create_module();
-          py::module_::import("sirf_diffusion.interop.stir.callbacks").attr("set_up_logging")();
+          py::module_::import(callbacks).attr("set_up_logging")();
         }
       catch (py::error_already_set& error)
         {

@@ -11,6 +11,9 @@ namespace stir_priors {
 
 namespace py = pybind11;
 
+// The Python side of all blocks.
+constexpr const char* callbacks = "sirf_diffusion.interop.stir.callbacks";
+
 // Starts an interpreter if the host has none, and makes the module `stir_priors._shim` exist in it.
 void ensure_python();
 

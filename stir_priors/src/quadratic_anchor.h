@@ -24,7 +24,7 @@ public:
 
   static const Block& block()
   {
-    static const Block result{ registered_name, { { "anchor filename", "" }, { "weight filename", "" } } };
+    static const Block result{ "prior", registered_name };
     return result;
   }
 
@@ -35,7 +35,7 @@ public:
       prior->ask_parameters();
     else
       {
-        look_ahead(*in, block());
+        look_ahead(*in, block(), { { factor_key, "" }, { "anchor filename", "" }, { "weight filename", "" } });
         if (!prior->parse(*in))
           throw ParameterError("prior type := Quadratic Anchor: its parameters cannot be read");
       }

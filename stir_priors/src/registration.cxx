@@ -14,53 +14,12 @@
 
 namespace stir_priors {
 
-// Defaults are the text that a parameter file would have; sirf_diffusion/interop/stir/blocks.py lists the same, and a test compares them.
-extern const Block python_prior;
-const Block python_prior{ "Python", { { "module", "" }, { "class", "" }, { "arguments", "{}" } } };
-
-extern const Block score_prior;
-const Block score_prior{ "Diffusion Score",
-                         { { "model filename", "brain-fdg" },
-                           { "noise level", "0.3" },
-                           { "number of subiterations per noise level", "0" },
-                           { "planes", "auto" },
-                           { "intensity scale", "0" },
-                           { "kappa filename", "" },
-                           { "anatomical image filename", "" },
-                           { "guidance weight", "0" },
-                           { "device", "auto" },
-                           { "random seed", "0" },
-                           { "gradient filename prefix", "" } } };
-
-extern const Block python_processor;
-const Block python_processor{ "Python", { { "module", "" }, { "class", "" }, { "arguments", "{}" } } };
-
-extern const Block denoiser;
-const Block denoiser{ "Diffusion Denoiser",
-                      { { "model filename", "brain-fdg" },
-                        { "noise level", "0" },
-                        { "number of steps", "1" },
-                        { "planes", "auto" },
-                        { "intensity scale", "0" },
-                        { "anatomical image filename", "" },
-                        { "guidance weight", "0" },
-                        { "device", "auto" },
-                        { "random seed", "0" } } };
-
-extern const Block sampler;
-const Block sampler{ "Diffusion Sampler",
-                     { { "model filename", "brain-fdg" },
-                       { "number of steps", "0" },
-                       { "eta", "0.85" },
-                       { "final noise level", "0.05" },
-                       { "planes", "auto" },
-                       { "intensity scale", "0" },
-                       { "anchor strength", "0" },
-                       { "anatomical image filename", "" },
-                       { "guidance weight", "0" },
-                       { "device", "auto" },
-                       { "random seed", "0" },
-                       { "sample filename prefix", "" } } };
+extern const Block python_prior, score_prior, python_processor, denoiser, sampler;
+const Block python_prior{ "prior", "Python" };
+const Block score_prior{ "prior", "Diffusion Score" };
+const Block python_processor{ "data processor", "Python" };
+const Block denoiser{ "data processor", "Diffusion Denoiser" };
+const Block sampler{ "data processor", "Diffusion Sampler" };
 
 namespace {
 
@@ -86,25 +45,6 @@ processors()
                                            { denoiser, &RegisteredProcessor<denoiser>::register_it },
                                            { sampler, &RegisteredProcessor<sampler>::register_it } };
   return entries;
-}
-
-py::dict
-blocks_of(const std::vector<Entry>& entries)
-{
-  py::dict result;
-  for (const Entry& entry : entries)
-    result[entry.block.name] = as_dict(entry.block, defaults_of(entry.block));
-  return result;
-}
-
-// The two-line check of a shared registry: what STIR's parser makes of `prior type := name`, in this module's own copy.
-bool
-parses(const std::string& name)
-{
-  std::istringstream block(name + " Parameters :=\nEND " + name + " Parameters :=\n");
-  std::unique_ptr<stir::GeneralisedPrior<Density>> prior(
-      stir::GeneralisedPrior<Density>::read_registered_object(&block, name));
-  return bool(prior);
 }
 
 // A prior of any registered name, STIR's own too, at one image: value, gradient, and what each gradient took.
@@ -192,9 +132,6 @@ bind(py::module_& module)
   module.attr("stir_version") = STIR_VERSION_STRING;
   module.def("prior_names", &prior_names, "Names in STIR's registry of priors, STIR's own included.");
   module.def("processor_names", &processor_names, "Names in STIR's registry of data processors.");
-  module.def("prior_blocks", [] { return blocks_of(priors()); }, "Keys and defaults of the priors' blocks.");
-  module.def("processor_blocks", [] { return blocks_of(processors()); }, "Keys and defaults of the processors' blocks.");
-  module.def("parses", &parses, "Whether the registry that this module sees makes a prior of a name.");
   module.def("evaluate", &evaluate, py::arg("text"), py::arg("image"), py::arg("voxel_size"), py::arg("repeats") = 1,
              "Value, gradient [z, y, x] and seconds per gradient of the prior in a piece of a parameter file.");
   module.def(

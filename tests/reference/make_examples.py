@@ -12,7 +12,8 @@ Two held-out subjects (seeds 9000 and 9001, which no recipe trains on) in Siemen
     twelve rings, segments 0, +1, -1 of span 7, 42 views x 112 bins, 23 planes, 2e6 prompts expected.
 
 Projections are STIR's ray tracing with 10 tangential rays. Multiplicative factors are attenuation (from the subject's
-mu-map, in 1/cm) times bin efficiencies (10 % SD, a few dead bins) times the scan's calibration; the expected background
+mu-map, in 1/cm) times bin efficiencies (10 % SD, a few dead bins) times the scan's calibration; ``efficiencies.hs`` of the
+slice are those without attenuation, to be given with ``mu.hv``. The expected background
 is 30 % of the prompts: a scatter-like smooth part and constant randoms. Grey matter has about 20 image units.
 """
 
@@ -85,7 +86,10 @@ def make(name: str, out: Path, stir) -> None:
     efficiencies[rng.random(projdata.shape) < 0.002] = 0
     multiplicative = (np.exp(-path_length) * efficiencies).astype(np.float32)
     trues = multiplicative * projected
-    multiplicative *= (1 - BACKGROUND_SHARE) * expected_prompts / trues.sum(dtype=np.float64)
+    calibration = (1 - BACKGROUND_SHARE) * expected_prompts / trues.sum(dtype=np.float64)
+    multiplicative *= calibration
+    if name == "brain2d":
+        _stored(folder / "efficiencies.hs", (efficiencies * calibration).astype(np.float32), projdata)
     multiplicative = _stored(folder / "multiplicative.hs", multiplicative, projdata)
     trues = multiplicative * projected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -10,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
+from .attenuation import check_attenuation_units
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -39,13 +44,20 @@ class Acquisition:
         Additive term ``a``: expected scatter and randoms *divided by* ``m``, as STIR and SIRF keep it. Zero if omitted.
     attenuation, attenuation_geometry
         Image of linear attenuation coefficients in 1/cm and its grid; its factors ``exp(-G mu)`` multiply ``m``.
+    attenuation_in_factors
+        Whether ``multiplicative`` holds attenuation already; then that of the image is not applied again. None: it
+        must not, which is checked with the data's own evidence.
+    related_views
+        How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
     sources
         File names for messages and for the record, by the names of the fields above.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
     AcquisitionError
-        If a value or a shape makes no sense.
+        If a value or a shape makes no sense; when the objective is made, if attenuation seems to be given twice.
     """
 
     prompts: Tensor
@@ -55,7 +67,10 @@ class Acquisition:
     additive: Tensor | None = None
     attenuation: Tensor | None = None
     attenuation_geometry: ImageGeometry | None = None
+    attenuation_in_factors: bool | None = None
+    related_views: int = 4
     sources: dict[str, str] = field(default_factory=dict)
+    exam: ExamInfo = field(default_factory=ExamInfo)
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +96,7 @@ class Acquisition:
         multiplicative: PathLike | None = None,
         additive: PathLike | None = None,
         attenuation: PathLike | None = None,
+        attenuation_in_factors: bool | None = None,
         geometry: ImageGeometry | None = None,
         voxel_size: tuple[float, float] | None = None,
     ) -> Acquisition:
@@ -92,12 +108,14 @@ class Acquisition:
             Projection data, ``.hs``; the layouts must agree.
         attenuation
             Image ``.hv`` in 1/cm.
+        attenuation_in_factors
+            As above.
         geometry
             Grid of the reconstruction; that of the attenuation image, or `default_geometry`, if omitted.
         voxel_size
             In-plane voxel size (y, x) in mm for `default_geometry`.
         """
-        from ...files.interfile import read_image, read_projection_data
+        from ...files.interfile import read_exam_info, read_image, read_projection_data
 
         counts, projdata = read_projection_data(prompts)
         sources = {"prompts": os.fspath(prompts)}
@@ -122,7 +140,9 @@ class Acquisition:
             additive=terms["additive"],
             attenuation=mu,
             attenuation_geometry=mu_geometry,
+            attenuation_in_factors=attenuation_in_factors,
             sources=sources,
+            exam=read_exam_info(prompts),
         )
 
     def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> Any:
@@ -138,7 +158,8 @@ class Acquisition:
         device = torch.device(device)
         if str(device) not in self._projectors:
             self._projectors[str(device)] = self._acquisition_model(device)
-        objective = PoissonObjective(self._projectors[str(device)], self.prompts.to(device), num_subsets=num_subsets)
+        model = self._projectors[str(device)]
+        objective = PoissonObjective(model, self.prompts.to(device), num_subsets, files=self.sources, exam=self.exam)
         if float(objective.sensitivity().max()) <= 0:
             raise AcquisitionError(f"the image {self.geometry} lies outside what {self._name('prompts')} can see")
         return objective
@@ -147,18 +168,62 @@ class Acquisition:
         from .acquisition_model import AcquisitionModel, attenuation_factors
         from .projector import Projector
 
-        projector = Projector(self.geometry, self.projdata, device)
+        projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
-        if self.attenuation is not None:
+        if self.attenuation is not None and self._applies_attenuation(factors):
             same = self.attenuation_geometry == self.geometry
             mu_projector = projector if same else Projector(self.attenuation_geometry, self.projdata, device)
-            try:
-                attenuating = attenuation_factors(self.attenuation.to(device), mu_projector)
-            except ValueError as error:
-                raise AcquisitionError(f"{self._name('attenuation')}: {error}") from error
+            attenuating = attenuation_factors(self.attenuation.to(device), mu_projector)
+            if factors is not None and self.attenuation_in_factors is None:
+                self._check_given_once(factors, attenuating)
             factors = attenuating if factors is None else factors * attenuating
         additive = None if self.additive is None else self.additive.to(device)
         return AcquisitionModel(projector, multiplicative_factors=factors, additive_term=additive)
+
+    def check_attenuation(self) -> None:
+        """Whether attenuation seems to be given twice, as when the objective is made; costs a projection.
+
+        Raises
+        ------
+        AcquisitionError
+            If so, and `attenuation_in_factors` does not say that all is well.
+        """
+        from .acquisition_model import attenuation_factors
+        from .projector import Projector
+
+        if None not in (self.multiplicative, self.attenuation) and self.attenuation_in_factors is None:
+            projector = Projector(self.attenuation_geometry, self.projdata)
+            self._check_given_once(self.multiplicative, attenuation_factors(self.attenuation, projector))
+
+    def _applies_attenuation(self, factors: Tensor | None) -> bool:
+        if not self.attenuation_in_factors:
+            return True
+        if factors is None:
+            raise AcquisitionError(
+                "attenuation is said to be in the multiplicative factors, but there are none: give them, or leave "
+                "attenuation_in_factors (--attenuation-in-factors) out"
+            )
+        logger.info("the attenuation image %s is not applied: the factors hold it", self._name("attenuation"))
+        return False
+
+    def _check_given_once(self, factors: Tensor, attenuating: Tensor) -> None:
+        power, error = power_of_attenuation(factors, attenuating)
+        # 1 must be e^3 times as likely as 0 (or -1).
+        if abs(power) <= 0.5 + 3 * error**2:
+            return
+        factors_file, image = self._name("multiplicative"), self._name("attenuation")
+        if power < 0:
+            raise AcquisitionError(
+                f"{factors_file} seems to hold attenuation *correction*: it grows like exp(+mu) along the rays through "
+                f"{image} (power {power:.2f}). Factors multiply the expected counts, give their reciprocals; if they "
+                "are right, say that they hold no attenuation (--attenuation-in-factors no)"
+            )
+        raise AcquisitionError(
+            f"attenuation seems to be given twice: {factors_file} falls like the attenuation of {image} (power "
+            f"{power:.2f}; without attenuation it would be about 0), and the image would come out several times too "
+            "hot. Say --attenuation-in-factors yes (the image is then not applied) or no (it is), or leave "
+            "--attenuation out"
+        )
 
     def _name(self, what: str) -> str:
         return self.sources.get(what, what)
@@ -190,7 +255,39 @@ class Acquisition:
     def _check_attenuation(self) -> None:
         if self.attenuation_geometry is None or tuple(self.attenuation.shape) != self.attenuation_geometry.shape:
             raise AcquisitionError(f"{self._name('attenuation')}: the image needs its own grid, attenuation_geometry")
-        self._check_values("attenuation", self.attenuation, "attenuation coefficients in 1/cm")
+        try:
+            check_attenuation_units(self.attenuation, self._name("attenuation"))
+        except ValueError as error:
+            raise AcquisitionError(str(error)) from error
+
+
+def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:
+    r"""Power of the attenuation in multiplicative factors: ``p`` of the fit :math:`\log m = p \log a + c_0 + c_2 r^2 + c_4 r^4`.
+
+    About 1 if they hold attenuation ``a``, about 0 if they do not, about -1 if they are its correction. The terms in
+    the distance ``r`` from the axis are for efficiencies, which depend on it as attenuation does.
+
+    Parameters
+    ----------
+    factors, attenuating
+        Projection data ``[sinograms, views, tangential positions]``. Factors of zero, or below 1e-6 of their median,
+        are of dead bins and left out.
+
+    Returns
+    -------
+    tuple
+        The power and its standard error; infinite without any attenuation.
+    """
+    alive = factors > 1e-6 * factors[factors > 0].median()
+    r = torch.linspace(-1, 1, factors.shape[2], dtype=torch.float64, device=factors.device).expand(factors.shape)[alive]
+    x, y = attenuating[alive].clamp_min(1e-30).double().log(), factors[alive].double().log()
+    columns = torch.stack((x, torch.ones_like(r), r**2, r**4), 1)
+    normal = columns.T @ columns
+    inverse = torch.linalg.pinv(normal, hermitian=True)
+    fit = inverse @ (columns.T @ y)
+    if float(inverse[0, 0]) <= 0:
+        return 0.0, math.inf
+    return float(fit[0]), float(((y - columns @ fit).square().mean() * inverse[0, 0]).sqrt())
 
 
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:

@@ -7,19 +7,20 @@ import math
 
 from torch import Tensor
 
-from ...files.interfile import read_image, read_projection_data
-from ...files.parfile import ParBlock, ParFileError, fold
+from ...files.interfile import read_exam_info, read_image, read_projection_data
+from ...files.parfile import ParBlock, ParFileError, check_keys, fold
+from ...files.parfile.keys import BLOCKS, PROJECTION_DATA
 from ...files.parfile.run import ParRun
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
-from ...interop.stir.par_prior import check_keys
 from .acquisition import Acquisition
-from .par_projector import check_projector_pair, check_ray_tracing
 
 logger = logging.getLogger(__name__)
 
 _REFUSAL = "the embedded engine has no counterpart of"
 _ADVICE = "use --engine stir, with STIR's Python module installed"
+_ENOUGH_RAYS = 10
+_RAYS = "number of rays in tangential direction to trace for each bin"
 
 
 def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
@@ -40,9 +41,10 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
         For everything else that would change the image, by name and line.
     """
     block = run.par.objective()
-    if block.name != "poissonloglikelihoodwithlinearmodelformeanandprojdata parameters":
+    if block.name != f"{PROJECTION_DATA} parameters":
         raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} '{block.name}'; {_ADVICE}")
     _check_objective(block, run.num_subsets)
+    related_views = _read_projector_pair(block)
     prompts = _required(block, "input file")
     counts, projdata = read_projection_data(prompts)
     _check_segments(block, projdata)
@@ -67,7 +69,9 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
             additive=values,
             attenuation=terms.attenuation,
             attenuation_geometry=terms.attenuation_geometry,
+            related_views=related_views,
             sources=sources | terms.sources,
+            exam=read_exam_info(prompts),
         ),
         initial,
     )
@@ -125,7 +129,7 @@ class _Normalisation:
             raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} a second attenuation image; add the two up")
         kind, projector = block.object("forward projector type")
         if kind == "matrix" and projector is not None:
-            check_ray_tracing(projector)
+            _read_ray_tracing(projector)
         elif kind not in ("", "ray tracing"):
             raise block.error(
                 "forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}"
@@ -136,7 +140,7 @@ class _Normalisation:
 
 
 def _check_objective(block: ParBlock, num_subsets: int) -> None:
-    check_keys(block, _KNOWN, _REFUSAL)
+    check_keys(block, {*BLOCKS[PROJECTION_DATA]} - {"time frame definition filename"}, _REFUSAL)
     for name in ("zero end planes of segment 0", "use time-of-flight sensitivities"):
         if block.boolean(name):
             raise block.error(name, f"has no counterpart in the embedded engine; {_ADVICE}")
@@ -151,7 +155,41 @@ def _check_objective(block: ParBlock, num_subsets: int) -> None:
         raise block.error(
             stored[0], "is not read, the embedded engine computes its own: set 'recompute sensitivity := 1'"
         )
-    check_projector_pair(block)
+
+
+def _read_projector_pair(block: ParBlock) -> int:
+    """How many views share a subset by the symmetries of the file's projector."""
+    kind, pair = block.object("projector pair type")
+    if kind != "matrix" or pair is None:
+        found = kind or "not given: STIR then takes a forward projector that is no adjoint of the back projector"
+        raise block.error("projector pair type", f"must be Matrix, found {found}; {_ADVICE}")
+    return _read_ray_tracing(pair)
+
+
+def _read_ray_tracing(block: ParBlock) -> int:
+    """Accept a block with ``Matrix type := Ray Tracing``; gives the number of views that share a subset.
+
+    The embedded engine integrates over the width of each bin, which is STIR's limit for many rays. A file that asks for
+    fewer than 10 gets a warning: on a slice with pixels as wide as the bins, two epochs of OSEM with STIR differed from
+    the embedded engine by 14 % with one ray (STIR's default), 8 % with 2, 3 % with 5 and 0.4 % with 10.
+    """
+    check_keys(block, {"matrix type"}, _REFUSAL)
+    kind, matrix = block.object("matrix type")
+    if kind != "ray tracing" or matrix is None:
+        raise block.error("matrix type", f"must be Ray Tracing, found {kind or 'none'}; {_ADVICE}")
+    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE, *_RELATED_VIEWS}, _REFUSAL)
+    for name, expected in _MUST_BE.items():
+        if matrix.boolean(name, expected) != expected:
+            raise matrix.error(name, f"must be {int(expected)}; {_ADVICE}")
+    if (num_rays := matrix.integer(_RAYS, 1)) < _ENOUGH_RAYS:
+        logger.warning(
+            "%s:%d: the embedded engine integrates over the whole width of a bin, as STIR does with 10 rays and more; "
+            "with the %d of the file STIR's OSEM images differ by several per cent",
+            matrix.path,
+            matrix.line,
+            num_rays,
+        )
+    return next((number for name, number in _RELATED_VIEWS.items() if matrix.boolean(name, True)), 1)
 
 
 def _check_segments(block: ParBlock, projdata: ProjDataGeometry) -> None:
@@ -196,16 +234,9 @@ def _required(block: ParBlock, name: str) -> str:
     return value
 
 
-_KNOWN = {
-    fold(name)
-    for name in (
-        "input file", "additive sinogram", "Bin Normalisation type", "Projector pair type", "prior type",
-        "maximum absolute segment number to process", "zero end planes of segment 0", "zoom", "Z zoom",
-        "XY output image size (in pixels)", "Z output image size (in pixels)", "Z offset (in mm)",
-        "sensitivity filename", "subset sensitivity filenames", "recompute sensitivity", "use subset sensitivities",
-        "use time-of-flight sensitivities", "time frame number",
-        # Of STIR's distribution over several computers: they change no number.
-        "enable distributed caching", "enable distributed tests", "enable message timings",
-        "message timings threshold", "enable rpc timings",
-    )
+_MUST_BE = {"restrict to cylindrical fov": True, "use actual detector boundaries": False}
+_RELATED_VIEWS = {"do symmetry 90degrees min phi": 4, "do symmetry 180degrees min phi": 2}
+_OF_NO_EFFECT = {
+    "do symmetry swap segment", "do symmetry swap s", "do symmetry shift z", "disable caching",
+    "store only basic bins in cache",
 }  # fmt: skip

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import EARLY_UPDATES, Evaluation, Objective, ProjectionCounter, kept_early_image
-from .acquisition_model import AcquisitionModel, _select, check_projection_data, largest_num_subsets, subset_views
+from ... import __version__
+from ...geometry.exam import ExamInfo
+from ..objective import Evaluation, Objective, ProjectionCounter
+from .acquisition_model import AcquisitionModel, check_projection_data, largest_num_subsets
+from .subsets import select_views
 
 
 class PoissonObjective(Objective):
@@ -24,7 +29,11 @@ class PoissonObjective(Objective):
     prompts
         Measured counts ``y``, shape of the projection data, non-negative, not all zero.
     num_subsets
-        Number of subsets of views; divides the number of views.
+        Number of subsets of views, formed as STIR does (see `divide_views`).
+    files
+        Names of the files of the data, for records.
+    exam
+        Exam information of the prompts.
 
     Raises
     ------
@@ -32,11 +41,20 @@ class PoissonObjective(Objective):
         If the prompts do not fit the model, are negative, not finite, or all zero.
     """
 
-    def __init__(self, model: AcquisitionModel, prompts: Tensor, num_subsets: int = 1) -> None:
+    def __init__(
+        self,
+        model: AcquisitionModel,
+        prompts: Tensor,
+        num_subsets: int = 1,
+        *,
+        files: Mapping[str, str] | None = None,
+        exam: ExamInfo | None = None,
+    ) -> None:
         check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
-        subset_views(model.projector.projdata.num_views, None, self.num_subsets)
+        self._files, self._exam = dict(files or {}), exam or ExamInfo()
+        model.projector.subset_views(None, self.num_subsets)
         self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
@@ -54,10 +72,10 @@ class PoissonObjective(Objective):
             If a bin with counts is predicted to have none, or the image is not finite.
         """
         views = self._views(subset)
-        share = 1 if views is None else 1 / self.num_subsets
+        share = self._share(views)
         with self.counter.timed():
             x = x.to(device=self.device, dtype=torch.float32)
-            prompts = _select(self.prompts, views)
+            prompts = select_views(self.prompts, views)
             expected = self.model.forward(x, views)
             terms = torch.xlogy(prompts, expected) - expected
             value = terms.sum((-3, -2, -1), dtype=torch.float64)
@@ -93,9 +111,9 @@ class PoissonObjective(Objective):
             else:
                 views = self._views(subset)
                 with self.counter.timed():
-                    ones = torch.ones_like(_select(self.prompts, views))
+                    ones = torch.ones_like(select_views(self.prompts, views))
                     self._sensitivities[subset] = self.model.adjoint(ones, views)
-                    self.counter.back += 1 if views is None else 1 / self.num_subsets
+                    self.counter.back += self._share(views)
         return self._sensitivities[subset]
 
     def uniform_image(self) -> Tensor:
@@ -137,16 +155,43 @@ class PoissonObjective(Objective):
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
 
-    def early_image(self) -> Tensor:
-        """An epoch of OSEM with as many subsets as it may have: the same image whatever the subsets here."""
-        number = largest_num_subsets(self.model.projector.projdata.num_views, EARLY_UPDATES)
-        source = self if number == self.num_subsets else PoissonObjective(self.model, self.prompts, number)
-        return kept_early_image(self, source)
+    def with_subsets(self, num_subsets: int) -> PoissonObjective:
+        """The same data in the largest number of subsets up to this one that divides the views."""
+        number = largest_num_subsets(self.model.projector.projdata.num_views, num_subsets)
+        if number == self.num_subsets:
+            return self
+        other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)
+        other.sensitivity()  # like that of every objective, made beforehand and not counted
+        other.counter = self.counter
+        return other
 
-    def _views(self, subset: int | None) -> range | None:
-        return subset_views(self.model.projector.projdata.num_views, subset, self.num_subsets)
+    @property
+    def engine(self) -> dict[str, str]:
+        """The embedded engine, this package's own."""
+        return {"name": "embedded", "version": __version__}
 
-    def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: range | None) -> None:
+    def describe(self) -> dict[str, Any]:
+        """Files, scanner, counts and image grid."""
+        projdata = self.model.projector.projdata
+        return {
+            "files": self._files,
+            "scanner": projdata.scanner.name,
+            "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)),
+            **super().describe(),
+        }
+
+    def exam_info(self) -> ExamInfo:
+        """That of the prompts."""
+        return self._exam
+
+    def _views(self, subset: int | None) -> tuple[int, ...] | None:
+        return self.model.projector.subset_views(subset, self.num_subsets)
+
+    def _share(self, views: tuple[int, ...] | None) -> float:
+        return 1.0 if views is None else len(views) / self.model.projector.projdata.num_views
+
+    def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: tuple[int, ...] | None) -> None:
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
         impossible = (prompts > 0) & ~(expected > 0)
@@ -155,7 +200,7 @@ class PoissonObjective(Objective):
         sinogram, view, bin_num = torch.nonzero(impossible)[0].tolist()[-3:]
         view = view if views is None else views[view]
         factors = self.model.multiplicative_factors
-        dead = 0 if factors is None else int((impossible & (_select(factors, views) == 0)).sum())
+        dead = 0 if factors is None else int((impossible & (select_views(factors, views) == 0)).sum())
         raise ValueError(
             f"{int(impossible.sum())} bins have counts where the model expects none (q <= 0), the first one in "
             f"sinogram {sinogram}, view {view}, tangential position {bin_num}; {dead} of them have multiplicative "

@@ -37,20 +37,20 @@ class KnownData:
 
     def __init__(self, prompts: Any, model: Any, num_subsets: int) -> None:
         self.model, self.num_subsets = model, num_subsets
-        self._container = prompts  # keeps the viewed memory alive
-        self._prompts = values_of(prompts)[0]
+        self.prompts = prompts  # keeps the viewed memory alive
+        self._counts = values_of(prompts)[0]
         self._scratch = prompts.get_uniform_copy(0)
         self._owners: Tensor | None = None
 
     @property
     def counts(self) -> float:
         """Sum of the prompts."""
-        return float(self._prompts.sum(dtype=torch.float64))
+        return float(self._counts.sum(dtype=torch.float64))
 
     @property
     def bytes_of_quotient(self) -> int:
         """Memory of the kept quotient of all data."""
-        return 4 * self._prompts.numel()
+        return 4 * self._counts.numel()
 
     def expected(self, image: Any, subset: int | None = None) -> Tensor:
         """Expected counts ``q`` of all bins; outside ``subset`` they mean nothing. Valid until the next call."""
@@ -61,9 +61,9 @@ class KnownData:
     def likelihood(self, image: Any, subset: int | None = None, keep: bool = True) -> tuple[float, Tensor | None]:
         """``L`` and the quotient ``y / q`` (zero where ``y`` is), rows of the subset only; None unless ``keep``."""
         if subset is None:
-            return self.likelihood_of(self.expected(image), self._prompts, keep)
+            return self.likelihood_of(self.expected(image), self._counts, keep)
         rows = self.owners(image) == subset
-        return self.likelihood_of(self.expected(image, subset)[rows], self._prompts[rows], keep)
+        return self.likelihood_of(self.expected(image, subset)[rows], self._counts[rows], keep)
 
     @staticmethod
     def likelihood_of(expected: Tensor, prompts: Tensor, keep: bool) -> tuple[float, Tensor | None]:
@@ -82,7 +82,7 @@ class KnownData:
             fill(self._scratch, quotient)
             self.model.backward(self._scratch, 0, 1, out=out)
             return
-        spread = torch.zeros_like(self._prompts)
+        spread = torch.zeros_like(self._counts)
         spread[self._owners == subset] = quotient
         fill(self._scratch, spread)
         self.model.backward(self._scratch, subset, self.num_subsets, out=out)
@@ -90,7 +90,7 @@ class KnownData:
     def expected_log_likelihood(self, image: Any) -> tuple[float, float]:
         """Mean and standard deviation over noise of the truth's ``L``, if it predicts the counts as ``image`` does."""
         mean, variance = 0.0, 0.0
-        for counts, q in zip(_pieces(self._prompts), _pieces(self.expected(image)), strict=True):
+        for counts, q in zip(_pieces(self._counts), _pieces(self.expected(image)), strict=True):
             counts = counts.double()
             expectation, spread = poisson_divergence(q.double())
             mean += float((torch.xlogy(counts, counts) - counts - expectation).sum())
@@ -100,14 +100,14 @@ class KnownData:
     def check_at(self, image: Any) -> tuple[float, float, int]:
         """``L``, sum of the expected counts, and the number of bins with counts where none are expected."""
         q = self.expected(image)
-        value = self.likelihood_of(q, self._prompts, keep=False)[0]
-        return value, float(q.sum(dtype=torch.float64)), int(((q <= 0) & (self._prompts > 0)).sum())
+        value = self.likelihood_of(q, self._counts, keep=False)[0]
+        return value, float(q.sum(dtype=torch.float64)), int(((q <= 0) & (self._counts > 0)).sum())
 
     def owners(self, image: Any) -> Tensor:
         """Subset of each row ``[TOF bin, sinogram, view]``; costs one forward projection of all data, once."""
         if self._owners is None:
             ones = image.get_uniform_copy(1)
-            owners = torch.full(self._prompts.shape[:-1], -1, dtype=torch.int16)
+            owners = torch.full(self._counts.shape[:-1], -1, dtype=torch.int16)
             linear = self.model.get_linear_acquisition_model()
             for subset in range(self.num_subsets):
                 linear.forward(ones, subset, self.num_subsets, out=self._scratch)

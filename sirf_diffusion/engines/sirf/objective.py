@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ..objective import Evaluation, Objective, ProjectionCounter
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .evaluation import DATA_NEEDED, SirfEvaluation, finite
-from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
+from .inspection import exam_info_of, is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +190,17 @@ class SirfObjective(Objective):
     def to_image(self, x: Tensor) -> Any:
         """A new ``sirf.STIR.ImageData`` with geometry and ExamInfo as the image that ``obj`` was set up with."""
         return to_image(x, self._template)
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """SIRF."""
+        from sirf import __version__
+
+        return {"name": "sirf", "version": str(__version__)}
+
+    def exam_info(self) -> ExamInfo:
+        """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""
+        return exam_info_of((self._template if self._data is None else self._data.prompts).get_info())
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""

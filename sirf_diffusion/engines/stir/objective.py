@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..objective import Evaluation, Objective, ProjectionCounter
+from ...geometry.exam import ExamInfo
+from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, same_grid, tensor_of
 from .list_mode import ValueRepair
@@ -35,6 +38,8 @@ class StirObjective(Objective):
     owner
         What has to live as long as ``obj``: the reconstruction object of which ``obj`` is the
         ``get_objective_function()``, for STIR-Python gives a reference that does not keep it alive.
+    files
+        Names of the files of the data, for records.
 
     Raises
     ------
@@ -50,7 +55,7 @@ class StirObjective(Objective):
     the measured counts, so values are finite even where bins with counts are predicted to have none.
     """
 
-    def __init__(self, obj: Any, owner: Any = None) -> None:
+    def __init__(self, obj: Any, owner: Any = None, files: Mapping[str, str] | None = None) -> None:
         if not hasattr(obj, "compute_sub_gradient_without_penalty_plus_sensitivity"):
             raise TypeError(
                 f"expected a Poisson log-likelihood of STIR's Python module, found {type(obj).__name__}; of a "
@@ -60,7 +65,7 @@ class StirObjective(Objective):
             raise ValueError(
                 f"{type(obj).__name__} has not been set up, or was changed since: call its set_up(image) first"
             )
-        self.stir_objective, self._owner = obj, owner
+        self.stir_objective, self._owner, self._files = obj, owner, files
         self.num_subsets = int(obj.get_num_subsets())
         self.device = torch.device("cpu")
         self.counter = ProjectionCounter()
@@ -166,6 +171,19 @@ class StirObjective(Objective):
             self.counter.forward += 1
             return self._known_counts().expected_log_likelihood(self._estimate)
 
+    @property
+    def engine(self) -> dict[str, str]:
+        """STIR."""
+        return {"name": "stir", "version": stir_version()}
+
+    def describe(self) -> dict[str, Any]:
+        """Files, if they are known, and image grid."""
+        return {**({} if self._files is None else {"files": dict(self._files)}), **super().describe()}
+
+    def exam_info(self) -> ExamInfo:
+        """That of the data, as STIR writes it."""
+        return exam_info_of_written(self._template.write_to_file)
+
     def _known_counts(self) -> StirCounts:
         if self._counts is None:
             with self.counter.timed():
@@ -245,3 +263,15 @@ class StirObjective(Objective):
 
 def _has_projection_data(obj: Any) -> bool:
     return hasattr(obj, "get_proj_data")
+
+
+@lru_cache(maxsize=1)
+def stir_version() -> str:
+    """Version of the STIR in its Python module, its first two numbers; empty if it cannot be told."""
+    import stir
+
+    # The module has no version; the folders that were compiled in have, where the environment does not replace them.
+    for folder in (stir.get_STIR_config_dir(), stir.get_STIR_doc_dir()):
+        if found := re.search(r"STIR-(\d+(\.\d+)+)", folder):
+            return found[1]
+    return ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,23 +25,13 @@ from .tree import ParBlock, ParFileError, ParKey, ParProblem, fold
 
 logger = logging.getLogger(__name__)
 
-_MAX_BYTES = 1 << 22
+_MAX_BYTES = 1 << 20
 
 
 @dataclass
 class ParFile:
-    r"""A parameter file: its text and its tree.
-
-    Parameters
-    ----------
-    path
-        File, for messages and to find the folder.
-    text
-        Text as read.
-    root
-        All keys from the first to ``END :=``.
-    problems
-        What STIR would read otherwise than it looks.
+    r"""A parameter file: its text as read, its tree (all keys from the first to ``END :=``), and its ``problems``: what
+    STIR would read otherwise than it looks.
 
     Examples
     --------
@@ -58,14 +49,16 @@ class ParFile:
     def read(
         cls, path: str | os.PathLike[str], *, environment: Mapping[str, str] | None = None, strict: bool = True
     ) -> ParFile:
-        """Read a file; see :meth:`parse`."""
+        """Read a file of at most 1 MiB; see :meth:`parse`."""
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe may wait for ever
+                raise ParFileError(f"{os.fspath(path)}: not a parameter file: it is no regular file")
             with Path(path).open("rb") as file:
                 raw = file.read(_MAX_BYTES + 1)
         except OSError as problem:
             raise ParFileError(f"cannot read the parameter file {os.fspath(path)}: {problem.strerror}") from problem
         if b"\0" in raw or len(raw) > _MAX_BYTES:
-            raise ParFileError(f"{os.fspath(path)}: not a parameter file: it is binary or longer than 4 MiB")
+            raise ParFileError(f"{os.fspath(path)}: not a parameter file: it is binary or longer than 1 MiB")
         return cls.parse(raw.decode("utf-8", "surrogateescape"), path, environment=environment, strict=strict)
 
     @classmethod
@@ -81,10 +74,8 @@ class ParFile:
 
         Parameters
         ----------
-        text
-            The text.
-        path
-            File, for messages.
+        text, path
+            The text, and the file that messages name.
         environment
             What ``${NAME}`` stands for; the process's environment if omitted.
         strict
@@ -105,13 +96,7 @@ class ParFile:
         return cls(root.path, text, root, reader.problems)
 
     def objective(self) -> ParBlock:
-        """Block of the ``objective function type``.
-
-        Raises
-        ------
-        ParFileError
-            If the file has none.
-        """
+        """Block of the ``objective function type``; ParFileError without one."""
         key = self.root.key("objective function type")
         if key is None or key.block is None:
             raise ParFileError(
@@ -130,13 +115,7 @@ class ParFile:
         return self._edited({key.line: (key.last_line, "") for key in keys})
 
     def with_prior(self, block: str | None) -> str:
-        """The text with another prior.
-
-        Parameters
-        ----------
-        block
-            Lines from ``prior type := ...`` to the end of its block; None for no prior.
-        """
+        """The text with another prior, the lines from ``prior type := ...`` to the end of its block; None for none."""
         objective = self.objective()
         old = [key for key in objective.keys if key.name == "prior type"]
         edits = {key.line: (key.last_line, "") for key in old}

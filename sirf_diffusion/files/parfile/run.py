@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
-from .file import ParFile, ParFileError, fold
+from . import keys
+from .file import ParFile, ParFileError
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +23,32 @@ class ParRun:
     ----------
     par
         The file.
-    num_subsets
-        ``number of subsets``.
-    num_updates
-        Subiterations to be run.
+    num_subsets, num_updates
+        ``number of subsets``, and subiterations to be run.
     subset_order
         Subsets in the order of STIR's subiterations, from ``start at subset`` on.
+    first_update
+        ``start at subiteration number``.
     random_order
         ``uniformly randomise subset order``.
     initial_estimate
         File of the first image; None for an image of ones, STIR's default.
+    enforce_positivity
+        Raise values of the first image that are not positive.
+    relative_change
+        ``minimum`` and ``maximum relative change``: limits of the factor by which an update of OSMAPOSL after the first
+        multiplies a voxel.
     """
 
     par: ParFile
     num_subsets: int
     num_updates: int
     subset_order: tuple[int, ...]
-    random_order: bool
-    initial_estimate: str | None
+    first_update: int
+    random_order: bool = False
+    initial_estimate: str | None = None
+    enforce_positivity: bool = True
+    relative_change: tuple[float, float] = (0.0, math.inf)
 
     @classmethod
     def of(cls, par: ParFile) -> ParRun:
@@ -50,44 +60,60 @@ class ParRun:
             For the file of another program, a key that is not known, a filter, or a value out of range.
         """
         root = par.root
-        if root.name not in ("osmaposlparameters", "osspsparameters"):
+        if root.name not in keys.ALGORITHM:
             raise ParFileError(
                 f"{root.path}:{root.line}: expected a file of OSMAPOSL or OSSPS ('OSMAPOSLParameters :='), found "
                 f"'{root.name}'"
             )
         par.objective()
         _refuse_filters(par)
+        known = keys.PROGRAMS[root.name][1]
         for key in root.keys:
-            if ":=" in key.name or key.name not in _USED | _OF_THE_ALGORITHM | set(_FILTERS) | set(_FILTERS.values()):
+            if key.name not in known:
                 raise ParFileError(
                     f"{root.path}:{key.line}: '{key.name}' is not a key of {root.name} that is known here"
                 )
-        if left := sorted({key.name for key in root.keys} & _OF_THE_ALGORITHM):
-            logger.info("%s: keys of STIR's own algorithm or its output are left aside: %s", root.path, ", ".join(left))
+        for reason, names in (("its output", keys.OUTPUT), ("STIR's own algorithm", keys.ALGORITHM[root.name])):
+            if left := [name for name in names if name in root]:
+                level = logging.INFO if names is keys.OUTPUT else logging.WARNING
+                logger.log(level, "%s: keys of %s are left aside: %s", root.path, reason, ", ".join(left))
         num_subsets = root.integer("number of subsets", 1)
         first, last = root.integer("start at subiteration number", 1), root.integer("number of subiterations", 1)
         start = root.integer("start at subset", 0)
+        least, most = root.real(keys.RELATIVE_CHANGE[0], 0.0), root.real(keys.RELATIVE_CHANGE[1], math.inf)
         for name, fine in (
-            ("number of subsets", num_subsets >= 1),
+            ("number of subsets", 1 <= num_subsets <= 100_000),
             ("start at subset", 0 <= start < max(num_subsets, 1)),
             ("start at subiteration number", first >= 1),
             ("number of subiterations", last >= first),
+            (keys.RELATIVE_CHANGE[0], 0 <= least <= 1),
+            (keys.RELATIVE_CHANGE[1], most >= 1),
         ):
             if not fine:
                 raise root.error(name, f"is out of range: {root.text(name)}")
         initial = root.text("initial estimate", "1")
         if initial == "0":
             raise root.error("initial estimate", "is an image of zeros, which no multiplicative update can leave")
-        # STIR starts with the subset that this subiteration would have had in a run from the first one on.
-        order = tuple((start + first - 1 + k) % num_subsets for k in range(num_subsets))
         return cls(
             par,
             num_subsets,
             last - first + 1,
-            order,
+            # STIR starts with the subset that this subiteration would have had in a run from the first one on.
+            tuple((start + first - 1 + k) % num_subsets for k in range(num_subsets)),
+            first,
             root.boolean("uniformly randomise subset order"),
             None if initial == "1" else initial,
+            root.boolean("enforce initial positivity condition", True),
+            (least, most),
         )
+
+    def files(self) -> dict[str, str]:
+        """Files that the objective function names, by key, the file itself and the initial estimate."""
+        names = ("input file", "list mode filename", "additive sinogram", "normalisation projdata filename",
+                 "attenuation image filename")  # fmt: skip
+        found = {key.name: key.value for _, key in self.par.objective().walk() if key.name in names and key.value}
+        initial = {} if self.initial_estimate is None else {"initial estimate": self.initial_estimate}
+        return {"parameter file": self.par.path, **found, **initial}
 
     def num_epochs(self) -> int:
         """Passes through the data that the file asks for.
@@ -110,36 +136,19 @@ class ParRun:
             )
         return self.num_updates // self.num_subsets
 
+    def say_osem_only(self, method: str) -> None:
+        """Log the keys whose meaning another method than ``osem`` does not share."""
+        if left := [name for name in keys.RELATIVE_CHANGE if name in self.par.root]:
+            logger.warning("%s: %s has no use for %s", self.par.path, method, ", ".join(left))
+
 
 def _refuse_filters(par: ParFile) -> None:
     root = par.root
-    for name, interval in _FILTERS.items():
+    for name, interval in keys.FILTERS.items():
         kind, _ = root.object(name)
-        if kind and (interval == fold(name) or root.integer(interval, 0) > 0):
+        if kind and (interval == name or root.integer(interval, 0) > 0):
             raise root.error(
                 name,
                 f"({kind}) cannot be run with another method: take it out, and filter the result with STIR's "
                 "'postfilter' if you want to",
             )
-
-
-# Filters by the key that switches them on (themselves, if there is none).
-_FILTERS = {
-    "post-filter type": "post-filter type",
-    "inter-iteration filter type": "inter-iteration filter subiteration interval",
-    "inter-update filter type": "inter-update filter subiteration interval",
-}
-
-_USED = frozenset(
-    ("objective function type", "number of subsets", "number of subiterations", "start at subiteration number",
-     "start at subset", "uniformly randomise subset order", "initial estimate")
-)  # fmt: skip
-
-_OF_THE_ALGORITHM = frozenset(
-    (
-        "output filename prefix", "output file format type", "disable output", "verbosity",
-        "save estimates at subiteration intervals", "report objective function values interval", "write update image",
-        "enforce initial positivity condition", "map model", "maximum relative change", "minimum relative change",
-        "upper bound", "precomputed denominator", "relaxation parameter", "relaxation gamma", "do line search",
-    )
-)  # fmt: skip

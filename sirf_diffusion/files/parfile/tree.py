@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 _Number = TypeVar("_Number", int, float)
+_HUGE = 1e300
 
 
 class ParFileError(ValueError):
@@ -25,20 +27,9 @@ class ParProblem:
 
 @dataclass
 class ParKey:
-    """One ``key := value``.
-
-    Parameters
-    ----------
-    name
-        The key, folded by :func:`fold`, without index.
-    value
-        The value as STIR takes it for a text, variables replaced; empty if there is none.
-    line, last_line
-        First and last line of the file, counted from 1, a block included.
-    index
-        ``n`` of ``key[n] := value``, otherwise None.
-    block
-        The block of the object that the value names, if the key makes an object.
+    """One ``key := value``: folded name without index, value as STIR takes it for a text (variables replaced), first
+    and last line of the file from 1 (a block included), ``n`` of ``key[n] := value``, and the block of the object that
+    the value names, if the key makes one.
     """
 
     name: str
@@ -51,19 +42,7 @@ class ParKey:
 
 @dataclass
 class ParBlock:
-    """Keys between ``name :=`` and ``END name :=``.
-
-    A key that is given twice counts as the last one, as in STIR.
-
-    Parameters
-    ----------
-    name
-        The first key, folded: ``"quadratic prior parameters"``.
-    path
-        File, for messages.
-    line, last_line
-        Lines of the first key and of the ``END``.
-    """
+    """Keys between ``name :=`` (folded) and ``END name :=``; the last of two equal keys counts, as in STIR."""
 
     name: str
     path: str
@@ -112,9 +91,12 @@ class ParBlock:
     def reals(self, name: str) -> list[float]:
         """Elements of a list of numbers."""
         try:
-            return [float(item) for item in self.items(name)]
-        except ValueError as problem:
-            raise self.error(name, f"must be numbers, found {self.text(name)!r}") from problem
+            numbers = [float(item) for item in self.items(name)]
+        except ValueError:
+            numbers = [math.nan]
+        if not all(math.isfinite(number) for number in numbers):
+            raise self.error(name, f"must be numbers, found {self.text(name)!r}")
+        return numbers
 
     def object(self, name: str) -> tuple[str, ParBlock | None]:
         """Folded name of the class and the block of a key that makes an object; ``""`` if absent or ``None``."""
@@ -141,10 +123,10 @@ class ParBlock:
             return default
         first, _, rest = key.value.partition(" ")
         try:
-            number = kind(first)
+            number = None if "_" in first else kind(first)  # Python would take 1_000 for a number
         except ValueError:
             number = None
-        if number is None or not _is_rest(rest):
+        if number is None or not -_HUGE < number < _HUGE or not _is_rest(rest):
             raise self.error(name, f"must be {expected}, found {key.value!r}")
         return number
 
@@ -163,3 +145,11 @@ def fold(name: str) -> str:
 def _is_rest(text: str) -> bool:
     """Whether what follows a number is nothing or a remark."""
     return not text.strip() or text.strip().startswith(";")
+
+
+def check_keys(block: ParBlock, known: Iterable[str], complaint: str) -> None:
+    """Refuse keys that are not known, by name and line; keys without a value count as absent, as for STIR."""
+    known = frozenset(known)
+    for key in block.keys:
+        if key.value and key.name not in known:
+            raise ParFileError(f"{block.path}:{key.line}: {complaint} '{key.name} := {key.value}'")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
+from ...reconstructors.em.osmaposl import make_positive
 from .containers import error
 from .data import AcquisitionData, ImageData
 from .objective import PoissonLogLikelihoodWithLinearModelForMeanAndProjData, acquisition_ratio
@@ -100,7 +100,7 @@ class OSMAPOSLReconstructor:
     def reconstruct(self, image: ImageData) -> None:
         """Make all updates on ``image``, in place."""
         self._image, self._subiteration_num, self._clipped = image, 1, []
-        make_positive(image.tensor)
+        image.tensor.copy_(make_positive(image.tensor))
         for _ in range(self._num_subiterations):
             self.update_current_estimate()
         if self._clipped and max(self._clipped) > 0:
@@ -147,9 +147,3 @@ class OSMAPOSLReconstructor:
         if self._objective is None:
             raise error("objective function not set: call set_objective_function() first")
         return self._objective
-
-
-def make_positive(x: Tensor) -> None:
-    """Raise values of 0 and below to 1e-6 of the smallest positive value, in place, as STIR does before EM."""
-    positive = x[x > 0]
-    x[x <= 0] = SMALL * float(positive.min()) if positive.numel() else SMALL

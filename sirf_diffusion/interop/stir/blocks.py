@@ -1,82 +1,235 @@
-"""The blocks of a parameter file that this project adds to STIR: their keys with defaults, as text.
+"""The blocks of a parameter file that this project adds to STIR: their keys, with defaults and what a value must be.
 
-The C++ sources declare the same (a test compares them); here they serve where nothing is compiled.
+The compiled module asks for them when it first meets such a block; `sirf_diffusion.interop.stir.check` compares a file
+with them before STIR reads it.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...files.parfile import ParKey, fold
-from .stir_keys import SLOTS
+from ...files.parfile.keys import SLOTS
 
 #: Multiplies value and gradient of every prior; STIR's default is 0, with which a prior is never called.
 PENALISATION_FACTOR = "penalisation factor"
 
-_PYTHON = {"module": "", "class": "", "arguments": "{}"}
-_ANATOMICAL = {"anatomical image filename": "", "guidance weight": "0"}
 
-#: Keys and defaults of the priors, by registered name; each has the penalisation factor besides.
-PRIORS: dict[str, dict[str, str]] = {
-    "Python": dict(_PYTHON),
-    "Diffusion Score": {
-        "model filename": "brain-fdg",
-        "noise level": "0.3",
-        "number of subiterations per noise level": "0",
-        "planes": "auto",
-        "intensity scale": "0",
-        "kappa filename": "",
-        **_ANATOMICAL,
-        "device": "auto",
-        "random seed": "0",
-        "gradient filename prefix": "",
-    },
-    "Quadratic Anchor": {"anchor filename": "", "weight filename": ""},
-}
+@dataclass(frozen=True)
+class BlockKey:
+    """A key: its name, its default as text (or what gives it), and what makes a value of a text.
 
-#: Keys and defaults of the data processors (filters), by registered name.
-DATA_PROCESSORS: dict[str, dict[str, str]] = {
-    "Python": dict(_PYTHON),
-    "Diffusion Denoiser": {
-        "model filename": "brain-fdg",
-        "noise level": "0",
-        "number of steps": "1",
-        "planes": "auto",
-        "intensity scale": "0",
-        **_ANATOMICAL,
-        "device": "auto",
-        "random seed": "0",
-    },
-    "Diffusion Sampler": {
-        "model filename": "brain-fdg",
-        "number of steps": "0",
-        "eta": "0.85",
-        "final noise level": "0.05",
-        "planes": "auto",
-        "intensity scale": "0",
-        "anchor strength": "0",
-        **_ANATOMICAL,
-        "device": "auto",
-        "random seed": "0",
-        "sample filename prefix": "",
-    },
-}
+    ``read`` raises ValueError with what it expected.
+    """
+
+    name: str
+    otherwise: str | Callable[[], object] = ""
+    read: Callable[[str], Any] = str
+
+    @property
+    def default(self) -> str:
+        """The default, as it would stand in a file."""
+        return self.otherwise if isinstance(self.otherwise, str) else str(self.otherwise())
+
+    def value(self, text: str) -> Any:
+        """The value of a text.
+
+        Raises
+        ------
+        ValueError
+            If it is none.
+        """
+        try:
+            return self.read(text)
+        except ValueError as problem:
+            raise ValueError(f"{self.name} := {text}: {problem}") from problem
 
 
 @dataclass(frozen=True)
 class OwnBlock:
-    """A block of ours: registered name, kind (``"prior"`` or ``"data processor"``), all keys with their defaults."""
+    """A block of ours: registered name, kind (``"prior"`` or ``"data processor"``), and its keys."""
 
     name: str
     kind: str
-    defaults: dict[str, str]
+    keys: tuple[BlockKey, ...]
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """Default by key, as text."""
+        return {key.name: key.default for key in self.keys}
+
+    def values(self, options: Mapping[str, str]) -> dict[str, Any]:
+        """Values by key, of texts that the compiled module read.
+
+        Raises
+        ------
+        ValueError
+            For the first that cannot be; the message begins with ``key := text``.
+        """
+        return {key.name: key.value(options[key.name]) for key in self.keys if key.name in options}
+
+
+def number(minimum: float = 0.0, maximum: float = math.inf) -> Callable[[str], float]:
+    """Reads a finite number within limits."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and minimum <= value <= maximum):
+            limits = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+            raise ValueError(f"expected a number {limits}")
+        return value
+
+    return read
+
+
+def count(minimum: int = 0) -> Callable[[str], int]:
+    """Reads a whole number of at least ``minimum``."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\+?\d{1,18}", text) or int(text) < minimum:
+            raise ValueError(f"expected a whole number of at least {minimum}")
+        return int(text)
+
+    return read
+
+
+def noise_levels(text: str) -> list[float]:
+    """One positive number, or several as a list ``{a, b, c}``."""
+    inner = re.fullmatch(r"\{(.*)\}", text)
+    try:
+        levels = [number()(part.strip()) for part in (inner[1].split(",") if inner else [text])]
+    except ValueError:
+        levels = [0.0]
+    if min(levels) <= 0:
+        raise ValueError("expected a positive number, or several as a list {a, b, c}")
+    return levels
+
+
+def planes(text: str) -> str | None:
+    """Orientations of the slices; None for ``auto``, which leaves the choice to the network and the image."""
+    from ...models.grid import PLANES
+
+    if text not in ("auto", *PLANES):
+        raise ValueError(f"expected one of auto, {', '.join(PLANES)}")
+    return None if text == "auto" else text
+
+
+def device(text: str) -> str:
+    """Where the network runs."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError("expected auto, cpu, cuda or cuda:N")
+    return text
+
+
+def precision(text: str) -> str:
+    """In what numbers it computes."""
+    from ...models.score_model import PRECISIONS
+
+    if text not in PRECISIONS:
+        raise ValueError(f"expected one of {', '.join(PRECISIONS)}")
+    return text
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """Keyword arguments of a class, as a JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f'expected JSON such as {{"strength": 2}} ({problem})') from problem
+    if not isinstance(found, dict):
+        raise ValueError('expected a JSON object such as {"strength": 2}')
+    return found
+
+
+def _score_default(name: str) -> Callable[[], object]:
+    """A constant beside the score penalty."""
+
+    def get() -> object:
+        from ...priors import score
+
+        return getattr(score, name)
+
+    return get
+
+
+def _model() -> str:
+    from ...models.storage import DEFAULT_MODEL
+
+    return DEFAULT_MODEL
+
+
+_FACTOR = BlockKey(PENALISATION_FACTOR, "0", number())
+_MODEL = BlockKey("model filename", _model)
+_LOOKS = (BlockKey("planes", "auto", planes), BlockKey("intensity scale", "0", number()))
+_ANATOMICAL = (BlockKey("anatomical image filename"), BlockKey("guidance weight", "0", number(-1)))
+_MACHINE = (
+    BlockKey("device", "auto", device),
+    BlockKey("precision", "float32", precision),
+    BlockKey("random seed", "0", count()),
+)
+_PYTHON = (BlockKey("module"), BlockKey("class"), BlockKey("arguments", "{}", arguments))
 
 #: All blocks, priors first.
-BLOCKS: tuple[OwnBlock, ...] = (
-    *(OwnBlock(n, "prior", {PENALISATION_FACTOR: "0", **keys}) for n, keys in PRIORS.items()),
-    *(OwnBlock(n, "data processor", dict(keys)) for n, keys in DATA_PROCESSORS.items()),
+BLOCKS = (
+    OwnBlock("Python", "prior", (_FACTOR, *_PYTHON)),
+    OwnBlock(
+        "Diffusion Score",
+        "prior",
+        (
+            BlockKey(PENALISATION_FACTOR, _score_default("PENALISATION_FACTOR"), number()),
+            _MODEL,
+            BlockKey("noise level", _score_default("NOISE_LEVEL"), noise_levels),
+            BlockKey("number of subiterations per noise level", "0", count()),
+            *_LOOKS,
+            BlockKey("kappa filename"),
+            *_ANATOMICAL,
+            *_MACHINE,
+            BlockKey("gradient filename prefix"),
+        ),
+    ),
+    OwnBlock("Quadratic Anchor", "prior", (_FACTOR, BlockKey("anchor filename"), BlockKey("weight filename"))),
+    OwnBlock("Python", "data processor", _PYTHON),
+    OwnBlock(
+        "Diffusion Denoiser",
+        "data processor",
+        (
+            _MODEL,
+            BlockKey("noise level", "0", number()),
+            BlockKey("number of steps", "1", count(1)),
+            *_LOOKS,
+            *_ANATOMICAL,
+            *_MACHINE,
+        ),
+    ),
+    OwnBlock(
+        "Diffusion Sampler",
+        "data processor",
+        (
+            _MODEL,
+            BlockKey("number of steps", "0", count()),
+            BlockKey("eta", "0.85", number(0, 1)),
+            BlockKey("final noise level", "0.05", number()),
+            *_LOOKS,
+            BlockKey("anchor strength", "0", number()),
+            *_ANATOMICAL,
+            *_MACHINE,
+            BlockKey("sample filename prefix"),
+        ),
+    ),
 )
+
+
+def block_of(kind: str, name: str) -> OwnBlock:
+    """The block of a kind and registered name."""
+    return next(block for block in BLOCKS if (block.kind, block.name) == (kind, name))
 
 
 def own_block(key: ParKey) -> OwnBlock | None:

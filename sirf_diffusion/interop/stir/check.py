@@ -13,28 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
-from . import check_values, stir_keys
+from ...files.parfile import keys as stir_keys
+from . import check_values
 from .blocks import OwnBlock, own_block
-from .findings import Finding, Findings
+from .check_values import COMMENT, Finding, Findings
 from .registry import Names, known_names
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """What `check` found, in the order of lines.
 
-    Parameters
-    ----------
-    file
-        The parameter file; None if it could not be read as one.
-    path
-        Its name.
-    program
-        ``"OSMAPOSL"``, ``"OSSPS"``, ``"KOSMAPOSL"``, ``"postfilter"``; empty if the first line names another.
-    findings
-        Errors and warnings in the order of lines.
-    names
-        The names that were compared with.
+    ``file`` is None if it could not be read as a parameter file; ``program`` is ``"OSMAPOSL"``, ``"OSSPS"``,
+    ``"KOSMAPOSL"``, ``"postfilter"``, or empty if the first line names another; ``names`` were compared with.
     """
 
     file: ParFile | None
@@ -113,6 +104,8 @@ def _check_block(
     """Compare the keys of a block with those that it may have, and the objects that they make with the registry."""
     known = None if known is None else tuple(known)
     for key in block.keys:
+        if findings.full:
+            return
         misplaced = known is not None and key.name not in known
         makes_object = key.name in stir_keys.SLOTS and key.value != "" and fold(key.value) != "none"
         if misplaced:
@@ -141,14 +134,12 @@ def _check_name(key: ParKey, names: Names, findings: Findings) -> None:
     if known is None or any(fold(name) == fold(key.value) for name in known):
         return
     text = f"'{key.name} := {key.value}': {names.source} has no such {kind}. STIR would go on WITHOUT it"
-    if ";" in key.value:
-        text += ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
-    findings.error(key.line, text + _suggestion(key.value, known))
+    findings.error(key.line, text + (COMMENT if ";" in key.value else "") + _suggestion(key.value, known))
 
 
 def _suggestion(found: str, known: Iterable[str]) -> str:
     by_form = {fold(name): name for name in known}
-    near = difflib.get_close_matches(fold(found), by_form, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(fold(found[:80]), by_form, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{by_form[near[0]]}'?"
     return f"; there are {', '.join(sorted(by_form.values(), key=str.lower))}" if len(by_form) <= 24 else ""
@@ -162,7 +153,7 @@ def _listing(file: ParFile) -> list[tuple[str, str]]:
             shown = [] if key.block is None else [f"{k} {key.block.text(k)}" for k in _SHOWN if k in key.block]
             title = key.name.removesuffix(" type")
             objects.append((title, key.value + (f" ({', '.join(shown)})" if shown else "")))
-        elif key.name in (*stir_keys.INPUT_FILES, *_COUNTS, "output filename prefix") and key.value:
+        elif key.name in _FILES_AND_COUNTS and key.value:
             files.append((key.name, key.value))
     if file.root.name in ("osmaposlparameters", "osspsparameters") and not any(what == "prior" for what, _ in objects):
         objects.append(("prior", "none"))
@@ -170,4 +161,9 @@ def _listing(file: ParFile) -> list[tuple[str, str]]:
 
 
 _SHOWN = ("penalisation factor", "model filename", "noise level", "module", "class")
-_COUNTS = ("number of subsets", "number of subiterations", "inter-iteration filter subiteration interval")
+_FILES_AND_COUNTS = stir_keys.INPUT_FILES | {
+    "number of subsets",
+    "number of subiterations",
+    "inter-iteration filter subiteration interval",
+    "output filename prefix",
+}

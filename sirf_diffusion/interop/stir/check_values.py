@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
-from . import stir_keys
+from ...files.parfile.keys import INPUT_FILES
 from .blocks import PENALISATION_FACTOR, OwnBlock, own_block
-from .findings import Findings
-from .values import PLANES
+from .python_blocks import refusal
+
+COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
+_MOST = 200
+_LABEL = "matrix axis label"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An ``"error"`` (the run would fail, or not do what is asked for) or a ``"warning"`` at a line; 0 for none."""
+
+    level: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{f'line {self.line}: ' if self.line else ''}{self.level}: {self.text}"
+
+
+@dataclass
+class Findings:
+    """A growing list of findings, the first 200 of them."""
+
+    items: list[Finding] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more are taken."""
+        return len(self.items) > _MOST
+
+    def add(self, level: str, line: int, text: str) -> None:
+        """Add one."""
+        if len(self.items) == _MOST:
+            level, text = "error", f"more than {_MOST} findings: the rest is not shown"
+        if not self.full:
+            self.items.append(Finding(level, line, text))
+
+    def error(self, line: int, text: str) -> None:
+        """Add an error."""
+        self.add("error", line, text)
+
+    def warning(self, line: int, text: str) -> None:
+        """Add a warning."""
+        self.add("warning", line, text)
+
+    def of(self, check: Callable[..., None], path: str, *arguments: Any) -> None:
+        """Run a check; what it raises is an error at its line."""
+        try:
+            check(*arguments, self)
+        except ParFileError as error:
+            text = str(error).removeprefix(path)
+            place = re.match(r":(\d+): ", text)
+            self.error(*((int(place[1]), text[place.end() :]) if place else (0, text)))
+
+    def sorted(self) -> tuple[Finding, ...]:
+        """All in the order of lines."""
+        return tuple(sorted(self.items, key=lambda f: f.line))
 
 
 def check(file: ParFile, program: str, findings: Findings) -> None:
     """Add what is wrong with the values of a file of ``program``."""
-    for block, key in file.root.walk():
-        if key.name in stir_keys.INPUT_FILES and key.value:
-            _check_input(block, key, findings)
+    seen = set()
+    for _, key in file.root.walk():
+        if key.name in INPUT_FILES and key.value and key.value not in seen:
+            _check_input(key, findings)
+            seen.add(key.value)
         if key.name == "output filename prefix" and key.value:
             _check_output(key, findings)
         own = own_block(key)
@@ -25,36 +84,26 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
             if program == "KOSMAPOSL":
                 findings.error(key.line, f"KOSMAPOSL would give {own.name} kernel coefficients, not activity: refused")
             if key.block is not None:
-                _check_own(own, key, findings)
+                findings.of(_check_own, file.path, own, key.block)
     if program in ("OSMAPOSL", "OSSPS"):
         for check_one in (_check_objective, _check_save_interval, _check_filter_interval, _check_subsets):
-            try:
-                check_one(file, findings)
-            except ParFileError as error:
-                findings.error(*_without_place(error, file.path))
+            findings.of(check_one, file.path, file)
 
 
-def _check_input(block: ParBlock, key: ParKey, findings: Findings) -> None:
+def _check_input(key: ParKey, findings: Findings) -> None:
     # STIR takes 0 (no background, uniform start) and 1 (ones) for these instead of a file.
     if key.name in ("additive sinogram", "initial estimate", "precomputed denominator") and key.value in ("0", "1"):
         return
     path = Path(key.value)
     if key.name == "anatomical image filename" and path.is_dir():  # a DICOM series
         return
-    if path.is_file():
-        if path.suffix.lower() in (".hs", ".hv"):
-            _check_data_file(key, path, findings)
-        return
-    text = f"'{key.name} := {key.value}': no such file (names are relative to {Path.cwd()})"
-    if ";" in key.value:
-        text += ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
-    findings.error(key.line, text)
-
-
-def _check_data_file(key: ParKey, header: Path, findings: Findings) -> None:
-    name = _header_value(header, r"name\s+of\s+data\s+file")
-    if name and not (header.parent / name).is_file():
-        findings.error(key.line, f"{header} names the data file {name}, which is not there")
+    if not path.is_file():
+        text = f"'{key.name} := {key.value}': no such file (names are relative to {Path.cwd()})"
+        findings.error(key.line, text + (COMMENT if ";" in key.value else ""))
+    elif path.suffix.lower() in (".hs", ".hv"):
+        name = _header(path).get("name of data file")
+        if name and not (path.parent / name).is_file():
+            findings.error(key.line, f"{path} names the data file {name}, which is not there")
 
 
 def _check_output(key: ParKey, findings: Findings) -> None:
@@ -67,113 +116,67 @@ def _check_output(key: ParKey, findings: Findings) -> None:
         findings.error(key.line, f"'{key.name} := {key.value}': {text}")
 
 
-def _check_own(own: OwnBlock, key: ParKey, findings: Findings) -> None:
-    block = key.block
-    assert block is not None
-    for check_one in (_check_factor, _check_model, _check_python, _check_noise_levels, _check_choices, _check_numbers):
+def _check_own(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
+    """Every value is read, so that what is none is found here and not after the projections have been set up."""
+    values: dict[str, Any] = {}
+    for key in own.keys:
+        given = block.key(key.name)
         try:
-            check_one(own, block, findings)
-        except ParFileError as error:
-            findings.error(*_without_place(error, block.path))
-
-
-def _check_factor(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    if own.kind != "prior":
+            values[key.name] = key.value(key.default if given is None else given.value)
+        except ValueError as problem:
+            findings.error(given.line if given else block.line, str(problem))
+    if len(values) < len(own.keys):
         return
+    if own.kind == "prior":
+        _check_factor(own, block, values[PENALISATION_FACTOR], findings)
+    if own.name == "Python":
+        _check_python(block, values, findings)
+    if "model filename" in values:
+        _check_model(block, values, findings)
+    levels, each = values.get("noise level"), "number of subiterations per noise level"
+    if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
+        raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
+
+
+def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
     key = block.key(PENALISATION_FACTOR)
-    factor = block.real(PENALISATION_FACTOR)
-    if key is None:
-        text = f"no '{PENALISATION_FACTOR}': STIR's default is 0, with which the prior is never called"
+    if factor == 0 and key is None:
+        text = f"no '{PENALISATION_FACTOR}': its default is 0, with which the prior is never called"
         findings.error(block.line, text)
     elif factor == 0:
         findings.warning(key.line, f"'{PENALISATION_FACTOR} := 0': the prior is never called")
-    elif factor < 0:
-        findings.error(key.line, f"'{PENALISATION_FACTOR} := {key.value}': must not be negative")
 
 
-def _check_model(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    if "model filename" not in own.defaults:
-        return
+def _check_python(block: ParBlock, values: dict[str, Any], findings: Findings) -> None:
+    for name in ("module", "class"):
+        if not values[name]:
+            findings.error(block.line, f"no '{name}': the Python class to call is not known")
+    if values["module"] and (problem := refusal(values["module"], values["class"])):
+        raise block.error("module", problem)
+
+
+def _check_model(block: ParBlock, values: dict[str, Any], findings: Findings) -> None:
     from ...models import ModelFileError, read_config
     from ...models.storage import find_model
 
-    name = block.text("model filename", own.defaults["model filename"])
+    name = values["model filename"]
     key = block.key("model filename")
     line = block.line if key is None else key.line
     try:
-        architecture = read_config(find_model(name)).architecture
+        in_channels = read_config(find_model(name)).architecture.in_channels
     except ModelFileError as error:
         findings.error(line, f"'model filename := {name}': {error}")
         return
-    if "guidance weight" in own.defaults:
-        _check_anatomical(block, line, name, architecture.in_channels, findings)
-
-
-def _check_anatomical(block: ParBlock, line: int, model: str, in_channels: int, findings: Findings) -> None:
-    image, weight = block.key("anatomical image filename"), block.key("guidance weight")
-    has_image = image is not None and bool(image.value)
-    if in_channels == 1:
-        for key in (image, weight):
-            if key is not None and key.value and (key is image or block.real(key.name) != 0):
-                text = f"'{key.name} := {key.value}': the model {model} was trained without anatomical images"
-                findings.error(key.line, text)
-    elif not has_image and block.real("guidance weight") != -1:
+    image, weight = values["anatomical image filename"], values["guidance weight"]
+    if in_channels == 1 and (image or weight):
+        given = "anatomical image filename" if image else "guidance weight"
+        raise block.error(given, f":= {block.text(given)}: the model {name} was trained without anatomical images")
+    if in_channels > 1 and not image and weight != -1:
         findings.warning(
             line,
-            f"the model {model} can use an MR or CT image and is given none: it runs without. Give 'anatomical image "
+            f"the model {name} can use an MR or CT image and is given none: it runs without. Give 'anatomical image "
             "filename', or 'guidance weight := -1' if that is meant",
         )
-
-
-def _check_python(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    if own.name != "Python":
-        return
-    for name in ("module", "class"):
-        if name not in block:
-            findings.error(block.line, f"no '{name}': the Python class to call is not known")
-    text = block.text("arguments", "{}")
-    try:
-        arguments = json.loads(text)
-    except ValueError as error:
-        raise block.error("arguments", f'must be JSON such as {{"strength": 2}}, found {text!r} ({error})') from error
-    if not isinstance(arguments, dict):
-        raise block.error("arguments", f'must be a JSON object such as {{"strength": 2}}, found {text!r}')
-
-
-def _check_noise_levels(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    levels = block.reals("noise level") if "noise level" in own.defaults else []
-    zero_is_meant = own.defaults.get("noise level") == "0"
-    if any(not 0 <= level < float("inf") or (level == 0 and not zero_is_meant) for level in levels):
-        raise block.error("noise level", f"must be positive, found {block.text('noise level')}")
-    each = "number of subiterations per noise level"
-    if each in own.defaults and len(levels) > 1 and block.integer(each) < 1:
-        raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
-    if len(levels) > 1 and each not in own.defaults:
-        raise block.error("noise level", f"must be one number, found {len(levels)}")
-
-
-def _check_choices(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    planes = block.text("planes", "auto")
-    if "planes" in own.defaults and planes not in PLANES:
-        raise block.error("planes", f"must be one of {', '.join(PLANES)}, found {planes!r}")
-    device = block.text("device", "auto")
-    if "device" in own.defaults and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise block.error("device", f"must be auto, cpu, cuda or cuda:N, found {device!r}")
-
-
-def _check_numbers(own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    # Every number is read, so that what is none is found here and not after the projections have been set up.
-    for name in ("intensity scale", "final noise level", "anchor strength", "eta"):
-        if name in own.defaults:
-            number = block.real(name)
-            if number < 0 or (name == "eta" and number > 1):
-                expected = "between 0 and 1" if name == "eta" else "at least 0"
-                raise block.error(name, f"must be {expected}, found {number:g}")
-    if "guidance weight" in own.defaults and not -1 <= block.real("guidance weight") < float("inf"):
-        raise block.error("guidance weight", f"must be at least -1, found {block.text('guidance weight')}")
-    for name in ("random seed", "number of steps", "number of subiterations per noise level"):
-        if name in own.defaults and block.integer(name) < 0:
-            raise block.error(name, f"must not be negative, found {block.text(name)}")
 
 
 def _check_objective(file: ParFile, findings: Findings) -> None:
@@ -233,7 +236,7 @@ def _check_subsets(file: ParFile, findings: Findings) -> None:
     key = file.root.key("number of subsets")
     source = file.objective().key("input file")
     num_subsets = file.root.integer("number of subsets", 1)
-    if key is None or num_subsets == 1 or source is None or not Path(source.value).is_file():
+    if key is None or num_subsets == 1 or source is None:
         return
     num_views = num_views_of(Path(source.value))
     if num_views is None:
@@ -253,30 +256,20 @@ def _check_subsets(file: ParFile, findings: Findings) -> None:
 
 def num_views_of(header: Path) -> int | None:
     """Number of views of Interfile projection data; None if the header does not tell."""
-    axis = _header_value(header, r"matrix\s+axis\s+label\s*\[\s*(\d+)\s*\]", wanted="view")
-    size = _header_value(header, rf"matrix\s+size\s*\[\s*{axis}\s*\]") if axis else ""
-    return int(size) if size.isdigit() else None
+    keys = _header(header)
+    axis = next((name.removeprefix(_LABEL) for name, v in keys.items() if name.startswith(_LABEL) and v == "view"), "")
+    size = keys.get(f"matrix size{axis}", "")
+    return int(size) if re.fullmatch(r"\d{1,9}", size) else None
 
 
-def _header_value(header: Path, key: str, wanted: str | None = None) -> str:
-    """Value of the first line with such a key; with ``wanted``, the key's group where the value is that."""
+def _header(path: Path) -> dict[str, str]:
+    """Keys and values of an Interfile header, folded; empty if there is none. Its reader may need the data too."""
+    if not path.is_file():
+        return {}
     try:
-        text = header.read_text(encoding="utf-8", errors="replace")[:100_000]
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(100_000).splitlines()
     except OSError:
-        return ""
-    pattern = rf"^[ \t!]*{key}[ \t]*:=[ \t]*(?P<value>.*?)[ \t\r]*$"
-    for match in re.finditer(pattern, text, re.IGNORECASE | re.MULTILINE):
-        value = match["value"].strip("{} ")
-        if wanted is None:
-            return value
-        if value.lower() == wanted:
-            return match[1]
-    return ""
-
-
-def _without_place(error: ParFileError, path: str) -> tuple[int, str]:
-    """Line and text of an error whose message begins with ``file:line:``."""
-    match = re.match(r":(\d+): ", str(error).removeprefix(path))
-    if match is None:
-        return 0, str(error)
-    return int(match[1]), str(error).removeprefix(path)[match.end() :]
+        return {}
+    pairs = (line.partition(":=") for line in lines)
+    return {re.sub(r" ?\[ ?(\d+) ?\]", r" [\1]", fold(key)): value.strip("{} \t") for key, _, value in pairs}

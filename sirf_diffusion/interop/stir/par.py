@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,7 @@ _OURS = frozenset(("python", "diffusion denoiser", "diffusion sampler"))
 
 
 def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
-    """Let STIR read the data and the models of a parameter file, without its prior.
-
-    Parameters
-    ----------
-    run
-        The file.
-    num_subsets
-        Number of subsets, whatever the file says.
+    """Let STIR read the data and the models of a parameter file, without its prior, for a number of subsets.
 
     Returns
     -------
@@ -69,7 +60,7 @@ def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
             raise ValueError(
                 f"STIR cannot make the objective function of {run.par.path}: {problem}. See STIR's own messages above"
             ) from problem
-    return StirObjective(objective, owner=reconstruction), image
+    return StirObjective(objective, reconstruction, run.files()), image
 
 
 def _check(path: Path, par: ParFile) -> None:
@@ -92,26 +83,7 @@ def _check(path: Path, par: ParFile) -> None:
             ) from problem
 
 
-@lru_cache(maxsize=1)
-def stir_version() -> str:
-    """Version of the STIR in its Python module, its first two numbers; empty if it cannot be told."""
-    import stir
-
-    # The module has no version; the folders that were compiled in have, where the environment does not replace them.
-    for folder in (stir.get_STIR_config_dir(), stir.get_STIR_doc_dir()):
-        if found := re.search(r"STIR-(\d+(\.\d+)+)", folder):
-            return found[1]
-    return ""
-
-
 def _objective_text(par: ParFile) -> str:
     """Lines of the objective function, without prior; variables are left for STIR to replace."""
-    without = ParFile.parse(par.with_prior(None), par.path, environment=_Anything())
+    without = ParFile.parse(par.with_prior(None), par.path, strict=False)
     return without.lines_of(without.root.key("objective function type"))
-
-
-class _Anything(dict):
-    """Takes every variable for itself: lines are only moved here."""
-
-    def get(self, name: str, default: Any = None) -> str:
-        return "x"

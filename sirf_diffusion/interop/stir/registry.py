@@ -10,25 +10,41 @@ from dataclasses import dataclass
 
 from stir_priors.build import Build, ShimError, find_builds
 
-from . import stir_keys
 from .blocks import BLOCKS
 
 logger = logging.getLogger(__name__)
 
+#: Names that STIR 6 registers by kind of object, those that depend on how it was built included.
+NAMES = {
+    "objective function": (
+        "PoissonLogLikelihoodWithLinearModelForMeanAndProjData",
+        "PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin",
+        "PoissonLogLikelihoodWithLinearModelForMeanAndGatedProjDataWithMotion",
+    ),
+    "prior": (
+        "FilterRootPrior", "Quadratic", "Relative Difference Prior", "Logcosh", "PLS", "Gibbs Quadratic",
+        "Gibbs Relative Difference", "Cuda Gibbs Quadratic", "Cuda Gibbs Relative Difference",
+        "Cuda Relative Difference Prior",
+    ),
+    "projector pair": ("Matrix", "Separate Projectors", "Parallelproj", "NiftyPET"),
+    "forward projector": ("Matrix", "Pre Smoothing", "Post Smoothing", "Ray Tracing", "Parallelproj", "NiftyPET"),
+    "back projector": ("Interpolation", "Matrix", "Post Smoothing", "Parallelproj", "NiftyPET"),
+    "matrix": ("From File", "Interpolation", "Ray Tracing", "SPECT UB", "Pinhole SPECT UB"),
+    "bin normalisation": (
+        "Chained", "From Attenuation Image", "From ECAT7", "From ECAT8", "From GE HDF5", "From PETSIRD",
+        "From ProjData", "PETComponents", "SPECT",
+    ),
+    "data processor": (
+        "Chained Data Processor", "Gamma", "HUToMu", "Maximal", "Median", "Minimal",
+        "Nonseparable Convolution Using Real DFT Image Filter", "Separable Cartesian Metz", "Separable Convolution",
+        "Separable Gaussian", "Threshold Min To Small Positive Value", "Truncate To Cylindrical FOV", "Wiener",
+    ),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Names:
-    """Registered names by kind of object.
-
-    Parameters
-    ----------
-    by_kind
-        Names by kind, as in `sirf_diffusion.interop.stir.stir_keys.SLOTS`.
-    source
-        Where they come from, for messages.
-    compiled
-        Whether they are those of compiled executables.
-    """
+    """Registered names by kind of object, where they come from (for messages), and whether from compiled programs."""
 
     by_kind: Mapping[str, Sequence[str]]
     source: str
@@ -43,7 +59,7 @@ def built_in_names() -> Names:
     >>> "Diffusion Score" in built_in_names().by_kind["prior"]
     True
     """
-    by_kind = {kind: list(names) for kind, names in stir_keys.NAMES.items()}
+    by_kind = {kind: list(names) for kind, names in NAMES.items()}
     for block in BLOCKS:
         by_kind[block.kind].append(block.name)
     source = "a built-in table of STIR 6 names (nothing is compiled here: stir-diffusion build)"

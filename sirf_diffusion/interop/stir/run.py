@@ -13,6 +13,7 @@ from pathlib import Path
 from stir_priors.build import PROGRAMS, Build, ShimError, find_builds
 
 from .check import Report, check
+from .python_blocks import ALLOW, FOLDERS
 
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _USAGE = {
@@ -24,18 +25,9 @@ _USAGE = {
 
 @dataclass(frozen=True)
 class Call:
-    """A program of STIR with its parameter file.
+    """A program of STIR (``"OSMAPOSL"``, ``"OSSPS"``, ``"postfilter"``) with its parameter file.
 
-    Parameters
-    ----------
-    program
-        ``"OSMAPOSL"``, ``"OSSPS"`` or ``"postfilter"``.
-    par
-        The parameter file.
-    images
-        For ``postfilter``: the output and the input image.
-    variables
-        Values for ``${VAR}`` in the file.
+    ``images`` are the output and input image of ``postfilter``, ``variables`` the values for ``${VAR}`` in the file.
     """
 
     program: str
@@ -89,11 +81,9 @@ class Call:
         return [str(find_build().program(self.program)), *self.images, str(self.par)]
 
     def environment(self) -> dict[str, str]:
-        """The environment to run in: the variables, and the folders in which a Python prior's module is looked for."""
-        folders = [str(self.par.resolve().parent), str(Path.cwd())]
-        if os.environ.get("PYTHONPATH"):
-            folders.append(os.environ["PYTHONPATH"])
-        return {**os.environ, **self.variables, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}
+        """The environment to run in: the variables, and where a Python prior's module is looked for if it may run."""
+        folders = {FOLDERS: os.pathsep.join((str(self.par.resolve().parent), str(Path.cwd())))}
+        return {**(folders if os.environ.get(ALLOW) else {}), **os.environ, **self.variables}
 
     def replace_process(self) -> None:
         """Become the program: Ctrl-C, other signals and the exit code are then its own. Does not return."""
@@ -106,13 +96,7 @@ class Call:
 
 
 def find_build() -> Build:
-    """The newest build; that for the STIR that ``STIR_DIR`` names, if it is set and has one.
-
-    Raises
-    ------
-    ShimError
-        If there is none.
-    """
+    """The newest build; that for the STIR that ``STIR_DIR`` names, if it is set and has one; ShimError without any."""
     builds = find_builds()
     if not builds:
         raise ShimError(

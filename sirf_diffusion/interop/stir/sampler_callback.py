@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +16,7 @@ from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
-from ...reconstructors.diffusion.loop import reverse_times
+from ...reconstructors.diffusion.sampling import reverse_times
 from . import values
 from .views import as_tensor
 
@@ -35,10 +36,9 @@ class SamplerCallback:
     3. Call ``K + 1`` leaves the image as it is: the last one saved is consistent with the data.
 
     This is the loop of `sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor` with the subiterations as
-    its
-    data step: Singh et al. 2024, MELBA 2:547. Without a prior and with the same order of subsets, it gives the image of
-    ``DDSReconstructor(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations, with the same
-    noise for the same seed.
+    its data step: Singh et al. 2024, MELBA 2:547. Without a prior and with the same order of subsets, it gives the
+    image of ``DDSReconstructor(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations, with the
+    same noise for the same seed.
 
     Parameters
     ----------
@@ -69,18 +69,16 @@ class SamplerCallback:
         *,
         eta: float = 0.85,
         final_noise_level: float = 0.05,
-        planes: str = "auto",
+        planes: str | None = None,
         intensity_scale: float = 0.0,
         anchor_strength: float = 0.0,
         seed: int = 0,
         sample_filename_prefix: str = "",
     ) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta := {eta:g}: expected a number from 0 to 1")
         self.model = model
         self.num_steps = num_steps
         self.eta = eta
-        self.times = reverse_times(model.schedule, num_steps, float(model.schedule.t_of_sigma(final_noise_level)), "t")
+        self.times = reverse_times(model.schedule, num_steps, final_noise_level)
         self.planes = planes
         self.intensity_scale = intensity_scale
         self.anchor_strength = anchor_strength
@@ -88,31 +86,29 @@ class SamplerCallback:
         self.sample_filename_prefix = sample_filename_prefix
 
     @classmethod
-    def from_text(cls, options: Mapping[str, str], context: Mapping[str, str]) -> SamplerCallback:
-        """The filter of a block's keys; the number of steps may follow from the file's subiterations.
+    def of(cls, options: Mapping[str, Any], context: Mapping[str, str]) -> SamplerCallback:
+        """The filter of a block's values; the number of steps may follow from the file's subiterations.
 
         Raises
         ------
         ValueError
-            For a value out of range, and where the numbers of steps and subiterations do not fit together.
+            Where the numbers of steps and subiterations do not fit together.
         """
-        steps = _num_steps(values.count("number of steps", options["number of steps"]), context)
         return cls(
-            values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options),
-            steps,
-            eta=values.real("eta", options["eta"]),
-            final_noise_level=values.real("final noise level", options["final noise level"]),
+            values.model_of(options),
+            _num_steps(options["number of steps"], context),
+            eta=options["eta"],
+            final_noise_level=options["final noise level"],
             planes=options["planes"],
-            intensity_scale=values.real("intensity scale", options["intensity scale"]),
-            anchor_strength=values.real("anchor strength", options["anchor strength"]),
-            seed=values.count("random seed", options["random seed"]),
+            intensity_scale=options["intensity scale"],
+            anchor_strength=options["anchor strength"],
+            seed=options["random seed"],
             sample_filename_prefix=options["sample filename prefix"],
         )
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Start anew, on this grid."""
         self.geometry = geometry
-        values.planes(self.planes)
         self.model.check_anatomical(geometry)
         self.num_calls = 0
         self._chain: Chain | None = None
@@ -135,8 +131,10 @@ class SamplerCallback:
         self._denoise(image)
 
     def _begin(self, image: Tensor) -> None:
-        scale, planes = self.intensity_scale or None, values.planes(self.planes)
-        self._bound = self.model.for_data(self.geometry, image, sampling=True, planes=planes, intensity_scale=scale)
+        logger.info("reverse diffusion: %d steps", self.num_steps)
+        self._bound = self.model.for_data(
+            self.geometry, image, sampling=True, planes=self.planes, intensity_scale=self.intensity_scale or None
+        )
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
         self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +30,11 @@ class ScorePriorCallback(TensorPrior):
     model
         Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
     noise_levels
-        One or more noise levels in network units, in the order of their use.
+        One or more noise levels in network units, > 0, in the order of their use.
     subiterations_per_level
         Needed for more than one level.
     planes
-        ``"auto"``, ``"transverse"`` or ``"three"``.
+        As for `ScoreModel.on`; None leaves the choice to the network and the image.
     intensity_scale
         Image units per network unit; 0 to estimate it.
     kappa_filename
@@ -53,13 +54,11 @@ class ScorePriorCallback(TensorPrior):
         noise_levels: Sequence[float],
         *,
         subiterations_per_level: int = 0,
-        planes: str = "auto",
+        planes: str | None = None,
         intensity_scale: float = 0.0,
         kappa_filename: str = "",
         gradient_filename_prefix: str = "",
     ) -> None:
-        if min(noise_levels) <= 0:
-            raise ValueError(f"noise level := {list(noise_levels)}: noise levels must be positive")
         if len(noise_levels) > 1 and subiterations_per_level < 1:
             raise ValueError(
                 f"noise level has {len(noise_levels)} values: 'number of subiterations per noise level' must be at "
@@ -71,21 +70,20 @@ class ScorePriorCallback(TensorPrior):
         self.kappa_filename = kappa_filename
         self.gradient_filename_prefix = gradient_filename_prefix
         self.num_gradients = 0
-        self._planes = planes
-        super().__init__(ScorePenalty(model, self.noise_levels[0], 1.0, intensity_scale=intensity_scale or None))
+        prior = ScorePenalty(
+            model, self.noise_levels[0], 1.0, planes=planes, intensity_scale=intensity_scale or None
+        )
+        super().__init__(prior)
 
     @classmethod
-    def from_text(cls, options: Mapping[str, str]) -> ScorePriorCallback:
-        """The prior of a block's keys."""
-        model = values.guided(ScoreModel.load(options["model filename"], device=options["device"]), options)
+    def of(cls, options: Mapping[str, Any]) -> ScorePriorCallback:
+        """The prior of a block's values."""
         return cls(
-            model,
-            values.reals("noise level", options["noise level"]),
-            subiterations_per_level=values.count(
-                "number of subiterations per noise level", options["number of subiterations per noise level"]
-            ),
+            values.model_of(options),
+            options["noise level"],
+            subiterations_per_level=options["number of subiterations per noise level"],
             planes=options["planes"],
-            intensity_scale=values.real("intensity scale", options["intensity scale"]),
+            intensity_scale=options["intensity scale"],
             kappa_filename=options["kappa filename"],
             gradient_filename_prefix=options["gradient filename prefix"],
         )
@@ -95,7 +93,6 @@ class ScorePriorCallback(TensorPrior):
         self.num_gradients = 0
         self.geometry = geometry
         self.prior.noise_level = self.noise_levels[0]
-        self.prior.planes = values.planes(self._planes)
         kappa = self.kappa_filename
         self.prior.set_kappa(values.image("kappa filename", kappa, geometry) if kappa else None)
         self.prior.model.check_anatomical(geometry)

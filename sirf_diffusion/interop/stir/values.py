@@ -1,73 +1,29 @@
-"""Values of the keys in this project's blocks: from a parameter file's text to numbers and images."""
+"""What the values of a block name: a model with its anatomical image, an image on the grid of the estimate."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
-from ...models.grid import PLANES as MODEL_PLANES
 from ...patient import AnatomicalImage
 
-PLANES = ("auto", *MODEL_PLANES)
 
-
-def real(key: str, text: str, minimum: float = 0.0) -> float:
-    """A finite number of at least ``minimum``.
+def model_of(values: Mapping[str, Any]) -> ScoreModel:
+    """The model of a block, not bound to a grid, with its anatomical image (not yet resampled) and guidance weight.
 
     Raises
     ------
     ValueError
-        For anything else.
+        If the image cannot be used, or the model takes none.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= minimum):
-        raise ValueError(f"{key} := {text}: expected a number of at least {minimum:g}")
-    return value
-
-
-def count(key: str, text: str, minimum: int = 0) -> int:
-    """A whole number of at least ``minimum``."""
-    value = real(key, text, minimum)
-    if value != int(value):
-        raise ValueError(f"{key} := {text}: expected a whole number")
-    return int(value)
-
-
-def reals(key: str, text: str) -> list[float]:
-    """One positive number, or a list ``{a, b, c}`` of them."""
-    inner = text.strip()
-    if inner.startswith("{") != inner.endswith("}"):
-        raise ValueError(f"{key} := {text}: a list is written {{a, b, c}}")
-    numbers = [real(key, part.strip()) for part in inner.strip("{}").split(",")]
-    return numbers
-
-
-def planes(text: str) -> str | None:
-    """As for `ScoreModel.on`; None for ``auto``: as the network and the image ask for."""
-    if text not in PLANES:
-        raise ValueError(f"planes := {text}: expected one of {', '.join(PLANES)}")
-    return None if text == "auto" else text
-
-
-def guided(model: ScoreModel, options: Mapping[str, str]) -> ScoreModel:
-    """The model with the block's anatomical image, read but not yet resampled, and guidance weight.
-
-    Raises
-    ------
-    ValueError
-        If the image cannot be used, the weight is out of range, or the model takes no anatomical image.
-    """
-    filename = options["anatomical image filename"]
-    weight = real("guidance weight", options["guidance weight"], minimum=-1.0)
+    model = ScoreModel.load(values["model filename"], values["device"], values["precision"])
+    filename, weight = values["anatomical image filename"], values["guidance weight"]
     if not filename and not weight:
         return model
     try:
@@ -77,15 +33,7 @@ def guided(model: ScoreModel, options: Mapping[str, str]) -> ScoreModel:
 
 
 def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:
-    """The image of a file ``.hv``, which must have the shape and voxel size of the estimate.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is on another grid.
-    """
+    """The image of a file ``.hv``; FileNotFoundError or ValueError unless it is there, on the grid of the estimate."""
     from ...files.interfile import read_image
 
     if not Path(filename).is_file():

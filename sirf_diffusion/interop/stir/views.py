@@ -48,13 +48,8 @@ class TensorPrior:
             prior.penalisation_factor = 1.0
 
     def set_up(self, geometry: ImageGeometry) -> None:
-        """Give the grid to a prior that has ``set_up``; otherwise check it against the prior's own, if it has one."""
-        if hasattr(self.prior, "set_up"):
-            self.prior.set_up(geometry)
-            return
-        own = getattr(self.prior, "geometry", None)
-        if own is not None and tuple(own.shape) != geometry.shape:
-            raise ValueError(f"the prior was made for images of {own.shape}, STIR's estimate has {geometry.shape}")
+        """Give the grid to the prior."""
+        self.prior.set_up(geometry)
 
     def value(self, x: np.ndarray) -> float:
         """The penalty of the image."""

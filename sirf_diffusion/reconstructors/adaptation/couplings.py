@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engines.autograd import log_likelihood
 from ...engines.objective import Objective
-from ..diffusion.consistency import DataConsistency, DiffusionStep, SmoothStep
+from ...models.coverage import budget_bytes
+from ..diffusion.consistency import DataConsistency, DiffusionStep, smooth_direction
 from ..diffusion.hqs import PenalisedEM
 
 if TYPE_CHECKING:
@@ -43,8 +46,7 @@ class Coupling(ABC):
         self.em.set_scale(intensity_scale)
         self._prepare()
 
-    @abstractmethod
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027
         """The part of :meth:`set_up` that only this coupling needs."""
 
     @abstractmethod
@@ -95,9 +97,6 @@ class EMTarget(_ImageTarget):
 
     name: ClassVar[str] = "hqs"
 
-    def _prepare(self) -> None:
-        self._smooth_step = SmoothStep(self.objective.geometry, self.smoothing)
-
     def image_target(self, images: Tensor, step: DiffusionStep) -> tuple[Tensor, Tensor]:
         """The EM images; images that fit already are spared them."""
         if self.target is None:
@@ -113,7 +112,7 @@ class EMTarget(_ImageTarget):
             return x
         start = self.em.admissible(images)
         gradient = torch.where(self.em.inside, (x - start) / start, torch.zeros_like(x))
-        return start + self._smooth_step.direction(start, gradient, step.sigma)
+        return start + smooth_direction(start, gradient, self.objective.geometry, self.smoothing, step.sigma)
 
 
 class DataStepTarget(_ImageTarget):
@@ -177,3 +176,53 @@ class ThroughProjector(Coupling):
 COUPLINGS: dict[str, type[Coupling]] = {
     coupling.name: coupling for coupling in (EMTarget, DataStepTarget, ThroughProjector)
 }
+
+
+# Slices whose activations are not kept are computed twice: forward, and forward and backward again.
+_RECOMPUTED = 4 / 3
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Slices per call, memory of the activations of one such call, and seconds of an update for one image or volume."""
+
+    batch: int
+    bytes_of_batch: float
+    seconds_of_update: float
+    device: str
+
+
+def probe(model: ScoreModel, parameters: Sequence[nn.Parameter]) -> NetworkCost:
+    """Run the network forward and backward on one empty slice; weights, gradients and counters stay as they are.
+
+    ``parameters`` are those that gradients are taken for.
+    """
+    shape, number = model.network_input
+    weight = parameters[0]
+    images = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
+    times, labels = images.new_zeros(1), torch.zeros(1, dtype=torch.long, device=weight.device)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for _ in range(2):  # the first call warms up
+        began = _clock(weight.device)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = model.network(images, times, class_labels=labels).sum()
+        torch.autograd.grad(total, parameters, allow_unused=True)
+        seconds = _clock(weight.device) - began
+        of_weights = {p.untyped_storage().data_ptr() for p in model.network.parameters()}
+        needed = max(sum(size for where, size in kept.items() if where not in of_weights), 1)
+        kept.clear()
+    batch = max(1, min(int(budget_bytes(weight.device) / needed), round(number)))
+    recomputed = _RECOMPUTED if number > batch or model.planes != "transverse" else 1.0
+    return NetworkCost(batch, float(batch * needed), seconds * number * recomputed, str(weight.device))
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

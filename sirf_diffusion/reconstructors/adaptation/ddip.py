@@ -1,21 +1,20 @@
-"""Deep diffusion image prior: the network is fitted to the data while it denoises, and nothing else makes it fit."""
+"""DDIP and steerable sampling: the network is fitted to the data while it denoises."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 from torch import Tensor
 
-from ...engines.objective import Objective
-from ...geometry.checks import check_real
-from ..diffusion.consistency import DataConsistency, DataStepResult, DiffusionStep
-from ..diffusion.likelihood_schedule import LikelihoodSchedule
-from ..diffusion.lisch import AscentToSchedule
-from ..diffusion.loop import DiffusionReconstructor, reverse_times
-from .network_adaptation import NetworkAdaptation
-
-if TYPE_CHECKING:
-    from ...models.score_model import ScoreModel
+from ..diffusion.consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep
+from ..diffusion.lisch import AscentToSchedule, LikelihoodScheduledReconstructor
+from ..diffusion.loop import DiffusionReconstructor
+from ..diffusion.sampling import Sampling
+from ..settings import choice, count, flag, real
+from .couplings import COUPLINGS
+from .network_adaptation import AdaptationSettings, NetworkAdaptation
 
 
 class DDIPAdaptation(NetworkAdaptation):
@@ -29,6 +28,43 @@ class DDIPAdaptation(NetworkAdaptation):
     """
 
     name: ClassVar[str] = "ddip"
+    about: ClassVar[str] = "EM targets, and the network fitted to them; the projector is not differentiated"
+
+
+@dataclass(frozen=True)
+class DDIPSampling(Sampling):
+    """The loop's settings, with DDIP's defaults."""
+
+    eta: float = real(0.85, "share of fresh noise, 0 to 1", maximum=1.0)
+    starting_noise_level: float | None = real(
+        0.7, "relative noise level at the start; None is the schedule's highest", open_below=True, optional=True
+    )
+
+
+@dataclass(frozen=True)
+class LastAscent(AscentToSchedule):
+    """The ascent of likelihood-scheduled sampling at the end of the chain; before, images only become admissible."""
+
+    name: ClassVar[str] = "last step only"
+
+    final_step: bool = flag(
+        True, "whether the last image ascends to the likelihood expected of the truth, as in `lisch`"
+    )
+    smoothing: float = real(8.0, "smoothness of the last ascent in mm, see [below](#smooth-steps)", published=0.0)
+    # Nothing to choose: one level, and the likelihood is to be met.
+    schedule_exponent: float = 1.0
+    anchor_strength: float = 0.0
+
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
+        """The ascent at the last noise level."""
+        if self.final_step and step.index == step.num_steps - 1:
+            return super().__call__(prior_image, step)
+        return DataStepResult(self.admissible(prior_image))
+
+    @property
+    def at_every_level(self) -> partial[DataStepResult]:
+        """The ascent at whatever noise level, for adaptations that learn from it."""
+        return partial(AscentToSchedule.__call__, self)
 
 
 class DDIPReconstructor(DiffusionReconstructor):
@@ -36,104 +72,47 @@ class DDIPReconstructor(DiffusionReconstructor):
 
     The chain starts at a middle noise level from an MLEM image: the one whose log-likelihood the truth is expected to
     have, unless an image is given to ``set_up``. There is no data step between denoising and renoising; the data enter
-    through :class:`DDIPAdaptation`, and once more at the end (``final_step``). The parameters not listed are those of
-    :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
-
-    Parameters
-    ----------
-    adaptation
-        How the network is fitted; :class:`DDIPAdaptation` with its defaults if omitted.
-    sigma_start
-        Relative noise level at the start; None starts from the schedule's highest level.
-    final_step
-        Whether the last denoised image ascends to the likelihood expected of the truth, as in likelihood-scheduled
-        sampling.
-    smoothing
-        Smoothness of that ascent, mm, see :class:`~sirf_diffusion.reconstructors.diffusion.consistency.SmoothStep`.
-    target
-        Log-likelihood expected of the truth; estimated from the data if omitted, see
-        :class:`~sirf_diffusion.reconstructors.diffusion.likelihood_schedule.LikelihoodSchedule`.
+    through the adaptation, :class:`DDIPAdaptation` unless another is given, and once more at the end (``final_step``).
     """
 
     method: ClassVar[str] = "ddip"
-
-    def __init__(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        *,
-        adaptation: NetworkAdaptation | None = None,
-        sigma_start: float | None = 0.7,
-        final_step: bool = True,
-        smoothing: float = 0.0,
-        target: float | None = None,
-        t_end: float | None = None,
-        spacing: str = "t",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            objective,
-            model,
-            LastStepOnly(AscentToSchedule(target, smoothing=smoothing), final_step),
-            t_end=t_end,
-            spacing=spacing,
-            adaptation=DDIPAdaptation() if adaptation is None else adaptation,
-            **options,
-        )
-        if sigma_start is not None:
-            sigma_start = check_real("sigma_start", sigma_start, open_below=True)
-            t_start = float(model.schedule.t_of_sigma(sigma_start))
-            self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing, t_start)
-        self.settings["sigma_start"] = sigma_start
+    title: ClassVar[str] = "DDIP"
+    about: ClassVar[str] = "the network is fitted to the data while it denoises an MLEM image (--adapt-set)"
+    sampling: ClassVar[type[Sampling]] = DDIPSampling
+    data_step: ClassVar[type[DataConsistency]] = LastAscent
+    own_adaptation: ClassVar[type[Adaptation]] = DDIPAdaptation
+    num_subsets: ClassVar[int] = 2
 
 
-class LastStepOnly(DataConsistency):
-    """No data step but, if ``active``, at the end of the chain; before that, images only become admissible."""
+@dataclass(frozen=True)
+class SteerableSettings(AdaptationSettings):
+    """Settings of `SteerableAdaptation`: four defaults are others."""
 
-    name: ClassVar[str] = "last step only"
+    coupling: str = choice("data-step", "what the network learns from", tuple(COUPLINGS))
+    learning_rate: float = real(2e-3, "of AdamW", open_below=True)
+    num_updates: int = count(3, "updates of the weights per target")
+    carry_optimiser: bool = flag(True, "whether AdamW's moments are kept from one noise level to the next")
 
-    def __init__(self, data_step: AscentToSchedule, active: bool = True) -> None:
-        self.data_step, self.active = data_step, bool(active)
 
-    @property
-    def schedule(self) -> LikelihoodSchedule | None:
-        """The likelihood schedule, where the data step ends."""
-        return self.data_step.schedule
+class SteerableAdaptation(NetworkAdaptation):
+    """Low-rank changes of the network that bring the denoised image nearer to what the data step makes of it.
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Parameters, ready for JSON."""
-        return {"final_step": self.active, **self.data_step.settings}
+    Steerable conditional diffusion (Barbano et al. 2025, IEEE TMI 44(5):2093, arXiv:2308.14409; for PET Webber et al.
+    2025, arXiv:2510.13441), with a limit to how closely the data are fitted. The original takes gradients through its
+    data step; here, the data step's image is a constant. ``coupling="projector"`` takes the Poisson likelihood of the
+    denoised image, divided by the net counts, as the loss instead. The parameters are those of
+    :class:`~sirf_diffusion.reconstructors.adaptation.network_adaptation.NetworkAdaptation`.
+    """
 
-    def set_up(self, objective: Objective) -> None:
-        """Set the data step up, even if it is not active: the schedule gives the first image."""
-        super().set_up(objective)
-        self.data_step.set_up(objective)
+    name: ClassVar[str] = "steerable"
+    about: ClassVar[str] = "low-rank changes towards what the method's data step makes of the denoised image"
+    group: ClassVar[type[AdaptationSettings]] = SteerableSettings
 
-    def restore(self, objective: Objective, state: dict[str, Any]) -> None:
-        """Restore the data step."""
-        super().set_up(objective)
-        self.data_step.restore(objective, state)
 
-    def set_scale(self, intensity_scale: float) -> None:
-        """Tell the scale."""
-        super().set_scale(intensity_scale)
-        self.data_step.set_scale(intensity_scale)
+class SteerableReconstructor(LikelihoodScheduledReconstructor):
+    """PET-LiSch with :class:`SteerableAdaptation`, unless another adaptation is given, before each denoising."""
 
-    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
-        """The data step at the last noise level."""
-        if self.active and step.index == step.num_steps - 1:
-            return self.data_step(prior_image, step)
-        return DataStepResult(self.admissible(prior_image))
-
-    def summary(self) -> dict[str, Any]:
-        """What the data step found."""
-        return self.data_step.summary()
-
-    def state(self) -> dict[str, Any]:
-        """State of the data step."""
-        return self.data_step.state()
-
-    def early_image(self) -> Tensor | None:
-        """The last MLEM image of the schedule."""
-        return self.data_step.early_image()
+    method: ClassVar[str] = "steerable"
+    title: ClassVar[str] = "Steerable"
+    about: ClassVar[str] = "lisch with a network that is steered towards the data (--adapt-set)"
+    own_adaptation: ClassVar[type[Adaptation]] = SteerableAdaptation

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Objective
-from ...geometry.checks import check_count, check_real
+from ...geometry.checks import check_count, check_real, check_seed
 from ...models.lora import Adapter, AdapterConfig
-from ..diffusion.adaptation import Adaptation
-from ..diffusion.consistency import DataConsistency, DiffusionStep
+from ..diffusion.consistency import Adaptation, DataConsistency, DiffusionStep
 from ..diffusion.hqs import PenalisedEM
-from ..diffusion.likelihood_schedule import LikelihoodSchedule
-from .couplings import COUPLINGS
-from .network_cost import NetworkCost, probe
+from ..diffusion.likelihood_schedule import LikelihoodSchedule, split_half_log_likelihood
+from ..settings import Settings, choice, count, flag, make, real, setting
+from .couplings import COUPLINGS, NetworkCost, probe
 
 if TYPE_CHECKING:
     from ...models.score_model import ScoreModel
@@ -29,6 +29,53 @@ logger = logging.getLogger(__name__)
 
 _GRADIENT_NORM = 1.0
 _LAST_STEPS = 4
+
+
+def _cap(name: str, value: Any) -> bool | float:
+    return value if isinstance(value, bool) else check_real(name, value, -math.inf)
+
+
+def _rank(name: str, value: Any) -> int:
+    return check_count(name, value, 0, 4096)
+
+
+@dataclass(frozen=True)
+class AdaptationSettings(Settings):
+    """Settings of `NetworkAdaptation`."""
+
+    coupling: str = choice(
+        "hqs",
+        "what the network learns from: EM targets, the method's own data step, or (`projector`) the likelihood's "
+        "gradient through the projector",
+        tuple(COUPLINGS),
+    )
+    rank: int | None = setting(
+        4, "rank of the low-rank changes; None frees all weights, 0 adapts nothing", _rank, optional=True
+    )
+    biases: bool = flag(True, "whether biases change too")
+    learning_rate: float = real(
+        1e-3, "of AdamW (without weight decay; gradients are clipped to norm 1)", open_below=True
+    )
+    num_rounds: int = count(1, "targets per noise level; 0 adapts nothing", minimum=0)
+    num_inner: int = count(1, "EM updates per target, `hqs` only")
+    num_updates: int = count(5, "updates of the weights per target")
+    beta: float = real(1.0, "weight of the denoised image against the data, not with `data-step`", open_below=True)
+    smoothing: float = real(
+        8.0,
+        "smoothness of the EM updates' change, mm at noise level 1 as in `dds`, `hqs` only; 0 is the published method",
+    )
+    total_variation: float = real(0.0, "weight of total variation of the denoised image in the loss")
+    every: int = count(2, "adapt at every so many noise levels, and at the last four")
+    max_noise_level: float | None = real(
+        3.0, "adapt at relative noise levels up to this only; None at all", open_below=True, optional=True
+    )
+    carry_optimiser: bool = flag(False, "whether AdamW's moments are kept from one noise level to the next")
+    cap: bool | float = setting(
+        True, "stop at the likelihood expected of the truth; False is no limit, a number another one", _cap
+    )
+    #: Factor of the low-rank changes, and the layers that may change, see `AdapterConfig`.
+    scale: float = 1.0
+    targets: str = ""
 
 
 class NetworkAdaptation(Adaptation):
@@ -61,142 +108,59 @@ class NetworkAdaptation(Adaptation):
 
     Parameters
     ----------
-    coupling
-        ``"hqs"``, ``"data-step"`` or ``"projector"``.
-    rank
-        Rank of the low-rank changes; None frees all weights; 0 adapts nothing.
-    scale, targets, biases
-        See :class:`~sirf_diffusion.models.lora.AdapterConfig`.
-    learning_rate
-        Of AdamW; positive.
-    num_rounds
-        Targets (HQS) or groups of updates per noise level; 0 adapts nothing.
-    num_inner
-        EM updates per round, HQS only.
-    num_updates
-        Updates of the weights per round.
-    beta
-        Weight of the denoised image against the data, not for ``"data-step"``; see
-        :class:`~sirf_diffusion.reconstructors.diffusion.hqs.PenalisedEM`.
-    smoothing
-        HQS only: smoothness of the change that the EM updates make, mm, see
-        :class:`~sirf_diffusion.reconstructors.diffusion.consistency.SmoothStep`; 0 leaves their noise in.
-    total_variation
-        Weight of total variation, >= 0.
-    every
-        Adapt at every so many noise levels, and at the last four.
-    sigma_max
-        Adapt only at relative noise levels up to this; None at all.
-    carry_optimiser
-        Whether AdamW's moments are kept from one noise level to the next.
-    cap
-        Whether a likelihood as high as the truth's ends adaptation at a noise level; False adapts without limit.
-        A number is the log-likelihood to stop at instead of the estimated one.
     adapter
         File of an adapter to start from, see :meth:`save`; its rank, scale and layers are used.
     seed
         Of the low-rank matrices at the start.
+    settings
+        Those of `AdaptationSettings`.
 
     Raises
     ------
     ValueError
-        If a setting is out of range.
+        If a setting is unknown or out of range.
     """
 
     name: ClassVar[str] = "adaptation"
+    about: ClassVar[str] = ""
+    group: ClassVar[type[AdaptationSettings]] = AdaptationSettings
 
-    def __init__(
-        self,
-        *,
-        coupling: str = "hqs",
-        rank: int | None = 4,
-        scale: float = 1.0,
-        targets: str = "",
-        biases: bool = True,
-        learning_rate: float = 1e-3,
-        num_rounds: int = 1,
-        num_inner: int = 1,
-        num_updates: int = 5,
-        beta: float = 1.0,
-        smoothing: float = 8.0,
-        total_variation: float = 0.0,
-        every: int = 2,
-        sigma_max: float | None = 3.0,
-        carry_optimiser: bool = False,
-        cap: bool | float = True,
-        adapter: str | os.PathLike[str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if coupling not in COUPLINGS:
-            raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, found {coupling!r}")
-        self.config = AdapterConfig(rank, scale, targets, biases=biases)
-        self.learning_rate = check_real("learning_rate", learning_rate, open_below=True)
-        self.num_rounds = check_count("num_rounds", num_rounds, minimum=0)
-        self.num_updates = check_count("num_updates", num_updates)
-        smoothing = check_real("smoothing", smoothing)
-        self.coupling = COUPLINGS[coupling](PenalisedEM(num_inner, beta), smoothing)
-        self.total_variation = check_real("total_variation", total_variation)
-        self.every = check_count("every", every)
-        self.sigma_max = None if sigma_max is None else check_real("sigma_max", sigma_max, open_below=True)
-        self.carry_optimiser = bool(carry_optimiser)
-        self.cap = cap if isinstance(cap, bool) else check_real("cap", cap, -math.inf)
+    def __init__(self, *, adapter: str | os.PathLike[str] | None = None, seed: int = 0, **settings: Any) -> None:
+        (self.chosen,) = make((self.group,), settings, f"the adaptation {self.name}")
+        chosen = self.chosen
+        self.config = AdapterConfig(chosen.rank, chosen.scale, chosen.targets, biases=chosen.biases)
+        self.coupling = COUPLINGS[chosen.coupling](PenalisedEM(chosen.num_inner, chosen.beta), chosen.smoothing)
         self.start_file = None if adapter is None else Path(adapter)
-        self.seed = check_count("seed", seed, minimum=0)
+        self.seed = check_seed("seed", seed)
         self.adapter: Adapter | None = None
         self._start: Adapter | None = None
-        self._offered: float | None = None
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether the log-likelihood that the truth is expected to have will be asked for."""
-        return self.cap is True and self.num_rounds > 0 and self.config.rank != 0
-
-    def offer_target(self, log_likelihood: float | None) -> None:
-        """Give that log-likelihood, for data steps that do not know it, instead of having it estimated."""
-        self._offered = log_likelihood
 
     @property
     def settings(self) -> dict[str, Any]:
         """Parameters, ready for JSON."""
         config = self.config if self._start is None else self._start.config
-        return {
-            "name": self.name,
-            "coupling": self.coupling.name,
-            "rank": config.rank,
-            "scale": config.scale,
-            "targets": config.targets,
-            "biases": config.biases,
-            "learning_rate": self.learning_rate,
-            "num_rounds": self.num_rounds,
-            "num_inner": self.coupling.em.num_inner,
-            "num_updates": self.num_updates,
-            "beta": self.coupling.em.beta,
-            "smoothing": self.coupling.smoothing,
-            "total_variation": self.total_variation,
-            "every": self.every,
-            "sigma_max": self.sigma_max,
-            "carry_optimiser": self.carry_optimiser,
-            "cap": self.cap,
-            "adapter": None if self._start is None else self._start.hash,
-            "seed": self.seed,
-        }
+        kept = {name: getattr(config, name) for name in ("rank", "scale", "targets", "biases")}
+        adapter = None if self._start is None else self._start.hash
+        return {"name": self.name, **self.chosen.settings, **kept, "adapter": adapter, "seed": self.seed}
 
     def set_up(
         self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
     ) -> None:
         """Find the likelihood to stop at."""
         self._bind(objective, model, consistency, num_steps)
-        target: float | None = None
-        if self._adapts and self.cap is not False:
-            schedule = getattr(consistency, "schedule", None)
-            if self.cap is not True:
-                target = self.cap
-            elif schedule is None and self._offered is not None:
-                target = self._offered
-            else:
-                target = (schedule or LikelihoodSchedule.compute(objective)).target
-        self._offered = None  # it is that of one acquisition
-        self.coupling.target = target
+        self.coupling.target = self._limit(consistency) if self._adapts else None
+
+    def _limit(self, consistency: DataConsistency | None) -> float | None:
+        """The log-likelihood at which there is nothing left to learn; None for no limit."""
+        cap, schedule = self.chosen.cap, getattr(consistency, "schedule", None)
+        if not isinstance(cap, bool):
+            return cap
+        if not cap:
+            return None
+        if schedule is not None:
+            return schedule.target
+        target = split_half_log_likelihood(self.objective)
+        return LikelihoodSchedule.compute(self.objective).target if target is None else target
 
     def restore(
         self,
@@ -215,14 +179,15 @@ class NetworkAdaptation(Adaptation):
     ) -> None:
         self.objective, self._num_steps = objective, num_steps
         # DDIP's chain has its data step at the end only; here, it is asked at every level.
-        self.coupling.set_up(objective, getattr(consistency, "data_step", consistency), model.intensity_scale)
+        data_step = getattr(consistency, "at_every_level", consistency)
+        self.coupling.set_up(objective, data_step, model.intensity_scale)
         self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
         self._cost: NetworkCost | None = None
 
     @property
     def _adapts(self) -> bool:
         rank = self.config.rank if self._start is None else self._start.config.rank
-        return self.num_rounds > 0 and rank != 0
+        return self.chosen.num_rounds > 0 and rank != 0
 
     def begin(self, model: ScoreModel, num_samples: int, batch_size: int) -> ScoreModel:
         """A fresh copy of the network, as the base model or as the adapter's file has it."""
@@ -243,11 +208,11 @@ class NetworkAdaptation(Adaptation):
 
     def _log(self, cost: NetworkCost, num_samples: int) -> None:
         levels = sum(self._is_due(k, self._num_steps) for k in range(self._num_steps))
-        updates = self.num_rounds * self.num_updates
+        updates = self.chosen.num_rounds * self.chosen.num_updates
         projector = 0.0
         if (counter := self.objective.counter).forward + counter.back > 0:
             # A data step's number of updates is not known beforehand; the EM updates' stands for it.
-            pairs = self.num_rounds * self.coupling.projection_pairs(self.num_updates)
+            pairs = self.chosen.num_rounds * self.coupling.projection_pairs(self.chosen.num_updates)
             projector = 2 * pairs * num_samples * counter.seconds / (counter.forward + counter.back)
         seconds = updates * num_samples * cost.seconds_of_update + projector
         logger.info(
@@ -262,21 +227,21 @@ class NetworkAdaptation(Adaptation):
         )
 
     def _is_due(self, index: int, num_steps: int) -> bool:
-        return index % self.every == 0 or num_steps - index <= _LAST_STEPS
+        return index % self.chosen.every == 0 or num_steps - index <= _LAST_STEPS
 
     def __call__(self, model: ScoreModel, u: Tensor, step: DiffusionStep) -> ScoreModel | None:
         """Adapt the copy to these noisy images."""
         self._losses.append(None)
         if not self._adapts or not self._is_due(step.index, step.num_steps):
             return None
-        if self.sigma_max is not None and step.sigma > self.sigma_max:
+        if self.chosen.max_noise_level is not None and step.sigma > self.chosen.max_noise_level:
             return None
-        if self._optimiser is None or not self.carry_optimiser:
+        if self._optimiser is None or not self.chosen.carry_optimiser:
             self._optimiser = self._new_optimiser()
         with self.adapter.adapting(), torch.enable_grad():
-            for _ in range(self.num_rounds):
+            for _ in range(self.chosen.num_rounds):
                 before = self._updates
-                for loss, u0 in self.coupling.losses(model, u, step, self.num_updates, self._batch_size):
+                for loss, u0 in self.coupling.losses(model, u, step, self.chosen.num_updates, self._batch_size):
                     self._update(model, loss + self._variation(u0))
                 if self._updates == before:
                     self._skipped += 1
@@ -284,7 +249,7 @@ class NetworkAdaptation(Adaptation):
         return None
 
     def _variation(self, u0: Tensor) -> Tensor | float:
-        return self.total_variation * total_variation(u0) if self.total_variation else 0.0
+        return self.chosen.total_variation * total_variation(u0) if self.chosen.total_variation else 0.0
 
     def _update(self, model: ScoreModel, loss: Tensor) -> None:
         began, parameters = time.perf_counter(), self.adapter.parameters()
@@ -298,7 +263,7 @@ class NetworkAdaptation(Adaptation):
         model.counter.seconds += time.perf_counter() - began
 
     def _new_optimiser(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.adapter.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(self.adapter.parameters(), lr=self.chosen.learning_rate, weight_decay=0.0)
 
     @property
     def loss(self) -> float | None:
@@ -336,13 +301,13 @@ class NetworkAdaptation(Adaptation):
             "losses": self._losses,
             "updates": self._updates,
             "skipped": self._skipped,
-            "optimiser": self._optimiser is not None and self.carry_optimiser,
+            "optimiser": self._optimiser is not None and self.chosen.carry_optimiser,
         }
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, and AdamW's moments if they are carried."""
         found = {f"weight.{name}": tensor for name, tensor in self.adapter.tensors().items()}
-        if self._optimiser is not None and self.carry_optimiser:
+        if self._optimiser is not None and self.chosen.carry_optimiser:
             for index, entries in self._optimiser.state_dict()["state"].items():
                 found |= {f"optimiser.{index}.{key}": value for key, value in entries.items()}
         return found

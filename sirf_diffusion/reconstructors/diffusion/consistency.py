@@ -1,19 +1,24 @@
-"""The data-consistency seam of the diffusion loop: how a denoised image is brought towards the measured data."""
+"""The seams of the diffusion loop: how denoised images meet the data, and how the network is fitted to the data."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...engines.em import RELATIVE_FLOOR, inside
 from ...engines.objective import Objective
+from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    from ...models.score_model import ScoreModel
 
 
 def orientation_of_step(index: int, num_steps: int) -> int | None:
@@ -35,54 +40,24 @@ class DiffusionStep:
     sigma_next: float = 0.0
 
 
-class SmoothStep:
+def smooth_direction(
+    preconditioner: Tensor, gradient: Tensor, geometry: ImageGeometry, smoothing: float, sigma: float
+) -> Tensor:
     r"""What a data step makes of an ascent direction: errors of a denoised image are smooth, so corrections should be.
 
     .. math:: d = \sqrt{P}\, K\, \sqrt{P}\, g
 
-    for the gradient ``g`` and the diagonal preconditioner ``P``, such as ``x / s`` of EM, with ``K`` a Gaussian whose
-    full width at half maximum is ``smoothing * sqrt(sigma)`` mm. Denoising from noise level ``sigma`` leaves little
-    error at spatial frequencies above those that can be told from the noise, so that what the data would change
-    there is mostly their own noise. ``K`` stands for the covariance of the denoised image's error, where ``P`` alone
-    takes it to be white; its width follows that of the Gaussian filter which denoises best. It is symmetric and
-    positive with norm 1 at most: ``d`` remains a direction of ascent and step sizes keep their limits.
-
-    Parameters
-    ----------
-    geometry
-        Image grid.
-    smoothing
-        Width in mm at ``sigma = 1``; 0 leaves ``P g``, the published step.
+    for the gradient ``g`` and the diagonal preconditioner ``P``, such as ``x / s`` of EM, with ``K`` a symmetric
+    Gaussian whose full width at half maximum is ``smoothing * sqrt(sigma)`` mm; ``smoothing`` 0 leaves ``P g``, the
+    published step. Denoising from noise level ``sigma`` leaves little error at spatial frequencies above those that can
+    be told from the noise, so that what the data would change there is mostly their own noise. ``K`` stands for the
+    covariance of the denoised image's error, where ``P`` alone takes it to be white. It is positive with norm 1 at
+    most: ``d`` remains a direction of ascent and step sizes keep their limits.
     """
-
-    def __init__(self, geometry: ImageGeometry, smoothing: float) -> None:
-        self.geometry, self.smoothing = geometry, smoothing
-        self._kernels: tuple[float, list[Tensor]] | None = None
-
-    def direction(self, preconditioner: Tensor, gradient: Tensor, sigma: float) -> Tensor:
-        """The direction ``d`` for images ``[..., z, y, x]``."""
-        if self.smoothing == 0:
-            return preconditioner * gradient
-        root = preconditioner.sqrt()
-        d = root * gradient
-        for axis, kernel in enumerate(self._at(sigma, d)):
-            d = (d.movedim(axis - 3, -1) @ kernel).movedim(-1, axis - 3)
-        return root * d
-
-    def _at(self, sigma: float, like: Tensor) -> list[Tensor]:
-        if self._kernels is None or self._kernels[0] != sigma:
-            width = self.smoothing * math.sqrt(sigma) / math.sqrt(8 * math.log(2))
-            sizes = zip(self.geometry.shape, self.geometry.voxel_size, strict=True)
-            self._kernels = (sigma, [_gaussian(n, d, width).to(like) for n, d in sizes])
-        return self._kernels[1]
-
-
-def _gaussian(size: int, spacing: float, width: float) -> Tensor:
-    """Symmetric smoothing matrix, rows and columns scaled alike so that edges are not darkened."""
-    index = torch.arange(size, dtype=torch.float64) * spacing
-    weights = torch.exp(-0.5 * ((index[:, None] - index) / width) ** 2)
-    scale = weights.sum(1).rsqrt()
-    return scale[:, None] * weights * scale
+    if smoothing == 0:
+        return preconditioner * gradient
+    root = preconditioner.sqrt()
+    return root * gaussian_smooth(root * gradient, geometry, smoothing * math.sqrt(sigma), symmetric=True)
 
 
 @dataclass
@@ -113,28 +88,32 @@ class DataStepResult:
         return DataStepResult(torch.cat([part.x for part in parts]), target=parts[0].target, **values)
 
 
-class DataConsistency(ABC):
-    """A data step. Subclasses implement :meth:`__call__`; they keep no state that changes from step to step.
+@dataclass(frozen=True)
+class DataConsistency(Settings, ABC):
+    """A data step: its settings, and how it brings denoised images towards the data.
 
     The loop calls :meth:`set_up` once, then :meth:`set_scale`, then the object itself once per noise level (once per
-    group of samples if these are split), always with the same ``step`` for all samples.
+    group of samples if these are split), always with the same ``step`` for all samples. A step keeps no state that
+    changes from level to level.
     """
 
-    name: ClassVar[str] = ""
-    objective: Objective
-    sensitivity: Tensor
-    inside: Tensor
-    intensity_scale: float
+    objective: Objective = field(init=False, repr=False, compare=False)
+    sensitivity: Tensor = field(init=False, repr=False, compare=False)
+    inside: Tensor = field(init=False, repr=False, compare=False)
+    intensity_scale: float = field(init=False, repr=False, compare=False)
 
     def set_up(self, objective: Objective) -> None:
         """Take what stays fixed from the objective; a subclass may project here."""
-        self.objective = objective
-        self.sensitivity = objective.sensitivity()
-        self.inside = inside(self.sensitivity)
+        sensitivity = objective.sensitivity()
+        self.keep(objective=objective, sensitivity=sensitivity, inside=inside(sensitivity))
 
     def set_scale(self, intensity_scale: float) -> None:
         """Tell the scale ``c`` of ``x = c u``, in image units."""
-        self.intensity_scale = float(intensity_scale)
+        self.keep(intensity_scale=float(intensity_scale))
+
+    def keep(self, **state: Any) -> None:
+        """Keep what belongs to one acquisition beside the settings, which are fixed."""
+        vars(self).update(state)
 
     @abstractmethod
     def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
@@ -155,11 +134,6 @@ class DataConsistency(ABC):
         """
         return image.clamp(min=RELATIVE_FLOOR * self.intensity_scale).mul_(self.inside)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Parameters, ready for JSON."""
-        return {}
-
     def summary(self) -> dict[str, Any]:
         """What :meth:`set_up` found and the run's record should keep, ready for JSON."""
         return {}
@@ -174,4 +148,67 @@ class DataConsistency(ABC):
 
     def early_image(self) -> Tensor | None:
         """An EM image that :meth:`set_up` happened to compute, for the intensity scale."""
+        return None
+
+
+class Adaptation:
+    """A way to fit the prior to the data while sampling.
+
+    The loop calls :meth:`set_up` (or, in a resumed run, :meth:`restore`) once, :meth:`begin` (or :meth:`resume`) at
+    the start of each run, then the object itself at every noise level, before the images are denoised. The model
+    given to the reconstructor must stay as it is: an adaptation that changes weights works on its own copy.
+    """
+
+    name: ClassVar[str] = ""
+
+    def set_up(
+        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
+    ) -> None:
+        """Take what stays fixed; may project."""
+
+    def restore(
+        self,
+        objective: Objective,
+        model: ScoreModel,
+        consistency: DataConsistency | None,
+        num_steps: int,
+        state: dict[str, Any],
+    ) -> None:
+        """:meth:`set_up` of a resumed run, from :meth:`state`, without its projections."""
+        self.set_up(objective, model, consistency, num_steps)
+
+    def begin(self, model: ScoreModel, num_samples: int, batch_size: int) -> ScoreModel:
+        """Forget earlier runs; returns the model for the first step."""
+        return model
+
+    def __call__(self, model: ScoreModel, u: Tensor, step: DiffusionStep) -> ScoreModel | None:
+        """Called at every noise level with the model and the noisy latent images ``[samples, z, y, x]``.
+
+        Returns the model that denoises them and takes the steps that follow, or None to keep the present one. All
+        samples share it.
+        """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Parameters, ready for JSON."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's record should keep, ready for JSON."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides :meth:`tensors`, ready for JSON."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs in full precision."""
+        return {}
+
+    def resume(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on where :meth:`tensors` and :meth:`state` were taken; after :meth:`begin`."""
+
+    @property
+    def loss(self) -> float | None:
+        """The loss before the last update, None if there was none at this noise level."""
         return None

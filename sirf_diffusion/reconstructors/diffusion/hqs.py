@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ...engines.em import em_update, herman_meyer_order, penalised_em_step
-from ...engines.objective import Evaluation, Objective
-from ...geometry.checks import check_count, check_real
+from ...engines.objective import Evaluation
+from ..settings import count, real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep
 from .loop import DiffusionReconstructor
 
-if TYPE_CHECKING:
-    from ...models.score_model import ScoreModel
 
-
-class HQSReconstructor(DiffusionReconstructor):
-    """Plug-and-play half-quadratic splitting: the diffusion loop with :class:`PenalisedEM` as its data step.
-
-    The scheme of DiffPIR (Zhu et al. 2023, arXiv:2305.08995), with a Poisson likelihood in place of least squares.
-    The parameters not listed are those of
-    :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
-
-    Parameters
-    ----------
-    num_inner
-        EM updates per noise level.
-    beta
-        Weight of the prior; see :class:`PenalisedEM`.
-    """
-
-    method: ClassVar[str] = "hqs"
-
-    def __init__(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        *,
-        num_inner: int = 3,
-        beta: float = 1.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(objective, model, PenalisedEM(num_inner, beta), **options)
-
-
+@dataclass(frozen=True)
 class PenalisedEM(DataConsistency):
     r"""EM towards the maximiser of the likelihood with a quadratic pull to the denoised image.
 
@@ -53,26 +23,19 @@ class PenalisedEM(DataConsistency):
     ``v`` is the denoised image at relative noise level :math:`\sigma_k`. Each update is De Pierro's closed form,
     which has no step size, keeps the image positive and, with one subset, never lowers that objective. Subsets share
     the pull (:math:`\rho_k / n` each) and go in Herman-Meyer order, counted through all noise levels.
-
-    Parameters
-    ----------
-    num_inner
-        Updates per noise level, at least 1.
-    beta
-        Positive, dimensionless, the same for any count level and image unit; 1 treats ``v`` as known to within the
-        noise level :math:`c\,\sigma_k`.
     """
 
     name: ClassVar[str] = "penalised EM"
 
-    def __init__(self, num_inner: int = 3, beta: float = 1.0) -> None:
-        self.num_inner = check_count("num_inner", num_inner)
-        self.beta = check_real("beta", beta, open_below=True)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Parameters, ready for JSON."""
-        return {"num_inner": self.num_inner, "beta": self.beta}
+    num_inner: int = count(3, "EM updates per noise level")
+    beta: float = real(
+        12.0,
+        "weight of the network against the data, the same for any count level and unit; 1 treats the denoised image as "
+        "known to within the noise level",
+        open_below=True,
+        volumes=5.0,
+        published=1.0,
+    )
 
     def __call__(
         self, prior_image: Tensor, step: DiffusionStep, evaluation: Evaluation | None = None
@@ -98,3 +61,15 @@ class PenalisedEM(DataConsistency):
             sensitivity = self.sensitivity if subset is None else self.objective.sensitivity(subset)
             x = self.admissible(penalised_em_step(x_em, sensitivity, prior_image, rho))
         return DataStepResult(x, before=before, num_inner=[self.num_inner] * len(x))
+
+
+class HQSReconstructor(DiffusionReconstructor):
+    """Plug-and-play half-quadratic splitting: the diffusion loop with :class:`PenalisedEM` as its data step.
+
+    The scheme of DiffPIR (Zhu et al. 2023, arXiv:2305.08995), with a Poisson likelihood in place of least squares.
+    """
+
+    method: ClassVar[str] = "hqs"
+    title: ClassVar[str] = "HQS"
+    about: ClassVar[str] = "diffusion sampling, half-quadratic splitting with a closed-form EM data step"
+    data_step: ClassVar[type[DataConsistency]] = PenalisedEM

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...engines.em import RELATIVE_FLOOR
 from ...engines.objective import Objective
-from ...geometry.checks import check_count, check_real
-from .consistency import DataConsistency, DataStepResult, DiffusionStep, SmoothStep
+from ..settings import count, real
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, smooth_direction
 from .likelihood_schedule import LikelihoodSchedule
 from .loop import DiffusionReconstructor
-
-if TYPE_CHECKING:
-    from ...models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
 
@@ -26,73 +24,7 @@ logger = logging.getLogger(__name__)
 CONVERGED = 0.1
 
 
-class LikelihoodScheduledReconstructor(DiffusionReconstructor):
-    """PET-LiSch: the diffusion loop with :class:`AscentToSchedule` as its data step.
-
-    Idea and name: Webber et al. 2025, IEEE TMI 44(11):4445, arXiv:2412.04339. What matters is one number, how closely
-    the result fits the data. By default it is as closely as the true image does, estimated from the data, see
-    :class:`~sirf_diffusion.reconstructors.diffusion.likelihood_schedule.LikelihoodSchedule`. Give the objective two
-    subsets for that; the chain itself does not use subsets. The parameters not listed are those of
-    :class:`~sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor`.
-
-    Parameters
-    ----------
-    target
-        Log-likelihood where the schedule ends.
-    num_em_iterations
-        MLEM iteration whose log-likelihood ends the schedule (may be fractional), instead of ``target``.
-    margin
-        Without those two, and if the data cannot be split because the number of subsets is odd: standard deviations
-        below the expected log-likelihood of the truth at which to end.
-    step_size
-        Over-relaxation of the EM steps, in (0, 2); larger is faster, up to the limit of stability.
-    num_em_iterations_max
-        Most MLEM iterations spent on the schedule; if they do not reach the target, the schedule ends where they end.
-    smoothing
-        Smoothness of the updates, mm, see :class:`~sirf_diffusion.reconstructors.diffusion.consistency.SmoothStep`; 0
-        makes them EM's.
-    schedule_exponent
-        How early the schedule rises, see :class:`AscentToSchedule`; 1 is the published schedule, 0 asks for the target
-        at every noise level.
-    anchor_strength
-        Strength of an anchor at the denoised image, see :class:`AscentToSchedule`; the published method has 0.
-    """
-
-    method: ClassVar[str] = "lisch"
-
-    def __init__(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        *,
-        target: float | None = None,
-        num_em_iterations: float | None = None,
-        margin: float = 1.0,
-        step_size: float = 1.8,
-        num_em_iterations_max: int = 50,
-        smoothing: float = 0.0,
-        schedule_exponent: float = 1.0,
-        anchor_strength: float = 0.0,
-        **options: Any,
-    ) -> None:
-        data_step = AscentToSchedule(
-            target,
-            num_em_iterations,
-            margin,
-            step_size,
-            num_em_iterations_max,
-            smoothing,
-            schedule_exponent,
-            anchor_strength,
-        )
-        super().__init__(objective, model, data_step, **options)
-
-    @property
-    def schedule(self) -> LikelihoodSchedule:
-        """The likelihood schedule; exists after :meth:`set_up`."""
-        return self.consistency.schedule
-
-
+@dataclass(frozen=True)
 class AscentToSchedule(DataConsistency):
     r"""EM-type ascent until the log-likelihood reaches the schedule's value for this noise level.
 
@@ -118,63 +50,61 @@ class AscentToSchedule(DataConsistency):
     much the target is overshot. An update that lowers what is ascended is halved. No voxel loses more than half of what
     plain EM leaves it, whatever :math:`\delta`. More than ``4 N / delta + 10`` updates are not made; missing
     the last target that way gives a warning, missing another is logged, and the record has all of them.
-
-    The parameters are those of :class:`LikelihoodScheduledReconstructor`.
     """
 
     name: ClassVar[str] = "ascent to a likelihood schedule"
 
-    def __init__(
-        self,
-        target: float | None = None,
-        num_em_iterations: float | None = None,
-        margin: float = 1.0,
-        step_size: float = 1.8,
-        num_em_iterations_max: int = 50,
-        smoothing: float = 0.0,
-        schedule_exponent: float = 1.0,
-        anchor_strength: float = 0.0,
-    ) -> None:
-        if target is not None and num_em_iterations is not None:
-            raise ValueError("give target or num_em_iterations, not both")
-        if target is not None and not math.isfinite(target):
-            raise ValueError(f"target must be a finite log-likelihood, found {target}")
-        self.target = target
-        if num_em_iterations is not None:
-            num_em_iterations = check_real("num_em_iterations", num_em_iterations)
-        self.num_em_iterations = num_em_iterations
-        self.margin = check_real("margin", margin, -math.inf)
-        self.step_size = check_real("step_size", step_size, open_below=True)
-        if self.step_size >= 2:
-            raise ValueError(f"step_size must lie in (0, 2), found {step_size}: EM steps of 2 and more diverge")
-        self.num_em_iterations_max = check_count("num_em_iterations_max", num_em_iterations_max)
-        self.smoothing = check_real("smoothing", smoothing)
-        self.schedule_exponent = check_real("schedule_exponent", schedule_exponent)
-        self.anchor_strength = check_real("anchor_strength", anchor_strength)
-        self.schedule: LikelihoodSchedule | None = None
+    target: float | None = real(
+        None, "log-likelihood at the end of the schedule; that expected of the truth if not given", minimum=-math.inf
+    )
+    num_em_iterations: float | None = real(
+        None, "instead of `target`: the MLEM iteration, possibly fractional, whose log-likelihood ends the schedule"
+    )
+    margin: float = real(
+        1.0,
+        "where the data cannot be halved: standard deviations below the expected log-likelihood at which to end",
+        minimum=-math.inf,
+    )
+    step_size: float = real(
+        1.8,
+        "over-relaxation of the EM steps, below 2; changes cost, hardly the image",
+        maximum=2.0,
+        open_below=True,
+        open_above=True,
+    )
+    num_em_iterations_max: int = count(50, "most MLEM iterations spent on the schedule; it ends there at the latest")
+    smoothing: float = real(0.0, "smoothness of the steps in mm, see [below](#smooth-steps); 0 is EM's step")
+    schedule_exponent: float = real(
+        0.0,
+        "how early the schedule rises: noise level k of K ends at MLEM iteration `N (k / K)^exponent`; 1 is the "
+        "published schedule, 0 asks for the target at every level",
+        published=1.0,
+    )
+    anchor_strength: float = real(
+        2.5,
+        "how strongly the denoised image holds the data step; 0 is the published step",
+        volumes=0.4,
+        published=0.0,
+    )
+    schedule: LikelihoodSchedule = field(init=False, repr=False, compare=False)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Parameters, ready for JSON."""
-        return {
-            "target": self.target,
-            "num_em_iterations": self.num_em_iterations,
-            "margin": self.margin,
-            "step_size": self.step_size,
-            "num_em_iterations_max": self.num_em_iterations_max,
-            "smoothing": self.smoothing,
-            "schedule_exponent": self.schedule_exponent,
-            "anchor_strength": self.anchor_strength,
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is not None and self.num_em_iterations is not None:
+            raise ValueError("give target or num_em_iterations, not both")
 
     def set_up(self, objective: Objective) -> None:
         """Compute the schedule."""
-        super().set_up(objective)
-        self.smooth_step = SmoothStep(objective.geometry, self.smoothing)
-        self.schedule = LikelihoodSchedule.compute(
-            objective, self.target, self.num_em_iterations, self.margin, self.num_em_iterations_max
+        self._take(
+            objective,
+            LikelihoodSchedule.compute(
+                objective, self.target, self.num_em_iterations, self.margin, self.num_em_iterations_max
+            ),
         )
-        self._warned = False
+
+    def _take(self, objective: Objective, schedule: LikelihoodSchedule) -> None:
+        super().set_up(objective)
+        self.keep(schedule=schedule, _warned=False)
 
     def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Ascend from the denoised image; each sample stops at the schedule's value."""
@@ -194,8 +124,8 @@ class AscentToSchedule(DataConsistency):
         )
         if step.index + 1 < step.num_steps:
             logger.info("%s; later steps may make up for it", message)
-        elif not self._warned:
-            self._warned = True
+        elif not vars(self)["_warned"]:
+            self.keep(_warned=True)
             warnings.warn(f"{message}: too high for this model, or step_size too small", RuntimeWarning, stacklevel=3)
 
     def summary(self) -> dict[str, Any]:
@@ -208,14 +138,34 @@ class AscentToSchedule(DataConsistency):
 
     def restore(self, objective: Objective, state: dict[str, Any]) -> None:
         """Take the schedule over."""
-        super().set_up(objective)
-        self.smooth_step = SmoothStep(objective.geometry, self.smoothing)
-        self.schedule = LikelihoodSchedule(**state)
-        self._warned = False
+        self._take(objective, LikelihoodSchedule(**state))
 
     def early_image(self) -> Tensor | None:
         """The last MLEM image of the schedule."""
         return self.schedule.image
+
+
+class LikelihoodScheduledReconstructor(DiffusionReconstructor):
+    """PET-LiSch: the diffusion loop with :class:`AscentToSchedule` as its data step.
+
+    Idea and name: Webber et al. 2025, IEEE TMI 44(11):4445, arXiv:2412.04339. What matters is one number, how closely
+    the result fits the data. By default it is as closely as the true image does, estimated from the data, see
+    :class:`~sirf_diffusion.reconstructors.diffusion.likelihood_schedule.LikelihoodSchedule`; where an engine cannot
+    divide the data by itself, give it an objective with an even number of subsets for that. The chain does not use
+    subsets.
+    """
+
+    method: ClassVar[str] = "lisch"
+    title: ClassVar[str] = "LiSch"
+    about: ClassVar[str] = "diffusion sampling to a likelihood schedule; no strength to tune"
+    data_step: ClassVar[type[DataConsistency]] = AscentToSchedule
+    #: The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
+    num_subsets: ClassVar[int] = 2
+
+    @property
+    def schedule(self) -> LikelihoodSchedule:
+        """The likelihood schedule; exists after :meth:`set_up`."""
+        return self.consistency.schedule
 
 
 class _Ascent:
@@ -225,7 +175,7 @@ class _Ascent:
         number = len(start)
         self.x, self.target = start, target
         self.objective, self.step_size = parent.objective, parent.step_size
-        self.smooth_step, self.sigma = parent.smooth_step, step.sigma
+        self.smoothing, self.sigma = parent.smoothing, step.sigma
         self.floor = RELATIVE_FLOOR * parent.intensity_scale * parent.inside
         self.sensitivity = torch.where(parent.inside, parent.sensitivity, torch.ones_like(parent.sensitivity))
         self.rho = parent.anchor_strength / (parent.intensity_scale**2 * (step.sigma**2 - step.sigma_next**2))
@@ -280,7 +230,8 @@ class _Ascent:
         """Move a sample; False if there is little left to gain."""
         x = self.x[k].clone()
         uphill = gradient + self.rho * (self.anchor[k] - x) if self.rho else gradient
-        update = self.smooth_step.direction(x / (self.sensitivity + self.rho * x), uphill, self.sigma)
+        preconditioner = x / (self.sensitivity + self.rho * x)
+        update = smooth_direction(preconditioner, uphill, self.objective.geometry, self.smoothing, self.sigma)
         if self.rho:
             gain = 0.5 * float(torch.sum(uphill * update, dtype=torch.float64))
             if gain < CONVERGED * self.gained[k]:

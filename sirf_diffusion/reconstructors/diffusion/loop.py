@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,22 +13,22 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ...geometry.checks import check_count, check_real
-from ..base import Reconstructor
-from ..cost import Cost
-from ..records import StepRecord
-from .adaptation import Adaptation
-from .chain import NOISES, Chain, posterior_sd
+from ...geometry.checks import check_count, check_seed
+from ..records import Cost, StepRecord
+from ..settings import Settings, defaults, make
+from ..view import bound, check_bound, seen_as_volume
+from .chain import Chain, posterior_sd
 from .checkpoint import Checkpoint
-from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
+from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
+from .resuming import ResumableReconstructor
+from .sampling import Sampling, reverse_times
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ...models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
-
-SIGMA_END = 0.05
-_ADAPTED = "adaptation."
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Denoised:
     image: Tensor
 
 
-class DiffusionReconstructor(Reconstructor):
+class DiffusionReconstructor(ResumableReconstructor):
     r"""Posterior samples by reverse diffusion with a data step at every noise level.
 
     With :math:`u` in network units, :math:`x = c\,u`, and noise levels :math:`t_1 > \dots > t_K`:
@@ -70,44 +69,44 @@ class DiffusionReconstructor(Reconstructor):
     model
         Score model. One that is not bound to an image grid is bound in :meth:`set_up` (``model.for_data``).
     consistency
-        The data step; None samples the prior.
-    num_steps
-        Noise levels ``K`` at which the network is asked.
+        The data step; if omitted, that of the class with its settings, or none, which samples the prior.
     num_samples
         Samples; they advance together.
     seed
         Decides all noise, whatever the device and however the samples are grouped.
-    eta
-        Share of fresh noise in [0, 1]; 0 is deterministic given the starting noise.
-    noise
-        ``"balanced"``: the noises of the samples add up to zero, so that the mean of a few samples comes near that of
-        many, and each sample by itself is as before (see
-        :func:`~sirf_diffusion.reconstructors.diffusion.chain.balanced`).
-        ``"independent"``: sample ``k`` of a seed is the same however many samples there are.
-    t_end
-        Time of the last network evaluation; where sigma is 0.05 if omitted.
-    spacing
-        Spacing of the times, see ``NoiseSchedule.timesteps``.
     adaptation
         Fits the model to the data before it denoises, see
-        :class:`~sirf_diffusion.reconstructors.diffusion.adaptation.Adaptation`; with one, samples are no longer
-        independent.
+        :class:`~sirf_diffusion.reconstructors.diffusion.consistency.Adaptation`; that of the class if omitted. With
+        one, samples are no longer independent.
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
     resume_from
         File written by ``CheckpointCallback``; everything else must be as in the run that wrote it.
     callbacks
         Called once per step. ``StopIteration`` ends the run with that step's images.
+    settings
+        Those listed below; defaults are the recommended ones, in volumes other ones than in slices. See also
+        :meth:`published`.
 
     Raises
     ------
     ValueError
-        If a setting is out of range, the model is bound to another grid, or the checkpoint belongs to another run.
+        If a setting is unknown or out of range, the model is bound to another grid, or the checkpoint belongs to
+        another run.
     FloatingPointError
         If the chain stops being finite.
     """
 
     method: ClassVar[str] = "diffusion"
+    uses_model: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
+    sampling: ClassVar[type[Sampling]] = Sampling
+    data_step: ClassVar[type[DataConsistency] | None] = None
+    own_adaptation: ClassVar[type[Adaptation] | None] = None
+
+    @classmethod
+    def parts(cls) -> tuple[type[Settings], ...]:
+        return (cls.sampling,) if cls.data_step is None else (cls.sampling, cls.data_step)
 
     def __init__(
         self,
@@ -115,50 +114,44 @@ class DiffusionReconstructor(Reconstructor):
         model: ScoreModel,
         consistency: DataConsistency | None = None,
         *,
-        num_steps: int = 40,
         num_samples: int = 1,
         seed: int = 0,
-        eta: float = 0.85,
-        noise: str = "balanced",
-        t_end: float | None = None,
-        spacing: str = "t",
         adaptation: Adaptation | None = None,
         batch_size: int | None = None,
         resume_from: str | Path | None = None,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
+        **settings: Any,
     ) -> None:
         super().__init__(objective, callbacks=callbacks)
-        self.model = model
-        self.consistency = consistency
-        self.adaptation = adaptation
-        self.num_steps = check_count("num_steps", num_steps)
+        parts = self.parts() if consistency is None else (self.sampling,)
+        volumes = ("volumes",) if seen_as_volume(model, self.objective, settings.get("planes")) else ()
+        chosen, *data_step = make(parts, settings, self.method, *volumes)
+        self.model, self.sampling_settings = model, chosen
+        self.consistency: DataConsistency | None = data_step[0] if data_step else consistency
+        self.adaptation = self.own_adaptation() if adaptation is None and self.own_adaptation else adaptation
+        self.num_steps, self.eta, self.noise = chosen.num_steps, chosen.eta, chosen.noise
         self.num_samples = check_count("num_samples", num_samples)
-        self.seed = check_count("seed", seed, minimum=0)
-        self.eta = check_real("eta", eta, 0.0, 1.0)
-        if noise not in NOISES:
-            raise ValueError(f"noise must be one of {', '.join(NOISES)}, found {noise!r}")
-        self.noise = noise
+        self.seed = check_seed("seed", seed)
         self.batch_size = self.num_samples if batch_size is None else check_count("batch_size", batch_size)
         self.resume_from = resume_from
-        self.times = reverse_times(model.schedule, self.num_steps, t_end, spacing)
+        start, end = chosen.starting_noise_level, chosen.final_noise_level
+        self.times = reverse_times(model.schedule, self.num_steps, end, chosen.spacing, start)
         self.settings = {
-            "num_steps": self.num_steps,
+            **chosen.settings,
             "num_samples": self.num_samples,
             "seed": self.seed,
-            "eta": self.eta,
-            "noise": self.noise,
-            "t_end": self.times[-1],
-            "spacing": spacing,
-            **({} if consistency is None else consistency.settings),
+            **({} if self.consistency is None else self.consistency.settings),
         }
-        if adaptation is not None:
-            self.settings["adaptation"] = adaptation.settings
-        if model.geometry is not None:
-            _check_grid(model, objective)
-        self.members: tuple[int, ...] | None = None
+        if self.adaptation is not None:
+            self.settings["adaptation"] = self.adaptation.settings
+        check_bound(model, self.objective, chosen.planes, chosen.extent)
         self._samples: Tensor | None = None
-        self._resumed: Checkpoint | None = None
         self._preparation = Cost()
+
+    @classmethod
+    def published(cls, objective: Objective, model: ScoreModel, **options: Any) -> Self:
+        """The reconstructor with the settings of the method's paper, where ``options`` give no others."""
+        return cls(objective, model, **(defaults(cls.parts(), "published") | options))
 
     def restrict_to(self, members: Sequence[int]) -> None:
         """Make only these of the samples ``0 ... num_samples - 1``, each as a run of all of them makes it.
@@ -190,54 +183,32 @@ class DiffusionReconstructor(Reconstructor):
             Image ``[z, y, x]``, such as an early OSEM image; the chain starts from it with the noise of the first
             noise level.
         """
-        start, began = Cost.now(self.objective, self.model), time.perf_counter()
+        start, began = self._spent(), time.perf_counter()
         super().set_up(initial_image)
         self._samples, self._given = None, initial_image is not None
         self._resumed = None if self.resume_from is None else Checkpoint.load(self.resume_from)
-        if self.consistency is not None:
-            if self._resumed is None:
-                self.consistency.set_up(self.objective)
-            else:
-                self.consistency.restore(self.objective, self._resumed.metadata["consistency"])
+        self._set_up_data_step()
         if self.model.geometry is None:
             resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
-            self.model = self.model.for_data(self.objective, sampling=True, intensity_scale=resumed)
+            planes, extent = self.sampling_settings.planes, self.sampling_settings.extent
+            self.model = bound(self.model, self.objective, planes, extent, sampling=True, intensity_scale=resumed)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale)
-        if self.adaptation is not None:
-            self._set_up_adaptation(self.adaptation)
-        self._preparation = Cost.now(self.objective, self.model) - start
+        self._set_up_adaptation()
+        self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
             self._resumed.check(self.resume_from, self._fingerprint())
             self._preparation = Cost(**self._resumed.metadata["preparation"])
 
-    def _set_up_adaptation(self, adaptation: Adaptation) -> None:
-        fixed = (self.objective, self.model, self.consistency, self.num_steps)
-        if self._resumed is None:
-            adaptation.set_up(*fixed)
-        else:
-            adaptation.restore(*fixed, self._resumed.metadata["adaptation"])
-        self.settings["adaptation"] = adaptation.settings
-
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
         super().process()
-        cost, preparation = self._cost(), self._preparation
-        self.record["projections"] = {
-            "forward": cost.forward,
-            "back": cost.back,
+        preparation = self._preparation
+        self.record["projections"] |= {
             "preparation_forward": preparation.forward,
             "preparation_back": preparation.back,
-        }
-        self.record["network_evaluations"] = cost.evaluations
-        self.record["seconds"] = {
-            "total": cost.total,
-            "projector": cost.projector,
-            "network": cost.network,
-            "callbacks": cost.callbacks,
-            "other": max(cost.total - cost.projector - cost.network - cost.callbacks, 0.0),
         }
         self.record["model"] = {
             "hash": self.model.hash,
@@ -277,7 +248,6 @@ class DiffusionReconstructor(Reconstructor):
 
     def _run(self) -> Tensor:
         self._steps: list[dict[str, Any]] = []
-        self._counted = Cost.now(self.objective, self.model)
         self._earlier = self._preparation
         self._listening = 0.0
         model = self.model
@@ -363,81 +333,14 @@ class DiffusionReconstructor(Reconstructor):
 
     def _cost(self) -> Cost:
         """Everything so far: preparation, the run that was interrupted, and this one."""
-        cost = Cost.now(self.objective, self.model) - self._counted + self._earlier
+        cost = super()._cost() + self._earlier
         cost.callbacks += self._listening
-        cost.total += time.perf_counter() - self._start
         return cost
 
-    def _checkpoint(self, chain: Chain) -> Checkpoint:
-        adapted: dict[str, Tensor] = {}
-        if self.adaptation is not None:
-            adapted = {f"{_ADAPTED}{name}": tensor for name, tensor in self.adaptation.tensors().items()}
-        return Checkpoint(
-            chain.tensors() | adapted,
-            {
-                "fingerprint": self._fingerprint(),
-                "intensity_scale": float(self.model.intensity_scale),
-                "consistency": {} if self.consistency is None else self.consistency.state(),
-                "adaptation": None if self.adaptation is None else self.adaptation.state(),
-                "preparation": asdict(self._preparation),
-                "cost": asdict(self._cost()),
-                "step": chain.step,
-                "steps": self._steps,
-                "log_likelihood": self._trace,
-            },
-        )
-
-    def _resume(self, checkpoint: Checkpoint) -> Chain:
-        self._earlier = Cost(**checkpoint.metadata["cost"])
-        self._steps = [dict(entry) for entry in checkpoint.metadata["steps"]]
-        self._trace = list(checkpoint.metadata["log_likelihood"])
-        if self.adaptation is not None:
-            kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
-            self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
-        device = self.objective.sensitivity().device
-        metadata = checkpoint.metadata
-        return Chain.of(checkpoint.tensors, metadata["step"], self.model.device, device, self.noise, self.members)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        fingerprint = {
-            "method": self.method,
-            "model": self.model.hash,
-            "conditioning": self.model.conditioning,
-            "precision": self.model.precision,
-            "intensity_scale": float(self.model.intensity_scale),
-            "image_shape": list(self.objective.geometry.shape),
-            "sensitivity": float(self.objective.sensitivity().double().sum()),
-            "mean_activity": float(self.objective.uniform_image().max()),
-            **self.settings,
-        }
-        return json.loads(json.dumps(fingerprint))
+    def _spent(self) -> Cost:
+        return Cost.now(self.objective, self.model)
 
     def _starting_image(self) -> Tensor:
         """The image given to :meth:`set_up`, else an EM image that the data step has, else the uniform image."""
-        early = None if self._given else self._early_image()
+        early = None if self._given or self.consistency is None else self.consistency.early_image()
         return self._initial if early is None else early
-
-    def _early_image(self) -> Tensor | None:
-        return None if self.consistency is None else self.consistency.early_image()
-
-    def _network_counter(self) -> Any:
-        return self.model.counter
-
-
-def reverse_times(
-    schedule: Any, num_steps: int, t_end: float | None, spacing: str, t_start: float | None = None
-) -> list[float]:
-    """Times at which the network is asked, descending; the last one is ``t_end``, where sigma is 0.05 if omitted."""
-    if t_end is None:
-        t_end = float(schedule.t_of_sigma(SIGMA_END))
-    if num_steps == 1:
-        return [float(schedule.t_max if t_start is None else t_start)]
-    return [float(t) for t in schedule.timesteps(num_steps - 1, t_end, spacing, t_start)]
-
-
-def _check_grid(model: ScoreModel, objective: Objective) -> None:
-    if model.geometry != objective.geometry:
-        raise ValueError(
-            f"the model is bound to {model.geometry}, the data need {objective.geometry}; "
-            "bind it with model.for_data(objective)"
-        )

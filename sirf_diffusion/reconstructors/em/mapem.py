@@ -14,7 +14,7 @@ from ...engines.objective import Objective
 from ...geometry.checks import check_count, check_finite
 from ...priors.base import Penalty
 from ..base import Reconstructor
-from ..records import StepRecord
+from ..records import Cost, StepRecord
 from .bsrem import Iterate, bsrem
 
 
@@ -48,6 +48,8 @@ class MAPEM(Reconstructor):
         Permutation of the subsets; that of Herman and Meyer if omitted.
     callbacks
         Called once per iteration.
+
+    The starting image, unless given to ``set_up``, is the objective's early OSEM image.
 
     Notes
     -----
@@ -98,6 +100,10 @@ class MAPEM(Reconstructor):
         self.settings["prior"] = self.prior.settings
         super().set_up(initial_image)
 
+    def _default_image(self) -> Tensor:
+        # Nearer to the optimum than a uniform image by many iterations.
+        return self.objective.early_image()
+
     def _run(self) -> Tensor:
         iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
         objective_trace: list[float] = []
@@ -144,9 +150,8 @@ class MAPEM(Reconstructor):
         step = StepRecord.of_iteration(
             self.method, number, self.num_iterations, iterate.x, iterate.log_likelihood, self.objective.counter, seconds
         )
-        counter = self._network_counter()
-        step.network_evaluations = 0 if counter is None else counter.evaluations
+        step.network_evaluations = self._spent().evaluations
         return step
 
-    def _network_counter(self) -> Any | None:
-        return getattr(self.prior, "counter", None)
+    def _spent(self) -> Cost:
+        return Cost.now(self.objective, self.prior)

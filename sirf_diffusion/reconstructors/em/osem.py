@@ -1,18 +1,29 @@
-"""Maximum-likelihood EM with ordered subsets, and the EM step that every other reconstructor is built from."""
+"""Maximum-likelihood EM with ordered subsets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from ...engines.em import checked_order, em_update
-from ...engines.objective import Objective
+from ...engines.objective import Evaluation, Objective
 from ...geometry.checks import check_count, check_finite
 from ..base import Reconstructor
 from ..records import StepRecord
+from ..settings import Settings, count
+
+
+@dataclass(frozen=True)
+class OSEMSettings(Settings):
+    """Of `OSEM`."""
+
+    num_iterations: int = count(
+        1, "passes through the data; one with 9 subsets suits counts as low as those of the demo, raise it for more"
+    )
 
 
 class OSEM(Reconstructor):
@@ -41,11 +52,18 @@ class OSEM(Reconstructor):
     """
 
     method: ClassVar[str] = "osem"
+    title: ClassVar[str] = "OSEM"
+    about: ClassVar[str] = "maximum likelihood, stopped early"
+    num_subsets: ClassVar[int] = 9
+
+    @classmethod
+    def parts(cls) -> tuple[type[Settings], ...]:
+        return (OSEMSettings,)
 
     def __init__(
         self,
         objective: Objective,
-        num_iterations: int,
+        num_iterations: int = OSEMSettings.num_iterations,
         *,
         subset_order: Sequence[int] | None = None,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
@@ -68,11 +86,14 @@ class OSEM(Reconstructor):
                 if subset is None:
                     before = evaluation.value
                     self._trace.append(float(before))
-                x = em_update(self.objective, x, subset, evaluation=evaluation)
+                x = self._update(x, subset, evaluation)
             check_finite(x, f"the image after epoch {epoch + 1}")
             if self.callbacks and self._notify(self._step(epoch + 1, x, before)):
                 break
         return x
+
+    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation) -> Tensor:
+        return em_update(self.objective, x, subset, evaluation=evaluation)
 
     def _step(self, epoch: int, x: Tensor, before: Tensor | None) -> StepRecord:
         return StepRecord.of_iteration(

@@ -1,0 +1,261 @@
+"""Options of ``sirf-diffusion recon``, and the study that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models.storage import DEFAULT_MODEL
+from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
+from ..study.guide import TARGETS
+from .command_line import add_machine, add_precision
+
+if TYPE_CHECKING:
+    from ..reconstructors.adaptation.network_adaptation import NetworkAdaptation
+    from ..study.reconstruction import Study
+
+#: Options that name a file of the data.
+FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial", "par")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+_SETTINGS = "\n".join(
+    f"  {m.name:<10} {m.about}\n{'':13}{_listed(m.settings)}"
+    + (f"\n{'':13}in volumes: {_listed(m.volumes)}" if m.volumes else "")
+    for m in METHODS.values()
+)
+_ADAPTATIONS = "\n".join(f"  {a.name:<10} {a.about}\n{'':13}{_listed(a.settings)}" for a in ADAPTATIONS.values())
+
+ABOUT = f"""\
+Reconstruct STIR Interfile data. Writes the image (reconstruction.hv), record.json and report.png, and for methods that
+draw posterior samples samples.h5 and their standard deviation (uncertainty.hv). Patient position, time frames and
+radionuclide of the prompts are kept.
+
+methods, and their settings with defaults (change with --set NAME=VALUE):
+{_SETTINGS}
+
+adaptations of the network (--adapt), and their settings with defaults (change with --adapt-set NAME=VALUE):
+{_ADAPTATIONS}
+
+The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
+model's in-plane voxel size (the scanner's default bin size without a model).
+
+With --par an existing parameter file of STIR's OSMAPOSL or OSSPS says what the data are. STIR itself reads it where its
+Python module is installed; otherwise the embedded engine reads projection data, additive sinogram, normalisation from
+projection data and attenuation image, ray tracing, image size and initial estimate, and refuses everything else by
+name. The file's prior is replaced by the method's, or kept with --keep-prior (map-rdp: relative difference and
+quadratic prior; map-score: Diffusion Score). osem takes subsets and subiterations from the file.
+
+--workers and --cluster share the posterior samples out: the result is that of one process, to rounding. On a cluster,
+all paths must mean the same files everywhere.
+"""
+
+EXAMPLES = """\
+  sirf-diffusion recon --prompts prompts.hs --multiplicative norm.hs --additive scatter_and_randoms.hs \\
+      --attenuation mu.hv --model brain-fdg --method lisch --out results/lisch
+  sirf-diffusion recon --par OSMAPOSL.par --model brain-fdg --method lisch --out results/lisch
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    data = parser.add_argument_group("data (STIR Interfile)")
+    what = data.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompts", type=Path, metavar="P.hs", help="measured counts, uncorrected")
+    what.add_argument("--par", type=Path, metavar="FILE.par", help="parameter file of OSMAPOSL or OSSPS instead")
+    for option, metavar, text in (
+        ("--multiplicative", "M.hs", "factors: detection efficiency (1 / normalisation)"),
+        ("--additive", "A.hs", "expected scatter and randoms, divided by the multiplicative factors"),
+        ("--attenuation", "MU.hv", "attenuation image in 1/cm; leave out if --multiplicative has attenuation in it"),
+        ("--initial", "X.hv", "image to start from; its grid is that of the result"),
+    ):
+        data.add_argument(option, type=Path, metavar=metavar, help=text)
+    data.add_argument(
+        "--attenuation-in-factors",
+        choices=("yes", "no"),
+        help="whether the factors hold attenuation already (yes: that of --attenuation is not applied again); if not "
+        "said, data that seem to have it twice are refused",
+    )
+    data.add_argument(
+        "--engine",
+        choices=("auto", "stir", "embedded"),
+        help="with --par: who reads it; default: auto, STIR if its Python module is installed",
+    )
+    data.add_argument("--keep-prior", action="store_true", help="with --par: run the file's own prior")
+    anatomy = parser.add_argument_group("anatomical image, for models that were trained with one")
+    anatomy.add_argument(
+        "--anatomical",
+        type=Path,
+        metavar="FILE",
+        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series",
+    )
+    anatomy.add_argument(
+        "--guidance",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="weight of the anatomical image: 0 as trained (default), more exaggerates it, -1 none of it",
+    )
+    anatomy.add_argument(
+        "--register",
+        nargs="?",
+        const="emission",
+        choices=TARGETS,
+        help="move it rigidly onto an early OSEM image (emission, default) or onto --attenuation first",
+    )
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", default="lisch", choices=METHODS, help="default: lisch")
+    method.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help=f"score model, for all methods but osem and map-rdp; default: {DEFAULT_MODEL}",
+    )
+    method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
+    method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    _add_settings(method, "--set", "settings", "method")
+    adaptation = parser.add_argument_group("adaptation of the network to the data, for methods that draw samples")
+    adaptation.add_argument(
+        "--adapt",
+        choices=("none", *ADAPTATIONS),
+        help="default: none, but for the methods ddip and steerable, which have their own",
+    )
+    _add_settings(adaptation, "--adapt-set", "adapt_settings", "adaptation")
+    adaptation.add_argument(
+        "--adapter", type=Path, metavar="FILE", help="start from a kept adapter; with --adapt none it is used as it is"
+    )
+    adaptation.add_argument(
+        "--save-adapter", type=Path, metavar="FILE", help="keep what was learnt, for the next patient"
+    )
+    group = parser.add_argument_group("run")
+    add_machine(group)
+    add_precision(group)
+    group.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="share the samples among N processes; default: 1"
+    )
+    group.add_argument("--cluster", metavar="ADDRESS", help="or among the workers of a Dask scheduler")
+    result = parser.add_argument_group("result")
+    result.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
+    result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
+    result.add_argument(
+        "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
+    )
+    result.add_argument(
+        "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study that this series belongs to"
+    )
+    result.add_argument(
+        "--calibration",
+        metavar="FACTOR|header",
+        help="write images in Bq/ml: multiplied by FACTOR, or by the calibration factor in the header of the prompts",
+    )
+
+
+def _add_settings(group: argparse._ArgumentGroup, option: str, name: str, of: str) -> None:
+    about = f"a setting of the {of}, see above; may be repeated"
+    group.add_argument(option, action="append", default=[], dest=name, metavar="NAME=VALUE", help=about)
+
+
+def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> Study:
+    """What the options ask for, checked but not computed.
+
+    Raises
+    ------
+    ValueError
+        For options that contradict each other or the method.
+    FileNotFoundError
+        If the adapter, or the folder for one, does not exist.
+    """
+    from ..study.data import InterfileData
+    from ..study.reconstruction import Study
+
+    in_factors = {"yes": True, "no": False}.get(arguments.attenuation_in_factors)
+    if arguments.par is None:
+        files = {name: getattr(arguments, name) for name in FILES if name != "par"}
+        data, in_factors = InterfileData(**files, attenuation_in_factors=in_factors), None
+    else:
+        data = str(arguments.par)
+        for name in FILES[1:-1]:
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name}: with --par the parameter file names the data; leave it out")
+    return Study(
+        data,
+        arguments.method,
+        model=arguments.model,
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        device=arguments.device,
+        precision=arguments.precision,
+        settings=parse_settings(arguments.settings),
+        anatomical=arguments.anatomical,
+        guidance=arguments.guidance,
+        register_to=arguments.register,
+        adaptation=_adaptation_of(arguments),
+        engine=arguments.engine,
+        keep_prior=arguments.keep_prior,
+        attenuation_in_factors=in_factors,
+        callbacks=callbacks,
+    )
+
+
+def calibration_of(text: str | None) -> float | None:
+    """The factor that was given; None for none, and for that of the header.
+
+    Raises
+    ------
+    ValueError
+        If it is not a positive number.
+    """
+    if text is None or text == "header":
+        return None
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"--calibration {text}: expected a positive number, or the word header")
+    return factor
+
+
+def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """``NAME=VALUE`` texts as a dictionary; values are numbers, ``None`` or words.
+
+    Examples
+    --------
+    >>> parse_settings(["eta=0.5", "num_steps=20", "planes=three"])
+    {'eta': 0.5, 'num_steps': 20, 'planes': 'three'}
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option} {text}: expected NAME=VALUE, for example --set num_steps=40")
+        try:
+            settings[name.strip().replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name.strip().replace("-", "_")] = value
+    return settings
+
+
+def _adaptation_of(arguments: argparse.Namespace) -> NetworkAdaptation | None:
+    method, settings = METHODS[arguments.method], parse_settings(arguments.adapt_settings, "--adapt-set")
+    name = arguments.adapt or method.adaptation or "none"
+    if name == "none":
+        if method.adaptation is not None:
+            raise ValueError(f"--adapt none: {method.name} is nothing without adaptation; use lisch, dds or hqs")
+        if settings or arguments.save_adapter is not None:
+            raise ValueError(
+                "--adapt-set and --save-adapter need an adaptation: give --adapt ddip or --adapt steerable"
+            )
+        if arguments.adapter is None:
+            return None
+        name, settings = next(iter(ADAPTATIONS)), {"num_rounds": 0}
+    if arguments.adapter is not None and not arguments.adapter.is_file():
+        raise FileNotFoundError(f"--adapter {arguments.adapter}: there is no such file")
+    if arguments.save_adapter is not None and not arguments.save_adapter.parent.is_dir():
+        raise FileNotFoundError(f"--save-adapter {arguments.save_adapter}: its folder does not exist, make it first")
+    return adaptation_for(method, build_adaptation(name, settings, arguments.adapter))

@@ -1,0 +1,67 @@
+"""How a score model looks at the images of an acquisition: the settings, and the binding, that all methods share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..engines.objective import Objective
+from ..models.grid import PLANES
+from .settings import choice, real
+
+if TYPE_CHECKING:
+    from ..models.score_model import ScoreModel
+
+
+def planes_setting() -> Any:
+    """Field of the orientations in which a volume is seen."""
+    return choice(
+        None,
+        "of volumes: `transverse` slices; `three`, the mean over three orientations; `alternating`, one of them after "
+        "the other from noise level to noise level, and their mean at the last; `volume` for networks of volumes. "
+        "Unless given, samplers have `alternating`, `map-score` has `three`; see [volumes](#volumes)",
+        PLANES,
+    )
+
+
+def extent_setting() -> Any:
+    """Field of the side of the square that the network covers."""
+    return real(
+        None,
+        "side in mm of the central square that the network covers; the whole image unless given",
+        open_below=True,
+    )
+
+
+def seen_as_volume(model: ScoreModel | None, objective: Objective, planes: str | None) -> bool:
+    """Whether more than transverse slices are looked at, for which some defaults are others."""
+    if model is not None and model.geometry is not None:
+        return model.planes != "transverse"
+    return objective.geometry.shape[0] > 1 and planes != "transverse"
+
+
+def bound(
+    model: ScoreModel, objective: Objective, planes: str | None, extent: float | None, **options: Any
+) -> ScoreModel:
+    """The model for the data of an objective; one that is bound already is only checked.
+
+    Raises
+    ------
+    ValueError
+        If it is bound to another grid, or otherwise than the settings say.
+    """
+    check_bound(model, objective, planes, extent)
+    return model if model.geometry is not None else model.for_data(objective, planes=planes, extent=extent, **options)
+
+
+def check_bound(model: ScoreModel, objective: Objective, planes: str | None, extent: float | None) -> None:
+    """Whether a model that is bound already is bound as it should be; see `bound`."""
+    if model.geometry is None:
+        return
+    if model.geometry != objective.geometry:
+        raise ValueError(
+            f"the model is bound to {model.geometry}, the data need {objective.geometry}; bind it with "
+            "model.for_data(objective)"
+        )
+    for name, wanted, found in (("planes", planes, model.planes), ("extent", extent, model.extent)):
+        if wanted is not None and wanted != found:
+            raise ValueError(f"{name}={wanted!r} is asked for, but the model is bound with {found!r}: give it unbound")

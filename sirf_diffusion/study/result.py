@@ -1,0 +1,162 @@
+"""A reconstruction as it is handed out and written."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..files.outputs import OutputFolder
+from ..geometry.exam import ExamInfo
+from ..geometry.images import ImageGeometry
+from .report import Trace, report_figure
+
+#: Formats of images, see `Reconstruction.save`.
+FORMATS = ("hv", "nifti", "both")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image, its posterior samples and the record of the run.
+
+    Parameters
+    ----------
+    image
+        The estimate ``[z, y, x]`` in image units: the mean of the samples where there are several.
+    geometry
+        Its grid.
+    record
+        Settings, intensity scale, engine, model, seed, cost, likelihood trace, versions; JSON values.
+    samples
+        Posterior samples ``[S, z, y, x]``; None for a method that gives one image.
+    uncertainty
+        Standard deviation of the samples ``[z, y, x]``; None for fewer than two.
+    trace
+        Log-likelihood by step.
+    anatomical
+        The anatomical image that the network saw, on the image's grid; None without one.
+    exam
+        Patient position, time frames, radionuclide and calibration of the data.
+    """
+
+    image: Tensor
+    geometry: ImageGeometry
+    record: dict[str, Any]
+    samples: Tensor | None = None
+    uncertainty: Tensor | None = None
+    trace: Trace | None = None
+    anatomical: Tensor | None = None
+    exam: ExamInfo = field(default_factory=ExamInfo)
+
+    def calibrated(self, factor: float | None = None) -> Reconstruction:
+        """In Bq/ml: multiplied by a factor, or by the calibration factor in the header of the data.
+
+        Nothing is corrected for decay or branching ratio besides. What was measured in image units, such as the
+        intensity scale of the record, stays so.
+
+        Raises
+        ------
+        ValueError
+            If the factor is not positive, or there is none in the header.
+        """
+        source = "given" if factor is not None else "header of the data"
+        factor = self.exam.calibration_factor if factor is None else factor
+        if factor is None:
+            raise ValueError("the header of the data has no calibration factor: give it as a number")
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"the calibration factor must be positive and finite, found {factor}")
+        images = {name: getattr(self, name) for name in ("image", "samples", "uncertainty")}
+        return replace(
+            self,
+            **{name: None if values is None else values * factor for name, values in images.items()},
+            record=self.record | {"unit": "Bq/ml", "calibration": {"factor": factor, "source": source}},
+            exam=replace(self.exam, calibration_factor=1.0),
+        )
+
+    def save(self, folder: OutputFolder, image_format: str = "hv", like: str | os.PathLike[str] | None = None) -> None:
+        """Write image, report and record, and of a method that samples, the samples and their standard deviation.
+
+        Parameters
+        ----------
+        folder
+            Where to.
+        image_format
+            ``"hv"`` (Interfile), ``"nifti"`` (``.nii.gz``, in the scanner's coordinates as the patient lay) or
+            ``"both"``.
+        like
+            A DICOM series of the same patient and study: the image is written as a series of that study too.
+        """
+        check_writers(image_format, like)
+        with folder.staged(self.record) as staging:
+            self._write_image(staging / "reconstruction", self.image, image_format)
+            if self.uncertainty is not None:
+                self._write_image(staging / "uncertainty", self.uncertainty, image_format)
+            if self.samples is not None:
+                self._write_samples(staging / "samples.h5")
+            if like is not None:
+                from ..patient.writing import write_dicom
+
+                units = "BQML" if self.record.get("unit") == "Bq/ml" else "PROPCNTS"
+                write_dicom(staging / "dicom", self.image, self.geometry, self.exam, like, units=units)
+            check = self.record["distribution"]
+            known = "" if check is None else "\n" + textwrap.fill(check["message"], 90)
+            report_figure(
+                staging / "report.png",
+                self.image,
+                self.geometry,
+                uncertainty=self.uncertainty,
+                trace=self.trace,
+                anatomical=self.anatomical,
+                title=self.record["title"] + known,
+            )
+
+    def _write_image(self, stem: Path, image: Tensor, image_format: str) -> None:
+        from ..files.interfile import write_image
+
+        if image_format != "nifti":
+            write_image(stem.with_suffix(".hv"), image, self.geometry, exam=self.exam)
+        if image_format != "hv":
+            from ..patient.writing import write_nifti
+
+            write_nifti(stem.with_suffix(".nii.gz"), image, self.geometry, self.exam)
+
+    def _write_samples(self, path: Path) -> None:
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
+            data.attrs["axes"] = "sample, z, y, x"
+            data.attrs["voxel_size_mm"] = self.geometry.voxel_size
+            data.attrs["origin_mm"] = self.geometry.origin
+            data.attrs["seed"] = self.record["seed"]
+            data.attrs["method"] = self.record["method"]
+            data.attrs["unit"] = self.record.get("unit", "image units")
+            data.attrs["patient_position"] = (self.exam.orientation, self.exam.rotation)
+            data.attrs["time_frames_s"] = self.exam.time_frames
+            data.attrs["radionuclide"] = self.exam.radionuclide.name
+
+
+def check_writers(image_format: str, like: str | os.PathLike[str] | None = None) -> None:
+    """Whether `Reconstruction.save` will be able to write so, before anything is computed.
+
+    Raises
+    ------
+    ImportError
+        If a package is missing.
+    ValueError
+        For an unknown format, or a reference series that cannot be read.
+    """
+    from ..patient.dicom import read_tags
+    from ..patient.image import optional
+
+    if image_format not in FORMATS:
+        raise ValueError(f"the format of images must be one of {', '.join(FORMATS)}, found {image_format!r}")
+    if image_format != "hv":
+        optional("nibabel", "NIfTI")
+    if like is not None:
+        optional("pydicom", "DICOM")
+        read_tags(Path(like))

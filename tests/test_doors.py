@@ -1,0 +1,108 @@
+"""One image for the same data, model and seed, whichever door one comes in by: class, function, command, script."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_scan import SmallScan, write_small_model, write_small_scan
+
+import sirf_diffusion
+from sirf_diffusion.cli import main
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.priors import ScorePenalty
+from sirf_diffusion.reconstructors import MAPEM
+from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.reconstruction import reconstruct
+
+SETTINGS = {
+    "dds": {"num_steps": 3},
+    "hqs": {"num_steps": 3},
+    "lisch": {"num_steps": 3},
+    "map-score": {"num_iterations": 3},
+}
+SEED = 7
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["slice", "volume"])
+def data(request, tmp_path_factory) -> tuple[SmallScan, Path]:
+    folder = tmp_path_factory.mktemp("doors")
+    scan = write_small_scan(folder / "scan", planes=request.param)
+    return scan, write_small_model(folder / "model.safetensors")
+
+
+def acquisition(scan: SmallScan) -> Acquisition:
+    return Acquisition.from_files(
+        scan.prompts_hs, multiplicative=scan.multiplicative_hs, additive=scan.additive_hs, attenuation=scan.mu_hv
+    )
+
+
+def drawn(method: str) -> dict:
+    return {"num_samples": 2, "seed": SEED} if METHODS[method].samples else {}
+
+
+def by_class(method, scan, model, objective=None):
+    objective = acquisition(scan).objective() if objective is None else objective
+    run = METHODS[method].kind(objective, ScoreModel.load(model), **drawn(method), **SETTINGS[method])
+    return run.process().get_output()
+
+
+the_class_image = lru_cache(by_class)
+
+
+def by_its_parts(method, scan, model):
+    if method != "map-score":
+        pytest.skip("samplers are their own class")
+    objective = acquisition(scan).objective()
+    return MAPEM(objective, ScorePenalty(ScoreModel.load(model)), 3).process().get_output()
+
+
+def by_function(method, scan, model, data=None):
+    data = acquisition(scan) if data is None else data
+    return reconstruct(data, method, model=str(model), settings=SETTINGS[method], device="cpu", **drawn(method)).image
+
+
+def by_function_of_an_objective(method, scan, model):
+    return by_function(method, scan, model, acquisition(scan).objective())
+
+
+def by_command(method, scan, model):
+    out = scan.folder / f"{method}-out"
+    values = {
+        "prompts": scan.prompts_hs, "multiplicative": scan.multiplicative_hs, "additive": scan.additive_hs,
+        "attenuation": scan.mu_hv, "method": method, "model": model, "device": "cpu", "out": out,
+        "set": "=".join(map(str, *SETTINGS[method].items())),
+    }  # fmt: skip
+    values |= {"samples": 2, "seed": SEED} if METHODS[method].samples else {}
+    assert main(["recon", *(part for key, value in values.items() for part in (f"--{key}", str(value)))]) == 0
+    return read_image(out / "reconstruction.hv")[0]
+
+
+def by_sirfs_names(method, scan, model, engine="embedded"):
+    pet = sirf_diffusion.get_engine(engine)
+    prompts, truth = pet.AcquisitionData(scan.prompts_hs), pet.ImageData(scan.truth_hv)
+    factors = pet.AcquisitionData(scan.multiplicative_with_attenuation_hs)
+    acq_model = pet.AcquisitionModelUsingRayTracingMatrix()
+    acq_model.set_num_tangential_LORs(1)
+    acq_model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
+    acq_model.set_additive_term(pet.AcquisitionData(scan.additive_hs))
+    acq_model.set_up(prompts, truth)
+    objective = pet.make_Poisson_loglikelihood(prompts, acq_model=acq_model)
+    objective.set_up(truth)
+    return torch.from_numpy(np.array(by_class(method, scan, model, objective).as_array()))
+
+
+DOORS = [by_its_parts, by_function, by_function_of_an_objective, by_command, by_sirfs_names]
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_gives_the_same_image(door, method, data):
+    scan, model = data
+    expected = the_class_image(method, scan, model)
+    torch.testing.assert_close(door(method, scan, model), expected, rtol=0, atol=1e-5 * float(expected.max()))

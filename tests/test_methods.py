@@ -1,0 +1,115 @@
+"""The table of methods: settings with their defaults, checks, documentation; and a method that is added to it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tiny_model import small_model
+from toy_model import Fixed, ToyModel, identity
+from toy_objective import make_toy
+
+from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table
+from sirf_diffusion.reconstructors.methods import (
+    ADAPTATIONS,
+    METHODS,
+    build_adaptation,
+    build_reconstructor,
+    methods_of,
+)
+from sirf_diffusion.study.reconstruction import reconstruct
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TABLES = [
+    *(("methods.md", f"## {name}", lambda name=name: settings_table(METHODS[name])) for name in METHODS),
+    ("methods.md", "## Settings that all samplers share", shared_table),
+    ("adaptation.md", "## Settings (`--adapt-set NAME=VALUE`)", adaptation_table),
+]
+
+
+@pytest.mark.parametrize(("file", "heading", "table"), TABLES, ids=[heading for _, heading, _ in TABLES])
+def test_the_documentations_tables_are_those_of_the_methods(file, heading, table):
+    """With UPDATE_DOCS=1 in the environment they are written anew."""
+    page = DOCS / file
+    text = page.read_text(encoding="utf-8")
+    start = text.index(f"{heading}\n")
+    first = text.index("| setting |", start)
+    last = re.compile(r"\n(?!\|)").search(text, first).start()
+    if os.environ.get("UPDATE_DOCS") == "1":
+        page.write_text(text[:first] + table() + text[last:], encoding="utf-8")
+    else:
+        assert text[first:last] == table()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.samples])
+def test_defaults_follow_how_the_model_sees_the_image(name):
+    objective, _ = make_toy((4, 8, 8))
+    method = METHODS[name]
+    for planes, volume in (("transverse", False), ("three", True), ("alternating", True)):
+        model = ToyModel(identity).on(objective.geometry, 1.0)
+        model.planes = planes
+        if method.adaptation is None:
+            expected = method.with_settings({}, volume=volume)
+            assert build_reconstructor(name, objective, {}, model=model).settings.items() >= {
+                **expected, "planes": None
+            }.items()  # fmt: skip
+            made = method.kind(objective, model)  # the class and the command have the same defaults
+            assert made.settings == build_reconstructor(name, objective, {}, model=model).settings
+
+
+@pytest.mark.parametrize(("name", "given", "message"), [
+    ("dds", {"anchor": 1}, "no setting 'anchor'; it has num_steps=40"),
+    ("dds", {"num_inner": "abc"}, "num_inner must be an integer"),
+    ("dds", {"num_steps": 1e30}, "num_steps must be an integer of at most"),
+    ("dds", {"eta": float("nan")}, "eta must be a number"),
+    ("dds", {"eta": 1.5}, r"in \[0, 1\]"),
+    ("hqs", {"beta": 0}, r"in \(0, inf\]"),
+    ("lisch", {"step_size": 2}, r"in \(0, 2\)"),
+    ("lisch", {"planes": "all"}, "planes must be one of"),
+    ("lisch", {"target": 3.0, "num_em_iterations": 2.0}, "not both"),
+    ("ddip", {"final_step": 1}, "final_step must be True or False"),
+    ("map-score", {"noise_level": None}, "noise_level must be a number"),
+])  # fmt: skip
+def test_settings_are_checked_before_anything_else(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].with_settings(given)
+
+
+def test_the_published_settings_are_the_papers():
+    objective, _ = make_toy((4, 8, 8))
+    made = METHODS["dds"].kind.published(objective, ToyModel(identity), num_inner=7).settings
+    assert (made["eta"], made["anchor_strength"], made["smoothing"], made["num_inner"]) == (0.85, 10.0, 0.0, 7)
+
+
+def test_adaptations_have_the_defaults_of_their_classes():
+    for name, choice in ADAPTATIONS.items():
+        own = choice.kind().settings
+        assert build_adaptation(name).settings == own
+        assert choice.settings.items() <= own.items()
+
+
+def test_a_method_is_one_file_and_one_line(monkeypatch):
+    """The page says so: its file, as printed, becomes a method by its line, as printed."""
+    source, line = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(source.splitlines()) < 60
+    module = ModuleType("sirf_diffusion.reconstructors.diffusion.ascent")
+    module.__package__ = "sirf_diffusion.reconstructors.diffusion"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "ascent.py", "exec"), vars(module))
+    found = methods_of(ast.literal_eval(f"({line.strip()})"))
+    monkeypatch.setitem(METHODS, "ascent", found["ascent"])
+    assert found["ascent"].with_settings({}, volume=True)["num_inner"] == 3
+    with pytest.raises(ValueError, match="step_size must be a number"):
+        found["ascent"].with_settings({"step_size": 2.0})
+    objective, truth = make_toy(dtype=torch.float32)
+    start = truth * 1.5
+    run = build_reconstructor("ascent", objective, {"num_steps": 4}, model=ToyModel(Fixed(start)))
+    assert float(objective.value(run.process().get_output())) > float(objective.value(start))
+    record = reconstruct(objective, "ascent", model=small_model(), num_samples=2, settings={"num_steps": 2}).record
+    assert record["values"]["num_inner"] == 2
