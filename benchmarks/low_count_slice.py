@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.tuning import tune
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
-from sirf_diffusion.engines.embedded.acquisition_model import largest_num_subsets
+from sirf_diffusion.engines.embedded.subsets import basic_views, largest_num_subsets
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
@@ -96,8 +96,8 @@ def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
 def reconstruct(case: Case, method: str, model: ScoreModel, settings: dict, seed: int = 0) -> tuple[Tensor, dict]:
     """Image and record of one run with five samples where the method samples."""
     spec = METHODS[method]
-    views = case.acquisition.projdata.num_views
-    objective = case.acquisition.objective(largest_num_subsets(views, spec.num_subsets))
+    basic = basic_views(case.acquisition.geometry, case.acquisition.projdata)
+    objective = case.acquisition.objective(largest_num_subsets(basic, spec.num_subsets))
     early = OSEM(case.acquisition.objective(7), num_iterations=1)
     early.set_up()
     scale = intensity_scale(early.process().get_output(), objective.geometry)

@@ -1,4 +1,4 @@
-"""Variations of two headers, and numbers that tell how a file was understood: the same for STIR and for this package."""
+"""Variations of two headers, and numbers that tell how STIR and this package understand a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CHANGES = {
     "empty": lambda line, key, value: f"{key} :=",
     "no colon": lambda line, key, value: line.replace(":=", "="),
     "no index": lambda line, key, value: re.sub(r" ?\[\d\]", "", line) if "[" in key else None,
-    "next index": lambda line, key, value: re.sub(r"\[(\d)\]", lambda m: f"[{int(m[1]) + 1}]", line) if "[" in key else None,
+    "next index": lambda line, key, value: line.replace("[3]", "[4]").replace("[2]", "[3]").replace("[1]", "[2]"),
     "index 0": lambda line, key, value: re.sub(r"\[\d\]", "[0]", line) if "[" in key else f"{key} [0] := {value}",
     "index 1": lambda line, key, value: None if "[" in key else f"{key}[1] := {value}",
     "index -1": lambda line, key, value: re.sub(r"\[\d\]", "[-1]", line) if "[" in key else f"{key}[-1] := {value}",
@@ -95,7 +95,7 @@ _WHOLE = {  # of the whole header: old text, new text
     "corrections without braces": ("{None}", "None, arc correction"),
     "no corrections": ("{None}", "{}"),
     "exchanged axes": ("label [2] := axial coordinate", "label [2] := view"),
-    "exchanged differences": ("minimum ring difference per segment := { -1,0,1}", "minimum ring difference per segment := { 1,0,-1}"),
+    "exchanged": ("minimum ring difference per segment := { -1", "minimum ring difference per segment := { 0"),
     "other order of segments": ("ring difference per segment := { -1,0,1}", "ring difference per segment := { 1,0,-1}"),
     "late matrix size": ("number of time frames", "!matrix size [1] := 5\nnumber of time frames"),
     "plane factors": ("factor[1] := 2", "factor[1] := {1,2,0.5}"),
@@ -164,14 +164,15 @@ def our_numbers(path: Path, kind: str, with_values: bool = True) -> list[float]:
     words = {"head_in": 0, "feet_in": 1, "other": 2, "supine": 0, "prone": 1, "right": 2, "left": 3}
     numbers = [words.get(exam.orientation, 3), words.get(exam.rotation, 5), exam.calibration_factor or -1, *window]
     numbers += [exam.radionuclide.half_life or -1, start, duration]
-    values = torch.zeros(1)
+    values = torch.zeros(2)
     if kind == "image":
         values, grid = read_image(path)
         numbers += [*grid.shape, *grid.voxel_size, *grid.origin]
     else:
-        layout = read_projection_data_geometry(path)
         if with_values:
-            values, _ = read_projection_data(path)
+            values, layout = read_projection_data(path)
+        else:
+            layout = read_projection_data_geometry(path)
         phi, s, outer = layout.view_angles(), layout.tangential_positions(), layout.segments[-1]
         scanner = layout.scanner
         numbers += [*layout.shape, phi[0], phi[1] - phi[0], s[0], s[1], layout.axial_positions(layout.segments[0])[0]]
@@ -192,13 +193,14 @@ def stir_numbers(path: Path, kind: str, with_values: bool = True) -> list[float]
     if kind == "image":
         image = stir.FloatVoxelsOnCartesianGrid.read_from_file(str(path))
         values, exam = image.as_array(), image.get_exam_info()
-        places = (image.get_voxel_size(), image.get_origin())
-        numbers = [*values.shape, *(v for place in places for v in (place.z(), place.y(), place.x()))]
+        numbers = [*values.shape]
+        for place in (image.get_voxel_size(), image.get_origin()):  # headers hold six digits: less is no shift
+            numbers += [0 if abs(v) < 1e-3 else v for v in (place.z(), place.y(), place.x())]
     else:
         data = stir.ProjData.read_from_file(str(path))
         exam, info = data.get_exam_info(), data.get_proj_data_info()
         scanner, first = info.get_scanner(), info.get_min_tangential_pos_num()
-        values = data.as_array()[0] if with_values else np.zeros(1)
+        values = data.as_array()[0] if with_values else np.zeros(2)
         shape = (data.get_num_non_tof_sinograms(), info.get_num_views(), info.get_num_tangential_poss())
         last = info.get_min_segment_num()
         bins = [stir.Bin(0, 0, 0, first), stir.Bin(0, 1, 0, first + 1), stir.Bin(last, 0, 0, first)]

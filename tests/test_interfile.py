@@ -29,7 +29,6 @@ from sirf_diffusion.files.interfile import (
     UnsupportedError,
     read_image,
     read_projection_data,
-    read_projection_data_geometry,
     write_image,
     write_projection_data,
 )
@@ -51,11 +50,6 @@ class TestReadImage:
         assert geometry.shape == (3, 4, 5)
         assert warnings_of(caplog) == []
 
-    def test_large_unsigned_values_are_not_taken_as_signed(self, tmp_path):
-        values = np.full((3, 4, 5), 60000)
-        image, _ = read_image(write_image_files(tmp_path, values, number=NUMBER_TYPES[3]))
-        assert (image == 60000).all()
-
     def test_grid_and_origin(self, tmp_path):
         _, geometry = read_image(write_image_files(tmp_path, np.zeros((3, 4, 5))))
         assert geometry.voxel_size == (2.03125, 2.5, 2.08626)
@@ -65,12 +59,6 @@ class TestReadImage:
         header = write_image_files(tmp_path, np.zeros((3, 4, 5)))
         replace_in(header, ":= -4.17252\n", ":= -4.1725\n")
         assert read_image(header)[1].origin == (1.5, 0.0, 0.0)
-
-    def test_origin_is_zero_without_first_pixel_offset(self, tmp_path):
-        header = write_image_files(tmp_path, np.zeros((3, 4, 5)))
-        lines = [line for line in header.read_text(encoding="utf-8").splitlines() if "first pixel" not in line]
-        header.write_text("\n".join(lines))
-        assert read_image(header)[1].origin == (0.0, 0.0, 0.0)
 
     @pytest.mark.parametrize(
         ("more", "expected"),
@@ -90,13 +78,6 @@ class TestReadImage:
         text = header.read_bytes()
         header.write_bytes(text + b"\0" * (2048 - len(text)) + np.arange(60, dtype="<f4").tobytes())
         assert read_image(header)[0].flatten().tolist() == list(range(60))
-
-    def test_key_spelling_comments_and_line_ends_do_not_matter(self, tmp_path):
-        header = write_image_files(tmp_path, np.arange(60), byte_order=">", number=("signed integer", 2, "i2"))
-        text = header.read_text(encoding="utf-8").replace("!matrix size [1]", "  MATRIX_size[ 1 ]")
-        text = text.replace("\n", "\r\n; comment := 1\r\n\r\n")
-        header.write_bytes(text.replace("name of data file := image", "name of data file := \\\r\nimage").encode())
-        assert read_image(header)[0][1, 2, 3] == 33
 
     def test_environment_variables_are_expanded(self, tmp_path, monkeypatch):
         header = write_image_files(tmp_path, np.arange(60), data="${WHERE}/image.v")
@@ -140,31 +121,6 @@ class TestReadProjectionData:
                     first = starts[segment.num] * 56 + ((v * n + a) if by_view else (a * 8 + v)) * 7
                     assert data[part][a, v].tolist() == list(range(first, first + 7))
 
-    def test_geometry_of_a_template_without_data(self, tmp_path):
-        header = write_projdata_files(tmp_path)
-        _, geometry = read_projection_data(header)
-        (tmp_path / "data.s").unlink()
-        assert read_projection_data_geometry(header) == geometry
-
-    def test_comments_after_numbers_are_not_read(self, tmp_path):
-        header = replace_in(write_projdata_files(tmp_path), ":= 15\n", ":= 15 ; unused\n")
-        replace_in(header, "{ 3,4,3}", "{ 3,4,3} ; planes")
-        assert read_projection_data_geometry(header).scanner.default_num_arccorrected_bins == 15
-
-    def test_scanner_from_parameters(self, tmp_path):
-        _, geometry = read_projection_data(write_projdata_files(tmp_path))
-        scanner = geometry.scanner
-        assert (scanner.num_rings, scanner.num_detectors_per_ring) == (4, 32)
-        assert (scanner.inner_ring_radius, scanner.average_depth_of_interaction) == (100, 5)
-        assert (scanner.ring_spacing, scanner.default_bin_size) == (4, 2.5)
-        assert scanner.view_offset == pytest.approx(math.radians(-7.5))
-        assert (scanner.max_num_non_arccorrected_bins, scanner.default_num_arccorrected_bins) == (16, 15)
-        assert scanner.blocks.num_transaxial_crystals_per_block == 8
-        assert geometry.view_mashing == 2
-        assert geometry.bed_position == (-3, 12)
-        assert not geometry.arc_corrected
-        assert geometry.tangential_spacing is None
-
     @pytest.mark.parametrize("system", ["Siemens mMR", "siemens_mmr", "2008"])
     def test_scanner_from_name(self, tmp_path, caplog, system):
         _, geometry = read_projection_data(write_projdata_files(tmp_path, system=system, scanner=""))
@@ -193,43 +149,6 @@ class TestReadProjectionData:
         with pytest.raises(InterfileError, match=rf"data\.hs.*{missing.lower()}.*names no known scanner"):
             read_projection_data(write_projdata_files(tmp_path, scanner=scanner + "\n"))
 
-    @pytest.mark.parametrize("word", ["arc correction", "Arc_Corrected", "none, arc correction"])
-    def test_arc_corrected_data(self, tmp_path, caplog, word):
-        _, geometry = read_projection_data(write_projdata_files(tmp_path, corrections=word))
-        assert geometry.arc_corrected
-        assert geometry.tangential_spacing == 2.0
-        assert len(warnings_of(caplog)) == 1  # the header's bin size is not the scanner's
-        header = write_projdata_files(tmp_path, corrections=word, scanner=SCANNER.replace("effective central", ";"))
-        assert read_projection_data(header)[1].tangential_spacing == 2.5
-
-    def test_data_count_as_arc_corrected_without_the_key(self, tmp_path, caplog):
-        header = replace_in(write_projdata_files(tmp_path), "applied corrections", "; corrections")
-        assert read_projection_data(header)[1].arc_corrected
-        assert any("applied corrections" in text for text in warnings_of(caplog))
-
-    def test_other_corrections_are_said(self, tmp_path, caplog):
-        header = write_projdata_files(tmp_path, corrections="decay correction")
-        assert not read_projection_data(header)[1].arc_corrected
-        assert "decay correction" in warnings_of(caplog)[0]
-
-    def test_scale_factor_and_offset(self, tmp_path):
-        header = write_projdata_files(
-            tmp_path,
-            np.full(NUM_BINS, -20000),
-            number=("signed integer", 2, "i2"),
-            more="image scaling factor[1] := 0.5\ndata offset in bytes[1] := 3\n",
-            offset=3,
-        )
-        assert (read_projection_data(header)[0] == -10000).all()
-
-    def test_exchanged_ring_differences_are_put_right(self, tmp_path, caplog):
-        header = write_projdata_files(tmp_path, np.zeros(12 * 56))
-        first = "minimum ring difference per segment := { -1,0,"
-        replace_in(replace_in(header, first + "1}", first + "2}"), "{ 3,4,3}", "{ 3,4,5}")
-        _, geometry = read_projection_data(header)
-        assert (geometry.segments[1].min_ring_difference, geometry.segments[1].max_ring_difference) == (1, 2)
-        assert any("exchanged" in text for text in warnings_of(caplog))
-
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
@@ -256,32 +175,22 @@ class TestReadProjectionData:
         ("old", "new", "message"),
         [
             ("!matrix size [3] := 8", "!matrix size [3] := -8", "at least 1, found -8"),
-            ("!matrix size [3] := 8", "!matrix size [3] := 0", "at least 1, found 0"),
             ("!matrix size [3] := 8", "!matrix size [3] := eight", "whole number, found 'eight'"),
-            ("!matrix size [3] := 8", "!matrix size [3] := 8.5", "whole number, found '8.5'"),
             ("!matrix size [3] := 8", "!matrix size [3] := 99999999999999999999", "whole number"),
-            ("!matrix size [3] := 8", "", r"matrix size \[3\]' is missing"),
             ("!matrix size [3] := 8", "!matrix size [3] := 800000000000000", "too short: expected"),
             ("!matrix size [1] := 7", "!matrix size [1] := 700000000", "less than the 700000000 tangential positions"),
-            ("!matrix size [4] := 3", "!matrix size [4] := 5", "5 segments"),
             ("{ 3,4,3}", "{ 3,4,3", "no closing brace"),
-            ("{ 3,4,3}", "{ 3,4,x}", "whole number, found 'x'"),
             ("{ 3,4,3}", "{ 3,4,30}", "at most 4"),
             ("per segment := { -1,0,1}", "per segment := { 1,2,3}", "symmetric about 0"),
-            ("per segment := { -1,0,1}", "per segment := { 0,0,0}", "differ from segment to segment"),
             ("label [2] := axial coordinate", "label [2] := planes", "exchanged; found tangential coordinate, planes"),
-            ("PET data type := Emission", "PET data type := Image", "must be Emission"),
             ("number of dimensions := 4", "number of dimensions := 3", "has 3 elements here"),
             ("LITTLEENDIAN", "MIDDLEENDIAN", "LITTLEENDIAN, BIGENDIAN; found 'MIDDLEENDIAN'"),
-            ("!number of bytes per pixel := 4", "", "number of bytes per pixel' is missing"),
             ("View offset (degrees)                    := -7.5", "View offset (degrees) := nan", "must be a number"),
-            ("rings (cm)              := 0.4", "rings (cm) := 1e999", "must be a number"),
             ("detectors per ring             := 32", "detectors per ring := 31", "must be even"),
             ("number of time frames := 1", "image scaling factor[1] := {1,2,3}", "single one"),
             ("number of time frames := 1", "image scaling factor[1] := {1,2}", "1 or 3 values, found 2"),
             ("number of time frames := 1", "image scaling factor[1] := 2\nquantification units := 3", "differ"),
             ("number of time frames := 1", "data offset in bytes[1] := -4", "at least 0"),
-            ("number of time frames := 1", "data offset in bytes[x] := 4", "needs an index"),
             ("number of time frames := 1", "data offset in bytes[1] := 100000000000000", "too short"),
             ("name of data file := data.s", "", "'name of data file' is missing"),
             ("!INTERFILE  :=", "INTERFACE :=", "not an Interfile header"),
@@ -361,7 +270,12 @@ class TestBrokenImages:
         ("old", "new", "error", "message"),
         [
             ("number of time frames := 1", "number of time frames := 2", UnsupportedError, "time frames := 2"),
-            ("number of time frames", "number of image data types := 2\nnumber of time frames", UnsupportedError, "image data types := 2"),
+            (
+                "number of time frames",
+                "number of image data types := 2\nnumber of time frames",
+                UnsupportedError,
+                "image data types := 2",
+            ),
             ("label [3] := z", "label [3] := t", UnsupportedError, "x, y, t"),
             ("number of dimensions := 3", "number of dimensions := 2", InterfileError, "has 2 elements here"),
             ("PET data type := Image", "PET data type := Emission", InterfileError, "no image"),
@@ -439,11 +353,6 @@ class TestWrite:
         assert (tmp_path / "image.v").stat().st_size == 2 * counts.numel()
         with pytest.raises(InterfileError, match="'float' or 'short', found 'bit'"):
             write_image(tmp_path / "image", counts, grid, number_format="bit")
-
-    def test_gradients_and_other_types_are_accepted(self, tmp_path):
-        image = torch.ones(2, 3, 3, dtype=torch.float64, requires_grad=True).transpose(1, 2)
-        write_image(tmp_path / "image", image, ImageGeometry((2, 3, 3), (1, 1, 1)))
-        assert (read_image(tmp_path / "image.hv")[0] == 1).all()
 
     def test_a_failure_leaves_the_old_pair(self, tmp_path, monkeypatch):
         geometry = ImageGeometry((2, 3, 3), (1, 1, 1))

@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from interfile_files import (
-    NUM_BINS,
-    NUMBER_TYPES,
-    SCANNERS,
     asymmetric,
     warnings_of,
-    write_projdata_files,
 )
 
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
@@ -102,16 +98,6 @@ class TestAgainstSTIR:
         image = stir.FloatVoxelsOnCartesianGrid.read_from_file(str(tmp_path / "ours.hv"))
         np.testing.assert_allclose(image.as_array(), read_image(tmp_path / "ours.hv")[0].numpy(), rtol=1e-6)
 
-    @pytest.mark.parametrize("scanner", list(SCANNERS.values())[1:], ids=list(SCANNERS)[1:])
-    def test_stir_reads_unknown_scanners(self, tmp_path, scanner):
-        import stir
-
-        geometry = ProjDataGeometry.from_scanner(scanner, 3, 4, 12, 23)
-        write_projection_data(tmp_path / "ours.hs", asymmetric(geometry.shape), geometry)
-        read = stir.ProjData.read_from_file(str(tmp_path / "ours.hs"))
-        assert np.array_equal(stir_values(read), asymmetric(geometry.shape).numpy())
-        assert_same_layout(read.get_proj_data_info(), geometry)
-
     @pytest.mark.parametrize(("name", "span", "most", "mashing", "bins", "arc_corrected"), LAYOUTS)
     def test_we_read_stir_projection_data(self, tmp_path, caplog, name, span, most, mashing, bins, arc_corrected):
         import stir
@@ -157,50 +143,6 @@ class TestAgainstSTIR:
         assert np.array_equal(data.numpy(), values)
         assert geometry.differences(read_geometry) == []
         assert warnings_of(caplog) == []
-
-    @pytest.mark.parametrize("number", NUMBER_TYPES, ids=lambda n: n[2])
-    @pytest.mark.parametrize("byte_order", ["<", ">"])
-    @pytest.mark.parametrize("order", [{"view": 3, "axial": 2}, {"view": 2, "axial": 3}])
-    def test_stir_and_we_read_the_same_numbers(self, tmp_path, number, byte_order, order):
-        import stir
-
-        if number[2][0] == "f":
-            values = asymmetric((NUM_BINS,)).numpy()
-        else:
-            limits = np.iinfo(number[2])
-            values = np.linspace(limits.min, limits.max, NUM_BINS).astype(number[2])
-        header = write_projdata_files(
-            tmp_path,
-            values,
-            number=number,
-            byte_order=byte_order,
-            offset=11,
-            more="image scaling factor[1] := 0.375\ndata offset in bytes[1] := 11\n",
-            **order,
-        )
-        data, geometry = read_projection_data(header)
-        read = stir.ProjData.read_from_file(str(header))
-        np.testing.assert_allclose(data.numpy(), stir_values(read), rtol=1e-6)
-        assert_same_layout(read.get_proj_data_info(), geometry)
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"system": "Siemens mMR", "scanner": ""},
-            {"system": "ECAT 953", "scanner": "number of rings := 12\n"},
-            {"system": "GE Discovery 690", "scanner": "view offset (degrees) := 3\n", "corrections": "arc correction"},
-            {"system": "ECAT 962"},
-            {"corrections": "arc correction"},
-            {"corrections": ""},
-        ],
-    )
-    def test_stir_and_we_find_the_same_scanner(self, tmp_path, changes):
-        import stir
-
-        header = write_projdata_files(tmp_path, **changes)
-        _, geometry = read_projection_data(header)
-        read = stir.ProjData.read_from_file(str(header))
-        assert_same_layout(read.get_proj_data_info(), geometry)
 
     @pytest.mark.parametrize("shape", [(3, 4, 5), (4, 7, 6), (1, 1, 2)])
     def test_stir_reads_our_images(self, tmp_path, shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, attenuation_factors
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective, poisson_divergence
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -241,6 +242,20 @@ def test_bad_terms_are_refused(projector, name, value, message):
     term[1, 2, 3] = value
     with pytest.raises(ValueError, match=rf"{name} has 1 values that are {message}, the first one in bin \(1, 2, 3\)"):
         AcquisitionModel(projector, **{name: term})
+
+
+@pytest.mark.parametrize("what", ["additive", "attenuation"])
+def test_rounding_negatives_count_as_zero_and_are_said(projector, caplog, what):
+    prompts, grid = torch.ones(projector.projdata.shape), projector.geometry
+    values = torch.full(prompts.shape if what == "additive" else grid.shape, 0.1)
+    values[0, 0, 0] = -1e-9
+    options = {what: values} | ({"attenuation_geometry": grid} if what == "attenuation" else {})
+    acquisition = Acquisition(prompts, projector.projdata, grid, **options)
+    assert getattr(acquisition, what).min() == 0
+    assert "1 values down to -1e-09 are rounding" in caplog.text
+    values[0, 0, 0] = -1e-3
+    with pytest.raises(ValueError, match="negative"):
+        Acquisition(prompts, projector.projdata, grid, **options)
 
 
 def test_more_background_than_counts_is_refused(projector):

@@ -4,8 +4,10 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from osem_cases import CASES, acquisition_of
 
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
@@ -14,7 +16,9 @@ from sirf_diffusion.engines.embedded.subsets import basic_views, divide_views
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.geometry.scanners import Scanner
+from sirf_diffusion.reconstructors.em.osem import OSEM
 
+IMAGES = np.load(Path(__file__).parent / "reference" / "stir_osem.npz")
 TABLE = json.loads((Path(__file__).parent / "reference" / "stir_subsets.json").read_text())
 
 
@@ -58,7 +62,20 @@ def test_numbers_of_subsets_that_make_no_sense(caplog):
     assert projector.subset_views(None, 3) is None
     assert projector.subset_views(0, 1) is None
     for number in (0, 5):
-        with pytest.raises(ValueError, match=r"4 groups of related views.*try one of \[1, 2, 3\]"):
+        with pytest.raises(ValueError, match=r"4 groups of related views, evenly.*try one of \[1, 2, 3\]"):
             projector.subset_views(None, number)
     with pytest.raises(ValueError, match=r"subset must be in 0\.\.2, found 3"):
         projector.subset_views(3, 3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_osem_is_stirs_osmaposl(name):
+    stir = torch.from_numpy(IMAGES[name])
+    prompts, additive, layout, grid = acquisition_of(CASES[name])
+    model = AcquisitionModel(Projector(grid, layout), additive_term=additive)
+    osem = OSEM(
+        PoissonObjective(model, prompts, CASES[name]["num_subsets"]), 1, subset_order=range(CASES[name]["num_subsets"])
+    )
+    osem.set_up(torch.ones(grid.shape))
+    image = osem.process().get_output()
+    assert (image - stir).norm() < 0.005 * stir.norm()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import Case, CaseSpec
-from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, largest_num_subsets
+from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
+from sirf_diffusion.engines.embedded.subsets import largest_num_subsets
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.em.osem import OSEM
 
@@ -44,8 +45,9 @@ class Problem:
 
     def objective(self, num_subsets: int = 1) -> PoissonObjective:
         """The log-likelihood with the largest number of subsets up to this one that the views allow."""
-        number = largest_num_subsets(self.case.projdata.num_views, num_subsets)
-        return PoissonObjective(_acquisition_model(self.case, self.device), self._prompts, num_subsets=number)
+        model = _acquisition_model(self.case, self.device)
+        number = largest_num_subsets(model.projector.basic_views, num_subsets)
+        return PoissonObjective(model, self._prompts, num_subsets=number)
 
     @cached_property
     def early(self) -> OSEM:

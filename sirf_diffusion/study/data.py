@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engines import Objective, as_objective
 from ..engines.embedded.acquisition import Acquisition
-from ..engines.embedded.acquisition_model import largest_num_subsets
+from ..engines.embedded.subsets import basic_views, largest_num_subsets
 from ..geometry.images import ImageGeometry
 
 PathLike = str | os.PathLike[str]
@@ -91,7 +91,8 @@ def data_of(given: Any, **options: Any) -> Data:
         return Data(lambda num_subsets, device: likelihood, likelihood.geometry, options=options)
 
     def objective(num_subsets: int, device: torch.device) -> Objective:
-        return given.objective(largest_num_subsets(given.projdata.num_views, num_subsets), device)
+        basic = basic_views(given.geometry, given.projdata, given.related_views)
+        return given.objective(largest_num_subsets(basic, num_subsets), device)
 
     mu = None if given.attenuation is None else (given.attenuation, given.attenuation_geometry)
     return Data(objective, given.geometry, mu, options)

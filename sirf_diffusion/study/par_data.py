@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..engines.embedded.acquisition_model import largest_num_subsets
+from ..engines.embedded.subsets import basic_views, divide_views, largest_num_subsets
 from ..files.parfile import ParFile, ParFileError
 from ..files.parfile.run import ParRun
 from ..reconstructors.em.osmaposl import StirUpdates, make_positive
@@ -129,7 +129,7 @@ class ParData:
         def objective(num_subsets: int, device: torch.device) -> Any:
             nonlocal latest
             if num_subsets != self.run.num_subsets:  # what the file says is STIR's to judge
-                num_subsets = largest_num_subsets(self._num_views(latest), num_subsets)
+                num_subsets = largest_num_subsets(range(self._num_views(latest)), num_subsets)
             if num_subsets != latest.num_subsets:
                 latest, _ = stir_objective(self.run, num_subsets)
             return latest
@@ -155,6 +155,12 @@ class ParData:
         from ..engines.embedded.par_acquisition import read_acquisition
 
         acquisition, initial = read_acquisition(self.run)
+        if self.method == "osem":
+            try:
+                basic = basic_views(acquisition.geometry, acquisition.projdata, acquisition.related_views)
+                divide_views(basic, self.run.num_subsets, equal=True)
+            except ValueError as problem:
+                raise self.par.root.error("number of subsets", f"is refused, as by OSMAPOSL: {problem}") from problem
         if self.attenuation_in_factors is not None:
             acquisition = replace(acquisition, attenuation_in_factors=self.attenuation_in_factors)
         return data_of(acquisition), initial

@@ -67,7 +67,7 @@ def main() -> None:
     for *case, numbers in CASES:
         num_views, num_detectors, voxel, offset, related = case
         for number in numbers:
-            name = f"{num_views} views of {num_detectors // 2}, {number} subsets, voxels {voxel}, offset {offset}, {related}"
+            name = f"{num_views} of {num_detectors // 2} views, {number} subsets, {voxel}, {offset}, {related}"
             keys = ("num_views", "num_detectors", "voxel_size", "view_offset", "related_views")
             table.append({"name": name, **dict(zip(keys, case, strict=True)), "subsets": _subsets(*case, number)})
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in table)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
+from .acquisition_model import without_rounding
 from .attenuation import check_attenuation_units
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ class Acquisition:
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for what in ("prompts", "multiplicative", "additive", "attenuation"):
+            if (values := getattr(self, what)) is not None:
+                object.__setattr__(self, what, without_rounding(values, self._name(what)))
         self._check_values("prompts", self.prompts, "raw counts, before any correction")
         if float(self.prompts.sum(dtype=torch.float64)) == 0:
             raise AcquisitionError(f"{self._name('prompts')}: the total of the counts is zero; nothing was measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from .subsets import select_views
 
 # STIR's kernels end where a Gaussian has fallen to 1e-6, in standard deviations.
 _REACH = math.sqrt(-2 * math.log(1e-6))
+
+_logger = logging.getLogger(__name__)
 
 
 class AcquisitionModel:
@@ -77,7 +80,7 @@ class AcquisitionModel:
         return self.background_term
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``; see `Projector.subset_views`."""
+        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``."""
         expected = self.linear(x, views)
         return expected if self.background_term is None else expected + select_views(self.background_term, views)
 
@@ -97,12 +100,30 @@ class AcquisitionModel:
     def _check(self, term: Tensor | None, name: str) -> Tensor | None:
         if term is None:
             return None
-        check_projection_data(term, self.projector, name)
-        return term.to(device=self.device, dtype=torch.float32)
+        return check_projection_data(term, self.projector, name)
 
 
-def check_projection_data(data: Tensor, projector: Projector, name: str) -> None:
-    """Raise ``ValueError`` unless ``data`` fits the projector and is finite and non-negative."""
+def without_rounding(values: Tensor, name: str) -> Tensor:
+    """Values whose rounding negatives, less than a millionth of the mean of the positive ones, are set to 0 and said.
+
+    Interpolation and scatter estimates leave such values where 0 is meant.
+    """
+    negative = values < 0
+    if not bool(negative.any()):
+        return values
+    least, mean = (
+        float(values.min()),
+        float(values[values > 0].mean(dtype=torch.float64)) if (values > 0).any() else 0.0,
+    )
+    if not -1e-6 * mean < least:
+        return values
+    _logger.warning("%s: %d values down to %.3g are rounding and count as 0", name, int(negative.sum()), least)
+    return values.clamp_min(0)
+
+
+def check_projection_data(data: Tensor, projector: Projector, name: str) -> Tensor:
+    """``data`` on the projector's device; ``ValueError`` unless it fits and is finite and non-negative."""
+    data = without_rounding(data, name)
     shape = projector.projdata.shape
     if tuple(data.shape) != shape:
         raise ValueError(
@@ -116,6 +137,7 @@ def check_projection_data(data: Tensor, projector: Projector, name: str) -> None
                 f"{name} has {int(bad.sum())} values that are {what}, the first one in bin {where} "
                 "(sinogram, view, tangential position)"
             )
+    return data.to(device=projector.device, dtype=torch.float32)
 
 
 def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
@@ -128,21 +150,11 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     ValueError
         If values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
+    mu_image = without_rounding(mu_image, "mu_image")
     check_attenuation_units(mu_image, "mu_image")
     # A projection is an integral in mm divided by the voxel size in x.
     cm_per_unit = projector.geometry.voxel_size[2] / 10
     return torch.exp(-cm_per_unit * projector.forward(mu_image))
-
-
-def largest_num_subsets(num_views: int, wanted: int) -> int:
-    """The largest number of subsets up to ``wanted`` that divides the views evenly.
-
-    Examples
-    --------
-    >>> largest_num_subsets(126, 10)
-    9
-    """
-    return max(n for n in range(1, max(1, min(wanted, num_views)) + 1) if num_views % n == 0)
 
 
 class GaussianBlur:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ... import __version__
 from ...geometry.exam import ExamInfo
 from ..objective import Evaluation, Objective, ProjectionCounter
-from .acquisition_model import AcquisitionModel, check_projection_data, largest_num_subsets
-from .subsets import select_views
+from .acquisition_model import AcquisitionModel, check_projection_data
+from .subsets import largest_num_subsets, select_views
 
 
 class PoissonObjective(Objective):
@@ -50,12 +50,11 @@ class PoissonObjective(Objective):
         files: Mapping[str, str] | None = None,
         exam: ExamInfo | None = None,
     ) -> None:
-        check_projection_data(prompts, model.projector, "prompts")
+        self.prompts = check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
         self._files, self._exam = dict(files or {}), exam or ExamInfo()
         model.projector.subset_views(None, self.num_subsets)
-        self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
         self.counter = ProjectionCounter()
@@ -156,8 +155,8 @@ class PoissonObjective(Objective):
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
 
     def with_subsets(self, num_subsets: int) -> PoissonObjective:
-        """The same data in the largest number of subsets up to this one that divides the views."""
-        number = largest_num_subsets(self.model.projector.projdata.num_views, num_subsets)
+        """The same data in the largest number of equal subsets up to this one."""
+        number = largest_num_subsets(self.model.projector.basic_views, num_subsets)
         if number == self.num_subsets:
             return self
         other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)

@@ -86,14 +86,14 @@ class Projector:
         self._edges = strip_edges(projdata.tangential_positions().to(self.device))
         self._angles = projdata.view_angles().tolist()
         self._groups = group_segments(geometry, projdata, self._grid)
-        self._basic_views = basic_views(geometry, projdata, related_views)
+        self.basic_views = basic_views(geometry, projdata, related_views)
         self._subsets: dict[int, list[tuple[int, ...]]] = {}
         self._cache: dict[tuple, SparseMatrix] = {}
         self._cached_bytes = 0
         self._warned = False
-        (hy, hx), (dy, dx) = self._grid.half_size, self._grid.pixel_size
         # Views 90 degrees apart see the same weights on a rotated image, where the grid is square.
-        self._quarter_turn = projdata.num_views // 2 if hy == hx and dy == dx and projdata.num_views % 2 == 0 else None
+        square = len(set(self._grid.half_size)) == len(set(self._grid.pixel_size)) == 1
+        self._quarter_turn = projdata.num_views // 2 if square and projdata.num_views % 2 == 0 else None
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """Project images.
@@ -105,10 +105,7 @@ class Projector:
         views
             View numbers, each at most once; default all.
 
-        Returns
-        -------
-        Tensor
-            ``[..., sinograms, len(views), tangential]``. Differentiable in ``x``.
+        Returns ``[..., sinograms, len(views), tangential]``, differentiable in ``x``.
         """
         views = self._check_views(views)
         x = self._check(x, self.geometry.shape, "image")
@@ -122,15 +119,9 @@ class Projector:
         return _Product.apply(p, self, views, True) if p.requires_grad else self._adjoint(p, views)
 
     def subset_views(self, subset: int | None, num_subsets: int) -> tuple[int, ...] | None:
-        """Views of subset ``0 .. num_subsets - 1`` (see `divide_views`); ``None``, all, for no subset or the only one.
-
-        Raises
-        ------
-        ValueError
-            If the subset does not exist, or one of them would have no views.
-        """
+        """Views of a subset, from 0 (see `divide_views`); ``None``, all, for no subset or the only one."""
         if num_subsets not in self._subsets:
-            self._subsets[num_subsets] = divide_views(self._basic_views, num_subsets)
+            self._subsets[num_subsets] = divide_views(self.basic_views, num_subsets)
         if subset is not None and not 0 <= subset < num_subsets:
             raise ValueError(f"subset must be in 0..{num_subsets - 1}, found {subset}")
         return None if subset is None or num_subsets == 1 else self._subsets[num_subsets][subset]

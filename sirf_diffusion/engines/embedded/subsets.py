@@ -38,32 +38,48 @@ def basic_views(geometry: ImageGeometry, projdata: ProjDataGeometry, most_relate
     return list(views)
 
 
-def divide_views(basic: Sequence[int], num_subsets: int) -> list[tuple[int, ...]]:
+def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) -> list[tuple[int, ...]]:
     """Views of each subset, ascending: subset ``s`` has the views whose basic view is ``s`` modulo ``num_subsets``.
 
-    As in STIR subsets may differ in size, which is logged: each has its own sensitivity, but methods that take a
-    subset for the whole (times ``num_subsets``) then converge badly.
+    As in STIR the subsets of an objective function may differ in size, which is logged: each has its own sensitivity,
+    but methods that take one for the whole (times ``num_subsets``) converge badly. STIR's OSMAPOSL refuses them.
 
     Raises
     ------
     ValueError
-        If a subset would have no views.
+        If a subset would have no views, or with ``equal`` if they differ in size.
     """
     subsets = _divided(basic, num_subsets) if num_subsets >= 1 else [()]
     sizes = [len(views) for views in subsets]
     if len(set(sizes)) == 1 and sizes[0] > 0:
         return subsets
-    equal = [n for n in range(1, len(basic) + 1) if len(set(map(len, _divided(basic, n)))) == 1]
-    if min(sizes) == 0:
+    good = equal_divisions(basic)
+    if min(sizes) == 0 or equal:
         raise ValueError(
-            f"num_subsets is {num_subsets}, but the {len(basic)} views form {len(set(basic))} groups of related views, "
-            f"and each subset needs one; try one of {equal}"
+            f"num_subsets is {num_subsets}, which does not divide the {len(basic)} views, in {len(set(basic))} groups "
+            f"of related views, evenly: from {min(sizes)} to {max(sizes)} views in a subset; try one of {good}"
         )
     _logger.warning(
         "%d subsets of %d views have from %d to %d views; those of %s subsets are equal",
-        num_subsets, len(basic), min(sizes), max(sizes), ", ".join(map(str, equal)),
+        num_subsets, len(basic), min(sizes), max(sizes), ", ".join(map(str, good)),
     )  # fmt: skip
     return subsets
+
+
+def equal_divisions(basic: Sequence[int]) -> list[int]:
+    """Numbers of subsets that give all of them as many views."""
+    return [n for n in range(1, len(basic) + 1) if len({len(views) for views in _divided(basic, n)}) == 1]
+
+
+def largest_num_subsets(basic: Sequence[int], wanted: int) -> int:
+    """The largest number of equal subsets up to ``wanted``.
+
+    Examples
+    --------
+    >>> largest_num_subsets(range(126), 10)
+    9
+    """
+    return max(n for n in equal_divisions(basic) if n <= max(1, wanted))
 
 
 def select_views(term: Tensor, views: Sequence[int] | None) -> Tensor:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, Radionuclide
 from ...geometry.scanners import standardise
+from .foreign import image_header
 from .header import Header
 
 _logger = logging.getLogger(__name__)
@@ -27,11 +28,7 @@ def read_exam_info(path: str | os.PathLike) -> ExamInfo:
     InterfileError
         If the header cannot be read or a key has no meaning.
     """
-    return exam_of(Header(path))
-
-
-def exam_of(header: Header) -> ExamInfo:
-    """Exam information of a header that is being read."""
+    header = image_header(path)
     num_frames = header.integer("number of time frames", 1, minimum=1)
     frames = [
         (header.number("image relative start time (sec)", 0.0, k), header.number("image duration (sec)", 0.0, k))

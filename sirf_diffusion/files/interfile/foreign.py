@@ -1,4 +1,4 @@
-"""Image headers of other programs, translated to STIR's keys: Siemens, and Interfile 3.3 as GATE and (X)MedCon write."""
+"""Image headers of other programs, translated to STIR's keys: Siemens, and Interfile 3.3 of GATE or (X)MedCon."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from .header import Header
 
 _logger = logging.getLogger(__name__)
 
-_SIEMENS_KEYS = {"scale factor (mm/pixel)": "scaling factor (mm/pixel)", "image data byte order": "imagedata byte order"}
+_SIEMENS_KEYS = {
+    "scale factor (mm/pixel)": "scaling factor (mm/pixel)",
+    "image data byte order": "imagedata byte order",
+}
 _FLOATS = {"short float": "4", "long float": "8"}
 _ONE_OF = (
     "number of time frames", "number of energy windows", "number of time slots", "number of time windows",
     "number of detector heads", "number of frame groups", "number of image data types",
 )  # fmt: skip
+_SLICE_SPACINGS = (
+    "centre-centre slice separation (pixels)",
+    "center-center slice separation (pixels)",
+    "slice thickness (pixels)",
+)
 _BLOCK_BYTES = 2048
 
 
 def image_header(path: str | os.PathLike) -> Header:
-    """Header of an image in STIR's keys, whoever wrote it.
-
-    Raises
-    ------
-    InterfileError
-        If STIR could not read it and it is no single image of Siemens or Interfile 3.3 either.
-    """
+    """Header of an image in STIR's keys, whoever wrote it."""
     header = Header(path, stir=False)
     if "scale factor (mm/pixel)" in header and "scaling factor (mm/pixel)" not in header:
         for theirs, ours in _SIEMENS_KEYS.items():
@@ -57,8 +59,7 @@ def _from_interfile_33(header: Header) -> None:
         header.put("data offset in bytes", str(_BLOCK_BYTES * header.integer("data starting block", minimum=0)))
     if header.text("scaling factor (mm/pixel)", "", index=3):
         return
-    names = ("centre-centre slice separation (pixels)", "center-center slice separation (pixels)", "slice thickness (pixels)")
-    name = next((name for name in names if name in header), names[-1])
+    name = next((name for name in _SLICE_SPACINGS if name in header), _SLICE_SPACINGS[-1])
     spacing, unit = header.number(name), "mm"
     if "medcon" in header.text("conversion program", "").lower():
         spacing, unit = spacing * header.number("scaling factor (mm/pixel)"), "pixels"

@@ -104,8 +104,8 @@ class Header:
             most = self._counts.get(self._elements[key], 1)
             if not 1 <= index <= most:
                 raise self.error(
-                    f"key '{key}' has {most} elements here and needs an index, found [{index}]; 'number of dimensions', "
-                    "'number of time frames' and their like stand before what they count"
+                    f"key '{key}' has {most} elements here and needs an index, found [{index}]; keys such as "
+                    "'number of dimensions' stand before what they count"
                 )
         elif index:
             raise self.error(f"key '{key}' takes no index, found [{index}]")
@@ -147,12 +147,13 @@ class Header:
         self._values.setdefault(key, {})[index] = value
 
     def rename(self, key: str, new: str) -> None:
-        """Give the values of a key to another one."""
-        self._values[new] = self._values.pop(key, {})
+        """Give the values of a key, if there are any, to another one."""
+        if key in self._values:
+            self._values[new] = self._values.pop(key)
 
-    def keys_ending(self, ending: str) -> list[str]:
-        """Keys of the header that end so."""
-        return [key for key in self._values if key.endswith(ending) and key in self]
+    def keys_ending(self, ending: str) -> list[tuple[str, int]]:
+        """Keys of the header that end so, and their indices."""
+        return [(key, index) for key, values in self._values.items() if key.endswith(ending) for index in values]
 
     def text(self, key: str, default: str | None = None, index: int = 1) -> str:
         """Value of a key; an error if it is absent or empty and has no default."""
