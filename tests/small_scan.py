@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,6 +68,17 @@ def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, 
     for stem, image in (("truth", truth), ("mu", mu), ("mr", plane.expand(planes, -1, -1).clone())):
         write_image(folder / f"{stem}.hv", image, geometry)
     return SmallScan(folder, truth, geometry)
+
+
+def script_objects(pet: Any, scan: SmallScan) -> tuple[Any, Any, Any, Any]:
+    """Prompts, truth, acquisition model (set up) and objective function, as a script of SIRF's makes them."""
+    prompts, truth = pet.AcquisitionData(scan.prompts_hs), pet.ImageData(scan.truth_hv)
+    model = pet.AcquisitionModelUsingRayTracingMatrix()
+    factors = pet.AcquisitionData(scan.multiplicative_with_attenuation_hs)
+    model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
+    model.set_additive_term(pet.AcquisitionData(scan.additive_hs))
+    model.set_up(prompts, truth)
+    return prompts, truth, model, pet.make_Poisson_loglikelihood(prompts, acq_model=model)
 
 
 def write_conditional_model(path: Path, voxel_size: float = 2.0) -> Path:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from image_kinds import KINDS, make_image, values_of
-from small_scan import write_small_scan
+from small_scan import script_objects, write_small_scan
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
 from toy_objective import make_toy
 
@@ -236,13 +236,7 @@ def test_a_sirf_objective_and_prior_go_through_cils_ista(cil, tmp_path):
     pet = sirf_diffusion.get_engine("sirf")
     pet.set_verbosity(0)
     files = write_small_scan(tmp_path, planes=1, counts=2e5)
-    prompts, image = pet.AcquisitionData(files.prompts_hs), pet.ImageData(files.truth_hv)
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    factors = pet.AcquisitionData(files.multiplicative_with_attenuation_hs)
-    model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-    model.set_additive_term(pet.AcquisitionData(files.additive_hs))
-    model.set_up(prompts, image)
-    native = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
+    _, image, _, native = script_objects(pet, files)
     native.set_up(image)
     f = NegatedObjective(native)
     assert f(image) == pytest.approx(-native.value(image), rel=1e-5)

@@ -127,7 +127,7 @@ class TestInterfile33:
         return header
 
 
-@pytest.mark.parametrize("key", ["data rescale slope := 0.5", "data rescale offset := 3", "rescale slope[1] := 2"])
+@pytest.mark.parametrize("key", ["data rescale slope := 0.5", "data rescale offset := 3", "rescale slope[2] := 2"])
 def test_scales_that_stir_does_not_know_are_refused(tmp_path, key):
     with pytest.raises(InterfileError, match="is not obeyed"):
         read_image(write_image_files(tmp_path, np.ones(60), more=key + "\n"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_scan import write_small_scan
+from small_scan import script_objects, write_small_scan
 from toy_model import Fixed, Gaussian, ToyModel
 from toy_objective import make_toy
 
@@ -30,13 +30,7 @@ def scan(request, tmp_path):
         pet.AcquisitionData.set_storage_scheme("memory")
 
     def make(num_subsets=1):
-        prompts, truth = pet.AcquisitionData(files.prompts_hs), pet.ImageData(files.truth_hv)
-        factors = pet.AcquisitionData(files.multiplicative_with_attenuation_hs)
-        model = pet.AcquisitionModelUsingRayTracingMatrix()
-        model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-        model.set_additive_term(pet.AcquisitionData(files.additive_hs))
-        model.set_up(prompts, truth)
-        objective = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
+        _, truth, _, objective = script_objects(pet, files)
         objective.set_num_subsets(num_subsets)
         objective.set_up(truth)
         return objective, truth

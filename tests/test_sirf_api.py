@@ -36,7 +36,7 @@ def image(template):
 def model(template, image):
     """Efficiencies, attenuation and a background, set up as a SIRF script does."""
     efficiency = template.get_uniform_copy(0.5)
-    mu = image.get_uniform_copy(0.02)
+    mu = image.get_uniform_copy(0.09)
     attenuation = pet.AcquisitionSensitivityModel(mu, pet.AcquisitionModelUsingRayTracingMatrix())
     sensitivity = pet.AcquisitionSensitivityModel(pet.AcquisitionSensitivityModel(efficiency), attenuation)
     model = pet.AcquisitionModelUsingRayTracingMatrix()
@@ -105,7 +105,7 @@ def test_model_is_sirfs_formula(model, template, image):
     bare = pet.AcquisitionModelUsingRayTracingMatrix()
     bare.set_up(template, image)
     lengths = bare.forward(image.get_uniform_copy(1)) * image.voxel_sizes()[2]
-    factors = 0.5 * np.exp(-0.002 * lengths.as_array())
+    factors = 0.5 * np.exp(-0.009 * lengths.as_array())
     expected = factors * (bare.forward(image).as_array() + 3.0) + 0.25
     np.testing.assert_allclose(model.forward(image).as_array(), expected, rtol=1e-5)
     data = template.clone().fill(np.random.default_rng(0).random(template.shape))

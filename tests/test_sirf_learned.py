@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from small_scan import write_small_model, write_small_scan
+from small_scan import script_objects, write_small_model, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion import priors
@@ -38,11 +38,7 @@ def image(scan):
 
 @pytest.fixture
 def objective(scan):
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    factors = pet.AcquisitionData(scan.multiplicative_with_attenuation_hs)
-    model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-    model.set_additive_term(pet.AcquisitionData(scan.additive_hs))
-    return pet.make_Poisson_loglikelihood(pet.AcquisitionData(scan.prompts_hs), acq_model=model)
+    return script_objects(pet, scan)[3]
 
 
 def model():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sirf_scan import quiet_sirf
-from small_scan import write_small_model, write_small_scan
+from small_scan import script_objects, write_small_model, write_small_scan
 
 from sirf_diffusion import get_engine, priors
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -59,14 +59,8 @@ class Scan:
     def __init__(self, pet, folder, num_subsets=4):
         files = write_small_scan(folder, planes=3, counts=2e5)
         self.pet, self.num_subsets = pet, num_subsets
-        self.prompts = pet.AcquisitionData(files.prompts_hs)
-        self.start = pet.ImageData(files.truth_hv).get_uniform_copy(1.0)
-        self.truth = pet.ImageData(files.truth_hv)
-        factors = pet.AcquisitionData(files.multiplicative_with_attenuation_hs)
-        self.model = pet.AcquisitionModelUsingRayTracingMatrix()
-        self.model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-        self.model.set_additive_term(pet.AcquisitionData(files.additive_hs))
-        self.model.set_up(self.prompts, self.start)
+        self.prompts, self.truth, self.model, _ = script_objects(pet, files)
+        self.start = self.truth.get_uniform_copy(1.0)
         self.geometry = files.geometry
 
     def objective(self, prior=None):

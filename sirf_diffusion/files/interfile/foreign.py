@@ -27,13 +27,7 @@ _BLOCK_BYTES = 2048
 
 
 def image_header(path: str | os.PathLike) -> Header:
-    """Header of an image in STIR's keys, whoever wrote it.
-
-    Raises
-    ------
-    InterfileError
-        If STIR could not read it and it is no single image of Siemens or Interfile 3.3 either.
-    """
+    """Header of an image in STIR's keys, whoever wrote it."""
     header = Header(path, stir=False)
     if "scale factor (mm/pixel)" in header and "scaling factor (mm/pixel)" not in header:
         for theirs, ours in _SIEMENS_KEYS.items():

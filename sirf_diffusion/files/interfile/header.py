@@ -151,9 +151,9 @@ class Header:
         if key in self._values:
             self._values[new] = self._values.pop(key)
 
-    def keys_ending(self, ending: str) -> list[str]:
-        """Keys of the header that end so."""
-        return [key for key in self._values if key.endswith(ending) and key in self]
+    def keys_ending(self, ending: str) -> list[tuple[str, int]]:
+        """Keys of the header that end so, and their indices."""
+        return [(key, index) for key, values in self._values.items() if key.endswith(ending) for index in values]
 
     def text(self, key: str, default: str | None = None, index: int = 1) -> str:
         """Value of a key; an error if it is absent or empty and has no default."""

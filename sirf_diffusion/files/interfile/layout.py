@@ -18,13 +18,7 @@ _BY_SINOGRAM = ("tangential coordinate", "view", "axial coordinate", "segment")
 
 
 def read_layout(header: Header) -> tuple[ProjDataGeometry, list[Segment], bool]:
-    """Layout with its segments sorted, segments in the file's order, and whether each is stored view by view.
-
-    Raises
-    ------
-    InterfileError, UnsupportedError
-        See :func:`sirf_diffusion.files.interfile.read_projection_data`.
-    """
+    """Layout with its segments sorted, segments in the file's order, and whether each is stored view by view."""
     _check_supported(header)
     labels = tuple(header.text("matrix axis label", index=k) for k in (1, 2, 3, 4))
     if labels not in (BY_VIEW, _BY_SINOGRAM):

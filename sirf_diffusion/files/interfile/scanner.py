@@ -39,13 +39,6 @@ def read_scanner(header: Header) -> Scanner:
 
     'originating system' names it; parameters in the header replace those of the named scanner, with one warning if they
     differ, and 'View offset (degrees)' is 0 where the header does not give it: both as in STIR.
-
-    Raises
-    ------
-    InterfileError
-        If a parameter is neither in the header nor known from the name.
-    ValueError
-        If a parameter is outside its range.
     """
     name = header.text("originating system", "unknown")
     known = find_scanner(name)

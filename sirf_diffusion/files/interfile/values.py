@@ -24,13 +24,7 @@ _RESCALING = {"rescale slope": 1.0, "rescale intercept": 0.0, "rescale offset": 
 
 
 def read_values(header: Header, num_values: int, offset: int | None = None) -> np.ndarray:
-    """The stored numbers before scaling, in native byte order; the file's size is checked before allocating.
-
-    Raises
-    ------
-    InterfileError
-        If the type of numbers is unknown, or the data file is missing, unreadable or too short.
-    """
+    """The stored numbers before scaling, in native byte order; the file's size is checked before allocating."""
     # The defaults are STIR's.
     number_format = header.choice("number format", _NUMBER_FORMATS, "unsigned integer")
     size = header.integer("number of bytes per pixel", minimum=1)
@@ -42,10 +36,8 @@ def read_values(header: Header, num_values: int, offset: int | None = None) -> n
     path = _data_path(header)
     expected = offset + num_values * dtype.itemsize
     if not os.path.isfile(path):  # unlike Path.is_file, false for names that the system rejects
-        raise header.error(
-            f"its data file {path} does not exist (expected {expected} bytes, found none); "
-            "correct the key 'name of data file' or put the file there"
-        )
+        advice = "correct the key 'name of data file' or put the file there"
+        raise header.error(f"its data file {path} does not exist (expected {expected} bytes, found none); {advice}")
     found = path.stat().st_size
     if found < expected:
         raise header.error(
@@ -64,17 +56,11 @@ def read_values(header: Header, num_values: int, offset: int | None = None) -> n
 
 
 def scale_factors(header: Header, num: int) -> np.ndarray:
-    """One factor or ``num`` of them: 'image scaling factor', or else 'quantification units'.
-
-    Raises
-    ------
-    InterfileError
-        If their number differs, both keys are there and disagree, or the header has a scale that STIR does not know.
-    """
-    for key, neutral in _RESCALING.items():
-        for name in header.keys_ending(key):
-            if header.number(name, neutral) != neutral:
-                raise header.error(f"key '{name}' is not obeyed: scale the values and set it to {neutral:g}")
+    """One factor or ``num`` of them: 'image scaling factor', or else 'quantification units'."""
+    for ending, neutral in _RESCALING.items():
+        for key, index in header.keys_ending(ending):
+            if header.number(key, neutral, index) != neutral:
+                raise header.error(f"key '{key}' is not obeyed: scale the values and set it to {neutral:g}")
     factors = header.numbers("image scaling factor") if "image scaling factor" in header else [1.0]
     if len(factors) not in (1, num):
         raise header.error(f"key 'image scaling factor' needs 1 or {num} values, found {len(factors)}")
@@ -103,10 +89,10 @@ def check_finite(header: Header, values: np.ndarray) -> None:
     """Raise if any value is not finite."""
     finite = np.isfinite(values)
     if not finite.all():
+        what = "not finite (NaN or infinite as 32-bit floats), the first at index"
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise header.error(
-            f"its data file {_data_path(header)} holds {int((~finite).sum())} values that are not finite (NaN or "
-            f"infinite as 32-bit floats), the first at index {first}"
+            f"its data file {_data_path(header)} holds {int((~finite).sum())} values that are {what} {first}"
         )
 
 
@@ -126,13 +112,7 @@ def output_paths(path: str | os.PathLike, header_suffix: str) -> tuple[Path, Pat
 
 
 def write_pair(header: Path, data: Path, lines: Sequence[str], arrays: Sequence[np.ndarray], dtype: str) -> None:
-    """Write arrays one after another as ``dtype`` and the header, data first, then rename both.
-
-    Raises
-    ------
-    InterfileError
-        If the folder does not exist or a file cannot be written. Existing files are then as they were.
-    """
+    """Write arrays one after another as ``dtype`` and the header, data first, then rename both."""
     for line in lines:
         if "\n" in line or "\r" in line or line.endswith(("\\", " ")) or "${" in line:
             raise InterfileError(f"cannot write {header}: a header cannot hold the line {line!r}")
@@ -163,11 +143,6 @@ def encoded(values: np.ndarray, shape: tuple[int, ...], number_format: str) -> t
 
     ``"float"``: ``float32``. ``"short"``: signed 16-bit integers, exact for whole numbers up to 32767, otherwise
     rounded to multiples of the 32767th part of the largest magnitude.
-
-    Raises
-    ------
-    InterfileError
-        If the array has another shape than its geometry, or a value is not finite.
     """
     if tuple(values.shape) != tuple(shape):
         raise InterfileError(f"an array of shape {tuple(values.shape)} does not match its geometry's {tuple(shape)}")
