@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import numpy as np
 import pytest
+from header_variations import our_numbers, stir_numbers
 from interfile_files import (
     asymmetric,
     warnings_of,
 )
 
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
@@ -55,6 +59,17 @@ def pet_exam():
 
     return stir.ExamInfo(stir.ImagingModality(stir.ImagingModality.PT))
 
+
+EXAM = ExamInfo(
+    orientation="feet_in",
+    rotation="prone",
+    originating_system="ECAT 962",
+    time_frames=((30.0, 600.5),),
+    start_time=datetime(2017, 3, 27, 17, 0, 35, tzinfo=timezone.utc),
+    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.967),
+    calibration_factor=1.25e-3,
+    energy_window=(430.0, 610.0),
+)
 
 # STIR's names of number types, and how many steps of an image's range they resolve at least. Not for doubles: STIR
 # gives images of doubles a scale factor of 0.
@@ -184,3 +199,12 @@ class TestAgainstSTIR:
         assert geometry.voxel_size == pytest.approx((2.03125, 2.5, 2.08626), rel=1e-5)
         assert geometry.origin == pytest.approx((1.5, -2, 3), abs=1e-4)
         assert warnings_of(caplog) == []
+
+    def test_stir_finds_our_exam_information(self, tmp_path):
+        grid = ImageGeometry((2, 3, 3), (2.0, 1.0, 1.0))
+        layout = ProjDataGeometry.from_scanner("ECAT 962", 1, 0, 24, 9)
+        write_image(tmp_path / "ours.hv", asymmetric(grid.shape), grid, exam=EXAM)
+        write_projection_data(tmp_path / "ours.hs", asymmetric(layout.shape), layout, exam=EXAM)
+        for name, kind in (("ours.hv", "image"), ("ours.hs", "projdata")):
+            ours, its = our_numbers(tmp_path / name, kind), stir_numbers(tmp_path / name, kind)
+            assert its == pytest.approx(ours, rel=1e-5, abs=1e-4)
