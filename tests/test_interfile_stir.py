@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 import numpy as np
 import pytest
 from header_variations import our_numbers, stir_numbers
 from interfile_files import (
+    EXAM,
     asymmetric,
     warnings_of,
 )
 
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
-from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
@@ -59,17 +57,6 @@ def pet_exam():
 
     return stir.ExamInfo(stir.ImagingModality(stir.ImagingModality.PT))
 
-
-EXAM = ExamInfo(
-    orientation="feet_in",
-    rotation="prone",
-    originating_system="ECAT 962",
-    time_frames=((30.0, 600.5),),
-    start_time=datetime(2017, 3, 27, 17, 0, 35, tzinfo=timezone.utc),
-    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.967),
-    calibration_factor=1.25e-3,
-    energy_window=(430.0, 610.0),
-)
 
 # STIR's names of number types, and how many steps of an image's range they resolve at least. Not for doubles: STIR
 # gives images of doubles a scale factor of 0.

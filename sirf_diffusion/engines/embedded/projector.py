@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class Projector:
         self._groups = group_segments(geometry, projdata, self._grid)
         self.basic_views = basic_views(geometry, projdata, related_views)
         self._subsets: dict[int, list[tuple[int, ...]]] = {}
-        self._cache: dict[tuple, SparseMatrix] = {}
+        self._cache: dict[tuple[int, tuple[int, ...], bool], SparseMatrix] = {}
         self._cached_bytes = 0
         self._warned = False
         # Views 90 degrees apart see the same weights on a rotated image, where the grid is square.
@@ -289,12 +290,12 @@ class _Product(torch.autograd.Function):
     """Either product with the other as its derivative."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, projector: Projector, views: tuple[int, ...], transposed: bool) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, projector: Projector, views: tuple[int, ...], transposed: bool) -> Tensor:
         ctx.projector, ctx.views, ctx.transposed = projector, views, transposed
         return projector._adjoint(tensor, views) if transposed else projector._forward(tensor, views)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         product = ctx.projector.forward if ctx.transposed else ctx.projector.adjoint
         return product(gradient, ctx.views), None, None, None
 

@@ -49,7 +49,7 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
     ValueError
         If a subset would have no views, or with ``equal`` if they differ in size.
     """
-    subsets = _divided(basic, num_subsets) if num_subsets >= 1 else [()]
+    subsets: list[tuple[int, ...]] = _divided(basic, num_subsets) if num_subsets >= 1 else [()]
     sizes = [len(views) for views in subsets]
     if len(set(sizes)) == 1 and sizes[0] > 0:
         return subsets

@@ -20,7 +20,7 @@ _MODALITIES = {
 }  # fmt: skip
 
 
-def read_exam_info(path: str | os.PathLike) -> ExamInfo:
+def read_exam_info(path: str | os.PathLike[str]) -> ExamInfo:
     """Exam information of a header (``.hs`` or ``.hv``); its data file is not looked at.
 
     Raises

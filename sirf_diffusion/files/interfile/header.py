@@ -50,7 +50,7 @@ class Header:
         If the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a line.
     """
 
-    def __init__(self, path: str | os.PathLike, stir: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], stir: bool = True) -> None:
         self.path, self._stir = Path(path), stir
         self._values: dict[str, dict[int, str]] = {}
         self._unknown: dict[str, None] = {}
@@ -80,7 +80,7 @@ class Header:
                 yield ALIASES.get(key, key), index, line.partition("=")[2].strip(" \t")
 
     def _expanded(self, line: str) -> str:
-        def replace(found: re.Match) -> str:
+        def replace(found: re.Match[str]) -> str:
             if found[1] not in os.environ:
                 raise self.error(f"environment variable '{found[1]}' is not set; it stands in '{line:.80}'")
             return os.environ[found[1]]

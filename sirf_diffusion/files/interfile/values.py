@@ -101,7 +101,7 @@ def _data_path(header: Header) -> Path:
     return header.path.parent / header.text("name of data file")
 
 
-def output_paths(path: str | os.PathLike, header_suffix: str) -> tuple[Path, Path]:
+def output_paths(path: str | os.PathLike[str], header_suffix: str) -> tuple[Path, Path]:
     """Header and data file of an output name with or without its suffix (``.hv``/``.v`` or ``.hs``/``.s``)."""
     header = Path(path)
     if header.suffix == "" and header.name:
