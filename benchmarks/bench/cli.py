@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -86,8 +87,13 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     from benchmarks.bench.page import write_report
     from benchmarks.bench.store import read_results
     from benchmarks.bench.table import LINES, get_line
+<<<<<<< HEAD
     from benchmarks.bench.tables import QUALITY, markdown
     from sirf_diffusion.study.execution import Execution
+=======
+    from benchmarks.bench.tables import QUALITY, as_text, markdown
+    from sirf_diffusion.study.execution import make_execution
+>>>>>>> main
 
     start = time.perf_counter()
     suite = SUITES[arguments.suite]
@@ -103,7 +109,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     for kind, prompts in dict.fromkeys((r["case"], r["prompts"]) for r in outcome.summary):
         rows = [r for r in outcome.summary if (r["case"], r["prompts"], r["variant"]) == (kind, prompts, 1.0)]
         print(f"\n{kind}, {prompts:.3g} prompts per plane")
-        print(markdown(QUALITY[:6], sorted(rows, key=lambda r: r.get("nrmse", float("inf")))))
+        print(markdown(as_text(QUALITY[:6], sorted(rows, key=lambda r: r.get("nrmse", math.inf)))))
     for name, reason in outcome.unavailable.items():
         print(f"not run: {name}: {reason}")
     failed = [result for result in outcome.results if result.failure]
@@ -115,7 +121,7 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
 
 def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) -> int:
     from benchmarks.bench.speed import COLUMNS, measure_speed, write_speed
-    from benchmarks.bench.tables import markdown
+    from benchmarks.bench.tables import as_text, markdown
 
     given = (arguments.methods, arguments.compare, arguments.subjects, arguments.realisations)
     changed = arguments.workers != 1 or arguments.precision != "float32"
@@ -126,7 +132,7 @@ def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) 
         )
     rows = measure_speed(arguments.model, device)
     write_speed(rows, out, command, device)
-    print(markdown(COLUMNS, rows))
+    print(markdown(as_text(COLUMNS, rows)))
     print(f"\n{out / 'report.md'}")
     return 0
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.bench import figures
 from benchmarks.bench.campaign import Outcome
@@ -18,24 +18,84 @@ from benchmarks.bench.tables import (
     PETRIC,
     QUALITY,
     Column,
+    as_text,
     changes,
-    html_table,
     lesion_columns,
     markdown,
 )
 from sirf_diffusion.files.outputs import atomic_path
 
+if TYPE_CHECKING:
+    import pandas
+
 Row = Mapping[str, Any]
 
-_STYLE = """
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
 body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; font-size: 85%; margin: 1em 0; }
 th, td { padding: 0.25em 0.7em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, .words { text-align: left; }
-td:first-child { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 img { max-width: 100%; }
 pre { background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>{{ about }}</p>
+{% for part in sections %}
+<h{{ part.level }}>{{ part.heading }}</h{{ part.level }}>
+{% if part.text %}<p>{{ part.text }}</p>{% endif %}
+{% for table in part.tables %}{{ table.to_html(index=False, border=0) | safe }}{% endfor %}
+{% for words, png in part.figures %}<p><img alt="{{ words }}" src="data:image/png;base64,{{ png }}"></p>{% endfor %}
+{% if part.verbatim %}<pre>{{ part.verbatim }}</pre>{% endif %}
+{% endfor %}
+</body>
+</html>
 """
+
+_DOCUMENT = """\
+# {{ title }}
+
+{{ about }}.
+{% for part in sections %}
+{{ "#" * part.level }} {{ part.heading }}
+{% if part.text %}
+{{ part.text }}
+{% endif %}{% for table in part.tables %}
+{{ markdown(table) }}
+{% endfor %}{% if part.verbatim %}
+```
+{{ part.verbatim }}
+```
+{% endif %}{% endfor %}"""
+
+
+@dataclass
+class Section:
+    """A heading with text, tables, figures (on the page only) and preformatted text."""
+
+    level: int
+    heading: str
+    text: str = ""
+    verbatim: str = ""
+    tables: list[pandas.DataFrame] = field(default_factory=list)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Row]) -> Section:
+        """Add a table."""
+        self.tables.append(as_text(columns, rows))
+        return self
+
+    def figure(self, about: str, png: bytes) -> Section:
+        """Add a figure."""
+        self.figures.append((about, base64.b64encode(png).decode()))
+        return self
 
 
 def write_report(outcome: Outcome, folder: Path, earlier: Sequence[Row] | None = None) -> None:
@@ -50,69 +110,24 @@ def write_report(outcome: Outcome, folder: Path, earlier: Sequence[Row] | None =
     earlier
         Summary of an earlier run, to show what changed.
     """
-    sections = _sections(outcome, earlier)
+    import jinja2
+
     about = outcome.about
-    title = f"benchmarks run, suite {about['suite']}"
-    body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(about['about'])}</p>"]
-    lines = [f"# {title}", "", about["about"] + ".", ""]
-    for section in sections:
-        body.append(section.html())
-        lines.append(section.markdown())
-    text = (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
-    for name, content in (("report.html", text), ("report.md", "\n".join(lines))):
+    values = {
+        "title": f"benchmarks run, suite {about['suite']}",
+        "about": about["about"],
+        "sections": _sections(outcome, earlier),
+        "markdown": markdown,
+    }
+    for name, template in (("report.html", _PAGE), ("report.md", _DOCUMENT)):
+        made = jinja2.Environment(autoescape=name.endswith("html"), trim_blocks=True).from_string(template)
         with atomic_path(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-
-
-class Section:
-    """A heading with text, tables, figures (on the page only) and preformatted text."""
-
-    def __init__(self, level: int, heading: str, text: str = "") -> None:
-        self.level, self.heading, self.text = level, heading, text
-        self._tables: list[tuple[Sequence[Column], Sequence[Row]]] = []
-        self._figures: list[tuple[str, bytes]] = []
-        self._verbatim: list[str] = []
-
-    def table(self, columns: Sequence[Column], rows: Sequence[Row]) -> Section:
-        """Add a table."""
-        self._tables.append((columns, rows))
-        return self
-
-    def figure(self, about: str, png: bytes) -> Section:
-        """Add a figure."""
-        self._figures.append((about, png))
-        return self
-
-    def verbatim(self, text: str) -> Section:
-        """Add text as it is."""
-        self._verbatim.append(text)
-        return self
-
-    def html(self) -> str:
-        """As part of a page."""
-        parts = [f"<h{self.level}>{html.escape(self.heading)}</h{self.level}>"]
-        parts += [f"<p>{html.escape(self.text)}</p>"] if self.text else []
-        parts += [html_table(columns, rows) for columns, rows in self._tables]
-        for about, png in self._figures:
-            data = base64.b64encode(png).decode()
-            parts.append(f'<p><img alt="{html.escape(about)}" src="data:image/png;base64,{data}"></p>')
-        parts += [f"<pre>{html.escape(text)}</pre>" for text in self._verbatim]
-        return "\n".join(parts)
-
-    def markdown(self) -> str:
-        """As part of a document, without figures."""
-        parts = ["#" * self.level + " " + self.heading, self.text]
-        parts += [markdown(columns, rows) for columns, rows in self._tables]
-        parts += [f"```\n{text}\n```" for text in self._verbatim]
-        return "\n\n".join(part for part in parts if part) + "\n"
+            temporary.write_text(made.render(values), encoding="utf-8")
 
 
 def _sections(outcome: Outcome, earlier: Sequence[Row] | None) -> list[Section]:
     about, rows = outcome.about, outcome.summary
-    sections = [Section(2, "How it was made").verbatim(_command(about))]
+    sections = [Section(2, "How it was made", verbatim=_command(about))]
     if earlier is not None:
         found = changes(earlier, rows)
         text = "Numbers that differ from the earlier run's." if found else "No number differs from the earlier run's."
@@ -132,12 +147,12 @@ def _sections(outcome: Outcome, earlier: Sequence[Row] | None) -> list[Section]:
         section = Section(2, f"Images: {case.spec.name}", "One window for all images, one for biases, one for SDs.")
         sections.append(section.figure("images", figures.image_grid(case, outcome.maps, titles)))
     if outcome.unavailable:
-        columns = (Column("method", lambda r: r["name"]), Column("why not", lambda r: r["reason"], words=True))
+        columns = (Column("method", lambda r: r["name"]), Column("why not", lambda r: r["reason"]))
         missing = [{"name": name, "reason": reason} for name, reason in outcome.unavailable.items()]
         sections.append(Section(2, "Not run").table(columns, missing))
     failed = [{"run": r.spec.name, "failure": r.failure} for r in outcome.results if r.failure]
     if failed:
-        columns = (Column("run", lambda r: r["run"]), Column("failure", lambda r: r["failure"], words=True))
+        columns = (Column("run", lambda r: r["run"]), Column("failure", lambda r: r["failure"]))
         sections.append(Section(2, "Failed runs").table(columns, failed))
     return [*sections, _search_section(about)]
 
@@ -168,7 +183,7 @@ def _group(heading: str, rows: Sequence[Row]) -> list[Section]:
 
 _VARIANTS = (
     Column("method", lambda row: str(row["title"])),
-    Column("settings", lambda row: _settings(json.loads(row["settings"])), words=True),
+    Column("settings", lambda row: _settings(json.loads(row["settings"]))),
     Column("NRMSE", lambda row: format(row.get("nrmse", float("nan")), ".3f")),
     Column("bias", lambda row: format(row.get("bias", float("nan")), ".3f")),
     Column("SD", lambda row: format(row.get("sd", float("nan")), ".3f")),
@@ -179,8 +194,8 @@ def _search_section(about: Mapping[str, Any]) -> Section:
     section = Section(2, "Search", "Mean NRMSE of all candidates on the tuning subjects, in the order they were tried.")
     columns = (
         Column("method / prompts", lambda r: r["key"]),
-        Column("candidates tried", lambda r: r["tried"], words=True),
-        Column("chosen", lambda r: r["chosen"], words=True),
+        Column("candidates tried", lambda r: r["tried"]),
+        Column("chosen", lambda r: r["chosen"]),
     )
     rows = []
     for key, tried in about["searches"].items():

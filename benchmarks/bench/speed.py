@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench.tables import Column, markdown, number
+from benchmarks.bench.tables import Column, as_text, markdown, number
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -86,7 +86,7 @@ def write_speed(rows: list[dict[str, Any]], folder: Path, command: str, device: 
     write_json(folder / "speed.json", {**about, "rows": rows})
     lines = ["# benchmarks run, suite speed", "", f"```\n{command}\n\n{jsonable(about)}\n```", ""]
     with atomic_path(folder / "report.md") as temporary:
-        temporary.write_text("\n".join([*lines, markdown(COLUMNS, rows), ""]), encoding="utf-8")
+        temporary.write_text("\n".join([*lines, markdown(as_text(COLUMNS, rows)), ""]), encoding="utf-8")
 
 
 def network_variants(score: ScoreModel) -> dict[str, ScoreModel]:

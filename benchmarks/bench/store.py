@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,12 +101,10 @@ def read_run(path: Path) -> RunResult:
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows as CSV; the columns are all keys in the order of their first appearance."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    import pandas
+
+    with atomic_path(path) as temporary:
+        pandas.DataFrame(list(rows)).to_csv(temporary, index=False)
 
 
 def run_rows(results: Iterable[RunResult]) -> list[dict[str, Any]]:

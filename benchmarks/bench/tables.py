@@ -1,23 +1,24 @@
-"""The tables of a report, as rows of text: Markdown for documents, HTML for the page."""
+"""The tables of a report, as text."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: heading, the text of a row's value, and whether it is words, which a page sets to the left."""
+    """A column: heading, and the text of a row's value."""
 
     heading: str
     text: Callable[[Row], str]
-    words: bool = False
 
 
 def number(name: str, form: str = ".3f", factor: float = 1.0) -> Callable[[Row], str]:
@@ -104,40 +105,25 @@ def changes(old: Sequence[Row], new: Sequence[Row]) -> list[dict[str, Any]]:
 
 CHANGES = (
     Column("case", lambda row: f"{row['case']}, {row['prompts']:g}"),
-    Column("method", lambda row: str(row["title"]), words=True),
-    Column("number", lambda row: str(row["number"]), words=True),
+    Column("method", lambda row: str(row["title"])),
+    Column("number", lambda row: str(row["number"])),
     Column("before", number("before", ".4g")),
     Column("now", number("now", ".4g")),
     Column("change [%]", number("change", "+.1f")),
 )
 
 
-def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A table for Markdown.
+def as_text(columns: Sequence[Column], rows: Sequence[Row]) -> pandas.DataFrame:
+    """A table of text."""
+    import pandas
 
-    Examples
-    --------
-    >>> print(markdown([Column("a", lambda row: str(row["a"]))], [{"a": 1}]))
-    | a |
-    | --- |
-    | 1 |
-    """
-    lines = [[c.heading for c in columns], ["---"] * len(columns)]
-    lines += [[c.text(row).replace("|", "\\|") for c in columns] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return pandas.DataFrame([[c.text(row) for c in columns] for row in rows], columns=[c.heading for c in columns])
 
 
-def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A table for a page."""
-    kinds = [' class="words"' if c.words else "" for c in columns]
-    head = "".join(f"<th{kind}>{html.escape(c.heading)}</th>" for c, kind in zip(columns, kinds, strict=True))
-    body = "\n".join(
-        "<tr>"
-        + "".join(f"<td{kind}>{html.escape(c.text(row))}</td>" for c, kind in zip(columns, kinds, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+def markdown(table: pandas.DataFrame) -> str:
+    """A table for Markdown."""
+    lines = [list(table), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
 def _key(row: Row) -> tuple[Any, ...]:

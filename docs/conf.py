@@ -1,0 +1,21 @@
+"""The documentation site: ``python -m sphinx -W -b html docs site``."""
+
+from __future__ import annotations
+
+import sirf_diffusion
+
+project = "sirf-diffusion"
+author = "The sirf-diffusion contributors"
+version = release = sirf_diffusion.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+# Optional packages, which the pages do not need: STIR and SIRF are compiled, CIL comes with SIRF.
+autodoc_mock_imports = ["stir", "sirf", "cil"]
+html_theme = "furo"
+html_title = "sirf-diffusion"
+exclude_patterns = ["site"]
