@@ -87,13 +87,8 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     from benchmarks.bench.page import write_report
     from benchmarks.bench.store import read_results
     from benchmarks.bench.table import LINES, get_line
-<<<<<<< HEAD
-    from benchmarks.bench.tables import QUALITY, markdown
-    from sirf_diffusion.study.execution import Execution
-=======
     from benchmarks.bench.tables import QUALITY, as_text, markdown
-    from sirf_diffusion.study.execution import make_execution
->>>>>>> main
+    from sirf_diffusion.study.execution import Execution
 
     start = time.perf_counter()
     suite = SUITES[arguments.suite]
