@@ -25,7 +25,7 @@ from ...geometry.projdata import ProjDataGeometry
 from .axial import MAX_COLUMNS, SegmentGroup, group_segments
 from .lor_geometry import InPlaneGrid, ViewWeights, half_chord, inner_weights, rim_weights, strip_edges
 from .sparse import SparseMatrix, map_threaded
-from .subsets import basic_views, divide_views
+from .subsets import as_slice, basic_views, divide_views
 
 _logger = logging.getLogger(__name__)
 
@@ -311,18 +311,10 @@ class _Job:
 
     @classmethod
     def of(cls, base: tuple[int, ...], rotations: tuple[int, ...], places: tuple[tuple[int, ...], ...]) -> _Job:
-        return cls(base, rotations, tuple(_as_slice(p) for p in places), places)
+        return cls(base, rotations, tuple(as_slice(p) for p in places), places)
 
     def part(self, which: slice) -> _Job:
         return _Job.of(self.base[which], self.rotations, tuple(p[which] for p in self.places))
-
-
-def _as_slice(numbers: tuple[int, ...]) -> slice | Tensor:
-    """Evenly spaced positions as a slice, which copies faster."""
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    if step > 0 and numbers == tuple(range(numbers[0], numbers[-1] + 1, step)):
-        return slice(numbers[0], numbers[-1] + 1, step)
-    return torch.tensor(numbers)
 
 
 def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:

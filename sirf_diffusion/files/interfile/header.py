@@ -179,6 +179,14 @@ class Header:
         """Finite number; what follows it is a comment."""
         return self._number(self.text(key, None if default is None else repr(default), index), _shown(key, index))
 
+    def number_unless_words(self, key: str, default: float, index: int = 1) -> float:
+        """Number, or the default where there are words instead, as in STIR."""
+        text = self.text(key, repr(default), index)
+        if text[0] in "+-.0123456789":
+            return self._number(text, _shown(key, index))
+        _logger.warning("%s: '%s := %.40s' is no number; taken as not given, as in STIR", self.path, key, text)
+        return default
+
     def integers(self, key: str, index: int = 1, minimum: int | None = None) -> list[int]:
         """List of whole numbers in braces; a bare number is a list of one."""
         return [self._integer(text, _shown(key, index), minimum) for text in self.items(key, index)]

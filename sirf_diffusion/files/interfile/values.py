@@ -64,7 +64,7 @@ def scale_factors(header: Header, num: int) -> np.ndarray:
     factors = header.numbers("image scaling factor") if "image scaling factor" in header else [1.0]
     if len(factors) not in (1, num):
         raise header.error(f"key 'image scaling factor' needs 1 or {num} values, found {len(factors)}")
-    units = _quantification_units(header)
+    units = header.number_unless_words("quantification units", 1.0)
     if units != 1.0:
         if all(factor == 1.0 for factor in factors):
             factors = [units]
@@ -72,17 +72,6 @@ def scale_factors(header: Header, num: int) -> np.ndarray:
             found = f"'image scaling factor' ({factors[0]}) and 'quantification units' ({units})"
             raise header.error(f"keys {found} differ")
     return np.asarray(factors, dtype=np.float32)
-
-
-def _quantification_units(header: Header) -> float:
-    text = header.text("quantification units", "1")
-    try:
-        return header.number("quantification units", 1.0)
-    except InterfileError:
-        if text[0] in "+-.0123456789":
-            raise
-        _logger.info("%s: 'quantification units := %.40s' is a unit and no factor", header.path, text)
-        return 1.0
 
 
 def check_finite(header: Header, values: np.ndarray) -> None:
