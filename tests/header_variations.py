@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterator
@@ -50,59 +51,13 @@ _CHANGES = {
     "negative": lambda line, key, value: f"{key} := -{value}",
     "zero": lambda line, key, value: f"{key} := 0",
 }
-_WHOLE = {  # of the whole header: old text, new text
-    "byte order mark": ("!INTERFILE", "\ufeff!INTERFILE"),
-    "blank first line": ("!INTERFILE", "\n!INTERFILE"),
-    "comment first": ("!INTERFILE", "; a note\n!INTERFILE"),
-    "first line without :=": ("!INTERFILE  :=", "!INTERFILE"),
-    "first line of its own": ("!INTERFILE  :=", "INTERFILE[3] := 4"),
-    "no last line": ("!END OF INTERFILE :=\n", ""),
-    "last line without :=": ("!END OF INTERFILE :=", "!END OF INTERFILE"),
-    "last line early": ("image scaling factor", "END_OF_INTERFILE:=\nimage scaling factor"),
-    "DOS line ends": ("\n", "\r\n"),
-    "tabs": (" := ", "\t:=\t"),
-    "no blanks": (" := ", ":="),
-    "continued lines": (":= ", ":= \\\n"),
-    "colon apart": ("image scaling factor[1] :=", "image scaling factor[1] : ="),
-    "unknown key": ("!GENERAL DATA", "patient weight [kg] := 70\n!GENERAL DATA"),
-    "unknown line": ("!GENERAL DATA", "a line of words\n!GENERAL DATA"),
-    "unclosed index": ("image scaling factor[1]", "image scaling factor[1"),
-    "units": ("calibration", "quantification units := 2\ncalibration"),
-    "units of 3": ("calibration", "quantification units := 3\ncalibration"),
-    "units alone": ("image scaling factor[1] := 2", "quantification units := 3"),
-    "units as words": ("calibration", "quantification units := Bq/ml\ncalibration"),
-    "units as 1/cm": ("calibration", "quantification units := 1/cm\ncalibration"),
-    "two frames": ("number of time frames := 1", "number of time frames := 2"),
-    "two data types": ("number of time frames", "number of image data types := 2\nnumber of time frames"),
-    "Tomographic": ("type of data := PET", "type of data := Tomographic"),
-    "Static": ("type of data := PET", "type of data := Static"),
-    "nuclear medicine": ("modality := PT", "modality := nucmed"),
-    "keys of STIR 3": ("STIR6.0", "STIR3.0"),
-    "TOF mashing first": ("number of dimensions", "TOF mashing factor := 13\nnumber of dimensions"),
-    "TOF mashing last": ("number of time frames", "TOF mashing factor := 13\nnumber of time frames"),
-    "TOF mashing of old": ("number of dimensions", "%TOF mashing factor := 5\nnumber of dimensions"),
-    "short float": ("number format := signed integer", "number format := short float"),
-    "unsigned": ("signed integer", "unsigned integer"),
-    "unknown system": ("system := unknown", "system := "),
-    "named system": ("system := unknown", "system := ECAT 962"),
-    "patient": ("!GENERAL DATA", "patient orientation := feet_in\npatient rotation := prone\n!GENERAL DATA"),
-    "patient elsewhere": ("number of time", "Patient Orientation := Head In\nnumber of time"),
-    "patient unknown": ("!GENERAL DATA", "patient orientation := sideways\n!GENERAL DATA"),
-    "generic scanner": ("Generic)  := Cylindrical", "Generic)  := cylindrical"),
-    "arc correction": ("{None}", "{arc correction}"),
-    "arc corrected": ("{None}", "Arc_Corrected"),
-    "two corrections": ("{None}", "{None, arc correction}"),
-    "corrections without braces": ("{None}", "None, arc correction"),
-    "no corrections": ("{None}", "{}"),
-    "exchanged axes": ("label [2] := axial coordinate", "label [2] := view"),
-    "exchanged": ("minimum ring difference per segment := { -1", "minimum ring difference per segment := { 0"),
-    "other order of segments": ("ring difference per segment := { -1,0,1}", "ring difference per segment := { 1,0,-1}"),
-    "late matrix size": ("number of time frames", "!matrix size [1] := 5\nnumber of time frames"),
-    "plane factors": ("factor[1] := 2", "factor[1] := {1,2,0.5}"),
-    "two plane factors": ("factor[1] := 2", "factor[1] := {1,2}"),
-    "equal plane factors": ("factor[1] := 2", "factor[1] := {2,2,2}"),
-    "plane factors first": ("number of time frames", "image scaling factor[1] := {1,2,0.5}\nnumber of time frames"),
-}  # fmt: skip
+
+
+def _whole_changes() -> dict[str, tuple[str, str]]:
+    """Changes of the whole header: old text, new text."""
+    with (Path(__file__).parent / "reference" / "header_changes.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row["variation"]: tuple(row[k].encode().decode("unicode_escape") for k in ("old", "new")) for row in rows}
 
 
 def _another(value: str) -> str:
@@ -129,7 +84,7 @@ def variations(text: str) -> Iterator[tuple[str, str]]:
         for name, change in _CHANGES.items():
             if (new := change(line, key, value)) is not None and new != line:
                 yield f"{key}: {name}", "\n".join([*lines[:n], new, *lines[n + 1 :]]) + "\n"
-    for name, (old, new) in _WHOLE.items():
+    for name, (old, new) in _whole_changes().items():
         if old in text:
             yield name, text.replace(old, new)
 

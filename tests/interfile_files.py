@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from datetime import datetime, timezone
 
 import numpy as np
 import torch
 
+from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.projdata import Scanner
 
 # (number format, bytes per pixel, numpy type)
@@ -169,3 +171,14 @@ SCANNERS = {
     "by parameters": Scanner("my own", 6, 48, 150.5, 3.25, 4.4, 2.2, 0.1, 24, 23),
     "barely known": Scanner("my other", 6, 48, 150.5, 0.0, 4.4, 0.0),
 }
+
+EXAM = ExamInfo(
+    orientation="feet_in",
+    rotation="prone",
+    originating_system="Siemens mMR",
+    time_frames=((30.0, 600.5),),
+    start_time=datetime(2017, 3, 27, 17, 0, 35, 250000, tzinfo=timezone.utc),
+    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.967),
+    calibration_factor=1.25e-3,
+    energy_window=(430.0, 610.0),
+)

@@ -1,10 +1,8 @@
 """Exam information: read from headers of data and images, and written back as STIR does."""
 
-from datetime import datetime, timezone
-
 import pytest
 import torch
-from interfile_files import SCANNERS, replace_in, write_projdata_files
+from interfile_files import EXAM, SCANNERS, replace_in, write_projdata_files
 
 from sirf_diffusion.files.interfile import (
     InterfileError,
@@ -13,20 +11,10 @@ from sirf_diffusion.files.interfile import (
     write_image,
     write_projection_data,
 )
-from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
-EXAM = ExamInfo(
-    orientation="feet_in",
-    rotation="prone",
-    originating_system="Siemens mMR",
-    time_frames=((30.0, 600.5),),
-    start_time=datetime(2017, 3, 27, 17, 0, 35, 250000, tzinfo=timezone.utc),
-    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.967),
-    calibration_factor=1.25e-3,
-    energy_window=(430.0, 610.0),
-)
 HEADER = """patient orientation := feet_in
 patient rotation := prone
 study date := 2017:03:27

@@ -216,37 +216,3 @@ class TestAgainstSTIR:
         assert ours.default_num_arccorrected_bins == its.get_default_num_arccorrected_bins()
         for field in dataclasses.fields(ours.blocks):
             assert getattr(ours.blocks, field.name) == getattr(its, f"get_{field.name}")()
-
-    @pytest.mark.parametrize(
-        ("name", "span", "most", "mashing", "bins", "arc_corrected"),
-        [
-            ("Siemens mMR", 11, 60, 2, 344, False),
-            ("Siemens mMR", 1, 3, 1, 127, True),
-            ("Siemens Vision 600", 19, 79, 1, 520, False),
-            ("GE Discovery 690", 2, 23, 1, 381, False),
-            ("GE Signa PET/MR", 2, 44, 4, 200, False),
-            ("ECAT 962", 9, 22, 2, 288, True),
-            ("ECAT 966", 3, 40, 1, 201, False),
-            ("ECAT 953", 7, 15, 3, 160, True),
-        ],
-    )
-    def test_lines_of_response(self, name, span, most, mashing, bins, arc_corrected):
-        import stir
-
-        scanner = get_scanner(name)
-        views = scanner.max_num_views // mashing
-        ours = ProjDataGeometry.from_scanner(name, span, most, views, bins, arc_corrected)
-        its = stir.ProjDataInfo.construct_proj_data_info(
-            stir.Scanner.get_scanner_from_name(name), span, most, views, bins, arc_corrected
-        )
-        assert its.get_num_segments() == len(ours.segments)
-        for segment in ours.segments:
-            assert its.get_num_axial_poss(segment.num) == segment.num_axial_positions
-            assert its.get_min_ring_difference(segment.num) == segment.min_ring_difference
-            assert its.get_max_ring_difference(segment.num) == segment.max_ring_difference
-            a, view, k = segment.num_axial_positions - 1, views // 3, bins // 3
-            bin_ = stir.Bin(segment.num, view, a, k - bins // 2)
-            assert its.get_phi(bin_) == pytest.approx(ours.view_angles()[view].item(), abs=1e-5)
-            assert its.get_s(bin_) == pytest.approx(ours.tangential_positions()[k].item(), rel=1e-5)
-            assert its.get_m(bin_) == pytest.approx(ours.axial_positions(segment)[a].item(), rel=1e-5)
-            assert its.get_tantheta(bin_) == pytest.approx(ours.tan_theta(segment)[k].item(), rel=1e-5)

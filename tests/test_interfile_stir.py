@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from header_variations import our_numbers, stir_numbers
 from interfile_files import (
+    EXAM,
     asymmetric,
     warnings_of,
 )
@@ -184,3 +186,12 @@ class TestAgainstSTIR:
         assert geometry.voxel_size == pytest.approx((2.03125, 2.5, 2.08626), rel=1e-5)
         assert geometry.origin == pytest.approx((1.5, -2, 3), abs=1e-4)
         assert warnings_of(caplog) == []
+
+    def test_stir_finds_our_exam_information(self, tmp_path):
+        grid = ImageGeometry((2, 3, 3), (2.0, 1.0, 1.0))
+        layout = ProjDataGeometry.from_scanner("ECAT 962", 1, 0, 24, 9)
+        write_image(tmp_path / "ours.hv", asymmetric(grid.shape), grid, exam=EXAM)
+        write_projection_data(tmp_path / "ours.hs", asymmetric(layout.shape), layout, exam=EXAM)
+        for name, kind in (("ours.hv", "image"), ("ours.hs", "projdata")):
+            ours, its = our_numbers(tmp_path / name, kind), stir_numbers(tmp_path / name, kind)
+            assert its == pytest.approx(ours, rel=1e-5, abs=1e-4)

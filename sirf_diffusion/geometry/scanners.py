@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 _MOST = {"num_rings": 2_000, "num_detectors_per_ring": 100_000}
 
@@ -147,7 +148,7 @@ def _index_by_name() -> dict[str, Scanner]:
     with Path(__file__).with_name("scanners.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             names = row.pop("names").split(";")
-            numbers = {key: float(text) if "." in text else int(text) for key, text in row.items()}
+            numbers: dict[str, Any] = {key: float(text) if "." in text else int(text) for key, text in row.items()}
             blocks = BlockStructure(**{field.name: numbers.pop(field.name) for field in fields(BlockStructure)})
             scanner = Scanner(names[0], **numbers, blocks=blocks)
             for name in names:

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ...geometry.projdata import ProjDataGeometry
 from .axial import MAX_COLUMNS, SegmentGroup, group_segments
 from .lor_geometry import InPlaneGrid, ViewWeights, half_chord, inner_weights, rim_weights, strip_edges
 from .sparse import SparseMatrix, map_threaded
-from .subsets import basic_views, divide_views
+from .subsets import as_slice, basic_views, divide_views
 
 _logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Projector:
         self._groups = group_segments(geometry, projdata, self._grid)
         self.basic_views = basic_views(geometry, projdata, related_views)
         self._subsets: dict[int, list[tuple[int, ...]]] = {}
-        self._cache: dict[tuple, SparseMatrix] = {}
+        self._cache: dict[tuple[int, tuple[int, ...], bool], SparseMatrix] = {}
         self._cached_bytes = 0
         self._warned = False
         # Views 90 degrees apart see the same weights on a rotated image, where the grid is square.
@@ -289,12 +290,12 @@ class _Product(torch.autograd.Function):
     """Either product with the other as its derivative."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, projector: Projector, views: tuple[int, ...], transposed: bool) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, projector: Projector, views: tuple[int, ...], transposed: bool) -> Tensor:
         ctx.projector, ctx.views, ctx.transposed = projector, views, transposed
         return projector._adjoint(tensor, views) if transposed else projector._forward(tensor, views)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         product = ctx.projector.forward if ctx.transposed else ctx.projector.adjoint
         return product(gradient, ctx.views), None, None, None
 
@@ -310,18 +311,10 @@ class _Job:
 
     @classmethod
     def of(cls, base: tuple[int, ...], rotations: tuple[int, ...], places: tuple[tuple[int, ...], ...]) -> _Job:
-        return cls(base, rotations, tuple(_as_slice(p) for p in places), places)
+        return cls(base, rotations, tuple(as_slice(p) for p in places), places)
 
     def part(self, which: slice) -> _Job:
         return _Job.of(self.base[which], self.rotations, tuple(p[which] for p in self.places))
-
-
-def _as_slice(numbers: tuple[int, ...]) -> slice | Tensor:
-    """Evenly spaced positions as a slice, which copies faster."""
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    if step > 0 and numbers == tuple(range(numbers[0], numbers[-1] + 1, step)):
-        return slice(numbers[0], numbers[-1] + 1, step)
-    return torch.tensor(numbers)
 
 
 def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:

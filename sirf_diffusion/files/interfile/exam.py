@@ -20,7 +20,7 @@ _MODALITIES = {
 }  # fmt: skip
 
 
-def read_exam_info(path: str | os.PathLike) -> ExamInfo:
+def read_exam_info(path: str | os.PathLike[str]) -> ExamInfo:
     """Exam information of a header (``.hs`` or ``.hv``); its data file is not looked at.
 
     Raises
@@ -31,14 +31,17 @@ def read_exam_info(path: str | os.PathLike) -> ExamInfo:
     header = image_header(path)
     num_frames = header.integer("number of time frames", 1, minimum=1)
     frames = [
-        (header.number("image relative start time (sec)", 0.0, k), header.number("image duration (sec)", 0.0, k))
+        (
+            header.number_unless_words("image relative start time (sec)", 0.0, k),
+            header.number_unless_words("image duration (sec)", 0.0, k),
+        )
         for k in range(1, min(num_frames, 10_000) + 1)
     ]
-    window = tuple(header.number(f"energy window {side} level", -1.0) for side in ("lower", "upper"))
+    window = tuple(header.number_unless_words(f"energy window {side} level", -1.0) for side in ("lower", "upper"))
     nuclide = Radionuclide(
         name=header.text("radionuclide name", header.text("isotope name", "unknown")),
-        half_life=_positive(header.number("radionuclide halflife (sec)", -1.0)),
-        branching_ratio=_positive(header.number("radionuclide branching factor", -1.0)),
+        half_life=_positive(header.number_unless_words("radionuclide halflife (sec)", -1.0)),
+        branching_ratio=_positive(header.number_unless_words("radionuclide branching factor", -1.0)),
     )
     return ExamInfo(
         orientation=header.choice("patient orientation", ORIENTATIONS, "unknown"),
@@ -48,7 +51,7 @@ def read_exam_info(path: str | os.PathLike) -> ExamInfo:
         time_frames=tuple(frames) if any(start or duration for start, duration in frames) else (),
         start_time=_start_time(header),
         radionuclide=nuclide,
-        calibration_factor=_positive(header.number("calibration factor", -1.0)),
+        calibration_factor=_positive(header.number_unless_words("calibration factor", -1.0)),
         energy_window=(window[0], window[1]) if min(window) > 0 else None,
     )
 

@@ -26,7 +26,7 @@ _SLICE_SPACINGS = (
 _BLOCK_BYTES = 2048
 
 
-def image_header(path: str | os.PathLike) -> Header:
+def image_header(path: str | os.PathLike[str]) -> Header:
     """Header of an image in STIR's keys, whoever wrote it."""
     header = Header(path, stir=False)
     if "scale factor (mm/pixel)" in header and "scaling factor (mm/pixel)" not in header:

@@ -50,7 +50,7 @@ class Header:
         If the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a line.
     """
 
-    def __init__(self, path: str | os.PathLike, stir: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], stir: bool = True) -> None:
         self.path, self._stir = Path(path), stir
         self._values: dict[str, dict[int, str]] = {}
         self._unknown: dict[str, None] = {}
@@ -80,7 +80,7 @@ class Header:
                 yield ALIASES.get(key, key), index, line.partition("=")[2].strip(" \t")
 
     def _expanded(self, line: str) -> str:
-        def replace(found: re.Match) -> str:
+        def replace(found: re.Match[str]) -> str:
             if found[1] not in os.environ:
                 raise self.error(f"environment variable '{found[1]}' is not set; it stands in '{line:.80}'")
             return os.environ[found[1]]
@@ -178,6 +178,14 @@ class Header:
     def number(self, key: str, default: float | None = None, index: int = 1) -> float:
         """Finite number; what follows it is a comment."""
         return self._number(self.text(key, None if default is None else repr(default), index), _shown(key, index))
+
+    def number_unless_words(self, key: str, default: float, index: int = 1) -> float:
+        """Number, or the default where there are words instead, as in STIR."""
+        text = self.text(key, repr(default), index)
+        if text[0] in "+-.0123456789":
+            return self._number(text, _shown(key, index))
+        _logger.warning("%s: '%s := %.40s' is no number; taken as not given, as in STIR", self.path, key, text)
+        return default
 
     def integers(self, key: str, index: int = 1, minimum: int | None = None) -> list[int]:
         """List of whole numbers in braces; a bare number is a list of one."""

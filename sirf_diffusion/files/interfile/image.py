@@ -18,7 +18,7 @@ from .values import check_finite, encoded, output_paths, read_values, scale_fact
 _AXES = ("x", "y", "z")
 
 
-def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
+def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometry]:
     """Read one image.
 
     Parameters
@@ -63,7 +63,7 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
 
 
 def write_image(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: torch.Tensor,
     geometry: ImageGeometry,
     number_format: str = "float",

@@ -18,7 +18,7 @@ from .scanner import scanner_lines
 from .values import check_finite, encoded, output_paths, read_values, scale_factors, write_pair
 
 
-def read_projection_data(path: str | os.PathLike) -> tuple[torch.Tensor, ProjDataGeometry]:
+def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ProjDataGeometry]:
     """Read non-TOF projection data of a cylindrical scanner.
 
     Parameters
@@ -54,7 +54,7 @@ def read_projection_data(path: str | os.PathLike) -> tuple[torch.Tensor, ProjDat
     return torch.from_numpy(data), geometry
 
 
-def read_projection_data_geometry(path: str | os.PathLike) -> ProjDataGeometry:
+def read_projection_data_geometry(path: str | os.PathLike[str]) -> ProjDataGeometry:
     """Layout that a header (``.hs``) describes, as of a template; its data file need not exist.
 
     Raises
@@ -66,7 +66,7 @@ def read_projection_data_geometry(path: str | os.PathLike) -> ProjDataGeometry:
 
 
 def write_projection_data(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     data: torch.Tensor,
     geometry: ProjDataGeometry,
     number_format: str = "float",

@@ -64,7 +64,7 @@ def scale_factors(header: Header, num: int) -> np.ndarray:
     factors = header.numbers("image scaling factor") if "image scaling factor" in header else [1.0]
     if len(factors) not in (1, num):
         raise header.error(f"key 'image scaling factor' needs 1 or {num} values, found {len(factors)}")
-    units = _quantification_units(header)
+    units = header.number_unless_words("quantification units", 1.0)
     if units != 1.0:
         if all(factor == 1.0 for factor in factors):
             factors = [units]
@@ -72,17 +72,6 @@ def scale_factors(header: Header, num: int) -> np.ndarray:
             found = f"'image scaling factor' ({factors[0]}) and 'quantification units' ({units})"
             raise header.error(f"keys {found} differ")
     return np.asarray(factors, dtype=np.float32)
-
-
-def _quantification_units(header: Header) -> float:
-    text = header.text("quantification units", "1")
-    try:
-        return header.number("quantification units", 1.0)
-    except InterfileError:
-        if text[0] in "+-.0123456789":
-            raise
-        _logger.info("%s: 'quantification units := %.40s' is a unit and no factor", header.path, text)
-        return 1.0
 
 
 def check_finite(header: Header, values: np.ndarray) -> None:
@@ -101,7 +90,7 @@ def _data_path(header: Header) -> Path:
     return header.path.parent / header.text("name of data file")
 
 
-def output_paths(path: str | os.PathLike, header_suffix: str) -> tuple[Path, Path]:
+def output_paths(path: str | os.PathLike[str], header_suffix: str) -> tuple[Path, Path]:
     """Header and data file of an output name with or without its suffix (``.hv``/``.v`` or ``.hs``/``.s``)."""
     header = Path(path)
     if header.suffix == "" and header.name:
