@@ -32,6 +32,7 @@ PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
   input file := prompts.hs
 prior type := Diffusion Score
   Diffusion Score Parameters :=
+  penalisation factor := 0.1
   {keys}
   END Diffusion Score Parameters :=
 end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
