@@ -38,7 +38,7 @@ class SamplerCallback:
 
     This is the loop of `sirf_diffusion.reconstructors.diffusion.loop.DiffusionReconstructor` with the subiterations as
     its data step: Singh et al. 2024, MELBA 2:547. Without a prior and with the same order of subsets, it gives the
-    image of ``DDSReconstructor.published(anchor_strength=0)`` that starts at the image of the first ``p`` subiterations,
+    image of ``DDSReconstructor.published(anchor_strength=0)`` that starts at the image of the first ``p`` of them,
     with the same intensity scale, and the same noise for the same seed.
 
     Parameters

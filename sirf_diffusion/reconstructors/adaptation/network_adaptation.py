@@ -144,11 +144,24 @@ class NetworkAdaptation(Adaptation):
         return {"name": self.name, **self.chosen.settings, **kept, "adapter": adapter, "seed": self.seed}
 
     def set_up(
-        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
+        self,
+        objective: Objective,
+        model: ScoreModel,
+        consistency: DataConsistency | None,
+        num_steps: int,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        """Find the likelihood to stop at."""
-        self._bind(objective, model, consistency, num_steps)
-        self.coupling.target = self._limit(consistency) if self._adapts else None
+        """Find the likelihood to stop at, or take it over."""
+        self.objective, self._num_steps = objective, num_steps
+        # DDIP's chain has its data step at the end only; here, it is asked at every level.
+        data_step = getattr(consistency, "at_every_level", consistency)
+        self.coupling.set_up(objective, data_step, model.intensity_scale)
+        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
+        self._cost: NetworkCost | None = None
+        if state is None:
+            self.coupling.target = self._limit(consistency) if self._adapts else None
+        else:
+            self.coupling.target = state["target"]
 
     def _limit(self, consistency: DataConsistency | None) -> float | None:
         """The log-likelihood at which there is nothing left to learn; None for no limit."""
@@ -161,28 +174,6 @@ class NetworkAdaptation(Adaptation):
             return schedule.target
         target = split_half_log_likelihood(self.objective)
         return LikelihoodSchedule.compute(self.objective).target if target is None else target
-
-    def restore(
-        self,
-        objective: Objective,
-        model: ScoreModel,
-        consistency: DataConsistency | None,
-        num_steps: int,
-        state: dict[str, Any],
-    ) -> None:
-        """Take the likelihood to stop at over."""
-        self._bind(objective, model, consistency, num_steps)
-        self.coupling.target = state["target"]
-
-    def _bind(
-        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
-    ) -> None:
-        self.objective, self._num_steps = objective, num_steps
-        # DDIP's chain has its data step at the end only; here, it is asked at every level.
-        data_step = getattr(consistency, "at_every_level", consistency)
-        self.coupling.set_up(objective, data_step, model.intensity_scale)
-        self._start = None if self.start_file is None else Adapter.load(self.start_file, model)
-        self._cost: NetworkCost | None = None
 
     @property
     def _adapts(self) -> bool:

@@ -102,8 +102,10 @@ class DataConsistency(Settings, ABC):
     inside: Tensor = field(init=False, repr=False, compare=False)
     intensity_scale: float = field(init=False, repr=False, compare=False)
 
-    def set_up(self, objective: Objective) -> None:
-        """Take what stays fixed from the objective; a subclass may project here."""
+    def set_up(self, objective: Objective, state: dict[str, Any] | None = None) -> None:
+        """Take what stays fixed from the objective; a subclass may project here, but for what a resumed run's ``state``
+        has.
+        """
         sensitivity = objective.sensitivity()
         self.keep(objective=objective, sensitivity=sensitivity, inside=inside(sensitivity))
 
@@ -139,12 +141,8 @@ class DataConsistency(Settings, ABC):
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs instead of the projections of :meth:`set_up`, ready for JSON."""
+        """What a resumed run gives :meth:`set_up` instead of its projections, ready for JSON."""
         return {}
-
-    def restore(self, objective: Objective, state: dict[str, Any]) -> None:
-        """:meth:`set_up` from :meth:`state`."""
-        self.set_up(objective)
 
     def early_image(self) -> Tensor | None:
         """An EM image that :meth:`set_up` happened to compute, for the intensity scale."""
@@ -154,28 +152,22 @@ class DataConsistency(Settings, ABC):
 class Adaptation:
     """A way to fit the prior to the data while sampling.
 
-    The loop calls :meth:`set_up` (or, in a resumed run, :meth:`restore`) once, :meth:`begin` (or :meth:`resume`) at
-    the start of each run, then the object itself at every noise level, before the images are denoised. The model
+    The loop calls :meth:`set_up` once, :meth:`begin` (and in a resumed run :meth:`resume`) at the start of each run,
+    then the object itself at every noise level, before the images are denoised. The model
     given to the reconstructor must stay as it is: an adaptation that changes weights works on its own copy.
     """
 
     name: ClassVar[str] = ""
 
     def set_up(
-        self, objective: Objective, model: ScoreModel, consistency: DataConsistency | None, num_steps: int
-    ) -> None:
-        """Take what stays fixed; may project."""
-
-    def restore(
         self,
         objective: Objective,
         model: ScoreModel,
         consistency: DataConsistency | None,
         num_steps: int,
-        state: dict[str, Any],
+        state: dict[str, Any] | None = None,
     ) -> None:
-        """:meth:`set_up` of a resumed run, from :meth:`state`, without its projections."""
-        self.set_up(objective, model, consistency, num_steps)
+        """Take what stays fixed; may project, but for what a resumed run's :meth:`state` has."""
 
     def begin(self, model: ScoreModel, num_samples: int, batch_size: int) -> ScoreModel:
         """Forget earlier runs; returns the model for the first step."""

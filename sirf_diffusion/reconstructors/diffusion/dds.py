@@ -59,7 +59,7 @@ class AnchoredAscent(DataConsistency):
     #: Any penalty instead of ``axial_rdp``.
     prior: Penalty | None = None
 
-    def set_up(self, objective: Objective) -> None:
+    def set_up(self, objective: Objective, state: dict[str, Any] | None = None) -> None:
         """Prepare the penalty too; nothing is projected."""
         super().set_up(objective)
         if self.prior is not None:

@@ -93,18 +93,14 @@ class AscentToSchedule(DataConsistency):
         if self.target is not None and self.num_em_iterations is not None:
             raise ValueError("give target or num_em_iterations, not both")
 
-    def set_up(self, objective: Objective) -> None:
-        """Compute the schedule."""
-        self._take(
-            objective,
-            LikelihoodSchedule.compute(
-                objective, self.target, self.num_em_iterations, self.margin, self.num_em_iterations_max
-            ),
-        )
-
-    def _take(self, objective: Objective, schedule: LikelihoodSchedule) -> None:
+    def set_up(self, objective: Objective, state: dict[str, Any] | None = None) -> None:
+        """Compute the schedule, or take it over."""
         super().set_up(objective)
-        self.keep(schedule=schedule, _warned=False)
+        if state is None:
+            ending = (self.target, self.num_em_iterations, self.margin, self.num_em_iterations_max)
+            self.keep(schedule=LikelihoodSchedule.compute(objective, *ending), _warned=False)
+        else:
+            self.keep(schedule=LikelihoodSchedule(**state), _warned=False)
 
     def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Ascend from the denoised image; each sample stops at the schedule's value."""
@@ -135,10 +131,6 @@ class AscentToSchedule(DataConsistency):
     def state(self) -> dict[str, Any]:
         """The schedule, whose projections a resumed run must not repeat."""
         return self.schedule.to_dict()
-
-    def restore(self, objective: Objective, state: dict[str, Any]) -> None:
-        """Take the schedule over."""
-        self._take(objective, LikelihoodSchedule(**state))
 
     def early_image(self) -> Tensor | None:
         """The last MLEM image of the schedule."""

@@ -36,23 +36,19 @@ class ResumableReconstructor(Reconstructor):
     _earlier: Cost
     _steps: list[dict[str, Any]]
 
+    def _kept(self, part: str) -> Any:
+        """What the checkpoint has of a part; None in a fresh run."""
+        return None if self._resumed is None else self._resumed.metadata[part]
+
     def _set_up_data_step(self) -> None:
-        if self.consistency is None:
-            return
-        if self._resumed is None:
-            self.consistency.set_up(self.objective)
-        else:
-            self.consistency.restore(self.objective, self._resumed.metadata["consistency"])
+        if self.consistency is not None:
+            self.consistency.set_up(self.objective, self._kept("consistency"))
 
     def _set_up_adaptation(self) -> None:
-        if self.adaptation is None:
-            return
-        fixed = (self.objective, self.model, self.consistency, self.num_steps)
-        if self._resumed is None:
-            self.adaptation.set_up(*fixed)
-        else:
-            self.adaptation.restore(*fixed, self._resumed.metadata["adaptation"])
-        self.settings["adaptation"] = self.adaptation.settings
+        if self.adaptation is not None:
+            fixed = (self.objective, self.model, self.consistency, self.num_steps)
+            self.adaptation.set_up(*fixed, self._kept("adaptation"))
+            self.settings["adaptation"] = self.adaptation.settings
 
     def _checkpoint(self, chain: Chain) -> Checkpoint:
         adapted: dict[str, Tensor] = {}
