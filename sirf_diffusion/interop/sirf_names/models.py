@@ -277,5 +277,4 @@ class AcquisitionModelUsingRayTracingMatrix:
     def _views(self, subset_num: int | None, num_subsets: int | None) -> tuple[int, ...] | None:
         number = self._num_subsets if num_subsets is None else num_subsets
         subset = self._subset_num if subset_num is None else subset_num
-        self._set_up_templates()
-        return self._model.projector.subset_views(subset if number > 1 else None, number)
+        return self.linear_model.projector.subset_views(subset if number > 1 else None, number)
