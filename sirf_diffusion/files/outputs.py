@@ -7,8 +7,10 @@ A long computation must not end with a disk that cannot be written, and a folder
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -254,6 +256,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names."""
+    total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.suffix in (".hs", ".hv"):
+        named = re.search(r"(?im)^\W*name of data file\s*:=\s*(\S.*?)\s*$", path.read_text("utf-8", "replace"))
+        paths += [path.parent / named[1]] if named and (path.parent / named[1]).is_file() else []
+    for each in paths:
+        with each.open("rb") as file:
+            while block := file.read(2**20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
