@@ -83,10 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
         if folder.completed and not arguments.restart:
             print(f"{arguments.out}: the result was whole already and only had to be put into place")
             return 0
+        voxels = math.prod(study.read.geometry.shape)
         more = {"contents": _contents(arguments, study), "software": software_versions(), "workers": arguments.workers}
         study.checkpoint = folder.unfinished(more, restart=arguments.restart) / "run.safetensors"
         # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
-        folder.check_space(4 * math.prod(study.read.geometry.shape) * (2 + 5 * (study.num_samples or 1)))
+        folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
         result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
         if arguments.calibration is not None:
             result = result.calibrated(calibration)
@@ -114,7 +115,7 @@ def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter")}
     if study.par is not None:
         named |= study.par.run.files()
-    return {name: digest(Path(path)) for name, path in named.items() if path is not None}
+    return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}
 
 
 def run_many(arguments: argparse.Namespace) -> int:
