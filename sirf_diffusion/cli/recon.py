@@ -91,10 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
         result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
         if arguments.calibration is not None:
             result = result.calibrated(calibration)
+        if arguments.save_adapter is not None:
+            adaptation.save(arguments.save_adapter)
+            print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
         result.save(folder, arguments.format, arguments.like)
-    if arguments.save_adapter is not None:
-        adaptation.save(arguments.save_adapter)
-        print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
     record = result.record
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")

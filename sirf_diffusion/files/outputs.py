@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .lock import LOCK, locked
+
+logger = logging.getLogger(__name__)
 
 #: In the folder of a result: what a run keeps to go on from, and a complete result that is being put into place.
 UNFINISHED, COMPLETE = ".unfinished", ".complete"
@@ -70,7 +73,7 @@ class OutputFolder:
         self.overwrite = overwrite
         #: Whether `held` put a result of the same settings into place, whose writing had been cut off.
         self.completed = False
-        self._held = False
+        self._held = self._keeps = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -109,11 +112,14 @@ class OutputFolder:
                     yield self
                 finally:
                     self._held = False
-                    if not self._states():
+                    if self._states():
+                        if self._keeps:
+                            logger.warning("what was done so far is kept: the same command goes on from there")
+                    else:
                         shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
         finally:
-            for folder in made:
-                if folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # not empty
+                for folder in made:
                     folder.rmdir()
 
     def unfinished(self, more: Mapping[str, Any], *, restart: bool = False) -> Path:
@@ -144,6 +150,7 @@ class OutputFolder:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             write_json(folder / _SETTINGS, settings)
+        self._keeps = True
         return folder
 
     @contextmanager

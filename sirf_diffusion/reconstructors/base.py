@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
+from ..files.outputs import jsonable
 from ..geometry.checks import check_finite
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
@@ -164,19 +164,21 @@ class Reconstructor(ABC):
             "mean_activity": float(self.objective.uniform_image().max()),
             **self.settings,
         }
-        return json.loads(json.dumps(fingerprint))
+        return jsonable(fingerprint)
 
     def _kept_so_far(self, step: int) -> dict[str, Any]:
         """Metadata of a checkpoint after a step."""
         self._identity = self._identity or self._fingerprint()
-        return {
-            "fingerprint": self._identity,
-            "cost": asdict(self._cost()),
-            "step": step,
-            "steps": list(self._steps),
-            "log_likelihood": list(self._trace),
-            "extras": json.loads(json.dumps(self._extras)),
-        }
+        return jsonable(
+            {
+                "fingerprint": self._identity,
+                "cost": asdict(self._cost()),
+                "step": step,
+                "steps": self._steps,
+                "log_likelihood": self._trace,
+                "extras": self._extras,
+            }
+        )
 
     def _take_over(self) -> tuple[dict[str, Tensor], int]:
         """Tensors of the checkpoint to go on from, and steps done; none in a fresh run."""

@@ -81,8 +81,8 @@ class CheckpointCallback:
         if last or (record.step % self.every == 0 and time.monotonic() - self._when >= self.seconds):
             self.write()
 
-    def write(self) -> bool:
-        """Save the last step, if it is not saved yet; whether there is a checkpoint of the run now."""
+    def write(self) -> None:
+        """Save the last step, if it is not saved yet."""
         if self._latest is not None:
             try:
                 self._latest.save(self.path)
@@ -93,7 +93,6 @@ class CheckpointCallback:
             else:
                 self._latest = None
             self._when = time.monotonic()
-        return self.path.is_file()
 
 
 def _both_floats(a: Any, b: Any) -> bool:

@@ -183,8 +183,8 @@ class Study:
             reconstructor.set_up(None if initial is None else initial.to(objective.device))
             reconstructor.process()
         except BaseException:
-            if keeper is not None and keeper.write():
-                logger.warning("what was done so far is kept: the same again goes on from there (%s)", keeper.path)
+            if keeper is not None:
+                keeper.write()
             raise
 
         image = _as_tensor(objective, reconstructor.get_output())

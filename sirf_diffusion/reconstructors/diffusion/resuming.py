@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...files.outputs import jsonable
 from ..base import Reconstructor
 from ..checkpoint import Checkpoint
 from ..records import Cost
@@ -75,4 +76,4 @@ class ResumableReconstructor(Reconstructor):
             "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
         }
-        return super()._fingerprint() | model
+        return super()._fingerprint() | jsonable(model)
