@@ -84,14 +84,14 @@ def listed(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("method", ["dds", "lisch", "ddip", "osem", "map-rdp", "map-score"])
+@pytest.mark.parametrize("method", ["dds", "lisch", "ddip", "osem", "map-rdp"])
 def test_killed_at_every_renaming_it_goes_on_to_the_same_bits(command, tmp_path, method):
     assert main(command(method, "whole")) == 0
     kills = 0
-    while (code := in_child(command(method), die_at(2 if kills < 4 else 2 + kills, ("os.rename",)))) != 0:
+    while (code := in_child(command(method), die_at(2 + 2 * kills, ("os.rename",)))) != 0:
         assert code == -signal.SIGKILL
         kills += 1
-    assert kills > 3
+    assert kills > 2
     assert listed(tmp_path / "out") == listed(tmp_path / "whole")
     assert images(tmp_path / "out") == images(tmp_path / "whole")
 
@@ -199,8 +199,8 @@ def test_what_a_full_disk_does_not_take_is_written_later(command, tmp_path, monk
         sys.stderr = log.open("w", buffering=1)
 
     assert in_child(command(), fill_disk) == 2
-    assert [line.split(":")[0] for line in log.read_text().splitlines()] == ["WARNING", "sirf-diffusion recon"]
-    assert "the same command goes on" in log.read_text()
+    assert log.read_text().startswith("sirf-diffusion recon: error: ")
+    assert len(log.read_text().splitlines()) == 1
     steps = []
     monkeypatch.setattr(LogCallback, "__call__", lambda self, step: steps.append(step.step))
     assert main(command()) == 0
@@ -215,8 +215,9 @@ def test_too_little_space_is_said_before_anything_is_computed(command, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["dds", "hqs", "lisch", "ddip", "steerable", "map-score"])
-@pytest.mark.parametrize("factor", [1e38, -1e38])
+@pytest.mark.parametrize(
+    ("method", "factor"), [(name, 1e38) for name in METHODS if METHODS[name].uses_model] + [("map-score", -1e38)]
+)
 def test_a_network_that_overflows_is_one_line(command, small_model, tmp_path, capsys, method, factor):
     from safetensors import safe_open
 

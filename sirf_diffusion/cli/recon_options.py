@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.checks import check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
 from ..study.guide import TARGETS
@@ -233,12 +234,9 @@ def calibration_of(text: str | None, study: Study) -> float | None:
             raise ValueError(f"--calibration header: {prompts} has no calibration factor; give it as a number")
         return None
     try:
-        factor = float(text)
-    except ValueError:
-        factor = -1.0
-    if not 0 < factor < float("inf"):
-        raise ValueError(f"--calibration {text}: expected a positive number, or the word header")
-    return factor
+        return check_real("--calibration", float(text), open_below=True)
+    except ValueError as error:
+        raise ValueError(f"--calibration {text}: expected a positive number, or the word header") from error
 
 
 def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:

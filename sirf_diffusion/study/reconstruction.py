@@ -157,7 +157,7 @@ class Study:
         placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical)
-        keeper = self._keeper()
+        keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
         reconstructor = build_reconstructor(
             self.method,
             objective,
@@ -169,7 +169,7 @@ class Study:
             subset_order=asked["subset_order"],
             prior=asked["prior"],
             adaptation=self._adaptation,
-            callbacks=(*([] if keeper is None else [keeper]), *self.callbacks),
+            callbacks=(*keepers, *self.callbacks),
         )
         if self.members is not None:
             reconstructor.restrict_to(self.members)
@@ -177,13 +177,12 @@ class Study:
         if initial is None and early is not None and chosen.name.startswith("map-"):
             # Nearer to the optimum than a uniform image by many iterations, and paid for already.
             initial = early.image
-        if keeper is not None and keeper.path.is_file():
-            reconstructor.resume_from = keeper.path
+        reconstructor.resume_from = next((keeper.path for keeper in keepers if keeper.path.is_file()), None)
         try:
             reconstructor.set_up(None if initial is None else initial.to(objective.device))
             reconstructor.process()
         except BaseException:
-            if keeper is not None:
+            for keeper in keepers:
                 keeper.write()
             raise
 
@@ -221,9 +220,6 @@ class Study:
         if isinstance(self.data, InterfileData):
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
         return data_of(self.data)
-
-    def _keeper(self) -> CheckpointCallback | None:
-        return None if self.checkpoint is None else CheckpointCallback(self.checkpoint, seconds=self.checkpoint_every)
 
     def _values(self) -> dict[str, Any]:
         return self.chosen.with_settings(self._settings, volume=self.read.geometry.shape[0] > 1, quick=self.quick)
@@ -327,10 +323,10 @@ def _cost(record: dict[str, Any], early: Early | None) -> dict[str, Any]:
     """Projections, network evaluations and seconds of a run, the estimate of the intensity scale included."""
     projections, seconds = dict(record["projections"]), dict(record["seconds"])
     if early is not None:
-        projections["forward"] += early.forward
-        projections["back"] += early.back
-        seconds["intensity_scale"] = early.seconds
-        seconds["total"] += early.seconds
+        projections["forward"] += early.cost.forward
+        projections["back"] += early.cost.back
+        seconds["intensity_scale"] = early.cost.total
+        seconds["total"] += early.cost.total
     known = ("projections", "seconds", "method", "settings", "log_likelihood", "trace")
     details = {key: value for key, value in record.items() if key not in known}
     return {"projections": projections, "seconds": seconds, **details}
