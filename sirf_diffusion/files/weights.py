@@ -106,10 +106,7 @@ class WeightsFormat:
     def write(self, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
         """Write a file, whole or not at all, and return its SHA-256; an existing one is replaced.
 
-        Raises
-        ------
-        FileNotFoundError
-            If its folder does not exist.
+        Raises FileNotFoundError if its folder does not exist.
         """
         path, content = Path(path), self.content(tensors, document)
         if not path.parent.is_dir():

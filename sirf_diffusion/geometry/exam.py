@@ -36,6 +36,8 @@ class Radionuclide:
 class ExamInfo:
     """Exam information as STIR's ``ExamInfo`` keeps it.
 
+    Raises ValueError for another orientation, rotation or modality.
+
     Parameters
     ----------
     orientation, rotation
@@ -54,11 +56,6 @@ class ExamInfo:
         Bq/ml per unit of the image, positive; ``None`` if unknown.
     energy_window
         Lower and upper threshold in keV.
-
-    Raises
-    ------
-    ValueError
-        For another orientation, rotation or modality.
     """
 
     orientation: str = "unknown"

@@ -17,9 +17,9 @@ class ImageGeometry:
 
     ``z = origin_z + k * dz``, ``y = origin_y + (j - ny // 2) * dy``, ``x = origin_x + (i - nx // 2) * dx``,
 
-    in mm. STIR counts planes from zero at the first plane and centres the in-plane index range, so an
-    even in-plane size is half a voxel off-centre. The scanner's axis is at ``x = y = 0``, and its axial
-    centre lies at the middle of the image if ``origin_z`` is 0.
+    in mm. STIR counts planes from zero at the first plane and centres the in-plane index range, so an even in-plane
+    size is half a voxel off-centre. The scanner's axis is at ``x = y = 0``, and its axial centre lies at the middle of
+    the image if ``origin_z`` is 0. Raises ValueError if a size is not positive or not three numbers were given.
 
     Parameters
     ----------
@@ -29,11 +29,6 @@ class ImageGeometry:
         Voxel size ``(z, y, x)`` in mm, all positive.
     origin
         STIR's origin ``(z, y, x)`` in mm.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive or not three numbers were given.
 
     Examples
     --------

@@ -20,10 +20,7 @@ HEAD_FIRST_SUPINE: Position = ("head_in", "supine")
 def position_of(exam: ExamInfo | None) -> Position | None:
     """Position of the patient; None if nobody said. Of two words, an unknown one stands for head first or supine.
 
-    Raises
-    ------
-    ValueError
-        If it is another one than head or feet first, supine or prone.
+    Raises ValueError if it is another one than head or feet first, supine or prone.
     """
     if exam is None or (exam.orientation, exam.rotation) == ("unknown", "unknown"):
         return None

@@ -27,6 +27,9 @@ __all__ = ["BlockStructure", "ProjDataGeometry", "Scanner", "Segment"]
 class ProjDataGeometry:
     """Layout of non-TOF projection data of a cylindrical scanner.
 
+    Raises ValueError if a size is not positive, segments are missing or repeated, a tangential position lies beyond the
+    ring, or axial positions do not fall between rings.
+
     Parameters
     ----------
     scanner
@@ -43,12 +46,6 @@ class ProjDataGeometry:
         In mm, of arc-corrected data; default: the scanner's ``default_bin_size``. ``None`` otherwise.
     bed_position
         Horizontal and vertical start position of the bed in mm; carried along, not used by the projector.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive, segments are missing or repeated, a tangential position lies beyond the ring, or
-        axial positions do not fall between rings.
     """
 
     scanner: Scanner
@@ -122,6 +119,8 @@ class ProjDataGeometry:
     ) -> ProjDataGeometry:
         """Layout of a scanner's data as STIR's ``ProjDataInfo::construct_proj_data_info`` makes it.
 
+        Raises ValueError if ``span`` or ``max_ring_difference`` is outside its range, or the name is unknown.
+
         Parameters
         ----------
         scanner
@@ -138,11 +137,6 @@ class ProjDataGeometry:
             Default: the scanner's largest, or its default arc-corrected, size.
         arc_corrected
             See the class.
-
-        Raises
-        ------
-        ValueError
-            If ``span`` or ``max_ring_difference`` is outside its range, or the name is unknown.
 
         Examples
         --------

@@ -34,6 +34,8 @@ class BlockStructure:
 class Scanner:
     """A cylindrical PET scanner.
 
+    Raises ValueError if a size is not positive (or a depth is negative), or the number of detectors is odd.
+
     Parameters
     ----------
     name
@@ -54,11 +56,6 @@ class Scanner:
         Tangential sizes; 0 when unknown.
     blocks
         Grouping of the crystals, carried along for STIR's sake.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive (or a depth is negative), or the number of detectors is odd.
     """
 
     name: str
@@ -113,16 +110,13 @@ def find_scanner(name: str) -> Scanner | None:
 def get_scanner(name: str) -> Scanner:
     """Scanner of that name.
 
+    Raises ValueError if no such scanner is known.
+
     Parameters
     ----------
     name
         Any name STIR accepts (and a few written-out ones, such as ``"Biograph Vision 600"``); case, blanks and
         underscores do not matter.
-
-    Raises
-    ------
-    ValueError
-        If no such scanner is known.
 
     Examples
     --------

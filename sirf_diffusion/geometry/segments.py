@@ -66,11 +66,8 @@ def describe_segments(segments: tuple[Segment, ...]) -> str:
 def segments_of_span(num_rings: int, span: int, max_ring_difference: int) -> tuple[Segment, ...]:
     """Segments 0, +1, -1, ... as STIR's ``ProjDataInfo::construct_proj_data_info`` makes them.
 
-    Raises
-    ------
-    ValueError
-        If ``span`` or ``max_ring_difference`` is outside its range, or together they leave the outermost segments a
-        single ring difference.
+    Raises ValueError if ``span`` or ``max_ring_difference`` is outside its range, or together they leave the outermost
+    segments a single ring difference.
     """
     if not 1 <= span <= 2 * num_rings - 1:
         raise ValueError(f"span must be between 1 and {2 * num_rings - 1} for {num_rings} rings, found {span}")

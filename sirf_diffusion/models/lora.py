@@ -107,6 +107,8 @@ class LowRank(nn.Module):
 class Adapter:
     """A score model with weights that may change, on a copy of its network; the given model is never touched.
 
+    Raises ValueError if the network has no weights to adapt.
+
     Parameters
     ----------
     model
@@ -123,11 +125,6 @@ class Adapter:
     model : ScoreModel
         The adapted model: as the base model, bound where that is, with the changed network and the base's hash. At the
         start it gives what the base gives, to the bit.
-
-    Raises
-    ------
-    ValueError
-        If the network has no weights to adapt.
     """
 
     def __init__(
@@ -209,10 +206,7 @@ class Adapter:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Set what may change; names and shapes must be those of :meth:`tensors`.
 
-        Raises
-        ------
-        ValueError
-            If they are not, or values are not finite.
+        Raises ValueError if they are not, or values are not finite.
         """
         try:
             check_tensors(tensors, self._free)
@@ -272,12 +266,8 @@ class Adapter:
     def load(cls, path: str | os.PathLike[str], model: ScoreModel) -> Adapter:
         """The adapter of a file, on a copy of the model that it was made for.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        AdapterFileError
-            If it is no adapter file, or belongs to another base model.
+        Raises FileNotFoundError if there is no such file, and AdapterFileError if it is no adapter file, or belongs to
+        another base model.
         """
         content, tensors, _ = _FORMAT.read(path)
         base = str(content.get("base"))

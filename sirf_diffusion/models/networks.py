@@ -22,6 +22,8 @@ _MAX_LEVELS = 6
 class NetworkConfig:
     """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`.
 
+    Raises ValueError if a value has the wrong type or is out of range.
+
     Parameters
     ----------
     channels
@@ -54,11 +56,6 @@ class NetworkConfig:
     preconditioning, data_sd, num_train_steps
         Fixed factors around the network, which make it a denoiser (`sirf_diffusion.models.preconditioning`): their
         kind, and the constants that some kinds have, at most 1e6.
-
-    Raises
-    ------
-    ValueError
-        If a value has the wrong type or is out of range.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96)

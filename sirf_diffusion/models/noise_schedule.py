@@ -59,6 +59,9 @@ class NoiseSchedule(ABC):
     ) -> Tensor:
         """Times of a reverse-diffusion run, from ``t_start`` down to ``t_end``.
 
+        Raises ValueError if an argument is out of range, or the schedule is discrete and has fewer times than asked
+        for.
+
         Parameters
         ----------
         num_steps
@@ -75,11 +78,6 @@ class NoiseSchedule(ABC):
         -------
         Tensor
             ``K + 1`` strictly decreasing times, float64.
-
-        Raises
-        ------
-        ValueError
-            If an argument is out of range, or the schedule is discrete and has fewer times than asked for.
         """
         t_end = float(self.t_min if t_end is None else t_end)
         t_start = float(self.t_max if t_start is None else t_start)

@@ -100,7 +100,8 @@ class Predictor:
         """Clean image and noise in a noisy latent image: ``(u0, eps)`` with ``u = gamma u0 + nu eps``.
 
         Three orientations: the network's outputs are averaged; ``u0``, ``eps`` and the score are the same affine
-        functions of each, so that all of them are averages.
+        functions of each, so that all of them are averages. Raises ValueError if the shape does not fit, or there is no
+        noise at ``t``.
 
         Parameters
         ----------
@@ -111,11 +112,6 @@ class Predictor:
         turn
             Number of the noise level, for ``planes="alternating"``: of transverse, coronal and sagittal slices only
             those whose turn it is are looked at. None for the mean over all.
-
-        Raises
-        ------
-        ValueError
-            If the shape does not fit, or there is no noise at ``t``.
         """
         with torch.no_grad():
             return self._predict(u, t, turn)

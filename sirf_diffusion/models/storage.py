@@ -122,10 +122,7 @@ def list_models() -> list[str]:
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     """File of a bundled model's name, or of a path.
 
-    Raises
-    ------
-    ModelFileError
-        If there is neither such a model nor such a file.
+    Raises ModelFileError if there is neither such a model nor such a file.
     """
     if isinstance(name_or_path, str) and name_or_path in list_models():
         return BUNDLED / f"{name_or_path}{_SUFFIX}"
@@ -148,11 +145,8 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, str]:
     """Network (float32, on the CPU, evaluation mode), configuration and SHA-256 of a model file.
 
-    Raises
-    ------
-    ModelFileError
-        If the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or its tensors do
-        not fit the network that the configuration describes.
+    Raises ModelFileError if the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or
+    its tensors do not fit the network that the configuration describes.
     """
     built: list[tuple[nn.Module, ModelConfig]] = []
 
@@ -177,6 +171,9 @@ def save_model(
 ) -> str:
     """Write a model file and return its SHA-256; the file appears under its name only when it is complete.
 
+    Raises ValueError if the weights do not fit the configuration's network, or are not finite in the type they are
+    stored in.
+
     Parameters
     ----------
     path
@@ -187,11 +184,6 @@ def save_model(
         The configuration.
     weights_dtype
         ``"float32"``, or ``"float16"`` for half the size.
-
-    Raises
-    ------
-    ValueError
-        If the weights do not fit the configuration's network, or are not finite in the type they are stored in.
     """
     return _FORMAT.write(path, _storable(weights, config, weights_dtype), config.to_dict())
 

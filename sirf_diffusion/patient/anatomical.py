@@ -91,10 +91,7 @@ class AnatomicalImage:
     def on(self, geometry: ImageGeometry) -> Tensor:
         """Values ``[z, y, x]`` float32 on a grid, see `resample`; on its own grid, the same numbers. Logged once.
 
-        Raises
-        ------
-        ValueError
-            If less than half of the smaller one of grid and image is common to both.
+        Raises ValueError if less than half of the smaller one of grid and image is common to both.
         """
         if geometry not in self._placed:
             grid = stir_grid(geometry, self._position())
@@ -118,11 +115,7 @@ class AnatomicalImage:
         """Share of the patient in an emission image ``[z, y, x]`` that the image covers, in [0, 1].
 
         The patient is where the emission is above a fifth of its 99.5th percentile. Less than 95 % gives a warning.
-
-        Raises
-        ------
-        ValueError
-            For less than a half.
+        Raises ValueError for less than a half.
         """
         values = emission.detach().cpu().numpy()
         index = np.argwhere(values > 0.2 * np.quantile(values[values > 0], 0.995)).T

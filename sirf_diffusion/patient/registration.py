@@ -87,7 +87,8 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     where the files say that the images lie and, where that is another place, with their centres of mass on each other;
     the better result is taken. From there it is disturbed by about 10 mm and 9 degrees, twice, and has to come back:
     for images that have nothing in common it does not. Deterministic for a given number of threads. There is a warning,
-    logged as well, for each reason to distrust the result.
+    logged as well, for each reason to distrust the result. Raises ImportError without SimpleITK, and ValueError if less
+    than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
 
     Parameters
     ----------
@@ -95,13 +96,6 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
         Emission image (an early OSEM image will do) or attenuation image.
     moving
         MR or CT image.
-
-    Raises
-    ------
-    ImportError
-        Without SimpleITK.
-    ValueError
-        If less than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
     """
     pair = _Pair(fixed, moving)
     before = pair.information(np.zeros(6))

@@ -90,6 +90,8 @@ def write_dicom(
 ) -> None:
     """Write an image as a DICOM PET series: a file per plane, 16 bits with a slope of its own, new UIDs.
 
+    Raises ValueError if the shape, a value, the units, the folder or the reference series cannot be used.
+
     Parameters
     ----------
     folder
@@ -103,11 +105,6 @@ def write_dicom(
         the frame of reference if the image lies in it. Without it the patient is anonymous.
     units
         What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
-
-    Raises
-    ------
-    ValueError
-        If the shape, a value, the units, the folder or the reference series cannot be used.
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)

@@ -30,6 +30,9 @@ class AcquisitionError(ValueError):
 class Acquisition:
     r"""Measured counts with the expected model ``q = m (G x + a)``, in STIR's conventions.
 
+    Raises AcquisitionError if a value or a shape makes no sense; when the objective is made, if attenuation seems to be
+    given twice.
+
     Parameters
     ----------
     prompts
@@ -54,11 +57,6 @@ class Acquisition:
         File names for messages and for the record, by the names of the fields above.
     exam
         Exam information of the prompts.
-
-    Raises
-    ------
-    AcquisitionError
-        If a value or a shape makes no sense; when the objective is made, if attenuation seems to be given twice.
     """
 
     prompts: Tensor
@@ -152,10 +150,7 @@ class Acquisition:
     def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> Any:
         """The Poisson log-likelihood of the embedded engine; the projector is made once per device.
 
-        Raises
-        ------
-        ValueError
-            If the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
+        Raises ValueError if the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
         """
         from .poisson import PoissonObjective
 
@@ -187,10 +182,7 @@ class Acquisition:
     def check_attenuation(self) -> None:
         """Whether attenuation seems to be given twice, as when the objective is made; costs a projection.
 
-        Raises
-        ------
-        AcquisitionError
-            If so, and `attenuation_in_factors` does not say that all is well.
+        Raises AcquisitionError if so, and `attenuation_in_factors` does not say that all is well.
         """
         from .acquisition_model import attenuation_factors
         from .projector import Projector

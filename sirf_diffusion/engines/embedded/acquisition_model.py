@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 class AcquisitionModel:
     r"""Expected counts :math:`q = m (G P x + a) + b'` in STIR's and SIRF's convention.
 
+    Raises ValueError if a term has another shape than the projection data, is negative or not finite.
+
     Parameters
     ----------
     projector
@@ -39,11 +41,6 @@ class AcquisitionModel:
         Full width at half maximum of the Gaussian ``P`` applied to the image: one number or ``(z, y, x)``, in mm;
         zero or ``None`` for none. Activity that it moves out of the image is lost; one number is not applied across a
         single plane.
-
-    Raises
-    ------
-    ValueError
-        If a term has another shape than the projection data, is negative or not finite.
     """
 
     def __init__(
@@ -144,11 +141,7 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     """Probability ``exp(-integral of mu)`` that both photons of each bin escape, at most 1, to multiply into ``m``.
 
     ``mu_image`` holds linear attenuation coefficients at 511 keV in 1/cm (water 0.096), ``[z, y, x]``, non-negative.
-
-    Raises
-    ------
-    ValueError
-        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
+    Raises ValueError if values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
     mu_image = without_rounding(mu_image, "mu_image")
     check_attenuation_units(mu_image, "mu_image")

@@ -29,16 +29,12 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     What is read: projection data, additive sinogram, normalisation from projection data (which STIR *divides* by: the
     multiplicative factors are their reciprocals), from an attenuation image, or chained, ray tracing projectors, the
     image's size and zoom, the initial estimate. File names are relative to the working folder, as STIR takes them.
+    Raises ParFileError for everything else that would change the image, by name and line.
 
     Returns
     -------
     tuple
         The acquisition, and the image of ``initial estimate``; None if there is none.
-
-    Raises
-    ------
-    ParFileError
-        For everything else that would change the image, by name and line.
     """
     block = run.par.objective()
     if block.name != f"{PROJECTION_DATA} parameters":

@@ -20,7 +20,8 @@ from .subsets import largest_num_subsets, select_views
 class PoissonObjective(Objective):
     r"""Log-likelihood :math:`L(x) = \sum_i y_i \log q_i - q_i` with :math:`q = m (G P x + a) + b'`, maximised.
 
-    The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number.
+    The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number. Raises ValueError if
+    the prompts do not fit the model, are negative, not finite, or all zero.
 
     Parameters
     ----------
@@ -34,11 +35,6 @@ class PoissonObjective(Objective):
         Names of the files of the data, for records.
     exam
         Exam information of the prompts.
-
-    Raises
-    ------
-    ValueError
-        If the prompts do not fit the model, are negative, not finite, or all zero.
     """
 
     def __init__(
@@ -63,12 +59,8 @@ class PoissonObjective(Objective):
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
         """Project ``x [..., z, y, x]`` once; see :class:`~sirf_diffusion.engines.objective.Evaluation`.
 
-        ``gradient(active)`` with a bool per image returns the gradients of the active images only, stacked.
-
-        Raises
-        ------
-        ValueError
-            If a bin with counts is predicted to have none, or the image is not finite.
+        ``gradient(active)`` with a bool per image returns the gradients of the active images only, stacked. Raises
+        ValueError if a bin with counts is predicted to have none, or the image is not finite.
         """
         views = self._views(subset)
         share = self._share(views)
@@ -118,10 +110,7 @@ class PoissonObjective(Objective):
     def uniform_image(self) -> Tensor:
         """Constant where the sensitivity is positive, such that ``sum(A x + b) = sum(y)``; zero elsewhere.
 
-        Raises
-        ------
-        ValueError
-            If no image bin is seen, or the expected background exceeds the measured counts.
+        Raises ValueError if no image bin is seen, or the expected background exceeds the measured counts.
         """
         sensitivity = self.sensitivity()
         counts = self.prompts.sum(dtype=torch.float64)

@@ -40,7 +40,8 @@ class Projector:
     ``g_ij`` is the mean length of bin ``i``'s lines in voxel ``j``, divided by the voxel size in x, as STIR's ray
     tracing has it: a projection is the line integral in mm, divided by the voxel size in x. Rays are traced inside the
     largest circle about the axis that the image contains. Axially a bin is as wide as the distance between its
-    segment's planes.
+    segment's planes. Raises ValueError if the image lies outside the scanner, is shifted in plane, or its planes do not
+    fit the sinograms.
 
     Parameters
     ----------
@@ -55,11 +56,6 @@ class Projector:
         projections run in chunks, and weights that found no room are computed anew in each call.
     related_views
         How many views STIR's projector relates by symmetry at most, see `basic_views`: they share a subset.
-
-    Raises
-    ------
-    ValueError
-        If the image lies outside the scanner, is shifted in plane, or its planes do not fit the sinograms.
 
     Examples
     --------

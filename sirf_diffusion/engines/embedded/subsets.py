@@ -43,12 +43,8 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
     """Views of each subset, ascending: subset ``s`` has the views whose basic view is ``s`` modulo ``num_subsets``.
 
     As in STIR the subsets of an objective function may differ in size, which is logged: each has its own sensitivity,
-    but methods that take one for the whole (times ``num_subsets``) converge badly. STIR's OSMAPOSL refuses them.
-
-    Raises
-    ------
-    ValueError
-        If a subset would have no views, or with ``equal`` if they differ in size.
+    but methods that take one for the whole (times ``num_subsets``) converge badly. STIR's OSMAPOSL refuses them. Raises
+    ValueError if a subset would have no views, or with ``equal`` if they differ in size.
     """
     subsets: list[tuple[int, ...]] = _divided(basic, num_subsets) if num_subsets >= 1 else [()]
     sizes = [len(views) for views in subsets]

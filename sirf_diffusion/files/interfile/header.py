@@ -37,17 +37,15 @@ class UnsupportedError(InterfileError):
 class Header:
     """Parsed Interfile header.
 
+    Raises InterfileError if the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a
+    line.
+
     Parameters
     ----------
     path
         Header file.
     stir
         By STIR's rules; otherwise every key is kept, whatever its index and place, as for headers of other programs.
-
-    Raises
-    ------
-    InterfileError
-        If the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a line.
     """
 
     def __init__(self, path: str | os.PathLike[str], stir: bool = True) -> None:

@@ -21,6 +21,9 @@ _AXES = ("x", "y", "z")
 def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometry]:
     """Read one image.
 
+    Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
+    finite, and UnsupportedError if there are several time frames or image data types, or the axes are not x, y, z.
+
     Parameters
     ----------
     path
@@ -32,13 +35,6 @@ def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometr
     image, geometry
         ``float32`` ``[z, y, x]``, and its grid. The centre of the first voxel lies at the header's 'first pixel offset
         (mm)' (up to the header's rounding); without that of z the origin is 0.
-
-    Raises
-    ------
-    InterfileError
-        If a key is missing or has no meaning, the data file is missing or short, or values are not finite.
-    UnsupportedError
-        If there are several time frames or image data types, or the axes are not x, y, z.
     """
     header = image_header(path)
     _check_single_image(header)
@@ -71,6 +67,8 @@ def write_image(
 ) -> None:
     """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
 
+    Raises InterfileError if the shape does not match, a value is not finite or the files cannot be written.
+
     Parameters
     ----------
     path
@@ -83,11 +81,6 @@ def write_image(
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
     exam
         Exam information to keep with the image, usually that of the prompts (see `read_exam_info`).
-
-    Raises
-    ------
-    InterfileError
-        If the shape does not match, a value is not finite or the files cannot be written.
     """
     header, data = output_paths(path, ".hv")
     array = image.detach().to("cpu", torch.float32).numpy()

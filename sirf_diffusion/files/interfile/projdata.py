@@ -21,6 +21,10 @@ from .values import check_finite, encoded, output_paths, read_values, scale_fact
 def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ProjDataGeometry]:
     """Read non-TOF projection data of a cylindrical scanner.
 
+    Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
+    finite, and UnsupportedError for time-of-flight, list-mode, SPECT and Siemens headers, scanners made of blocks, and
+    several time frames.
+
     Parameters
     ----------
     path
@@ -33,13 +37,6 @@ def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, Pr
     data, geometry
         ``float32`` ``[sinogram, view, tangential]`` and its layout. Segments are put in the order 0, +1, -1, +2, ...
         whatever their order in the file, so that data of different files can be combined.
-
-    Raises
-    ------
-    InterfileError
-        If a key is missing or has no meaning, the data file is missing or short, or values are not finite.
-    UnsupportedError
-        For time-of-flight, list-mode, SPECT and Siemens headers, scanners made of blocks, and several time frames.
     """
     header = Header(path)
     geometry, stored, by_view = read_layout(header)
@@ -57,10 +54,7 @@ def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, Pr
 def read_projection_data_geometry(path: str | os.PathLike[str]) -> ProjDataGeometry:
     """Layout that a header (``.hs``) describes, as of a template; its data file need not exist.
 
-    Raises
-    ------
-    InterfileError, UnsupportedError
-        As :func:`read_projection_data`, but for the data.
+    Raises InterfileError, UnsupportedError as :func:`read_projection_data`, but for the data.
     """
     return read_layout(Header(path))[0]
 
@@ -74,6 +68,8 @@ def write_projection_data(
 ) -> None:
     """Write projection data as STIR does: little-endian, views of a segment one after another.
 
+    Raises InterfileError if the shape does not match, a value is not finite or the files cannot be written.
+
     Parameters
     ----------
     path
@@ -86,11 +82,6 @@ def write_projection_data(
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
     exam
         Exam information to keep with the data.
-
-    Raises
-    ------
-    InterfileError
-        If the shape does not match, a value is not finite or the files cannot be written.
     """
     header, data_file = output_paths(path, ".hs")
     array = data.detach().to("cpu", torch.float32).numpy()

@@ -72,6 +72,9 @@ class ParFile:
     ) -> ParFile:
         """Parse a text.
 
+        Raises ParFileError if the text is no parameter file, or, being strict, where STIR would read it otherwise than
+        it looks.
+
         Parameters
         ----------
         text, path
@@ -80,11 +83,6 @@ class ParFile:
             What ``${NAME}`` stands for; the process's environment if omitted.
         strict
             Raise on the first problem that is not harmless, and log the harmless ones, instead of only listing them.
-
-        Raises
-        ------
-        ParFileError
-            If the text is no parameter file, or, being strict, where STIR would read it otherwise than it looks.
         """
         reader = TreeReader(text, os.fspath(path), os.environ if environment is None else environment)
         root = reader.read()

@@ -54,10 +54,7 @@ class ParRun:
     def of(cls, par: ParFile) -> ParRun:
         """Read the keys outside of the objective function.
 
-        Raises
-        ------
-        ParFileError
-            For the file of another program, a key that is not known, a filter, or a value out of range.
+        Raises ParFileError for the file of another program, a key that is not known, a filter, or a value out of range.
         """
         root = par.root
         if root.name not in keys.ALGORITHM:
@@ -118,10 +115,7 @@ class ParRun:
     def num_epochs(self) -> int:
         """Passes through the data that the file asks for.
 
-        Raises
-        ------
-        ParFileError
-            If the subiterations are no whole number of passes, or the order of the subsets is random.
+        Raises ParFileError if the subiterations are no whole number of passes, or the order of the subsets is random.
         """
         root = self.par.root
         if self.random_order:

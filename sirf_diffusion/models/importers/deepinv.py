@@ -20,17 +20,15 @@ _FITTING: dict[str, tuple[Any, ...]] = {
 def convert_drunet(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Configuration, which the shapes tell, and weights.
 
+    Raises UnsupportedNetworkError if ``act_mode`` is missing, or the network has other layers: biases, other ways of
+    resampling, colour images.
+
     Parameters
     ----------
     weights
         The state dictionary.
     config
         Arguments that the network was built with; ``act_mode``, which does not show in the weights, is needed.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If ``act_mode`` is missing, or the network has other layers: biases, other ways of resampling, colour images.
     """
     require(config, _FITTING, _WHAT)
     if "act_mode" not in config:

@@ -13,7 +13,8 @@ class DenoiserNetwork(nn.Module):
     """A function of noisy images and their noise level as the network of a `ScoreModel`.
 
     For networks whose architecture model files cannot describe: deepinv's denoisers, TorchScript and ``torch.export``
-    modules, anything that can be called. Loading such a program runs it: do so only with files that you trust.
+    modules, anything that can be called. Loading such a program runs it: do so only with files that you trust. Raises
+    ValueError if ``brightness`` is not positive.
 
     Parameters
     ----------
@@ -24,11 +25,6 @@ class DenoiserNetwork(nn.Module):
         What the mean activity is in its training images: the image is given times this, and the noise level too. About
         0.2 for a denoiser of pictures between 0 and 1; without influence on one that is scale-equivariant, like
         DRUNet. Positive.
-
-    Raises
-    ------
-    ValueError
-        If ``brightness`` is not positive.
 
     Examples
     --------

@@ -48,10 +48,7 @@ _NAMES = (
 def convert_diffusers(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Configuration and weights of a state dictionary and the ``config.json`` beside it.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the configuration has something that has no counterpart here.
+    Raises UnsupportedNetworkError if the configuration has something that has no counterpart here.
     """
     require(config, _FITTING, _WHAT)
     channels = config.get("block_out_channels", (224, 448, 672, 896))

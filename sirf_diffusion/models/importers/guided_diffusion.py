@@ -31,17 +31,14 @@ def convert_guided_diffusion(
 ) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Configuration, which the shapes tell but for the attention heads, and weights.
 
+    Raises UnsupportedNetworkError if the network is not of the plain form.
+
     Parameters
     ----------
     weights
         The state dictionary.
     config
         ``num_head_channels`` or ``num_heads``; ``use_new_attention_order``.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the network is not of the plain form.
     """
     _refuse(weights)
     # Blocks of each level as their numbers on the way down; a convolution begins the next level.

@@ -26,10 +26,7 @@ _FITTING: dict[str, tuple[Any, ...]] = {
 def convert_monai(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Configuration and weights of a state dictionary and the arguments that the network was built with.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If an argument is unknown, missing or has no counterpart here.
+    Raises UnsupportedNetworkError if an argument is unknown, missing or has no counterpart here.
     """
     config = constructor_arguments(config)
     unknown = sorted(set(config) - set(_KNOWN))
@@ -65,10 +62,7 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def plain_arguments(section: dict[str, Any], config: dict[str, Any], what: str) -> dict[str, Any]:
     """Arguments in a section of a bundle's configuration; references to plain values in it are followed.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If an argument refers to something else, or is an expression: nothing is evaluated.
+    Raises UnsupportedNetworkError if an argument refers to something else, or is an expression: nothing is evaluated.
     """
     arguments = {}
     for key, value in section.items():

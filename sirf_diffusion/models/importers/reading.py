@@ -31,12 +31,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """State dictionary in a ``.safetensors`` file, or one of ``torch.save``, as float32.
 
     Files of ``torch.save`` are read with ``weights_only=True``, which builds tensors and plain containers and nothing
-    else.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the file is damaged, needs unpickling, is larger than 4 GiB, or holds no state dictionary.
+    else. Raises UnsupportedNetworkError if the file is damaged, needs unpickling, is larger than 4 GiB, or holds no
+    state dictionary.
     """
     if path.suffix == ".safetensors":
         content: Any = _FILE.read_any(path)[0]

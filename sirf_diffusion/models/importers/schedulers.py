@@ -73,6 +73,8 @@ class Training:
 def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, time_input: str = "t") -> Training:
     """Training with a schedule and a prediction.
 
+    Raises ValueError if they are not known, or do not suit each other.
+
     Parameters
     ----------
     schedule
@@ -85,11 +87,6 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
         positive and ``v`` for a negative factor of the output.
     time_input
         ``t`` or ``log_sigma``; what a network of flow, ``edm``, ``angle`` or ``score`` is told is part of these.
-
-    Raises
-    ------
-    ValueError
-        If they are not known, or do not suit each other.
     """
     if isinstance(schedule, NoiseSchedule):
         schedule = schedule.to_config()
@@ -133,10 +130,7 @@ def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Tr
 def of_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Schedule, for `training`, and prediction in a ``scheduler_config.json``.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the scheduler, or an option that changes what a network means, is not known here.
+    Raises UnsupportedNetworkError if the scheduler, or an option that changes what a network means, is not known here.
     """
     told = str(config.get("_class_name", "DDPMScheduler"))
     name, what = told.removesuffix("Scheduler"), f"scheduler {told}"
@@ -181,10 +175,7 @@ def of_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     """Schedule and prediction of the scheduler in a bundle's configuration; None if it has none.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the scheduler is not known here, or there are several different ones.
+    Raises UnsupportedNetworkError if the scheduler is not known here, or there are several different ones.
     """
     meant = []
     for section in _dictionaries(config):
