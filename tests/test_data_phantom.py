@@ -345,8 +345,7 @@ class TestSliceStream:
     def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):
         image = torch.rand(1, 16, 12)
         moved, unmoved = (
-            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0]
-            for shift in (0.5, 0.0)
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0] for shift in (0.5, 0.0)
         )
         assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
         assert not torch.allclose(unmoved, moved, atol=0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +18,8 @@ from torch import Tensor
 Time = TypeVar("Time", float, Tensor)
 
 SPACINGS = ("t", "log_sigma", "karras")
+#: What networks predict.
+PREDICTIONS = ("eps", "x0", "v", "score")
 _KARRAS_RHO = 7.0
 
 
@@ -38,17 +41,21 @@ class NoiseSchedule(ABC):
         """Highest time."""
         return 1.0
 
-    @abstractmethod
     def gamma(self, t: Time) -> Time:
         """Factor of the clean image at time ``t``."""
+        return exp(-0.5 * self._log_total(t))
 
-    @abstractmethod
     def nu(self, t: Time) -> Time:
         """Standard deviation of the noise at time ``t``."""
+        return sqrt(-expm1(-self._log_total(t)))
 
-    @abstractmethod
     def sigma(self, t: Time) -> Time:
         """Relative noise level ``nu / gamma`` at time ``t``, increasing with ``t``."""
+        return sqrt(expm1(self._log_total(t)))
+
+    def _log_total(self, t: Time) -> Time:
+        """``log(1 + sigma^2)``, from which the rest follows for a variance-preserving schedule."""
+        raise NotImplementedError
 
     @abstractmethod
     def t_of_sigma(self, sigma: Time) -> Time:
@@ -183,6 +190,53 @@ class NoiseSchedule(ABC):
         tolerance = 1e-5  # float32 tensors hold the ends of the range only to about this
         if not (low >= first * (1 - tolerance) and high <= last * (1 + tolerance)):
             raise ValueError(f"sigma must lie in [{first:g}, {last:g}] for this schedule, found {low:g} to {high:g}")
+
+
+def denoised_and_noise(prediction: str, output: Tensor, u: Tensor, gamma: float, nu: float) -> tuple[Tensor, Tensor]:
+    """Clean image and noise ``(u0, eps)``, with ``u = gamma u0 + nu eps``, from what a network predicts.
+
+    ``eps``: the noise. ``x0``: the clean image. ``v = gamma eps - nu u0`` (Salimans and Ho 2022, arXiv:2202.00512;
+    variance-preserving schedules only). ``score = -eps / nu``.
+    """
+    if prediction == "eps":
+        return (u - nu * output) / gamma, output
+    if prediction == "x0":
+        return output, (u - gamma * output) / nu
+    if prediction == "v":
+        _check_v(gamma, nu)
+        return gamma * u - nu * output, nu * u + gamma * output
+    if prediction == "score":
+        return (u + nu * nu * output) / gamma, -nu * output
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+
+
+def prediction_target(prediction: str, u0: Tensor, eps: Tensor, gamma: Tensor | float, nu: Tensor | float) -> Tensor:
+    """What a network with this kind of prediction should output for ``gamma u0 + nu eps``: the training target."""
+    if prediction == "eps":
+        return eps
+    if prediction == "x0":
+        return u0
+    if prediction == "v":
+        _check_v(gamma, nu)
+        return gamma * eps - nu * u0
+    if prediction == "score":
+        return -eps / nu
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+
+
+def _check_v(gamma: Tensor | float, nu: Tensor | float) -> None:
+    deviation = torch.as_tensor(gamma * gamma + nu * nu - 1.0).abs().max()
+    if float(deviation) > 1e-4:
+        raise ValueError(f"v-prediction needs gamma^2 + nu^2 = 1 (a VP schedule), found a deviation of {deviation:.3g}")
+
+
+def _either(of_float: Callable[[float], float], of_tensor: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    return lambda value: of_tensor(value) if isinstance(value, Tensor) else of_float(value)
+
+
+exp, expm1, sqrt = _either(math.exp, torch.exp), _either(math.expm1, torch.expm1), _either(math.sqrt, torch.sqrt)
+log, log1p = _either(math.log, torch.log), _either(math.log1p, torch.log1p)
+into_unit_interval = _either(lambda t: min(max(t, 0.0), 1.0), lambda t: t.clamp(0.0, 1.0))
 
 
 def _linspace(first: float, last: float, steps: int) -> Tensor:

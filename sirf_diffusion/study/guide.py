@@ -111,4 +111,3 @@ class Guide:
                 "(--attenuation MU.hv)"
             )
         return data.attenuation
-
