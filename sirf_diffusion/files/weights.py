@@ -174,8 +174,9 @@ class WeightsFormat:
         content = file.read()
         try:
             return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
-        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-            problem = f"it is not a complete safetensors file ({error}): copy or download it again"
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            why = str(error).partition("\n")[0]
+            problem = f"it is not a complete safetensors file ({why}): copy or download it again"
             raise self._refusal(path, problem) from error
 
 

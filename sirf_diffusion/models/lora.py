@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
+from ..geometry.checks import check_flag, check_real
 from .score_model import ScoreModel
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,13 +66,11 @@ class AdapterConfig:
     biases: bool = True
 
     def __post_init__(self) -> None:
-        rank = self.rank
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= 4096):
-            raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, found {rank!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number, found {self.scale!r}")
-        if not isinstance(self.biases, bool):
-            raise ValueError(f"biases must be true or false, found {self.biases!r}")
+        if self.rank is not None and (type(self.rank) is not int or not 0 <= self.rank <= 4096):
+            found = f"found {self.rank!r}"
+            raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, {found}")
+        check_real("scale", self.scale, -math.inf)
+        check_flag("biases", self.biases)
         for name in ("targets", "exclude"):
             try:
                 re.compile(getattr(self, name))

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..geometry.checks import check_choice, check_real
 from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 from .schedules import NoiseSchedule
 
@@ -78,8 +79,11 @@ class NetworkConfig:
     num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", _whole_numbers("channels", self.channels))
-        levels = len(self.channels)
+        channels = self.channels
+        if not isinstance(channels, (list, tuple)) or not all(type(value) is int for value in channels):
+            raise ValueError(f"channels must be a list of whole numbers, found {channels!r}")
+        object.__setattr__(self, "channels", tuple(channels))
+        levels = len(channels)
         if not 1 <= levels <= _MAX_LEVELS:
             raise ValueError(f"channels must name 1 to {_MAX_LEVELS} levels, found {levels}")
         attention = self.attention_levels
@@ -101,7 +105,7 @@ class NetworkConfig:
             ("num_train_steps", 2, 1_000_000),
         ):
             value = getattr(self, name)
-            if not _is_whole(value) or not low <= value <= high:
+            if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, found {value!r}")
         for value in self.channels:
             if not 1 <= value <= 1024 or value % self.norm_num_groups:
@@ -117,13 +121,10 @@ class NetworkConfig:
         self._check_form()
 
     def _check_form(self) -> None:
-        for name, choices in (("kind", KINDS), ("preconditioning", PRECONDITIONINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name, low, high in (("norm_eps", 1e-8, 1e-3), ("data_sd", 1e-6, 1e6)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
+        check_choice("kind", self.kind, KINDS)
+        check_choice("preconditioning", self.preconditioning, PRECONDITIONINGS)
+        check_real("norm_eps", self.norm_eps, 1e-8, 1e-3)
+        check_real("data_sd", self.data_sd, 1e-6, 1e6)
         if self.num_networks == 2:
             raise ValueError("num_networks must be 1, or 3 for one network per slice orientation; found 2")
         if self.spatial_dims == 3 and (self.num_networks != 1 or self.num_class_embeds):
@@ -145,14 +146,11 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Values as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        known = [item.name for item in fields(self)]
-        later = known[known.index("spatial_dims") :]
-        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, (value, default) in values.items()
-            if name not in later or value != default
-        }
+        items = fields(self)
+        first_later = [item.name for item in items].index("spatial_dims")
+        stored = [item for k, item in enumerate(items) if k < first_later or getattr(self, item.name) != item.default]
+        values = {item.name: getattr(self, item.name) for item in stored}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> NetworkConfig:
@@ -282,13 +280,3 @@ def check_time_input(config: NetworkConfig, time_input: str) -> None:
     """A ValueError if the network cannot be told the time so."""
     if (config.kind == "drunet" or config.preconditioning != "none") and time_input != "log_sigma":
         raise ValueError(f"this network is told the noise level: time_input must be log_sigma, found {time_input!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)) or not all(_is_whole(value) for value in values):
-        raise ValueError(f"{name} must be a list of whole numbers, found {values!r}")
-    return tuple(values)

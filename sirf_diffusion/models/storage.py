@@ -5,7 +5,6 @@ The network is drawn up without memory from the header, and filled only if every
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
+from ..geometry.checks import check_choice, check_real
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
@@ -70,13 +70,9 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("prediction", PREDICTIONS),
-            ("time_input", TIME_INPUTS),
-            ("intensity_rule", INTENSITY_RULES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("time_input", self.time_input, TIME_INPUTS)
+        check_choice("intensity_rule", self.intensity_rule, INTENSITY_RULES)
         check_time_input(self.architecture, self.time_input)
         if self.architecture.preconditioning != "none" and self.prediction != "x0":
             raise ValueError(f"a preconditioned network is a denoiser: prediction must be x0, not {self.prediction!r}")
@@ -102,8 +98,6 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        if not isinstance(content, dict):
-            raise ValueError(f"the model configuration must be a dictionary, found {type(content).__name__}")
         wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"format_version", "voxel_size_mm"}
         if set(content) != wanted:
             missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
@@ -169,21 +163,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
 def save_model(
     path: str | os.PathLike[str], weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str = "float32"
 ) -> str:
-    """Write a model file and return its SHA-256; the file appears under its name only when it is complete.
+    """Write a model file, whole or not at all, and return its SHA-256; an existing one is replaced.
 
-    Raises ValueError if the weights do not fit the configuration's network, or are not finite in the type they are
-    stored in.
-
-    Parameters
-    ----------
-    path
-        Where to write; its folder must exist. An existing file is replaced.
-    weights
-        The network's state dictionary.
-    config
-        The configuration.
-    weights_dtype
-        ``"float32"``, or ``"float16"`` for half the size.
+    ``weights`` is the network's state dictionary; ``weights_dtype`` is ``"float32"``, or ``"float16"`` for half the
+    size. Raises ValueError if the weights do not fit the configuration's network, or are not finite in that type.
     """
     return _FORMAT.write(path, _storable(weights, config, weights_dtype), config.to_dict())
 
@@ -195,10 +178,8 @@ def serialise(weights: dict[str, Tensor], config: ModelConfig) -> bytes:
 
 def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str) -> dict[str, Tensor]:
     """Checked weights on the CPU in the type in which they are stored."""
-    dtypes = {"float32": torch.float32, "float16": torch.float16}
-    if weights_dtype not in dtypes:
-        raise ValueError(f"weights_dtype must be one of {', '.join(dtypes)}, found {weights_dtype!r}")
-    stored = {name: tensor.detach().to("cpu", dtypes[weights_dtype]).contiguous() for name, tensor in weights.items()}
+    dtype = getattr(torch, check_choice("weights_dtype", weights_dtype, ("float32", "float16")))
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
     try:
         check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
     except ValueError as error:
@@ -210,25 +191,19 @@ def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
     """Three finite positive numbers (z, y, x) in mm, or a ValueError."""
     if not isinstance(voxel_size, (list, tuple)) or len(voxel_size) != 3:
         raise ValueError(f"voxel_size must be three numbers (z, y, x) in mm, found {voxel_size!r}")
-    for value in voxel_size:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"voxel_size must be positive numbers in mm, found {voxel_size!r}")
-    z, y, x = voxel_size
-    return float(z), float(y), float(x)
+    z, y, x = (check_real("voxel_size (mm)", value, open_below=True) for value in voxel_size)
+    return z, y, x
 
 
 def _check_entries(entries: dict[str, Any], network: nn.Module) -> None:
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     for names, what in ((set(expected) - set(entries), "missing"), (set(entries) - set(expected), "unexpected")):
         if names:
-            raise ValueError(f"its tensors do not match its architecture: {_some(sorted(names))} {what}")
+            first = ", ".join(repr(name) for name in sorted(names)[:3])
+            raise ValueError(f"its tensors do not match its architecture: {first} {what}, {len(names)} in all")
     for name, shape in expected.items():
         entry = entries[name] if isinstance(entries[name], dict) else {}
         if entry.get("shape") != shape:
             raise ValueError(f"tensor {name!r} has shape {entry.get('shape')}, its architecture needs {shape}")
         if entry.get("dtype") not in _DTYPES:
             raise ValueError(f"tensor {name!r} has type {entry.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..networks import NetworkConfig
-from .reading import UnsupportedNetworkError
+from .reading import UnsupportedNetworkError, head_channels
 
 _WHAT = "guided-diffusion U-Net"
 _PLACES = {
@@ -116,10 +116,7 @@ def _head_channels(config: dict[str, Any], channels: tuple[int, ...], attention:
         return int(config["num_head_channels"])
     if "num_heads" not in config:
         raise UnsupportedNetworkError(f"{_WHAT}: give num_head_channels or num_heads in the configuration")
-    widths = {c // int(config["num_heads"]) for c, has in zip(channels, (*attention[:-1], True), strict=True) if has}
-    if len(widths) != 1:
-        raise UnsupportedNetworkError(f"{_WHAT}: num_heads at levels of different width is not supported")
-    return widths.pop()
+    return head_channels(channels, attention, int(config["num_heads"]), f"{_WHAT}: num_heads")
 
 
 def _count(weights: dict[str, Tensor], stem: str) -> int:

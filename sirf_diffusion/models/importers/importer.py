@@ -16,10 +16,8 @@ from ..networks import NetworkConfig
 from ..schedules import NoiseSchedule
 from ..storage import ModelConfig, ModelFileError, save_model
 from .check import check_denoising
-from .deepinv import convert_drunet
-from .diffusers import convert_diffusers
+from .families import convert_diffusers, convert_drunet, convert_monai
 from .guided_diffusion import convert_guided_diffusion
-from .monai import convert_monai
 from .reading import UnsupportedNetworkError, read_json, read_weights, sha256
 from .schedulers import Training, of_diffusers, of_monai, training
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..schedules import BETAS, PREDICTIONS, DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
-from .monai import plain_arguments
-from .reading import UnsupportedNetworkError, require
+from .reading import UnsupportedNetworkError, plain_arguments, require
 
 #: Predictions and constants of the networks inside fixed factors.
 _FACTORS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
