@@ -14,8 +14,10 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
-from .acquisition_model import without_rounding
+from .acquisition_model import AcquisitionModel, attenuation_factors, check_projection_data, without_rounding
 from .attenuation import check_attenuation_units
+from .poisson import PoissonObjective
+from .projector import Projector
 
 logger = logging.getLogger(__name__)
 
@@ -75,20 +77,16 @@ class Acquisition:
     def __post_init__(self) -> None:
         for what in ("prompts", "multiplicative", "additive", "attenuation"):
             if (values := getattr(self, what)) is not None:
-                object.__setattr__(self, what, without_rounding(values, self._name(what)))
-        self._check_values("prompts", self.prompts, "raw counts, before any correction")
+                try:
+                    object.__setattr__(self, what, self._checked(what, values))
+                except ValueError as error:
+                    raise AcquisitionError(str(error)) from error
         if float(self.prompts.sum(dtype=torch.float64)) == 0:
             raise AcquisitionError(f"{self._name('prompts')}: the total of the counts is zero; nothing was measured")
-        for what, values in (("multiplicative", self.multiplicative), ("additive", self.additive)):
-            if values is not None:
-                self._check_shape(what, values)
-                self._check_values(what, values, "values of zero or more")
         if self.multiplicative is not None and float(self.multiplicative.max()) == 0:
             raise AcquisitionError(
                 f"{self._name('multiplicative')}: all factors are zero, so no count could be detected"
             )
-        if self.attenuation is not None:
-            self._check_attenuation()
 
     @classmethod
     def from_files(
@@ -147,13 +145,11 @@ class Acquisition:
             exam=read_exam_info(prompts),
         )
 
-    def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> Any:
+    def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> PoissonObjective:
         """The Poisson log-likelihood of the embedded engine; the projector is made once per device.
 
         Raises ValueError if the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
         """
-        from .poisson import PoissonObjective
-
         device = torch.device(device)
         if str(device) not in self._projectors:
             self._projectors[str(device)] = self._acquisition_model(device)
@@ -163,10 +159,7 @@ class Acquisition:
             raise AcquisitionError(f"the image {self.geometry} lies outside what {self._name('prompts')} can see")
         return objective
 
-    def _acquisition_model(self, device: torch.device) -> Any:
-        from .acquisition_model import AcquisitionModel, attenuation_factors
-        from .projector import Projector
-
+    def _acquisition_model(self, device: torch.device) -> AcquisitionModel:
         projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
         if self.attenuation is not None and self._applies_attenuation(factors):
@@ -184,9 +177,6 @@ class Acquisition:
 
         Raises AcquisitionError if so, and `attenuation_in_factors` does not say that all is well.
         """
-        from .acquisition_model import attenuation_factors
-        from .projector import Projector
-
         if None not in (self.multiplicative, self.attenuation) and self.attenuation_in_factors is None:
             projector = Projector(self.attenuation_geometry, self.projdata)
             self._check_given_once(self.multiplicative, attenuation_factors(self.attenuation, projector))
@@ -224,37 +214,16 @@ class Acquisition:
     def _name(self, what: str) -> str:
         return self.sources.get(what, what)
 
-    def _check_shape(self, what: str, values: Tensor) -> None:
-        if values.shape != self.prompts.shape:
-            raise AcquisitionError(
-                f"{self._name(what)} has shape {tuple(values.shape)}, but {self._name('prompts')} has "
-                f"{tuple(self.prompts.shape)} (sinograms, views, tangential positions); they must agree"
-            )
-
-    def _check_values(self, what: str, values: Tensor, expected: str) -> None:
-        if what == "prompts" and tuple(values.shape) != self.projdata.shape:
-            raise AcquisitionError(
-                f"{self._name(what)} has shape {tuple(values.shape)}, its layout says {self.projdata.shape}"
-            )
-        if not torch.isfinite(values).all():
-            number = int((~torch.isfinite(values)).sum())
-            raise AcquisitionError(
-                f"{self._name(what)} holds {number} values that are NaN or infinite; expected {expected}"
-            )
-        if float(values.min()) < 0:
-            number = int((values < 0).sum())
-            raise AcquisitionError(
-                f"{self._name(what)} holds {number} negative values (the least is {float(values.min()):.4g}); "
-                f"expected {expected}"
-            )
-
-    def _check_attenuation(self) -> None:
-        if self.attenuation_geometry is None or tuple(self.attenuation.shape) != self.attenuation_geometry.shape:
-            raise AcquisitionError(f"{self._name('attenuation')}: the image needs its own grid, attenuation_geometry")
-        try:
-            check_attenuation_units(self.attenuation, self._name("attenuation"))
-        except ValueError as error:
-            raise AcquisitionError(str(error)) from error
+    def _checked(self, what: str, values: Tensor) -> Tensor:
+        name = self._name(what)
+        if what != "attenuation":
+            expected = ("raw counts, before any correction",) if what == "prompts" else ()
+            return check_projection_data(values, self.projdata, name, *expected)
+        if self.attenuation_geometry is None or tuple(values.shape) != self.attenuation_geometry.shape:
+            raise AcquisitionError(f"{name}: the image needs its own grid, attenuation_geometry")
+        values = without_rounding(values, name)
+        check_attenuation_units(values, name)
+        return values
 
 
 def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:

@@ -46,7 +46,8 @@ class PoissonObjective(Objective):
         files: Mapping[str, str] | None = None,
         exam: ExamInfo | None = None,
     ) -> None:
-        self.prompts = check_projection_data(prompts, model.projector, "prompts")
+        prompts = check_projection_data(prompts, model.projector.projdata, "prompts")
+        self.prompts = prompts.to(model.device, torch.float32)
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
         self._files, self._exam = dict(files or {}), exam or ExamInfo()

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -302,32 +303,27 @@ class _Job:
 
     base: tuple[int, ...]
     rotations: tuple[int, ...]
-    positions: tuple[Tensor | slice, ...]
     places: tuple[tuple[int, ...], ...]
 
-    @classmethod
-    def of(cls, base: tuple[int, ...], rotations: tuple[int, ...], places: tuple[tuple[int, ...], ...]) -> _Job:
-        return cls(base, rotations, tuple(as_slice(p) for p in places), places)
+    @cached_property
+    def positions(self) -> tuple[Tensor | slice, ...]:
+        return tuple(as_slice(p) for p in self.places)
 
     def part(self, which: slice) -> _Job:
-        return _Job.of(self.base[which], self.rotations, tuple(p[which] for p in self.places))
+        return _Job(self.base[which], self.rotations, tuple(p[which] for p in self.places))
 
 
 def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:
     """Pair views with the ones a quarter turn further where both are wanted."""
     place = {view: i for i, view in enumerate(views)}
     if quarter_turn is None:
-        return [_Job.of(views, (0,), (tuple(range(len(views))),))]
+        return [_Job(views, (0,), (tuple(range(len(views))),))]
     first = [v for v in views if v < quarter_turn]
     both = tuple(v for v in first if v + quarter_turn in place)
     only_first = tuple(v for v in first if v + quarter_turn not in place)
     only_second = tuple(v - quarter_turn for v in views if v >= quarter_turn and v - quarter_turn not in place)
-    jobs = []
-    if both:
-        places = tuple(place[v] for v in both), tuple(place[v + quarter_turn] for v in both)
-        jobs.append(_Job.of(both, (0, 1), places))
-    if only_first:
-        jobs.append(_Job.of(only_first, (0,), (tuple(place[v] for v in only_first),)))
-    if only_second:
-        jobs.append(_Job.of(only_second, (1,), (tuple(place[v + quarter_turn] for v in only_second),)))
-    return jobs
+    return [
+        _Job(base, turns, tuple(tuple(place[v + turn * quarter_turn] for v in base) for turn in turns))
+        for turns, base in (((0, 1), both), ((0,), only_first), ((1,), only_second))
+        if base
+    ]

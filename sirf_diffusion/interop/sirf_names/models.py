@@ -173,7 +173,7 @@ class AcquisitionModelUsingRayTracingMatrix:
             additive, factors = self._additive.tensor, model.multiplicative_factors
             scaled = additive if factors is None else additive * factors
             constant = scaled if constant is None else constant + scaled
-        model.background_term = constant
+        model.constant_term = constant
 
     @property
     def num_subsets(self) -> int:
