@@ -67,7 +67,7 @@ def test_values_and_nested_blocks(par):
     prior = par.prior()
     assert prior.value == "quadratic"
     assert prior.block.real("penalisation factor") == 0.5
-    assert prior.block.reals("weights") == [1, 2.5, 3]
+    assert prior.block.items("weights") == ["1", "2.5", "3"]
     assert par.root.boolean("use subset sensitivities")
     assert par.root.text("output filename prefix") == "out"
 

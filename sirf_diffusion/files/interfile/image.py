@@ -73,10 +73,8 @@ def write_image(
     ----------
     path
         Name that ends in ``.hv`` or has no suffix. Existing files are replaced, both or none.
-    image
-        ``[z, y, x]`` of ``geometry.shape``, finite.
-    geometry
-        Its grid.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid.
     number_format
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
     exam

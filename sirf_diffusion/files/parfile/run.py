@@ -23,18 +23,12 @@ class ParRun:
     ----------
     par
         The file.
-    num_subsets, num_updates
-        ``number of subsets``, and subiterations to be run.
-    subset_order
-        Subsets in the order of STIR's subiterations, from ``start at subset`` on.
-    first_update
-        ``start at subiteration number``.
-    random_order
-        ``uniformly randomise subset order``.
-    initial_estimate
-        File of the first image; None for an image of ones, STIR's default.
-    enforce_positivity
-        Raise values of the first image that are not positive.
+    num_subsets, num_updates, first_update
+        ``number of subsets``, subiterations to be run, and ``start at subiteration number``.
+    subset_order, random_order
+        Subsets in the order of STIR's subiterations, from ``start at subset`` on, unless they are drawn at random.
+    initial_estimate, enforce_positivity
+        File of the first image (None for ones, STIR's default), and whether values that are not positive are raised.
     relative_change
         ``minimum`` and ``maximum relative change``: limits of the factor by which an update of OSMAPOSL after the first
         multiplies a voxel.
