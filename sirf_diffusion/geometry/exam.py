@@ -12,18 +12,9 @@ MODALITIES = ("PT", "NM", "MR", "CT", "US", "Optical", "unknown")
 
 @dataclass(frozen=True)
 class Radionuclide:
-    """What emits; ``None`` and ``"unknown"`` where nobody said.
+    """What emits, such as ``"^18^Fluorine"`` or ``"F-18"``; ``None`` and ``"unknown"`` where nobody said.
 
-    Parameters
-    ----------
-    name
-        As ``"^18^Fluorine"`` or ``"F-18"``.
-    half_life
-        In seconds.
-    branching_ratio
-        Share of the decays that emit a positron, 0 to 1.
-    energy
-        Of the photons in keV.
+    Half-life in seconds, share of the decays that emit a positron (0 to 1), energy of the photons in keV.
     """
 
     name: str = "unknown"
@@ -34,18 +25,14 @@ class Radionuclide:
 
 @dataclass(frozen=True)
 class ExamInfo:
-    """Exam information as STIR's ``ExamInfo`` keeps it.
-
-    Raises ValueError for another orientation, rotation or modality.
+    """Exam information as STIR's ``ExamInfo`` keeps it; ValueError for another orientation, rotation or modality.
 
     Parameters
     ----------
     orientation, rotation
         How the patient lies: one of `ORIENTATIONS` and of `ROTATIONS`.
-    modality
-        One of `MODALITIES`, by DICOM's names.
-    originating_system
-        Name of the scanner, empty if unknown.
+    modality, originating_system
+        One of `MODALITIES`, by DICOM's names; name of the scanner, empty if unknown.
     time_frames
         Start and duration of each frame in seconds, the start relative to ``start_time``.
     start_time

@@ -32,14 +32,10 @@ class ProjDataGeometry:
 
     Parameters
     ----------
-    scanner
-        The scanner.
-    segments
-        In storage order; numbers are contiguous and contain 0.
-    num_views
-        Views over 180 degrees.
-    num_tangential_positions
-        Tangential size; positions are numbered from ``-(n // 2)``.
+    scanner, segments
+        The scanner, and its segments in storage order; numbers are contiguous and contain 0.
+    num_views, num_tangential_positions
+        Views over 180 degrees; tangential size, positions are numbered from ``-(n // 2)``.
     arc_corrected
         True for equidistant tangential bins, false for bins ``s = R sin(k pi / num_detectors_per_ring)``.
     tangential_spacing

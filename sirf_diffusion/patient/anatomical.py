@@ -34,19 +34,10 @@ _LEAST_CT = -300.0
 class AnatomicalImage:
     """An anatomical image with its place in the patient; `on` puts it onto the grid of a reconstruction.
 
-    Parameters
-    ----------
-    image
-        Values and place.
-    source
-        Where it is from, for messages and records.
-    sha256
-        Of the file (a DICOM folder: of all its files), or of the values.
-    registration
-        How it was moved, if it was.
-    data_position
-        How the patient lay when the data of the reconstruction were taken; unknown (None) stands for head first,
-        supine. Interfile images are in the scanner's coordinates, as the reconstruction is, unless both tell this.
+    ``source`` says where it is from and ``sha256`` is of the file (a DICOM folder: of all its files), or of the values;
+    ``registration`` is how it was moved, if it was. ``data_position`` is how the patient lay when the data of the
+    reconstruction were taken; unknown (None) stands for head first, supine. Interfile images are in the scanner's
+    coordinates, as the reconstruction is, unless both tell this.
     """
 
     image: SourceImage

@@ -96,10 +96,9 @@ def write_dicom(
     ----------
     folder
         Made here; must not exist, or be empty.
-    image, geometry
-        ``[z, y, x]``, finite, and its grid in STIR's coordinates.
-    exam
-        Patient position (else that of ``like``), time frame, start and radionuclide.
+    image, geometry, exam
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates; patient position (else that of ``like``), time frame,
+        start and radionuclide.
     like
         Folder with a series of the same patient: patient and study are taken from it, the tracer if it is of PET, and
         the frame of reference if the image lies in it. Without it the patient is anonymous.

@@ -30,17 +30,15 @@ class AcquisitionError(ValueError):
 
 @dataclass(frozen=True)
 class Acquisition:
-    r"""Measured counts with the expected model ``q = m (G x + a)``, in STIR's conventions.
+    """Measured counts with the expected model ``q = m (G x + a)``, in STIR's conventions.
 
     Raises AcquisitionError if a value or a shape makes no sense; when the objective is made, if attenuation seems to be
     given twice.
 
     Parameters
     ----------
-    prompts
-        Counts ``[sinograms, views, tangential positions]``: finite, not negative, not all zero.
-    projdata
-        Their layout.
+    prompts, projdata
+        Counts ``[sinograms, views, tangential positions]``: finite, not negative, not all zero; and their layout.
     geometry
         Grid of the image to be reconstructed.
     multiplicative
@@ -55,10 +53,8 @@ class Acquisition:
         must not, which is checked with the data's own evidence.
     related_views
         How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
-    sources
-        File names for messages and for the record, by the names of the fields above.
-    exam
-        Exam information of the prompts.
+    sources, exam
+        File names for messages and for the record, by the names of the fields above; exam information of the prompts.
     """
 
     prompts: Tensor
@@ -102,18 +98,9 @@ class Acquisition:
     ) -> Acquisition:
         """Read STIR Interfile headers.
 
-        Parameters
-        ----------
-        prompts, multiplicative, additive
-            Projection data, ``.hs``; the layouts must agree.
-        attenuation
-            Image ``.hv`` in 1/cm.
-        attenuation_in_factors
-            As above.
-        geometry
-            Grid of the reconstruction; that of the attenuation image, or `default_geometry`, if omitted.
-        voxel_size
-            In-plane voxel size (y, x) in mm for `default_geometry`.
+        ``prompts``, ``multiplicative`` and ``additive`` are projection data (``.hs``) whose layouts must agree,
+        ``attenuation`` an image (``.hv``) in 1/cm. The grid of the reconstruction is ``geometry``, else that of the
+        attenuation image, else `default_geometry` with the in-plane ``voxel_size`` (y, x) in mm.
         """
         from ...files.interfile import read_exam_info, read_image, read_projection_data
 
@@ -260,16 +247,9 @@ def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, f
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:
     """The grid to reconstruct on when no image gives one: the whole field of view.
 
-    As many planes as the scanner has direct and cross planes (``2 rings - 1``, half the ring spacing apart), and an
-    odd square of voxels that covers the tangential positions.
-
-    Parameters
-    ----------
-    projdata
-        Layout of the data.
-    voxel_size
-        In-plane voxel size (y, x) in mm, usually the one that the network was trained at; the scanner's default bin
-        size if omitted.
+    As many planes as the scanner has direct and cross planes (``2 rings - 1``, half the ring spacing apart), and an odd
+    square of voxels that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one
+    that the network was trained at; the scanner's default bin size if omitted.
     """
     scanner = projdata.scanner
     radius = min(float(projdata.tangential_positions().abs().max()), scanner.effective_ring_radius)

@@ -25,16 +25,12 @@ class PoissonObjective(Objective):
 
     Parameters
     ----------
-    model
-        Acquisition model, which predicts ``q``.
-    prompts
-        Measured counts ``y``, shape of the projection data, non-negative, not all zero.
+    model, prompts
+        Acquisition model, which predicts ``q``; measured counts ``y``, non-negative, not all zero.
     num_subsets
         Number of subsets of views, formed as STIR does (see `divide_views`).
-    files
-        Names of the files of the data, for records.
-    exam
-        Exam information of the prompts.
+    files, exam
+        Names of the files of the data, for records; exam information of the prompts.
     """
 
     def __init__(

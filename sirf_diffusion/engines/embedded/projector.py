@@ -94,16 +94,9 @@ class Projector:
         self._quarter_turn = projdata.num_views // 2 if square and projdata.num_views % 2 == 0 else None
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Project images.
+        """Project images ``[..., z, y, x]`` to ``[..., sinograms, len(views), tangential]``, differentiable.
 
-        Parameters
-        ----------
-        x
-            Images ``[..., z, y, x]``, float32.
-        views
-            View numbers, each at most once; default all.
-
-        Returns ``[..., sinograms, len(views), tangential]``, differentiable in ``x``.
+        ``views`` are numbers of views, each at most once; default all.
         """
         views = self._check_views(views)
         x = self._check(x, self.geometry.shape, "image")

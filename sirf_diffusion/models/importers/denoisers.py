@@ -13,8 +13,7 @@ class DenoiserNetwork(nn.Module):
     """A function of noisy images and their noise level as the network of a `ScoreModel`.
 
     For networks whose architecture model files cannot describe: deepinv's denoisers, TorchScript and ``torch.export``
-    modules, anything that can be called. Loading such a program runs it: do so only with files that you trust. Raises
-    ValueError if ``brightness`` is not positive.
+    modules, anything that can be called. Loading such a program runs it: do so only with files that you trust.
 
     Parameters
     ----------
@@ -24,7 +23,7 @@ class DenoiserNetwork(nn.Module):
     brightness
         What the mean activity is in its training images: the image is given times this, and the noise level too. About
         0.2 for a denoiser of pictures between 0 and 1; without influence on one that is scale-equivariant, like
-        DRUNet. Positive.
+        DRUNet. Positive, or a ValueError.
 
     Examples
     --------

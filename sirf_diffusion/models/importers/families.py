@@ -154,17 +154,11 @@ def _attention(config: dict[str, Any]) -> tuple[bool, ...]:
 
 
 def convert_drunet(weights: dict[str, Tensor], config: dict[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Configuration, which the shapes tell, and weights.
+    """Configuration, which the shapes tell, and weights of a state dictionary.
 
-    Raises UnsupportedNetworkError if ``act_mode`` is missing, or the network has other layers: biases, other ways of
+    ``config`` has the arguments that the network was built with; ``act_mode``, which does not show in the weights, is
+    needed. Raises UnsupportedNetworkError if it is missing, or the network has other layers: biases, other ways of
     resampling, colour images.
-
-    Parameters
-    ----------
-    weights
-        The state dictionary.
-    config
-        Arguments that the network was built with; ``act_mode``, which does not show in the weights, is needed.
     """
     require(config, _DRUNET_FITTING, _DRUNET)
     if "act_mode" not in config:

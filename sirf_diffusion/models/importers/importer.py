@@ -70,12 +70,15 @@ def import_model(
 ) -> ModelConfig:
     """Write a model file with the network of a foreign one, and try it on a simple image.
 
+    What the file says is returned; its ``training["imported"]`` tells how the network was taken to be trained.
+    Raises UnsupportedNetworkError if the file is damaged or the network does not fit, by name, and ValueError if
+    another argument is missing, or is not one of these.
+
     Parameters
     ----------
-    source
-        State dictionary (``.safetensors``, or of ``torch.save``), or a folder of diffusers (a UNet's, or a pipeline's).
-    out
-        The model file to write.
+    source, out
+        State dictionary (``.safetensors``, or of ``torch.save``), or a folder of diffusers (a UNet's, or a pipeline's);
+        the model file to write.
     kind
         A name in `CONVERTERS`; None: as the names of the weights say.
     config
@@ -87,22 +90,8 @@ def import_model(
     classes
         What the labels of a network with class labels mean: the one to use always, or, where they are slice
         orientations, ``"transverse,coronal,sagittal"`` in the order of the labels.
-    voxel_size
-        Voxel size ``(z, y, x)`` of its training images, mm.
-    tracer, licence
-        In words.
-
-    Returns
-    -------
-    ModelConfig
-        What the file says; ``training["imported"]`` tells how the network was taken to be trained.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the file is damaged or the network does not fit; the message names what does not.
-    ValueError
-        If another argument is missing, or is not one of the above.
+    voxel_size, tracer, licence
+        Voxel size ``(z, y, x)`` of its training images, mm, and the rest in words.
     """
     path = Path(source)
     if not path.exists():
