@@ -36,18 +36,9 @@ class WeightsFileError(ValueError):
 class WeightsFormat:
     """One kind of weights file.
 
-    Parameters
-    ----------
-    what
-        What messages call it, with its article.
-    key
-        Key of the JSON document in the metadata of the header.
-    remedy
-        What to do about a file of an unknown version.
-    error
-        What is raised for a file that cannot be used.
-    version, version_key
-        Version that is read and written, and its key in the document.
+    ``what`` names it in messages, with its article; its JSON document stands in the metadata of the header under
+    ``key``; ``remedy`` is what to do about a file of another ``version``, which the document has under ``version_key``;
+    ``error`` is raised for a file that cannot be used.
     """
 
     what: str

@@ -11,24 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """A regular voxel grid in STIR's conventions.
+    """A regular voxel grid in STIR's conventions; ValueError if a size is not positive or not three numbers were given.
 
     Voxel ``(k, j, i)`` has its centre at
 
     ``z = origin_z + k * dz``, ``y = origin_y + (j - ny // 2) * dy``, ``x = origin_x + (i - nx // 2) * dx``,
 
-    in mm. STIR counts planes from zero at the first plane and centres the in-plane index range, so an even in-plane
-    size is half a voxel off-centre. The scanner's axis is at ``x = y = 0``, and its axial centre lies at the middle of
-    the image if ``origin_z`` is 0. Raises ValueError if a size is not positive or not three numbers were given.
-
-    Parameters
-    ----------
-    shape
-        Number of voxels ``(z, y, x)``, all positive.
-    voxel_size
-        Voxel size ``(z, y, x)`` in mm, all positive.
-    origin
-        STIR's origin ``(z, y, x)`` in mm.
+    in mm, with ``shape``, ``voxel_size`` and STIR's ``origin`` as ``(z, y, x)``. STIR counts planes from zero at the
+    first plane and centres the in-plane index range, so an even in-plane size is half a voxel off-centre. The scanner's
+    axis is at ``x = y = 0``, and its axial centre lies at the middle of the image if ``origin_z`` is 0.
 
     Examples
     --------

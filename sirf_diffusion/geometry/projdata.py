@@ -124,15 +124,9 @@ class ProjDataGeometry:
         span
             Axial compression, positive. Odd: segment 0 combines ``span`` ring differences. Even, as GE's 2: segment 0
             combines ``span + 1``. All other segments combine ``span``, the last ones fewer if ``max_ring_difference``
-            cuts them short.
-        max_ring_difference
-            From ``span // 2`` to ``num_rings - 1``.
-        num_views
-            Default: all views the scanner has.
-        num_tangential_positions
-            Default: the scanner's largest, or its default arc-corrected, size.
-        arc_corrected
-            See the class.
+            (from ``span // 2`` to ``num_rings - 1``) cuts them short.
+        num_views, num_tangential_positions, arc_corrected
+            Default: all views the scanner has, and its largest, or its default arc-corrected, size.
 
         Examples
         --------

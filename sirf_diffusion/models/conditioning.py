@@ -26,14 +26,9 @@ logger = logging.getLogger(__name__)
 class Conditioning:
     """An anatomical image on the latent grid, and the weight of classifier-free guidance.
 
-    Parameters
-    ----------
-    anatomy
-        Latent image ``[Z', Y', X']``, scaled as in training by `scaled_anatomical`; None for zeros, which mean
-        "unknown" to a network trained with dropped anatomies.
-    guidance
-        ``w >= -1``: 0 is the plain conditional model, -1 the unconditional one, more than 0 exaggerates what the
-        anatomy changes.
+    ``anatomy`` is ``[Z', Y', X']``, scaled as in training by `scaled_anatomical`; None for zeros, which mean "unknown"
+    to a network trained with dropped anatomies. ``guidance`` is ``w >= -1``: 0 is the plain conditional model, -1 the
+    unconditional one, more than 0 exaggerates what the anatomy changes.
     """
 
     anatomy: Tensor | None = None

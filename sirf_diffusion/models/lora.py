@@ -106,24 +106,18 @@ class LowRank(nn.Module):
 class Adapter:
     """A score model with weights that may change, on a copy of its network; the given model is never touched.
 
-    Raises ValueError if the network has no weights to adapt.
+    :attr:`model` is the adapted model: as the base model, bound where that is, with the changed network and the base's
+    hash. At the start it gives what the base gives, to the bit. Raises ValueError if the network has no weights to
+    adapt.
 
     Parameters
     ----------
-    model
-        The base model; its network must be a ``torch.nn.Module``.
-    config
-        Which weights may change.
+    model, config
+        The base model, whose network must be a ``torch.nn.Module``, and which of its weights may change.
     seed
         Of the initial matrices.
     stored
         What an adapter file holds: its names say what may change, whatever ``config`` chooses.
-
-    Attributes
-    ----------
-    model : ScoreModel
-        The adapted model: as the base model, bound where that is, with the changed network and the base's hash. At the
-        start it gives what the base gives, to the bit.
     """
 
     def __init__(

@@ -64,27 +64,12 @@ class NoiseSchedule(ABC):
     def timesteps(
         self, num_steps: int, t_end: float | None = None, spacing: str = "t", t_start: float | None = None
     ) -> Tensor:
-        """Times of a reverse-diffusion run, from ``t_start`` down to ``t_end``.
+        """Times of a reverse-diffusion run: ``num_steps + 1`` strictly decreasing ones, float64.
 
-        Raises ValueError if an argument is out of range, or the schedule is discrete and has fewer times than asked
-        for.
-
-        Parameters
-        ----------
-        num_steps
-            Number of steps ``K``, at least 1.
-        t_end
-            Last time, below ``t_start``; ``t_min`` if not given.
-        spacing
-            ``"t"``: linear in ``t``. ``"log_sigma"``: geometric in ``sigma``. ``"karras"``: linear in
-            ``sigma^(1/7)`` (Karras et al. 2022, arXiv:2206.00364).
-        t_start
-            First time; ``t_max`` if not given.
-
-        Returns
-        -------
-        Tensor
-            ``K + 1`` strictly decreasing times, float64.
+        They go from ``t_start`` (``t_max`` if not given) down to ``t_end`` (``t_min``). ``spacing`` is ``"t"``, linear
+        in ``t``; ``"log_sigma"``, geometric in ``sigma``; or ``"karras"``, linear in ``sigma^(1/7)`` (Karras et al.
+        2022, arXiv:2206.00364). Raises ValueError if an argument is out of range, or the schedule is discrete and has
+        fewer times than asked for.
         """
         t_end = float(self.t_min if t_end is None else t_end)
         t_start = float(self.t_max if t_start is None else t_start)
@@ -117,18 +102,11 @@ class NoiseSchedule(ABC):
 
         ``u_next = gamma' u0 + sqrt(nu'^2 - (eta b)^2) eps + eta b z`` with ``b^2 = nu'^2 (1 - (sigma' / sigma)^2)``,
         which is ``(1 - gamma'^2) / (1 - gamma^2) (1 - gamma^2 / gamma'^2)`` for a variance-preserving schedule. The
-        variance of the noise is ``nu'^2`` for every ``eta``. A step onto ``nu' = 0`` returns ``gamma' u0``.
+        variance of the noise is ``nu'^2`` for every ``eta``, from 0 (deterministic) to 1 (ancestral sampling). A step
+        onto ``nu' = 0`` returns ``gamma' u0``.
 
-        Parameters
-        ----------
-        u0, eps
-            Estimates of the clean image and of the noise in ``u_t``, network units, same shape.
-        t, t_next
-            Times before and after, ``t_next <= t``.
-        eta
-            Share of fresh noise, 0 (deterministic) to 1 (ancestral sampling).
-        noise
-            Fresh standard normal noise ``z``, shape of ``u0``; needed if ``eta > 0``.
+        ``u0`` and ``eps`` are estimates of the clean image and of the noise in ``u_t``, network units; ``t_next <= t``;
+        ``noise`` is fresh standard normal noise ``z`` of the shape of ``u0``, needed if ``eta > 0``.
         """
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], found {eta}")

@@ -45,18 +45,15 @@ class ModelConfig:
     ----------
     architecture, schedule
         The network, and the noise schedule it was trained with.
-    prediction
-        What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``.
-    time_input
-        What it is told of the time: ``"log_sigma"`` or ``"t"`` (see `network_time`).
+    prediction, time_input
+        What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; what it is told of the time: ``"log_sigma"`` or
+        ``"t"`` (see `network_time`).
     voxel_size
         Voxel size ``(z, y, x)`` of the training images in mm.
     intensity_rule
         How the intensity scale of an image is found: a name in `INTENSITY_RULES`.
-    tracer, licence
-        Tracer and body region in words, and licence of the weights; may be empty.
-    training
-        Provenance of the weights: anything that JSON can hold.
+    tracer, licence, training
+        Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
     """
 
     architecture: NetworkConfig

@@ -179,18 +179,10 @@ def load_anatomical(
 ) -> Placed:
     """An anatomical image for a reconstruction on this grid; a ``ValueError`` if it cannot be used or lies elsewhere.
 
-    Parameters
-    ----------
-    anatomical
-        A file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
-    geometry
-        The grid.
-    register_to
-        Emission or attenuation image with its grid, onto which it is moved rigidly first.
-    emission
-        An early image on the grid; the anatomical image must cover the patient in it.
-    position
-        How the patient lay, if that is known; see `AnatomicalImage`.
+    It is a file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
+    With ``register_to``, an emission or attenuation image and its grid, it is moved rigidly onto that first; it must
+    cover the patient in ``emission``, an early image on the grid. ``position`` is how the patient lay, if that is
+    known; see `AnatomicalImage`.
     """
     image = as_anatomical(anatomical, geometry)
     if position is not None:

@@ -39,18 +39,11 @@ _MAX_COMPRESSION = 1100
 
 
 def read_source(path: Path, assumed: str | None = None) -> SourceImage:
-    """Read one image and check that it can be used.
+    """Read one image, an Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series, and check it.
 
-    Raises UnusableImage if it cannot be read, is not one three-dimensional image, has values that are not finite or all
-    the same, or its place in the patient is unknown or impossible, and ImportError if the package that reads this
-    format is not installed.
-
-    Parameters
-    ----------
-    path
-        Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series.
-    assumed
-        Axes of images that do not tell theirs, three letters such as ``RAS``.
+    ``assumed``: axes of images that do not tell theirs, three letters such as ``RAS``. Raises UnusableImage if it
+    cannot be read, is not one three-dimensional image, has values that are not finite or all the same, or its place in
+    the patient is unknown or impossible, and ImportError if the package that reads this format is not installed.
     """
     if not path.exists():
         raise UnusableImage("no such file", str(path))

@@ -55,14 +55,9 @@ def write_nifti(
 ) -> None:
     """Write an image as NIfTI-1, float32, with qform and sform in the scanner's coordinates (code 1, mm).
 
-    Parameters
-    ----------
-    path
-        Name that ends in ``.nii`` or ``.nii.gz``; an existing file is replaced.
-    image, geometry
-        ``[z, y, x]``, finite, and its grid in STIR's coordinates; another shape or name is a ``ValueError``.
-    exam
-        Says how the patient lay; unknown stands for head first, supine, which is logged.
+    The name ends in ``.nii`` or ``.nii.gz``; an existing file is replaced. The image is ``[z, y, x]``, finite, on its
+    grid in STIR's coordinates; another shape or name is a ``ValueError``. ``exam`` says how the patient lay; unknown
+    stands for head first, supine, which is logged.
     """
     nibabel = optional("nibabel", "NIfTI")
     path = Path(path)

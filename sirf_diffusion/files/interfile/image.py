@@ -19,22 +19,15 @@ _AXES = ("x", "y", "z")
 
 
 def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometry]:
-    """Read one image.
+    """Read one image: ``float32`` ``[z, y, x]``, and its grid.
+
+    The header (``.hv`` or any name) is one that STIR reads, which gives STIR's values, one of Siemens (``.v.hdr``), or
+    a single image in Interfile 3.3 (``.h33``); integers of 1 to 8 bytes and floats of 4 or 8, either byte order. The
+    centre of the first voxel lies at the header's 'first pixel offset (mm)' (up to the header's rounding); without that
+    of z the origin is 0.
 
     Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
     finite, and UnsupportedError if there are several time frames or image data types, or the axes are not x, y, z.
-
-    Parameters
-    ----------
-    path
-        Header, ``.hv`` or any name: one that STIR reads gives STIR's values; besides those of Siemens (``.v.hdr``) and
-        single images in Interfile 3.3 (``.h33``). Integers of 1 to 8 bytes and floats of 4 or 8, either byte order.
-
-    Returns
-    -------
-    image, geometry
-        ``float32`` ``[z, y, x]``, and its grid. The centre of the first voxel lies at the header's 'first pixel offset
-        (mm)' (up to the header's rounding); without that of z the origin is 0.
     """
     header = image_header(path)
     _check_single_image(header)

@@ -26,24 +26,16 @@ _BY_SINOGRAM = ("tangential coordinate", "view", "axial coordinate", "segment")
 
 
 def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ProjDataGeometry]:
-    """Read non-TOF projection data of a cylindrical scanner.
+    """Read non-TOF projection data of a cylinder: ``float32`` ``[sinogram, view, tangential]`` and its layout.
+
+    Both of STIR's storage orders, integers of 1 to 8 bytes and floats of 4 or 8, either byte order, a scale factor and
+    a data offset are understood. The scanner is that of 'originating system', with all values that the header (``.hs``)
+    gives taken from the header. Segments are put in the order 0, +1, -1, +2, ... whatever their order in the file, so
+    that data of different files can be combined.
 
     Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
     finite, and UnsupportedError for time-of-flight, list-mode, SPECT and Siemens headers, scanners made of blocks, and
     several time frames.
-
-    Parameters
-    ----------
-    path
-        Header (``.hs``). Both of STIR's storage orders, integers of 1 to 8 bytes and floats of 4 or 8, either byte
-        order, a scale factor and a data offset are understood. The scanner is that of 'originating system', with all
-        values that the header gives taken from the header.
-
-    Returns
-    -------
-    data, geometry
-        ``float32`` ``[sinogram, view, tangential]`` and its layout. Segments are put in the order 0, +1, -1, +2, ...
-        whatever their order in the file, so that data of different files can be combined.
     """
     header = Header(path)
     geometry, stored, by_view = _read_layout(header)

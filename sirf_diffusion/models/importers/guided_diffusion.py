@@ -29,16 +29,10 @@ _PARTS = {
 def convert_guided_diffusion(
     weights: dict[str, Tensor], config: dict[str, Any]
 ) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Configuration, which the shapes tell but for the attention heads, and weights.
+    """Configuration, which the shapes tell but for the attention heads, and weights of a state dictionary.
 
-    Raises UnsupportedNetworkError if the network is not of the plain form.
-
-    Parameters
-    ----------
-    weights
-        The state dictionary.
-    config
-        ``num_head_channels`` or ``num_heads``; ``use_new_attention_order``.
+    ``config`` has ``num_head_channels`` or ``num_heads``, and ``use_new_attention_order``. Raises
+    UnsupportedNetworkError if the network is not of the plain form.
     """
     _refuse(weights)
     # Blocks of each level as their numbers on the way down; a convolution begins the next level.
