@@ -46,15 +46,11 @@ class AdapterConfig:
 
     Parameters
     ----------
-    rank
-        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning).
-    scale
-        Factor of the low-rank change.
-    targets
-        Regular expression that the names of the layers must contain (linear, 1D, 2D and 3D convolutional layers; all
-        kinds for ``rank=None``).
-    exclude
-        Regular expression that they must not contain; those that embed time and orientation unless given.
+    rank, scale
+        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). Factor of it.
+    targets, exclude
+        Regular expressions that the names of the layers must and must not contain (linear, 1D, 2D and 3D convolutional
+        layers; all kinds for ``rank=None``); layers that embed time and orientation are excluded unless given.
     biases
         Whether the biases of all layers but the excluded ones, those of normalisation layers included, are free too.
     """

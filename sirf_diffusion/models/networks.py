@@ -21,20 +21,15 @@ _MAX_LEVELS = 6
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`.
-
-    Raises ValueError if a value has the wrong type or is out of range.
+    """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`; ValueError if out of range.
 
     Parameters
     ----------
-    channels
-        Channels at each resolution level, 1 to 6 levels, multiples of ``norm_num_groups``, at most 1024.
-    attention_levels
-        Whether each level has self-attention, as many as ``channels``.
-    num_res_blocks
-        Residual blocks at each level, 1 to 8.
-    norm_num_groups
-        Groups of the group normalisation, 1 to 64.
+    channels, attention_levels
+        Channels at each of 1 to 6 resolution levels, multiples of ``norm_num_groups`` up to 1024, and whether each
+        level has self-attention.
+    num_res_blocks, norm_num_groups
+        Residual blocks at each level, 1 to 8; groups of the group normalisation, 1 to 64.
     num_head_channels
         Channels of an attention head, 1 to 1024; divides the channels of the levels with attention, and of the last.
     num_class_embeds
@@ -45,10 +40,8 @@ class NetworkConfig:
     patch_size
         1 to 4: the network works on blocks of this many pixels along each axis as channels (pixel unshuffling as in
         Zhang et al. 2018, arXiv:1710.04026), which costs little accuracy and saves most of the time.
-    spatial_dims
-        2: the network sees slices. 3: it sees volumes.
-    num_networks
-        1, or 3 for a network of its own for each of the three slice orientations.
+    spatial_dims, num_networks
+        2 for slices, 3 for volumes; 1, or 3 for a network of its own for each of the three slice orientations.
     norm_eps
         What is added to the variance in group normalisation, 1e-8 to 1e-3; networks of others have 1e-5.
     kind

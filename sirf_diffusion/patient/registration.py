@@ -39,12 +39,9 @@ class Registration:
 
     Attributes
     ----------
-    rotation_deg
-        Euler angles about the patient's axes x, y, z (to the left, to the back, to the head).
-    shift_mm
-        Motion (x, y, z) of ``centre``.
-    centre
-        The fixed image's centre of mass, about which is turned, LPS mm.
+    rotation_deg, shift_mm, centre
+        Euler angles about the patient's axes x, y, z (to the left, to the back, to the head), and motion (x, y, z) of
+        the centre about which is turned, the fixed image's centre of mass, LPS mm.
     metric_before, metric_after
         Mutual information of the two images in nats; None before if they did not overlap.
     disagreement_mm

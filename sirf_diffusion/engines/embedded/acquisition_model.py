@@ -23,21 +23,18 @@ _logger = logging.getLogger(__name__)
 
 
 class AcquisitionModel:
-    r"""Expected counts :math:`q = m (G P x + a) + b'` in STIR's and SIRF's convention.
+    """Expected counts :math:`q = m (G P x + a) + b'` in STIR's and SIRF's convention.
 
     Raises ValueError if a term has another shape than the projection data, is negative or not finite.
 
     Parameters
     ----------
-    projector
-        The geometric projector ``G``.
-    multiplicative_factors
-        ``m``: detection efficiency times attenuation factor (and duration, decay, calibration) of each bin, shape of
-        the projection data; 0 marks dead bins. Default 1.
-    additive_term
-        ``a``: expected scatter and randoms *divided by* ``m``, as STIR stores its additive term. Default 0.
-    background_term
-        ``b'``: expected background in counts. Default 0.
+    projector, multiplicative_factors
+        The geometric projector ``G``; detection efficiency times attenuation factor (and duration, decay, calibration)
+        of each bin, ``m``, shape of the projection data, 0 for dead bins. Default 1.
+    additive_term, background_term
+        ``a``: expected scatter and randoms *divided by* ``m``, as STIR stores its additive term. ``b'``: expected
+        background in counts. Default 0.
     psf_fwhm_mm
         Full width at half maximum of the Gaussian ``P`` applied to the image: one number or ``(z, y, x)``, in mm;
         zero or ``None`` for none. Activity that it moves out of the image is lost; one number is not applied across a

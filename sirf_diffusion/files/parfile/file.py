@@ -70,19 +70,11 @@ class ParFile:
         environment: Mapping[str, str] | None = None,
         strict: bool = True,
     ) -> ParFile:
-        """Parse a text.
+        """Parse a text; ``path`` is what messages name, ``environment`` (the process's) what ``${NAME}`` stands for.
 
-        Raises ParFileError if the text is no parameter file, or, being strict, where STIR would read it otherwise than
-        it looks.
-
-        Parameters
-        ----------
-        text, path
-            The text, and the file that messages name.
-        environment
-            What ``${NAME}`` stands for; the process's environment if omitted.
-        strict
-            Raise on the first problem that is not harmless, and log the harmless ones, instead of only listing them.
+        Raises ParFileError if the text is no parameter file. Being strict, it also raises on the first problem that is
+        not harmless, where STIR would read it otherwise than it looks, and logs the harmless ones, instead of only
+        listing them.
         """
         reader = TreeReader(text, os.fspath(path), os.environ if environment is None else environment)
         root = reader.read()
