@@ -88,7 +88,7 @@ def test_segments_share_all_ring_differences_out(num_rings):
             geometry = ProjDataGeometry.from_scanner(scanner, span, most, 32, 33)
             covered = [d for s in geometry.segments for d in range(s.min_ring_difference, s.max_ring_difference + 1)]
             assert sorted(covered) == list(range(-most, most + 1))
-            assert geometry.segment_slices()[-1].stop == geometry.num_sinograms
+            assert geometry.segment_slices()[-1].stop == geometry.shape[0]
 
 
 @pytest.mark.parametrize(("span", "most"), [(1, 7), (3, 7), (2, 5), (5, 7), (7, 7), (15, 7)])

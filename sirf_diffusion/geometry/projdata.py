@@ -152,12 +152,8 @@ class ProjDataGeometry:
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(num_sinograms, num_views, num_tangential_positions)``."""
-        return (self.num_sinograms, self.num_views, self.num_tangential_positions)
-
-    @property
-    def num_sinograms(self) -> int:
-        """Number of sinograms in all segments."""
-        return sum(segment.num_axial_positions for segment in self.segments)
+        num_sinograms = sum(segment.num_axial_positions for segment in self.segments)
+        return num_sinograms, self.num_views, self.num_tangential_positions
 
     @property
     def num_bins(self) -> int:

@@ -47,7 +47,8 @@ class AdapterConfig:
     Parameters
     ----------
     rank, scale
-        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). Factor of it.
+        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). And the factor of the
+        low-rank change.
     targets, exclude
         Regular expressions that the names of the layers must and must not contain (linear, 1D, 2D and 3D convolutional
         layers; all kinds for ``rank=None``); layers that embed time and orientation are excluded unless given.
@@ -135,7 +136,6 @@ class Adapter:
         self.model.__dict__["hash"] = self.base_hash
         self._free: dict[str, nn.Parameter] = {}
         self._low_rank: dict[str, nn.Module] = {}
-        self._base: dict[str, Tensor] = {}
         if self.config.rank != 0:
             self._attach(torch.Generator().manual_seed(seed), stored)
             if not self._free:
@@ -150,7 +150,6 @@ class Adapter:
                 chosen, low_rank = [key for key in own if f"{name}.{key}" in stored], f"{name}.weight.up" in stored
             for key in sorted(chosen):
                 self._free[f"{name}.{key}"] = own[key]
-                self._base[f"{name}.{key}"] = own[key].detach().clone()
             if self.config.rank and low_rank and isinstance(layer, _LAYERS):
                 change = LowRank(layer.weight, self.config.rank, self.config.scale, generator)
                 # Unsafe only spares a call of the change: shape and type are known to be kept.
@@ -222,16 +221,6 @@ class Adapter:
                 merged.network.get_submodule(name).weight.copy_(changed.weight)
         del merged.__dict__["hash"]
         return merged
-
-    def remove(self) -> ScoreModel:
-        """Take the change out of the copy: :attr:`model` is the base again, to the bit, and this adapter is empty."""
-        for layer in self._low_rank.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        with torch.no_grad():
-            for name, value in self._base.items():
-                self._free[name].copy_(value)
-        self._free, self._low_rank, self._base = {}, {}, {}
-        return self.model
 
     @property
     def hash(self) -> str:
