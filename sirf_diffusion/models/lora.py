@@ -47,8 +47,8 @@ class AdapterConfig:
     Parameters
     ----------
     rank, scale
-        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). And the factor of the
-        low-rank change.
+        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). And the factor of
+        the low-rank change.
     targets, exclude
         Regular expressions that the names of the layers must and must not contain (linear, 1D, 2D and 3D convolutional
         layers; all kinds for ``rank=None``); layers that embed time and orientation are excluded unless given.
