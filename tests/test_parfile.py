@@ -124,13 +124,6 @@ def test_the_prior_is_replaced_where_the_file_has_two(par):
     assert changed == par.with_prior(SCORE)
 
 
-def test_keys_can_be_taken_out(par):
-    key = par.objective().key("projector pair type")
-    left = ParFile.parse(par.without(key), environment={"DATA": "/d"})
-    assert "projector pair type" not in left.objective()
-    assert left.prior().block.real("penalisation factor") == 0.5
-
-
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [

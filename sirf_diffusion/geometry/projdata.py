@@ -12,15 +12,17 @@ and passes, at parameter ``t`` in mm, through ``x = s cos(phi) - t sin(phi)``, `
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
 import torch
 
 from .scanners import BlockStructure, Scanner, get_scanner
-from .segments import Segment, describe_segments, segments_of_span, span_of
 
 __all__ = ["BlockStructure", "ProjDataGeometry", "Scanner", "Segment"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class ProjDataGeometry:
             )
         return cls(
             scanner=scanner,
-            segments=segments_of_span(scanner.num_rings, span, max_ring_difference),
+            segments=_segments_of_span(scanner.num_rings, span, max_ring_difference),
             num_views=num_views,
             num_tangential_positions=num_tangential_positions,
             arc_corrected=arc_corrected,
@@ -165,11 +167,6 @@ class ProjDataGeometry:
         """Number of neighbouring views that were added; 1 where the scanner's views are no multiple of the data's."""
         unmashed = self.scanner.max_num_views
         return unmashed // self.num_views if unmashed % self.num_views == 0 else 1
-
-    @property
-    def span(self) -> int | None:
-        """Axial compression, ``None`` where the segments follow no single span (GE's mixed layout)."""
-        return span_of(self.segments)
 
     def segment_slices(self) -> list[slice]:
         """Where each segment lies along the sinogram axis, in storage order."""
@@ -228,5 +225,77 @@ class ProjDataGeometry:
         elif self.tangential_spacing is not None and other.tangential_spacing is not None:
             compare("tangential spacing (mm)", self.tangential_spacing, other.tangential_spacing, 0.01)
         if self.segments != other.segments:
-            found.append(f"segments: {describe_segments(self.segments)} against {describe_segments(other.segments)}")
+            texts = (", ".join(map(str, segments)) for segments in (self.segments, other.segments))
+            found.append(f"segments: {' against '.join(texts)}")
         return found
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Sinograms of a range of ring differences (ring 2 minus ring 1), ``min <= max``."""
+
+    num: int
+    min_ring_difference: int
+    max_ring_difference: int
+    num_axial_positions: int
+
+    def __post_init__(self) -> None:
+        if self.num_axial_positions <= 0:
+            raise ValueError(f"segment {self.num}: needs at least one axial position, found {self.num_axial_positions}")
+        if self.min_ring_difference > self.max_ring_difference:
+            raise ValueError(
+                f"segment {self.num}: min_ring_difference {self.min_ring_difference} is larger than "
+                f"max_ring_difference {self.max_ring_difference}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.num:+d} [{self.min_ring_difference}, {self.max_ring_difference}] x {self.num_axial_positions}"
+
+    @property
+    def average_ring_difference(self) -> float:
+        """Mean of the extreme ring differences, in rings."""
+        return (self.min_ring_difference + self.max_ring_difference) / 2
+
+    @property
+    def axial_positions_per_ring(self) -> int:
+        """1 for uncompressed segments, 2 where ring differences are combined (planes lie half a ring apart)."""
+        return 1 if self.min_ring_difference == self.max_ring_difference else 2
+
+
+def _segments_of_span(num_rings: int, span: int, max_ring_difference: int) -> tuple[Segment, ...]:
+    """Segments 0, +1, -1, ... as STIR's ``ProjDataInfo::construct_proj_data_info`` makes them.
+
+    Raises ValueError if ``span`` or ``max_ring_difference`` is outside its range, or together they leave the outermost
+    segments a single ring difference.
+    """
+    if not 1 <= span <= 2 * num_rings - 1:
+        raise ValueError(f"span must be between 1 and {2 * num_rings - 1} for {num_rings} rings, found {span}")
+    if not span // 2 <= max_ring_difference <= num_rings - 1:
+        raise ValueError(
+            f"max_ring_difference must be between {span // 2} and {num_rings - 1} for span {span} and "
+            f"{num_rings} rings, found {max_ring_difference}"
+        )
+    first = span // 2
+    planes = num_rings if span == 1 else 2 * num_rings - 1
+    segments = [Segment(0, -first, first, planes)]
+    low = first + 1
+    while low <= max_ring_difference:
+        high = min(low + span - 1, max_ring_difference)
+        if low == high and span > 1 and low < num_rings - 1:
+            # STIR gives such a segment twice the planes that its rings have, beyond the ends of the scanner.
+            raise ValueError(
+                f"max_ring_difference {high} leaves a single ring difference to the outermost segments of span {span}; "
+                f"choose {high - 1} or {high + 1}"
+            )
+        num = len(segments) // 2 + 1
+        planes = num_rings - low if span == 1 else 2 * (num_rings - low) - 1
+        segments += [Segment(num, low, high, planes), Segment(-num, -high, -low, planes)]
+        low = high + 1
+    full = span == 1 or segments[-1].max_ring_difference - segments[-1].min_ring_difference + 1 >= span
+    if not full and max_ring_difference < num_rings - 1:
+        _logger.warning(
+            "span %d and max_ring_difference %d leave the outermost segments smaller than the others",
+            span,
+            max_ring_difference,
+        )
+    return tuple(segments)

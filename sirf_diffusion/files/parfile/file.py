@@ -100,10 +100,6 @@ class ParFile:
         key = self.objective().key("prior type")
         return None if key is None or fold(key.value) == "none" else key
 
-    def without(self, *keys: ParKey) -> str:
-        """The text without some keys and their blocks; numbers of the lines before them stay as they are."""
-        return self._edited({key.line: (key.last_line, "") for key in keys})
-
     def with_prior(self, block: str | None) -> str:
         """The text with another prior, the lines from ``prior type := ...`` to the end of its block; None for none."""
         objective = self.objective()
