@@ -89,11 +89,11 @@ class Objective(Protocol):
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``L(x)``, float64, one number per image. Engines that have no values of subsets raise NotImplementedError."""
-        ...
+        return self.at(x, subset).value
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``A^T (y / q - 1)``, shape of ``x``."""
-        ...
+        return self.at(x, subset).gradient()
 
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, shape ``[z, y, x]``, computed once and kept; zero outside the scanner's field of view."""

@@ -49,7 +49,7 @@ class AcquisitionModel:
         background_term: Tensor | None = None,
         psf_fwhm_mm: float | Sequence[float] | None = None,
     ) -> None:
-        self.projector = projector
+        self.projector, self.geometry, self.device = projector, projector.geometry, projector.device
         self.multiplicative_factors = self._check(multiplicative_factors, "multiplicative_factors")
         additive_term = self._check(additive_term, "additive_term")
         #: ``m a + b'`` in counts, None where there is no background.
@@ -59,16 +59,6 @@ class AcquisitionModel:
             factors, background = self.multiplicative_factors, self.constant_term
             counts = additive_term if factors is None else additive_term * factors
             self.constant_term = counts if background is None else background + counts
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """Image grid."""
-        return self.projector.geometry
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self.projector.device
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``."""

@@ -81,14 +81,6 @@ class PoissonObjective(Objective):
 
         return Evaluation(value, gradient)
 
-    def value(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``L(x)``, float64, one number per image."""
-        return self.at(x, subset).value
-
-    def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``A^T (y / q - 1)``, shape of ``x``."""
-        return self.at(x, subset).gradient()
-
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, ``[z, y, x]``, computed once and kept."""
         if subset not in self._sensitivities:
