@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.exam import HEAD_FIRST_SUPINE, Position
 from ..geometry.images import ImageGeometry
-from ..geometry.positions import HEAD_FIRST_SUPINE, Position
 from .image import SourceImage, UnusableImage, density_of_ct
 from .readers import read_source
 from .registration import Registration, register

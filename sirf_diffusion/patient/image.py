@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.positions import Position
+from ..geometry.exam import Position
 
 #: From NIfTI's axes (to the right, front, head) to those of DICOM and ITK (left, back, head).
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

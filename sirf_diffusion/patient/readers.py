@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.positions import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
+from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
 from .dicom import read_dicom
 from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional
 from .resampling import stir_grid

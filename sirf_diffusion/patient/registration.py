@@ -78,21 +78,15 @@ class Registration:
 
 
 def register(fixed: SourceImage, moving: SourceImage) -> Registration:
-    r"""Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
+    """Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
 
+    ``fixed`` is an emission image (an early OSEM image will do) or attenuation image, ``moving`` an MR or CT image.
     Three resolutions (16, 8 and 4 mm), all voxels of a box around the patient in the fixed image, 32 bins. It begins
     where the files say that the images lie and, where that is another place, with their centres of mass on each other;
     the better result is taken. From there it is disturbed by about 10 mm and 9 degrees, twice, and has to come back:
     for images that have nothing in common it does not. Deterministic for a given number of threads. There is a warning,
     logged as well, for each reason to distrust the result. Raises ImportError without SimpleITK, and ValueError if less
     than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
-
-    Parameters
-    ----------
-    fixed
-        Emission image (an early OSEM image will do) or attenuation image.
-    moving
-        MR or CT image.
     """
     pair = _Pair(fixed, moving)
     before = pair.information(np.zeros(6))

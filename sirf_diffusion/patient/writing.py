@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.outputs import atomic_path
-from ..geometry.exam import ExamInfo
+from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
-from ..geometry.positions import HEAD_FIRST_SUPINE, Position, position_of
 from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, UnusableImage, optional
 from .resampling import PatientGrid, grid_points, share_inside, stir_grid

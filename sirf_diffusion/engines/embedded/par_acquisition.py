@@ -26,17 +26,12 @@ _RAYS = "number of rays in tangential direction to trace for each bin"
 
 
 def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
-    """Data and models of a parameter file, for the embedded engine.
+    """Data and models of a parameter file, and the image of ``initial estimate`` (None if there is none).
 
     What is read: projection data, additive sinogram, normalisation from projection data (which STIR *divides* by: the
     multiplicative factors are their reciprocals), from an attenuation image, or chained, ray tracing projectors, the
     image's size and zoom, the initial estimate. File names are relative to the working folder, as STIR takes them.
     Raises ParFileError for everything else that would change the image, by name and line.
-
-    Returns
-    -------
-    tuple
-        The acquisition, and the image of ``initial estimate``; None if there is none.
     """
     block = run.par.objective()
     if block.name != f"{PROJECTION_DATA} parameters":

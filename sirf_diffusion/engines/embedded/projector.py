@@ -46,10 +46,9 @@ class Projector:
 
     Parameters
     ----------
-    geometry
-        Image grid. In plane it is centred on the axis; along it the planes' spacing divides that of the sinograms.
-    projdata
-        Layout of the projection data.
+    geometry, projdata
+        Image grid, in plane centred on the axis, along it with a spacing of planes that divides that of the sinograms;
+        layout of the projection data.
     device
         Where to compute and where results live.
     max_bytes
