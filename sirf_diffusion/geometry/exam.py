@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from .checks import check_choice
+
 ORIENTATIONS = ("head_in", "feet_in", "other", "unknown")
 ROTATIONS = ("supine", "prone", "right", "left", "other", "unknown")
 MODALITIES = ("PT", "NM", "MR", "CT", "US", "Optical", "unknown")
@@ -71,8 +73,7 @@ class ExamInfo:
 
     def __post_init__(self) -> None:
         for name, words in (("orientation", ORIENTATIONS), ("rotation", ROTATIONS), ("modality", MODALITIES)):
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}; found {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), words)
 
 
 def position_of(exam: ExamInfo | None) -> Position | None:

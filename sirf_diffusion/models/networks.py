@@ -264,9 +264,8 @@ def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) ->
     """
     if time_input == "log_sigma":
         return 250.0 * torch.log(torch.as_tensor(schedule.sigma(t)))  # type: ignore[type-var]
-    if time_input == "t":
-        return t if schedule.t_max > 1 else 1000.0 * t
-    raise ValueError(f"time_input must be one of {', '.join(TIME_INPUTS)}, found {time_input!r}")
+    check_choice("time_input", time_input, TIME_INPUTS)
+    return t if schedule.t_max > 1 else 1000.0 * t
 
 
 def check_time_input(config: NetworkConfig, time_input: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_choice, check_real
+
 Time = TypeVar("Time", float, Tensor)
 
 SPACINGS = ("t", "log_sigma", "karras")
@@ -75,8 +77,7 @@ class NoiseSchedule(ABC):
         t_start = float(self.t_max if t_start is None else t_start)
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, found {num_steps}")
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, found {spacing!r}")
+        check_choice("spacing", spacing, SPACINGS)
         self._check_time(t_end)
         self._check_time(t_start)
         if not t_end < t_start:
@@ -108,8 +109,7 @@ class NoiseSchedule(ABC):
         ``u0`` and ``eps`` are estimates of the clean image and of the noise in ``u_t``, network units; ``t_next <= t``;
         ``noise`` is fresh standard normal noise ``z`` of the shape of ``u0``, needed if ``eta > 0``.
         """
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], found {eta}")
+        check_real("eta", eta, 0.0, 1.0)
         if t_next > t:
             raise ValueError(f"t_next must not exceed t = {t:g}, found {t_next:g}")
         gamma, nu = self.gamma(float(t_next)), self.nu(float(t_next))
@@ -145,8 +145,8 @@ class NoiseSchedule(ABC):
             if known[key] in (str, bool):
                 if not isinstance(value, known[key]):
                     raise ValueError(f"schedule constant {key} must be a {known[key].__name__}, found {value!r}")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"schedule constant {key} must be a finite number, found {value!r}")
+            else:
+                check_real(f"schedule constant {key}", value, -math.inf)
         return kind(**values)
 
     def _on_grid(self, times: Tensor) -> Tensor:
@@ -176,6 +176,7 @@ def denoised_and_noise(prediction: str, output: Tensor, u: Tensor, gamma: float,
     ``eps``: the noise. ``x0``: the clean image. ``v = gamma eps - nu u0`` (Salimans and Ho 2022, arXiv:2202.00512;
     variance-preserving schedules only). ``score = -eps / nu``.
     """
+    check_choice("prediction", prediction, PREDICTIONS)
     if prediction == "eps":
         return (u - nu * output) / gamma, output
     if prediction == "x0":
@@ -183,13 +184,12 @@ def denoised_and_noise(prediction: str, output: Tensor, u: Tensor, gamma: float,
     if prediction == "v":
         _check_v(gamma, nu)
         return gamma * u - nu * output, nu * u + gamma * output
-    if prediction == "score":
-        return (u + nu * nu * output) / gamma, -nu * output
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+    return (u + nu * nu * output) / gamma, -nu * output
 
 
 def prediction_target(prediction: str, u0: Tensor, eps: Tensor, gamma: Tensor | float, nu: Tensor | float) -> Tensor:
     """What a network with this kind of prediction should output for ``gamma u0 + nu eps``: the training target."""
+    check_choice("prediction", prediction, PREDICTIONS)
     if prediction == "eps":
         return eps
     if prediction == "x0":
@@ -197,9 +197,7 @@ def prediction_target(prediction: str, u0: Tensor, eps: Tensor, gamma: Tensor | 
     if prediction == "v":
         _check_v(gamma, nu)
         return gamma * eps - nu * u0
-    if prediction == "score":
-        return -eps / nu
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+    return -eps / nu
 
 
 def _check_v(gamma: Tensor | float, nu: Tensor | float) -> None:

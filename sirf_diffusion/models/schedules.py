@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_choice
 from .noise_schedule import (
     PREDICTIONS,
     SPACINGS,
@@ -151,8 +152,7 @@ class DDPMSchedule(NoiseSchedule):
         object.__setattr__(self, "num_train_steps", int(self.num_train_steps))
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ValueError(f"DDPM needs 0 < beta_start < beta_end < 1, found {self.beta_start} and {self.beta_end}")
-        if self.betas not in BETAS:
-            raise ValueError(f"schedule constant betas must be one of {', '.join(BETAS)}, found {self.betas!r}")
+        check_choice("schedule constant betas", self.betas, BETAS)
         if self.betas == "cosine" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
             raise ValueError("a cosine schedule has no beta_start and beta_end: leave them as 0.0001 and 0.02")
         if len(self._integral) < 2:

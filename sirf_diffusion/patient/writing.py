@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.outputs import atomic_path
+from ..geometry.checks import check_choice
 from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
 from .dicom import place_series, read_tags
@@ -101,8 +102,7 @@ def write_dicom(
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)
-    if units not in UNITS:
-        raise ValueError(f"units must be one of {', '.join(UNITS)}; found {units!r}")
+    check_choice("units", units, UNITS)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder: give another one for the DICOM series")
     values, exam = _checked(image, geometry), exam or ExamInfo()

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...geometry.checks import check_choice
 from ..schedules import BETAS, PREDICTIONS, DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
 from .reading import UnsupportedNetworkError, plain_arguments, require
 
@@ -101,8 +102,7 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
     words = f"{name}, " + ", ".join(f"{key} {value}" for key, value in schedule.items() if key not in unused)
     if name in list(_FACTORS):
         return _preconditioned(schedule, prediction, words)
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+    check_choice("prediction", prediction, PREDICTIONS)
     if name in BETAS:
         schedule = {key: value for key, value in NAMED["ddpm"].items() if name == "cosine"} | schedule
         schedule |= {"name": "ddpm", "betas": name}
@@ -117,8 +117,7 @@ def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Tr
     allowed, constants = _FACTORS[kind]
     if set(schedule) != {"name", *constants}:
         raise ValueError(f"schedule {kind!r} has the constants {list(constants)}, found {sorted(schedule)}")
-    if prediction not in allowed:
-        raise ValueError(f"prediction of a {kind} network must be {' or '.join(allowed)}, found {prediction!r}")
+    check_choice(f"prediction of a {kind} network", prediction, allowed)
     last = max(float(schedule.get("num_train_steps", 2)) - 1, 1.5)
     ends = {"sigma_min": 1 / last, "sigma_max": last} | {k: v for k, v in schedule.items() if k.startswith("sigma_")}
     network = {k: v for k, v in schedule.items() if k in ("num_train_steps", "data_sd")} | {"preconditioning": kind}
