@@ -23,9 +23,6 @@ Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
 _MAX_DEPTH = 32
-#: Called with the JSON document and the header's tensors, ``{"dtype": ..., "shape": ..., ...}`` by name, before memory
-#: is taken; raises ValueError.
-Check = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 class WeightsFileError(ValueError):
@@ -51,11 +48,9 @@ class WeightsFormat:
     def document(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """The JSON document of a file, read without the tensors; raises as `read` does."""
         with self._opened(Path(path)) as file:
-            return self._document(Path(path), self._header(Path(path), file)[1])
+            return self._document(Path(path), self._header(Path(path), file))
 
-    def read(
-        self, path: str | os.PathLike[str], check: Check | None = None
-    ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """JSON document, tensors on the CPU as they are stored, and SHA-256 of a file.
 
         Raises
@@ -63,21 +58,17 @@ class WeightsFormat:
         FileNotFoundError
             If there is no such file.
         WeightsFileError
-            `error`: if it is not such a file, is damaged, or ``check`` refuses it.
+            `error`: if it is not such a file, or is damaged.
         """
         path = Path(path)
         with self._opened(path) as file:
-            entries, metadata = self._header(path, file)
-            document = self._document(path, metadata)
-            if check is not None:
-                self.guarded(path, lambda: check(document, entries))
-            return document, *self._tensors(path, file)
+            return self._document(path, self._header(path, file)), *self._tensors(path, file)
 
     def read_any(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and metadata of a safetensors file without a document; raises as `read` does."""
         path = Path(path)
         with self._opened(path) as file:
-            metadata = self._header(path, file)[1]
+            metadata = self._header(path, file)
             return self._tensors(path, file)[0], metadata
 
     def content(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
@@ -118,8 +109,8 @@ class WeightsFormat:
             raise self._refusal(path, f"it has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
         return path.open("rb")
 
-    def _header(self, path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, str]]:
-        """Tensors and metadata of the header."""
+    def _header(self, path: Path, file: BinaryIO) -> dict[str, str]:
+        """Metadata of the header."""
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
@@ -138,7 +129,7 @@ class WeightsFormat:
             raise self._refusal(
                 path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
             )
-        return header, metadata
+        return metadata
 
     def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if self.key not in metadata:
@@ -183,11 +174,12 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """A ValueError unless names and shapes are as expected, and all values finite."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
-    names = sorted(name for name in {*found, *expected} if shapes[0].get(name) != shapes[1].get(name))
-    if names:
-        raise ValueError(f"{', '.join(names[:3])} differ in name or shape, {len(names)} in all")
+    for names, what in ((expected.keys() - found.keys(), "missing"), (found.keys() - expected.keys(), "unexpected")):
+        if names:
+            raise ValueError(f"{', '.join(map(repr, sorted(names)[:3]))} {what}, {len(names)} in all")
     for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"tensor {name!r} has shape {[*tensor.shape]}, expected {[*expected[name].shape]}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
 

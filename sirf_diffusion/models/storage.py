@@ -25,7 +25,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 #: The bundled model of commands that are given none: many tracers.
 DEFAULT_MODEL = "brain"
 _SUFFIX = ".safetensors"
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class ModelFileError(WeightsFileError):
@@ -139,19 +139,20 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
     Raises ModelFileError if the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or
     its tensors do not fit the network that the configuration describes.
     """
-    built: list[tuple[nn.Module, ModelConfig]] = []
+    document, stored, digest = _FORMAT.read(path)
 
-    def check(document: dict[str, Any], entries: dict[str, Any]) -> None:
+    def fill() -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
         config = ModelConfig.from_dict(document)
+        for name, tensor in stored.items():
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")
         # On the meta device: shapes without memory, however large a network the header asks for.
         network = build_network(config.architecture, device="meta")
-        _check_entries(entries, network)
-        built.append((network, config))
+        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+        check_tensors(tensors, network.state_dict())
+        return network, config, tensors
 
-    _, stored, digest = _FORMAT.read(path, check)
-    network, config = built[0]
-    tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-    _FORMAT.guarded(path, lambda: check_tensors(tensors, network.state_dict()))
+    network, config, tensors = _FORMAT.guarded(path, fill)
     network.load_state_dict(tensors, strict=True, assign=True)
     network.requires_grad_(False).eval()
     return network, config, digest
@@ -190,17 +191,3 @@ def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
         raise ValueError(f"voxel_size must be three numbers (z, y, x) in mm, found {voxel_size!r}")
     z, y, x = (check_real("voxel_size (mm)", value, open_below=True) for value in voxel_size)
     return z, y, x
-
-
-def _check_entries(entries: dict[str, Any], network: nn.Module) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    for names, what in ((set(expected) - set(entries), "missing"), (set(entries) - set(expected), "unexpected")):
-        if names:
-            first = ", ".join(repr(name) for name in sorted(names)[:3])
-            raise ValueError(f"its tensors do not match its architecture: {first} {what}, {len(names)} in all")
-    for name, shape in expected.items():
-        entry = entries[name] if isinstance(entries[name], dict) else {}
-        if entry.get("shape") != shape:
-            raise ValueError(f"tensor {name!r} has shape {entry.get('shape')}, its architecture needs {shape}")
-        if entry.get("dtype") not in _DTYPES:
-            raise ValueError(f"tensor {name!r} has type {entry.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
