@@ -121,7 +121,8 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
 
 def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
     steps, interval, seed, eta = 4, 2, 3, 0.6
-    block = processor("inter-iteration filter type", "Diffusion Sampler", eta=eta, random_seed=seed)
+    given = {"model_filename": "brain-fdg", "eta": eta, "random_seed": seed}
+    block = processor("inter-iteration filter type", "Diffusion Sampler", **given)
     extra = f"inter-iteration filter subiteration interval := {interval}\n{block}"
     par = scan.par("dds", extra=extra, subiterations=(steps + 1) * interval)
     ran = run_program("OSMAPOSL", par, cwd=scan.folder)
