@@ -1,19 +1,28 @@
-"""One small patient, written in every format and orientation: what goes into tests of importing images."""
+"""One small patient, written in every format and orientation: what goes into tests of reading and writing images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 
 #: Voxels (z, y, x) in STIR's axes, head first and supine, 4 mm each.
 SHAPE, VOXEL = (24, 22, 20), 4.0
 NAME = "DOE^JANE"
 PATIENT_ID = "HOSP1234567"
+#: Directions of STIR's x, y, z as signs in LPS.
+SIGNS = {("head_in", "supine"): (1, 1, -1), ("head_in", "prone"): (-1, -1, -1), ("feet_in", "supine"): (-1, 1, 1),
+         ("feet_in", "prone"): (1, -1, 1)}  # fmt: skip
+#: Centres (LPS mm), widths (mm) and heights of blobs without any symmetry.
+BLOBS = (((10, 5, -5), 14, 1.0), ((-20, 12, 20), 8, 2.0), ((15, -18, -25), 7, 3.0), ((-8, -22, 5), 9, 1.5))
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def activity(seed: int = 0) -> np.ndarray:
@@ -25,88 +34,110 @@ def activity(seed: int = 0) -> np.ndarray:
     return ((body + organ) * texture).astype(np.float32)
 
 
-def write_nifti(path: Path, stir: np.ndarray, axes: str = "RAS", voxel: float = VOXEL, coded: bool = True) -> Path:
-    """The image with its array axes pointing to the given sides; the middle of the image at 0 in any case."""
-    import nibabel
-
-    order = {"R": (2, -1), "L": (2, 1), "A": (1, -1), "P": (1, 1), "S": (0, -1), "I": (0, 1)}
-    row = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
-    array = stir.transpose([order[a][0] for a in axes])
-    array = array[tuple(slice(None, None, order[a][1]) for a in axes)]
-    affine = np.zeros((4, 4))
-    for axis, letter in enumerate(axes):
-        world, sign = row[letter]
-        affine[world, axis] = sign * voxel
-        affine[world, 3] = -sign * voxel * (array.shape[axis] - 1) / 2
-    affine[3, 3] = 1
-    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)
-    if not coded:
-        image.set_sform(None, 0)
-        image.set_qform(None, 0)
-    nibabel.save(image, path)
-    return path
+def phantom(points: np.ndarray) -> np.ndarray:
+    """Values of the blobs at points ``[3, ...]`` in LPS mm."""
+    return sum(h * np.exp(-sum((p - m) ** 2 for p, m in zip(points, c, strict=True)) / (2 * w**2)) for c, w, h in BLOBS)
 
 
-def write_nifti_at(path: Path, image: torch.Tensor, geometry: ImageGeometry, axes: str = "RAS") -> Path:
+def points_of(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """LPS coordinates ``[3, ...]`` of a grid's voxels."""
+    return np.einsum("ab,b...->a...", affine[:3], np.stack([*np.indices(shape), np.ones(shape)]))
+
+
+def lps_of(geometry: ImageGeometry, signs: tuple[int, int, int] = (1, 1, -1)) -> np.ndarray:
+    """LPS coordinates ``[3, z, y, x]`` of STIR's voxels, from the documented formula of its axes."""
+    (nz, ny, nx), (dz, dy, dx), (oz, oy, ox) = geometry.shape, geometry.voxel_size, geometry.origin
+    z = oz + dz * np.arange(nz)[:, None, None]
+    y = oy + dy * (np.arange(ny) - ny // 2)[None, :, None]
+    x = ox + dx * (np.arange(nx) - nx // 2)[None, None, :]
+    return np.stack(np.broadcast_arrays(signs[0] * x, signs[1] * y, signs[2] * z))
+
+
+def write_nifti_at(
+    path: Path, image: torch.Tensor, geometry: ImageGeometry, axes: str = "RAS", coded: bool = True
+) -> Path:
     """An image of STIR's (head first, supine) where it is in the patient, array axes pointing to the given sides."""
     import nibabel
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-    # RAS coordinates of STIR's z, y, x: to the feet, to the back, to the left
-    sides = {"I": 0, "S": 0, "P": 1, "A": 1, "L": 2, "R": 2}
-    first = [
-        geometry.origin[0],
-        *(geometry.origin[k] - geometry.shape[k] // 2 * geometry.voxel_size[k] for k in (1, 2)),
-    ]
-    array, affine = image.numpy(), np.eye(4)
-    affine[:3, :3] = 0
-    array = array.transpose([sides[a] for a in axes])
-    for axis, letter in enumerate(axes):
-        k = sides[letter]
-        ends = (first[k], first[k] + (geometry.shape[k] - 1) * geometry.voxel_size[k])
-        flipped = letter in "SAR"
-        array = np.flip(array, axis) if flipped else array
-        # every one of z, y, x runs against its RAS axis
-        affine[2 - k, axis] = (1 if flipped else -1) * geometry.voxel_size[k]
-        affine[2 - k, 3] = -ends[1] if flipped else -ends[0]
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(array), affine), path)
+    (_, ny, nx), (dz, dy, dx), (z, y, x) = geometry.shape, geometry.voxel_size, geometry.origin
+    affine = np.diag([-dx, -dy, -dz, 1.0])  # STIR's axes point to the left, back and feet
+    affine[:3, 3] = -(x - nx // 2 * dx), -(y - ny // 2 * dy), -z
+    nifti = nibabel.Nifti1Image(np.asarray(image).transpose(2, 1, 0), affine)
+    nifti = nifti.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(axes)))
+    if not coded:
+        nifti.set_sform(None, 0)
+        nifti.set_qform(None, 0)
+    nibabel.save(nifti, path)
     return path
+
+
+def write_nifti(path: Path, stir: np.ndarray, axes: str = "RAS", voxel: float = VOXEL, coded: bool = True) -> Path:
+    """The image with its array axes pointing to the given sides; the middle of the image at 0 in any case."""
+    (nz, ny, nx), half = stir.shape, voxel / 2
+    origin = (-(nz - 1) * half, (ny // 2 * 2 - ny + 1) * half, (nx // 2 * 2 - nx + 1) * half)
+    return write_nifti_at(
+        path, torch.from_numpy(stir.copy()), ImageGeometry(stir.shape, (voxel,) * 3, origin), axes, coded
+    )
 
 
 def write_interfile(path: Path, stir: np.ndarray, position: tuple[str, str] | None = None) -> Path:
     """The image as STIR has it for this patient position (None: not told, which means head first, supine)."""
-    flips = {("head_in", "supine"): (1, 1, 1), ("head_in", "prone"): (1, -1, -1), ("feet_in", "supine"): (-1, 1, -1),
-             ("feet_in", "prone"): (-1, -1, 1)}[position or ("head_in", "supine")]  # fmt: skip
-    array = np.ascontiguousarray(stir[tuple(slice(None, None, f) for f in flips)])
-    write_image(path, torch.from_numpy(array), ImageGeometry(SHAPE, (VOXEL,) * 3))
-    if position is not None:
-        lines = f"patient orientation := {position[0]}\npatient rotation := {position[1]}\n"
-        path.write_text(path.read_text().replace("!GENERAL IMAGE DATA :=\n", f"!GENERAL IMAGE DATA :=\n{lines}"))
+    x, y, z = SIGNS[position or ("head_in", "supine")]
+    array = np.ascontiguousarray(stir[::-z, ::y, ::x])
+    exam = ExamInfo(*(position or ("unknown", "unknown")))
+    write_image(path, torch.from_numpy(array), ImageGeometry(SHAPE, (VOXEL,) * 3), exam=exam)
     return path
+
+
+#: SOP classes of single slices (NM: as some programs write slices of PET), and of all slices in one file.
+CLASSES = {"PT": "128", "CT": "2", "MR": "4", "NM": "20", "enhanced PT": "130", "enhanced MR": "4.1"}
+
+
+def dicom_file(file: Path, stored: np.ndarray, kind: str = "PT", **tags: Any) -> Path:
+    """One DICOM file of stored integers ``[row, column]`` or ``[frame, row, column]`` with the tags given, no other."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    dataset, dataset.file_meta = (data := Dataset()), FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{CLASSES[kind]}"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.Modality, data.PatientName, data.PatientID, data.PatientBirthDate = kind[-2:], NAME, PATIENT_ID, "19500101"
+    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = "1.2.3.4", "1.2.3.4.5", "1.2.3.4.6"
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.BitsAllocated = 1, "MONOCHROME2", 16
+    data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 15, int(stored.dtype.kind == "i")
+    data.Rows, data.Columns = stored.shape[-2:]
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = stored.astype(f"<{stored.dtype.kind}2").tobytes()
+    data.save_as(file, enforce_file_format=True)
+    return file
+
+
+def dicom_series(
+    folder: Path, stored: np.ndarray, positions: Any, change: Callable[[int, dict], None] | None = None, **tags: Any
+) -> Path:
+    """A slice per file, in mixed order; ``change(k, tags)`` alters the tags of slice k."""
+    folder.mkdir(exist_ok=True)
+    for k, (plane, position) in enumerate(zip(stored, positions, strict=True)):
+        mine = {"ImagePositionPatient": [f"{v:.6g}" for v in position], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+                "PixelSpacing": [2, 3], "SliceThickness": 4, "RescaleSlope": 1, "RescaleIntercept": 0,
+                "InstanceNumber": k + 1} | tags  # fmt: skip
+        if change is not None:
+            change(k, mine)
+        dicom_file(folder / f"slice{(k * 7) % 100:02d}.dcm", plane, **mine)
+    return folder
 
 
 def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None) -> Path:
     """A PET series with a name, an identifier and a rescale slope of its own in every slice."""
-    import SimpleITK as sitk
-
-    folder.mkdir()
     from_feet = stir[::-1]
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k, plane in enumerate(from_feet):
-        if k == skip:
-            continue
-        slope = max(float(plane.max()), 1e-3) / 30000
-        image = sitk.GetImageFromArray(plane.astype(np.float64)[None])
-        image.SetSpacing((VOXEL, VOXEL, VOXEL))
-        tags = {
-            "0008|0060": "PT", "0010|0010": NAME, "0010|0020": PATIENT_ID, "0010|0030": "19500101",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.128", "0020|000d": "1.2.3.4", "0020|000e": "1.2.3.4.5",
-            "0008|0018": f"1.2.3.4.5.{k + 1}", "0020|0013": str(k + 1), "0028|1053": f"{slope:.10g}", "0028|1052": "0",
-            "0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "1",
-            "0020|0032": f"{0.0}\\{0.0}\\{k * VOXEL}", "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": f"{VOXEL}",
-        }  # fmt: skip
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"slice{(k * 7) % 100:02d}.dcm"))
-        writer.Execute(image)
-    return folder
+    slopes = [max(float(plane.max()), 1e-3) / 30000 for plane in from_feet]
+    kept = [k for k in range(len(stir)) if k != skip]
+
+    def change(k: int, tags: dict) -> None:
+        tags["RescaleSlope"] = f"{slopes[kept[k]]:.10g}"
+
+    stored = np.stack([np.round(from_feet[k] / slopes[k]) for k in kept]).astype(np.int16)
+    return dicom_series(folder, stored, [(0, 0, k * VOXEL) for k in kept], change, PixelSpacing=[VOXEL, VOXEL])

@@ -17,7 +17,7 @@ from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.priors import LateScorePenalty
 
-pytest.importorskip("scipy")
+pytest.importorskip("SimpleITK")
 
 GEOMETRY = ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0))
 FINE = ImageGeometry((4, 30, 30), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))

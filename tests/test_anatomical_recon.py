@@ -150,7 +150,7 @@ def test_an_image_that_misses_a_part_of_the_patient_gives_a_warning(acquisition,
 
 def test_nifti_of_any_orientation_gives_the_image_that_interfile_gives(acquisition, models, scan, tmp_path):
     pytest.importorskip("nibabel")
-    pytest.importorskip("scipy")
+    pytest.importorskip("SimpleITK")
     mr, geometry = read_image(scan.mr_hv)
     mr = mr.clone()
     mr[:, 3:9, 2:7] += 2  # nothing of it is symmetric

@@ -16,7 +16,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 from sirf_diffusion.patient import AnatomicalImage
 
-pytest.importorskip("scipy")
+pytest.importorskip("SimpleITK")
 
 GRID = ImageGeometry((3, 10, 12), (4.0, 2.0, 2.0))
 FINE = ImageGeometry((5, 30, 32), (3.0, 1.0, 1.0), (-1.0, 0.5, -0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, attenuation_factors, subset_views
+from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel, attenuation_factors
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective, poisson_divergence
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.engines.objective import Objective
@@ -248,13 +248,3 @@ def test_more_background_than_counts_is_refused(projector):
     objective = PoissonObjective(AcquisitionModel(projector, background_term=background), background / 2)
     with pytest.raises(ValueError, match="background exceeds"):
         objective.uniform_image()
-
-
-def test_subsets_have_equal_sizes():
-    assert list(subset_views(12, 1, 4)) == [1, 5, 9]
-    assert subset_views(12, None, 4) is None
-    assert subset_views(12, 0, 1) is None
-    with pytest.raises(ValueError, match="must divide"):
-        subset_views(12, 0, 5)
-    with pytest.raises(ValueError, match="subset must be"):
-        subset_views(12, 4, 4)

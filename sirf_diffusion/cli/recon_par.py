@@ -123,16 +123,16 @@ class ParRequest:
         import torch
 
         from ..engines.embedded.par_acquisition import read_acquisition
+        from ..engines.embedded.subsets import basic_views, divide_views
         from ..study.sources import AcquisitionSource
 
         acquisition, initial = read_acquisition(self.run)
-        num_views = acquisition.projdata.num_views
-        if self.method == "osem" and num_views % self.run.num_subsets:
-            raise self.par.root.error(
-                "number of subsets",
-                f"({self.run.num_subsets}) does not divide the {num_views} views, which the embedded engine needs; use "
-                "--engine stir, or another number",
-            )
+        if self.method == "osem":
+            basic = basic_views(acquisition.geometry, acquisition.projdata, acquisition.related_views)
+            try:
+                divide_views(basic, self.run.num_subsets, equal=True)
+            except ValueError as problem:
+                raise self.par.root.error("number of subsets", f"is refused, as by OSMAPOSL: {problem}") from problem
         return AcquisitionSource(acquisition), initial, torch.ones(acquisition.geometry.shape)
 
 

@@ -11,6 +11,8 @@ import math
 import re
 from dataclasses import dataclass, field
 
+_MOST = {"num_rings": 2_000, "num_detectors_per_ring": 100_000}
+
 
 @dataclass(frozen=True)
 class BlockStructure:
@@ -70,9 +72,9 @@ class Scanner:
 
     def __post_init__(self) -> None:
         for key in ("num_rings", "num_detectors_per_ring", "inner_ring_radius", "ring_spacing"):
-            value = getattr(self, key)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"scanner '{self.name}': {key} must be positive, found {value}")
+            value, most = getattr(self, key), _MOST.get(key, 1e5)
+            if not 0 < value <= most:
+                raise ValueError(f"scanner '{self.name}': {key} must be positive and at most {most:g}, found {value}")
         for key in ("average_depth_of_interaction", "default_bin_size"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):

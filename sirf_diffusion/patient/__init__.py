@@ -1,12 +1,14 @@
-"""Images in the patient: reading them with their place, resampling and registering them."""
+"""Images in the patient: reading and writing them with their place, resampling and registering them."""
 
+from ..geometry.positions import Position
 from .anatomical import AnatomicalImage, Placed, load_anatomical
-from .readers import SourceImage, UnusableImage, read_source
+from .image import SourceImage, UnusableImage
+from .readers import read_source
 from .registration import Registration, register
-from .resampling import HEAD_FIRST_SUPINE, PatientGrid, Position, resample, stir_grid
+from .resampling import PatientGrid, resample, stir_grid
+from .writing import write_dicom, write_nifti
 
 __all__ = [
-    "HEAD_FIRST_SUPINE",
     "AnatomicalImage",
     "PatientGrid",
     "Placed",
@@ -19,4 +21,6 @@ __all__ = [
     "register",
     "resample",
     "stir_grid",
+    "write_dicom",
+    "write_nifti",
 ]

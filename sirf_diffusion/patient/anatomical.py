@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .readers import SourceImage, UnusableImage, density_of_ct, read_source
+from ..geometry.positions import HEAD_FIRST_SUPINE, Position
+from .image import SourceImage, UnusableImage, density_of_ct
+from .readers import read_source
 from .registration import Registration, register
-from .resampling import HEAD_FIRST_SUPINE, Position, coverage, grid_points, resample, share_inside, stir_grid
+from .resampling import coverage, grid_points, resample, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,8 @@ class AnatomicalImage:
     registration
         How it was moved, if it was.
     data_position
-        How the patient lay when the data of the reconstruction were taken; None if that is not known. It decides
-        nothing for Interfile images, which are in the scanner's coordinates as the reconstruction is, unless both say
-        how the patient lay; for NIfTI and DICOM, unknown stands for head first, supine.
+        How the patient lay when the data of the reconstruction were taken; unknown (None) stands for head first,
+        supine. Interfile images are in the scanner's coordinates, as the reconstruction is, unless both tell this.
     """
 
     image: SourceImage
@@ -56,28 +57,14 @@ class AnatomicalImage:
     _placed: dict[ImageGeometry, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, assumed: str | None = None) -> AnatomicalImage:
-        """From an Interfile image (``.hv``), a NIfTI file or a folder with one DICOM series.
+    def read(cls, path: str | os.PathLike[str]) -> AnatomicalImage:
+        """From a file or DICOM folder, see `read_source`; a ``ValueError`` that names it if it cannot be used.
 
         CT images (by their DICOM header, or values below -300) become density relative to water, as for training.
-
-        Parameters
-        ----------
-        path
-            The file.
-        assumed
-            Axes of an image that does not tell its own, three letters such as ``RAS``.
-
-        Raises
-        ------
-        ValueError
-            If it cannot be used; names the file.
-        ImportError
-            If the package that reads this format is not installed.
         """
         path = Path(path)
         try:
-            image = read_source(path, assumed)
+            image = read_source(path)
         except UnusableImage as error:
             raise ValueError(f"the anatomical image {path} cannot be used: {error}") from error
         digest = _digest(path, image)
@@ -88,16 +75,13 @@ class AnatomicalImage:
 
     @classmethod
     def of(cls, values: Tensor, geometry: ImageGeometry, source: str = "given in memory") -> AnatomicalImage:
-        """From values ``[z, y, x]`` on a grid in the scanner's coordinates.
-
-        Raises
-        ------
-        ValueError
-            If they are not finite, or not of the grid's shape.
-        """
+        """From values ``[z, y, x]``, finite, on a grid in the scanner's coordinates."""
         values = values.detach().to("cpu", torch.float32)
         if tuple(values.shape) != geometry.shape:
-            raise ValueError(f"the anatomical image has shape {tuple(values.shape)}, its grid {geometry.shape}")
+            raise ValueError(
+                f"the anatomical image has shape {tuple(values.shape)}, expected {geometry.shape} (z, y, x): give a "
+                "file name, or resample it to the grid of the reconstruction"
+            )
         if not bool(torch.isfinite(values).all()):
             raise ValueError("the anatomical image holds NaN or infinite values")
         array = np.ascontiguousarray(values.numpy())
@@ -105,9 +89,7 @@ class AnatomicalImage:
         return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
 
     def on(self, geometry: ImageGeometry) -> Tensor:
-        """Values ``[z, y, x]`` float32 on a grid; 0 outside the image. On its own grid, the same numbers.
-
-        As for training: averaged where voxels get larger, then interpolated linearly. Logged once per grid.
+        """Values ``[z, y, x]`` float32 on a grid, see `resample`; on its own grid, the same numbers. Logged once.
 
         Raises
         ------
@@ -122,7 +104,8 @@ class AnatomicalImage:
                 raise ValueError(self._elsewhere(common, "the reconstruction's grid"))
             values = torch.from_numpy(np.array(resample(self.image, grid)))
             if not self.lies_on(geometry):
-                logger.info("the anatomical image %s is resampled: %s", self.source, self._from_to(geometry))
+                known = self.describe(geometry)
+                logger.info("the anatomical image %s is resampled: %s to %s", self.source, known["from"], known["to"])
             self._placed[geometry] = values
         return self._placed[geometry].clone()
 
@@ -150,8 +133,8 @@ class AnatomicalImage:
             raise ValueError(self._elsewhere(share, "the patient in the emission image"))
         if share < _ALL:
             logger.warning(
-                "the anatomical image %s covers %.0f %% of the patient in the emission image: elsewhere the network "
-                "sees air",
+                "the anatomical image %s covers %.0f %% of the patient in the emission image: the network sees air "
+                "elsewhere",
                 self.source,
                 100 * share,
             )
@@ -159,13 +142,10 @@ class AnatomicalImage:
 
     def registered_to(self, fixed: Tensor, geometry: ImageGeometry) -> AnatomicalImage:
         """The image moved rigidly onto an emission or attenuation image ``[z, y, x]``, see `register`."""
-        target = SourceImage(
-            np.ascontiguousarray(fixed.detach().cpu().numpy(), np.float32),
-            stir_grid(geometry, self._position()).affine,
-            "Interfile",
-        )
-        found = register(target, self.image)
-        return replace(self, image=found.applied_to(self.image), registration=found)
+        values = np.ascontiguousarray(fixed.detach().cpu().numpy(), np.float32)
+        found = register(SourceImage(values, stir_grid(geometry, self._position()).affine, "Interfile"), self.image)
+        moved = replace(self.image, affine=found.matrix @ self.image.affine)
+        return replace(self, image=moved, registration=found)
 
     def describe(self, geometry: ImageGeometry) -> dict[str, Any]:
         """Source, hash, grids and registration, ready for JSON."""
@@ -190,14 +170,6 @@ class AnatomicalImage:
             return HEAD_FIRST_SUPINE
         return self.data_position or self.image.position
 
-    def _from_to(self, geometry: ImageGeometry) -> str:
-        known = self.describe(geometry)
-        texts = []
-        for grid in (known["from"], known["to"]):
-            shape = " x ".join(map(str, grid["shape"]))
-            texts.append(f"{shape} voxels of {' x '.join(f'{v:.4g}' for v in grid['voxel_size_mm'])} mm")
-        return " to ".join(texts)
-
     def _elsewhere(self, share: float, of_what: str) -> str:
         return (
             f"the anatomical image {self.source} covers only {share:.0%} of {of_what}: is it of another patient, or in "
@@ -221,7 +193,7 @@ def load_anatomical(
     emission: Tensor | None = None,
     position: Position | None = None,
 ) -> Placed:
-    """An anatomical image for a reconstruction on this grid.
+    """An anatomical image for a reconstruction on this grid; a ``ValueError`` if it cannot be used or lies elsewhere.
 
     Parameters
     ----------
@@ -235,13 +207,6 @@ def load_anatomical(
         An early image on the grid; the anatomical image must cover the patient in it.
     position
         How the patient lay, if that is known; see `AnatomicalImage`.
-
-    Raises
-    ------
-    ValueError
-        If the image cannot be used, lies elsewhere, or cannot be registered.
-    ImportError
-        If a package is missing.
     """
     image = as_anatomical(anatomical, geometry)
     if position is not None:
@@ -259,11 +224,6 @@ def as_anatomical(
     if isinstance(anatomical, AnatomicalImage):
         return anatomical
     if isinstance(anatomical, Tensor):
-        if tuple(anatomical.shape) != geometry.shape:
-            raise ValueError(
-                f"the anatomical image has shape {tuple(anatomical.shape)}, expected {geometry.shape} (z, y, x): give "
-                "a file name, or resample it to the grid of the reconstruction"
-            )
         return AnatomicalImage.of(anatomical, geometry)
     return AnatomicalImage.read(anatomical)
 

@@ -1,68 +1,41 @@
-"""Images from files, with their place in the patient: Interfile, NIfTI, DICOM series.
+"""Images from files, with their place in the patient: Interfile, NIfTI, DICOM, ECAT7.
 
 Whatever the format, the result is an array with an affine map from its indices to patient coordinates in mm, in the
-axes of DICOM and ITK: LPS (x to the left, y to the back, z to the head). Of a DICOM header nothing is kept but the
-geometry; the patient's identifier is given back for grouping images by subject, and never written.
+axes of DICOM and ITK: LPS (x to the left, y to the back, z to the head).
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .resampling import HEAD_FIRST_SUPINE, POSITIONS, Position, stir_grid
+from ..geometry.positions import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
+from .dicom import read_dicom
+from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional
+from .resampling import stir_grid
+
+logger = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
-INTERFILE = (".hv",)
-
-
-class UnusableImage(ValueError):
-    """An image that cannot be used.
-
-    Parameters
-    ----------
-    reason
-        Why, without names or paths: it is written into files.
-    detail
-        More for the person at the terminal, such as a library's message; never written into files.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class SourceImage:
-    """An image in the patient.
-
-    Attributes
-    ----------
-    values
-        float32, three axes in any order and direction.
-    affine
-        ``[4, 4]``: ``(i, j, k, 1)`` of ``values[i, j, k]`` to LPS coordinates in mm.
-    kind
-        ``Interfile``, ``NIfTI`` or ``DICOM``.
-    patient
-        Identifier for grouping, if the file has one. Not to be written anywhere.
-    modality
-        ``MR``, ``CT``, ... if the file tells.
-    position
-        Position of the patient on the bed, where the file is in the scanner's coordinates and tells it.
-    """
-
-    values: NDArray[np.float32]
-    affine: NDArray[np.float64]
-    kind: str
-    patient: str = ""
-    modality: str = ""
-    position: Position | None = None
+INTERFILE = (".hv", ".h33", ".v.hdr")
+#: What NIfTI's codes of qform and sform stand for.
+_PLACES = {1: "scanner", 2: "another image", 3: "Talairach's template", 4: "MNI template", 5: "template"}
+_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+#: qform and sform further apart than this, at a corner of the image, are two places, mm.
+_TWO_PLACES = 1.0
+#: ECAT7's codes: images of 8 and 16 bits, how the patient lies, and subheader values in cm.
+_ECAT_IMAGES = (6, 7)
+_ECAT_POSITIONS = {
+    0: ("feet_in", "prone"), 1: ("head_in", "prone"), 2: ("feet_in", "supine"), 3: HEAD_FIRST_SUPINE, 8: None,
+}  # fmt: skip
+_ECAT_CM = ("pixel_size", "offset")
+#: No gzip file is more than this many times smaller than what it holds.
+_MAX_COMPRESSION = 1100
 
 
 def read_source(path: Path, assumed: str | None = None) -> SourceImage:
@@ -71,7 +44,7 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
     Parameters
     ----------
     path
-        ``.hv`` file, ``.nii`` or ``.nii.gz`` file, or a folder with one DICOM series.
+        Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series.
     assumed
         Axes of images that do not tell theirs, three letters such as ``RAS``.
 
@@ -85,26 +58,27 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
     """
     if not path.exists():
         raise UnusableImage("no such file", str(path))
+    begin = b""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            begin = file.read(132)
     name = path.name.lower()
-    if path.is_dir():
-        image = _read_dicom(path)
+    if path.is_dir() or begin[128:] == b"DICM":
+        image = read_dicom(path)
     elif name.endswith(NIFTI):
         image = _read_nifti(path, assumed)
-    elif name.endswith(INTERFILE):
+    elif begin.startswith(b"MATRIX7"):
+        image = _read_ecat(path)
+    elif name.endswith(INTERFILE) or b"INTERFILE" in begin.upper():
         image = _read_interfile(path)
     else:
-        raise UnusableImage("unknown kind of file: Interfile (.hv), NIfTI (.nii, .nii.gz) and DICOM folders are read")
-    _check_values(image.values)
-    _check_affine(image.affine)
+        raise UnusableImage("unknown kind of file: Interfile, NIfTI, DICOM files or folders and ECAT7 are read")
+    check_values(image.values)
+    check_affine(image.affine, sheared=image.kind == "DICOM")
     return image
 
 
-def density_of_ct(image: SourceImage) -> SourceImage:
-    """Density relative to water from a CT image in Hounsfield units; networks are given non-negative images."""
-    return replace(image, values=np.clip(image.values / 1000 + 1, 0, None).astype(np.float32), modality="CT")
-
-
-def patient_position(header_file: Path) -> Position | None:
+def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
     """Position of the patient as an Interfile header tells it; None if it does not.
 
     Raises
@@ -112,19 +86,12 @@ def patient_position(header_file: Path) -> Position | None:
     UnusableImage
         If it tells another one than head or feet first, supine or prone.
     """
-    from ..files.interfile.header import Header
+    from ..files.interfile import read_exam_info
 
-    header = Header(header_file)
-    keys = ("patient orientation", "patient rotation")
-    words = ["_".join(header.text(key, "unknown").lower().split()) for key in keys]
-    if words == ["unknown", "unknown"]:
-        return None
-    position = tuple(
-        default if word == "unknown" else word for word, default in zip(words, HEAD_FIRST_SUPINE, strict=True)
-    )
-    if position not in POSITIONS:
-        raise UnusableImage("its patient position is none of head or feet first, supine or prone", ", ".join(words))
-    return position
+    try:
+        return position_of(read_exam_info(header_file))
+    except ValueError as error:
+        raise UnusableImage("its patient position cannot be used", str(error)) from error
 
 
 def _read_interfile(path: Path) -> SourceImage:
@@ -141,116 +108,101 @@ def _read_interfile(path: Path) -> SourceImage:
 
 
 def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise ImportError('NIfTI needs nibabel: pip install "sirf-diffusion[train]"') from error
+    # Not by SimpleITK: it reads damaged files as zeros, and NaN as 0, without a word.
+    nibabel = optional("nibabel", "NIfTI")
     try:
         image = nibabel.load(path)
-        values = np.asarray(image.dataobj, dtype=np.float32)
+        header, dtype = image.header, image.get_data_dtype()
+        values = _array(image, path) if dtype.kind in "iuf" else None
+        places = [(int(header[f"{n}_code"]), getattr(header, f"get_{n}")(), n) for n in ("sform", "qform")]
+        millimetres = _MILLIMETRES[header.get_xyzt_units()[0]]
+    except UnusableImage:
+        raise
     except Exception as error:  # nibabel and zlib raise whatever damaged bytes lead to
         raise UnusableImage("no readable NIfTI image", f"{type(error).__name__}: {error}") from error
+    if values is None:
+        raise UnusableImage(f"values of type {dtype}: whole or real numbers are expected")
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3:
         raise UnusableImage(f"an image of shape {values.shape} instead of one volume: give single frames")
-    affine = np.array(image.affine, float)
-    header = image.header
-    if int(header.get("sform_code", 1)) == 0 and int(header.get("qform_code", 1)) == 0:
-        if assumed is None:
-            raise UnusableImage("its orientation is unknown (no qform, no sform): set it, or give --assume RAS")
-        affine = _assumed_affine(assumed, header.get_zooms()[:3], values.shape)
-    elif affine.shape != (4, 4):
-        raise UnusableImage("its orientation cannot be read")
-    else:
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return SourceImage(values, affine, "NIfTI")
+    scale = np.diag([millimetres] * 3 + [1.0])
+    places = [(code, LPS_OF_RAS @ scale @ affine, name) for code, affine, name in places if code > 0]
+    if places:
+        return SourceImage(values, _scanners_place(places, values.shape, path), "NIfTI")
+    if assumed is None:
+        raise UnusableImage("its orientation is unknown (no qform, no sform): set it (data build takes --assume RAS)")
+    spacing = [millimetres * float(v) for v in header.get_zooms()[:3]]
+    return SourceImage(values, _assumed_affine(assumed, spacing, values.shape), "NIfTI")
 
 
-def _assumed_affine(letters: str, spacing: tuple[float, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The affine of an array whose axes point to these sides of the patient, centred on zero."""
-    directions = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-    rows = [directions.get(letter, (None, 0))[0] for letter in letters.upper()]
-    if sorted(r for r in rows if r is not None) != [0, 1, 2]:
-        raise ValueError(f"--assume must be three letters, one of L R, one of P A, one of S I, found {letters!r}")
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, letter in enumerate(letters.upper()):
-        row, sign = directions[letter]
-        affine[row, axis] = sign * float(spacing[axis])
-        affine[row, 3] = -sign * float(spacing[axis]) * (shape[axis] - 1) / 2
+def _read_ecat(path: Path) -> SourceImage:
+    """One frame of ECAT7; its axes are the scanner's, as STIR's are."""
+    ecat = optional("nibabel", "ECAT7").ecat
+    with path.open("rb") as file:
+        # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
+        if int.from_bytes(file.read(520)[516:], "big") > 2:
+            raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
+    try:
+        image = ecat.EcatImage.from_filename(str(path))
+        frames, header = image.get_subheaders(), image.header
+        kind, lies, number = int(header["file_type"]), int(header["patient_orientation"]), frames.get_nframes()
+        # nibabel mirrors axes by this word, and adds offsets in cm to mm: neither is used
+        values = frames.data_from_fileobj(0, orientation="neurological")[::-1, ::-1, ::-1]
+        place = {n: np.asarray([float(frames.subheaders[0][f"{a}_{n}"]) for a in "xyz"]) for n in _ECAT_CM}
+    except Exception as error:  # nibabel raises whatever damaged bytes lead to
+        raise UnusableImage("no readable ECAT7 image", f"{type(error).__name__}: {error}") from error
+    if kind not in _ECAT_IMAGES or number != 1:
+        raise UnusableImage(f"an ECAT7 file of type {kind} with {number} time frames: one image is expected")
+    if lies not in _ECAT_POSITIONS:
+        raise UnusableImage(f"its patient position (ECAT7 code {lies}) is none of head or feet first, supine or prone")
+    if (position := _ECAT_POSITIONS[lies]) is None:
+        logger.warning("%s does not say how the patient lay: taken for head first, supine", path)
+    size, offset = (10 * place[name] for name in _ECAT_CM)
+    signs = np.asarray(POSITIONS[position or HEAD_FIRST_SUPINE], float)
+    affine = np.diag([*(signs * size), 1.0])
+    affine[:3, 3] = signs * (offset - size * (np.asarray(values.shape) - 1) / 2)
+    return SourceImage(np.asarray(values, np.float32), affine, "ECAT7", position=position)
+
+
+def _array(image: Any, path: Path) -> NDArray[np.float32]:
+    promised = float(np.prod([float(n) for n in image.shape])) * image.get_data_dtype().itemsize
+    if promised > _MAX_COMPRESSION * path.stat().st_size:
+        raise UnusableImage(f"no readable NIfTI image: {promised:.3g} bytes in a file of {path.stat().st_size}")
+    return np.asarray(image.dataobj, dtype=np.float32)
+
+
+def _scanners_place(
+    places: list[tuple[int, NDArray[np.float64], str]], shape: tuple[int, ...], path: Path
+) -> NDArray[np.float64]:
+    """Of qform and sform the one in the scanner's coordinates; in doubt an error that names both places."""
+    (code, affine, name), *other = sorted(places, key=lambda p: (min(p[0], 3), p[2] == "qform"))
+    for other_code, other_affine, other_name in other:
+        pairs = ((name, code), (other_name, other_code))
+        corners = np.asarray(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+        apart = float(np.linalg.norm((affine - other_affine) @ corners, axis=0).max())
+        said = " and ".join(f"its {n} (code {c}: {_PLACES.get(c, 'unknown')})" for n, c in pairs)
+        if not apart <= _TWO_PLACES and (code != 1 or other_code < 3):
+            raise UnusableImage(
+                f"{said} put it at two places, {apart:.3g} mm apart: set the code of the one that is not meant to 0"
+            )
+        if apart > _TWO_PLACES:
+            logger.info("%s: %s are %.3g mm apart: the scanner's is taken", path, said, apart)
+    if code > 2:
+        logger.warning(
+            "%s is in the coordinates of a template (%s code %d), not of a scanner: register it to the patient",
+            path, name, code,
+        )  # fmt: skip
     return affine
 
 
-def _read_dicom(folder: Path) -> SourceImage:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise ImportError('DICOM needs SimpleITK: pip install "sirf-diffusion[dicom]"') from error
-    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        if len(series) != 1:
-            found = f"{len(series)} series" if series else "no DICOM series"
-            raise UnusableImage(f"the folder holds {found}: one is expected")
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-        # Slices of a PET series have rescale slopes of their own: integers of the first slice would not hold them.
-        reader.SetOutputPixelType(sitk.sitkFloat32)
-        reader.MetaDataDictionaryArrayUpdateOn()
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise UnusableImage("no readable DICOM series", str(error).strip().splitlines()[-1]) from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
-    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() != 3:
-        raise UnusableImage("colour images or several values per voxel")
-    direction = np.asarray(image.GetDirection()).reshape(3, 3)
-    positions = [_tag(reader, k, "0020|0032") for k in range(image.GetSize()[2])]
-    _check_slices(positions, direction[:, 2])
-    affine = np.eye(4)
-    affine[:3, :3] = (direction * np.asarray(image.GetSpacing()))[:, ::-1]
-    affine[:3, 3] = image.GetOrigin()
-    patient = _tag(reader, 0, "0010|0020").strip()
-    values = sitk.GetArrayFromImage(image).astype(np.float32)
-    return SourceImage(values, affine, "DICOM", patient, _tag(reader, 0, "0008|0060").strip())
-
-
-def _tag(reader: object, index: int, tag: str) -> str:
-    return reader.GetMetaData(index, tag) if reader.HasMetaDataKey(index, tag) else ""
-
-
-def _check_slices(positions: list[str], normal: NDArray[np.float64]) -> None:
-    """Slices of one volume lie at equal distances."""
-    numbers = [[float(n) for n in re.findall(r"[-+0-9.eE]+", text)] for text in positions]
-    if len(numbers) < 3 or any(len(n) != 3 for n in numbers):
-        return
-    steps = np.abs(np.diff(np.asarray(numbers) @ normal))
-    if steps.min() < 0.01:
-        raise UnusableImage("several slices at one place (time frames or gates?): give one frame per folder")
-    if np.ptp(steps) > 0.02 * steps.mean() + 0.01:
-        raise UnusableImage(f"slices are missing: their distances vary from {steps.min():.3g} to {steps.max():.3g} mm")
-
-
-def _check_values(values: NDArray[np.float32]) -> None:
-    if min(values.shape) < 1:
-        raise UnusableImage(f"an empty image of shape {values.shape}")
-    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if bad:
-        raise UnusableImage(f"{bad} values that are not finite")
-    if values.min() == values.max():
-        raise UnusableImage(f"all voxels have the same value, {values.flat[0]:g}")
-
-
-def _check_affine(affine: NDArray[np.float64]) -> None:
-    if not np.isfinite(affine).all():
-        raise UnusableImage("its orientation is not finite")
-    columns = affine[:3, :3]
-    spacing = np.linalg.norm(columns, axis=0)
-    if spacing.min() < 0.1 or spacing.max() > 50:
-        sizes = " x ".join(f"{v:.3g}" for v in spacing)
-        raise UnusableImage(f"voxels of {sizes} mm: the file gives wrong sizes, or another unit than mm")
-    cosines = (columns / spacing).T @ (columns / spacing)
-    if np.abs(cosines - np.eye(3)).max() > 0.02:
-        raise UnusableImage("its axes are not at right angles (a tilted gantry, or a wrong affine): resample it first")
+def _assumed_affine(letters: str, spacing: list[float], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The affine of an array whose axes point to these sides of the patient, centred on zero."""
+    sides = ["RLAPSI".find(letter) for letter in letters.upper()]
+    if sorted(side // 2 for side in sides) != [0, 1, 2]:
+        raise ValueError(f"--assume must be three letters, one of L R, one of P A, one of S I, found {letters!r}")
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, side in enumerate(sides):
+        affine[side // 2, axis] = (1 - 2 * (side % 2)) * spacing[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return LPS_OF_RAS @ affine

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .readers import SourceImage
-from .rigid_matcher import NO_MOTION, RigidMatcher, rigid_matrix
+from .image import SourceImage, optional
+from .resampling import PatientGrid, grid_over, resample, share_inside, smoothed
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +21,16 @@ MAX_DISAGREEMENT = 5.0
 MAX_ROTATION, MAX_SHIFT = 30.0, 50.0
 #: Nats. An MR and a PET of one head share 0.4 to 0.7, images of different things less than this.
 MIN_INFORMATION = 0.1
+#: Less of the patient along an axis does not hold six parameters, mm.
+MIN_EXTENT = 40.0
+#: Share of the patient in the fixed image that the moving one must cover: a few voxels in common may well agree.
+MIN_COVERAGE = 0.5
 #: Where the other starts begin: turned about the axes (degrees) and moved (mm).
-_OTHER_STARTS = (((5.0, -5.0, 6.0), (7.0, -6.0, 8.0)), ((-6.0, 5.0, -5.0), (-7.0, 7.0, -6.0)))
+_OTHER_STARTS = ((5.0, -5.0, 6.0, 7.0, -6.0, 8.0), (-6.0, 5.0, -5.0, -7.0, 7.0, -6.0))
+#: Voxel sizes at which the images are compared (fine enough for PET), and air kept around the patient, mm.
+_FIXED_SPACING, _MOVING_SPACING, _MARGIN = 4.0, 3.0, 20.0
+#: Centres of mass as near as this are no other start, mm.
+_NEAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,6 @@ class Registration:
             "warnings": list(self.warnings),
         }
 
-    def applied_to(self, image: SourceImage) -> SourceImage:
-        """The moving image in its new place; values are left as they are."""
-        return replace(image, affine=self.matrix @ image.affine)
-
 
 def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     r"""Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
@@ -81,7 +86,8 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     Three resolutions (16, 8 and 4 mm), all voxels of a box around the patient in the fixed image, 32 bins. It begins
     where the files say that the images lie and, where that is another place, with their centres of mass on each other;
     the better result is taken. From there it is disturbed by about 10 mm and 9 degrees, twice, and has to come back:
-    for images that have nothing in common it does not. Deterministic for a given number of threads.
+    for images that have nothing in common it does not. Deterministic for a given number of threads. There is a warning,
+    logged as well, for each reason to distrust the result.
 
     Parameters
     ----------
@@ -90,11 +96,6 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     moving
         MR or CT image.
 
-    Returns
-    -------
-    Registration
-        With a warning, which is logged as well, for each reason to distrust it.
-
     Raises
     ------
     ImportError
@@ -102,38 +103,47 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
     ValueError
         If less than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
     """
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise ImportError('registration needs SimpleITK: pip install "sirf-diffusion[dicom]"') from error
-    matcher = RigidMatcher(sitk, fixed, moving)
-    before = matcher.metric(NO_MOTION)
-    parameters, after = max((matcher.optimise(start) for start in matcher.starts(before)), key=_information)
-    again = [matcher.optimise(matcher.disturbed(parameters, *other), fine=False) for other in _OTHER_STARTS]
-    parameters, after = max([(parameters, after), *again], key=_information)
+    pair = _Pair(fixed, moving)
+    before = pair.information(np.zeros(6))
+    starts = [np.zeros(6)] if before is not None else []
+    if before is None or np.linalg.norm(pair.to_moving) >= _NEAR:
+        starts.append(np.concatenate([np.zeros(3), pair.to_moving]))
+    information = itemgetter(1)
+    motion, after = max((pair.optimised(start) for start in starts), key=information)
+    again = [pair.optimised(motion + other, fine=False) for other in _OTHER_STARTS]
+    motion, after = max([(motion, after), *again], key=information)
     if after == -math.inf:
         raise ValueError(
             "registration failed: the anatomical image covers less than half of the patient in the emission or "
             "attenuation image; align it beforehand"
         )
     if before is not None and after <= before:
-        parameters, after = NO_MOTION, before
-    disagreement = max(matcher.distance(parameters, other) for other, _ in again)
-    result = Registration(
-        tuple(math.degrees(v) for v in parameters[:3]),
-        tuple(float(v) for v in parameters[3:]),
-        matcher.centre,
+        motion, after = np.zeros(6), before
+    distance = max(np.linalg.norm(pair.moved(motion) - pair.moved(other), axis=0).mean() for other, _ in again)
+    numbers = tuple(float(v) for v in motion)
+    result = Registration(numbers[:3], numbers[3:], pair.centre, before, after, float(distance))
+    result = replace(result, warnings=tuple(_doubts(result)))
+    logger.info(
+        "registration: rotation %s degrees, shift %s mm (x, y, z), mutual information %s -> %.4f, other starts within "
+        "%.1f mm",
+        motion[:3].round(2),
+        motion[3:].round(2),
         before,
         after,
-        disagreement,
+        distance,
     )
-    result = replace(result, warnings=tuple(_doubts(result)))
-    _log(result)
+    if result.warnings:
+        logger.warning("do not trust this registration: %s. Look at report.png", "; ".join(result.warnings))
     return result
 
 
-def _information(candidate: tuple[tuple[float, ...], float]) -> float:
-    return candidate[1]
+def rigid_matrix(rotation_deg: Any, shift: Any, centre: Any) -> NDArray[np.float64]:
+    """Fixed to moving coordinates ``[4, 4]``: turned by degrees about y, then x, then z (ITK's order), and shifted."""
+    transform = _transform((*rotation_deg, *shift), centre)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    return matrix
 
 
 def _doubts(result: Registration) -> list[str]:
@@ -155,15 +165,107 @@ def _doubts(result: Registration) -> list[str]:
     return doubts
 
 
-def _log(result: Registration) -> None:
-    logger.info(
-        "registration: rotation %s degrees, shift %s mm (x, y, z), mutual information %s -> %.4f, other starts within "
-        "%.1f mm",
-        " ".join(f"{v:.2f}" for v in result.rotation_deg),
-        " ".join(f"{v:.2f}" for v in result.shift_mm),
-        "none" if result.metric_before is None else f"{result.metric_before:.4f}",
-        result.metric_after,
-        result.disagreement_mm,
-    )
-    if result.warnings:
-        logger.warning("do not trust this registration: %s. Look at report.png", "; ".join(result.warnings))
+class _Pair:
+    """Two images ready to be compared by SimpleITK; motions are three angles in degrees and three shifts in mm."""
+
+    def __init__(self, fixed: SourceImage, moving: SourceImage) -> None:
+        self.sitk = optional("SimpleITK", "registration")
+        box, values = _around_the_patient(fixed)
+        self.centre, self.points = _patient(box, values)
+        self.fixed = self._as_itk(values, box)
+        self.grid = grid_over(moving, (_MOVING_SPACING,) * 3)
+        values = resample(moving, self.grid)
+        # A few bright voxels (vessels, coils) must not take up most of the histogram.
+        values = np.clip(values, *np.quantile(values, (0.001, 0.999))).astype(np.float32)
+        self.moving = self._as_itk(values, self.grid)
+        self.to_moving = np.subtract(_patient(self.grid, values)[0], self.centre)
+
+    def information(self, motion: NDArray[np.float64]) -> float | None:
+        """Mutual information in nats; None where less than half of the patient is in the moving image."""
+        if share_inside(self.moved(motion), self.grid.affine, self.grid.shape) < MIN_COVERAGE:
+            return None
+        method = self._method(_transform(motion, self.centre))
+        try:
+            return -method.MetricEvaluate(self.fixed, self.moving)
+        except RuntimeError:
+            return None
+
+    def optimised(self, start: NDArray[np.float64], fine: bool = True) -> tuple[NDArray[np.float64], float]:
+        """Motion and mutual information at the end, without the finest resolution if not ``fine``.
+
+        Those of ``start`` if the images part on the way; minus infinity if they do not overlap.
+        """
+        method = self._method(transform := _transform(start, self.centre))
+        method.SetOptimizerAsRegularStepGradientDescent(
+            learningRate=4.0, minStep=0.01, numberOfIterations=120, relaxationFactor=0.5
+        )
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel([4, 2, 1] if fine else [4, 2])
+        method.SetSmoothingSigmasPerLevel([8.0, 4.0, 0.0] if fine else [8.0, 4.0])
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        try:
+            method.Execute(self.fixed, self.moving)
+            found = np.asarray(transform.GetParameters())
+            end = np.concatenate([np.degrees(found[:3]), found[3:]])
+        except RuntimeError:
+            end = start
+        value = self.information(end)
+        return end, -math.inf if value is None else value
+
+    def moved(self, motion: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The patient's points ``[3, n]`` after a motion, LPS mm."""
+        matrix = rigid_matrix(motion[:3], motion[3:], self.centre)
+        return matrix[:3, :3] @ self.points + matrix[:3, 3:]
+
+    def _method(self, transform: Any) -> Any:
+        method = self.sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+        method.SetMetricSamplingStrategy(method.NONE)
+        method.SetInterpolator(self.sitk.sitkLinear)
+        method.SetInitialTransform(transform, inPlace=True)
+        return method
+
+    def _as_itk(self, values: NDArray[np.float32], grid: PatientGrid) -> Any:
+        image = self.sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
+        image.SetSpacing(grid.voxel_size[::-1])
+        image.SetOrigin(grid.first)
+        image.SetDirection((grid.affine[:3, :3] / grid.voxel_size)[:, ::-1].ravel().tolist())
+        return image
+
+
+def _transform(motion: Any, centre: Any) -> Any:
+    transform = optional("SimpleITK", "registration").Euler3DTransform()
+    transform.SetCenter([float(v) for v in centre])
+    transform.SetParameters([*(math.radians(v) for v in motion[:3]), *(float(v) for v in motion[3:])])
+    return transform
+
+
+def _around_the_patient(fixed: SourceImage) -> tuple[PatientGrid, NDArray[np.float32]]:
+    """The part of an image that the patient is in, with a margin of air: most of a scanner's view is empty."""
+    grid = grid_over(fixed, (_FIXED_SPACING,) * 3)
+    values = np.clip(resample(fixed, grid), 0, None)
+    inside = np.argwhere(_mask(values))
+    first, last = inside.min(0), inside.max(0) + 1
+    for axis, extent in zip("zyx", (last - first) * _FIXED_SPACING, strict=True):
+        if extent < MIN_EXTENT:
+            raise ValueError(
+                f"registration needs at least {MIN_EXTENT:g} mm of the patient along each axis, found {extent:g} mm "
+                f"along {axis}: give an anatomical image that is aligned already"
+            )
+    bright = np.quantile(values[tuple(inside.T)], 0.999)
+    margin = round(_MARGIN / _FIXED_SPACING)
+    low, high = np.maximum(first - margin, 0), np.minimum(last + margin, values.shape)
+    box = tuple(map(slice, low.tolist(), high.tolist()))
+    return grid.cropped(box), np.clip(values[box], 0, bright)
+
+
+def _mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    smooth = smoothed(values, np.ones(3))
+    return smooth > 0.2 * np.quantile(smooth, 0.995)
+
+
+def _patient(grid: PatientGrid, values: NDArray[np.float32]) -> tuple[tuple[float, ...], NDArray[np.float64]]:
+    """Centre of mass and some points of what is not air, LPS mm."""
+    index = np.argwhere(_mask(np.clip(values, 0, None))).T
+    points = grid.affine[:3, :3] @ index + grid.affine[:3, 3:]
+    return tuple(float(v) for v in points.mean(1)), points[:, :: max(1, points.shape[1] // 500)]

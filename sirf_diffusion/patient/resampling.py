@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry.images import ImageGeometry
+from ..geometry.positions import HEAD_FIRST_SUPINE, POSITIONS, Position
+from .image import SourceImage, optional
 
-if TYPE_CHECKING:
-    from .readers import SourceImage
-
-#: ``("head_in" or "feet_in", "supine" or "prone")``, as in STIR's headers.
-Position = tuple[str, str]
-#: Direction of increasing x, y, z in STIR for each patient position, as signs in LPS
-#: (STIR 6, DiscretisedDensity: head first, supine is LPI).
-POSITIONS: dict[Position, tuple[int, int, int]] = {
-    ("head_in", "supine"): (1, 1, -1),
-    ("head_in", "prone"): (-1, -1, -1),
-    ("feet_in", "supine"): (-1, 1, 1),
-    ("feet_in", "prone"): (1, -1, 1),
-}
-HEAD_FIRST_SUPINE: Position = ("head_in", "supine")
 #: Rotations below this (as a cosine's distance from 1: a third of a degree) and voxel sizes that agree this well are
 #: taken as equal: interpolation would blur more than that matters.
 _ALIGNED, _SAME_SIZE = 2e-5, 2e-3
@@ -31,18 +18,9 @@ _ALIGNED, _SAME_SIZE = 2e-5, 2e-3
 
 @dataclass(frozen=True)
 class PatientGrid:
-    """A grid in the patient whose axes are STIR's.
+    """A grid in the patient whose axes are STIR's: ``(z, y, x)``, voxel sizes in mm.
 
-    Attributes
-    ----------
-    shape
-        ``(z, y, x)``.
-    voxel_size
-        ``(z, y, x)`` in mm.
-    first
-        Centre of voxel ``(0, 0, 0)`` in LPS mm.
-    position
-        How the patient lies: decides where STIR's axes point.
+    ``first`` is the centre of voxel ``(0, 0, 0)`` in LPS mm; the patient's position decides where STIR's axes point.
     """
 
     shape: tuple[int, int, int]
@@ -86,40 +64,34 @@ def grid_over(image: SourceImage, voxel_size: tuple[float, float, float]) -> Pat
 
 
 def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
-    """Values of an image on a grid, interpolated linearly, after averaging where the voxels get larger.
+    """Values ``[z, y, x]`` of an image on a grid, zero outside it: linear, after averaging where voxels get larger.
 
     Axes that agree with the grid's, with the same voxel sizes and whole shifts, are exchanged, mirrored and cropped
     only: every voxel keeps its value.
-
-    Parameters
-    ----------
-    image
-        The image.
-    grid
-        Where its values are wanted.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``[z, y, x]`` float32, zero outside the image.
     """
-    to_source = _without_rounding(np.linalg.inv(image.affine) @ grid.affine)
-    if image.values.shape == grid.shape and np.array_equal(to_source[:3], np.eye(4)[:3]):
+    to_source = _without_rounding(np.linalg.inv(image.affine) @ grid.affine)[:3]
+    if image.values.shape == grid.shape and np.array_equal(to_source, np.eye(4)[:3]):
         return image.values.astype(np.float32)
-    try:
-        from scipy.ndimage import affine_transform
-    except ImportError as error:
-        raise ImportError('resampling images needs scipy: pip install "sirf-diffusion[train]"') from error
-
-    values = _averaged(image.values, to_source)
-    moved = affine_transform(
-        values, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=1, mode="constant", cval=np.nan
+    sitk = optional("SimpleITK", "resampling images")
+    # Both images in indices, whose order is x, y, z in ITK: the transform alone says where they lie.
+    transform = sitk.AffineTransform(to_source[::-1, 2::-1].ravel().tolist(), to_source[::-1, 3].tolist())
+    exact = np.array_equal(to_source, np.round(to_source))
+    moved = sitk.Resample(
+        sitk.GetImageFromArray(np.ascontiguousarray(smoothed(image.values, _averaging(to_source)), np.float32)),
+        grid.shape[::-1],
+        transform,
+        sitk.sitkNearestNeighbor if exact else sitk.sitkLinear,
     )
-    # Voxels at the very edge are inside, but have no neighbour to interpolate with: they take the nearest value.
-    missing = np.isnan(moved)
-    if missing.any():
-        moved = np.where(missing, _at_the_edge(values, to_source, missing), moved)
-    return moved.astype(np.float32)
+    return sitk.GetArrayFromImage(moved)
+
+
+def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values convolved with a Gaussian of these standard deviations in voxels, by axis."""
+    sitk = optional("SimpleITK", "resampling images")
+    if sd.max() <= 0.1:
+        return values
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
+    return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False))
 
 
 def coverage(image: SourceImage, grid: PatientGrid) -> float:
@@ -166,25 +138,7 @@ def _without_rounding(to_source: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _averaged(values: NDArray[np.float32], to_source: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Smooth along the axes on which the new voxels are larger: FWHM^2 = new^2 - old^2."""
-    from scipy.ndimage import gaussian_filter
-
-    steps = np.abs(to_source[:3, :3]).max(axis=1)
-    sd = np.sqrt(np.clip(steps**2 - 1, 0, None)) / 2.3548
-    return gaussian_filter(values, sd, mode="nearest") if sd.max() > 0.1 else values
-
-
-def _at_the_edge(
-    values: NDArray[np.float32], to_source: NDArray[np.float64], missing: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    result = np.zeros(missing.shape, np.float32)
-    limits = np.asarray(values.shape)[:, None]
-    for k in np.flatnonzero(missing.any(axis=(1, 2))):
-        where = np.argwhere(missing[k]).T
-        points = np.vstack([np.full(where.shape[1], k), where])
-        source = to_source[:3, :3] @ points + to_source[:3, 3:]
-        near = ((source > -0.5 - 1e-6) & (source < limits - 0.5 + 1e-6)).all(axis=0)
-        index = np.clip(np.round(source[:, near]), 0, limits - 1).astype(int)
-        result[k, where[0][near], where[1][near]] = values[tuple(index)]
-    return result
+def _averaging(to_source: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviations, in voxels, for the axes on which the new voxels are larger: FWHM^2 = new^2 - old^2."""
+    steps = np.abs(to_source[:, :3]).max(axis=1)
+    return np.sqrt(np.clip(steps**2 - 1, 0, None)) / 2.3548

@@ -39,6 +39,8 @@ class Acquisition:
         Additive term ``a``: expected scatter and randoms *divided by* ``m``, as STIR and SIRF keep it. Zero if omitted.
     attenuation, attenuation_geometry
         Image of linear attenuation coefficients in 1/cm and its grid; its factors ``exp(-G mu)`` multiply ``m``.
+    related_views
+        How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
     sources
         File names for messages and for the record, by the names of the fields above.
 
@@ -55,6 +57,7 @@ class Acquisition:
     additive: Tensor | None = None
     attenuation: Tensor | None = None
     attenuation_geometry: ImageGeometry | None = None
+    related_views: int = 4
     sources: dict[str, str] = field(default_factory=dict)
     _projectors: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -147,7 +150,7 @@ class Acquisition:
         from .acquisition_model import AcquisitionModel, attenuation_factors
         from .projector import Projector
 
-        projector = Projector(self.geometry, self.projdata, device)
+        projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
         if self.attenuation is not None:
             same = self.attenuation_geometry == self.geometry

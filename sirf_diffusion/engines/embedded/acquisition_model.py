@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...geometry.images import ImageGeometry
+from .attenuation import check_attenuation_units
 from .projector import Projector
+from .subsets import select_views
 
 
 class AcquisitionModel:
@@ -72,21 +74,21 @@ class AcquisitionModel:
         return self.background_term
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``; see `subset_views`."""
+        """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``."""
         expected = self.linear(x, views)
-        return expected if self.background_term is None else expected + _select(self.background_term, views)
+        return expected if self.background_term is None else expected + select_views(self.background_term, views)
 
     def linear(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """``m G P x``: the counts that come from the image."""
         projected = self.projector.forward(self.psf(x.to(self.device)), views)
         if self.multiplicative_factors is None:
             return projected
-        return projected * _select(self.multiplicative_factors, views)
+        return projected * select_views(self.multiplicative_factors, views)
 
     def adjoint(self, p: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """``P^T G^T m p``, the exact adjoint of `linear`."""
         if self.multiplicative_factors is not None:
-            p = p.to(self.device) * _select(self.multiplicative_factors, views)
+            p = p.to(self.device) * select_views(self.multiplicative_factors, views)
         return self.psf(self.projector.adjoint(p, views))
 
     def _check(self, term: Tensor | None, name: str) -> Tensor | None:
@@ -121,47 +123,12 @@ def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     Raises
     ------
     ValueError
-        If values are negative, not finite, or so large that they look like 1/m, Hounsfield units or percent.
+        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
-    if not bool(torch.isfinite(mu_image).all()) or float(mu_image.min()) < 0:
-        raise ValueError("mu_image has negative or non-finite values, expected attenuation coefficients in 1/cm")
-    if float(mu_image.max()) > 2.0:
-        raise ValueError(
-            f"mu_image reaches {float(mu_image.max()):g}; in 1/cm water has 0.096 and bone about 0.15 at 511 keV. "
-            "Convert its units"
-        )
+    check_attenuation_units(mu_image, "mu_image")
     # A projection is an integral in mm divided by the voxel size in x.
     cm_per_unit = projector.geometry.voxel_size[2] / 10
     return torch.exp(-cm_per_unit * projector.forward(mu_image))
-
-
-def subset_views(num_views: int, subset: int | None, num_subsets: int) -> range | None:
-    """Views ``k, k + n, ...`` of subset ``k`` of ``n``, ``None`` (all) for ``subset=None``.
-
-    Subsets have equal sizes. STIR does the same, but adds to each view those related to it by the symmetries that its
-    projector uses; its subsets are these ones where the symmetries in phi are switched off.
-
-    Raises
-    ------
-    ValueError
-        If ``num_subsets`` does not divide the number of views, or ``subset`` does not exist.
-    """
-    if num_subsets < 1 or num_views % num_subsets:
-        divisors = [n for n in range(1, num_views + 1) if num_views % n == 0]
-        raise ValueError(f"num_subsets must divide the {num_views} views, found {num_subsets}; try one of {divisors}")
-    if subset is None:
-        return None
-    if not 0 <= subset < num_subsets:
-        raise ValueError(f"subset must be in 0..{num_subsets - 1}, found {subset}")
-    return range(subset, num_views, num_subsets) if num_subsets > 1 else None
-
-
-def _select(term: Tensor, views: Sequence[int] | None) -> Tensor:
-    if views is None:
-        return term
-    if isinstance(views, range):
-        return term[:, views.start : views.stop : views.step]
-    return term[:, list(views)]
 
 
 class GaussianBlur:

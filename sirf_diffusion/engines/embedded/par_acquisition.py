@@ -14,7 +14,7 @@ from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
 from ...interop.stir.par_prior import check_keys
 from .acquisition import Acquisition
-from .par_projector import check_projector_pair, check_ray_tracing
+from .par_projector import read_projector_pair, read_ray_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     if block.name != "poissonloglikelihoodwithlinearmodelformeanandprojdata parameters":
         raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} '{block.name}'; {_ADVICE}")
     _check_objective(block, run.num_subsets)
+    related_views = read_projector_pair(block)
     prompts = _required(block, "input file")
     counts, projdata = read_projection_data(prompts)
     _check_segments(block, projdata)
@@ -67,6 +68,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
             additive=values,
             attenuation=terms.attenuation,
             attenuation_geometry=terms.attenuation_geometry,
+            related_views=related_views,
             sources=sources | terms.sources,
         ),
         initial,
@@ -125,7 +127,7 @@ class _Normalisation:
             raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} a second attenuation image; add the two up")
         kind, projector = block.object("forward projector type")
         if kind == "matrix" and projector is not None:
-            check_ray_tracing(projector)
+            read_ray_tracing(projector)
         elif kind not in ("", "ray tracing"):
             raise block.error(
                 "forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}"
@@ -151,7 +153,6 @@ def _check_objective(block: ParBlock, num_subsets: int) -> None:
         raise block.error(
             stored[0], "is not read, the embedded engine computes its own: set 'recompute sensitivity := 1'"
         )
-    check_projector_pair(block)
 
 
 def _check_segments(block: ParBlock, projdata: ProjDataGeometry) -> None:

@@ -14,8 +14,10 @@ _ENOUGH_RAYS = 10
 _RAYS = "number of rays in tangential direction to trace for each bin"
 
 
-def check_projector_pair(block: ParBlock) -> None:
-    """Accept ``Projector pair type := Matrix`` with ``Matrix type := Ray Tracing``.
+def read_projector_pair(block: ParBlock) -> int:
+    """How many views share a subset by the symmetries of the file's projector.
+
+    Accepts ``Projector pair type := Matrix`` with ``Matrix type := Ray Tracing``.
 
     The embedded engine integrates over the width of each bin, which is STIR's limit for many rays. A file that asks for
     fewer than 10 gets a warning: on a slice with pixels as wide as the bins, two epochs of OSEM with STIR differed from
@@ -30,16 +32,16 @@ def check_projector_pair(block: ParBlock) -> None:
     if kind != "matrix" or pair is None:
         found = kind or "not given: STIR then takes a forward projector that is no adjoint of the back projector"
         raise block.error("projector pair type", f"must be Matrix, found {found}; {_ADVICE}")
-    check_ray_tracing(pair)
+    return read_ray_tracing(pair)
 
 
-def check_ray_tracing(block: ParBlock) -> None:
-    """Accept a block with ``Matrix type := Ray Tracing``; see :func:`check_projector_pair`."""
+def read_ray_tracing(block: ParBlock) -> int:
+    """Accept a block with ``Matrix type := Ray Tracing``; see :func:`read_projector_pair`."""
     check_keys(block, {"matrix type"}, "the embedded engine has no counterpart of")
     kind, matrix = block.object("matrix type")
     if kind != "ray tracing" or matrix is None:
         raise block.error("matrix type", f"must be Ray Tracing, found {kind or 'none'}; {_ADVICE}")
-    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE}, "the embedded engine has no counterpart of")
+    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE, *_RELATED_VIEWS}, "the embedded engine has no counterpart of")
     for name, expected in _MUST_BE.items():
         if matrix.boolean(name, expected) != expected:
             raise matrix.error(name, f"must be {int(expected)}; {_ADVICE}")
@@ -51,10 +53,12 @@ def check_ray_tracing(block: ParBlock) -> None:
             matrix.line,
             num_rays,
         )
+    return next((number for name, number in _RELATED_VIEWS.items() if matrix.boolean(name, True)), 1)
 
 
 _MUST_BE = {"restrict to cylindrical fov": True, "use actual detector boundaries": False}
+_RELATED_VIEWS = {"do symmetry 90degrees min phi": 4, "do symmetry 180degrees min phi": 2}
 _OF_NO_EFFECT = {
-    "do symmetry 90degrees min phi", "do symmetry 180degrees min phi", "do symmetry swap segment",
-    "do symmetry swap s", "do symmetry shift z", "disable caching", "store only basic bins in cache",
+    "do symmetry swap segment", "do symmetry swap s", "do symmetry shift z", "disable caching",
+    "store only basic bins in cache",
 }  # fmt: skip

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..objective import Evaluation, ProjectionCounter
-from .acquisition_model import AcquisitionModel, _select, check_projection_data, subset_views
+from .acquisition_model import AcquisitionModel, check_projection_data
+from .subsets import select_views
 
 
 class PoissonObjective:
@@ -24,7 +25,7 @@ class PoissonObjective:
     prompts
         Measured counts ``y``, shape of the projection data, non-negative, not all zero.
     num_subsets
-        Number of subsets of views; divides the number of views.
+        Number of subsets of views, formed as STIR does (see `divide_views`).
 
     Raises
     ------
@@ -36,7 +37,7 @@ class PoissonObjective:
         check_projection_data(prompts, model.projector, "prompts")
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
-        subset_views(model.projector.projdata.num_views, None, self.num_subsets)
+        model.projector.subset_views(None, self.num_subsets)
         self.prompts = prompts.to(device=self.device, dtype=torch.float32)
         if not bool((self.prompts > 0).any()):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
@@ -54,10 +55,10 @@ class PoissonObjective:
             If a bin with counts is predicted to have none, or the image is not finite.
         """
         views = self._views(subset)
-        share = 1 if views is None else 1 / self.num_subsets
+        share = self._share(views)
         with self.counter.timed():
             x = x.to(device=self.device, dtype=torch.float32)
-            prompts = _select(self.prompts, views)
+            prompts = select_views(self.prompts, views)
             expected = self.model.forward(x, views)
             terms = torch.xlogy(prompts, expected) - expected
             value = terms.sum((-3, -2, -1), dtype=torch.float64)
@@ -93,9 +94,9 @@ class PoissonObjective:
             else:
                 views = self._views(subset)
                 with self.counter.timed():
-                    ones = torch.ones_like(_select(self.prompts, views))
+                    ones = torch.ones_like(select_views(self.prompts, views))
                     self._sensitivities[subset] = self.model.adjoint(ones, views)
-                    self.counter.back += 1 if views is None else 1 / self.num_subsets
+                    self.counter.back += self._share(views)
         return self._sensitivities[subset]
 
     def uniform_image(self) -> Tensor:
@@ -137,10 +138,13 @@ class PoissonObjective:
             best = torch.xlogy(self.prompts.double(), self.prompts.double()) - self.prompts
             return float(best.sum() - mean.sum()), math.sqrt(float(variance.sum()))
 
-    def _views(self, subset: int | None) -> range | None:
-        return subset_views(self.model.projector.projdata.num_views, subset, self.num_subsets)
+    def _views(self, subset: int | None) -> tuple[int, ...] | None:
+        return self.model.projector.subset_views(subset, self.num_subsets)
 
-    def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: range | None) -> None:
+    def _share(self, views: tuple[int, ...] | None) -> float:
+        return 1.0 if views is None else len(views) / self.model.projector.projdata.num_views
+
+    def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: tuple[int, ...] | None) -> None:
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
         impossible = (prompts > 0) & ~(expected > 0)
@@ -149,7 +153,7 @@ class PoissonObjective:
         sinogram, view, bin_num = torch.nonzero(impossible)[0].tolist()[-3:]
         view = view if views is None else views[view]
         factors = self.model.multiplicative_factors
-        dead = 0 if factors is None else int((impossible & (_select(factors, views) == 0)).sum())
+        dead = 0 if factors is None else int((impossible & (select_views(factors, views) == 0)).sum())
         raise ValueError(
             f"{int(impossible.sum())} bins have counts where the model expects none (q <= 0), the first one in "
             f"sinogram {sinogram}, view {view}, tangential position {bin_num}; {dead} of them have multiplicative "

@@ -24,6 +24,7 @@ from ...geometry.projdata import ProjDataGeometry
 from .axial import MAX_COLUMNS, SegmentGroup, group_segments
 from .lor_geometry import InPlaneGrid, ViewWeights, half_chord, inner_weights, rim_weights, strip_edges
 from .sparse import SparseMatrix, map_threaded
+from .subsets import basic_views, divide_views
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Projector:
     max_bytes
         Bound on the memory for cached weights and temporary copies of the image, at least 64 MiB. Beyond it
         projections run in chunks, and weights that found no room are computed anew in each call.
+    related_views
+        How many views STIR's projector relates by symmetry at most, see `basic_views`: they share a subset.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class Projector:
         projdata: ProjDataGeometry,
         device: str | torch.device = "cpu",
         max_bytes: int = 2 << 30,
+        related_views: int = 4,
     ) -> None:
         if max_bytes < 64 << 20:
             raise ValueError(f"max_bytes must be at least 64 MiB, found {max_bytes}")
@@ -82,6 +86,8 @@ class Projector:
         self._edges = strip_edges(projdata.tangential_positions().to(self.device))
         self._angles = projdata.view_angles().tolist()
         self._groups = group_segments(geometry, projdata, self._grid)
+        self._basic_views = basic_views(geometry, projdata, related_views)
+        self._subsets: dict[int, list[tuple[int, ...]]] = {}
         self._cache: dict[tuple, SparseMatrix] = {}
         self._cached_bytes = 0
         self._warned = False
@@ -114,6 +120,20 @@ class Projector:
         sinograms, _, bins = self.projdata.shape
         p = self._check(p, (sinograms, len(views), bins), "projection data")
         return _Product.apply(p, self, views, True) if p.requires_grad else self._adjoint(p, views)
+
+    def subset_views(self, subset: int | None, num_subsets: int) -> tuple[int, ...] | None:
+        """Views of subset ``0 .. num_subsets - 1`` (see `divide_views`); ``None``, all, for no subset or the only one.
+
+        Raises
+        ------
+        ValueError
+            If the subset does not exist, or one of them would have no views.
+        """
+        if num_subsets not in self._subsets:
+            self._subsets[num_subsets] = divide_views(self._basic_views, num_subsets)
+        if subset is not None and not 0 <= subset < num_subsets:
+            raise ValueError(f"subset must be in 0..{num_subsets - 1}, found {subset}")
+        return None if subset is None or num_subsets == 1 else self._subsets[num_subsets][subset]
 
     def adjointness_test(self, views: Sequence[int] | None = None, seed: int = 0) -> float:
         """Relative difference of ``<G x, p>`` and ``<x, G^T p>`` for random non-negative ``x`` and ``p``."""

@@ -12,6 +12,7 @@ Examples
 (45.0, True)
 """
 
+from .exam import read_exam_info
 from .header import InterfileError, UnsupportedError
 from .image import read_image, write_image
 from .projdata import read_projection_data, read_projection_data_geometry, write_projection_data
@@ -19,6 +20,7 @@ from .projdata import read_projection_data, read_projection_data_geometry, write
 __all__ = [
     "InterfileError",
     "UnsupportedError",
+    "read_exam_info",
     "read_image",
     "read_projection_data",
     "read_projection_data_geometry",

@@ -1,7 +1,9 @@
-"""Interfile headers as STIR understands them: keys and values.
+"""Interfile headers by STIR's rules: which line sets which key, and to what.
 
-A header is a text of lines ``key := value``. Keys ignore case, ``!``, blanks and underscores; ``key [n] := value`` is
-the n-th element of a vectorised key; values in braces are lists; a line that begins with ``;`` is a comment.
+Lines ``key := value`` count in their order. A key ends at ``:=`` or ``[`` and ignores case, ``!``, blanks and
+underscores; its value is what follows the first ``=``. ``key [n]`` is element n of a key that has several; values in
+braces are lists; a line that begins with ``;`` is a comment. The last value of a key counts, an empty one never. A key
+that tells how many elements others have must stand before them.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
+from .keys import ALIASES, COUNTS, DATA_KINDS, ELEMENTS, KNOWN, LAYOUT, ONLY_PET, RING_DIFFERENCES, WITHOUT_VALUE
 
 _logger = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 1 << 20  # the longest real headers, with several hundred segments, are a few kilobytes
+# What a stream of C++ reads as a number, and a remainder that leaves no doubt of it.
+_INTEGER = re.compile(r"([+-]?[0-9]{1,18})(?![0-9.,eExX+-])")
+_NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?:[+-]0+)?(?![0-9.,eExX+-])")
 
 
 class InterfileError(ValueError):
@@ -35,42 +41,95 @@ class Header:
     ----------
     path
         Header file.
+    stir
+        By STIR's rules; otherwise every key is kept, whatever its index and place, as for headers of other programs.
 
     Raises
     ------
     InterfileError
-        If the file cannot be read, does not begin with ``!INTERFILE :=``, or a key's index is malformed.
+        If the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a line.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
-        self._entries: dict[str, dict[int, str]] = {}
-        self._asked: set[str] = set()
-        self._parse(_header_text(self.path))
+    def __init__(self, path: str | os.PathLike, stir: bool = True) -> None:
+        self.path, self._stir = Path(path), stir
+        self._values: dict[str, dict[int, str]] = {}
+        self._unknown: dict[str, None] = {}
+        self._elements = dict(ELEMENTS)
+        self._counts = {"dimensions": 2, "offsets": 0, "data sets": 1, "frames": 0, "windows": 1, "types": 1}
+        self._settled = self._is_pet = False
+        for key, index, value in self._lines():
+            if not stir or key not in KNOWN:
+                if stir:
+                    self._unknown[key] = None
+                self._values.setdefault(key, {})[max(1, index)] = value
+            elif key not in ONLY_PET or self._is_pet:
+                self._set(key, index, value)
+            elif key == "data offset in bytes" and value not in ("", "0"):
+                raise self.error(f"key '{key}' must follow 'type of data := PET'; elsewhere STIR ignores it")
 
-    def _parse(self, text: str) -> None:
-        lines = (line for line in _logical_lines(text) if line and not line.startswith(";"))
-        if standardise(next(lines, "").split(":=")[0]) != "interfile":
-            raise InterfileError(f"{self.path}: not an Interfile header (the first line must be '!INTERFILE :=')")
-        for line in lines:
-            found = re.match(r"(.*?)(?:\[([^\]]*)\]\s*)?:=(.*)$", line, re.DOTALL)
-            if found is None:
-                _logger.warning("%s: ignored a line without ':=': %.60r", self.path, line)
-                continue
-            key, index, value = standardise(found[1]), found[2], found[3].strip()
+    def _lines(self) -> Iterator[tuple[str, int, str]]:
+        """Key, index (0 if there is none) and value of each line up to the stop key."""
+        for number, raw in enumerate(_logical_lines(_header_text(self.path))):
+            line = self._expanded(raw) if number and not raw.startswith(";") else raw
+            key, index = _key_and_index(line)
+            if number == 0 and (":" not in line or standardise(line.partition(":")[0]) != "interfile"):
+                raise self.error("not an Interfile header (the first line must be '!INTERFILE :=')")
             if key == "end of interfile":
                 return
-            if index is not None and not re.fullmatch(r"\s*[0-9]{1,6}\s*", index):
-                raise InterfileError(f"{self.path}: index of key '{key}' must be a whole number, found [{index}]")
-            self._entries.setdefault(key, {})[int(index) if index else 1] = self._expand(value)
+            if number > 0 and key and not key.startswith(";"):
+                yield ALIASES.get(key, key), index, line.partition("=")[2].strip(" \t")
 
-    def _expand(self, value: str) -> str:
+    def _expanded(self, line: str) -> str:
         def replace(found: re.Match) -> str:
             if found[1] not in os.environ:
-                raise InterfileError(f"{self.path}: environment variable '{found[1]}' in '{value}' is not set")
+                raise self.error(f"environment variable '{found[1]}' is not set; it stands in '{line:.80}'")
             return os.environ[found[1]]
 
-        return re.sub(r"\$\{([^}]*)\}", replace, value)
+        return re.sub(r"\$\{([^{}]*)\}", replace, line) if "${" in line else line
+
+    def _set(self, key: str, index: int, value: str) -> None:
+        if key in RING_DIFFERENCES:
+            if self._counts["dimensions"] not in (4, 5):
+                raise self.error(f"key '{key}' must follow 'number of dimensions', which must be 4")
+            self._settled = True
+        if self._settled and key == "tof mashing factor" and value not in ("", "0"):
+            raise self.unsupported(f"time-of-flight data ('TOF mashing factor := {value:.40}')", "STIR or SIRF")
+        if self._settled and key in LAYOUT:
+            raise self.error(f"key '{key}' must stand before the ring differences per segment")
+        if not value:
+            return
+        if key in WITHOUT_VALUE:
+            index = 0
+        elif key in self._elements:
+            most = self._counts.get(self._elements[key], 1)
+            if not 1 <= index <= most:
+                raise self.error(
+                    f"key '{key}' has {most} elements here and needs an index, found [{index}]; keys such as "
+                    "'number of dimensions' stand before what they count"
+                )
+        elif index:
+            raise self.error(f"key '{key}' takes no index, found [{index}]")
+        self._values.setdefault(key, {})[index or 1] = value
+        if key in COUNTS:
+            self._resize(key)
+        elif key == "type of data":
+            self._is_pet = self.choice(key, DATA_KINDS) == "PET" or self._is_pet
+        elif key == "version of keys" and value == "STIR3.0":
+            self._elements = {key: group for key, group in ELEMENTS.items() if group != "windows"}
+
+    def _resize(self, key: str) -> None:
+        number = self.integer(key, minimum=1)
+        self._counts[COUNTS[key]] = number
+        if key == "number of dimensions":
+            self._counts["offsets"] = number
+            self._values.pop("first pixel offset (mm)", None)
+        self._counts["data sets"] = max(1, self._counts["frames"]) * self._counts["types"]
+        lists = [text for text in self._values.get("image scaling factor", {}).values() if "," in text]
+        if lists and COUNTS[key] in ("frames", "types"):
+            raise self.error(f"key '{key}' must stand before a list of image scaling factors; STIR forgets all but one")
+        for name in self._elements.keys() & self._values.keys():
+            most = self._counts.get(self._elements[name], 1)
+            self._values[name] = {k: text for k, text in self._values[name].items() if k <= most}
 
     def error(self, text: str) -> InterfileError:
         """Exception whose message begins with the header's path."""
@@ -81,77 +140,52 @@ class Header:
         return UnsupportedError(f"{self.path}: {text}, which the embedded engine does not support; use {engine}")
 
     def __contains__(self, key: str) -> bool:
-        self._asked.add(standardise(key))
-        return bool(self._entries.get(standardise(key), {}))
+        return any(self._values.get(standardise(key), {}).values())
+
+    def put(self, key: str, value: str, index: int = 1) -> None:
+        """Set a value."""
+        self._values.setdefault(key, {})[index] = value
+
+    def rename(self, key: str, new: str) -> None:
+        """Give the values of a key, if there are any, to another one."""
+        if key in self._values:
+            self._values[new] = self._values.pop(key)
+
+    def keys_ending(self, ending: str) -> list[str]:
+        """Keys of the header that end so."""
+        return [key for key in self._values if key.endswith(ending) and key in self]
 
     def text(self, key: str, default: str | None = None, index: int = 1) -> str:
-        """Value of a key; an error if it is absent and has no default. An empty value counts as absent."""
-        name = standardise(key)
-        self._asked.add(name)
-        value = self._entries.get(name, {}).get(index, "")
-        if value:
-            return value
-        if default is None:
+        """Value of a key; an error if it is absent or empty and has no default."""
+        value = self._values.get(standardise(key), {}).get(index) or default
+        if value is None:
             raise self.error(f"key '{_shown(key, index)}' is missing")
-        return default
+        return value
 
     def choice(self, key: str, options: Iterable[str], default: str | None = None) -> str:
         """Value that must be one of some words, in the case of ``options``."""
         value = self.text(key, default)
         by_name = {standardise(option): option for option in options}
         if standardise(value) not in by_name:
-            raise self.error(f"key '{key}' must be one of {', '.join(by_name.values())}; found '{value}'")
+            raise self.error(f"key '{key}' must be one of {', '.join(by_name.values())}; found '{value:.40}'")
         return by_name[standardise(value)]
 
     def integer(self, key: str, default: int | None = None, index: int = 1, minimum: int | None = None) -> int:
-        """Whole number."""
+        """Whole number; what follows it is a comment."""
         text = self.text(key, None if default is None else str(default), index)
-        return self._integer(_without_comment(text), _shown(key, index), minimum)
+        return self._integer(text, _shown(key, index), minimum)
 
     def number(self, key: str, default: float | None = None, index: int = 1) -> float:
-        """Finite number."""
-        text = self.text(key, None if default is None else repr(default), index)
-        return self._number(_without_comment(text), _shown(key, index))
+        """Finite number; what follows it is a comment."""
+        return self._number(self.text(key, None if default is None else repr(default), index), _shown(key, index))
 
     def integers(self, key: str, index: int = 1, minimum: int | None = None) -> list[int]:
         """List of whole numbers in braces; a bare number is a list of one."""
-        return [self._integer(t, _shown(key, index), minimum) for t in self._items(key, index)]
+        return [self._integer(text, _shown(key, index), minimum) for text in self.items(key, index)]
 
     def numbers(self, key: str, index: int = 1) -> list[float]:
         """List of finite numbers in braces; a bare number is a list of one."""
-        return [self._number(t, _shown(key, index)) for t in self._items(key, index)]
-
-    def words(self, key: str) -> list[str]:
-        """List of words in braces, standardised."""
-        return [standardise(t) for t in self._items(key, 1) if t]
-
-    def _items(self, key: str, index: int) -> list[str]:
-        text = _without_comment(self.text(key, index=index))
-        if text.startswith("{"):
-            if not text.endswith("}"):
-                raise self.error(f"key '{_shown(key, index)}': the list has no closing brace")
-            text = text[1:-1]
-        return [item.strip() for item in text.split(",")]
-
-    def _integer(self, text: str, key: str, minimum: int | None) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-            raise self.error(f"key '{key}' must be a whole number, found '{text:.40}'")
-        if minimum is not None and int(text) < minimum:
-            raise self.error(f"key '{key}' must be at least {minimum}, found {text}")
-        return int(text)
-
-    def _number(self, text: str, key: str) -> float:
-        plain = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text)
-        value = float(text) if plain else math.nan
-        if not math.isfinite(value):
-            raise self.error(f"key '{key}' must be a number, found '{text:.40}'")
-        return value
-
-    def warn_of_unread_keys(self) -> None:
-        """Say once which keys were neither used nor known to be without meaning for a reconstruction."""
-        ignored = sorted(key for key in self._entries if key not in self._asked and key not in _HARMLESS)
-        if ignored:
-            _logger.warning("%s: ignored unknown keys: %s", self.path, ", ".join(f"'{key}'" for key in ignored))
+        return [self._number(text, _shown(key, index)) for text in self.items(key, index)]
 
     def size(self, key: str, index: int = 1) -> int:
         """One positive whole number, with or without braces."""
@@ -160,60 +194,77 @@ class Header:
             raise self.error(f"key '{_shown(key, index)}' must be one number, found {len(values)}")
         return values[0]
 
+    def items(self, key: str, index: int = 1) -> list[str]:
+        """Texts of a list in braces; without braces there is one."""
+        text = self.text(key, index=index)
+        if not text.startswith("{"):
+            return [text]
+        inner, brace, _ = text[1:].partition("}")
+        if not brace:
+            raise self.error(f"key '{_shown(key, index)}': the list has no closing brace")
+        return [item.strip() for item in inner.split(",")]
 
-def _without_comment(text: str) -> str:
-    # STIR reads a number and does not look at what follows; headers with a comment there are in use.
-    return text.split(";")[0].strip()
+    def _integer(self, text: str, key: str, minimum: int | None) -> int:
+        found = _INTEGER.match(text)
+        if found is None:
+            raise self.error(f"key '{key}' must be a whole number, found '{text:.40}'")
+        if minimum is not None and int(found[1]) < minimum:
+            raise self.error(f"key '{key}' must be at least {minimum}, found {found[1]}")
+        return int(found[1])
+
+    def _number(self, text: str, key: str) -> float:
+        if not self._stir:
+            text = re.sub(r"^([+-]?[0-9.]+)([+-][0-9]+)", r"\1e\2", text)  # as Fortran may write an exponent
+        found = _NUMBER.match(text)
+        value = float(found[1]) if found else math.nan
+        if not math.isfinite(value):
+            raise self.error(f"key '{key}' must be a number, found '{text:.40}'")
+        return value
+
+    def warn_of_unread_keys(self) -> None:
+        """Say once which keys STIR would not know either."""
+        if self._unknown:
+            names = ", ".join(f"'{key:.60}'" for key in sorted(self._unknown)[:50])
+            _logger.warning("%s: ignored unknown keys: %s", self.path, names)
 
 
 def _shown(key: str, index: int) -> str:
     return key if index == 1 else f"{key} [{index}]"
 
 
+def _key_and_index(line: str) -> tuple[str, int]:
+    bracket, ends = line.find("["), [place for place in (line.find("["), line.find(":=")) if place >= 0]
+    key = standardise(line[: min(ends)] if ends else line.removesuffix(":"))
+    if bracket < 0 or ":" in line[:bracket]:
+        return key, 0
+    found = re.match(r"\s*([+-]?[0-9]{1,9})", line[bracket + 1 : bracket + 20])
+    return key, int(found[1]) if found and "]" in line[bracket:] else 0
+
+
 def _header_text(path: Path) -> str:
     if path.suffix.lower() in (".v", ".s"):
         raise InterfileError(f"{path} is named like a data file; give its header (.h{path.suffix[1:].lower()})")
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no regular file")
         with path.open("rb") as file:
             raw = file.read(_MAX_HEADER_BYTES)
+        if len(raw) == _MAX_HEADER_BYTES and re.search(rb"(?i)end[ _]of[ _]interfile", raw) is None:
+            raise OSError(f"its first {_MAX_HEADER_BYTES} bytes have no line '!END OF INTERFILE :='")
     except (OSError, ValueError) as problem:  # ValueError: a name with a null byte
         raise InterfileError(f"cannot read header {path}: {getattr(problem, 'strerror', None) or problem}") from problem
     # Undecodable bytes survive in file names; binary data may follow the stop key in the same file.
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _logical_lines(text: str) -> Iterable[str]:
-    pending = ""
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines that are not blank, with those joined that end in a backslash."""
+    parts: list[str] = []
     for line in text.split("\n"):
-        line = pending + line.rstrip("\r")
-        if line.endswith("\\"):
-            pending = line[:-1]
-            continue
-        pending = ""
-        yield line.strip()
-    if pending:
-        yield pending.strip()
-
-
-_HARMLESS = frozenset(
-    standardise(key)
-    for key in (
-        "general data", "general image data", "pet study (emission data)", "pet study (image data)",
-        "pet study (general)", "image data description", "spect study (general)", "version of keys",
-        "imaging modality", "type of data", "originating system", "patient orientation", "patient rotation",
-        "patient name", "patient id", "patient dob", "patient sex", "study id", "study date", "study time",
-        "calibration factor", "isotope name", "number of radionuclides", "radionuclide name",
-        "radionuclide halflife (sec)", "radionuclide branching factor", "process status", "data format",
-        "image relative start time (sec)", "image duration (sec)", "maximum pixel count", "minimum pixel count",
-        "number of energy windows", "energy window lower level", "energy window upper level",
-        "start horizontal bed position (mm)", "start vertical bed position (mm)", "index nesting level",
-        "image data type description", "scanner parameters", "end scanner parameters", "scanner type",
-        "energy resolution", "reference energy (in kev)", "transaxial fov diameter (cm)", "applied corrections",
-        "effective central bin size (cm)", "slice thickness (pixels)", "total number of images",
-        "maximum number of (unmashed) tof time bins", "number of tof time bins", "size of unmashed tof time bins (ps)",
-        "size of timing bin (ps)", "tof timing resolution (ps)", "timing resolution (ps)", "name of crystal map",
-        "scanner geometry (blocksoncylindrical/cylindrical/generic)",
-        "distance between crystals in axial direction (cm)", "distance between crystals in transaxial direction (cm)",
-        "distance between blocks in axial direction (cm)", "distance between blocks in transaxial direction (cm)",
-    )
-)  # fmt: skip
+        line = line.removesuffix("\r")
+        parts.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            yield "".join(parts).strip(" \t")
+            parts = []
+    if parts:
+        yield "".join(parts).strip(" \t")

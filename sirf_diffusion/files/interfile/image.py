@@ -7,10 +7,13 @@ import os
 import numpy as np
 import torch
 
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
+from .exam import exam_lines, frame_lines
+from .foreign import image_header
 from .header import Header
-from .values import check_finite, read_values, scale_factors
-from .write import checked_array, encoded, first_lines, output_paths, write_pair
+from .keys import DATA_TYPES
+from .values import check_finite, encoded, output_paths, read_values, scale_factors, write_pair
 
 _AXES = ("x", "y", "z")
 
@@ -21,14 +24,14 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
     Parameters
     ----------
     path
-        Header (``.hv``). Integers of 1 to 8 bytes and floats of 4 or 8, either byte order, scale factors (one, or one
-        per plane) and data offsets are understood.
+        Header, ``.hv`` or any name: one that STIR reads gives STIR's values; besides those of Siemens (``.v.hdr``) and
+        single images in Interfile 3.3 (``.h33``). Integers of 1 to 8 bytes and floats of 4 or 8, either byte order.
 
     Returns
     -------
     image, geometry
-        ``float32`` ``[z, y, x]``, and its grid. The origin is such that the centre of the first voxel lies at the
-        header's 'first pixel offset (mm)' (up to the header's rounding); without this key the origin is 0.
+        ``float32`` ``[z, y, x]``, and its grid. The centre of the first voxel lies at the header's 'first pixel offset
+        (mm)' (up to the header's rounding); without that of z the origin is 0.
 
     Raises
     ------
@@ -37,12 +40,12 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
     UnsupportedError
         If there are several time frames or image data types, or the axes are not x, y, z.
     """
-    header = Header(path)
+    header = image_header(path)
     _check_single_image(header)
     shape = (header.size("matrix size", 3), header.size("matrix size", 2), header.size("matrix size", 1))
     voxel_size = _zyx(header, "scaling factor (mm/pixel)")
     origin = (0.0, 0.0, 0.0)
-    if "first pixel offset (mm)" in header:
+    if header.text("first pixel offset (mm)", "", index=3):
         first, before = _zyx(header, "first pixel offset (mm)"), _voxels_before_centre(shape)
         z, y, x = map(_origin, first, before, voxel_size)
         origin = (z, y, x)
@@ -50,7 +53,7 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
         geometry = ImageGeometry(shape, voxel_size, origin)
     except ValueError as problem:
         raise header.error(str(problem)) from problem
-    scale = np.asarray(scale_factors(header, shape[0]), dtype=np.float32)
+    scale = scale_factors(header, shape[0])
     values = read_values(header, geometry.num_voxels).reshape(shape)
     with np.errstate(over="ignore", invalid="ignore"):
         image = values.astype(np.float32) * scale[:, None, None]
@@ -60,7 +63,11 @@ def read_image(path: str | os.PathLike) -> tuple[torch.Tensor, ImageGeometry]:
 
 
 def write_image(
-    path: str | os.PathLike, image: torch.Tensor, geometry: ImageGeometry, number_format: str = "float"
+    path: str | os.PathLike,
+    image: torch.Tensor,
+    geometry: ImageGeometry,
+    number_format: str = "float",
+    exam: ExamInfo | None = None,
 ) -> None:
     """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
 
@@ -74,6 +81,8 @@ def write_image(
         Its grid.
     number_format
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
+    exam
+        Exam information to keep with the image, usually that of the prompts (see `read_exam_info`).
 
     Raises
     ------
@@ -81,14 +90,16 @@ def write_image(
         If the shape does not match, a value is not finite or the files cannot be written.
     """
     header, data = output_paths(path, ".hv")
-    values = checked_array(image.detach().to("cpu", torch.float32).numpy(), geometry.shape, "image")
-    values, dtype, format_lines, scale = encoded(values, number_format)
+    array = image.detach().to("cpu", torch.float32).numpy()
+    values, dtype, format_lines, scale = encoded(array, geometry.shape, number_format)
     before = _voxels_before_centre(geometry.shape)
     first = [o - n * d for o, n, d in zip(geometry.origin, before, geometry.voxel_size, strict=True)]
     lines = [
-        *first_lines(data),
+        "!INTERFILE  :=",
+        f"name of data file := {data.name}",
         "!version of keys := STIR6.0",
         "!GENERAL DATA :=",
+        *exam_lines(exam or ExamInfo(), image=True),
         "!GENERAL IMAGE DATA :=",
         "!type of data := PET",
         "imagedata byte order := LITTLEENDIAN",
@@ -105,7 +116,7 @@ def write_image(
             f"scaling factor (mm/pixel) [{k}] := {geometry.voxel_size[3 - k]:.9g}",
         ]
     lines += [f"first pixel offset (mm) [{k}] := {first[3 - k]:.9g}" for k in (1, 2, 3)]
-    lines += ["number of time frames := 1", f"image scaling factor[1] := {scale:.9g}", "!END OF INTERFILE :="]
+    lines += [*frame_lines(exam or ExamInfo()), f"image scaling factor[1] := {scale:.9g}", "!END OF INTERFILE :="]
     write_pair(header, data, lines, [values], dtype)
 
 
@@ -125,16 +136,15 @@ def _origin(first: float, num_before: int, voxel_size: float) -> float:
 
 
 def _check_single_image(header: Header) -> None:
-    kind = header.text("PET data type", "Image")
-    if kind.lower() != "image":
+    if (kind := header.choice("PET data type", DATA_TYPES, "Image")) != "Image":
         raise header.error(f"'PET data type := {kind}' is no image (projection data are read by read_projection_data)")
     for key in ("number of time frames", "number of image data types"):
         num = header.integer(key, 1, minimum=1)
         if num > 1:
             raise header.unsupported(f"'{key} := {num}'", "STIR or SIRF to extract one of them")
-    dimensions = header.integer("number of dimensions")
+    dimensions = header.integer("number of dimensions", 2)
     if dimensions != 3:
         raise header.error(f"key 'number of dimensions' must be 3 for an image, found {dimensions}")
-    labels = [header.text("matrix axis label", "", index=k).lower() for k in (1, 2, 3)]
-    if any(labels) and tuple(labels) != _AXES:
+    labels = tuple(header.text("matrix axis label", "", index=k) for k in (1, 2, 3))
+    if labels[0] and labels != _AXES:
         raise header.unsupported(f"'matrix axis label' [1] to [3] := {', '.join(labels)} instead of x, y, z")

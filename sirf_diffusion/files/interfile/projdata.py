@@ -9,11 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from ...geometry.exam import ExamInfo
 from ...geometry.projdata import ProjDataGeometry, Segment
+from .exam import exam_lines, frame_lines
+from .header import Header
 from .layout import read_layout
 from .scanner import scanner_lines
-from .values import check_finite, read_values, scale_factors
-from .write import checked_array, encoded, first_lines, output_paths, write_pair
+from .values import check_finite, encoded, output_paths, read_values, scale_factors, write_pair
 
 
 def read_projection_data(path: str | os.PathLike) -> tuple[torch.Tensor, ProjDataGeometry]:
@@ -39,31 +41,36 @@ def read_projection_data(path: str | os.PathLike) -> tuple[torch.Tensor, ProjDat
     UnsupportedError
         For time-of-flight, list-mode, SPECT and Siemens headers, scanners made of blocks, and several time frames.
     """
-    header, geometry, stored, by_view = read_layout(path)
+    header = Header(path)
+    geometry, stored, by_view = read_layout(header)
     scale = scale_factors(header, len(stored))
-    if any(factor != scale[0] for factor in scale):
+    if (scale != scale[0]).any():
         raise header.error("key 'image scaling factor' differs between segments; projection data need a single one")
     data = _in_segment_order(read_values(header, geometry.num_bins), stored, geometry, by_view)
     with np.errstate(over="ignore", invalid="ignore"):
-        data *= np.float32(scale[0])
+        data *= scale[0]
     check_finite(header, data)
     header.warn_of_unread_keys()
     return torch.from_numpy(data), geometry
 
 
 def read_projection_data_geometry(path: str | os.PathLike) -> ProjDataGeometry:
-    """Layout that a header (``.hs``) describes, as of a template; its data file is not looked at.
+    """Layout that a header (``.hs``) describes, as of a template; its data file need not exist.
 
     Raises
     ------
     InterfileError, UnsupportedError
         As :func:`read_projection_data`, but for the data.
     """
-    return read_layout(path)[1]
+    return read_layout(Header(path))[0]
 
 
 def write_projection_data(
-    path: str | os.PathLike, data: torch.Tensor, geometry: ProjDataGeometry, number_format: str = "float"
+    path: str | os.PathLike,
+    data: torch.Tensor,
+    geometry: ProjDataGeometry,
+    number_format: str = "float",
+    exam: ExamInfo | None = None,
 ) -> None:
     """Write projection data as STIR does: little-endian, views of a segment one after another.
 
@@ -77,6 +84,8 @@ def write_projection_data(
         Its layout; segments are stored in its order.
     number_format
         ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
+    exam
+        Exam information to keep with the data.
 
     Raises
     ------
@@ -84,15 +93,17 @@ def write_projection_data(
         If the shape does not match, a value is not finite or the files cannot be written.
     """
     header, data_file = output_paths(path, ".hs")
-    values = checked_array(data.detach().to("cpu", torch.float32).numpy(), geometry.shape, "projection data")
-    values, dtype, format_lines, scale = encoded(values, number_format)
+    array = data.detach().to("cpu", torch.float32).numpy()
+    values, dtype, format_lines, scale = encoded(array, geometry.shape, number_format)
     segments = geometry.segments
     lines = [
-        *first_lines(data_file),
+        "!INTERFILE  :=",
+        f"name of data file := {data_file.name}",
         f"originating system := {geometry.scanner.name}",
         "!version of keys := STIR6.0",
         "!GENERAL DATA :=",
         "!GENERAL IMAGE DATA :=",
+        *exam_lines(exam or ExamInfo(), image=False),
         "!type of data := PET",
         "imagedata byte order := LITTLEENDIAN",
         "!PET STUDY (General) :=",
@@ -115,7 +126,7 @@ def write_projection_data(
     if geometry.tangential_spacing is not None:
         lines.append(f"effective central bin size (cm) := {geometry.tangential_spacing / 10:.9g}")
     lines += [
-        "number of time frames := 1",
+        *frame_lines(exam or ExamInfo()),
         f"image scaling factor[1] := {scale:.9g}",
         f"start vertical bed position (mm) := {geometry.bed_position[1]:.9g}",
         f"start horizontal bed position (mm) := {geometry.bed_position[0]:.9g}",

@@ -26,6 +26,7 @@ _LENGTHS = (
     ("default_bin_size", "default bin size (cm)", 10.0),
 )
 _OPTIONAL = ("max_num_non_arccorrected_bins", "default_num_arccorrected_bins", "default_bin_size")
+_COUNTS = tuple(field for field, _ in _SIZES)
 _BLOCKS = {
     "num_axial_blocks_per_bucket": "number of blocks per bucket in axial direction",
     "num_transaxial_blocks_per_bucket": "number of blocks per bucket in transaxial direction",
@@ -40,7 +41,7 @@ _BLOCKS = {
 def read_scanner(header: Header) -> Scanner:
     """Scanner of a header.
 
-    'originating system' (or else 'Scanner type') names it; parameters in the header replace those of the named
+    'originating system' names it; parameters in the header replace those of the named
     scanner, with one warning if they differ, and 'View offset (degrees)' is 0 where the header does not give it: both
     as in STIR.
 
@@ -51,7 +52,7 @@ def read_scanner(header: Header) -> Scanner:
     ValueError
         If a parameter is outside its range.
     """
-    name = header.text("originating system", header.text("scanner type", "unknown"))
+    name = header.text("originating system", "unknown")
     known = find_scanner(name)
     found: dict[str, Any] = {}
     unusual: list[str] = []
@@ -69,6 +70,10 @@ def read_scanner(header: Header) -> Scanner:
                 blocks[field] = default
             elif default > 0 and blocks[field] != default:
                 unusual.append(f"{_BLOCKS[field]} {blocks[field]} (usually {default})")
+    for axis in ("axial", "transaxial"):
+        if blocks[f"num_{axis}_blocks_per_bucket"] > 0 >= blocks[f"num_{axis}_crystals_per_block"]:
+            key = _BLOCKS[f"num_{axis}_crystals_per_block"]
+            raise header.error(f"key '{key}' is missing, which STIR needs where it is told the blocks per bucket")
     if unusual:
         _logger.warning(
             "%s: values differ from what is known of scanner '%s', those of the header are used: %s",
@@ -93,7 +98,7 @@ def _collect(
     found: dict[str, Any],
     unusual: list[str],
 ) -> None:
-    missing = value < 0 if field == "average_depth_of_interaction" else value <= 0
+    missing = value < 0 if field not in _COUNTS else value <= 0
     if not missing:
         found[field] = value
         if known is not None and not math.isclose(value, getattr(known, field), abs_tol=0.01, rel_tol=0):

@@ -1,34 +1,29 @@
-"""The binary file that an Interfile header describes."""
+"""The binary file beside a header: read with the header's number format and factors, written as a pair."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .header import Header
+from .header import Header, InterfileError
 
 _logger = logging.getLogger(__name__)
 
 _NUMBER_TYPES = {
-    ("signed integer", 1): "i1",
-    ("signed integer", 2): "i2",
-    ("signed integer", 4): "i4",
-    ("signed integer", 8): "i8",
-    ("unsigned integer", 1): "u1",
-    ("unsigned integer", 2): "u2",
-    ("unsigned integer", 4): "u4",
-    ("unsigned integer", 8): "u8",
-    ("float", 4): "f4",
-    ("float", 8): "f8",
+    **{("signed integer", n): f"i{n}" for n in (1, 2, 4, 8)},
+    **{("unsigned integer", n): f"u{n}" for n in (1, 2, 4, 8)},
+    **{("float", n): f"f{n}" for n in (4, 8)},
 }
 _NUMBER_FORMATS = ("bit", "ascii", "signed integer", "unsigned integer", "float")
+_RESCALING = {"rescale slope": 1.0, "rescale intercept": 0.0, "rescale offset": 0.0}
 
 
-def read_values(header: Header, num_values: int) -> np.ndarray:
+def read_values(header: Header, num_values: int, offset: int | None = None) -> np.ndarray:
     """The stored numbers before scaling, in native byte order; the file's size is checked before allocating.
 
     Raises
@@ -43,7 +38,7 @@ def read_values(header: Header, num_values: int) -> np.ndarray:
         raise header.unsupported(f"'number format := {number_format}' with {size} bytes per pixel")
     order = header.choice("imagedata byte order", ("LITTLEENDIAN", "BIGENDIAN"), "BIGENDIAN")
     dtype = np.dtype(_NUMBER_TYPES[number_format, size]).newbyteorder("<" if order == "LITTLEENDIAN" else ">")
-    offset = header.integer("data offset in bytes", 0, minimum=0)
+    offset = header.integer("data offset in bytes", 0, minimum=0) if offset is None else offset
     path = _data_path(header)
     expected = offset + num_values * dtype.itemsize
     if not os.path.isfile(path):  # unlike Path.is_file, false for names that the system rejects
@@ -68,17 +63,40 @@ def read_values(header: Header, num_values: int) -> np.ndarray:
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def scale_factors(header: Header, num: int) -> list[float]:
-    """``num`` scale factors: 'image scaling factor' (one or a list), or else 'quantification units'."""
-    units = header.number("quantification units", 1.0)
-    factors = header.numbers("image scaling factor") if "image scaling factor" in header else [units]
+def scale_factors(header: Header, num: int) -> np.ndarray:
+    """One factor or ``num`` of them: 'image scaling factor', or else 'quantification units'.
+
+    Raises
+    ------
+    InterfileError
+        If their number differs, both keys are there and disagree, or the header has a scale that STIR does not know.
+    """
+    for key, neutral in _RESCALING.items():
+        for name in header.keys_ending(key):
+            if header.number(name, neutral) != neutral:
+                raise header.error(f"key '{name}' is not obeyed: scale the values and set it to {neutral:g}")
+    factors = header.numbers("image scaling factor") if "image scaling factor" in header else [1.0]
     if len(factors) not in (1, num):
         raise header.error(f"key 'image scaling factor' needs 1 or {num} values, found {len(factors)}")
-    if any(factor == 0 for factor in factors):
-        raise header.error("key 'image scaling factor' must not be 0")
-    if units != 1.0 and any(not math.isclose(factor, units, rel_tol=1e-5) for factor in factors):
-        raise header.error(f"keys 'image scaling factor' ({factors[0]}) and 'quantification units' ({units}) differ")
-    return factors * num if len(factors) == 1 else factors
+    units = _quantification_units(header)
+    if units != 1.0:
+        if all(factor == 1.0 for factor in factors):
+            factors = [units]
+        elif any(factor != units for factor in factors):
+            found = f"'image scaling factor' ({factors[0]}) and 'quantification units' ({units})"
+            raise header.error(f"keys {found} differ")
+    return np.asarray(factors, dtype=np.float32)
+
+
+def _quantification_units(header: Header) -> float:
+    text = header.text("quantification units", "1")
+    try:
+        return header.number("quantification units", 1.0)
+    except InterfileError:
+        if text[0] in "+-.0123456789":
+            raise
+        _logger.info("%s: 'quantification units := %.40s' is a unit and no factor", header.path, text)
+        return 1.0
 
 
 def check_finite(header: Header, values: np.ndarray) -> None:
@@ -95,3 +113,72 @@ def check_finite(header: Header, values: np.ndarray) -> None:
 def _data_path(header: Header) -> Path:
     """Relative names are relative to the header's folder."""
     return header.path.parent / header.text("name of data file")
+
+
+def output_paths(path: str | os.PathLike, header_suffix: str) -> tuple[Path, Path]:
+    """Header and data file of an output name with or without its suffix (``.hv``/``.v`` or ``.hs``/``.s``)."""
+    header = Path(path)
+    if header.suffix == "" and header.name:
+        header = header.with_name(header.name + header_suffix)
+    if header.suffix != header_suffix:
+        raise InterfileError(f"cannot write {header}: the name of the header must end in '{header_suffix}'")
+    return header, header.with_suffix("." + header_suffix[2:])
+
+
+def write_pair(header: Path, data: Path, lines: Sequence[str], arrays: Sequence[np.ndarray], dtype: str) -> None:
+    """Write arrays one after another as ``dtype`` and the header, data first, then rename both.
+
+    Raises
+    ------
+    InterfileError
+        If the folder does not exist or a file cannot be written. Existing files are then as they were.
+    """
+    for line in lines:
+        if "\n" in line or "\r" in line or line.endswith(("\\", " ")) or "${" in line:
+            raise InterfileError(f"cannot write {header}: a header cannot hold the line {line!r}")
+    if not header.parent.is_dir():
+        raise InterfileError(f"cannot write {header}: folder {header.parent} does not exist; create it first")
+    for target in (header, data):
+        if target.is_dir():
+            raise InterfileError(f"cannot write {target}: it is a folder")
+    token = f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = {target: target.with_name(f".{target.name}{token}") for target in (data, header)}
+    try:
+        with temporary[data].open("xb") as file:
+            for array in arrays:
+                np.ascontiguousarray(array, dtype=dtype).tofile(file)
+        with temporary[header].open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.write("\n".join(lines) + "\n")
+        for target in (data, header):
+            os.replace(temporary[target], target)
+    except OSError as problem:
+        raise InterfileError(f"cannot write {header}: {problem.strerror or problem}") from problem
+    finally:
+        for leftover in temporary.values():
+            leftover.unlink(missing_ok=True)
+
+
+def encoded(values: np.ndarray, shape: tuple[int, ...], number_format: str) -> tuple[np.ndarray, str, list[str], float]:
+    """Values as they are stored: the array, its type, the header lines that say so, and the scale factor.
+
+    ``"float"``: ``float32``. ``"short"``: signed 16-bit integers, exact for whole numbers up to 32767, otherwise
+    rounded to multiples of the 32767th part of the largest magnitude.
+
+    Raises
+    ------
+    InterfileError
+        If the array has another shape than its geometry, or a value is not finite.
+    """
+    if tuple(values.shape) != tuple(shape):
+        raise InterfileError(f"an array of shape {tuple(values.shape)} does not match its geometry's {tuple(shape)}")
+    if not np.isfinite(values).all():
+        raise InterfileError(f"{int((~np.isfinite(values)).sum())} values are not finite; not written")
+    if number_format == "float":
+        return values, "<f4", ["!number format := float", "!number of bytes per pixel := 4"], 1.0
+    if number_format != "short":
+        raise InterfileError(f"number_format must be 'float' or 'short', found {number_format!r}")
+    largest = float(np.abs(values).max(initial=0.0))
+    exact = largest <= 32767 and bool((values == np.rint(values)).all())
+    scale = 1.0 if exact else largest / 32767
+    stored = np.rint(values / scale)
+    return stored, "<i2", ["!number format := signed integer", "!number of bytes per pixel := 2"], scale

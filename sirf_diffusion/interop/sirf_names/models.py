@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...engines.embedded.acquisition_model import AcquisitionModel as LinearModel
-from ...engines.embedded.acquisition_model import GaussianBlur, attenuation_factors, subset_views
+from ...engines.embedded.acquisition_model import GaussianBlur, attenuation_factors
 from ...engines.embedded.projector import Projector
 from .data import AcquisitionData, ImageData, error
 
@@ -341,13 +341,13 @@ class AcquisitionModelUsingRayTracingMatrix:
     def _template(self) -> AcquisitionData:
         return self._set_up_templates()[0]
 
-    def _views(self, subset_num: int | None, num_subsets: int | None) -> range | None:
+    def _views(self, subset_num: int | None, num_subsets: int | None) -> tuple[int, ...] | None:
         number = self._num_subsets if num_subsets is None else num_subsets
         subset = self._subset_num if subset_num is None else subset_num
-        return subset_views(self._template().geometry.num_views, subset if number > 1 else None, number)
+        return self.linear_model.projector.subset_views(subset if number > 1 else None, number)
 
 
-def _spread(projected: Tensor, like: Tensor, views: range | None) -> Tensor:
+def _spread(projected: Tensor, like: Tensor, views: tuple[int, ...] | None) -> Tensor:
     if views is None:
         return projected
     full = torch.zeros_like(like)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engines.embedded.acquisition_model import _select
 from ...engines.embedded.poisson import PoissonObjective
+from ...engines.embedded.subsets import select_views
 from ...priors import Penalty
 from .data import AcquisitionData, ImageData, error
 from .models import AcquisitionModelUsingRayTracingMatrix
@@ -32,11 +32,11 @@ class ImageObjective(PoissonObjective):
         r""":math:`-A^T (y / q^2)\, A v`, of one subset."""
         views = self._views(subset)
         with self.counter.timed():
-            prompts = _select(self.prompts, views)
+            prompts = select_views(self.prompts, views)
             expected = self.model.forward(x, views)
             weight = torch.where(prompts > 0, prompts / expected.square(), torch.zeros_like(expected))
             product = -self.model.adjoint(weight * self.model.linear(v, views), views)
-        share = 1 if views is None else 1 / self.num_subsets
+        share = self._share(views)
         self.counter.forward += 2 * share
         self.counter.back += share
         return product

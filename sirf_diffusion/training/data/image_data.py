@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...patient.readers import SourceImage, UnusableImage, density_of_ct, read_source
+from ...patient.image import SourceImage, UnusableImage, density_of_ct
+from ...patient.readers import read_source
 from ...patient.resampling import PatientGrid, coverage, grid_over, resample
 from .manifest import ImageInput, subject_of
 from .volume_parts import Outcome, PartStore

@@ -30,7 +30,7 @@ from ...files.outputs import atomic_path
 from ...geometry.images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
 from ...models.intensity import FWHM_MM, INTENSITY_RULES, gaussian_smooth, intensity_scale
-from ...patient.readers import UnusableImage
+from ...patient.image import UnusableImage
 
 FORMAT = "sirf-diffusion training volumes"
 SCHEMA_VERSION = 1

@@ -1,0 +1,45 @@
+"""The unit of attenuation images: 1/cm at 511 keV, where water has 0.096 and bone about 0.15."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: No tissue has more than this in 1/cm, and none less in an image that is in 1/cm (lung: 0.03; water in 1/mm: 0.0096).
+_MOST, _LEAST = 2.0, 0.05
+#: What is below is taken for air.
+_AIR = 1e-3
+
+
+def check_attenuation_units(image: Tensor, name: str = "the attenuation image") -> None:
+    """Refuse an image that cannot be attenuation coefficients in 1/cm.
+
+    Parameters
+    ----------
+    image
+        Attenuation coefficients, any shape; all air is allowed.
+    name
+        File or argument, for the message.
+
+    Raises
+    ------
+    ValueError
+        If values are negative, not finite, so large that they look like 1/m, Hounsfield units or percent, or so small
+        (99 of 100 voxels that are not air below 0.05) that they look like 1/mm.
+    """
+    expected = "in 1/cm water has 0.096 and bone about 0.15 at 511 keV"
+    if not bool(torch.isfinite(image).all()) or float(image.min()) < 0:
+        raise ValueError(f"{name} has negative or non-finite values, expected attenuation coefficients: {expected}")
+    if (most := float(image.max())) > _MOST:
+        raise ValueError(
+            f"{name} reaches {most:g}, which looks like 1/m, Hounsfield units or percent; {expected}. Convert its units"
+        )
+    tissue = image[image > _AIR]
+    if tissue.numel() == 0:
+        return
+    dense = float(torch.kthvalue(tissue, max(1, round(0.99 * tissue.numel()))).values)
+    if dense < _LEAST:
+        raise ValueError(
+            f"{name} looks like 1/mm: 99 of 100 voxels that are not air are below {dense:.3g}; {expected}. If it is in "
+            "1/mm, multiply it by 10"
+        )

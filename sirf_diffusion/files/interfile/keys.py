@@ -1,0 +1,70 @@
+"""The keys that STIR's headers of images and projection data know, spelled as `standardise` leaves them."""
+
+from ...geometry.scanners import standardise
+
+# Keys with elements ``key [n]``, and what their number follows.
+ELEMENTS = {
+    "matrix size": "dimensions",
+    "matrix axis label": "dimensions",
+    "scaling factor (mm/pixel)": "dimensions",
+    "first pixel offset (mm)": "offsets",
+    "image scaling factor": "data sets",
+    "data offset in bytes": "data sets",
+    "image relative start time (sec)": "frames",
+    "image duration (sec)": "frames",
+    "energy window lower level": "windows",
+    "energy window upper level": "windows",
+    "image data type description": "types",
+    "radionuclide name": "radionuclides",
+    "radionuclide halflife (sec)": "radionuclides",
+    "radionuclide branching factor": "radionuclides",
+}
+COUNTS = {
+    "number of dimensions": "dimensions",
+    "number of time frames": "frames",
+    "number of image data types": "types",
+    "number of energy windows": "windows",
+}
+# Known only after 'type of data := PET'.
+ONLY_PET = frozenset({"pet data type", "data offset in bytes"})
+# What these say is settled by the first of the ring differences.
+RING_DIFFERENCES = frozenset({"minimum ring difference per segment", "maximum ring difference per segment"})
+LAYOUT = frozenset({"number of dimensions", "matrix size", "matrix axis label"})
+# Ignored whatever their value and index.
+WITHOUT_VALUE = frozenset(
+    standardise(key)
+    for key in (
+        "general data", "general image data", "pet study (emission data)", "pet study (image data)",
+        "pet study (general)", "image data description", "spect study (general)", "spect study (acquired data)",
+        "number of radionuclides", "process status", "data format", "maximum pixel count", "minimum pixel count",
+        "scanner parameters", "scanner type", "end scanner parameters",
+    )
+)  # fmt: skip
+_SINGLE = (
+    "imaging modality", "version of keys", "%sms-mi version number", "name of data file", "originating system",
+    "calibration factor", "isotope name", "study date", "study time", "type of data", "patient orientation",
+    "patient rotation", "imagedata byte order", "number format", "number of bytes per pixel", "quantification units",
+    "start horizontal bed position (mm)", "start vertical bed position (mm)", "index nesting level",
+    "tof mashing factor", "number of rings", "number of detectors per ring", "transaxial fov diameter (cm)",
+    "inner ring diameter (cm)", "average depth of interaction (cm)", "distance between rings (cm)",
+    "default bin size (cm)", "view offset (degrees)", "maximum number of non-arc-corrected bins",
+    "default number of arc-corrected bins", "number of blocks per bucket in axial direction",
+    "number of blocks per bucket in transaxial direction", "number of crystals per block in axial direction",
+    "number of crystals per block in transaxial direction", "number of crystals per singles unit in axial direction",
+    "number of crystals per singles unit in transaxial direction", "number of detector layers", "energy resolution",
+    "reference energy (in kev)", "maximum number of (unmashed) tof time bins", "tof bin order",
+    "size of unmashed tof time bins (ps)", "tof timing resolution (ps)",
+    "scanner geometry (blocksoncylindrical/cylindrical/generic)",
+    "distance between crystals in axial direction (cm)", "distance between crystals in transaxial direction (cm)",
+    "distance between blocks in axial direction (cm)", "distance between blocks in transaxial direction (cm)",
+    "name of crystal map", "effective central bin size (cm)", "applied corrections",
+)  # fmt: skip
+DATA_KINDS = ("Static", "Dynamic", "Tomographic", "Curve", "ROI", "PET", "Other")
+DATA_TYPES = ("Emission", "Transmission", "Blank", "AttenuationCorrection", "Normalisation", "Image")
+ALIASES = {
+    "%tof mashing factor": "tof mashing factor",
+    "number of tof time bins": "maximum number of (unmashed) tof time bins",
+    "size of timing bin (ps)": "size of unmashed tof time bins (ps)",
+    "timing resolution (ps)": "tof timing resolution (ps)",
+}
+KNOWN = WITHOUT_VALUE | RING_DIFFERENCES | ELEMENTS.keys() | COUNTS.keys() | ONLY_PET | set(_SINGLE)

@@ -1,0 +1,228 @@
+"""One DICOM series as an image: where each slice lies is taken from its own tags, and nothing is filled in.
+
+Classic series and enhanced multi-frame files are read alike. Of a header nothing is kept but the geometry; the
+patient's identifier is given back for grouping images by subject, and never written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .image import SourceImage, UnusableImage, optional
+
+logger = logging.getLogger(__name__)
+
+_MAX_VOXELS = 2**31
+#: Largest lean of a stack of slices, degrees.
+_MAX_TILT = 45.0
+
+
+def read_dicom(path: Path) -> SourceImage:
+    """The one series in a folder, or one file: rescaled values ``[slice, row, column]`` and their place.
+
+    Slices of a tilted gantry keep the place that their tags give: the affine is sheared, which is logged.
+
+    Raises
+    ------
+    UnusableImage
+        If there is not one series, a tag is missing, or slices do not make up one volume.
+    ImportError
+        Without pydicom.
+    """
+    frames, affine, shape = place_series(path)
+    values = np.empty(shape, np.float32)
+    file, stored = None, np.empty(0)
+    for k, frame in enumerate(frames):
+        if frame.file != file:
+            file, stored = frame.file, _stored(frame.file, shape[1:])
+        slope, intercept = (frame.numbers(f"Rescale{name}", 1, d) for name, d in (("Slope", 1.0), ("Intercept", 0.0)))
+        values[k] = stored[frame.number] * slope + intercept
+    patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
+    return SourceImage(values, affine, "DICOM", patient, modality)
+
+
+def read_tags(path: Path) -> list[tuple[Path, Any]]:
+    """Headers of the DICOM images in a folder (or of one file), by file, without their pixels.
+
+    Raises
+    ------
+    UnusableImage
+        If a file is damaged, or they are not of exactly one series.
+    """
+    pydicom = optional("pydicom", "DICOM")
+    found = []
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        except Exception as error:  # whatever damaged bytes lead to
+            raise UnusableImage("a damaged DICOM file", f"{file.name}: {type(error).__name__}: {error}") from error
+        if "Rows" in header:
+            found.append((file, header))
+    series = {str(header.get("SeriesInstanceUID")) for _, header in found}
+    if len(series) != 1:
+        raise UnusableImage(f"the folder holds {len(series) or 'no DICOM'} series: one is expected")
+    return found
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame of one file, and the data sets in which its tags stand, the innermost first."""
+
+    file: Path
+    number: int
+    scopes: tuple[Any, ...]
+
+    def find(self, keyword: str) -> Any:
+        found = (s[keyword].value for s in self.scopes if keyword in s)
+        return next((value for value in found if value not in (None, "")), None)
+
+    def numbers(self, keyword: str, count: int, default: float | None = None) -> NDArray[np.float64]:
+        from pydicom.datadict import tag_for_keyword
+
+        found = self.find(keyword)
+        if found is None and default is not None:
+            return np.full(count, default)
+        tag = tag_for_keyword(keyword)
+        name = f"{keyword} ({tag >> 16:04x},{tag & 0xFFFF:04x})"
+        if found is None:
+            raise UnusableImage(f"{name} is missing: without it the image has no place in the patient")
+        try:
+            numbers = np.asarray(found, float).reshape(-1)
+        except (TypeError, ValueError):
+            numbers = np.empty(0)
+        if len(numbers) != count or not np.isfinite(numbers).all():
+            raise UnusableImage(f"{name} must be {count} numbers, found {found!s:.60}")
+        return numbers
+
+
+def _frames_of(file: Path, header: Any) -> list[_Frame]:
+    if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise UnusableImage("colour images (SamplesPerPixel, PhotometricInterpretation): grey values are expected")
+    number = int(_Frame(file, 0, (header,)).numbers("NumberOfFrames", 1, 1.0)[0])
+    groups = header.get("PerFrameFunctionalGroupsSequence") or []
+    if number > 1 and len(groups) != number:
+        kind = getattr(header.get("SOPClassUID"), "name", "of unknown class")
+        raise UnusableImage(
+            f"a multi-frame file ({kind}) with {number} frames, of which {len(groups)} tell their place "
+            "(PerFrameFunctionalGroupsSequence): convert it to one file per slice"
+        )
+    shared = [macro for group in header.get("SharedFunctionalGroupsSequence") or [] for macro in _macros(group)]
+    return [_Frame(file, k, (*(_macros(groups[k]) if groups else ()), *shared, header)) for k in range(number)]
+
+
+def _macros(group: Any) -> list[Any]:
+    """What the sequences of a functional group hold."""
+    return [element.value[0] for element in group if element.VR == "SQ" and element.value]
+
+
+def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
+    """Frames in the order of their places, the affine of ``(slice, row, column)`` to LPS mm, and the shape."""
+    frames = [frame for file, header in read_tags(path) for frame in _frames_of(file, header)]
+    axes = _shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3)
+    pixels = _shared(frames, "PixelSpacing", 2, 1e-4)
+    shape = (len(frames), *(int(_shared(frames, name, 1)[0]) for name in ("Rows", "Columns")))
+    lengths = np.linalg.norm(axes, axis=1, keepdims=True)
+    if np.abs(lengths - 1).max() > 0.01 or abs(float(axes[0] @ axes[1])) > 0.01 or pixels.min() <= 0:
+        raise UnusableImage(
+            f"ImageOrientationPatient {axes.tolist()} must be two unit vectors at right angles, PixelSpacing "
+            f"{pixels.tolist()} positive"
+        )
+    if np.prod([float(n) for n in shape]) > _MAX_VOXELS:
+        raise UnusableImage(f"{' x '.join(map(str, shape))} voxels are more than {_MAX_VOXELS}")
+    if len({frame.find("RescaleSlope") is None for frame in frames}) > 1:
+        raise UnusableImage("RescaleSlope (0028,1053) is missing in some of its slices")
+    if any(frame.find("ModalityLUTSequence") is not None for frame in frames):
+        raise UnusableImage("values by a table (ModalityLUTSequence), which is not supported: convert it")
+    axes = axes / lengths
+    normal = np.cross(*axes)
+    positions = np.asarray([frame.numbers("ImagePositionPatient", 3) for frame in frames])
+    order = np.argsort(positions @ normal, kind="stable")
+    frames, positions = [frames[k] for k in order], positions[order]
+    affine = np.eye(4)
+    affine[:3] = np.stack([_step(frames, positions, normal), axes[1] * pixels[0], axes[0] * pixels[1], positions[0]], 1)
+    return frames, affine, shape
+
+
+def _shared(frames: list[_Frame], keyword: str, count: int, tolerance: float = 0.0) -> NDArray[np.float64]:
+    """Numbers that must be the same in all frames."""
+    values = np.asarray([frame.numbers(keyword, count) for frame in frames])
+    different = np.abs(values - values[0]).max(axis=1)
+    if different.max() > tolerance:
+        other = values[int(different.argmax())]
+        raise UnusableImage(
+            f"its slices differ in {keyword}: {values[0].tolist()} and {other.tolist()}; give one volume per folder"
+        )
+    return values[0]
+
+
+def _step(frames: list[_Frame], positions: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From one slice to the next, LPS mm; slices are sorted along the normal of their planes."""
+    if len(frames) == 1:
+        if (thickness := float(frames[0].numbers("SliceThickness", 1)[0])) <= 0:
+            raise UnusableImage(f"SliceThickness (0018,0050) of a single slice must be positive, found {thickness:g}")
+        return thickness * normal
+    distances = np.diff(positions @ normal)
+    if distances.min() < 0.01:
+        raise UnusableImage(
+            f"several slices at one place, {1 + int((distances >= 0.01).sum())} places for {len(frames)} slices: time "
+            "frames, gates, echoes or copies? Give one time frame per folder"
+        )
+    # Positions may be rounded to 0.1 mm.
+    if np.ptp(distances) > 0.1 * distances.mean() + 0.15:
+        raise UnusableImage(
+            f"slices are missing: their distances by ImagePositionPatient vary from {distances.min():.3g} to "
+            f"{distances.max():.3g} mm"
+        )
+    step = (positions[-1] - positions[0]) / len(distances)
+    aside = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1).max()
+    if aside > 0.02 * distances.mean() + 0.1:
+        raise UnusableImage(f"slices do not lie in a row: by ImagePositionPatient one is {aside:.3g} mm aside")
+    tilt = math.degrees(math.acos(min(1.0, float(step @ normal / np.linalg.norm(step)))))
+    if tilt > _MAX_TILT:
+        raise UnusableImage(f"its stack of slices leans by {tilt:.0f} degrees: ImagePositionPatient cannot be right")
+    if tilt > 0.1:
+        logger.warning(
+            "the gantry was tilted by %.1f degrees: slices stay where their tags put them; resampling undoes the shear",
+            tilt,
+        )
+    return step
+
+
+def _stored(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Stored numbers ``[frame, row, column]``, by pydicom, or by SimpleITK where pydicom cannot decompress them."""
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(file)
+        try:
+            return np.reshape(dataset.pixel_array, (-1, *shape))
+        except (AttributeError, NotImplementedError, RuntimeError):
+            if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+                raise
+        sitk = optional("SimpleITK", "compressed DICOM")
+        # SimpleITK applies the rescaling of the first frame to all of them: it must not see any.
+        dataset.walk(_without_rescaling)
+        with tempfile.TemporaryDirectory() as folder:
+            dataset.save_as(plain := Path(folder) / "image.dcm")
+            return np.reshape(sitk.GetArrayFromImage(sitk.ReadImage(plain)), (-1, *shape))
+    except ImportError:
+        raise
+    except Exception as error:  # whatever damaged bytes lead to
+        raise UnusableImage("no readable DICOM pixels", f"{file.name}: {type(error).__name__}: {error}") from error
+
+
+def _without_rescaling(dataset: Any, element: Any) -> None:
+    if element.keyword in ("RescaleSlope", "RescaleIntercept"):
+        del dataset[element.tag]

@@ -1,0 +1,92 @@
+"""An image with its place in the patient, and what makes one unusable."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry.positions import Position
+
+#: From NIfTI's axes (to the right, front, head) to those of DICOM and ITK (left, back, head).
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be used: the reason, without names or paths, which is written into files, and a detail for
+    the person at the terminal, such as a library's message, which is not.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image in the patient.
+
+    Attributes
+    ----------
+    values
+        float32, three axes in any order and direction.
+    affine
+        ``[4, 4]``: ``(i, j, k, 1)`` of ``values[i, j, k]`` to LPS coordinates in mm.
+    kind
+        ``Interfile``, ``NIfTI``, ``DICOM`` or ``ECAT7``.
+    patient
+        Identifier for grouping, if the file has one. Not to be written anywhere.
+    modality
+        ``MR``, ``CT``, ... if the file tells.
+    position
+        How the patient lay, where the file is in the scanner's coordinates and tells it.
+    """
+
+    values: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    kind: str
+    patient: str = ""
+    modality: str = ""
+    position: Position | None = None
+
+
+def density_of_ct(image: SourceImage) -> SourceImage:
+    """Density relative to water from a CT image in Hounsfield units; networks are given non-negative images."""
+    return replace(image, values=np.clip(image.values / 1000 + 1, 0, None).astype(np.float32), modality="CT")
+
+
+def check_values(values: NDArray[np.float32]) -> None:
+    """Refuse an image that is empty, not finite or flat."""
+    if min(values.shape) < 1:
+        raise UnusableImage(f"an empty image of shape {values.shape}")
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise UnusableImage(f"{bad} values that are not finite")
+    if values.min() == values.max():
+        raise UnusableImage(f"all voxels have the same value, {values.flat[0]:g}")
+
+
+def check_affine(affine: NDArray[np.float64], *, sheared: bool = False) -> None:
+    """Refuse a place in the patient that is impossible; ``sheared`` where a stack of slices may lean."""
+    if not np.isfinite(affine).all():
+        raise UnusableImage("its orientation is not finite")
+    columns = affine[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    if spacing.min() < 0.1 or spacing.max() > 50:
+        sizes = " x ".join(f"{v:.3g}" for v in spacing)
+        raise UnusableImage(f"voxels of {sizes} mm: the file gives wrong sizes, or another unit than mm")
+    cosines = (columns / spacing).T @ (columns / spacing)
+    if not sheared and np.abs(cosines - np.eye(3)).max() > 0.02:
+        raise UnusableImage("its axes are not at right angles (a tilted gantry, or a wrong affine): resample it first")
+
+
+def optional(package: str, purpose: str) -> Any:
+    """A package that a plain install does not bring, or an error that says how to get it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f'{purpose} needs {package}: pip install "sirf-diffusion[mr]"') from error

@@ -1,0 +1,233 @@
+"""Reconstructed images for other programs: NIfTI and DICOM PET, where STIR says that they lie in the patient."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..files.outputs import atomic_path
+from ..geometry.exam import ExamInfo
+from ..geometry.images import ImageGeometry
+from ..geometry.positions import HEAD_FIRST_SUPINE, Position, position_of
+from .dicom import place_series, read_tags
+from .image import LPS_OF_RAS, UnusableImage, optional
+from .resampling import PatientGrid, grid_points, share_inside, stir_grid
+
+logger = logging.getLogger(__name__)
+
+#: What values of a PET image may be, in DICOM's words (0054,1001).
+UNITS = ("BQML", "PROPCNTS", "PROPCPS", "CNTS", "CPS", "GML", "NONE")
+#: DICOM's words for how the patient lies (0018,5100).
+_POSITIONS = {
+    "HFS": ("head_in", "supine"),
+    "HFP": ("head_in", "prone"),
+    "FFS": ("feet_in", "supine"),
+    "FFP": ("feet_in", "prone"),
+}
+_PET = "1.2.840.10008.5.1.4.1.1.128"
+#: What is taken from the reference series: the patient and the study, and of PET the tracer and the scanner.
+_OF_STUDY = (
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+    "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+_OF_PET = ("RadiopharmaceuticalInformationSequence", "Manufacturer", "ManufacturerModelName")
+#: Must be there, and may be empty.
+_UNKNOWN = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "CorrectedImage", "CollimatorType",
+)  # fmt: skip
+
+
+def write_nifti(
+    path: str | os.PathLike[str], image: Tensor, geometry: ImageGeometry, exam: ExamInfo | None = None
+) -> None:
+    """Write an image as NIfTI-1, float32, with qform and sform in the scanner's coordinates (code 1, mm).
+
+    Parameters
+    ----------
+    path
+        Name that ends in ``.nii`` or ``.nii.gz``; an existing file is replaced.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates; another shape or name is a ``ValueError``.
+    exam
+        Says how the patient lay; unknown stands for head first, supine, which is logged.
+    """
+    nibabel = optional("nibabel", "NIfTI")
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: a NIfTI image must be called .nii or .nii.gz")
+    values = _checked(image, geometry)
+    affine = LPS_OF_RAS @ stir_grid(geometry, _position(exam, path)).affine[:, [2, 1, 0, 3]]
+    nifti = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)
+    nifti.set_qform(affine, 1)
+    nifti.set_sform(affine, 1)
+    nifti.header.set_xyzt_units("mm")
+    data = nifti.to_bytes()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
+
+
+def write_dicom(
+    folder: str | os.PathLike[str],
+    image: Tensor,
+    geometry: ImageGeometry,
+    exam: ExamInfo | None = None,
+    like: str | os.PathLike[str] | None = None,
+    *,
+    units: str = "PROPCNTS",
+) -> None:
+    """Write an image as a DICOM PET series: a file per plane, 16 bits with a slope of its own, new UIDs.
+
+    Parameters
+    ----------
+    folder
+        Made here; must not exist, or be empty.
+    image, geometry
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates.
+    exam
+        Patient position (else that of ``like``), time frame, start and radionuclide.
+    like
+        Folder with a series of the same patient: patient and study are taken from it, the tracer if it is of PET, and
+        the frame of reference if the image lies in it. Without it the patient is anonymous.
+    units
+        What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
+
+    Raises
+    ------
+    ValueError
+        If the shape, a value, the units, the folder or the reference series cannot be used.
+    """
+    pydicom = optional("pydicom", "DICOM")
+    folder = Path(folder)
+    if units not in UNITS:
+        raise ValueError(f"units must be one of {', '.join(UNITS)}; found {units!r}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder: give another one for the DICOM series")
+    values, exam = _checked(image, geometry), exam or ExamInfo()
+    reference = None if like is None else read_tags(Path(like))[0][1]
+    grid = stir_grid(geometry, _position(exam, folder, reference))
+    common = _series_tags(pydicom, exam, grid, reference)
+    common.Units = units
+    if reference is not None and _lies_in(grid, reference, Path(like)):
+        common.FrameOfReferenceUID = reference.get("FrameOfReferenceUID") or common.FrameOfReferenceUID
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        staged = Path(temporary) / "series"
+        staged.mkdir()
+        for k, plane in enumerate(values):
+            _write_plane(pydicom, staged / f"{k + 1:05d}.dcm", common, k, plane, grid)
+        os.replace(staged, folder)
+
+
+def _checked(image: Tensor, geometry: ImageGeometry) -> NDArray[np.float32]:
+    values = image.detach().to("cpu", torch.float32)
+    if tuple(values.shape) != geometry.shape or not bool(torch.isfinite(values).all()):
+        raise ValueError(f"a finite image of shape {geometry.shape} is expected, found {tuple(values.shape)} or NaN")
+    return np.ascontiguousarray(values.numpy())
+
+
+def _position(exam: ExamInfo | None, path: Path, reference: Any = None) -> Position:
+    """Of the exam, else of the reference series, else head first, supine."""
+    known = position_of(exam) or (None if reference is None else _told(reference))
+    if known is None:
+        logger.info("%s: nobody said how the patient lay: taken for head first, supine", path)
+    return known or HEAD_FIRST_SUPINE
+
+
+def _told(reference: Any) -> Position | None:
+    return _POSITIONS.get(str(reference.get("PatientPosition", "")))
+
+
+def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any) -> Any:
+    """What all files of the series share."""
+    tags, tracer, nuclide = pydicom.Dataset(), pydicom.Dataset(), exam.radionuclide
+    given = {
+        "Radiopharmaceutical": None if nuclide.name == "unknown" else nuclide.name,
+        "RadionuclideHalfLife": nuclide.half_life,
+        "RadionuclidePositronFraction": nuclide.branching_ratio,
+    }
+    _set(tracer, {name: value for name, value in given.items() if value is not None})
+    start, duration = exam.time_frames[0] if exam.time_frames else (0.0, 0.0)
+    begin = exam.start_time and exam.start_time + timedelta(seconds=start)
+    directions = grid.affine[:3, :3] / grid.voxel_size
+    (num_planes, rows, columns), (dz, dy, dx) = grid.shape, grid.voxel_size
+    _set(tags, dict.fromkeys(_UNKNOWN, ""))
+    _set(tags, {f"{name}InstanceUID": pydicom.uid.generate_uid() for name in ("Study", "Series")})
+    _set(
+        tags,
+        {
+            "FrameOfReferenceUID": pydicom.uid.generate_uid(), "Manufacturer": exam.originating_system,
+            "RadiopharmaceuticalInformationSequence": [tracer], "Modality": "PT",
+            "ImageType": ["ORIGINAL", "PRIMARY"], "SeriesType": ["STATIC", "IMAGE"], "SeriesNumber": 1,
+            "SeriesDescription": "sirf-diffusion", "NumberOfSlices": num_planes, "CountsSource": "EMISSION",
+            "FrameReferenceTime": 1000 * start, "ActualFrameDuration": round(1000 * duration),
+            "DecayCorrection": "NONE",
+            "PatientPosition": next(word for word, position in _POSITIONS.items() if position == grid.position),
+            "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 1,
+            "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "Rows": rows, "Columns": columns,
+            "PixelSpacing": [dy, dx], "SliceThickness": dz,
+            "ImageOrientationPatient": [*directions[:, 2], *directions[:, 1]],
+        },
+    )  # fmt: skip
+    for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
+        _set(tags, {f"{of}{name}": begin.strftime(form) if begin else "" for of in ("Series", "Acquisition")})
+    if reference is not None:
+        for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
+            if name in reference:
+                tags.add(reference[name])
+    return tags
+
+
+def _set(dataset: Any, values: dict[str, Any]) -> None:
+    """Set tags by their keywords; real numbers in the 16 characters that DICOM has for them."""
+
+    def text(value: Any) -> Any:
+        return f"{value:.9e}" if isinstance(value, float) else value
+
+    for name, value in values.items():
+        setattr(dataset, name, [text(v) for v in value] if isinstance(value, list) else text(value))
+
+
+def _lies_in(grid: PatientGrid, reference: Any, like: Path) -> bool:
+    """Whether the image lies in the reference series; if not, its frame of reference would be a false claim."""
+    if (told := _told(reference) or grid.position) != grid.position:
+        why = f"the patient lay {' '.join(grid.position)} in the data, {' '.join(told)} there"
+    else:
+        try:
+            _, affine, shape = place_series(like)
+        except UnusableImage as error:
+            why = str(error)
+        else:
+            share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
+            share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
+            if share >= 0.5:
+                return True
+            why = f"{share:.0%} of them in common (STIR counts from the middle of the scanner)"
+    logger.warning("the image gets a frame of reference of its own, not that of the series in %s: %s", like, why)
+    return False
+
+
+def _write_plane(pydicom: Any, file: Path, common: Any, k: int, plane: NDArray[np.float32], grid: PatientGrid) -> None:
+    uid = pydicom.uid.generate_uid()
+    slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
+    dataset = pydicom.dataset.FileDataset(str(file), common, preamble=b"\0" * 128)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID = _PET, uid
+    _set(dataset, {"SOPClassUID": _PET, "SOPInstanceUID": uid, "InstanceNumber": k + 1, "ImageIndex": k + 1})
+    _set(dataset, {"ImagePositionPatient": list((grid.affine @ [k, 0, 0, 1])[:3])})
+    _set(dataset, {"RescaleSlope": slope, "RescaleIntercept": 0})
+    dataset.PixelData = np.round(plane / slope).clip(-32768, 32767).astype("<i2").tobytes()
+    dataset.save_as(file, enforce_file_format=True)

@@ -1,0 +1,186 @@
+"""DICOM series: slices where their own tags put them, each with its slope; what is no single volume is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from patient_images import dicom_file, dicom_series, lps_of, phantom, points_of
+
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.patient import AnatomicalImage, UnusableImage, read_source
+
+pydicom = pytest.importorskip("pydicom")
+
+STORED = np.random.default_rng(1).integers(1, 30000, (6, 8, 5)).astype(np.uint16)
+POSITIONS = np.asarray([(-10.0, -20.0, -30.0 + 4 * k) for k in range(6)])
+SLOPES = (1.0, 0.5, 0.003, 2.5, 0.7, 1.1)
+
+
+def multiframe(folder, kind="enhanced PT", slopes=SLOPES, positions=POSITIONS, **tags):
+    """All slices in one enhanced file, position and slope in the frames, the rest shared."""
+
+    def group(**macros):
+        data = pydicom.Dataset()
+        for name, values in macros.items():
+            item = pydicom.Dataset()
+            for tag, value in values.items():
+                setattr(item, tag, value)
+            setattr(data, name, [item])
+        return data
+
+    shared = group(
+        PixelMeasuresSequence={"PixelSpacing": [2, 3], "SliceThickness": 4},
+        PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+    )
+    frames = []
+    for position, slope in zip(positions, slopes, strict=True):
+        place = {"PlanePositionSequence": {"ImagePositionPatient": list(position)}}
+        scale = {"PixelValueTransformationSequence": {"RescaleSlope": slope, "RescaleIntercept": 0}}
+        frames.append(group(**place, **({} if slope is None else scale)))
+    tags = {"PerFrameFunctionalGroupsSequence": frames, "SharedFunctionalGroupsSequence": [shared]} | tags
+    folder.mkdir()
+    dicom_file(folder / "all.dcm", STORED, kind, NumberOfFrames=len(STORED), **tags)
+    return folder
+
+
+@pytest.mark.parametrize("signs", [1, -1], ids=["ascending", "descending"])
+@pytest.mark.parametrize("kind", ["PT", "CT", "MR", "NM"])
+def test_slices_lie_where_their_tags_say_and_have_their_own_slopes(tmp_path, kind, signs):
+    def change(k, tags):
+        tags["RescaleSlope"], tags["RescaleIntercept"] = SLOPES[k], -3 * k  # the first of slope 1 cuts nothing off
+
+    image = read_source(dicom_series(tmp_path / "s", STORED, signs * POSITIONS, change, kind=kind))
+    expected = STORED * np.reshape(SLOPES, (6, 1, 1)) - 3 * np.arange(6)[:, None, None]
+    np.testing.assert_allclose(image.values, expected[::signs], rtol=1e-6)
+    corner = (signs * POSITIONS)[::signs][0]
+    np.testing.assert_allclose((image.affine @ [0, 0, 0, 1])[:3], corner)
+    np.testing.assert_allclose((image.affine @ [5, 2, 3, 1])[:3], np.add(corner, (9, 4, 20)))
+    assert image.modality == kind
+
+
+def test_slices_of_a_tilted_gantry_stay_where_they_are(tmp_path, caplog):
+    angle, (n, rows, columns) = np.radians(15), (25, 40, 36)
+    axes = np.asarray([1, 0, 0, 0, np.cos(angle), -np.sin(angle)])
+    affine = np.eye(4)
+    affine[:3] = np.stack([(0, 0, 3.0), 2 * axes[3:], 2.5 * axes[:3], (-42, -38, -28)], 1)
+    stored = np.round(1e4 * phantom(points_of((n, rows, columns), affine))).astype(np.int16)
+    positions = [(affine @ [k, 0, 0, 1])[:3] for k in range(n)]
+    folder = dicom_series(
+        tmp_path / "s", stored, positions, kind="CT", PixelSpacing=[2, 2.5],
+        ImageOrientationPatient=[f"{v:.8f}" for v in axes],
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "sirf_diffusion"):
+        image = read_source(folder)
+    assert "tilted by 15.0 degrees" in caplog.text
+    np.testing.assert_allclose((image.affine @ [n - 1, 0, 0, 1])[:3], positions[-1], atol=1e-3)
+    geometry = ImageGeometry((20, 20, 20), (2.5, 2.5, 2.5), (-25.0, 0.0, 0.0))
+    found = AnatomicalImage(image).on(geometry).numpy()
+    expected = 1e4 * phantom(lps_of(geometry))
+    assert np.abs(found - expected).max() < 0.05 * expected.max()
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "from_slice", "reason"),
+    [
+        ("ImagePositionPatient", None, 0, r"ImagePositionPatient \(0020,0032\) is missing"),
+        ("ImagePositionPatient", None, 3, r"ImagePositionPatient \(0020,0032\) is missing"),
+        ("ImageOrientationPatient", None, 0, r"ImageOrientationPatient \(0020,0037\) is missing"),
+        ("PixelSpacing", None, 0, r"PixelSpacing \(0028,0030\) is missing"),
+        ("RescaleSlope", None, 3, r"RescaleSlope \(0028,1053\) is missing in some"),
+        ("ImagePositionPatient", [1, 2], 0, "must be 3 numbers"),
+        ("PixelSpacing", [0, 3], 0, "PixelSpacing .* positive"),
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], 0, "unit vectors at right angles"),
+        ("ImageOrientationPatient", [-1, 0, 0, 0, -1, 0], 3, "differ in ImageOrientationPatient"),
+        ("PixelSpacing", [4, 6], 3, "differ in PixelSpacing"),
+        ("ImagePositionPatient", [-3, -20, -10], 5, "do not lie in a row: .* aside"),
+        ("ImagePositionPatient", [-10, -20, -5], 5, "slices are missing"),
+        ("ImagePositionPatient", [-10, -20, -9.5], 5, "do not lie in a row"),
+        ("SeriesInstanceUID", "1.2.3.9", 5, "holds 2 series"),
+        ("SamplesPerPixel", 3, 0, "colour images"),
+    ],
+)
+def test_what_is_missing_or_contradicts_itself_is_refused_by_name(tmp_path, tag, value, from_slice, reason):
+    def change(k, tags):
+        if k >= from_slice:
+            tags[tag] = value
+            if value is None:
+                del tags[tag]
+
+    with pytest.raises(UnusableImage, match=reason):
+        read_source(dicom_series(tmp_path / "s", STORED, POSITIONS, change))
+
+
+@pytest.mark.parametrize("digits", [1, 2, 6])
+def test_positions_may_be_rounded(tmp_path, digits):
+    positions = np.round(np.linspace((0, 0, 0), (0.7, 0, 5 * 2.03125), 6), digits)
+    image = read_source(dicom_series(tmp_path / "s", STORED, positions))
+    np.testing.assert_allclose(image.affine[:3, 0], (0.14, 0, 2.03125), atol=0.02)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_two_time_frames_are_refused_as_such(tmp_path, planes):
+    positions = np.concatenate([POSITIONS[:planes]] * 2)
+    with pytest.raises(UnusableImage, match=r"several slices at one place.*time frames"):
+        read_source(dicom_series(tmp_path / "s", STORED[: 2 * planes], positions))
+
+
+def test_one_slice_has_the_thickness_of_its_tags(tmp_path):
+    image = read_source(dicom_series(tmp_path / "s", STORED[:1], POSITIONS[:1], SliceThickness=4.5))
+    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (4.5, 2, 3))
+    with pytest.raises(UnusableImage, match=r"SliceThickness \(0018,0050\) is missing"):
+        read_source(dicom_series(tmp_path / "t", STORED[:1], POSITIONS[:1], SliceThickness=None))
+
+
+@pytest.mark.parametrize(("kind", "slopes"), [("enhanced PT", SLOPES), ("enhanced MR", (None,) * 6)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_enhanced_files_have_position_and_slope_in_each_frame(tmp_path, kind, slopes, order):
+    image = read_source(multiframe(tmp_path / "s", kind, slopes, POSITIONS[::order]))
+    expected = STORED * np.reshape([s or 1 for s in slopes], (6, 1, 1))
+    np.testing.assert_allclose(image.values, expected[::order], rtol=1e-6)
+    np.testing.assert_allclose((image.affine @ [5, 2, 3, 1])[:3], (-1, -16, -10))
+
+
+def test_frames_without_a_place_and_frames_in_time_are_refused_by_their_names(tmp_path):
+    with pytest.raises(UnusableImage, match=r"multi-frame file \(Enhanced PET Image Storage\) with 6 frames"):
+        read_source(multiframe(tmp_path / "s", PerFrameFunctionalGroupsSequence=[]))
+    with pytest.raises(UnusableImage, match="several slices at one place, 3 places for 6 slices: time frames"):
+        read_source(multiframe(tmp_path / "t", positions=np.concatenate([POSITIONS[:3]] * 2)))
+
+
+@pytest.mark.parametrize("codec", ["RLE", "JPEG lossless"])
+def test_compressed_slices_have_the_same_values(tmp_path, codec):
+    sitk = pytest.importorskip("SimpleITK")
+    stored = np.random.default_rng(2).integers(1, 30000, (3, 16, 16)).astype(np.uint16)
+    folder = dicom_series(tmp_path / "s", stored, POSITIONS[:3], RescaleSlope=0.5)
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(tmp_path / "compressed.dcm"))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        if codec == "RLE":
+            data.compress(pydicom.uid.RLELossless)
+        else:  # pydicom cannot decode it
+            writer.Execute(sitk.GetImageFromArray(data.pixel_array))
+            compressed = pydicom.dcmread(writer.GetFileName())
+            data["PixelData"] = compressed["PixelData"]
+            data.file_meta.TransferSyntaxUID = compressed.file_meta.TransferSyntaxUID
+        assert data.file_meta.TransferSyntaxUID.is_compressed
+        data.save_as(file)
+    np.testing.assert_allclose(read_source(folder).values, 0.5 * stored, rtol=1e-6)
+
+
+def test_one_file_and_damaged_files(tmp_path):
+    image = read_source(multiframe(tmp_path / "s") / "all.dcm")
+    assert image.values.shape == STORED.shape
+    folder = dicom_series(tmp_path / "t", STORED, POSITIONS)
+    (folder / "readme.txt").write_text("no DICOM file is left aside")
+    assert read_source(folder).values.shape == STORED.shape
+    damaged = folder / "slice07.dcm"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(UnusableImage, match=r"no readable DICOM pixels \(slice07.dcm"):
+        read_source(folder)
+    with pytest.raises(UnusableImage, match="no DICOM series"):
+        read_source(tmp_path)
