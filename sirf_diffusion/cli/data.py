@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import data_petsird
+
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
 resampled to one voxel size, in STIR's axes (z to the feet, y to the back, x to the left: head first, supine), divided
@@ -64,6 +66,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_build(actions, common)
     _add_phantom(actions, common)
+    data_petsird.add_parser(actions, common)
     show = actions.add_parser(
         "show",
         parents=[common],
