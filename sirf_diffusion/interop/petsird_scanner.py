@@ -68,8 +68,6 @@ def find_elements(
     # Fractions of detectors that all elements share are a rotation of the ring; what is left must be small.
     exact = (np.arctan2(x, -y) - template.scanner.view_offset) * ring_size / (2 * math.pi)
     rotation = float(np.angle(np.exp(2j * math.pi * exact).mean())) / (2 * math.pi)
-    if abs(rotation) < _SAME_PLACE:
-        rotation = 0.0
     middle = (z.max() + z.min()) / 2
     places = np.stack([exact - rotation, (middle - z) / spacing + (num_rings - 1) / 2])
     detectors, rings = numbers = np.rint(places).astype(int)
@@ -87,7 +85,7 @@ def find_elements(
         notes["gaps"] = f"{most - z.size} of the template's {most} detectors have no element in the file"
     if abs(middle) > _SAME_PLACE * spacing:
         notes["middle"] = f"the elements' axial middle, z = {middle:.2f} mm in the file, is the middle of the sinograms"
-    if rotation:
+    if abs(rotation) > _SAME_PLACE:
         tilt = template.scanner.view_offset + rotation * 2 * math.pi / ring_size
         template = replace(template, scanner=replace(template.scanner, view_offset=tilt))
         notes["rotation"] = f"the view offset is the file's, {math.degrees(tilt):.4g} degrees, not the template's"
@@ -112,6 +110,8 @@ def efficiencies_of(scanner: Any, num_elements: int, notes: dict[str, str]) -> C
     num_modules = len(scanner.scanner_geometry.replicated_modules[0].transforms)
     per_module = num_elements // num_modules
     factor = stored.calibration_factor
+    if not (math.isfinite(factor) and factor >= 0):
+        raise PetsirdError(f"the calibration factor must be finite and not negative, found {factor}")
     if factor == 0:
         factor, notes["calibration"] = 1.0, "the file's calibration factor is 0, which counts as not set (1)"
     if not any(stored.detection_bin_efficiencies or ()):
