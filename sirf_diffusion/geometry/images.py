@@ -45,9 +45,3 @@ class ImageGeometry:
         """Volume of a voxel in mm^3."""
         dz, dy, dx = self.voxel_size
         return dz * dy * dx
-
-    @property
-    def num_voxels(self) -> int:
-        """Number of voxels."""
-        nz, ny, nx = self.shape
-        return nz * ny * nx

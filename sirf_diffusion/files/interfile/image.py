@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -43,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometr
     except ValueError as problem:
         raise header.error(str(problem)) from problem
     scale = scale_factors(header, shape[0])
-    values = read_values(header, geometry.num_voxels).reshape(shape)
+    values = read_values(header, math.prod(shape)).reshape(shape)
     with np.errstate(over="ignore", invalid="ignore"):
         image = values.astype(np.float32) * scale[:, None, None]
     check_finite(header, image)

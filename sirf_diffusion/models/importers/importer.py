@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ..storage import ModelConfig, ModelFileError, save_model
 from .check import check_denoising
 from .families import convert_diffusers, convert_drunet, convert_monai
 from .guided_diffusion import convert_guided_diffusion
-from .reading import UnsupportedNetworkError, read_json, read_weights, sha256
+from .reading import UnsupportedNetworkError, read_json, read_weights
 from .schedulers import Training, of_diffusers, of_monai, training
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,12 @@ def import_model(
         architecture = dataclasses.replace(architecture, **how.network)
         converted = {f"network.{name}": value for name, value in converted.items()}
     words = "; ".join(part for part in (how.words, labels) if part)
-    imported = {"kind": kind, "file": path.name, "sha256": sha256(path), "training": words}
+    imported = {
+        "kind": kind,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "training": words,
+    }
     model = ModelConfig(
         architecture, how.schedule, how.prediction, how.time_input, voxel_size, tracer=tracer, licence=licence,
         training={"imported": imported},

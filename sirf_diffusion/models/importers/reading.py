@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -64,15 +63,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnsupportedNetworkError(f"{path} must hold a JSON dictionary, found {type(content).__name__}")
     return content
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def plain_arguments(section: dict[str, Any], config: dict[str, Any], what: str) -> dict[str, Any]:
