@@ -75,7 +75,8 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``with_subsets``, ``early_image``, and what records say: ``engine``, ``describe`` and ``exam_info``.
+    inherits ``value`` and ``gradient`` by ``at``, ``with_subsets``, ``early_image``, and what records say: ``engine``,
+    ``describe`` and ``exam_info``.
     """
 
     geometry: ImageGeometry

@@ -53,12 +53,7 @@ class WeightsFormat:
     def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """JSON document, tensors on the CPU as they are stored, and SHA-256 of a file.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        WeightsFileError
-            `error`: if it is not such a file, or is damaged.
+        Raises FileNotFoundError if there is no such file, and `error` if it is not such a file, or is damaged.
         """
         path = Path(path)
         with self._opened(path) as file:

@@ -59,20 +59,12 @@ def write_image(
     number_format: str = "float",
     exam: ExamInfo | None = None,
 ) -> None:
-    """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
+    """Write one image as STIR does: little-endian, ``.hv`` and ``.v``; existing files are replaced, both or none.
 
-    Raises InterfileError if the shape does not match, a value is not finite or the files cannot be written.
-
-    Parameters
-    ----------
-    path
-        Name that ends in ``.hv`` or has no suffix. Existing files are replaced, both or none.
-    image, geometry
-        ``[z, y, x]``, finite, and its grid.
-    number_format
-        ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
-    exam
-        Exam information to keep with the image, usually that of the prompts (see `read_exam_info`).
+    The name ends in ``.hv`` or has no suffix; the image is ``[z, y, x]``, finite. ``number_format`` is ``"float"``, or
+    ``"short"`` for half the size (see `encoded` for its precision); ``exam`` is exam information to keep with the
+    image, usually that of the prompts (see `read_exam_info`). Raises InterfileError if the shape does not match, a
+    value is not finite or the files cannot be written.
     """
     header, data = output_paths(path, ".hv")
     array = image.detach().to("cpu", torch.float32).numpy()

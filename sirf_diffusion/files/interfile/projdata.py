@@ -65,18 +65,9 @@ def write_projection_data(
     number_format: str = "float",
     exam: ExamInfo | None = None,
 ) -> None:
-    """Write projection data as STIR does: little-endian, views of a segment one after another.
+    """Write projection data ``[sinogram, view, tangential]`` as STIR does: little-endian, ``.hs`` and ``.s``.
 
-    Raises InterfileError if the shape does not match, a value is not finite or the files cannot be written.
-
-    Parameters
-    ----------
-    path
-        Name that ends in ``.hs`` or has no suffix. Existing files are replaced, both or none.
-    data, geometry
-        ``[sinogram, view, tangential]``, finite, and its layout; segments are stored in its order.
-    number_format, exam
-        As of :func:`~.image.write_image`.
+    Segments in the layout's order, the views of each one after another. The rest is as of `write_image`.
     """
     header, data_file = output_paths(path, ".hs")
     array = data.detach().to("cpu", torch.float32).numpy()

@@ -19,19 +19,11 @@ class ParRun:
     Keys that belong to STIR's algorithm alone, such as ``MAP model`` or ``relaxation parameter``, have no meaning for
     another method and are named once in the log; what would change the image of any method is refused.
 
-    Parameters
-    ----------
-    par
-        The file.
-    num_subsets, num_updates, first_update
-        ``number of subsets``, subiterations to be run, and ``start at subiteration number``.
-    subset_order, random_order
-        Subsets in the order of STIR's subiterations, from ``start at subset`` on, unless they are drawn at random.
-    initial_estimate, enforce_positivity
-        File of the first image (None for ones, STIR's default), and whether values that are not positive are raised.
-    relative_change
-        ``minimum`` and ``maximum relative change``: limits of the factor by which an update of OSMAPOSL after the first
-        multiplies a voxel.
+    ``num_updates`` are to be run, the first of which is ``start at subiteration number``, by ``subset_order``: subsets
+    in the order of STIR's subiterations, from ``start at subset`` on, unless drawn at random. ``initial_estimate`` is
+    the file of the first image (None for ones, STIR's default), whose values are raised where they are not positive to
+    ``enforce_positivity``. ``relative_change`` limits, from ``minimum`` to ``maximum relative change``, the factor by
+    which an update of OSMAPOSL after the first multiplies a voxel.
     """
 
     par: ParFile
