@@ -105,32 +105,18 @@ class Acquisition:
         from ...files.interfile import read_exam_info, read_image, read_projection_data
 
         counts, projdata = read_projection_data(prompts)
-        sources = {"prompts": os.fspath(prompts)}
-        terms: dict[str, Tensor | None] = {"multiplicative": None, "additive": None}
-        for what, path in (("multiplicative", multiplicative), ("additive", additive)):
-            if path is None:
-                continue
-            terms[what], layout = read_projection_data(path)
-            sources[what] = os.fspath(path)
+        files = {"prompts": prompts, "multiplicative": multiplicative, "additive": additive, "attenuation": attenuation}
+        sources = {what: os.fspath(path) for what, path in files.items() if path is not None}
+        terms: dict[str, Any] = {}
+        for what in [name for name in ("multiplicative", "additive") if name in sources]:
+            terms[what], layout = read_projection_data(sources[what])
             if differences := projdata.differences(layout):
-                raise AcquisitionError(f"{path} does not match {prompts}: {'; '.join(differences)}")
-        mu, mu_geometry = (None, None) if attenuation is None else read_image(attenuation)
+                raise AcquisitionError(f"{sources[what]} does not match {prompts}: {'; '.join(differences)}")
         if attenuation is not None:
-            sources["attenuation"] = os.fspath(attenuation)
-        if geometry is None:
-            geometry = mu_geometry or default_geometry(projdata, voxel_size)
-        return cls(
-            counts,
-            projdata,
-            geometry,
-            multiplicative=terms["multiplicative"],
-            additive=terms["additive"],
-            attenuation=mu,
-            attenuation_geometry=mu_geometry,
-            attenuation_in_factors=attenuation_in_factors,
-            sources=sources,
-            exam=read_exam_info(prompts),
-        )
+            terms["attenuation"], terms["attenuation_geometry"] = read_image(attenuation)
+        geometry = geometry or terms.get("attenuation_geometry") or default_geometry(projdata, voxel_size)
+        terms |= {"attenuation_in_factors": attenuation_in_factors, "sources": sources, "exam": read_exam_info(prompts)}
+        return cls(counts, projdata, geometry, **terms)
 
     def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> PoissonObjective:
         """The Poisson log-likelihood of the embedded engine; the projector is made once per device.
