@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_real
 from ..geometry.images import ImageGeometry
 from .grid import GridAdapter
 from .intensity import intensity_scale
@@ -83,7 +82,8 @@ def anatomical_on(anatomical: Tensor | AnatomicalImage | str | os.PathLike[str],
 
 def check_guidance(in_channels: int, has_anatomical: bool, guidance: float) -> None:
     """Whether a network with this many input images can be guided so. Raises ValueError if not."""
-    check_real("guidance", guidance, -1.0)
+    if not -1 <= guidance < math.inf:
+        raise ValueError(f"guidance must be a finite number of at least -1, found {guidance!r}")
     if in_channels == 1 and (has_anatomical or guidance != 0):
         raise ValueError(
             "this model was trained without anatomical images: it takes neither an anatomical image nor guidance; "
