@@ -141,7 +141,7 @@ class AcquisitionModelUsingRayTracingMatrix:
     def get_constant_term(self) -> AcquisitionData:
         constant = self.linear_model.constant_term
         template = self._template()
-        return template.get_uniform_copy(0) if constant is None else AcquisitionData.of(constant, template.geometry)
+        return template.get_uniform_copy(0) if constant is None else template.with_values(constant)
 
     def set_up(self, acq_templ: AcquisitionData, img_templ: ImageData) -> None:
         if not isinstance(acq_templ, AcquisitionData) or not isinstance(img_templ, ImageData):
@@ -211,8 +211,7 @@ class AcquisitionModelUsingRayTracingMatrix:
             constant = model.constant_term
             projected = torch.zeros_like(template.tensor) if constant is None else constant.clone()
             projected[:, list(views)] += model.linear(image.tensor, views)
-        result = AcquisitionData.of(projected, template.geometry)
-        return result if out is None else out.fill(result)
+        return template.with_values(projected, out)
 
     def backward(
         self,
@@ -224,8 +223,7 @@ class AcquisitionModelUsingRayTracingMatrix:
         """``P' G' S y``, of the views of a subset."""
         views = self._views(subset_num, num_subsets)
         data = ad.tensor if views is None else ad.tensor[:, list(views)]
-        result = ImageData.of(self.linear_model.adjoint(data, views), self.linear_model.geometry)
-        return result if out is None else out.fill(result)
+        return self.domain_geometry().with_values(self.linear_model.adjoint(data, views), out)
 
     def direct(self, image: ImageData, out: AcquisitionData | None = None) -> AcquisitionData:
         """Forward projection of a model without background, for CIL."""

@@ -15,7 +15,6 @@ from .python_blocks import refusal
 
 COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
 _MOST = 200
-_STABLE = 3.0  # factor / (noise level)^2 up to which OSMAPOSL with 9 subsets was stable
 _LABEL = "matrix axis label"
 
 
@@ -140,13 +139,10 @@ def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings)
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
     if isinstance(levels, list) and program == "OSMAPOSL":
-        factor, level = values[PENALISATION_FACTOR], min(levels)
-        if factor > _STABLE * level**2:
-            findings.warning(
-                block.line,
-                f"factor {factor:g} at noise level {level:g}: One Step Late was unstable (hot pixels that grow) above "
-                f"{_STABLE:g} level^2 = {_STABLE * level**2:.2g}. Lower the factor, raise the level, or use OSSPS",
-            )
+        from ...priors.score import one_step_late_risk
+
+        if risk := one_step_late_risk(values[PENALISATION_FACTOR], min(levels)):
+            findings.warning(block.line, risk)
 
 
 def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
