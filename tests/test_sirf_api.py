@@ -123,8 +123,10 @@ def test_a_header_without_its_data_file_is_a_template(tmp_path, template):
     template.write(str(tmp_path / "template.hs"))
     (tmp_path / "template.s").unlink()
     data = pet.AcquisitionData(str(tmp_path / "template.hs"))
-    assert data.shape == template.shape and data.size == template.size
-    assert data.get_uniform_copy(2.0).max() == 2 and pet.AcquisitionData(data).max() == 0
+    assert data.shape == template.shape
+    assert data.size == template.size
+    assert data.get_uniform_copy(2.0).max() == 2
+    assert pet.AcquisitionData(data).max() == 0
     assert pet.ImageData(data).geometry == pet.ImageData(template).geometry
     with pytest.raises(pet.error, match=r"template\.s"):
         data.as_array()
