@@ -106,8 +106,8 @@ class AnatomicalObject(EngineImages):
 
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
-        position = self.position(image)
-        if self._located is not None and position is not None and self._located.data_position != position:
+        position = None if self._located is None else self.position(image)
+        if position is not None and self._located.data_position != position:
             self._located = replace(self._located, data_position=position)
             self._hand_over()
 

@@ -43,6 +43,10 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     return method
 
 
+def _in_place(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: method(self, other, self)
+
+
 class DataContainer:
     """Values on a grid with vector arithmetic; the base of `ImageData` and `AcquisitionData`.
 
@@ -196,17 +200,8 @@ class DataContainer:
     def __neg__(self: Self) -> Self:
         return self.multiply(-1)
 
-    def __iadd__(self: Self, other: Any) -> Self:
-        return self.add(other, self)
-
-    def __isub__(self: Self, other: Any) -> Self:
-        return self.subtract(other, self)
-
-    def __imul__(self: Self, other: Any) -> Self:
-        return self.multiply(other, self)
-
-    def __itruediv__(self: Self, other: Any) -> Self:
-        return self.divide(other, self)
+    __iadd__, __isub__, __imul__ = _in_place(add), _in_place(subtract), _in_place(multiply)
+    __itruediv__ = _in_place(divide)
 
     def _operand(self, other: Any, what: str) -> Tensor:
         """A number, an array of the same shape or a container of the same grid as a tensor."""

@@ -132,15 +132,15 @@ class AcquisitionModelUsingRayTracingMatrix:
 
     def get_additive_term(self) -> AcquisitionData:
         """``a``, zero if it was not set."""
-        return self._additive if self._additive is not None else self._template().get_uniform_copy(0)
+        return self._additive if self._additive is not None else self.range_geometry().get_uniform_copy(0)
 
     def get_background_term(self) -> AcquisitionData:
         """``b``, zero if it was not set."""
-        return self._background if self._background is not None else self._template().get_uniform_copy(0)
+        return self._background if self._background is not None else self.range_geometry().get_uniform_copy(0)
 
     def get_constant_term(self) -> AcquisitionData:
         constant = self.linear_model.constant_term
-        template = self._template()
+        template = self.range_geometry()
         return template.get_uniform_copy(0) if constant is None else template.with_values(constant)
 
     def set_up(self, acq_templ: AcquisitionData, img_templ: ImageData) -> None:
@@ -204,7 +204,7 @@ class AcquisitionModelUsingRayTracingMatrix:
         out: AcquisitionData | None = None,
     ) -> AcquisitionData:
         """``S (G P x + a) + b``; with subsets, ``S a + b`` in the views of the others."""
-        views, template, model = self._views(subset_num, num_subsets), self._template(), self.linear_model
+        views, template, model = self._views(subset_num, num_subsets), self.range_geometry(), self.linear_model
         if views is None:
             projected = model.forward(image.tensor)
         else:
@@ -249,7 +249,7 @@ class AcquisitionModelUsingRayTracingMatrix:
         return True
 
     def range_geometry(self) -> AcquisitionData:
-        return self._template()
+        return self._set_up_templates()[0]
 
     def domain_geometry(self) -> ImageData:
         return self._set_up_templates()[1]
@@ -268,9 +268,6 @@ class AcquisitionModelUsingRayTracingMatrix:
         if self._templates is None:
             raise error("AcquisitionModel.set_up() call missing")
         return self._templates
-
-    def _template(self) -> AcquisitionData:
-        return self._set_up_templates()[0]
 
     def _views(self, subset_num: int | None, num_subsets: int | None) -> tuple[int, ...] | None:
         number = self._num_subsets if num_subsets is None else num_subsets

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
+from ...geometry.positions import Position, position_of
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
 from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty
@@ -190,8 +191,8 @@ class EmbeddedImages(EngineImages):
         return image.geometry
 
     @staticmethod
-    def position(image: Any) -> None:
-        """How the patient lies: this engine's images do not tell."""
+    def position(image: Any) -> Position | None:
+        return position_of(image.exam)
 
 
 class PythonPrior(EmbeddedImages, PythonObject, Prior):
