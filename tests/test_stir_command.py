@@ -147,10 +147,13 @@ def test_keys_of_stir_that_look_wrong_are_warnings(folder):
 
 
 def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
-    for changes in ([("noise level := 0.3", "noise level := 0.2")], [("  noise level := 0.3\n", "")]):
+    default = ("  noise level := 0.3\n", "")
+    assert not checking.check(edited(folder, default)).findings
+    stronger = ("penalisation factor := 0.2", "penalisation factor := 0.3")
+    for largest, *changes in (("0.12", ("noise level := 0.3", "noise level := 0.2")), ("0.27", default, stronger)):
         (finding,) = checking.check(edited(folder, *changes)).findings
         assert finding.level == "warning"
-        assert "above 3 level^2 = 0.12" in finding.text
+        assert f"above 3 level^2 = {largest}." in finding.text
 
 
 def test_program_and_data_must_suit_the_file(folder):
