@@ -56,7 +56,7 @@ def make_processor(name: str, options: Mapping[str, str], context: Mapping[str, 
     """The object behind a filter's block."""
     values = block_of("data processor", name).values(options)
     if name == "Diffusion Denoiser":
-        return __getattr__("DenoiserCallback")(values)
+        return __getattr__("DenoiserCallback").of(values)
     if name == "Diffusion Sampler":
         return __getattr__("SamplerCallback")(values, context)
     obj = make("filter type := Python", values["module"], values["class"], values["arguments"])

@@ -127,19 +127,17 @@ class SamplerCallback:
 
 
 class DenoiserCallback:
-    """A `sirf_diffusion.models.denoiser.Denoiser` of a block's values that works in place on STIR's image.
+    """A `sirf_diffusion.models.denoiser.Denoiser` that works in place on STIR's image."""
 
-    Noise level and intensity scale are estimated from each image where the block has 0 for them.
-    """
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.denoiser = Denoiser(
-            values.model_of(options),
-            options["noise level"] or None,
-            num_steps=options["number of steps"],
-            planes=options["planes"],
-            intensity_scale=options["intensity scale"] or None,
-        )
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> DenoiserCallback:
+        """That of a block's values: noise level and intensity scale of 0 are estimated from each image."""
+        model, level, scale = values.model_of(options), options["noise level"], options["intensity scale"]
+        steps, planes = options["number of steps"], options["planes"]
+        return cls(Denoiser(model, level or None, num_steps=steps, planes=planes, intensity_scale=scale or None))
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Take the grid; the intensity scale may have to wait for an image."""
