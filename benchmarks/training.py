@@ -31,7 +31,7 @@ from sirf_diffusion.training.configuration import DEFAULT, read_configuration
 from sirf_diffusion.training.corruption import Corruption
 from sirf_diffusion.training.data.slice_stream import prefetched
 from sirf_diffusion.training.distributed import Processes
-from sirf_diffusion.training.sources import FileSource
+from sirf_diffusion.training.sources import training_stream
 from sirf_diffusion.training.state import TrainingState
 
 BLOCKS = 6
@@ -41,7 +41,7 @@ class Trainer:
     """The trainer's steps: what `train` does between validations."""
 
     def __init__(self, recipe: Recipe, data: Path, device: torch.device) -> None:
-        source, corruption, size = FileSource(data, recipe), Corruption(recipe, device), recipe.batch_size
+        source, corruption, size = training_stream(data, recipe), Corruption(recipe, device), recipe.batch_size
         self.state = TrainingState(recipe, {}, device, Processes())
         self._batches = prefetched(lambda step: corruption.example(*source.batch(step, size), step), count())
         self.waited = 0.0

@@ -211,9 +211,10 @@ class TestFiles:
         assert [i.split for i in VolumeFile(tmp_path / "a.h5").infos] == ["test"]
 
     @pytest.mark.parametrize(("values", "words"), [
-        ({"tracer": "water"}, "unknown tracer 'water' for body head"), ({"body": "leg"}, "body must be"),
+        ({"tracer": "water"}, "tracer for body head must be one of fdg.*found 'water'"),
+        ({"body": "leg"}, "body must be"),
         ({"body": "thorax", "tracer": "tau"}, "for body thorax"), ({"voxel_size": 9.0}, "voxel_size"),
-        ({"subjects": 0}, "subjects"), ({"in_mr": 2.0}, "between 0 and 1"),
+        ({"subjects": 0}, "subjects"), ({"in_mr": 2.0}, r"in \[0, 1\]"),
     ])  # fmt: skip
     def test_bad_options_are_named(self, values, words):
         with pytest.raises(ValueError, match=words):
@@ -324,10 +325,10 @@ class TestSliceStream:
         assert torch.allclose(images[has, 1], 10 * images[has, 0], rtol=1e-2, atol=0.05)
 
     def test_patches_are_cubes_of_the_volume(self, file):
-        patches = SliceStream(file, (18,), 0, anatomy=True, augmentation=PLAIN).cubes(0, 5)
+        patches = SliceStream(file, (18,), 0, anatomy=True, augmentation=PLAIN, cubes=True).batch(0, 5)[0]
         assert patches.shape == (5, 2, 18, 18, 18)
         assert patches[:, 0].amax((1, 2, 3)).min() >= 1
-        whole = SliceStream(file, (32,), 0, augmentation=PLAIN).cubes(0, 3)
+        whole = SliceStream(file, (32,), 0, augmentation=PLAIN, cubes=True).batch(0, 3)[0]
         assert {round(float(p.sum())) for p in whole} <= {
             round(float(file.volume(k).float().sum())) for k in range(len(file))
         }
@@ -345,8 +346,7 @@ class TestSliceStream:
     def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):
         image = torch.rand(1, 16, 12)
         moved, unmoved = (
-            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0]
-            for shift in (0.5, 0.0)
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0] for shift in (0.5, 0.0)
         )
         assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
         assert not torch.allclose(unmoved, moved, atol=0.1)

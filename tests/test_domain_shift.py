@@ -149,7 +149,7 @@ def test_training_volumes_can_be_perturbed():
     images = [volume.arrays["emission"] * volume.intensity_scale for volume in (plain, striped)]
     expected = with_stripes(images[0], 10.0)
     assert np.abs(images[1] - expected).max() < 0.01 * expected.max()
-    with pytest.raises(ValueError, match="unknown perturbation 'dots': choose one of stripes, spikes"):
+    with pytest.raises(ValueError, match="perturbation must be one of stripes, spikes, found 'dots'"):
         replace(options, perturb="dots")
 
 

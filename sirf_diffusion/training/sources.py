@@ -1,70 +1,35 @@
-"""Training images from a file of volumes: batches as functions of the step, and slices to validate on."""
+"""What a recipe takes from a file of volumes: a stream to train on, and slices or cubes to validate on."""
 
 from __future__ import annotations
 
-import logging
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .evaluation.validation import ValidationSet
 from .recipes import Recipe
 
-logger = logging.getLogger(__name__)
-
 #: Volumes that are validated on, at most.
 MAX_VALIDATION_VOLUMES = 8
 
 
-class FileSource:
-    """Volumes of a file that ``sirf-diffusion data build`` or ``data phantom`` made, all of them checked.
+def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream:
+    """Training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
 
     Raises
     ------
     ValueError
         If the file cannot be used, or the recipe is conditional and the file has no anatomical images.
     """
-
-    def __init__(self, path: str | os.PathLike[str], recipe: Recipe) -> None:
-        self.path, self.recipe = Path(path), recipe
-        self._file = VolumeFile(self.path, "train")
-        self.voxel_size = self._file.voxel_size
-        self.tracer = recipe.tracer or ", ".join(sorted({info.tracer for info in self._file.infos if info.tracer}))
-        #: What the images are, for checkpoints and model files.
-        self.provenance: dict[str, Any] = {"data": self._file.fingerprint}
-        if recipe.conditional and not self._file.has_anatomy:
-            raise ValueError(
-                f"the network takes an anatomical image and {self.path} has none: build the file with --mr, or use "
-                "in_channels = 1"
-            )
-        self._file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
-        self._stream = SliceStream(
-            self._file, recipe.crops, recipe.seed,
-            planes=recipe.planes, anatomy=recipe.conditional, augmentation=recipe.augmentation,
-        )  # fmt: skip
-
-    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Share of this process in a step's slices ``[n, 1 or 2, crop, crop]``, and their orientations ``[n]``.
-
-        For a network of volumes: cubes, and zeros.
-        """
-        if self.recipe.architecture.spatial_dims == 3:
-            cubes = self._stream.cubes(step, size, rank, world)
-            return cubes, torch.zeros(len(cubes), dtype=torch.long)
-        return self._stream.batch(step, size, rank, world)
-
-    def validation(self) -> ValidationSet | None:
-        """Slices, or cubes, of the file's validation subjects; without any, one warning and no validation."""
-        found = validation_set(self.path, self.recipe)
-        if found is None:
-            logger.warning("%s has no validation subjects: the training is not validated", self.path)
-        return found
+    file = VolumeFile(path, "train")
+    stream = SliceStream(
+        file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
+        augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
+    )  # fmt: skip
+    file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
+    return stream
 
 
 def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "validation") -> ValidationSet | None:

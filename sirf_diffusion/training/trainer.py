@@ -22,7 +22,7 @@ from .distributed import Processes, processes
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
-from .sources import FileSource
+from .sources import training_stream
 from .state import TrainingState
 
 
@@ -94,9 +94,9 @@ def train(
                 f"batch_size = {recipe.batch_size} must be a multiple of processes x accumulation = "
                 f"{peers.world} x {recipe.accumulation}"
             )
-        source = _source(recipe, data, work, peers)
+        source = training_stream(_file(recipe, data, work, peers), recipe)
         options = options or RunOptions()
-        state = TrainingState(recipe, source.provenance, where, peers, start, options.compiled)
+        state = TrainingState(recipe, {"data": source.file.fingerprint}, where, peers, start, options.compiled)
         _check_space(work, state)
         loop = TrainingLoop(state, source, work, options)
         if resume:
@@ -126,16 +126,17 @@ def _start_of(recipe: Recipe) -> str:
     return recipe.init
 
 
-def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> FileSource:
+def _file(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> Path:
+    """The file to train on; the recipe's subjects are simulated by the first process."""
     if data is not None:
-        return FileSource(data, recipe)
+        return Path(data)
     if recipe.phantoms is None:
         raise ValueError(f"recipe {recipe.name!r} simulates no subjects: give a data file (--data)")
     path = work / "phantoms.h5"
     if peers.first:
         _simulate(path, recipe.phantoms)
     peers.wait()
-    return FileSource(path, recipe)
+    return path
 
 
 def _check_space(work: Path, state: TrainingState) -> None:

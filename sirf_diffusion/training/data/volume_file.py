@@ -110,6 +110,11 @@ class VolumeFile:
         return any(info.has_anatomy for info in self.infos)
 
     @property
+    def tracer(self) -> str:
+        """Tracers of all volumes, in words."""
+        return ", ".join(sorted({info.tracer for info in self.infos if info.tracer}))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the voxel size and the data of this split: what a training depends on."""
         text = [str(self.voxel_size), *(info.data_sha256 + info.anatomy_sha256 for info in self.infos)]
