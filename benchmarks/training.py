@@ -31,8 +31,8 @@ from sirf_diffusion.training.configuration import DEFAULT, read_configuration
 from sirf_diffusion.training.corruption import Corruption
 from sirf_diffusion.training.data.slice_stream import prefetched
 from sirf_diffusion.training.distributed import Processes
-from sirf_diffusion.training.sources import training_stream
 from sirf_diffusion.training.state import TrainingState
+from sirf_diffusion.training.trainer import training_stream
 
 BLOCKS = 6
 

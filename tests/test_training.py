@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_the_checkpoint_and_says_so(data, tmp_path, monkeypatc
 
 
 def test_validation_of_a_perfect_and_a_lazy_denoiser():
-    validation = ValidationSet.from_volume(torch.from_numpy(ball(0)), RECIPE.schedule)
+    validation = ValidationSet.from_volume(torch.from_numpy(ball(0)), RECIPE)
 
     class Zero(torch.nn.Module):
         """``v = 0`` means ``u0 = gamma u_t = gamma^2 (u0 + sigma z)``: a known error."""

@@ -24,8 +24,12 @@ from sirf_diffusion.training.configuration import DEFAULT, configuration, defaul
 from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.evaluation.acceptance import calibration
-from sirf_diffusion.training.evaluation.validation import ValidationSet, network_denoiser, non_local_means
-from sirf_diffusion.training.sources import validation_set
+from sirf_diffusion.training.evaluation.validation import (
+    ValidationSet,
+    network_denoiser,
+    non_local_means,
+    validation_set,
+)
 from sirf_diffusion.training.state import TrainingState
 
 CPU = torch.device("cpu")

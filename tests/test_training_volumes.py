@@ -26,8 +26,8 @@ from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.slice_stream import SliceStream
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.distributed import Processes
-from sirf_diffusion.training.sources import training_stream
 from sirf_diffusion.training.state import TrainingState
+from sirf_diffusion.training.trainer import training_stream
 
 VOLUMES = replace(
     RECIPE, crops=(16,), cycles=(4,), batch_size=2, validate_every=2, learning_rate=5e-3, warmup_steps=0,

@@ -24,9 +24,9 @@ from ..models.storage import ModelConfig, save_model
 from .corruption import Corruption
 from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
-from .log import TrainingLog, relative_error
+from .evaluation.validation import relative_error, validation_set
+from .log import TrainingLog
 from .recipes import check_settings, setting
-from .sources import validation_set
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)

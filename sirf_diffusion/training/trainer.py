@@ -17,12 +17,12 @@ from ..environment import select_device
 from ..files.outputs import jsonable
 from ..models.storage import list_models
 from .data.phantom_data import PhantomOptions, build_phantoms
+from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
-from .sources import training_stream
 from .state import TrainingState
 
 
@@ -106,6 +106,23 @@ def train(
             loop.export(out)
         peers.wait()
     return out
+
+
+def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream:
+    """What a recipe trains on: the training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be used, or the recipe is conditional and the file has no anatomical images.
+    """
+    file = VolumeFile(path, "train")
+    stream = SliceStream(
+        file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
+        augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
+    )  # fmt: skip
+    file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
+    return stream
 
 
 def _known(recipe: str | Recipe) -> Recipe:

@@ -17,8 +17,7 @@ from ...geometry.images import ImageGeometry
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
 from ..recipes import Recipe
-from ..sources import validation_set
-from .validation import Denoiser, ValidationSet, network_denoiser
+from .validation import Denoiser, ValidationSet, network_denoiser, validation_set
 
 logger = logging.getLogger(__name__)
 
