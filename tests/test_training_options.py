@@ -21,7 +21,7 @@ from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.storage import ModelConfig
 from sirf_diffusion.training import Recipe, RunOptions, loop, train
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
-from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
+from sirf_diffusion.training.corruption import corrupted, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.evaluation.acceptance import calibration
 from sirf_diffusion.training.evaluation.validation import (
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 def example(recipe, step=0, rank=0, world=1):
     images = torch.rand((recipe.batch_size, 2, 16, 16), generator=torch.Generator().manual_seed(step))
     planes = torch.arange(recipe.batch_size) % 3
-    return images, Corruption(recipe, CPU).example(images[rank::world], planes[rank::world], step, rank, world)
+    return images, corrupted(recipe, images[rank::world], planes[rank::world], step, CPU, rank, world)
 
 
 def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):

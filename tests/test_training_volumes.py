@@ -21,7 +21,7 @@ from sirf_diffusion.models.networks import NetworkConfig, build_network, shuffle
 from sirf_diffusion.priors import ScorePenalty
 from sirf_diffusion.training import train
 from sirf_diffusion.training.configuration import configuration, read_configuration
-from sirf_diffusion.training.corruption import Corruption
+from sirf_diffusion.training.corruption import corrupted
 from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.slice_stream import SliceStream
 from sirf_diffusion.training.data.volume_file import VolumeFile
@@ -63,7 +63,7 @@ def test_a_network_of_volumes_learns_a_batch(data):
     recipe = replace(VOLUMES, cycles=(100,), batch_size=4)
     images, planes = training_stream(data, recipe).batch(0, 4)
     assert images.shape == (4, 2, 16, 16, 16)
-    example = Corruption(recipe, torch.device("cpu")).example(images, planes, 0)
+    example = corrupted(recipe, images, planes, 0, torch.device("cpu"))
     state = TrainingState(recipe, {}, torch.device("cpu"), Processes())
     losses = [float(state.advance(example)) for _ in range(30)]
     assert losses[-1] < 0.85 * losses[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..files.outputs import atomic_path
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
-from .corruption import Corruption
+from .corruption import corrupted
 from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
 from .evaluation.validation import relative_error, validation_set
@@ -54,7 +54,6 @@ class TrainingLoop:
     def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
-        self.corruption = Corruption(state.recipe, torch.device(state.device))
         self.validation = validation_set(source.file.path, self.recipe) if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:
@@ -117,7 +116,7 @@ class TrainingLoop:
     def _example(self, step: int) -> Any:
         rank, world = self.peers.rank, self.peers.world
         images, planes = self.source.batch(step, self.recipe.batch_size, rank, world)
-        return self.corruption.example(images, planes, step, rank, world)
+        return corrupted(self.recipe, images, planes, step, self.state.device, rank, world)
 
     def _flush(self) -> None:
         """Add up the losses since the last time; they must be finite."""
