@@ -139,15 +139,13 @@ def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
 def _heads(subject: int, options: PhantomOptions) -> list[Volume]:
     tracer = TRACERS[options.tracer]
     anatomy = simulate_anatomy(subject, options.shape, options.voxel_size)
-    air = 1 - sum(anatomy.tissues.values())
-    labels = np.argmax(np.stack([air, *(anatomy.tissues[name] for name in HEAD_LABELS)]), axis=0)
     volumes = []
     for draw in range(options.draws):
         activity, lesions = draw_activity(anatomy, draw, tracer.contrast(subject, draw), options.psf_fwhm)
         rng = np.random.default_rng([23, subject, draw])
         t1, kinds = lesions_in_mr(rng, anatomy.t1, lesions, options.in_mr)
         # The simulated head has z to the top; files have STIR's z, to the feet.
-        up = [a[::-1] for a in (activity, t1, anatomy.mu, labels, kinds)]
+        up = [a[::-1] for a in (activity, t1, anatomy.mu, anatomy.labels, kinds)]
         volumes.append(_volume(subject, draw, options, tracer.title, HEAD_LABELS, *up))
     return volumes
 

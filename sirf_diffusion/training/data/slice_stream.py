@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -171,14 +170,15 @@ def prefetched(function: Callable[[int], T], steps: Iterable[int], depth: int = 
     >>> list(prefetched(lambda step: step**2, range(4)))
     [0, 1, 4, 9]
     """
-    remaining = iter(steps)
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        waiting: deque[Future[T]] = deque(thread.submit(function, step) for step in islice(remaining, depth))
         try:
+            for step in steps:
+                waiting.append(thread.submit(function, step))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
             while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(thread.submit(function, step) for step in islice(remaining, 1))
-                yield result
+                yield waiting.popleft().result()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 
