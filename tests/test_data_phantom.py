@@ -16,14 +16,12 @@ import pytest
 import torch
 
 from sirf_diffusion.cli.data import _PHANTOM
-from sirf_diffusion.simulation import body, parametric, parametric_head
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT, body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.phantom_data import (
     BODIES,
-    HEAD_LABELS,
     PhantomOptions,
     build_phantoms,
     simulate_volumes,
@@ -129,9 +127,9 @@ class TestHeads:
         return simulate_volumes(subject, PhantomOptions(tracer=tracer, in_mr=in_mr, **SMALL))[0]
 
     def test_arrays_belong_together(self):
-        arrays = self.volume("fdg").arrays
+        arrays, names = self.volume("fdg").arrays, self.volume("fdg").label_names
         assert {a.shape for a in arrays.values()} == {(56, 64, 56)}
-        brain = (arrays["labels"] == 1 + HEAD_LABELS.index("grey")) | (arrays["labels"] == 2)
+        brain = (arrays["labels"] == 1 + names.index("grey")) | (arrays["labels"] == 2)
         mu = arrays["mu"].astype(float)
         assert 0.09 < mu[brain].min() <= mu[brain].max() < 0.12
         # z to the feet: the neck, without brain, at the end
@@ -141,8 +139,8 @@ class TestHeads:
 
     def test_contrasts_are_those_of_the_tracer(self):
         def level(tracer, label):
-            arrays = self.volume(tracer).arrays
-            return float(np.median(arrays["emission"][arrays["labels"] == 1 + HEAD_LABELS.index(label)]))
+            arrays, names = self.volume(tracer).arrays, self.volume(tracer).label_names
+            return float(np.median(arrays["emission"][arrays["labels"] == 1 + names.index(label)]))
 
         assert level("fdg", "white") < 0.75 * level("fdg", "grey")
         assert level("amyloid-negative", "white") > level("amyloid-negative", "grey")

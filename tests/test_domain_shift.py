@@ -13,8 +13,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from benchmarks.bench.acquisition import mmr_slice, simulate_acquisition
 from benchmarks.bench.domain_shift import CASES, REFERENCE_PSF, simulate_case, simulate_subject, write_case
 from sirf_diffusion.data import load_example
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.simulation.perturbations import SPIKE_SHARE, STRIPE_PERIOD, with_spikes, with_stripes
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, simulate_volumes
 from sirf_diffusion.training.recipes import RECIPES
 

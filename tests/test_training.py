@@ -17,7 +17,7 @@ from training_file import ball, write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import RECIPES, RunOptions, loop, train
 from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions

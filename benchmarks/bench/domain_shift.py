@@ -21,12 +21,13 @@ from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.simulation.head import Array, HeadAnatomy, simulate_anatomy
 from sirf_diffusion.simulation.lesions import Lesion, lesions_in_mr, soft_ellipsoid
-from sirf_diffusion.simulation.subjects import FIRST_TUNING_SUBJECT
 from sirf_diffusion.simulation.tracer import draw_activity
 from sirf_diffusion.simulation.tracers import TRACERS
 
 from .acquisition import centred, mmr_slice, simulate_acquisition
 
+#: Subjects below this are for training.
+FIRST_TUNING_SUBJECT = 800
 #: Image units of grey matter.
 GREY_MATTER = 20.0
 #: Planes of the simulated heads, 2 mm apart, that the slices of consecutive subjects are.

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FWHM_MM = 8.0
 THRESHOLD = 0.2
 #: A hot object is more than this many times as hot as the rest of the image, and smaller than this in every plane. Of
-#: simulated heads the ratio is 1.4 to 7.3, the highest those of dopamine transporters.
+#: simulated heads the ratio is 1.4 to 7.4, the highest those of dopamine transporters and of random uptakes.
 HOT_RATIO, HOT_AREA_MM2 = 9.0, 8000.0
 #: From this ratio on the scale is that of the rest alone.
 _ALONE = 10.5

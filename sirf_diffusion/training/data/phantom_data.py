@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -11,11 +11,10 @@ from itertools import chain
 import numpy as np
 
 from ...geometry.checks import check_choice, check_count, check_real
-from ...simulation import body, parametric_head, simulate_anatomy
+from ...simulation import FIRST_HELD_OUT_SUBJECT, body, parametric_head, simulate_anatomy
 from ...simulation.lesions import lesions_in_mr
 from ...simulation.parametric import draw_parametric_activity
 from ...simulation.perturbations import PERTURBATIONS
-from ...simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from ...simulation.tracer import draw_activity
 from ...simulation.tracers import TRACERS
 from .manifest import check_fractions
@@ -32,9 +31,6 @@ FIELDS_OF_VIEW = {
 BODIES = {
     "head": tuple(TRACERS), "head-parametric": tuple(parametric_head.HEAD_TRACERS), "thorax": tuple(body.BODY_TRACERS),
 }  # fmt: skip
-HEAD_LABELS = (
-    "grey", "white", "csf", "skull", "scalp", "eyes", "glands", "face_bone", "mucosa", "fat", "muscle",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,51 +129,47 @@ def build_phantoms(
 
 def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
     """All draws on one subject."""
-    return (_heads if options.body == "head" else _parametric)(subject, options)
+    volumes, voxel_size = [], (options.voxel_size,) * 3
+    draws = (_heads if options.body == "head" else _parametric)(subject, options)
+    for draw, (tracer, names, (activity, mr, mu, labels, lesions)) in enumerate(draws):
+        if options.perturb is not None:
+            activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
+        volume = Volume.from_image(
+            activity, voxel_size, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
+            label_names=tuple(names), details={"seed": subject, "draw": draw},
+        )  # fmt: skip
+        volume.add_anatomy(mr, "MR")
+        volume.arrays |= {"mu": mu, "labels": labels, "lesions": lesions}
+        volumes.append(volume)
+    return volumes
 
 
-def _heads(subject: int, options: PhantomOptions) -> list[Volume]:
+#: Title of the tracer, names of the labels, and activity, MR, attenuation, labels and lesions ``[z, y, x]``.
+Draw = tuple[str, Iterable[str], Sequence[np.ndarray]]
+
+
+def _heads(subject: int, options: PhantomOptions) -> Iterator[Draw]:
     tracer = TRACERS[options.tracer]
     anatomy = simulate_anatomy(subject, options.shape, options.voxel_size)
-    volumes = []
     for draw in range(options.draws):
         activity, lesions = draw_activity(anatomy, draw, tracer.contrast(subject, draw), options.psf_fwhm)
         rng = np.random.default_rng([23, subject, draw])
         t1, kinds = lesions_in_mr(rng, anatomy.t1, lesions, options.in_mr)
         # The simulated head has z to the top; files have STIR's z, to the feet.
-        up = [a[::-1] for a in (activity, t1, anatomy.mu, anatomy.labels, kinds)]
-        volumes.append(_volume(subject, draw, options, tracer.title, HEAD_LABELS, *up))
-    return volumes
+        arrays = [a[::-1] for a in (activity, t1, anatomy.mu, anatomy.labels, kinds)]
+        yield tracer.title, anatomy.tissues, arrays
 
 
-def _parametric(subject: int, options: PhantomOptions) -> list[Volume]:
+def _parametric(subject: int, options: PhantomOptions) -> Iterator[Draw]:
     if options.body == "thorax":
         anatomy = body.simulate_thorax(subject, options.shape, options.voxel_size)
         uptake, hot = body.BODY_TRACERS[options.tracer], body.HOT_LESIONS
     else:
         anatomy = parametric_head.simulate_parametric_head(subject, options.shape, options.voxel_size)
         uptake, hot = parametric_head.HEAD_TRACERS[options.tracer], parametric_head.HOT_LESIONS
-    volumes = []
     for draw in range(options.draws):
         activity, mr, kinds = draw_parametric_activity(anatomy, draw, uptake, hot, options.psf_fwhm, options.in_mr)
-        arrays = (activity, mr, anatomy.mu, anatomy.labels, kinds)
-        volumes.append(_volume(subject, draw, options, options.tracer, tuple(anatomy.organs), *arrays))
-    return volumes
-
-
-def _volume(
-    subject: int, draw: int, options: PhantomOptions, tracer: str, names: tuple[str, ...], activity: np.ndarray,
-    mr: np.ndarray, mu: np.ndarray, labels: np.ndarray, lesions: np.ndarray,
-) -> Volume:  # fmt: skip
-    if options.perturb is not None:
-        activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
-    volume = Volume.from_image(
-        activity, (options.voxel_size,) * 3, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
-        label_names=names, details={"seed": subject, "draw": draw},
-    )  # fmt: skip
-    volume.add_anatomy(mr, "MR")
-    volume.arrays |= {"mu": mu, "labels": labels, "lesions": lesions}
-    return volume
+        yield options.tracer, anatomy.organs, (activity, mr, anatomy.mu, anatomy.labels, kinds)
 
 
 def _key(subject: int, draw: int) -> str:
