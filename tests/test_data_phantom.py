@@ -338,7 +338,7 @@ class TestSliceStream:
             SliceStream(file, (16,), 0, planes=(3,))
         with pytest.raises(ValueError, match="rotation"):
             Augmentation(rotation=-1)
-        with pytest.raises(ValueError, match="shift must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=r"shift must be a number in \[0, 1\]"):
             Augmentation(shift=1.1)
 
     def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):

@@ -156,7 +156,8 @@ def test_any_flipped_byte_is_read_or_is_the_documented_error(tmp_path):
 
 @pytest.mark.usefixtures("no_step")
 @pytest.mark.parametrize(("values", "words"), [
-    ({"threads": 0}, "threads must be at least 1"), ({"max_steps": -1}, "max_steps"), ({"out": "model.pt"}, "ends in"),
+    ({"threads": 0}, "threads must be an integer of at least 1"), ({"max_steps": -1}, "max_steps"),
+    ({"out": "model.pt"}, "ends in"),
 ])  # fmt: skip
 def test_settings_are_checked_first(data, tmp_path, values, words):
     values = dict(values)

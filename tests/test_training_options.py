@@ -66,7 +66,7 @@ def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
         ("[schedule]\nname = 've'", "'v' needs a variance-preserving schedule"),
         ("[data]\ncrops = [90]", "multiples of 8"),
         ("[network]\nchannels = [32, 30, 64]", "multiples of norm_num_groups"),
-        ("[augmentation]\nrotation = 300.0", "rotation must lie between"),
+        ("[augmentation]\nrotation = 300.0", "rotation must be a number in"),
         ("[noise]\nprediction = 'w'", "prediction must be one of"),
         ("a = [", "configuration .*c.toml"),
     ],

@@ -6,6 +6,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..geometry.checks import check_choice, check_real
 from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
@@ -24,13 +25,10 @@ def check_settings(owner: Any) -> None:
     """Refuse values that a `setting` does not allow."""
     for item in fields(owner):
         value, allowed = getattr(owner, item.name), item.metadata.get("allowed", ())
-        if not allowed:
-            continue
-        if isinstance(allowed[0], str):
-            if value not in allowed:
-                raise ValueError(f"{item.name} must be one of {', '.join(allowed)}, found {value!r}")
-        elif isinstance(value, bool) or not allowed[0] <= value <= allowed[1]:
-            raise ValueError(f"{item.name} must be a number from {allowed[0]:g} to {allowed[1]:g}, found {value!r}")
+        if allowed and isinstance(allowed[0], str):
+            check_choice(item.name, value, allowed)
+        elif allowed:
+            check_real(item.name, value, *allowed)
 
 
 @dataclass(frozen=True)

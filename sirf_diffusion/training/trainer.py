@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..environment import select_device
 from ..files.outputs import jsonable
+from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
@@ -68,12 +69,14 @@ def train(
     FloatingPointError
         If the loss is not finite.
     """
-    recipe, out = _known(recipe), Path(out)
+    out = Path(out)
+    if not isinstance(recipe, Recipe):
+        recipe = RECIPES[check_choice("recipe", recipe, tuple(sorted(RECIPES)))]
     if data is not None:
         recipe = replace(recipe, phantoms=None)
     for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, found {value}")
+        if value is not None:
+            check_count(name, value, least)
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"the model is a file whose name ends in .safetensors, found {out}")
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".training")
@@ -123,14 +126,6 @@ def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream
     )  # fmt: skip
     file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
     return stream
-
-
-def _known(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: known recipes are {', '.join(sorted(RECIPES))}")
-    return RECIPES[recipe]
 
 
 def _start_of(recipe: Recipe) -> str:
