@@ -210,7 +210,7 @@ def test_validation_of_a_perfect_and_a_lazy_denoiser():
             return torch.zeros_like(images)
 
     errors = validation.network_errors(Zero(), "v")
-    clean = torch.cat([s.flatten() for s in validation.slices]).double()
+    clean = torch.cat([s[0].flatten() for s in validation.slices]).double()
     for sigma, error in errors.items():
         shrink = 1 / (1 + sigma**2)
         expected = ((1 - shrink) ** 2 * clean.square().mean() + (shrink * sigma) ** 2).sqrt()
