@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import data_petsird
 from .command_line import add_command
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     summary = "from images: Interfile, NIfTI, DICOM"
     _add_build(add_command(actions, common, "build", run_build, summary=summary, about=_BUILD, example=_BUILD_EXAMPLES))
+    data_petsird.add_parser(actions, common)
     summary = "simulated heads or chests"
     _add_phantom(
         add_command(actions, common, "phantom", run_phantom, summary=summary, about=_PHANTOM, example=_PHANTOM_EXAMPLES)
