@@ -52,6 +52,8 @@ class OutputFolder:
         The file that marks a folder as holding a result; it is written last.
     overwrite
         Replace another result.
+    advice
+        What to do about another result in the folder.
 
     Raises
     ------
@@ -66,11 +68,12 @@ class OutputFolder:
         *,
         record_name: str = "record.json",
         overwrite: bool = False,
+        advice: str = "give another folder, or --overwrite to replace its files",
     ) -> None:
         self.path = Path(path)
         self.settings = jsonable(settings)
         self.record_name = record_name
-        self.overwrite = overwrite
+        self.overwrite, self.advice = overwrite, advice
         #: Whether `held` put a result of the same settings into place, whose writing had been cut off.
         self.completed = False
         self._held = self._keeps = False
@@ -230,17 +233,16 @@ class OutputFolder:
         return _difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
 
     def _refuse_another_result(self) -> None:
-        advice = "give another folder, or --overwrite to replace its files"
         if not self.record_path.is_file():
             raise OutputError(
-                f"--out {self.path} is not empty and holds no {self.record_name} of this program; {advice}"
+                f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
             difference = self._difference()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {advice}") from error
+            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
         if difference:
-            raise OutputError(f"--out {self.path} holds another result: {difference}; {advice}")
+            raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
 
 
 @contextmanager
