@@ -148,6 +148,19 @@ def test_score_prior_takes_its_scale_from_set_up_or_from_the_first_image(image, 
     assert prior.gradient(image).norm() < late.gradient(image).norm()
 
 
+@pytest.mark.parametrize(("level", "says"), [(priors.NOISE_LEVEL, 0), (0.2, 1)])
+def test_a_prior_too_strong_for_one_step_late_is_said_once(level, says, image, objective, caplog):
+    prior = pet.ScorePrior(model(), noise_level=level)
+    prior.set_penalisation_factor(priors.PENALISATION_FACTOR)
+    objective.set_prior(prior)
+    reconstructor = pet.OSMAPOSLReconstructor()
+    reconstructor.set_objective_function(objective)
+    reconstructor.set_num_subiterations(2)
+    reconstructor.set_up(image)
+    reconstructor.reconstruct(image.clone())
+    assert sum("use OSSPS or MAPEM" in message for message in caplog.messages) == says
+
+
 def test_python_priors_see_read_only_arrays_and_must_fill_their_output(image):
     class Wrong(Ridge):
         def gradient(self, x, out):

@@ -355,13 +355,17 @@ def test_score_prior_is_the_tensor_prior(pet, small_model):
 
 
 @pytest.mark.parametrize("algorithm", ["OSMAPOSLReconstructor", "OSSPSReconstructor"])
-def test_score_prior_works_in_stirs_algorithms(pet, scan, small_model, algorithm):
+def test_score_prior_works_in_stirs_algorithms(pet, scan, small_model, algorithm, caplog):
     prior = pet.ScorePrior(str(small_model), noise_level=0.5, intensity_scale=float(scan.truth.max()), device="cpu")
     prior.set_penalisation_factor(0.5)
     image = scan.reconstruct(algorithm, scan.objective(prior))
     plain = scan.reconstruct(algorithm, scan.objective())
     assert np.isfinite(image.as_array()).all()
     assert (image - plain).norm() > 1e-3 * plain.norm()
+    assert "One Step Late" not in caplog.text
+    prior.set_noise_level(0.2)
+    scan.reconstruct(algorithm, scan.objective(prior), 1)
+    assert ("One Step Late" in caplog.text) == (algorithm == "OSMAPOSLReconstructor")
 
 
 def test_anchor_prior_is_the_tensor_prior_and_follows_its_setters(pet):

@@ -8,6 +8,7 @@ import torch
 from stir_shim_blocks import prior, processor, python
 from stir_shim_scan import relative, run_program, simulate
 
+from sirf_diffusion.interop.stir.blocks import block_of
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
@@ -34,6 +35,11 @@ def gaussian_model(voxel_size: tuple[float, float, float]) -> ScoreModel:
     return ScoreModel(network, schedule, "x0", voxel_size, time_input="t")
 
 
+def score_callback(scan, options):
+    values = block_of("prior", "Diffusion Score").values(options)
+    return ScorePriorCallback(values, gaussian_model(scan.geometry.voxel_size))
+
+
 def objective_of(stir, par):
     """This package's objective of a parameter file's objective function, which must be kept with it."""
     from sirf_diffusion.engines.stir import StirObjective
@@ -47,7 +53,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     monkeypatch.chdir(tmp_path)
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
-    callback = ScorePriorCallback(gaussian_model(scan.geometry.voxel_size), [sigma], intensity_scale=scale)
+    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale)})
     block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
@@ -72,8 +78,8 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
 
 
 def test_noise_levels_follow_each_other(scan, stir):
-    model = gaussian_model(scan.geometry.voxel_size)
-    callback = ScorePriorCallback(model, [0.8, 0.4, 0.2], subiterations_per_level=2, intensity_scale=0.5)
+    levels = {"noise level": "{0.8, 0.4, 0.2}", "number of subiterations per noise level": "2"}
+    callback = score_callback(scan, {**levels, "intensity scale": "0.5"})
     levels = []
     residual = callback.prior.gradient
     callback.prior.gradient = lambda x: (levels.append(callback.prior.noise_level), residual(x))[1]

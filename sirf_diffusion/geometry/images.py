@@ -6,6 +6,7 @@ store it; leading dimensions are independent images (posterior samples).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -39,6 +40,11 @@ class ImageGeometry:
             if name != "origin" and min(values) <= 0:
                 raise ValueError(f"{name} must be positive, found {values}")
             object.__setattr__(self, name, values)
+
+    def is_near(self, other: ImageGeometry) -> bool:
+        """Whether two grids agree within the digits that headers keep."""
+        pairs = zip(self.voxel_size + self.origin, other.voxel_size + other.origin, strict=True)
+        return self.shape == other.shape and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in pairs)
 
     @property
     def voxel_volume(self) -> float:
