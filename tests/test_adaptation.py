@@ -20,7 +20,7 @@ from sirf_diffusion.reconstructors.adaptation.ddip import (
     SteerableReconstructor,
 )
 from sirf_diffusion.reconstructors.adaptation.network_adaptation import total_variation
-from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
+from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.consistency import DiffusionStep
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor, PenalisedEM

@@ -159,7 +159,7 @@ def test_a_run_is_not_resumed_with_another_anatomical_image(tmp_path):
     from toy_objective import make_toy
 
     from sirf_diffusion.reconstructors import DDSReconstructor
-    from sirf_diffusion.reconstructors.diffusion.checkpoint import CheckpointCallback
+    from sirf_diffusion.reconstructors.checkpoint import CheckpointCallback
 
     objective, _ = make_toy((1, 16, 16), num_bins=400)
 

@@ -13,8 +13,8 @@ from sirf_diffusion.engines.objective import Evaluation
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.models.score_model import ScoreModel
+from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
-from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.consistency import Adaptation
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 USER_ERROR = 2
 #: What a user can put right.
-USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,25 +102,30 @@ def run_command(
     def log_warning(message: Warning | str, *where: object, **more: object) -> None:
         logging.getLogger(loggers[0]).warning("%s", message)
 
+    from ..study.stopping import stoppable
+
     try:
         if getattr(arguments, "threads", None) is not None:
             _set_threads(arguments.threads)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if arguments.debug:
-            raise
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+            traceback.print_exc()
+        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "exit_code", INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; nothing is wrong.
         sys.stderr.close()
         return 0
-    except user_errors as error:
-        if arguments.debug:
+    except Exception as error:
+        message = _out_of_memory(error)
+        if message is None and isinstance(error, user_errors):
+            message = _one_message(error)
+        if message is None or arguments.debug:
             raise
-        print(f"{program} {arguments.command}: error: {_one_message(error)}", file=sys.stderr)
+        print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -135,3 +141,13 @@ def _one_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     return " ".join(str(error).split("\n")) or type(error).__name__
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """One line if that is what it is: PyTorch has several errors for it."""
+    words, kind = " ".join(str(error).split()), type(error).__name__
+    told = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    known = isinstance(error, MemoryError) or kind == "OutOfMemoryError"
+    if not known and not (isinstance(error, (RuntimeError, OSError)) and any(text in words.lower() for text in told)):
+        return None
+    return f"out of memory ({words[:160] or kind}): take a smaller batch, fewer samples or workers, or a smaller image"

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             "version": software_versions()["sirf-diffusion"],
         },
         overwrite=arguments.overwrite,
-    ).check()
+    )
     options = {
         "model": model,
         "num_samples": arguments.samples,
@@ -75,19 +75,22 @@ def run(arguments: argparse.Namespace) -> int:
         "quick": arguments.quick,
         "callbacks": [_progress] if sys.stderr.isatty() else [],
     }
-    comparison = compare(example, settings=TUNED if arguments.data == "brain2d" else None, **options)
-    print(comparison.table())
-    in_3d = None if volume is None else _compare_planes(load_example(volume), options)
+    with folder.held():
+        comparison = compare(example, settings=TUNED if arguments.data == "brain2d" else None, **options)
+        print(comparison.table())
+        in_3d = None if volume is None else _compare_planes(load_example(volume), options)
 
-    records = {name: result.record for name, result in comparison.results.items()}
-    with folder.staged({"methods": records, "true_log_likelihood": comparison.true_log_likelihood}) as staging:
-        write_json(staging / "metrics.json", comparison.metrics())
-        comparison.figure(staging / "comparison.png")
-        _write_images(staging, "", comparison)
-        if in_3d is not None:
-            write_json(staging / "metrics-3d.json", {name: c.metrics()[name.split()[0]] for name, c in in_3d.items()})
-            for name, c in in_3d.items():
-                _write_images(staging, f"3d-{name.replace(' ', '-')}-", c)
+        records = {name: result.record for name, result in comparison.results.items()}
+        with folder.staged({"methods": records, "true_log_likelihood": comparison.true_log_likelihood}) as staging:
+            write_json(staging / "metrics.json", comparison.metrics())
+            comparison.figure(staging / "comparison.png")
+            _write_images(staging, "", comparison)
+            if in_3d is not None:
+                write_json(
+                    staging / "metrics-3d.json", {name: c.metrics()[name.split()[0]] for name, c in in_3d.items()}
+                )
+                for name, c in in_3d.items():
+                    _write_images(staging, f"3d-{name.replace(' ', '-')}-", c)
     print(f"\n{arguments.out}: comparison.png, metrics.json and the images, after {time.perf_counter() - start:.0f} s")
     return 0
 

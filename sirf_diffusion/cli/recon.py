@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command_line import add_command
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
 
+if TYPE_CHECKING:
+    from ..study.reconstruction import Study
+
 _MANY = """\
 Reconstruct a list of studies. Each line of LIST holds the options of one `sirf-diffusion recon`, --out among them;
-empty lines and lines that begin with # are skipped. A line whose --out has a result already is left alone, so that a
-list which was stopped goes on where it was. To share the posterior samples of one study among workers, see
-`sirf-diffusion recon --workers`.
+empty lines and lines that begin with # are skipped. A line whose --out has a result already is left alone, and one that
+was stopped goes on where it was. To share the posterior samples of one study among workers, see `sirf-diffusion recon
+--workers`.
 
 On a cluster, all paths must mean the same files everywhere.
 """
@@ -38,6 +42,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct and write."""
+    from ..environment import software_versions
     from ..files.outputs import OutputFolder
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
@@ -74,14 +79,22 @@ def run(arguments: argparse.Namespace) -> int:
         },
         overwrite=arguments.overwrite,
     )
-    folder.check()
-    result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
-    if arguments.calibration is not None:
-        result = result.calibrated(calibration)
-    result.save(folder, arguments.format, arguments.like)
-    if arguments.save_adapter is not None:
-        adaptation.save(arguments.save_adapter)
-        print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
+    with folder.held():
+        if folder.completed and not arguments.restart:
+            print(f"{arguments.out}: the result was whole already and only had to be put into place")
+            return 0
+        voxels = math.prod(study.read.geometry.shape)
+        more = {"contents": _contents(arguments, study), "software": software_versions(), "workers": arguments.workers}
+        study.checkpoint = folder.unfinished(more, restart=arguments.restart) / "run.safetensors"
+        # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
+        folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
+        result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
+        if arguments.calibration is not None:
+            result = result.calibrated(calibration)
+        if arguments.save_adapter is not None:
+            adaptation.save(arguments.save_adapter)
+            print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
+        result.save(folder, arguments.format, arguments.like)
     record = result.record
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")
@@ -93,6 +106,16 @@ def run(arguments: argparse.Namespace) -> int:
     if result.samples is not None and result.uncertainty is None:
         print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
     return 0
+
+
+def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
+    """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
+    from ..files.outputs import digest
+
+    named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter")}
+    if study.par is not None:
+        named |= study.par.run.files()
+    return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}
 
 
 def run_many(arguments: argparse.Namespace) -> int:
@@ -147,6 +170,7 @@ def read_list(path: Path) -> list[Job]:
 
 def reconstruct_line(job: Job) -> tuple[Job, int, str]:
     """Run ``sirf-diffusion recon`` with the options of a line, here; gives its exit code and what it said."""
+    from ..study.stopping import SIGNALS, Stopped
     from . import main
 
     said = io.StringIO()
@@ -155,4 +179,7 @@ def reconstruct_line(job: Job) -> tuple[Job, int, str]:
             code = main(["recon", *job.options])
         except SystemExit as wrong_options:
             code = int(wrong_options.code or 0)
+    if code - 128 in SIGNALS:
+        print(f"line {job.number}: {said.getvalue().strip()}", file=sys.stderr)
+        raise Stopped(code - 128)  # the lines after it, too
     return job, code, said.getvalue()

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.checks import check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
 from ..study.guide import TARGETS
+from ..study.reconstruction import CHECKPOINT_SECONDS
 from .command_line import add_machine, add_precision
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ Python module is installed; otherwise the embedded engine reads projection data,
 projection data and attenuation image, ray tracing, image size and initial estimate, and refuses everything else by
 name. The file's prior is replaced by the method's, or kept with --keep-prior (map-rdp: relative difference and
 quadratic prior; map-score: Diffusion Score). osem takes subsets and subiterations from the file.
+
+A run that was stopped (Ctrl-C, the signals of batch systems, a kill) or whose result could not be written goes on when
+the same command is given again, and gives the same image; --out holds what it needs until the result is there.
 
 --workers and --cluster share the posterior samples out: the result is that of one process, to rounding. On a cluster,
 all paths must mean the same files everywhere.
@@ -143,6 +148,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
     result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     result.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        metavar="SECONDS",
+        help="how often the state of the run is kept, in --out; default: %(default)g",
+    )
+    result.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept in --out")
+    result.add_argument(
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
@@ -199,6 +212,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         keep_prior=arguments.keep_prior,
         attenuation_in_factors=in_factors,
         callbacks=callbacks,
+        checkpoint_every=arguments.checkpoint_every,
     )
 
 
@@ -220,12 +234,9 @@ def calibration_of(text: str | None, study: Study) -> float | None:
             raise ValueError(f"--calibration header: {prompts} has no calibration factor; give it as a number")
         return None
     try:
-        factor = float(text)
-    except ValueError:
-        factor = -1.0
-    if not 0 < factor < float("inf"):
-        raise ValueError(f"--calibration {text}: expected a positive number, or the word header")
-    return factor
+        return check_real("--calibration", float(text), open_below=True)
+    except ValueError as error:
+        raise ValueError(f"--calibration {text}: expected a positive number, or the word header") from error
 
 
 def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:

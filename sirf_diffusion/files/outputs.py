@@ -7,16 +7,27 @@ A long computation must not end with a disk that cannot be written, and a folder
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .lock import LOCK, locked
+
+logger = logging.getLogger(__name__)
+
+#: In the folder of a result: what a run keeps to go on from, and a complete result that is being put into place.
+UNFINISHED, COMPLETE = ".unfinished", ".complete"
+_JOURNAL, _SETTINGS = "journal.json", "settings.json"
 
 
 class OutputError(ValueError):
@@ -26,12 +37,14 @@ class OutputError(ValueError):
 class OutputFolder:
     """A folder that holds one result, and says which.
 
-    Call `check` before the computation, and write the result inside ``with folder.staged(record) as staging``.
+    Compute inside ``with folder.held():``, and write the result inside ``with folder.staged(record) as staging``. A
+    new result is first written whole to a folder of its own, and one renaming of that folder makes it the result: what
+    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`.
 
     Parameters
     ----------
     path
-        The folder; made when the result is written, with its parents.
+        The folder; made when it is held, with its parents.
     settings
         What the result depends on, as JSON values. Kept in the record, and compared with the record of a result that is
         already in the folder: the same settings may be run again, others are refused.
@@ -45,7 +58,7 @@ class OutputFolder:
     Raises
     ------
     OutputError
-        By `check`: the path is a file, cannot be written, or holds another result.
+        By `check` and `held`: the path is a file, cannot be written, holds another result, or another process has it.
     """
 
     def __init__(
@@ -61,6 +74,9 @@ class OutputFolder:
         self.settings = jsonable(settings)
         self.record_name = record_name
         self.overwrite, self.advice = overwrite, advice
+        #: Whether `held` put a result of the same settings into place, whose writing had been cut off.
+        self.completed = False
+        self._held = self._keeps = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -74,45 +90,147 @@ class OutputFolder:
         """Refuse a path that cannot take this result; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; give a folder")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.overwrite:
+        if self.path.is_dir() and any(not _is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
             self._refuse_another_result()
         _check_writable(self.path)
         return self
 
     @contextmanager
+    def held(self) -> Iterator[OutputFolder]:
+        """Have the folder for this process alone; tidies up after one that was killed, and checks as `check` does.
+
+        A folder in which nothing was written is gone afterwards.
+        """
+        if not self.path.is_dir():
+            self.check()
+        _check_writable(self.path)
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.path / LOCK, OutputError):
+                self._tidy()
+                self.check()
+                self._held = True
+                try:
+                    yield self
+                finally:
+                    self._held = False
+                    if self._states():
+                        if self._keeps:
+                            logger.warning("what was done so far is kept: the same command goes on from there")
+                    else:
+                        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+        finally:
+            with suppress(OSError):  # not empty
+                for folder in made:
+                    folder.rmdir()
+
+    def unfinished(self, more: Mapping[str, Any], *, restart: bool = False) -> Path:
+        """Folder for the checkpoints (``*.safetensors``) of a run with these settings; to be called inside `held`.
+
+        Parameters
+        ----------
+        more
+            What the run depends on beside the result's settings.
+        restart
+            Forget what is there.
+
+        Raises
+        ------
+        OutputError
+            If there are checkpoints of a run with other settings.
+        """
+        folder, settings = self.path / UNFINISHED, jsonable({**self.settings, **more})
+        if self._states() and not restart:
+            advice = "give its command again to go on, --restart to begin anew, or another folder"
+            try:
+                difference = _difference(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), settings)
+            except (OSError, ValueError, AttributeError) as error:
+                raise OutputError(f"--out {self.path}: what its unfinished run is cannot be read; {advice}") from error
+            if difference:
+                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            write_json(folder / _SETTINGS, settings)
+        self._keeps = True
+        return folder
+
+    @contextmanager
     def staged(self, record: Mapping[str, Any]) -> Iterator[Path]:
         """Give an empty folder to write the result's files to; move them into place on success, the record last.
 
-        The files of an earlier result go only then; on failure they stay as they were.
+        The files of an earlier result, and the checkpoints of the run, go only then; on failure they stay.
 
         Parameters
         ----------
         record
             What the record tells beside the settings and the names of the files.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.path))
-        try:
-            yield staging
-            files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
-            write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
-            for earlier in self._earlier_files():
-                earlier.unlink(missing_ok=True)
-            for name in [*files, self.record_name]:
-                (self.path / name).parent.mkdir(exist_ok=True)
-                os.replace(staging / name, self.path / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with nullcontext() if self._held else self.held():
+            staging = self.path / UNFINISHED / "result"
+            staging.mkdir(parents=True)
+            try:
+                yield staging
+                files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+                write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
+                write_json(staging / _JOURNAL, {"files": files, "earlier": self._earlier_files()})
+                os.replace(staging, self.path / COMPLETE)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            self._put_into_place()
 
-    def _earlier_files(self) -> list[Path]:
+    def check_space(self, needed: float) -> None:
+        """Raise OutputError if fewer than ``needed`` bytes are free where the folder is."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise OutputError(
+                f"--out {self.path}: the result needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make "
+                "room, or give another folder"
+            )
+
+    def _states(self) -> list[Path]:
+        return list((self.path / UNFINISHED).glob("*.safetensors"))
+
+    def _tidy(self) -> None:
+        """Complete a result whose writing was cut off after it was whole, and remove what was cut off before."""
+        if (self.path / COMPLETE).is_dir():
+            self._put_into_place()
+            self.completed = self._difference() == ""
+        unfinished = self.path / UNFINISHED
+        shutil.rmtree(unfinished / "result", ignore_errors=True)
+        for partial in (*self.path.glob(".partial-*"), *unfinished.glob(".*.part*")):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+    def _put_into_place(self) -> None:
+        """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
+        complete = self.path / COMPLETE
+        if (complete / _JOURNAL).exists():
+            journal = json.loads((complete / _JOURNAL).read_text(encoding="utf-8"))
+            if (complete / self.record_name).exists():
+                # The earlier record goes first: it must not stand beside new images.
+                for name in _below(journal["earlier"]):
+                    if name not in journal["files"]:
+                        (self.path / name).unlink(missing_ok=True)
+                for name in _below([*journal["files"], self.record_name]):
+                    if (complete / name).exists():
+                        (self.path / name).parent.mkdir(exist_ok=True)
+                        os.replace(complete / name, self.path / name)
+            shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+            (complete / _JOURNAL).unlink()
+        shutil.rmtree(complete)
+
+    def _earlier_files(self) -> list[str]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
             names = json.loads(self.record_path.read_text(encoding="utf-8"))["files"]
         except (OSError, ValueError, KeyError, TypeError):
             return []
-        paths = [Path(name) for name in (self.record_name, *names) if isinstance(name, str)]
-        below = [p for p in paths if not p.is_absolute() and ".." not in p.parts]
-        return [self.path / p for p in below if not (self.path / p).is_dir()]
+        return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
+
+    def _difference(self) -> str:
+        """In what the result that is in the folder differs from these settings."""
+        return _difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -120,16 +238,11 @@ class OutputFolder:
                 f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
-            found = json.loads(self.record_path.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
+            difference = self._difference()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
-        differing = sorted(k for k in {*found, *self.settings} if found.get(k) != self.settings.get(k))
-        if differing:
-            name = differing[0]
-            raise OutputError(
-                f"--out {self.path} holds another result: {', '.join(differing)} differ "
-                f"({name}: {found.get(name)!r} there, {self.settings.get(name)!r} asked for); {self.advice}"
-            )
+        if difference:
+            raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
 
 
 @contextmanager
@@ -152,6 +265,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names."""
+    total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.suffix in (".hs", ".hv"):
+        named = re.search(r"(?im)^\W*name of data file\s*:=\s*(\S.*?)\s*$", path.read_text("utf-8", "replace"))
+        paths += [path.parent / named[1]] if named and (path.parent / named[1]).is_file() else []
+    for each in paths:
+        with each.open("rb") as file:
+            while block := file.read(2**20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -180,6 +306,34 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return str(value)
+
+
+def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The settings that differ, and both values of the first; empty if none does."""
+    found, asked = _flat(found), _flat(asked)
+    differing = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
+    if not differing:
+        return ""
+    first = differing[0]
+    return f"{', '.join(differing)} differ ({first}: {found.get(first)!r} there, {asked.get(first)!r} asked for)"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _below(names: Iterable[Any]) -> list[str]:
+    """Those names of files that lie below their folder."""
+    texts = [name for name in names if isinstance(name, str) and name]
+    return [name for name in texts if not Path(name).is_absolute() and ".." not in Path(name).parts]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file is there for a run that goes on or was cut off, and not part of a result."""
+    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-")
 
 
 def _check_writable(folder: Path) -> None:

@@ -125,6 +125,11 @@ class Predictor:
             raise ValueError(f"u must have the shape [..., {self.latent_shape}], found {tuple(u.shape)}; see to_latent")
         start = self._clock()
         output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t, turn)
+        if not bool(torch.isfinite(output.detach()).all()):
+            raise FloatingPointError(
+                f"the score model's network gives values that are not finite (at noise level "
+                f"{self.schedule.sigma(t):.3g}): its file is damaged, or it does not suit these images; use another"
+            )
         passes = 1 if self._conditioning is None else len(self._conditioning.terms())
         self.counter.evaluations += math.prod(u.shape[:-3]) * passes
         self.counter.seconds += self._clock() - start

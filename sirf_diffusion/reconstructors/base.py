@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +17,9 @@ from torch import Tensor
 from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
+from ..files.outputs import jsonable
 from ..geometry.checks import check_finite
+from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
 from .settings import Settings, listed
 
@@ -39,6 +43,9 @@ class Reconstructor(ABC):
 
     Attributes
     ----------
+    resume_from : str or Path, optional
+        File written by ``CheckpointCallback``, set before :meth:`set_up`: the run goes on from there. Everything else
+        must be as in the run that wrote it, or :meth:`process` raises ``ValueError``.
     record : dict
         After ``process``: ``method``, ``settings``, ``projections`` (``forward`` and ``back``, in full-data
         equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``callbacks``,
@@ -59,6 +66,8 @@ class Reconstructor(ABC):
     uses_model: ClassVar[bool] = False
     samples: ClassVar[bool] = False
     num_iterations: int = 0
+    resume_from: str | Path | None = None
+    _resumed: Checkpoint | None = None
 
     @classmethod
     def parts(cls) -> tuple[type[Settings], ...]:
@@ -85,7 +94,9 @@ class Reconstructor(ABC):
         self._initial: Tensor | None = None
         self._output: Tensor | None = None
         self._trace: list[float] = []
+        self._steps: list[dict[str, Any]] = []
         self._extras: dict[str, Any] = {}
+        self._earlier = Cost()
         self._stopped = False
 
     def set_up(self, initial_image: Any = None) -> None:
@@ -108,13 +119,14 @@ class Reconstructor(ABC):
             initial_image = self._taken(initial_image)
         initial = self._default_image() if initial_image is None else self._checked_image(initial_image, uniform)
         self._initial = raise_zeros(initial, self.objective.sensitivity())
-        self._output = None
+        self._begin()
 
     def process(self) -> Reconstructor:
         """Run from the image given to :meth:`set_up`; returns the reconstructor itself."""
         if self._initial is None:
             self.set_up()
-        self._output, self._trace, self._extras, self._stopped = None, [], {}, False
+        self._output, self._trace, self._steps, self._extras, self._stopped = None, [], [], {}, False
+        self._earlier = Cost()
         self._before, self._start = self._spent(), time.perf_counter()
         with torch.no_grad():
             self._output = self._run()
@@ -123,6 +135,7 @@ class Reconstructor(ABC):
             "settings": dict(self.settings),
             **self._cost().to_record(),
             "log_likelihood": list(self._trace),
+            "trace": [dict(entry) for entry in self._steps],
             "stopped_early": self._stopped,
             **self._extras,
         }
@@ -137,6 +150,45 @@ class Reconstructor(ABC):
     @abstractmethod
     def _run(self) -> Tensor:
         """Reconstruct from ``self._initial``."""
+
+    def _begin(self) -> None:
+        self._output = self._identity = None
+        self._resumed = None if self.resume_from is None else Checkpoint.load(self.resume_from)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a run to go on from a checkpoint."""
+        fingerprint = {
+            "method": self.method,
+            "image_shape": list(self.objective.geometry.shape),
+            "sensitivity": float(self.objective.sensitivity().double().sum()),
+            "mean_activity": float(self.objective.uniform_image().max()),
+            **self.settings,
+        }
+        return jsonable(fingerprint)
+
+    def _kept_so_far(self, step: int) -> dict[str, Any]:
+        """Metadata of a checkpoint after a step."""
+        self._identity = self._identity or self._fingerprint()
+        return jsonable(
+            {
+                "fingerprint": self._identity,
+                "cost": asdict(self._cost()),
+                "step": step,
+                "steps": self._steps,
+                "log_likelihood": self._trace,
+                "extras": self._extras,
+            }
+        )
+
+    def _take_over(self) -> tuple[dict[str, Tensor], int]:
+        """Tensors of the checkpoint to go on from, and steps done; none in a fresh run."""
+        if self._resumed is None:
+            return {}, 0
+        kept = self._resumed.metadata
+        self._resumed.check(str(self.resume_from), self._fingerprint())
+        self._earlier, self._trace = Cost(**kept["cost"]), list(kept["log_likelihood"])
+        self._steps, self._extras = [dict(entry) for entry in kept["steps"]], dict(kept["extras"])
+        return {name: tensor.to(self.objective.device) for name, tensor in self._resumed.tensors.items()}, kept["step"]
 
     def _default_image(self) -> Tensor:
         """The starting image if none is given."""
@@ -154,7 +206,8 @@ class Reconstructor(ABC):
         raise TypeError(f"initial_image must be a tensor [z, y, x], found {type(image).__name__}")
 
     def _notify(self, step: Any) -> bool:
-        """Pass one record to all callbacks; True if one of them asked to stop."""
+        """Note one record and pass it to all callbacks; True if one of them asked to stop."""
+        self._steps.append(step.to_dict())
         for callback in self.callbacks:
             try:
                 callback(step)
@@ -168,14 +221,20 @@ class Reconstructor(ABC):
         return Cost.now(self.objective)
 
     def _cost(self) -> Cost:
-        """What the run has cost so far."""
-        cost = self._spent() - self._before
+        """What the run has cost so far, before an interruption too."""
+        cost = self._spent() - self._before + self._earlier
         cost.total += time.perf_counter() - self._start
         return cost
 
-    def _iteration(self, number: int, x: Tensor, log_likelihood: Tensor | None) -> StepRecord:
-        """Record of an iteration without noise levels; ``log_likelihood`` is that of the image before it."""
-        cost, before = self._spent(), None if log_likelihood is None else log_likelihood.reshape(-1).tolist()
+    def _iteration(
+        self, number: int, x: Tensor, log_likelihood: Tensor | None, state: Mapping[str, Tensor] | None = None
+    ) -> StepRecord:
+        """Record of an iteration without noise levels.
+
+        ``log_likelihood`` is that of the image before it, ``state`` what the method needs beside ``x`` to go on.
+        """
+        cost = self._spent() + self._earlier
+        before = None if log_likelihood is None else log_likelihood.reshape(-1).tolist()
         return StepRecord(
             self.method,
             number,
@@ -185,7 +244,8 @@ class Reconstructor(ABC):
             forward=cost.forward,
             back=cost.back,
             network_evaluations=cost.evaluations,
-            seconds=time.perf_counter() - self._start,
+            seconds=self._cost().total,
+            checkpoint=lambda: Checkpoint({"x": x, **(state or {})}, self._kept_so_far(number)),
         )
 
     def _checked_image(self, image: Tensor, like: Tensor) -> Tensor:

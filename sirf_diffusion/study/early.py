@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engines.objective import EARLY_UPDATES, Objective
+from ..engines.objective import EARLY_UPDATES
 from ..models import intensity_scale
+from ..reconstructors.records import Cost
 from .data import Data
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Early:
-    """The early image ``[z, y, x]``, the intensity scale, and projections and seconds that they took."""
+    """The early image ``[z, y, x]``, the intensity scale, and what they cost."""
 
     image: Tensor
     scale: float
-    forward: float = 0.0
-    back: float = 0.0
-    seconds: float = 0.0
+    cost: Cost
 
     @classmethod
     def of(cls, data: Data, device: torch.device, adaptation: Any, num_subsets: int) -> Early:
@@ -36,23 +33,17 @@ class Early:
         """
         objective = data.objective(EARLY_UPDATES, device)
         objective.sensitivity()
-        early = cls(torch.empty(0), 0.0)
-        with early._counting(objective):
-            early.image = objective.early_image()
-        early.scale = intensity_scale(early.image, objective.geometry)
-        logger.info("intensity scale %.6g image units", early.scale)
+        began, before = time.perf_counter(), Cost.now(objective)
+        image = objective.early_image()
+        cost = Cost.now(objective) - before
+        scale = intensity_scale(image, objective.geometry)
+        logger.info("intensity scale %.6g image units", scale)
         halves = data.objective(2, device) if num_subsets % 2 and getattr(adaptation, "needs_target", False) else None
         if halves is not None and halves.num_subsets % 2 == 0:
             from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
 
-            with early._counting(halves):
-                adaptation.offer_target(truth_log_likelihood(halves))
-        return early
-
-    @contextmanager
-    def _counting(self, objective: Objective) -> Iterator[None]:
-        began, before = time.perf_counter(), replace(objective.counter)
-        yield
-        self.forward += objective.counter.forward - before.forward
-        self.back += objective.counter.back - before.back
-        self.seconds += time.perf_counter() - began
+            before = Cost.now(halves)
+            adaptation.offer_target(truth_log_likelihood(halves))
+            cost += Cost.now(halves) - before
+        cost.total = time.perf_counter() - began
+        return cls(image, scale, cost)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
+from .workers import in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +94,11 @@ class Execution:
 
     def _pass(self, function: Callable[[Any], Any], jobs: dict[int, Any]) -> Iterator[tuple[int, Any]]:
         """Numbers and results, until all is done or a worker dies; a Dask scheduler has others do its work."""
+        if self.client is None:
+            return in_processes(self.num_workers, function, jobs)
         from joblib import Parallel, delayed, parallel_config
 
-        if self.client is not None:
-            where: dict[str, Any] = {"backend": "dask", "client": self.client}
-        else:
-            threads = max(1, (os.cpu_count() or 1) // self.num_workers)
-            where = {"backend": "loky", "inner_max_num_threads": threads}
-        with parallel_config(n_jobs=self.num_workers, **where):
+        with parallel_config(backend="dask", n_jobs=self.num_workers, client=self.client):
             parallel = Parallel(batch_size=1, return_as="generator_unordered")
         return parallel(delayed(_numbered)(function, number, job) for number, job in list(jobs.items()))
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
-from ..geometry.checks import check_count, check_seed
+from ..geometry.checks import check_count, check_real, check_seed
+from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
 from .data import Data, InterfileData, data_of
@@ -29,6 +30,9 @@ from .result import Reconstruction
 logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
+
+#: Between two checkpoints of a run that is kept.
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(eq=False)
@@ -75,6 +79,9 @@ class Study:
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
+    checkpoint, checkpoint_every
+        File (``.safetensors``) for the state of the run, written every so many seconds, after the last step, and when
+        the run is cut off by an exception. If it is there, the run goes on from it.
 
     Raises
     ------
@@ -105,6 +112,8 @@ class Study:
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
     callbacks: Iterable[Callable[[Any], None]] = ()
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = CHECKPOINT_SECONDS
     chosen: Method = field(init=False, repr=False)
     values: dict[str, Any] = field(init=False, repr=False)
     score_model: Any = field(init=False, repr=False)
@@ -118,6 +127,7 @@ class Study:
         if chosen.samples:
             self.num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
         check_seed("seed", self.seed)
+        check_real("checkpoint_every", self.checkpoint_every)
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
@@ -147,7 +157,7 @@ class Study:
         placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical)
-        steps: list[dict[str, Any]] = []
+        keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
         reconstructor = build_reconstructor(
             self.method,
             objective,
@@ -159,7 +169,7 @@ class Study:
             subset_order=asked["subset_order"],
             prior=asked["prior"],
             adaptation=self._adaptation,
-            callbacks=(lambda step: steps.append(step.to_dict()), *self.callbacks),
+            callbacks=(*keepers, *self.callbacks),
         )
         if self.members is not None:
             reconstructor.restrict_to(self.members)
@@ -167,8 +177,14 @@ class Study:
         if initial is None and early is not None and chosen.name.startswith("map-"):
             # Nearer to the optimum than a uniform image by many iterations, and paid for already.
             initial = early.image
-        reconstructor.set_up(None if initial is None else initial.to(objective.device))
-        reconstructor.process()
+        reconstructor.resume_from = next((keeper.path for keeper in keepers if keeper.path.is_file()), None)
+        try:
+            reconstructor.set_up(None if initial is None else initial.to(objective.device))
+            reconstructor.process()
+        except BaseException:
+            for keeper in keepers:
+                keeper.write()
+            raise
 
         image = _as_tensor(objective, reconstructor.get_output())
         samples = None
@@ -190,7 +206,7 @@ class Study:
             "anatomical": None if placed is None else {**placed.record, "guidance": self.guide.guidance},
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
-            "trace": steps,
+            "trace": reconstructor.record["trace"],
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
         # Some of the samples do not stand for all.
@@ -307,10 +323,10 @@ def _cost(record: dict[str, Any], early: Early | None) -> dict[str, Any]:
     """Projections, network evaluations and seconds of a run, the estimate of the intensity scale included."""
     projections, seconds = dict(record["projections"]), dict(record["seconds"])
     if early is not None:
-        projections["forward"] += early.forward
-        projections["back"] += early.back
-        seconds["intensity_scale"] = early.seconds
-        seconds["total"] += early.seconds
+        projections["forward"] += early.cost.forward
+        projections["back"] += early.cost.back
+        seconds["intensity_scale"] = early.cost.total
+        seconds["total"] += early.cost.total
     known = ("projections", "seconds", "method", "settings", "log_likelihood", "trace")
     details = {key: value for key, value in record.items() if key not in known}
     return {"projections": projections, "seconds": seconds, **details}

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files.outputs import OutputFolder
+from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from .report import Trace, report_figure
@@ -67,8 +68,7 @@ class Reconstruction:
         factor = self.exam.calibration_factor if factor is None else factor
         if factor is None:
             raise ValueError("the header of the data has no calibration factor: give it as a number")
-        if not 0 < factor < float("inf"):
-            raise ValueError(f"the calibration factor must be positive and finite, found {factor}")
+        check_real("the calibration factor", factor, open_below=True)
         images = {name: getattr(self, name) for name in ("image", "samples", "uncertainty")}
         return replace(
             self,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,10 @@ def run_shared(study: Study, execution: Execution) -> Reconstruction:
     """
     check_shared(study)
     options = {f.name: getattr(study, f.name) for f in fields(study) if f.init} | {"callbacks": ()}
-    jobs = [options | {"members": members} for members in share_out(study.num_samples, execution.num_workers)]
+    jobs = [
+        options | {"members": members, "checkpoint": _checkpoint_of(study, members)}
+        for members in share_out(study.num_samples, execution.num_workers)
+    ]
     shares = []
     for share in execution.results(_run, jobs):
         logger.info("samples %s of %d are done", share.record["members"], study.num_samples)
@@ -102,6 +106,13 @@ def _joined(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in ("forward", "back", "network_evaluations", "seconds"):
         joined[key] = sum(step[key] for step in steps)
     return joined
+
+
+def _checkpoint_of(study: Study, members: range) -> Path | None:
+    if study.checkpoint is None:
+        return None
+    path = Path(study.checkpoint)
+    return path.with_name(f"{path.stem}-{members[0]}-{members[-1]}{path.suffix}")
 
 
 def _run(options: dict[str, Any]) -> Reconstruction:

@@ -18,7 +18,6 @@ from ..records import Cost, StepRecord
 from ..settings import Settings, defaults, make
 from ..view import bound, check_bound, seen_as_volume
 from .chain import Chain, posterior_sd
-from .checkpoint import Checkpoint
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .resuming import ResumableReconstructor
 from .sampling import Sampling, reverse_times
@@ -186,7 +185,6 @@ class DiffusionReconstructor(ResumableReconstructor):
         start, began = self._spent(), time.perf_counter()
         super().set_up(initial_image)
         self._samples, self._given = None, initial_image is not None
-        self._resumed = None if self.resume_from is None else Checkpoint.load(self.resume_from)
         self._set_up_data_step()
         if self.model.geometry is None:
             resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
@@ -199,7 +197,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
-            self._resumed.check(self.resume_from, self._fingerprint())
+            self._resumed.check(str(self.resume_from), self._fingerprint())
             self._preparation = Cost(**self._resumed.metadata["preparation"])
 
     def process(self) -> DiffusionReconstructor:
@@ -216,7 +214,6 @@ class DiffusionReconstructor(ResumableReconstructor):
             "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
         }
-        self.record["trace"] = [dict(entry) for entry in self._steps]
         if self.consistency is not None:
             self.record.update(self.consistency.summary())
         if self.adaptation is not None:
@@ -247,7 +244,6 @@ class DiffusionReconstructor(ResumableReconstructor):
         return self._samples
 
     def _run(self) -> Tensor:
-        self._steps: list[dict[str, Any]] = []
         self._earlier = self._preparation
         self._listening = 0.0
         model = self.model
@@ -323,7 +319,6 @@ class DiffusionReconstructor(ResumableReconstructor):
             seconds=cost.total,
             checkpoint=lambda: self._checkpoint(chain),
         )
-        self._steps.append(record.to_dict())
         if data.after is not None:
             self._trace.append(sum(data.after) / len(data.after))
         began = time.perf_counter()
@@ -333,7 +328,7 @@ class DiffusionReconstructor(ResumableReconstructor):
 
     def _cost(self) -> Cost:
         """Everything so far: preparation, the run that was interrupted, and this one."""
-        cost = super()._cost() + self._earlier
+        cost = super()._cost()
         cost.callbacks += self._listening
         return cost
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,11 +27,17 @@ LARGEST_GROWTH = 2.0
 
 @dataclass
 class Iterate:
-    """An image and what is known of it: values are None where the algorithm had no need of them."""
+    """An image and what is known of it: values are None where the algorithm had no need of them.
+
+    ``is_new`` tells whether the values are others than those of the iterate before; ``state`` is what the algorithm
+    needs beside the image to go on from here.
+    """
 
     x: Tensor
     log_likelihood: Tensor | None = None
     penalty: Tensor | None = None
+    is_new: bool = True
+    state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +55,13 @@ class _Snapshot:
 
 
 def bsrem(
-    objective: Objective, prior: Penalty, x: Tensor, num_iterations: int, order: Sequence[int | None]
+    objective: Objective,
+    prior: Penalty,
+    x: Tensor,
+    num_iterations: int,
+    order: Sequence[int | None],
+    kept: Mapping[str, Tensor] | None = None,
+    done: int = 0,
 ) -> Iterator[Iterate]:
     r"""Maximise :math:`L(x) - \beta R(x)`; yields one iterate per epoch, and at the end the best image seen.
 
@@ -70,6 +82,8 @@ def bsrem(
     full projection and back-projection and gives the objective's value: if that fell, the ascent returns to the
     previous snapshot and halves ``alpha`` (which recovers by a quarter at each success), so that the values of the
     snapshots that are kept never decrease. With one subset each epoch is a snapshot: preconditioned gradient ascent.
+
+    ``x`` is the image of the start. After ``done`` epochs ``kept`` has the image ``x`` and the `Iterate.state` of then.
     """
     number = objective.num_subsets
     sensitivity = objective.sensitivity()
@@ -90,38 +104,44 @@ def bsrem(
         moved = torch.minimum(moved, LARGEST_GROWTH * (image + offset)).clamp_min(floor)
         return torch.where(mask, moved, torch.zeros_like(moved))
 
-    epoch = 0
-    if number > 1 and num_iterations > 1:
+    epoch, step, left, kept = done, 1.0, 0, kept or {}
+    best: _Snapshot | None = None
+    x = kept.get("x", x)
+    if "best" in kept:
+        best, step, left = _take(objective, prior, kept["best"], precondition), float(kept["step"]), int(kept["left"])
+    if epoch == 0 and number > 1 and num_iterations > 1:
         preconditioner = precondition(x)
         for subset in order:
             x = advance(x, number * objective.gradient(x, subset), preconditioner, 1.0)
         epoch = 1
         yield Iterate(x)
 
-    best: _Snapshot | None = None
-    step = 1.0
     while epoch < num_iterations:
-        snapshot = _take(objective, prior, x, precondition)
-        if best is None or snapshot.value >= best.value - 1e-8 * abs(best.value):
-            best, step = snapshot, min(1.0, STEP_RECOVERY * step)
-        elif step > SMALLEST_STEP:
-            step /= 2
-            logger.info("BSREM: objective fell by %.3g, step halved to %g", best.value - snapshot.value, step)
-        x = best.x
-        for _ in range(min(EPOCHS_PER_SNAPSHOT if number > 1 else 1, num_iterations - epoch)):
-            for subset in order:
-                gradient = best.total
-                if x is not best.x:
-                    stored = best.gradients[subset or 0]
-                    gradient = gradient + number * (objective.gradient(x, subset) - stored)
-                x = advance(x, gradient, best.preconditioner, step)
-            epoch += 1
-            yield Iterate(x, best.log_likelihood, best.penalty)
+        is_new = False
+        if left == 0:
+            snapshot, left = _take(objective, prior, x, precondition), EPOCHS_PER_SNAPSHOT if number > 1 else 1
+            is_new = best is None or snapshot.value >= best.value - 1e-8 * abs(best.value)
+            if is_new:
+                best, step = snapshot, min(1.0, STEP_RECOVERY * step)
+            elif step > SMALLEST_STEP:
+                step /= 2
+                logger.info("BSREM: objective fell by %.3g, step halved to %g", best.value - snapshot.value, step)
+            x = best.x
+        for subset in order:
+            gradient = best.total
+            if x is not best.x:
+                stored = best.gradients[subset or 0]
+                gradient = gradient + number * (objective.gradient(x, subset) - stored)
+            x = advance(x, gradient, best.preconditioner, step)
+        epoch, left = epoch + 1, left - 1
+        state = {"best": best.x, "step": torch.tensor(step, dtype=torch.float64), "left": torch.tensor(left)}
+        yield Iterate(x, best.log_likelihood, best.penalty, is_new, state)
     last = objective.at(x).value
     penalty = prior.value(x)
-    if best is not None and not float(last - penalty) >= best.value:
+    is_new = best is None or float(last - penalty) >= best.value
+    if not is_new:
         x, last, penalty = best.x, best.log_likelihood, best.penalty
-    yield Iterate(x, last, penalty)
+    yield Iterate(x, last, penalty, is_new)
 
 
 def _take(objective: Objective, prior: Penalty, x: Tensor, precondition) -> _Snapshot:

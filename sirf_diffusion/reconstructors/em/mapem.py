@@ -104,30 +104,27 @@ class MAPEM(Reconstructor):
         return self.objective.early_image()
 
     def _run(self) -> Tensor:
-        iterates = self._closed_form() if self.prior.has_majoriser else self._bsrem()
-        objective_trace: list[float] = []
-        known: Tensor | None = None
-        x = self._initial
-        for number, iterate in enumerate(iterates, start=1):
+        kept, done = self._take_over()
+        x = kept.get("x", self._initial)
+        iterates = self._closed_form(x, done) if self.prior.has_majoriser else self._bsrem(kept, done)
+        for number, iterate in enumerate(iterates, start=done + 1):
             x = iterate.x
             check_finite(x, f"the image after iteration {number}")
-            if iterate.log_likelihood is not None and iterate.log_likelihood is not known:
-                known = iterate.log_likelihood
-                self._trace.append(float(known))
+            if iterate.log_likelihood is not None and iterate.is_new:
+                self._trace.append(float(iterate.log_likelihood))
                 if iterate.penalty is not None:
-                    objective_trace.append(float(known - iterate.penalty))
+                    objective = float(iterate.log_likelihood - iterate.penalty)
+                    self._extras.setdefault("objective", []).append(objective)
             last = number > self.num_iterations
-            if not last and self.callbacks and self._notify(self._iteration(number, x, iterate.log_likelihood)):
+            if not last and self._notify(self._iteration(number, x, iterate.log_likelihood, iterate.state)):
                 break
-        if objective_trace:
-            self._extras["objective"] = objective_trace
         return x
 
-    def _closed_form(self) -> Iterator[Iterate]:
-        x, prior, number = self._initial, self.prior, self.objective.num_subsets
+    def _closed_form(self, x: Tensor, done: int) -> Iterator[Iterate]:
+        prior, number = self.prior, self.objective.num_subsets
         full = self.objective.sensitivity()
         mask = inside(full)
-        for _ in range(self.num_iterations):
+        for _ in range(done, self.num_iterations):
             target, rho = prior.majoriser(x)
             penalty = prior.value(x) if prior.has_value and number == 1 else None
             log_likelihood: Tensor | None = None
@@ -141,8 +138,9 @@ class MAPEM(Reconstructor):
                     x = torch.where(mask, x, torch.zeros_like(x))
             yield Iterate(x, log_likelihood, penalty)
 
-    def _bsrem(self) -> Iterator[Iterate]:
-        return bsrem(self.objective, self.prior, self._initial, self.num_iterations, self.subset_order)
+    def _bsrem(self, kept: dict[str, Tensor], done: int) -> Iterator[Iterate]:
+        order = self.subset_order
+        return bsrem(self.objective, self.prior, self._initial, self.num_iterations, order, kept, done)
 
     def _spent(self) -> Cost:
         return Cost.now(self.objective, self.prior)

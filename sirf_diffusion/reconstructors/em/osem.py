@@ -77,21 +77,24 @@ class OSEM(Reconstructor):
         return order if len(order) > 1 else (None,)
 
     def _run(self) -> Tensor:
-        x = self._initial
-        for epoch in range(self.num_iterations):
+        kept, done = self._take_over()
+        x, number = kept.get("x", self._initial), done * len(self.subset_order)
+        for epoch in range(done, self.num_iterations):
             before: Tensor | None = None
             for subset in self.subset_order:
                 evaluation = self.objective.at(x, subset)
                 if subset is None:
                     before = evaluation.value
                     self._trace.append(float(before))
-                x = self._update(x, subset, evaluation)
+                x = self._update(x, subset, evaluation, number)
+                number += 1
             check_finite(x, f"the image after epoch {epoch + 1}")
-            if self.callbacks and self._notify(self._iteration(epoch + 1, x, before)):
+            if self._notify(self._iteration(epoch + 1, x, before)):
                 break
         return x
 
-    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation) -> Tensor:
+    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation, number: int) -> Tensor:
+        """The update after ``number`` others."""
         return em_update(self.objective, x, subset, evaluation=evaluation)
 
 

@@ -72,18 +72,14 @@ class OSMAPOSL(OSEM):
         if tuple(image.shape) != shape:
             raise ValueError(f"initial_image has shape {tuple(image.shape)}, expected {shape} (z, y, x)")
         check_finite(image, "initial_image")
-        self._initial, self._output = image.detach().to(self.objective.sensitivity(), copy=True), None
+        self._initial = image.detach().to(self.objective.sensitivity(), copy=True)
+        self._begin()
 
-    def _run(self) -> Tensor:
-        self._number = self.updates.first
-        return super()._run()
-
-    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation) -> Tensor:
+    def _update(self, x: Tensor, subset: int | None, evaluation: Evaluation, number: int) -> Tensor:
         sensitivity = self.objective.sensitivity(subset)
         seen = sensitivity > 0
         ratio = (evaluation.gradient() + sensitivity) / torch.where(seen, sensitivity, torch.ones_like(sensitivity))
-        limits = self.updates.relative_change if self._number > 1 else (0.0, math.inf)
-        self._number += 1
+        limits = self.updates.relative_change if self.updates.first + number > 1 else (0.0, math.inf)
         return x * torch.where(seen, ratio, torch.zeros_like(ratio)).clamp(*limits)
 
 

@@ -1,22 +1,27 @@
-"""Checkpoints of a diffusion run: written whole or not at all, without pickle, and refused where they do not belong."""
+"""Checkpoints of a run: written whole or not at all, without pickle, and refused where they do not belong."""
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...files.weights import WeightsFormat
-from ..records import StepRecord
+from ..files.weights import WeightsFormat
+from ..geometry.checks import check_count, check_real
+from .records import StepRecord
 
-_FORMAT = WeightsFormat("a checkpoint of a diffusion run", "sirf_diffusion_checkpoint", "start the run afresh")
+logger = logging.getLogger(__name__)
+
+_FORMAT = WeightsFormat("a checkpoint of a reconstruction", "sirf_diffusion_checkpoint", "start the run afresh")
 
 
 @dataclass
 class Checkpoint:
-    """All that a diffusion run needs to go on: tensors (chain, images, generator states) and JSON-able ``metadata``."""
+    """All that a run needs to go on: tensors (images, chain, generator states) and JSON-able ``metadata``."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
@@ -43,10 +48,11 @@ class Checkpoint:
 
 
 class CheckpointCallback:
-    """Callback that saves the run to ``path`` after every ``every``-th step and after the last.
+    """Callback that saves the run to ``path`` now and then and after the last step.
 
-    A run constructed with the same arguments and ``resume_from=path`` goes on from there and gives the result that the
-    uninterrupted run gives.
+    A run constructed with the same arguments, whose ``resume_from`` is ``path`` before `set_up`, goes on from there and
+    gives the result that the uninterrupted run gives. A checkpoint that cannot be written (full disk) is a warning, and
+    the run goes on.
 
     Parameters
     ----------
@@ -54,21 +60,39 @@ class CheckpointCallback:
         File to write, ``.safetensors``; its folder must exist. An older checkpoint is replaced.
     every
         Steps between two checkpoints.
+    seconds
+        Least time between two checkpoints.
     """
 
-    def __init__(self, path: str | Path, every: int = 1) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, found {every}")
-        self.path, self.every = Path(path), every
+    def __init__(self, path: str | Path, every: int = 1, seconds: float = 0.0) -> None:
+        self.path, self.every = Path(path), check_count("every", every)
+        self.seconds = check_real("seconds", seconds)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder of the checkpoint {self.path} does not exist: make it first")
+        self._latest: Checkpoint | None = None
+        self._when = time.monotonic()
+        self._warned = False
 
     def __call__(self, record: StepRecord) -> None:
         """Save if it is time."""
         if record.checkpoint is None:
             raise TypeError(f"{record.method} cannot be resumed: leave CheckpointCallback out")
-        if record.step % self.every == 0 or record.step == record.num_steps:
-            record.checkpoint().save(self.path)
+        self._latest, last = record.checkpoint(), record.step == record.num_steps
+        if last or (record.step % self.every == 0 and time.monotonic() - self._when >= self.seconds):
+            self.write()
+
+    def write(self) -> None:
+        """Save the last step, if it is not saved yet."""
+        if self._latest is not None:
+            try:
+                self._latest.save(self.path)
+            except OSError as problem:
+                if not self._warned:
+                    logger.warning("%s cannot be written, the run is not kept: %s", self.path, problem.strerror)
+                self._warned = True
+            else:
+                self._latest = None
+            self._when = time.monotonic()
 
 
 def _both_floats(a: Any, b: Any) -> bool:
