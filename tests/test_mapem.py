@@ -144,7 +144,7 @@ def test_bsrem_keeps_its_step_where_only_one_subset_sees_a_voxel(caplog):
 
 @pytest.mark.parametrize("start", ["early", "uniform"])
 def test_bsrem_has_no_voxel_leap_away_in_low_counts(start, caplog):
-    """Voxels beside the head are large in one epoch and zero in the next: their step must not stay that of the first."""
+    """Voxels beside the head are large in one epoch, zero in the next: a step made for the first is too long."""
     objective = load_example("brain2d").acquisition.objective(7)
     image = objective.early_image() if start == "early" else objective.uniform_image()
     largest = []
