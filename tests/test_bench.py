@@ -84,8 +84,8 @@ def test_a_run_made_with_other_defaults_is_another_run(name, table, monkeypatch)
     spec = RunSpec(CaseSpec("slice", 9000, 2e4), name, {}, 1)
     before = spec.name
     choice = getattr(defaults, table)[name]
-    changed = replace(choice, settings={**choice.settings, "smoothing": 3.0})
-    monkeypatch.setitem(getattr(defaults, table), name, changed)
+    changed = {**choice.defaults(), "smoothing": 3.0}
+    monkeypatch.setattr(choice, "defaults", classmethod(lambda cls, *kinds: changed))
     assert spec.name != before
 
 

@@ -48,7 +48,7 @@ def drawn(method: str) -> dict:
 
 def by_class(method, scan, model, objective=None):
     objective = acquisition(scan).objective() if objective is None else objective
-    run = METHODS[method].kind(objective, ScoreModel.load(model), **drawn(method), **SETTINGS[method])
+    run = METHODS[method](objective, ScoreModel.load(model), **drawn(method), **SETTINGS[method])
     return run.process().get_output()
 
 

@@ -15,6 +15,7 @@ from tiny_model import small_model
 from toy_model import Fixed, ToyModel, identity
 from toy_objective import make_toy
 
+from sirf_diffusion.cli import main
 from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table
 from sirf_diffusion.reconstructors.methods import (
     ADAPTATIONS,
@@ -23,6 +24,7 @@ from sirf_diffusion.reconstructors.methods import (
     build_reconstructor,
     methods_of,
 )
+from sirf_diffusion.reconstructors.settings import listed
 from sirf_diffusion.study.reconstruction import reconstruct
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -54,12 +56,12 @@ def test_defaults_follow_how_the_model_sees_the_image(name):
     for planes, volume in (("transverse", False), ("three", True), ("alternating", True)):
         model = ToyModel(identity).on(objective.geometry, 1.0)
         model.planes = planes
-        if method.adaptation is None:
+        if method.own_adaptation is None:
             expected = method.with_settings({}, volume=volume)
             assert build_reconstructor(name, objective, {}, model=model).settings.items() >= {
                 **expected, "planes": None
             }.items()  # fmt: skip
-            made = method.kind(objective, model)  # the class and the command have the same defaults
+            made = method(objective, model)  # the class and the command have the same defaults
             assert made.settings == build_reconstructor(name, objective, {}, model=model).settings
 
 
@@ -69,7 +71,7 @@ def test_defaults_follow_how_the_model_sees_the_image(name):
     ("dds", {"num_steps": 1e30}, "num_steps must be an integer of at most"),
     ("dds", {"eta": float("nan")}, "eta must be a number"),
     ("dds", {"eta": 1.5}, r"in \[0, 1\]"),
-    ("hqs", {"beta": 0}, r"in \(0, inf\]"),
+    ("hqs", {"beta": 0}, r"in \(0, inf\)"),
     ("lisch", {"step_size": 2}, r"in \(0, 2\)"),
     ("lisch", {"planes": "all"}, "planes must be one of"),
     ("lisch", {"target": 3.0, "num_em_iterations": 2.0}, "not both"),
@@ -81,17 +83,35 @@ def test_settings_are_checked_before_anything_else(name, given, message):
         METHODS[name].with_settings(given)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_command_lists_each_setting_with_default_range_and_meaning(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["recon", "--list-settings", name])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    own = METHODS[name].own_adaptation
+    known = [("--set", METHODS[name].parts())] + ([] if own is None else [("--adapt-set", (own.group,))])
+    for option, parts in known:
+        for entry in (entry for part in parts for entry in listed(part)):
+            at = next(k for k, line in enumerate(lines) if line.startswith(f"  {option} {entry.name}={entry.default}"))
+            assert entry.metadata["allowed"] in lines[at]
+            assert lines[at + 1].strip()
+    if name == "lisch":
+        assert "  --set anchor_strength=2.5, in volumes 0.4, published 0.0 (number in [0, inf))" in lines
+        assert not any("](" in line for line in lines)
+
+
 def test_the_published_settings_are_the_papers():
     objective, _ = make_toy((4, 8, 8))
-    made = METHODS["dds"].kind.published(objective, ToyModel(identity), num_inner=7).settings
+    made = METHODS["dds"].published(objective, ToyModel(identity), num_inner=7).settings
     assert (made["eta"], made["anchor_strength"], made["smoothing"], made["num_inner"]) == (0.85, 10.0, 0.0, 7)
 
 
 def test_adaptations_have_the_defaults_of_their_classes():
     for name, choice in ADAPTATIONS.items():
-        own = choice.kind().settings
+        own = choice().settings
         assert build_adaptation(name).settings == own
-        assert choice.settings.items() <= own.items()
+        assert choice.defaults().items() <= own.items()
 
 
 def test_a_method_is_one_file_and_one_line(monkeypatch):

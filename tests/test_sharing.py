@@ -15,7 +15,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
 from sirf_diffusion.study.shares import merge, share_out
 
-UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.adaptation is None]
+UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.own_adaptation is None]
 
 
 @pytest.fixture

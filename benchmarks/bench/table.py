@@ -80,8 +80,10 @@ class Line:
         if self.builder not in METHODS:
             return dict(self.settings)
         method = METHODS[self.builder]
-        adaptation = {} if method.adaptation is None else {"adaptation": dict(ADAPTATIONS[method.adaptation].settings)}
-        return {**adaptation, **method.settings, "volumes": dict(method.volumes), **self.settings}
+        own, usual = method.own_adaptation, method.defaults()
+        adaptation = {} if own is None else {"adaptation": ADAPTATIONS[own.name].defaults()}
+        volumes = {name: value for name, value in method.defaults("volumes").items() if value != usual[name]}
+        return {**adaptation, **usual, "volumes": volumes, **self.settings}
 
 
 _STRENGTH = {"penalisation_factor": Range(1.0, 1e-3, 1e3)}

@@ -106,7 +106,7 @@ def _compare_planes(example: Any, options: dict[str, Any]) -> dict[str, Any]:
 
     options = {**options, "quick": True}
     in_3d = {"osem": compare(example, ["osem"], **options)}
-    num_steps = METHODS["lisch"].quick["num_steps"]
+    num_steps = METHODS["lisch"].defaults("quick")["num_steps"]
     for planes, turns in (("transverse", 1), ("alternating", 3)):
         settings = {"planes": planes, "num_steps": turns * num_steps}
         in_3d[f"lisch {planes}"] = compare(example, ["lisch"], settings={"lisch": settings}, **options)

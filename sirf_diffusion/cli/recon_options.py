@@ -23,27 +23,23 @@ if TYPE_CHECKING:
 FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial", "par")
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
+def _listed(kinds: Mapping[str, Any]) -> str:
+    return "\n".join(f"  {name:<10} {kind.about}" for name, kind in kinds.items())
 
-_SETTINGS = "\n".join(
-    f"  {m.name:<10} {m.about}\n{'':13}{_listed(m.settings)}"
-    + (f"\n{'':13}in volumes: {_listed(m.volumes)}" if m.volumes else "")
-    for m in METHODS.values()
-)
-_ADAPTATIONS = "\n".join(f"  {a.name:<10} {a.about}\n{'':13}{_listed(a.settings)}" for a in ADAPTATIONS.values())
 
 ABOUT = f"""\
 Reconstruct STIR Interfile data. Writes the image (reconstruction.hv), record.json and report.png, and for methods that
 draw posterior samples samples.h5 and their standard deviation (uncertainty.hv). Patient position, time frames and
 radionuclide of the prompts are kept.
 
-methods, and their settings with defaults (change with --set NAME=VALUE):
-{_SETTINGS}
+methods (--method):
+{_listed(METHODS)}
 
-adaptations of the network (--adapt), and their settings with defaults (change with --adapt-set NAME=VALUE):
-{_ADAPTATIONS}
+adaptations of the network (--adapt):
+{_listed(ADAPTATIONS)}
+
+--list-settings METHOD lists their settings with default, range and meaning.
 
 The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
 model's in-plane voxel size (the scanner's default bin size without a model).
@@ -121,6 +117,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help=f"score model, for all methods but osem and map-rdp; default: {DEFAULT_MODEL}",
     )
+    method.add_argument(
+        "--list-settings",
+        action=_ListSettings,
+        nargs="?",
+        choices=METHODS,
+        metavar="METHOD",
+        help="list the settings of a method, or of all, with default, range and meaning, and end",
+    )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
@@ -168,8 +172,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _ListSettings(argparse.Action):
+    """Prints the settings and ends the program, as ``--help`` does: other options are not needed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        from ..reconstructors.listing import settings_list
+
+        print("\n\n".join(settings_list(name) for name in ([values] if values else METHODS)))
+        parser.exit()
+
+
 def _add_settings(group: argparse._ArgumentGroup, option: str, name: str, of: str) -> None:
-    about = f"a setting of the {of}, see above; may be repeated"
+    about = f"a setting of the {of}, see --list-settings; may be repeated"
     group.add_argument(option, action="append", default=[], dest=name, metavar="NAME=VALUE", help=about)
 
 
@@ -261,10 +275,10 @@ def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any
 
 def _adaptation_of(arguments: argparse.Namespace) -> NetworkAdaptation | None:
     method, settings = METHODS[arguments.method], parse_settings(arguments.adapt_settings, "--adapt-set")
-    name = arguments.adapt or method.adaptation or "none"
+    name = arguments.adapt or getattr(method.own_adaptation, "name", "none")
     if name == "none":
-        if method.adaptation is not None:
-            raise ValueError(f"--adapt none: {method.name} is nothing without adaptation; use lisch, dds or hqs")
+        if method.own_adaptation is not None:
+            raise ValueError(f"--adapt none: {method.method} is nothing without adaptation; use lisch, dds or hqs")
         if settings or arguments.save_adapter is not None:
             raise ValueError(
                 "--adapt-set and --save-adapter need an adaptation: give --adapt ddip or --adapt steerable"

@@ -51,9 +51,15 @@ def check_real(
         or (open_below and number == minimum)
         or (open_above and number == maximum)
     ):
-        left, right = "(" if open_below else "[", ")" if open_above else "]"
-        raise ValueError(f"{name} must be a number in {left}{minimum:g}, {maximum:g}{right}, found {value!r}")
+        span = interval(minimum, maximum, open_below, open_above)
+        raise ValueError(f"{name} must be a number in {span}, found {value!r}")
     return float(number)
+
+
+def interval(minimum: float, maximum: float, open_below: bool, open_above: bool) -> str:
+    """The range in words of mathematics, such as ``(0, 1]``."""
+    left, right = open_below or minimum == -math.inf, open_above or maximum == math.inf
+    return f"{'(' if left else '['}{minimum:g}, {maximum:g}{')' if right else ']'}"
 
 
 def check_choice(name: str, value: Any, options: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from ..files.outputs import jsonable
 from ..geometry.checks import check_finite
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
-from .settings import Settings, listed
+from .settings import Settings, defaults, listed, make
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Reconstructor(ABC):
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    #: Adaptation of the network that is part of the method.
+    own_adaptation: ClassVar[Any] = None
     num_iterations: int = 0
     resume_from: str | Path | None = None
     _resumed: Checkpoint | None = None
@@ -73,6 +75,26 @@ class Reconstructor(ABC):
     def parts(cls) -> tuple[type[Settings], ...]:
         """The groups of settings that the constructor takes as keyword arguments."""
         return ()
+
+    @classmethod
+    def defaults(cls, *kinds: str) -> dict[str, Any]:
+        """All settings with their defaults; of these kinds (``volumes``, ``quick``, ``published``) where there are."""
+        return defaults(cls.parts(), *kinds)
+
+    @classmethod
+    def with_settings(cls, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False) -> dict[str, Any]:
+        """Defaults, replaced by what was given, checked.
+
+        ``volume``: for a volume, unless it is seen as transverse slices only. ``quick``: for a quick look.
+
+        Raises
+        ------
+        ValueError
+            If a setting is unknown, with those that there are, or out of range.
+        """
+        kinds = (("volumes",) if volume and given.get("planes") != "transverse" else ()) + (("quick",) if quick else ())
+        make(cls.parts(), given, cls.method, *kinds)
+        return {**cls.defaults(*kinds), **given}
 
     def __init_subclass__(cls) -> None:
         """Show the settings in signature and documentation, as if they stood there."""

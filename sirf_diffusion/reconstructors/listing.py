@@ -1,31 +1,58 @@
-"""The settings of the methods as tables, for the documentation."""
+"""The settings of methods and adaptations as text: tables for the documentation, lists for the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
-from .methods import ADAPTATIONS, METHODS, Method
+from .base import Reconstructor
+from .methods import ADAPTATIONS, METHODS
 from .settings import Settings, defaults, listed
 
+_LINK = re.compile(r"[,;]? see \[[^]]*\]\([^)]*\)")
+_OTHER_DEFAULTS = {"volumes": "in volumes", "quick": "quick", "published": "published"}
 
-def settings_table(method: Method) -> str:
+
+def settings_list(name: str) -> str:
+    """What a method or an adaptation is, and each of its settings with default, range and meaning.
+
+    A method's own adaptation is listed with it.
+    """
+    lines = []
+    if name in METHODS:
+        lines += [f"{name}: {METHODS[name].about}", *_items("--set", METHODS[name].parts())]
+    own = METHODS[name].own_adaptation if name in METHODS else None
+    if adaptation := ADAPTATIONS.get(name, own):
+        lines += [f"adaptation {adaptation.name}: {adaptation.about}", *_items("--adapt-set", (adaptation.group,))]
+    return "\n".join(lines)
+
+
+def _items(option: str, parts: Sequence[type[Settings]]) -> Iterator[str]:
+    for entry in (entry for part in parts for entry in listed(part)):
+        about = entry.metadata
+        others = [f", {words} {about[kind]}" for kind, words in _OTHER_DEFAULTS.items() if kind in about]
+        allowed = about["allowed"] + (" or None" if about["optional"] else "")
+        yield f"  {option} {entry.name}={entry.default}{''.join(others)} ({allowed})"
+        yield f"      {_LINK.sub('', about['about']).replace('`', '')}"
+
+
+def settings_table(method: type[Reconstructor]) -> str:
     """Settings of a method with their defaults, without those that all samplers share."""
-    return _table(method.kind.parts(), without=_shared())
+    return _table(method.parts(), without=_shared())
 
 
 def shared_table() -> str:
     """Settings that all samplers share, with their defaults."""
-    shared = _shared()
-    parts = METHODS["lisch"].kind.parts()
+    shared, parts = _shared(), METHODS["lisch"].parts()
     return _table(parts, without=[name for name in defaults(parts) if name not in shared])
 
 
 def adaptation_table() -> str:
     """Settings of the adaptations with their defaults."""
-    kinds = [choice.kind.group for choice in ADAPTATIONS.values()]
+    kinds = ADAPTATIONS.values()
     rows = [f"| setting | {' | '.join(f'`{name}`' for name in ADAPTATIONS)} | |", "| --- " * (len(kinds) + 2) + "|"]
-    for entry in listed(kinds[0]):
-        values = " | ".join(str(defaults((kind,))[entry.name]) for kind in kinds)
+    for entry in listed(next(iter(kinds)).group):
+        values = " | ".join(str(kind.defaults()[entry.name]) for kind in kinds)
         rows.append(f"| `{entry.name}` | {values} | {entry.metadata['about']} |")
     return "\n".join(rows)
 
@@ -33,7 +60,7 @@ def adaptation_table() -> str:
 def _shared() -> list[str]:
     """Names of the settings that every sampler has, with one default and one meaning."""
     of_samplers = [
-        {e.name: (e.default, e.metadata["about"]) for part in method.kind.parts() for e in listed(part)}
+        {e.name: (e.default, e.metadata["about"]) for part in method.parts() for e in listed(part)}
         for method in METHODS.values()
         if method.samples
     ]

@@ -7,7 +7,6 @@ value serves images whose units differ: an image ``x`` is penalised as ``u = x /
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
@@ -16,7 +15,6 @@ from .adaptation.ddip import DDIPAdaptation, SteerableAdaptation
 from .adaptation.network_adaptation import NetworkAdaptation
 from .base import Reconstructor
 from .em.osmaposl import OSMAPOSL, StirUpdates
-from .settings import defaults, make, special
 
 _CLASSES = (
     "em.osem:OSEM",
@@ -34,83 +32,19 @@ NUM_SAMPLES = 5
 QUICK_NUM_SAMPLES = 2
 
 
-@dataclass(frozen=True)
-class Method:
-    """A reconstructor by its name.
-
-    ``title`` is for figures, ``about`` for help. The objective is to have the largest number of subsets up to
-    ``num_subsets`` that divides the views. ``settings`` are the defaults in slices, ``volumes`` others for volumes that
-    are not seen as transverse slices only, ``quick`` others for a quick look. ``adaptation`` is the name of its own.
-    """
-
-    kind: type[Reconstructor]
-    name: str
-    title: str
-    about: str
-    uses_model: bool = False
-    samples: bool = False
-    num_subsets: int = 1
-    adaptation: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    volumes: Mapping[str, Any] = field(default_factory=dict)
-    quick: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, kind: type[Reconstructor]) -> Method:
-        """All that the class says of itself."""
-        parts, own = kind.parts(), getattr(kind, "own_adaptation", None)
-        return cls(
-            kind,
-            kind.method,
-            kind.title,
-            kind.about,
-            kind.uses_model,
-            kind.samples,
-            kind.num_subsets,
-            None if own is None else own.name,
-            defaults(parts),
-            special(parts, "volumes"),
-            special(parts, "quick"),
-        )
-
-    def with_settings(self, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False) -> dict[str, Any]:
-        """Defaults, replaced by what was given, checked.
-
-        Raises
-        ------
-        ValueError
-            If a setting is unknown, with those that there are, or out of range.
-        """
-        in_volumes = self.volumes if volume and given.get("planes") != "transverse" else {}
-        usual = {**in_volumes, **(self.quick if quick else {})}
-        make(self.kind.parts(), {**usual, **given}, self.name)
-        return {**self.settings, **usual, **given}
-
-
-@dataclass(frozen=True)
-class AdaptationChoice:
-    """An adaptation of the network by its name; see `NetworkAdaptation`."""
-
-    kind: type[NetworkAdaptation]
-    name: str
-    about: str
-    settings: Mapping[str, Any]
-
-
-def methods_of(paths: Iterable[str]) -> dict[str, Method]:
+def methods_of(paths: Iterable[str]) -> dict[str, type[Reconstructor]]:
     """Methods by name, from where their classes stand in this package."""
-    found = (Method.of(resolve_name(f"{__package__}.{path}")) for path in paths)
-    return {method.name: method for method in found}
+    found = (resolve_name(f"{__package__}.{path}") for path in paths)
+    return {kind.method: kind for kind in found}
 
 
 METHODS = methods_of(_CLASSES)
-ADAPTATIONS: dict[str, AdaptationChoice] = {
-    kind.name: AdaptationChoice(kind, kind.name, kind.about, defaults((kind.group,)))
-    for kind in (DDIPAdaptation, SteerableAdaptation)
+ADAPTATIONS: dict[str, type[NetworkAdaptation]] = {
+    kind.name: kind for kind in (DDIPAdaptation, SteerableAdaptation)
 }
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str) -> type[Reconstructor]:
     """The method of this name.
 
     Raises
@@ -185,11 +119,10 @@ def build_reconstructor(
         options |= {"num_samples": num_samples, "seed": seed, "adaptation": adaptation}
     if name == "map-rdp":
         options["intensity_scale"] = intensity_scale
-    if unknown := sorted(set(settings) - set(method.settings)):
-        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(method.settings)}")
+    method.with_settings(settings)
     if isinstance(subset_order, StirUpdates):
         return OSMAPOSL(objective, settings["num_iterations"], subset_order, callbacks=options["callbacks"])
-    return method.kind(objective, *([model] if method.uses_model else []), **options)
+    return method(objective, *([model] if method.uses_model else []), **options)
 
 
 def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapter: Any = None) -> NetworkAdaptation:
@@ -202,10 +135,10 @@ def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapt
     """
     if name not in ADAPTATIONS:
         raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
-    return ADAPTATIONS[name].kind(**(settings or {}), adapter=adapter)
+    return ADAPTATIONS[name](**(settings or {}), adapter=adapter)
 
 
-def adaptation_for(method: Method, given: Any = None) -> Any:
+def adaptation_for(method: type[Reconstructor], given: Any = None) -> Any:
     """The adaptation that a method is to use: the one given, as an object or by its name, or else the method's own.
 
     Raises
@@ -215,6 +148,7 @@ def adaptation_for(method: Method, given: Any = None) -> Any:
     """
     if given is not None and not method.samples:
         sampling = ", ".join(name for name, other in METHODS.items() if other.samples)
-        raise ValueError(f"{method.name} does not adapt the network: use {sampling}")
-    given = method.adaptation if given is None else given
+        raise ValueError(f"{method.method} does not adapt the network: use {sampling}")
+    if given is None and method.own_adaptation is not None:
+        return method.own_adaptation()
     return build_adaptation(given) if isinstance(given, str) else given

@@ -12,12 +12,12 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from ..geometry.checks import check_choice, check_count, check_flag, check_real
+from ..geometry.checks import check_choice, check_count, check_flag, check_real, interval
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A group of settings. Fields made by `count`, `real`, `choice` and `flag` are checked; others are no settings."""
+    """A group of settings. Fields made by `setting` and its kin are checked; others are no settings."""
 
     def __post_init__(self) -> None:
         for entry in listed(type(self)):
@@ -31,9 +31,15 @@ class Settings:
         return {entry.name: getattr(self, entry.name) for entry in listed(type(self))}
 
 
+def setting(default: Any, about: str, check: Callable[[str, Any], Any], allowed: str, **kinds: Any) -> Any:
+    """Field with a check, a function of name and value that returns the value, and words for what that lets pass."""
+    kinds.setdefault("optional", default is None)
+    return field(default=default, metadata={"about": about, "check": check, "allowed": allowed, **kinds})
+
+
 def count(default: int, about: str, *, minimum: int = 1, **kinds: Any) -> Any:
     """Field of a whole number."""
-    return _setting(default, about, partial(check_count, minimum=minimum), kinds)
+    return setting(default, about, partial(check_count, minimum=minimum), f"integer of at least {minimum}", **kinds)
 
 
 def real(
@@ -48,27 +54,17 @@ def real(
 ) -> Any:
     """Field of a number; it may be None if the default is, or with ``optional``."""
     ends = {"minimum": minimum, "maximum": maximum, "open_below": open_below, "open_above": open_above}
-    return _setting(default, about, partial(check_real, **ends), kinds)
+    return setting(default, about, partial(check_real, **ends), f"number in {interval(**ends)}", **kinds)
 
 
 def choice(default: str | None, about: str, options: Sequence[str], **kinds: Any) -> Any:
     """Field of one of several words."""
-    return _setting(default, about, partial(check_choice, options=tuple(options)), kinds)
+    return setting(default, about, partial(check_choice, options=tuple(options)), ", ".join(options), **kinds)
 
 
 def flag(default: bool, about: str, **kinds: Any) -> Any:
     """Field of True or False."""
-    return _setting(default, about, check_flag, kinds)
-
-
-def setting(default: Any, about: str, check: Callable[[str, Any], Any], **kinds: Any) -> Any:
-    """Field with a check of its own: a function of name and value that returns the value."""
-    return _setting(default, about, check, kinds)
-
-
-def _setting(default: Any, about: str, check: Callable[[str, Any], Any], kinds: dict[str, Any]) -> Any:
-    kinds.setdefault("optional", default is None)
-    return field(default=default, metadata={"about": about, "check": check, **kinds})
+    return setting(default, about, check_flag, "True, False", **kinds)
 
 
 def listed(part: type[Settings]) -> list[Field[Any]]:
@@ -84,11 +80,6 @@ def defaults(parts: Sequence[type[Settings]], *kinds: str) -> dict[str, Any]:
             others = [entry.metadata[kind] for kind in kinds if kind in entry.metadata]
             found[entry.name] = others[-1] if others else entry.default
     return found
-
-
-def special(parts: Sequence[type[Settings]], kind: str) -> dict[str, Any]:
-    """The settings that have a default of this kind, with that default."""
-    return {e.name: e.metadata[kind] for part in parts for e in listed(part) if kind in e.metadata}
 
 
 def make(parts: Sequence[type[Settings]], given: Mapping[str, Any], who: str, *kinds: str) -> list[Any]:

@@ -16,9 +16,10 @@ from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
 from ..geometry.checks import check_count, check_real, check_seed
+from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
-from ..reconstructors.methods import NUM_SAMPLES, Method, adaptation_for, build_reconstructor, get_method
+from ..reconstructors.methods import NUM_SAMPLES, adaptation_for, build_reconstructor, get_method
 from .data import Data, InterfileData, data_of
 from .early import Early
 from .fitness import check_distribution
@@ -114,7 +115,7 @@ class Study:
     callbacks: Iterable[Callable[[Any], None]] = ()
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: float = CHECKPOINT_SECONDS
-    chosen: Method = field(init=False, repr=False)
+    chosen: type[Reconstructor] = field(init=False, repr=False)
     values: dict[str, Any] = field(init=False, repr=False)
     score_model: Any = field(init=False, repr=False)
     guide: Guide = field(init=False, repr=False)
@@ -150,7 +151,7 @@ class Study:
         given = {name: getattr(self, name) for name in ("initial", "num_subsets", "subset_order", "prior")}
         asked = {name: data.options.get(name) if value is None else value for name, value in given.items()}
         values = self._values()
-        early = None if chosen.name == "osem" else Early.of(data, device, self._adaptation, chosen.num_subsets)
+        early = None if chosen.method == "osem" else Early.of(data, device, self._adaptation, chosen.num_subsets)
         subsets = asked["num_subsets"]
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
@@ -174,7 +175,7 @@ class Study:
         if self.members is not None:
             reconstructor.restrict_to(self.members)
         initial = asked["initial"]
-        if initial is None and early is not None and chosen.name.startswith("map-"):
+        if initial is None and early is not None and chosen.method.startswith("map-"):
             # Nearer to the optimum than a uniform image by many iterations, and paid for already.
             initial = early.image
         reconstructor.resume_from = next((keeper.path for keeper in keepers if keeper.path.is_file()), None)
@@ -290,7 +291,9 @@ def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
     return Study(*arguments, **options).run()
 
 
-def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu", precision: str = "float32") -> Any:
+def load_model_for(
+    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "float32"
+) -> Any:
     """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
 
     Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
@@ -302,9 +305,9 @@ def load_model_for(method: Method, model: Any, device: torch.device | str = "cpu
     """
     if not method.uses_model:
         if model is not None:
-            logger.info("%s uses no score model; the one given is left aside", method.name)
+            logger.info("%s uses no score model; the one given is left aside", method.method)
         if precision != "float32":
-            logger.info("%s uses no network; the precision %s has no effect", method.name, precision)
+            logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
         return None
     from ..models import ScoreModel
     from ..models.storage import DEFAULT_MODEL

@@ -44,7 +44,7 @@ def check_shared(study: Study) -> None:
     """ValueError for a method that draws no samples, or one that adapts one network to all of them."""
     if not study.chosen.samples:
         raise ValueError(f"--workers and --cluster share posterior samples out; {study.method} gives one image")
-    if study.adaptation is not None or study.chosen.adaptation is not None:
+    if study.adaptation is not None or study.chosen.own_adaptation is not None:
         raise ValueError(
             "--workers and --cluster: all samples adapt one network together, so that they cannot be shared out; leave "
             "the options out"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import Position, position_of
 from ...geometry.images import ImageGeometry
-from ...geometry.positions import Position, position_of
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
 from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty

@@ -117,7 +117,8 @@ def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Tr
     allowed, constants = _FACTORS[kind]
     if set(schedule) != {"name", *constants}:
         raise ValueError(f"schedule {kind!r} has the constants {list(constants)}, found {sorted(schedule)}")
-    check_choice(f"prediction of a {kind} network", prediction, allowed)
+    if prediction not in allowed:
+        raise ValueError(f"prediction of a {kind} network must be {' or '.join(allowed)}, found {prediction!r}")
     last = max(float(schedule.get("num_train_steps", 2)) - 1, 1.5)
     ends = {"sigma_min": 1 / last, "sigma_max": last} | {k: v for k, v in schedule.items() if k.startswith("sigma_")}
     network = {k: v for k, v in schedule.items() if k in ("num_train_steps", "data_sd")} | {"preconditioning": kind}

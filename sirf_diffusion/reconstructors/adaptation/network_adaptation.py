@@ -19,7 +19,7 @@ from ...models.lora import Adapter, AdapterConfig
 from ..diffusion.consistency import Adaptation, DataConsistency, DiffusionStep
 from ..diffusion.hqs import PenalisedEM
 from ..diffusion.likelihood_schedule import LikelihoodSchedule, split_half_log_likelihood
-from ..settings import Settings, choice, count, flag, make, real, setting
+from ..settings import Settings, choice, count, defaults, flag, make, real, setting
 from .couplings import COUPLINGS, NetworkCost, probe
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ class AdaptationSettings(Settings):
         tuple(COUPLINGS),
     )
     rank: int | None = setting(
-        4, "rank of the low-rank changes; None frees all weights, 0 adapts nothing", _rank, optional=True
+        4,
+        "rank of the low-rank changes; None frees all weights, 0 adapts nothing",
+        _rank,
+        "integer of at least 0",
+        optional=True,
     )
     biases: bool = flag(True, "whether biases change too")
     learning_rate: float = real(
@@ -71,7 +75,10 @@ class AdaptationSettings(Settings):
     )
     carry_optimiser: bool = flag(False, "whether AdamW's moments are kept from one noise level to the next")
     cap: bool | float = setting(
-        True, "stop at the likelihood expected of the truth; False is no limit, a number another one", _cap
+        True,
+        "stop at the likelihood expected of the truth; False is no limit, a number another one",
+        _cap,
+        "True, False, number",
     )
     #: Factor of the low-rank changes, and the layers that may change, see `AdapterConfig`.
     scale: float = 1.0
@@ -134,6 +141,11 @@ class NetworkAdaptation(Adaptation):
         self.seed = check_seed("seed", seed)
         self.adapter: Adapter | None = None
         self._start: Adapter | None = None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All settings with their defaults."""
+        return defaults((cls.group,))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...engines.objective import NativeImages, Objective
 from ...geometry.checks import check_count, check_seed
 from ..records import Cost, StepRecord
-from ..settings import Settings, defaults, make
+from ..settings import Settings, make
 from ..view import bound, check_bound, seen_as_volume
 from .chain import Chain, posterior_sd
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
@@ -101,7 +101,6 @@ class DiffusionReconstructor(ResumableReconstructor):
     samples: ClassVar[bool] = True
     sampling: ClassVar[type[Sampling]] = Sampling
     data_step: ClassVar[type[DataConsistency] | None] = None
-    own_adaptation: ClassVar[type[Adaptation] | None] = None
 
     @classmethod
     def parts(cls) -> tuple[type[Settings], ...]:
@@ -150,7 +149,7 @@ class DiffusionReconstructor(ResumableReconstructor):
     @classmethod
     def published(cls, objective: Objective, model: ScoreModel, **options: Any) -> Self:
         """The reconstructor with the settings of the method's paper, where ``options`` give no others."""
-        return cls(objective, model, **(defaults(cls.parts(), "published") | options))
+        return cls(objective, model, **(cls.defaults("published") | options))
 
     def restrict_to(self, members: Sequence[int]) -> None:
         """Make only these of the samples ``0 ... num_samples - 1``, each as a run of all of them makes it.

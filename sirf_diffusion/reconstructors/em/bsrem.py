@@ -21,8 +21,8 @@ SMALLEST_STEP = 1e-3
 # Relative steps of 2 and more diverge.
 LARGEST_SUBSET_STEP = 1.5
 STEP_RECOVERY = 1.25
-# Of a voxel in one update: the curvature of a snapshot says little of a voxel that has fallen to zero since.
-LARGEST_GROWTH = 2.0
+# A voxel that was large at the snapshot and has fallen to zero since would leap back by its old size, or far more.
+LARGEST_GROWTH = 10.0
 
 
 @dataclass
@@ -73,10 +73,9 @@ def bsrem(
     with the penalty's curvature ``C`` and the full sensitivity ``s`` (or ``n / 1.5`` times that of the subset which
     sees a voxel best, if that is larger). BSREM (De Pierro and Yamagishi 2001, doi:10.1109/42.921475; Ahn and Fessler
     2003, doi:10.1109/TMI.2003.812251) damps the disagreement between subsets by a vanishing step; here the gradients
-    stored
-    at a snapshot :math:`\tilde x` cancel it (SVRG: Twyman et al. 2023, doi:10.1109/TMI.2022.3203237), so that steps
-    stay long and the iterates converge to the optimum itself. Without ``C`` in the preconditioner a strong penalty
-    makes the ascent oscillate.
+    stored at a snapshot :math:`\tilde x` cancel it (SVRG: Twyman et al. 2023, doi:10.1109/TMI.2022.3203237), so that
+    steps stay long and the iterates converge to the optimum itself. Without ``C`` in the preconditioner a strong
+    penalty makes the ascent oscillate. No update makes a voxel larger than ten times :math:`x + \delta`.
 
     The first epoch has no snapshot and is plain BSREM. Then every second epoch starts from a snapshot, which costs a
     full projection and back-projection and gives the objective's value: if that fell, the ascent returns to the
