@@ -171,55 +171,6 @@ def test_where_the_network_is_linear_two_balanced_samples_have_the_mean_of_infin
 
 
 @each_method
-def test_seeds(method):
-    objective, _ = make_toy(SHAPES[1])
-    first = run(method, objective, num_samples=2, seed=0)
-    again = run(method, objective, num_samples=2, seed=0)
-    other = run(method, objective, num_samples=2, seed=1)
-    assert torch.equal(first.get_samples(), again.get_samples())
-    assert not torch.allclose(first.get_samples()[1], other.get_samples()[0], rtol=0.01)
-    assert torch.equal(first.process().get_samples(), again.get_samples())
-
-
-@each_method
-def test_the_global_random_state_is_left_alone(method):
-    objective, _ = make_toy(SHAPES[0])
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    run(method, objective, num_samples=2)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@each_method
-def test_image_units_do_not_matter(method):
-    objective, _ = make_toy(SHAPES[0])
-    scaled = ToyObjective(objective.matrix / 8, objective.prompts, objective.background, objective.geometry.shape)
-    model = ToyModel(Gaussian())
-    x = run(method, objective, model.on(objective.geometry, 1.5), num_samples=2).get_output()
-    x_scaled = run(method, scaled, model.on(objective.geometry, 12.0), num_samples=2).get_output()
-    assert torch.allclose(x_scaled, 8 * x, rtol=1e-9)
-
-
-@each_method
-@pytest.mark.parametrize("shape", SHAPES, ids=["2D", "3D"])
-@pytest.mark.parametrize("num_subsets", [1, 4])
-def test_hard_data_give_finite_images_that_are_zero_where_nothing_is_seen(method, shape, num_subsets):
-    objective, _ = make_toy(shape, counts=60, background=0.0, blind_voxel=True, dtype=torch.float32)
-    assert int((objective.prompts == 0).sum()) > 20
-    if shape[0] > 1:
-        objective.matrix[:, : shape[1] * shape[2]] = 0  # the scanner does not see the first slice
-        objective.prompts[objective.matrix.sum(1) == 0] = 0
-    objective = objective.divided(num_subsets)
-    result = run(method, objective, bound_model(objective, Gaussian(1.0, 0.5)), num_samples=2)
-    samples = result.get_samples()
-    blind = objective.sensitivity() == 0
-    assert bool(torch.isfinite(samples).all())
-    assert bool((samples[:, blind] == 0).all())
-    assert bool((samples[:, ~blind] > 0).all())
-    assert bool(torch.isfinite(result.get_uncertainty()).all())
-
-
-@each_method
 def test_outside_the_image_the_chain_follows_the_prior(method, tmp_path):
     objective, _ = make_toy(SHAPES[0])
     ends = []
@@ -231,21 +182,6 @@ def test_outside_the_image_the_chain_follows_the_prior(method, tmp_path):
     outside[..., 3:-3, 3:-3] = False
     assert torch.equal(ends[0][outside], ends[1][outside])
     assert not torch.allclose(ends[0][~outside], ends[1][~outside], rtol=0.01)
-
-
-@each_method
-def test_stop_iteration_ends_with_the_image_of_that_step(method):
-    objective, _ = make_toy(SHAPES[0])
-    record = Record()
-
-    def stop(step):
-        if step.step == 3:
-            raise StopIteration
-
-    result = run(method, objective, num_samples=2, callbacks=[record, stop])
-    assert len(record.steps) == 3
-    assert result.record["stopped_early"]
-    assert torch.equal(result.get_samples(), record.images[-1])
 
 
 @each_method

@@ -9,9 +9,7 @@ import torch
 from stir_scan import stir_objective
 
 from sirf_diffusion.data import load_example
-from sirf_diffusion.engines import Objective, as_objective
-from sirf_diffusion.engines.em import inside
-from sirf_diffusion.engines.objective import NativeImages
+from sirf_diffusion.engines import as_objective
 from sirf_diffusion.engines.stir.objective import stir_version
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.priors import RelativeDifferencePenalty
@@ -44,13 +42,6 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def test_it_is_an_objective_with_images_of_its_own(slice_):
-    stir, embedded, _ = slice_
-    assert isinstance(stir, Objective)
-    assert isinstance(stir, NativeImages)
-    assert stir.geometry == embedded.geometry
-
-
 @pytest.mark.parametrize("subset", [None, 0, 1])
 def test_numbers_are_those_of_the_embedded_engine(slice_, subset):
     stir, embedded, truth = slice_
@@ -71,22 +62,6 @@ def test_uniform_image_and_expected_likelihood_are_those_of_the_embedded_engine(
     assert found[1] == pytest.approx(expected[1], rel=1e-3)
 
 
-def test_subsets_add_up(slice_):
-    stir, _, truth = slice_
-    assert float(sum(stir.value(truth, k) for k in range(2))) == pytest.approx(float(stir.value(truth)), rel=1e-9)
-    assert relative(sum(stir.gradient(truth, k) for k in range(2)), stir.gradient(truth)) < 1e-5
-    assert relative(sum(stir.sensitivity(k) for k in range(2)), stir.sensitivity()) < 1e-6
-
-
-def test_gradient_is_the_derivative_of_the_value(slice_):
-    stir, _, truth = slice_
-    x = truth + 0.1 * truth.mean()
-    direction = truth.flip(-1) * inside(stir.sensitivity())
-    step = 1e-3 * float(x.max()) / float(direction.max())
-    slope = float(stir.value(x + step * direction) - stir.value(x - step * direction)) / (2 * step)
-    assert slope == pytest.approx(float((stir.gradient(x).double() * direction).sum()), rel=1e-2)
-
-
 def test_an_evaluation_is_of_the_image_as_it_was_and_of_the_active_ones(fresh, slice_):
     truth = slice_[2]
     x = torch.stack((truth, 2 * truth, 3 * truth))
@@ -97,19 +72,6 @@ def test_an_evaluation_is_of_the_image_as_it_was_and_of_the_active_ones(fresh, s
     assert torch.equal(evaluation.value, value)
     assert torch.equal(evaluation.gradient(torch.tensor([True, False, True])), expected[[0, 2]])
     assert evaluation.gradient(torch.zeros(3, dtype=torch.bool)).shape == (0, *truth.shape)
-
-
-def test_projections_are_counted_when_they_are_made(fresh, slice_):
-    truth = slice_[2]
-    evaluation = fresh.at(torch.stack((truth, truth)), 0)
-    assert (fresh.counter.forward, fresh.counter.back) == (0, 0)
-    _ = evaluation.value, evaluation.value
-    assert (fresh.counter.forward, fresh.counter.back) == (1, 0)
-    evaluation.gradient(torch.tensor([True, False]))
-    assert (fresh.counter.forward, fresh.counter.back) == (1.5, 0.5)
-    fresh.sensitivity()
-    assert fresh.counter.back == 0.5
-    assert fresh.counter.seconds > 0
 
 
 def test_images_cross_without_flips_and_keep_what_the_data_know(slice_, generator):
@@ -150,12 +112,7 @@ def test_voxels_lie_where_stir_has_them(slice_):
     [
         (lambda o, x: o.to_tensor(stir_objective("brain3d", set_up=False)[1]), ValueError, "grid"),
         (lambda o, x: o.to_tensor("an image"), TypeError, "FloatVoxelsOnCartesianGrid"),
-        (lambda o, x: o.value(x[:, 1:]), ValueError, "expected images"),
-        (lambda o, x: o.value(torch.full_like(x, torch.nan)), ValueError, "values that are not finite"),
         (lambda o, x: o.gradient(torch.full_like(x, torch.inf)), ValueError, "values that are not finite"),
-        (lambda o, x: o.value(x, 2), ValueError, r"subset must be in 0\.\.1, found 2"),
-        (lambda o, x: o.gradient(x, 2), ValueError, r"subset must be in 0\.\.1, found 2"),
-        (lambda o, x: o.sensitivity(2), ValueError, r"subset must be in 0\.\.1, found 2"),
     ],
 )
 def test_what_cannot_be_is_refused_before_stir_sees_it(slice_, call, error, message):

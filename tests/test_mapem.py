@@ -150,30 +150,6 @@ def test_the_record_names_the_prior_with_its_parameters():
     assert json.dumps(make_prior("score", objective, 1.0).settings)
 
 
-@pytest.mark.parametrize("name", ["score", "rdp"])
-def test_blind_voxels_and_empty_bins_give_no_nan(name):
-    objective, _ = make_toy(counts=50, background=0.0, blind_voxel=True, num_subsets=4, dtype=torch.float32)
-    prior = make_prior(name, objective, 0.1)
-    x = run(MAPEM(objective, prior, 20))
-    assert torch.isfinite(x).all()
-    assert x.flatten()[0] == 0
-    assert x.min() >= 0
-
-
-def test_a_callback_can_stop_either_algorithm():
-    objective, _ = make_toy(num_subsets=4)
-
-    def stop(step):
-        if step.step == 3:
-            raise StopIteration
-
-    for name in ("score", "rdp"):
-        reconstructor = MAPEM(objective, make_prior(name, objective, 1.0), 50, callbacks=[stop])
-        run(reconstructor)
-        assert reconstructor.record["stopped_early"]
-        assert reconstructor.record["projections"]["forward"] < 6
-
-
 def test_bad_settings_are_refused():
     objective, _ = make_toy()
     with pytest.raises(TypeError, match="prior"):
