@@ -38,6 +38,12 @@ class SmallScan:
         stem, _, suffix = name.rpartition("_")
         return str(self.folder / f"{stem}.{suffix}")
 
+    @property
+    def options(self) -> list[str]:
+        """Its files as options of ``sirf-diffusion recon``."""
+        data = ["--prompts", self.prompts_hs, "--multiplicative", self.multiplicative_hs]
+        return [*data, "--additive", self.additive_hs, "--attenuation", self.mu_hv]
+
 
 def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, counts: float = 2e4) -> SmallScan:
     """Simulate an asymmetric object; the multiplicative factors hold no attenuation (it is in ``mu.hv``)."""

@@ -306,8 +306,7 @@ def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels
 
 def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
     scan = write_small_scan(tmp_path / "scan", planes=3)
-    arguments = ["recon", "--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs]
-    arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--model", str(model)]
+    arguments = ["recon", *scan.options, "--model", str(model)]
     for method, few in (("dds", "num_steps=2"), ("lisch", "num_steps=2"), ("map-score", "num_iterations=2")):
         out = tmp_path / method
         samples = ["--samples", "2"] if METHODS[method].samples else []

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
@@ -16,15 +17,7 @@ VARIANCE = 0.2
 
 
 def gaussian_model():
-    """Exact for images whose voxels are independent, ``N(1, VARIANCE)`` in network units."""
-    schedule = VPSchedule()
-
-    def network(scaled, time, class_labels):
-        sigma = (time / 250).exp().reshape(-1, 1, 1, 1)
-        w = scaled * (1 + sigma**2).sqrt()
-        return (VARIANCE * w + sigma**2) / (VARIANCE + sigma**2)
-
-    return ScoreModel(network, schedule, "x0", (2.0, 2.0, 2.0))
+    return gaussian_score_model(VARIANCE, voxel_size=(2.0, 2.0, 2.0))
 
 
 def an_image(scale=3.0, noise=0.3):

@@ -6,13 +6,13 @@ import logging
 
 import pytest
 import torch
+from toy_denoisers import gaussian_score_model
 from toy_model import Gaussian, Record, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.engines.objective import Evaluation
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
-from sirf_diffusion.models.score_model import ScoreModel
 from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.reconstructors.diffusion.checkpoint import Checkpoint, CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.consistency import Adaptation
@@ -294,21 +294,11 @@ def test_the_record_accounts_for_everything(method):
     assert result["settings"]["num_steps"] == 8
 
 
-def gaussian_score_model(**kwargs):
-    """A ScoreModel whose network is the exact denoiser of ``Gaussian(1, 0.25)``."""
-
-    def network(images, time, class_labels=None):
-        sigma = torch.exp(time.reshape(-1)[0] / 250)  # log_sigma input; images are u / sqrt(gamma^2 + nu^2)
-        return Gaussian(1.0, 0.25)(images * torch.sqrt(1 + sigma**2), float(sigma))
-
-    return ScoreModel(network, VPSchedule(), "x0", **kwargs)
-
-
 @each_method
 def test_a_score_model_gives_what_the_exact_denoiser_gives(method):
     objective, _ = make_toy(SHAPES[1], dtype=torch.float32)
     expected = run(method, objective, bound_model(objective, scale=1.2), num_samples=2)
-    found = run(method, objective, gaussian_score_model().on(objective.geometry, 1.2), num_samples=2)
+    found = run(method, objective, gaussian_score_model(0.25).on(objective.geometry, 1.2), num_samples=2)
     assert torch.allclose(found.get_samples(), expected.get_samples(), rtol=2e-3, atol=1e-4)
     assert found.record["network_evaluations"] == 16
 
@@ -317,7 +307,7 @@ def test_a_score_model_gives_what_the_exact_denoiser_gives(method):
 @pytest.mark.parametrize("planes", ["transverse", "three"])
 def test_resampled_and_padded_for_the_network(method, planes):
     objective, _ = make_toy(SHAPES[1], dtype=torch.float32)
-    model = gaussian_score_model(voxel_size=(3.0, 2.5, 2.5), multiple=4).on(objective.geometry, 1.2, planes)
+    model = gaussian_score_model(0.25, voxel_size=(3.0, 2.5, 2.5), multiple=4).on(objective.geometry, 1.2, planes)
     assert model.latent_shape != SHAPES[1]
     samples = run(method, objective, model, num_samples=2).get_samples()
     without = run(DiffusionReconstructor, objective, model, num_samples=2).get_samples()

@@ -71,15 +71,6 @@ def test_the_uniform_image_explains_the_counts(obj, scan):
     assert float(known.value(best)) >= float(known.value(known.uniform_image()))
 
 
-def test_expectation_over_noise_is_the_embedded_engines(obj, scan):
-    embedded = load_example("brain2d").acquisition.objective()
-    truth = load_example("brain2d").truth
-    mean, deviation = as_objective(obj, acquisition_data=scan.prompts).expected_log_likelihood(truth)
-    expected_mean, expected_deviation = embedded.expected_log_likelihood(truth)
-    assert mean == pytest.approx(expected_mean, abs=0.1 * expected_deviation)
-    assert deviation == pytest.approx(expected_deviation, rel=0.01)
-
-
 def test_what_cannot_be_known_is_said(obj, x):
     objective = as_objective(obj)
     with pytest.raises(NotImplementedError, match="acquisition_data"):

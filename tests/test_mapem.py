@@ -99,16 +99,6 @@ def test_vanishing_penalty_gives_mlem_and_overwhelming_one_its_own_minimum():
     torch.testing.assert_close(tied, torch.full_like(tied, 1.5), rtol=1e-3, atol=0)
 
 
-def test_gaussian_score_prior_equals_the_quadratic_penalty_of_its_smoothed_variance():
-    objective, _ = make_toy()
-    score = make_prior("score", objective, 2.0)
-    mean = torch.full(objective.geometry.shape, 1.5, dtype=torch.float64)
-    quadratic = AnchorPenalty(mean, 2.0 / (1.5**2 * (0.5 + 0.3**2)))
-    torch.testing.assert_close(
-        run(MAPEM(objective, score, 600)), run(MAPEM(objective, quadratic, 600)), rtol=1e-3, atol=1e-3
-    )
-
-
 def test_each_iteration_asks_the_network_once_and_projects_once():
     objective, _ = make_toy(num_subsets=4)
     prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.5)

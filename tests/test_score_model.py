@@ -108,15 +108,6 @@ def test_time_input_t_is_scaled_to_a_thousand():
         assert seen[-1] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["denoise_at", "residual"])
-def test_scale_invariance(name):
-    """What ``(c, x)`` gives is ``c`` times what ``(1, x / c)`` gives."""
-    model = ScoreModel(MeanOfNeighbours(), VPSchedule(), "x0", multiple=4)
-    x = SCALE * random_image((1, 7, 9))
-    scaled, unit = (getattr(model.on(geometry((1, 7, 9)), c), name)(x / SCALE * c, 0.3) for c in (SCALE, 1.0))
-    torch.testing.assert_close(scaled, SCALE * unit)
-
-
 def test_three_planes_are_averaged_with_their_labels():
     means = (0.5, 1.0, 3.0)
     network = AnalyticGaussian(VPSchedule(), "eps", mean=means)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from stir_shim_blocks import prior, processor, python
 from stir_shim_scan import relative, run_program, simulate
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
-from sirf_diffusion.models.schedules import VPSchedule
 from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
 
@@ -19,19 +19,6 @@ pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
 MEAN, VARIANCE = 1.2, 0.3
 MODEL = {"model_filename": "brain-fdg"}
-
-
-def gaussian_model(voxel_size: tuple[float, float, float]) -> ScoreModel:
-    """A score model whose denoiser is exact for independent voxels ``N(MEAN, VARIANCE)``."""
-    schedule = VPSchedule()
-
-    def network(u, times, class_labels=None):
-        t = float(times[0]) / 1000
-        gamma, nu = schedule.gamma(t), schedule.nu(t)
-        weight = VARIANCE / (VARIANCE + (nu / gamma) ** 2)
-        return weight * u / gamma + (1 - weight) * MEAN
-
-    return ScoreModel(network, schedule, "x0", voxel_size, time_input="t")
 
 
 def objective_of(stir, par):
@@ -47,7 +34,8 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     monkeypatch.chdir(tmp_path)
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
-    callback = ScorePriorCallback(gaussian_model(scan.geometry.voxel_size), [sigma], intensity_scale=scale)
+    model = gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size)
+    callback = ScorePriorCallback(model, [sigma], intensity_scale=scale)
     block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
@@ -72,7 +60,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
 
 
 def test_noise_levels_follow_each_other(scan, stir):
-    model = gaussian_model(scan.geometry.voxel_size)
+    model = gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size)
     callback = ScorePriorCallback(model, [0.8, 0.4, 0.2], subiterations_per_level=2, intensity_scale=0.5)
     levels = []
     residual = callback.prior.gradient
