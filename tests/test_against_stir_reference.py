@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -148,8 +147,3 @@ def test_stored_numbers_are_stirs(tmp_path):
                 assert difference(torch.from_numpy(item[()].astype("float32")), here) < 1e-4, name
 
         again.visititems(compare)
-
-
-def test_reference_is_small():
-    assert (FOLDER / "stir_reference.h5").stat().st_size < 3_000_000
-    assert {field.name for field in dataclasses.fields(ImageGeometry)} == {"shape", "voxel_size", "origin"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from par_files import par_text
 from sirf_scan import LIST_MODE, bundled, list_mode, quiet_sirf, time_of_flight
 
 from sirf_diffusion import as_objective, get_engine
@@ -171,7 +172,7 @@ def test_objective_functions_of_parameter_files(pet, scan, tmp_path):
     from sirf_diffusion import data
 
     prompts = Path(data.__file__).parent / "brain2d" / "prompts.hs"
-    (tmp_path / "osem.par").write_text(_PAR_FILE.format(prompts=prompts, output=tmp_path / "out"))
+    (tmp_path / "osem.par").write_text(par_text(prompts, tmp_path / "out", "use subset sensitivities := 1", subsets=6))
     reconstructor = pet.OSMAPOSLReconstructor(str(tmp_path / "osem.par"))
     reconstructor.set_up(scan.template.get_uniform_copy(1))
     obj = reconstructor.get_objective_function()
@@ -258,23 +259,3 @@ def test_list_mode_data_agree_with_their_sinograms(pet, tmp_path):
     assert gain == pytest.approx(float(sinograms.value(1.5 * x) - sinograms.value(x)), rel=1e-3)
     with pytest.raises(NotImplementedError, match="list mode"):
         objective.value(x, 0)
-
-
-_PAR_FILE = """OSMAPOSLParameters :=
-objective function type := PoissonLogLikelihoodWithLinearModelForMeanAndProjData
-PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-input file := {prompts}
-projector pair type := Matrix
-Projector Pair Using Matrix Parameters :=
-Matrix type := Ray Tracing
-Ray tracing matrix parameters :=
-number of rays in tangential direction to trace for each bin := 10
-End Ray tracing matrix parameters :=
-End Projector Pair Using Matrix Parameters :=
-use subset sensitivities := 1
-End PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-number of subsets := 6
-number of subiterations := 6
-output filename prefix := {output}
-END :=
-"""

@@ -35,14 +35,6 @@ def test_what_cannot_be_computed_ends_all(job, error, words):
         list(Execution(2).results(job, [1]))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [((0,), "--workers"), ((2, "tcp://nowhere:1"), "--workers is for this machine")]
-)
-def test_options_that_make_no_sense_are_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        Execution(*options)
-
-
 @pytest.fixture
 def cluster():
     """Two worker processes of Dask on this machine."""

@@ -131,22 +131,6 @@ def test_saturating_penalty_is_reported_once(objective, image, caplog):
     assert [record.getMessage() for record in caplog.records if "clipped" in record.getMessage()].__len__() == 1
 
 
-def test_reconstructors_take_and_give_images_of_the_engine(objective, image):
-    objective.set_num_subsets(4)
-    objective.set_up(image)
-    reconstructor = OSEM(objective, 1)
-    start = image.clone()
-    reconstructor.set_up(start)
-    result = reconstructor.process().get_output()
-    assert isinstance(result, pet.ImageData)
-    assert result.geometry == image.geometry
-    np.testing.assert_array_equal(start.as_array(), image.as_array())
-    result.fill(0)
-    assert reconstructor.get_output().max() > 0
-    with pytest.raises(TypeError, match="ndarray"):
-        reconstructor.set_up(image.as_array())
-
-
 def test_a_score_or_other_tensor_prior_fits_the_objective(objective, image):
     objective.set_prior(RelativeDifferencePenalty(image.geometry, 2.0, epsilon=0.1))
     with_core = osmaposl(objective, image)

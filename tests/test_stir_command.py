@@ -6,14 +6,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from interrupts import heed_interrupts
 from refused_changes import refused
 
 import stir_priors
@@ -489,30 +486,6 @@ def test_variables_reach_stir(results):
     (out / "variable.par").write_text(text)
     stir_diffusion(results, "run", "OSMAPOSL", "variable.par", "NAME=by_variable")
     assert (out / "by_variable_1.hv").is_file()
-
-
-@pytest.mark.requires_shim
-def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
-    out, _, environment = results
-    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace("prefix := map_score", "prefix := interrupted")
-    text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 9", text)
-    (out / "interrupted.par").write_text(
-        text.replace("number of subiterations := 9", "number of subiterations := 9000")
-    )
-    words = [sys.executable, "-m", "sirf_diffusion.cli.stir", "run", "OSMAPOSL", "interrupted.par"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(words, cwd=out, env=environment, preexec_fn=heed_interrupts, **pipes)
-    try:
-        end = time.monotonic() + 120
-        while not (out / "interrupted_9.hv").is_file() and time.monotonic() < end and process.poll() is None:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    finally:
-        process.kill()
-    assert code in (130, -signal.SIGINT)
-    image, _ = read_image(out / "interrupted_9.hv")
-    assert float(image.sum()) > 0
 
 
 @pytest.mark.requires_shim
