@@ -124,6 +124,14 @@ def small_acquisition(small_scan):
     return Acquisition.from_files(small_scan.prompts_hs, **files, attenuation=small_scan.mu_hv)
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A small file of training volumes."""
+    from training_file import write_training_file
+
+    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
+
+
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory):
     """A small acquisition simulated with STIR-Python, see ``stir_shim_scan.py``."""

@@ -1,7 +1,5 @@
 """Adapting the network to the data: harmless if switched off, exact where that can be checked, gone afterwards."""
 
-from __future__ import annotations
-
 import gc
 import logging
 

@@ -1,7 +1,5 @@
 """The embedded engine against numbers that a real STIR computed (``reference/make_reference.py``), without STIR."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

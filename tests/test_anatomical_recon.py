@@ -1,7 +1,5 @@
 """An anatomical image in a reconstruction, from the command line and from Python, in every method with a network."""
 
-from __future__ import annotations
-
 import json
 import logging
 

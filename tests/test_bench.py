@@ -1,7 +1,5 @@
 """The benchmark: complete, repeatable, able to go on where it was stopped, and with a report that stands alone."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

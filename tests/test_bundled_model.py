@@ -1,7 +1,5 @@
 """The bundled model on the bundled subjects, which it was not trained on."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

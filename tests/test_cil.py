@@ -1,7 +1,5 @@
 """CIL's protocol: values, gradients and proximal operators of the right sign, in place and not, on any container."""
 
-from __future__ import annotations
-
 import logging
 import math
 

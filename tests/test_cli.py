@@ -1,7 +1,5 @@
 """The commands: what they write, what they say, and that bad input costs nothing."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Decomposed diffusion sampling where the answer is known."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from toy_model import Fixed, Gaussian, Record, ToyModel, identity

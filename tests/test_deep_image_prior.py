@@ -1,7 +1,5 @@
 """The deep image prior: it fits the data more the longer it runs, and depends on its seed alone."""
 
-from __future__ import annotations
-
 import torch
 from toy_objective import make_toy
 

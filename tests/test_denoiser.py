@@ -1,7 +1,5 @@
 """Enhancement of a finished image."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

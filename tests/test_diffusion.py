@@ -1,7 +1,5 @@
 """Properties of the reverse-diffusion loop that hold whatever the data step is."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """How far from the model's distribution: right for its own images, noticed for others, and what it costs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The container's and conda's recipes: what they copy and call exists, nothing secret, nothing floating unseen."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

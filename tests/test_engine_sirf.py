@@ -1,7 +1,5 @@
 """SIRF's objective functions as objectives: properties that hold whatever the data, against the real SIRF."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """STIR-Python's objective functions as objectives of this package, against the embedded engine."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """What holds for every reconstructor: one image per seed, whatever the unit; finite numbers; an end when asked."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_model import small_model

@@ -1,7 +1,5 @@
 """Many computations: wherever they are made, each is made, also when workers die."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Sampling by guidance: without strength the prior alone; with it, towards the data, through the network if need be."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from toy_model import Gaussian, ToyModel

@@ -1,7 +1,5 @@
 """Half-quadratic splitting where the answer is known."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from test_dds import relative_kkt

@@ -1,7 +1,5 @@
 """Interfile: STIR's files are read with the same values and places, written ones come back, errors are clear."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

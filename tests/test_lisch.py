@@ -1,7 +1,5 @@
 """Likelihood-scheduled sampling: the schedule, and that every step ends where the schedule says."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """MAP reconstruction reaches the maximum of the objective it is given, by whichever algorithm suits the prior."""
 
-from __future__ import annotations
-
 import json
 import logging
 

@@ -1,7 +1,5 @@
 """Penalties of neighbouring voxels: their definitions by brute force, STIR's numbers, and what they are for."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

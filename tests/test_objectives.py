@@ -1,7 +1,5 @@
 """What holds for the likelihood of every engine: derivatives, subsets, batches, the projections it counts, refusals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """EM updates, subsets and the life cycle that all reconstructors share."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

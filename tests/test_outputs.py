@@ -1,7 +1,5 @@
 """Results on disk: whole or not at all, and never over another one."""
 
-from __future__ import annotations
-
 import json
 import os
 

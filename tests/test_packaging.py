@@ -1,8 +1,5 @@
 """The package as it is installed: cheap to import, typed, complete."""
 
-from __future__ import annotations
-
-import json
 import re
 import subprocess
 import sys
@@ -17,20 +14,16 @@ ROOT = Path(sirf_diffusion.__file__).parents[1]
 HEAVY = ("monai", "matplotlib", "h5py", "nibabel", "nilearn", "tqdm", "scipy", "skimage", "einops", "stir", "sirf")
 
 
-def test_importing_costs_no_more_than_torch():
+def test_importing_takes_nothing_heavy_besides_torch():
     script = (
-        "import json, sys, time\n"
-        "import torch\n"
+        "import sys, torch\n"
         "before = set(sys.modules)\n"
-        "start = time.perf_counter()\n"
         "import sirf_diffusion\n"
-        "seconds = time.perf_counter() - start\n"
-        "print(json.dumps([seconds, sorted({m.split('.')[0] for m in set(sys.modules) - before})]))\n"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})\n"
     )
-    # The best of a few: a busy machine can only make it slower.
-    runs = [json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT)) for _ in range(2)]
-    assert min(seconds for seconds, _ in runs) <= 0.3
-    assert not set(HEAVY) & set(runs[0][1])
+    added = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True).split()
+    assert "sirf_diffusion" in added
+    assert not set(HEAVY) & set(added)
 
 
 def test_every_public_name_exists():

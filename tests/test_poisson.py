@@ -1,7 +1,5 @@
 """The likelihood: its gradient, its subsets, its statistics, and what it refuses."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

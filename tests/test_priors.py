@@ -1,7 +1,5 @@
 """Every claim of every penalty: its flags, its derivatives, its bounds; and what the score penalty means."""
 
-from __future__ import annotations
-
 import json
 import logging
 

@@ -1,7 +1,5 @@
 """The projector is a matched pair, knows its axes, and does not depend on how the work is cut."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

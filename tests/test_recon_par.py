@@ -1,7 +1,5 @@
 """``sirf-diffusion recon --par``: an existing parameter file of STIR, other methods."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Several processes: the posterior samples of one study, and lists of studies."""
 
-from __future__ import annotations
-
 import json
 
 import h5py

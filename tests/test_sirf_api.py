@@ -1,7 +1,5 @@
 """One script, SIRF's names: the embedded engine's containers, models and OSMAPOSL do what SIRF documents."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

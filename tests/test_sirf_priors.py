@@ -1,7 +1,5 @@
 """The priors and processors that this package adds to SIRF's names: the right numbers in both engines, and refusals."""
 
-from __future__ import annotations
-
 import gc
 import inspect
 import logging

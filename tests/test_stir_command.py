@@ -1,7 +1,5 @@
 """The `stir-diffusion` command, the sample parameter files, and the documentation of their keys."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Score prior, denoiser and sampler in STIR: against analytic denoisers and this package's own reconstructors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
