@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sirf_diffusion
 
 project = "sirf-diffusion"
@@ -19,3 +21,7 @@ autodoc_mock_imports = ["stir", "sirf", "cil"]
 html_theme = "furo"
 html_title = "sirf-diffusion"
 exclude_patterns = ["site"]
+
+listed = Path(__file__).with_name("api.md").read_text(encoding="utf-8").split()
+if missing := sorted(set(sirf_diffusion.__all__) - {"__version__", *listed}):
+    raise ValueError(f"docs/api.md does not list {', '.join(missing)}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import data_petsird
 from .command_line import add_command
 
 _BUILD = """\
@@ -69,6 +70,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     summary = "from images: Interfile, NIfTI, DICOM"
     _add_build(add_command(actions, common, "build", run_build, summary=summary, about=_BUILD, example=_BUILD_EXAMPLES))
+    data_petsird.add_parser(actions, common)
     summary = "simulated heads or chests"
     _add_phantom(
         add_command(actions, common, "phantom", run_phantom, summary=summary, about=_PHANTOM, example=_PHANTOM_EXAMPLES)
