@@ -442,11 +442,6 @@ def test_one_sample_has_no_uncertainty_and_says_so(recon, capsys):
     assert "no standard deviation" in capsys.readouterr().out
 
 
-def test_samples_of_a_method_without_samples_are_refused(recon, capsys):
-    assert recon(method="osem", samples=3)[0] == 2
-    assert "one image" in capsys.readouterr().err
-
-
 def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt

@@ -94,15 +94,6 @@ def test_with_an_uninformative_likelihood_it_is_the_unconditional_chain(method, 
 
 
 @each_method
-def test_a_sample_does_not_depend_on_the_others(method):
-    objective, _ = make_toy(SHAPES[0])
-    together = run(method, objective, num_samples=4, seed=3, noise="independent").get_samples()
-    fewer = run(method, objective, num_samples=2, seed=3, noise="independent").get_samples()
-    assert torch.allclose(together[:2], fewer, rtol=1e-9)
-    assert not torch.allclose(together[0], together[1], rtol=0.01)
-
-
-@each_method
 @pytest.mark.parametrize("noise", ["balanced", "independent"])
 def test_the_grouping_of_samples_does_not_matter(method, noise):
     objective, _ = make_toy(SHAPES[0])

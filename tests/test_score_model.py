@@ -184,14 +184,6 @@ def test_samples_share_one_network_call():
     assert model.counter.evaluations == 5
 
 
-def test_latent_round_trip_is_exact_without_resampling():
-    model = gaussian_model().on(geometry((3, 7, 9), (5.0, 2.01, 1.99)), 4.0)
-    x = torch.rand(3, 7, 9)
-    assert torch.equal(model.to_image(model.to_latent(x)), x)
-    assert model.latent_shape == (3, 8, 12)
-    assert int(model.latent_inside.sum()) == 3 * 7 * 9
-
-
 @pytest.mark.parametrize("planes", ["transverse", "three"])
 def test_residual_is_the_gradient_through_the_resampling(planes):
     """``residual / (c sigma)^2`` is the gradient of ``-log p_sigma(P x / c)``, known for the Gaussian."""
