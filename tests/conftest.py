@@ -6,8 +6,6 @@ the thing is absent; the environment variables ``REQUIRE_STIR=1`` (also for the 
 them cannot pass by skipping.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Variations of two headers, and numbers that tell how STIR and this package understand a file."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

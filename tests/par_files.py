@@ -1,7 +1,5 @@
 """Parameter files of STIR's reconstruction programs, as text."""
 
-from __future__ import annotations
-
 _LIKELIHOOD = "PoissonLogLikelihoodWithLinearModelForMeanAndProjData"
 
 

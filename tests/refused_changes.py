@@ -1,7 +1,5 @@
 """Changes of headers and parameter files that must be refused, with the words of the refusal (several: ``a & b``)."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A small acquisition, written as STIR files, and a small score model: enough for the commands, in a second."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

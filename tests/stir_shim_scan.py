@@ -1,7 +1,5 @@
 """A small acquisition simulated with STIR-Python, and parameter files that reconstruct it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

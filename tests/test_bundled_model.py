@@ -50,6 +50,7 @@ def test_denoises_better_than_the_best_gaussian_filter(model, example, sigma):
     assert error < 0.8 * best
 
 
+@pytest.mark.slow
 def test_sampling_beats_maximum_likelihood_at_its_best(example):
     """OSEM stopped by looking at the truth, against likelihood-scheduled sampling with its defaults."""
     objective = example.acquisition.objective()

@@ -1,7 +1,5 @@
 """Denoisers known in closed form, behind the interface that the score prior asks of a model."""
 
-from __future__ import annotations
-
 import torch
 
 from sirf_diffusion.models import ScoreModel, VPSchedule

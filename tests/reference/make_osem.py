@@ -3,8 +3,6 @@
 PYTHONPATH=.:tests python tests/reference/make_osem.py
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import tempfile
