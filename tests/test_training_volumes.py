@@ -132,7 +132,7 @@ def test_what_does_not_suit_the_dimensions_is_refused():
         volumes.on(ImageGeometry((1, 8, 8), (2.0,) * 3), 1.0)
     with pytest.raises(ValueError, match="block must be at least 8"):
         volumes.on(ImageGeometry((8, 8, 8), (2.0,) * 3), 1.0, block=4)
-    with pytest.raises(ValueError, match="num_class_embeds must be 0"):
+    with pytest.raises(ValueError, match="num_networks must be 1 and num_class_embeds 0"):
         replace(VOLUMES.architecture, num_class_embeds=3)
     with pytest.raises(ValueError, match="num_networks must be 1, or 3"):
         replace(PLANES.architecture, num_networks=2)
