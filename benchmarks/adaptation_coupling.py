@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/adaptation_coupling.py --subjects 9000 9001
+    python -m benchmarks.adaptation_coupling --subjects 9000 9001
 
 Deep diffusion image prior on slices of the domain-shift suite, without adaptation and with each way of coupling the
 network to the data, at the same numbers of noise levels and of updates of the weights. The last columns are what the
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.bench.domain_shift import CASES, simulate_case
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.methods import build_adaptation, build_reconstructor
-from sirf_diffusion.simulation.domain_shift import CASES, simulate_case
 from sirf_diffusion.study.metrics import nrmse
 
 SETTINGS = {

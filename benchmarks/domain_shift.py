@@ -2,10 +2,10 @@ r"""The domain-shift suite: a figure of it, what the detection measures on it, a
 
 ::
 
-    python benchmarks/domain_shift.py figure docs/images/domain-shift.png
-    python benchmarks/domain_shift.py detect                  # truth images of validation subjects
-    python benchmarks/domain_shift.py evaluate --cases fdg amyloid-negative --methods map-rdp dds dds:ddip steerable
-    python benchmarks/domain_shift.py compare adaptation.png --cases predictable-perturbation --subjects 9002 \
+    python -m benchmarks.domain_shift figure docs/images/domain-shift.png
+    python -m benchmarks.domain_shift detect                  # truth images of validation subjects
+    python -m benchmarks.domain_shift evaluate --cases fdg amyloid-negative --methods map-rdp dds dds:ddip steerable
+    python -m benchmarks.domain_shift compare adaptation.png --cases predictable-perturbation --subjects 9002 \
         --model stripes.safetensors --methods lisch steerable
 
 A method with an adaptation that is not its own is written ``method:adaptation``. ``evaluate`` prints what the detection
@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bench.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
 from sirf_diffusion.files.outputs import atomic_path
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.methods import get_method
 from sirf_diffusion.simulation.body import BODY_TRACERS, HOT_LESIONS, simulate_thorax
-from sirf_diffusion.simulation.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
 from sirf_diffusion.simulation.parametric import draw_parametric_activity
 from sirf_diffusion.simulation.perturbations import PERTURBATIONS
 from sirf_diffusion.study.fitness import DistributionCheck, check_distribution

@@ -2,8 +2,8 @@
 
 ::
 
-    python benchmarks/low_count_slice.py tune       # chooses the defaults of our methods on other subjects
-    python benchmarks/low_count_slice.py evaluate   # the bundled slice, baselines tuned for this very slice
+    python -m benchmarks.low_count_slice tune       # chooses the defaults of our methods on other subjects
+    python -m benchmarks.low_count_slice evaluate   # the bundled slice, baselines tuned for this very slice
 
 ``tune`` scans each method's strength on slices of subjects 9100 to 9103 (held out from training, not the demo's
 subject), simulated with the embedded engine at 2e5 prompts, so that what ``evaluate`` reports was not tuned on.
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.bench.acquisition import centred
 from benchmarks.tuning import tune
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
@@ -29,7 +30,6 @@ from sirf_diffusion.engines.embedded.subsets import basic_views, largest_num_sub
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
-from sirf_diffusion.simulation.acquisition import centred
 from sirf_diffusion.study.metrics import nrmse, psnr, ssim
 
 TUNING_SUBJECTS = (9100, 9101, 9102, 9103)

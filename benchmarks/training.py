@@ -28,11 +28,11 @@ from sirf_diffusion.environment import select_device
 from sirf_diffusion.models.networks import build_network
 from sirf_diffusion.training import Recipe
 from sirf_diffusion.training.configuration import DEFAULT, read_configuration
-from sirf_diffusion.training.corruption import Corruption
+from sirf_diffusion.training.corruption import corrupted
 from sirf_diffusion.training.data.slice_stream import prefetched
 from sirf_diffusion.training.distributed import Processes
-from sirf_diffusion.training.sources import FileSource
 from sirf_diffusion.training.state import TrainingState
+from sirf_diffusion.training.trainer import training_stream
 
 BLOCKS = 6
 
@@ -41,9 +41,9 @@ class Trainer:
     """The trainer's steps: what `train` does between validations."""
 
     def __init__(self, recipe: Recipe, data: Path, device: torch.device) -> None:
-        source, corruption, size = FileSource(data, recipe), Corruption(recipe, device), recipe.batch_size
+        source, size = training_stream(data, recipe), recipe.batch_size
         self.state = TrainingState(recipe, {}, device, Processes())
-        self._batches = prefetched(lambda step: corruption.example(*source.batch(step, size), step), count())
+        self._batches = prefetched(lambda step: corrupted(recipe, *source.batch(step, size), step, device), count())
         self.waited = 0.0
 
     def step(self) -> None:

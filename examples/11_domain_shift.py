@@ -12,8 +12,8 @@ import common
 import torch
 
 import sirf_diffusion
+from benchmarks.bench.domain_shift import CASES, simulate_case, write_case
 from sirf_diffusion.reconstructors.methods import build_adaptation
-from sirf_diffusion.simulation.domain_shift import CASES, simulate_case, write_case
 from sirf_diffusion.study.fitness import check_distribution
 
 case = {"choices": list(CASES), "default": "amyloid-negative", "help": "what is simulated; default: amyloid-negative"}

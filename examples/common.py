@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 
 import sirf_diffusion.data
+
+#: The cases of the domain-shift suite are in benchmarks/, beside this folder.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def parse(description: str, data: str = "brain2d", **more: Any) -> argparse.Namespace:

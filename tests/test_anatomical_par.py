@@ -16,7 +16,7 @@ from sirf_diffusion.interop.stir.callbacks import make_prior, make_processor
 from sirf_diffusion.interop.stir.par_prior import anatomical_of, score_settings_of
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
-from sirf_diffusion.priors import ScorePenalty
+from sirf_diffusion.priors import NOISE_LEVEL, ScorePenalty
 
 pytest.importorskip("SimpleITK")
 
@@ -81,7 +81,7 @@ def bound(files, guidance):
 
 
 def expected_gradient(files, weight):
-    penalty = ScorePenalty(bound(files, weight), 0.2, 1.0, planes="three", intensity_scale=SCALE)
+    penalty = ScorePenalty(bound(files, weight), NOISE_LEVEL, 1.0, planes="three", intensity_scale=SCALE)
     penalty.set_up(GEOMETRY)
     return penalty.gradient(image()).numpy()
 

@@ -464,9 +464,7 @@ def test_demo_compares_all_methods(scan, model, tmp_path, capsys):
     for suffix in ("hs", "s"):
         (folder / f"multiplicative_with_attenuation.{suffix}").rename(folder / f"multiplicative.{suffix}")
     header = folder / "multiplicative.hs"
-    header.write_text(
-        header.read_text().replace("multiplicative_with_attenuation.s", "multiplicative.s")
-    )
+    header.write_text(header.read_text().replace("multiplicative_with_attenuation.s", "multiplicative.s"))
     out = tmp_path / "demo"
     assert main(["demo", "--data", str(folder), "--model", str(model), "--quick", "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text())

@@ -287,7 +287,7 @@ class TestWhatAFolderMeans:
         assert "sub-01_pet.nii.gz" in printed
         assert [p.name for p in tmp_path.iterdir()] == ["bids"]
 
-    @pytest.mark.parametrize("ratio", [10, 40])
+    @pytest.mark.parametrize("ratio", [20, 40])
     def test_a_hot_object_takes_over_neither_the_scale_nor_the_crop(self, tmp_path, ratio):
         """A bladder, say: the body around it is kept, and the file tells of it."""
         grid = (np.indices((36, 40, 40)).transpose(1, 2, 3, 0) - 18) * 4.0

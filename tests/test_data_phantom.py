@@ -14,14 +14,12 @@ import pytest
 import torch
 
 from sirf_diffusion.cli.data import _PHANTOM
-from sirf_diffusion.simulation import body, parametric, parametric_head
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT, body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.phantom_data import (
     BODIES,
-    HEAD_LABELS,
     PhantomOptions,
     build_phantoms,
     simulate_volumes,
@@ -127,9 +125,9 @@ class TestHeads:
         return simulate_volumes(subject, PhantomOptions(tracer=tracer, in_mr=in_mr, **SMALL))[0]
 
     def test_arrays_belong_together(self):
-        arrays = self.volume("fdg").arrays
+        arrays, names = self.volume("fdg").arrays, self.volume("fdg").label_names
         assert {a.shape for a in arrays.values()} == {(56, 64, 56)}
-        brain = (arrays["labels"] == 1 + HEAD_LABELS.index("grey")) | (arrays["labels"] == 2)
+        brain = (arrays["labels"] == 1 + names.index("grey")) | (arrays["labels"] == 2)
         mu = arrays["mu"].astype(float)
         assert 0.09 < mu[brain].min() <= mu[brain].max() < 0.12
         # z to the feet: the neck, without brain, at the end
@@ -139,8 +137,8 @@ class TestHeads:
 
     def test_contrasts_are_those_of_the_tracer(self):
         def level(tracer, label):
-            arrays = self.volume(tracer).arrays
-            return float(np.median(arrays["emission"][arrays["labels"] == 1 + HEAD_LABELS.index(label)]))
+            arrays, names = self.volume(tracer).arrays, self.volume(tracer).label_names
+            return float(np.median(arrays["emission"][arrays["labels"] == 1 + names.index(label)]))
 
         assert level("fdg", "white") < 0.75 * level("fdg", "grey")
         assert level("amyloid-negative", "white") > level("amyloid-negative", "grey")
@@ -209,9 +207,10 @@ class TestFiles:
         assert [i.split for i in VolumeFile(tmp_path / "a.h5").infos] == ["test"]
 
     @pytest.mark.parametrize(("values", "words"), [
-        ({"tracer": "water"}, "unknown tracer 'water' for body head"), ({"body": "leg"}, "body must be"),
+        ({"tracer": "water"}, "tracer for body head must be one of fdg.*found 'water'"),
+        ({"body": "leg"}, "body must be"),
         ({"body": "thorax", "tracer": "tau"}, "for body thorax"), ({"voxel_size": 9.0}, "voxel_size"),
-        ({"subjects": 0}, "subjects"), ({"in_mr": 2.0}, "between 0 and 1"),
+        ({"subjects": 0}, "subjects"), ({"in_mr": 2.0}, r"in \[0, 1\]"),
     ])  # fmt: skip
     def test_bad_options_are_named(self, values, words):
         with pytest.raises(ValueError, match=words):
@@ -322,10 +321,10 @@ class TestSliceStream:
         assert torch.allclose(images[has, 1], 10 * images[has, 0], rtol=1e-2, atol=0.05)
 
     def test_patches_are_cubes_of_the_volume(self, file):
-        patches = SliceStream(file, (18,), 0, anatomy=True, augmentation=PLAIN).cubes(0, 5)
+        patches = SliceStream(file, (18,), 0, anatomy=True, augmentation=PLAIN, cubes=True).batch(0, 5)[0]
         assert patches.shape == (5, 2, 18, 18, 18)
         assert patches[:, 0].amax((1, 2, 3)).min() >= 1
-        whole = SliceStream(file, (32,), 0, augmentation=PLAIN).cubes(0, 3)
+        whole = SliceStream(file, (32,), 0, augmentation=PLAIN, cubes=True).batch(0, 3)[0]
         assert {round(float(p.sum())) for p in whole} <= {
             round(float(file.volume(k).float().sum())) for k in range(len(file))
         }
@@ -337,14 +336,13 @@ class TestSliceStream:
             SliceStream(file, (16,), 0, planes=(3,))
         with pytest.raises(ValueError, match="rotation"):
             Augmentation(rotation=-1)
-        with pytest.raises(ValueError, match="shift must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=r"shift must be a number in \[0, 1\]"):
             Augmentation(shift=1.1)
 
     def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):
         image = torch.rand(1, 16, 12)
         moved, unmoved = (
-            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0]
-            for shift in (0.5, 0.0)
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0] for shift in (0.5, 0.0)
         )
         assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
         assert not torch.allclose(unmoved, moved, atol=0.1)

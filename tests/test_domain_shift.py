@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from benchmarks.bench.acquisition import mmr_slice, simulate_acquisition
+from benchmarks.bench.domain_shift import CASES, REFERENCE_PSF, simulate_case, simulate_subject, write_case
 from sirf_diffusion.data import load_example
-from sirf_diffusion.simulation.acquisition import mmr_slice, simulate_acquisition
-from sirf_diffusion.simulation.domain_shift import CASES, REFERENCE_PSF, simulate_case, simulate_subject, write_case
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.simulation.perturbations import SPIKE_SHARE, STRIPE_PERIOD, with_spikes, with_stripes
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, simulate_volumes
 from sirf_diffusion.training.recipes import RECIPES
 
@@ -147,7 +147,7 @@ def test_training_volumes_can_be_perturbed():
     images = [volume.arrays["emission"] * volume.intensity_scale for volume in (plain, striped)]
     expected = with_stripes(images[0], 10.0)
     assert np.abs(images[1] - expected).max() < 0.01 * expected.max()
-    with pytest.raises(ValueError, match="unknown perturbation 'dots': choose one of stripes, spikes"):
+    with pytest.raises(ValueError, match="perturbation must be one of stripes, spikes, found 'dots'"):
         replace(options, perturb="dots")
 
 

@@ -61,7 +61,6 @@ def test_mmr_span_11_layout():
         (6, 16),
         (-16, -6),
     ]
-    assert geometry.span == 11
 
 
 def test_even_span_widens_segment_0_and_cuts_the_last_one():
@@ -71,7 +70,6 @@ def test_even_span_widens_segment_0_and_cuts_the_last_one():
     assert (positive[0].min_ring_difference, positive[0].max_ring_difference) == (-1, 1)
     assert (positive[1].min_ring_difference, positive[1].max_ring_difference) == (2, 3)
     assert (positive[-1].min_ring_difference, positive[-1].max_ring_difference) == (44, 44)
-    assert geometry.span == 2
 
 
 @pytest.mark.parametrize("num_rings", [1, 2, 5, 8])
@@ -86,18 +84,7 @@ def test_segments_share_all_ring_differences_out(num_rings):
             geometry = ProjDataGeometry.from_scanner(scanner, span, most, 32, 33)
             covered = [d for s in geometry.segments for d in range(s.min_ring_difference, s.max_ring_difference + 1)]
             assert sorted(covered) == list(range(-most, most + 1))
-            assert geometry.segment_slices()[-1].stop == geometry.num_sinograms
-
-
-@pytest.mark.parametrize(("span", "most"), [(1, 7), (3, 7), (2, 5), (5, 7), (7, 7), (15, 7)])
-def test_span_is_recovered_from_segments(span, most):
-    assert ProjDataGeometry.from_scanner(SMALL, span, most, 32, 33).span == span
-
-
-def test_ge_mixed_layout_has_no_span():
-    segments = (Segment(0, -1, 1, 15), Segment(1, 2, 2, 6), Segment(-1, -2, -2, 6), Segment(2, 3, 3, 5),
-                Segment(-2, -3, -3, 5))  # fmt: skip
-    assert ProjDataGeometry(SMALL, segments, 32, 33).span is None
+            assert geometry.segment_slices()[-1].stop == geometry.shape[0]
 
 
 @pytest.mark.parametrize("views", [32, 16, 8])

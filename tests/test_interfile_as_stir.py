@@ -108,7 +108,7 @@ class TestInterfile33:
         ("old", "new", "message"),
         [
             ("images := 3", "images := 6", "differ"),
-            ("process status := Reconstructed", "process status := Acquired", "acquisition in Interfile 3.3"),
+            ("status := Reconstructed", "status := Acquired", "acquisition in Interfile 3.3"),
             ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
             ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
             ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),

@@ -64,17 +64,6 @@ def test_channels_last_weights_give_the_same_bits(model):
 
 
 @each_config
-def test_removed_cleanly(model, config):
-    before, kept = output(model), weights(model)
-    adapter = Adapter(model, config)
-    disturb(adapter)
-    restored = adapter.remove()
-    assert same(weights(restored), kept)
-    assert torch.equal(output(restored), before)
-    assert adapter.parameters() == []
-
-
-@each_config
 def test_merged_is_an_ordinary_model(model, config, tmp_path):
     adapter = Adapter(model, config)
     disturb(adapter)

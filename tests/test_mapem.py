@@ -8,6 +8,7 @@ import torch
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
 from toy_objective import make_toy
 
+from sirf_diffusion.data import load_example
 from sirf_diffusion.priors import AnchorPenalty, QuadraticPenalty, RelativeDifferencePenalty, ScorePenalty
 from sirf_diffusion.reconstructors import MAPEM, MLEM
 
@@ -127,6 +128,16 @@ def test_bsrem_keeps_its_step_where_only_one_subset_sees_a_voxel(caplog):
         x = run(reconstructor)
     assert "step halved" not in caplog.text
     assert x[0, 0, 0] == pytest.approx(3, abs=0.6)
+
+
+def test_bsrem_keeps_a_hot_voxel_of_the_rim_at_bay(caplog):
+    """Its curvature at the early image is far too small once it has fallen: without a limit it swings up to 293."""
+    objective = load_example("brain2d").acquisition.objective(num_subsets=14)
+    prior = RelativeDifferencePenalty(objective.geometry, 1.0, epsilon=0.05)
+    with caplog.at_level(logging.INFO):
+        image = run(MAPEM(objective, prior, 8))
+    assert float(image.max()) < float(objective.early_image().max())
+    assert "step halved" not in caplog.text
 
 
 def test_the_record_names_the_prior_with_its_parameters():

@@ -10,7 +10,7 @@ from toy_objective import make_toy
 import sirf_diffusion
 from sirf_diffusion.engines.em import herman_meyer_order
 from sirf_diffusion.interop.cil import NegatedObjective
-from sirf_diffusion.interop.scheduled_objective import HQSObjective, LikelihoodScheduledObjective
+from sirf_diffusion.interop.stepwise import HQSObjective, LikelihoodScheduledObjective
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.reconstructors import HQSReconstructor, LikelihoodScheduledReconstructor
 from sirf_diffusion.reconstructors.diffusion.lisch import share_of_step

@@ -9,6 +9,7 @@ from small_scan import SCANNER
 
 import sirf_diffusion
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors import OSEM
@@ -96,6 +97,37 @@ def test_files_round_trip(tmp_path, image, template):
     read = pet.AcquisitionData(str(tmp_path / "data.hs"))
     assert read.min() == read.max() == 2
     assert read.geometry.differences(PROJDATA) == []
+
+
+def test_the_patients_position_goes_with_the_data(tmp_path, template, image, model, objective):
+    """As SIRF: what is made of an image or of data has their exam information."""
+    prone, supine = (ExamInfo(orientation="head_in", rotation=rotation) for rotation in ("prone", "supine"))
+    image.exam, template.exam = prone, supine
+    for name, made, expected in (
+        ("algebra", image * 2, prone),
+        ("zoomed", image.zoom_image((1.0, 2.0, 2.0)), prone),
+        ("back-projected", model.backward(template), prone),
+        ("uniform", template.create_uniform_image(1.0), supine),
+        ("reconstructed", osmaposl(objective, image, num_subiterations=1), prone),
+    ):
+        made.write(str(tmp_path / f"{name}.hv"))
+        found = pet.ImageData(str(tmp_path / f"{name}.hv")).exam
+        assert (found.orientation, found.rotation) == (expected.orientation, expected.rotation), name
+    template.write(str(tmp_path / "data.hs"))
+    assert pet.AcquisitionData(str(tmp_path / "data.hs")).exam.rotation == "supine"
+
+
+def test_a_header_without_its_data_file_is_a_template(tmp_path, template):
+    template.write(str(tmp_path / "template.hs"))
+    (tmp_path / "template.s").unlink()
+    data = pet.AcquisitionData(str(tmp_path / "template.hs"))
+    assert data.shape == template.shape
+    assert data.size == template.size
+    assert data.get_uniform_copy(2.0).max() == 2
+    assert pet.AcquisitionData(data).max() == 0
+    assert pet.ImageData(data).geometry == pet.ImageData(template).geometry
+    with pytest.raises(pet.error, match=r"template\.s"):
+        data.as_array()
 
 
 def test_osmaposl_without_prior_is_osem_with_subsets_in_order(objective, image):

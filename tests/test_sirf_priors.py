@@ -300,6 +300,14 @@ def test_they_work_in_sirfs_algorithms(scan, name):
         assert (image - plain).norm() > 1e-3 * plain.norm()
 
 
+@pytest.mark.parametrize(("level", "says"), [(priors.NOISE_LEVEL, 0), (0.2, 1)])
+def test_a_prior_too_strong_for_one_step_late_is_said_once(scan, level, says, caplog):
+    prior = scan.pet.ScorePrior(model(), noise_level=level, intensity_scale=float(scan.truth.max()))
+    prior.set_penalisation_factor(priors.PENALISATION_FACTOR)
+    scan.reconstruct("OSMAPOSLReconstructor", scan.objective(prior), 2)
+    assert sum("use OSSPS or MAPEM" in message for message in caplog.messages) == says
+
+
 # SIRF's numbers -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from stir_shim_blocks import prior, processor, python
 from stir_shim_scan import relative, run_program, simulate
 from toy_denoisers import gaussian_score_model
 
+from sirf_diffusion.interop.stir.blocks import block_of
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
@@ -17,6 +18,11 @@ pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
 MEAN, VARIANCE = 1.2, 0.3
 MODEL = {"model_filename": "brain-fdg"}
+
+
+def score_callback(scan, options):
+    values = block_of("prior", "Diffusion Score").values(options)
+    return ScorePriorCallback(values, gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size))
 
 
 def objective_of(stir, par):
@@ -32,8 +38,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     monkeypatch.chdir(tmp_path)
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
-    model = gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size)
-    callback = ScorePriorCallback(model, [sigma], intensity_scale=scale)
+    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale)})
     block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
@@ -58,8 +63,8 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
 
 
 def test_noise_levels_follow_each_other(scan, stir):
-    model = gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size)
-    callback = ScorePriorCallback(model, [0.8, 0.4, 0.2], subiterations_per_level=2, intensity_scale=0.5)
+    levels = {"noise level": "{0.8, 0.4, 0.2}", "number of subiterations per noise level": "2"}
+    callback = score_callback(scan, {**levels, "intensity scale": "0.5"})
     levels = []
     residual = callback.prior.gradient
     callback.prior.gradient = lambda x: (levels.append(callback.prior.noise_level), residual(x))[1]

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -162,14 +163,24 @@ def edits():
         "renamed tensor": (rename, "missing"),
         "additional tensor": (
             lambda header, configuration: header.update(more=header[first_tensor(header)]),
-            "'more' unexpected",
+            "not a complete safetensors file",
         ),
-        "other shape": (tensor(shape=[7, 7]), "has shape"),
-        "shape of text": (tensor(shape="big"), "has shape"),
-        "other type": (tensor(dtype="I64"), "type 'I64'"),
+        "other shape": (tensor(shape=[7, 7]), "not a complete safetensors file"),
+        "shape of text": (tensor(shape="big"), "not a complete safetensors file"),
+        "other type": (tensor(dtype="I64"), "not a complete safetensors file"),
         "offsets beyond the file": (tensor(data_offsets=[0, 10**12]), "not a complete safetensors file"),
         "negative offsets": (tensor(data_offsets=[-4, 0]), "not a complete safetensors file"),
     }
+
+
+def test_whole_numbers_are_no_weights(file):
+    import safetensors.torch
+
+    tensors, metadata = safetensors.torch.load_file(file), {METADATA_KEY: json.dumps(read_config(file).to_dict())}
+    name = min(tensors)
+    safetensors.torch.save_file({**tensors, name: tensors[name].long()}, file, metadata)
+    with pytest.raises(ModelFileError, match=rf"{re.escape(name)}' has type torch.int64"):
+        load_model(file)
 
 
 @pytest.mark.parametrize(("change", "message"), edits().values(), ids=edits())

@@ -15,7 +15,7 @@ from training_file import ball, write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.simulation.subjects import FIRST_HELD_OUT_SUBJECT
+from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import RECIPES, RunOptions, loop, train
 from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
@@ -149,7 +149,8 @@ def test_any_flipped_byte_is_read_or_is_the_documented_error(tmp_path):
 
 @pytest.mark.usefixtures("no_step")
 @pytest.mark.parametrize(("values", "words"), [
-    ({"threads": 0}, "threads must be at least 1"), ({"max_steps": -1}, "max_steps"), ({"out": "model.pt"}, "ends in"),
+    ({"threads": 0}, "threads must be an integer of at least 1"), ({"max_steps": -1}, "max_steps"),
+    ({"out": "model.pt"}, "ends in"),
 ])  # fmt: skip
 def test_settings_are_checked_first(data, tmp_path, values, words):
     values = dict(values)
@@ -193,7 +194,7 @@ def test_a_full_disk_keeps_the_checkpoint_and_says_so(data, tmp_path, monkeypatc
 
 
 def test_validation_of_a_perfect_and_a_lazy_denoiser():
-    validation = ValidationSet.from_volume(torch.from_numpy(ball(0)), RECIPE.schedule)
+    validation = ValidationSet.from_volume(torch.from_numpy(ball(0)), RECIPE)
 
     class Zero(torch.nn.Module):
         """``v = 0`` means ``u0 = gamma u_t = gamma^2 (u0 + sigma z)``: a known error."""
@@ -202,7 +203,7 @@ def test_validation_of_a_perfect_and_a_lazy_denoiser():
             return torch.zeros_like(images)
 
     errors = validation.network_errors(Zero(), "v")
-    clean = torch.cat([s.flatten() for s in validation.slices]).double()
+    clean = torch.cat([s[0].flatten() for s in validation.slices]).double()
     for sigma, error in errors.items():
         shrink = 1 / (1 + sigma**2)
         expected = ((1 - shrink) ** 2 * clean.square().mean() + (shrink * sigma) ** 2).sqrt()

@@ -19,11 +19,15 @@ from sirf_diffusion.models.networks import NetworkConfig, build_network
 from sirf_diffusion.models.storage import ModelConfig
 from sirf_diffusion.training import Recipe, RunOptions, loop, train
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
-from sirf_diffusion.training.corruption import Corruption, draw_noise_levels
+from sirf_diffusion.training.corruption import corrupted, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.evaluation.acceptance import calibration
-from sirf_diffusion.training.evaluation.validation import ValidationSet, network_denoiser, non_local_means
-from sirf_diffusion.training.sources import validation_set
+from sirf_diffusion.training.evaluation.validation import (
+    ValidationSet,
+    network_denoiser,
+    non_local_means,
+    validation_set,
+)
 from sirf_diffusion.training.state import TrainingState
 
 CPU = torch.device("cpu")
@@ -33,7 +37,7 @@ SHORT = replace(RECIPE, cycles=(6,), validate_every=3)
 def example(recipe, step=0, rank=0, world=1):
     images = torch.rand((recipe.batch_size, 2, 16, 16), generator=torch.Generator().manual_seed(step))
     planes = torch.arange(recipe.batch_size) % 3
-    return images, Corruption(recipe, CPU).example(images[rank::world], planes[rank::world], step, rank, world)
+    return images, corrupted(recipe, images[rank::world], planes[rank::world], step, CPU, rank, world)
 
 
 def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
@@ -55,7 +59,7 @@ def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
         ("[schedule]\nname = 've'", "'v' needs a variance-preserving schedule"),
         ("[data]\ncrops = [90]", "multiples of 8"),
         ("[network]\nchannels = [32, 30, 64]", "multiples of norm_num_groups"),
-        ("[augmentation]\nrotation = 300.0", "rotation must lie between"),
+        ("[augmentation]\nrotation = 300.0", "rotation must be a number in"),
         ("[noise]\nprediction = 'w'", "prediction must be one of"),
         ("a = [", "configuration .*c.toml"),
     ],

@@ -124,7 +124,7 @@ def case_of(
     masks: dict[str, Tensor],
 ) -> Case:
     """A case from its images: attenuation, uneven efficiencies and 30 % background, scaled to the counts."""
-    from sirf_diffusion.simulation.acquisition import simulate_acquisition
+    from .acquisition import simulate_acquisition
 
     acquisition = simulate_acquisition(truth, mu, geometry, projdata, prompts=spec.prompts * geometry.shape[0])
     masks = {name: mask for name, mask in masks.items() if bool(mask.any())}
@@ -139,7 +139,7 @@ def volume_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
 
 
 def _slice_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
-    from sirf_diffusion.simulation.acquisition import mmr_slice
+    from .acquisition import mmr_slice
 
     return mmr_slice()
 
@@ -150,7 +150,8 @@ def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor,
     from scipy.ndimage import gaussian_filter
 
     from sirf_diffusion.simulation import TracerContrast, simulate_activity, simulate_anatomy
-    from sirf_diffusion.simulation.acquisition import centred
+
+    from .acquisition import centred
 
     rng = np.random.default_rng([44, subject])
     anatomy = simulate_anatomy(subject)
@@ -219,7 +220,7 @@ def _distance(centre: tuple[int, int, int], shape: tuple[int, ...], voxel_size: 
 
 def _shifted_case(spec: CaseSpec) -> Case:
     """A case of the domain-shift suite."""
-    from sirf_diffusion.simulation import domain_shift
+    from . import domain_shift
 
     if spec.kind not in domain_shift.CASES:
         known = ", ".join(("slice", "volume", *domain_shift.CASES))

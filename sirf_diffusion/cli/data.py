@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import data_petsird
 from .command_line import add_command
+
+T = TypeVar("T")
 
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
@@ -96,8 +99,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     anatomical.add_argument("--ct", nargs="+", type=Path, default=[], metavar="FILE", help="the same for CT")
     source.add_argument("--tracer", default="", help="written into the file, for example '[18F]FDG'")
     source.add_argument(
-        "--assume", metavar="RAS", help="axes of images that do not tell theirs (NIfTI without qform and sform)"
-    )
+        "--assume", dest="assumed", metavar="RAS",
+        help="axes of images that do not tell theirs (NIfTI without qform and sform)",
+    )  # fmt: skip
     grid = build.add_argument_group("grid")
     grid.add_argument(
         "--voxel-size", nargs="+", type=float, default=[2.0], metavar="MM",
@@ -106,7 +110,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--margin", type=float, default=16.0, metavar="MM", help="air kept around the activity; default: %(default)g"
     )
-    grid.add_argument("--no-crop", action="store_true", help="keep the whole field of view")
+    grid.add_argument("--no-crop", dest="margin", action="store_const", const=None, help="keep the whole field of view")
     _add_splits(build)
     build.add_argument("--add", action="store_true", help="add to a file that --out names (with its --key)")
     build.add_argument(
@@ -125,15 +129,20 @@ def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     kinds = ("head", "head-parametric", "thorax")
     phantom.add_argument("--body", default="head", choices=kinds, help="default: %(default)s")
     phantom.add_argument("--draws", type=int, default=1, metavar="K", help="uptakes per subject; default: 1")
-    phantom.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first subject; default: 0")
+    phantom.add_argument(
+        "--seed", dest="first", type=int, default=0, metavar="S", help="number of the first subject; default: 0"
+    )
     phantom.add_argument(
         "--held-out", action="store_true", help="a test set of subjects that no bundled model has seen (seed >= 9000)"
     )
     phantom.add_argument("--voxel-size", type=float, default=2.0, metavar="MM", help="default: %(default)g")
-    phantom.add_argument("--psf", type=float, metavar="MM", help="FWHM of the blur; default: drawn at random")
     phantom.add_argument(
-        "--lesions-in-mr", type=float, default=0.5, metavar="SHARE", help="how many show in the MR; default: 0.5"
+        "--psf", dest="psf_fwhm", type=float, metavar="MM", help="FWHM of the blur; default: drawn at random"
     )
+    phantom.add_argument(
+        "--lesions-in-mr", dest="in_mr", type=float, default=0.5, metavar="SHARE",
+        help="how many show in the MR; default: 0.5",
+    )  # fmt: skip
     phantom.add_argument(
         "--perturb", metavar="stripes|spikes", help="wrong in a known way, to study what a model makes of it"
     )
@@ -145,8 +154,8 @@ def _add_phantom(phantom: argparse.ArgumentParser) -> None:
 def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
     group = parser.add_argument_group("splits, by subject")
     group.add_argument(
-        "--split", nargs=3, type=float, default=[0.8, 0.1, 0.1], metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="shares of the subjects; default: 0.8 0.1 0.1",
+        "--split", dest="fractions", nargs=3, type=float, default=[0.8, 0.1, 0.1],
+        metavar=("TRAIN", "VALIDATION", "TEST"), help="shares of the subjects; default: 0.8 0.1 0.1",
     )  # fmt: skip
     group.add_argument(f"--{seed}", type=int, default=0, metavar="S", help="which subject goes where; default: 0")
 
@@ -166,14 +175,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     else:
         anatomies = [image for path in arguments.mr or arguments.ct for image in images_under(path)]
         inputs = paired(find_images(arguments.images), anatomies, "CT" if arguments.ct else "MR")
-    options = ImageOptions(
-        tuple(arguments.voxel_size * (3 if len(arguments.voxel_size) == 1 else 1)),
-        None if arguments.no_crop else arguments.margin,
-        arguments.tracer,
-        arguments.assume,
-        tuple(arguments.split),
-        arguments.seed,
-    )
+    arguments.voxel_size *= 3 if len(arguments.voxel_size) == 1 else 1
+    options = _options(ImageOptions, arguments)
     _print_inputs(inputs, arguments.dry_run)
     if arguments.dry_run:
         return 0
@@ -198,11 +201,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     """Simulate."""
     from ..training.data.phantom_data import PhantomOptions, build_phantoms
 
-    options = PhantomOptions(
-        tracer=arguments.tracer, body=arguments.body, subjects=arguments.subjects, draws=arguments.draws,
-        first=arguments.seed, voxel_size=arguments.voxel_size, psf_fwhm=arguments.psf, in_mr=arguments.lesions_in_mr,
-        fractions=tuple(arguments.split), split_seed=arguments.split_seed, perturb=arguments.perturb,
-    )  # fmt: skip
+    options = _options(PhantomOptions, arguments)
     with _progress(options.subjects * options.draws, "volumes", arguments.out) as bar:
         build_phantoms(
             arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
@@ -245,6 +244,12 @@ def run_show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _options(kind: type[T], arguments: argparse.Namespace) -> T:
+    """The dataclass of options whose names are those of the parsed ones."""
+    values = {item.name: getattr(arguments, item.name) for item in fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
 def _key_file(path: Path) -> bytes:
     """The key in a private file, which is made if it does not exist."""
     import os
@@ -255,8 +260,8 @@ def _key_file(path: Path) -> bytes:
             file.write(secrets.token_hex(32) + "\n")
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except ValueError as error:
-        raise ValueError(f"--key {path} holds no key of this program: name a file that does not exist") from error
+    except ValueError:
+        key = b""
     if len(key) < 16:
         raise ValueError(f"--key {path} holds no key of this program: name a file that does not exist")
     return key
@@ -278,22 +283,20 @@ def _print_inputs(inputs: Sequence[Any], each: bool) -> None:
     """What is taken as what, before a build that may take long: every image, or their numbers."""
     from ..training.data.manifest import subject_of
 
-    groups: dict[tuple[str, str], list[Any]] = {}
+    rows: list[dict[str, str]] = []
+    groups: dict[tuple[str, str], list[str]] = {}
     for source in inputs:
-        kind = (source.modality and f"emission, with {source.modality}") or "emission"
-        groups.setdefault(("left out", source.left_out) if source.left_out else (kind, ""), []).append(source)
-    if each:
+        taken = f"emission, with {source.modality}" if source.modality else "emission"
+        kind = "left out" if source.left_out else taken
+        row = {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""),
+               "subject": subject_of(source), "reason": source.left_out}  # fmt: skip
+        rows.append(row)
+        groups.setdefault((kind, source.left_out), []).append(row["subject"])
+    if not each:
         rows = [
-            {"taken as": kind, "image": str(i.image), "anatomy": str(i.anatomy or ""), "subject": subject_of(i),
-             "reason": reason}
-            for (kind, reason), members in groups.items() for i in members
-        ]  # fmt: skip
-    else:
-        rows = [
-            {"taken as": kind, "images": str(len(members)), "subjects": str(len({subject_of(i) for i in members})),
-             "reason": reason}
-            for (kind, reason), members in groups.items()
-        ]  # fmt: skip
+            {"taken as": kind, "images": str(len(subjects)), "subjects": str(len(set(subjects))), "reason": reason}
+            for (kind, reason), subjects in groups.items()
+        ]
     _print_table(rows)
     print(flush=True)
 

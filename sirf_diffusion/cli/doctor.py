@@ -19,9 +19,7 @@ _TRAINING = ("nilearn", "nibabel")
 def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the command."""
     summary = "say what was found and what works"
-    about = (
-        "Say what was found (PyTorch, CUDA, STIR, SIRF, models), what works here, and what to install for the rest."
-    )
+    about = "Say what was found (PyTorch, CUDA, STIR, SIRF, models), what works here, and what to install for the rest."
     add_command(commands, common, "doctor", run, summary=summary, about=about, example="sirf-diffusion doctor")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from .command_line import USER_ERROR, common_options, run_command
+from .command_line import USER_ERROR, Parser, add_command, common_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,35 +26,80 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
     common = common_options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stir-diffusion",
         description="Diffusion-model priors and filters for STIR's own programs and parameter files.",
         epilog="example: stir-diffusion build && stir-diffusion run OSMAPOSL my.par",
     )
     parser.add_argument("--version", action="version", version=f"stir-diffusion {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_run, _add_check, _add_scan):
-        add(subparsers, common)
-    return parser
-
-
-def _add_build(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser(
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = add_command(
+        commands,
+        common,
         "build",
-        parents=[common],
-        help="compile the priors and filters against an installed STIR",
-        description="Compile the priors and filters, and OSMAPOSL, OSSPS and postfilter with them, against an "
-        "installed STIR (6.2 or newer), into a cache ($SIRF_DIFFUSION_CACHE, or ~/.cache). STIR itself stays as it is.",
-        epilog="example: stir-diffusion build --stir-dir /usr/local",
+        _build,
+        summary="compile the priors and filters against an installed STIR",
+        about="Compile the priors and filters, and OSMAPOSL, OSSPS and postfilter with them, against an installed STIR "
+        "(6.2 or newer), into a cache ($SIRF_DIFFUSION_CACHE, or ~/.cache). STIR itself stays as it is.",
+        example="stir-diffusion build --stir-dir /usr/local",
     )
-    parser.add_argument(
+    build.add_argument(
         "--stir-dir",
         type=Path,
         metavar="DIR",
         help="where STIR is installed; default: STIR_DIR, the stir and sirf modules, the conda environment, /usr/local",
     )
-    parser.add_argument("--force", action="store_true", help="compile again even if nothing changed")
-    parser.set_defaults(run=_build)
+    build.add_argument("--force", action="store_true", help="compile again even if nothing changed")
+    run = add_command(
+        commands,
+        common,
+        "run",
+        _run,
+        summary="run a parameter file by OSMAPOSL, OSSPS or postfilter with our priors and filters",
+        about="Check a parameter file as `stir-diffusion check` does, then run it by STIR's program with our priors "
+        "and filters built in. File names in it are relative to the current folder, as in STIR. KEY=VALUE sets "
+        "the variable ${KEY} of the file.",
+        example="stir-diffusion run OSMAPOSL my.par SEED=2\n"
+        "stir-diffusion run postfilter denoised.hv image.hv filter.par",
+    )
+    run.add_argument("program", metavar="OSMAPOSL|OSSPS|postfilter")
+    run.add_argument("words", nargs="+", metavar="[OUTPUT INPUT] FILE.par [KEY=VALUE ...]")
+    check = add_command(
+        commands,
+        common,
+        "check",
+        _check,
+        summary="say what a parameter file asks for and what is wrong with it",
+        about="List the prior, filters, projector and data files of a parameter file, and what is wrong with it: names "
+        "that STIR does not know, keys that it would ignore, files that are not there, numbers that do not fit each "
+        "other. Exit code 2 if there is an error.",
+        example="stir-diffusion check my.par",
+    )
+    check.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
+    scan = add_command(
+        commands,
+        common,
+        "scan",
+        _scan,
+        summary="run a parameter file for a list of penalisation factors",
+        about="Run a parameter file of OSMAPOSL or OSSPS once for each penalisation factor, whatever its prior is, and "
+        "write the images, a table (scan.csv) and a figure (scan.png). Finished factors are not run again.",
+        example="stir-diffusion scan my.par --factors 0.05,0.1,0.2,0.5 --reference truth.hv",
+    )
+    scan.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
+    scan.add_argument("--factors", required=True, metavar="A,B,C", help="penalisation factors; 0 is no prior")
+    scan.add_argument("--reference", type=Path, metavar="X.hv", help="image to measure the distance to")
+    scan.add_argument("--out", type=Path, metavar="DIR", help="folder for the results; default: scan_<file's name>")
+    for command in (run, check, scan):
+        command.add_argument(
+            "--allow-python",
+            action="store_true",
+            help="let the file run Python modules of its choice (prior type := Python): only for files that you trust",
+        )
+        command.add_argument(
+            "--python-module", action="append", default=[], metavar="NAME", help="let it run this one; may be repeated"
+        )
+    return parser
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -69,24 +114,6 @@ def _build(arguments: argparse.Namespace) -> int:
             print(f"  {path.name:<40} {what}")
     print(f"sample parameter files: {SOURCES / 'par'}")
     return 0
-
-
-def _add_run(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser(
-        "run",
-        parents=[common],
-        help="run a parameter file by OSMAPOSL, OSSPS or postfilter with our priors and filters",
-        description="Check a parameter file as `stir-diffusion check` does, then run it by STIR's program with this "
-        "package's priors and filters built in. File names in it are relative to the current folder, as in STIR. "
-        "KEY=VALUE sets the variable ${KEY} of the file.",
-        epilog="examples: stir-diffusion run OSMAPOSL my.par SEED=2\n"
-        "          stir-diffusion run postfilter denoised.hv image.hv filter.par",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_python(parser)
-    parser.add_argument("program", metavar="OSMAPOSL|OSSPS|postfilter")
-    parser.add_argument("words", nargs="+", metavar="[OUTPUT INPUT] FILE.par [KEY=VALUE ...]")
-    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -104,21 +131,6 @@ def _run(arguments: argparse.Namespace) -> int:
     raise AssertionError("the process was to be replaced")
 
 
-def _add_check(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser(
-        "check",
-        parents=[common],
-        help="say what a parameter file asks for and what is wrong with it",
-        description="List the prior, filters, projector and data files of a parameter file, and what is wrong with it: "
-        "names that STIR does not know, keys that it would ignore, files that are not there, numbers that do not fit "
-        "each other. Exit code 2 if there is an error.",
-        epilog="example: stir-diffusion check my.par",
-    )
-    _add_python(parser)
-    parser.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
-    parser.set_defaults(run=_check)
-
-
 def _check(arguments: argparse.Namespace) -> int:
     from ..interop.stir.check import check
     from ..interop.stir.run import Call
@@ -133,23 +145,6 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         print("nothing is wrong that can be seen without running it")
     return USER_ERROR if report.errors else 0
-
-
-def _add_scan(subparsers: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser(
-        "scan",
-        parents=[common],
-        help="run a parameter file for a list of penalisation factors",
-        description="Run a parameter file of OSMAPOSL or OSSPS once for each penalisation factor, whatever its prior "
-        "is, and write the images, a table (scan.csv) and a figure (scan.png). Finished factors are not run again.",
-        epilog="example: stir-diffusion scan my.par --factors 0.05,0.1,0.2,0.5 --reference truth.hv",
-    )
-    _add_python(parser)
-    parser.add_argument("words", nargs="+", metavar="FILE.par [KEY=VALUE ...]")
-    parser.add_argument("--factors", required=True, metavar="A,B,C", help="penalisation factors; 0 is no prior")
-    parser.add_argument("--reference", type=Path, metavar="X.hv", help="image to measure the distance to")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results; default: scan_<file's name>")
-    parser.set_defaults(run=_scan)
 
 
 def _scan(arguments: argparse.Namespace) -> int:
@@ -179,17 +174,6 @@ def _scan(arguments: argparse.Namespace) -> int:
             print(found[1])
     print(f"{out}: scan.csv, scan.png and the images")
     return 0
-
-
-def _add_python(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-python",
-        action="store_true",
-        help="let the file run Python modules of its choice (prior type := Python): only for files that you trust",
-    )
-    parser.add_argument(
-        "--python-module", action="append", default=[], metavar="NAME", help="let it run this one; may be repeated"
-    )
 
 
 def _allow_python(arguments: argparse.Namespace) -> None:

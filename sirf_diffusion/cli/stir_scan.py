@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.outputs import atomic_path, write_json
+from ..files.outputs import OutputFolder, atomic_path, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
 from ..interop.stir.blocks import PENALISATION_FACTOR
@@ -81,6 +81,7 @@ class Scan:
             raise ValueError(f"{self.par} has no prior, so there is no '{PENALISATION_FACTOR}' to scan")
         self.out.mkdir(parents=True, exist_ok=True)
         self.points = self._earlier_points()
+        self._write()  # marks the folder as this scan's, whatever happens to the first run
 
     @property
     def prior(self) -> str:
@@ -148,27 +149,19 @@ class Scan:
         if self.reference is not None:
             inputs.add(str(self.reference))
         return {
-            "par": hashlib.sha256(self._file.text.encode("utf-8", "surrogateescape")).hexdigest(),
+            "parameter file": hashlib.sha256(self._file.text.encode("utf-8", "surrogateescape")).hexdigest(),
             "variables": dict(self.variables),
             "reference": None if self.reference is None else str(self.reference),
-            "files": {name: [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in sorted(inputs)},
+            "input files (size, time)": {
+                name: [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in sorted(inputs)
+            },
         }
 
     def _earlier_points(self) -> dict[float, Point]:
-        path = self.out / _RECORD
-        if not path.is_file():
-            if any(self.out.iterdir()):
-                raise ValueError(f"--out {self.out} is not empty and holds no {_RECORD}; give another folder")
-            write_json(path, {"settings": self._settings(), "points": []})
+        folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
+        if not folder.record_path.is_file():
             return {}
-        record = json.loads(path.read_text(encoding="utf-8"))
-        mine = self._settings()
-        differing = [name for name in mine if record["settings"].get(name) != mine[name]]
-        if differing:
-            raise ValueError(
-                f"--out {self.out} holds a scan with another {', '.join(_WORDS[name] for name in differing)}; "
-                "give another folder, or delete that one"
-            )
+        record = json.loads(folder.record_path.read_text(encoding="utf-8"))
         points = (Point(**point) for point in record["points"])
         return {point.factor: point for point in points if (self.out / point.image).is_file()}
 
@@ -180,14 +173,6 @@ class Scan:
             writer = csv.DictWriter(stream, ["factor", "nrmse", "log_likelihood", "roughness", "seconds", "image"])
             writer.writeheader()
             writer.writerows(points)
-
-
-_WORDS = {
-    "par": "parameter file",
-    "variables": "value of a variable",
-    "reference": "reference",
-    "files": "input file (size or time differs)",
-}
 
 
 def best(points: Sequence[Point]) -> tuple[Point, str] | None:

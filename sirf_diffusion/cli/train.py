@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         configured = read_configuration(arguments.config)
         recipe, options = configured.recipe, configured.options
+    given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
+             "tensorboard": arguments.tensorboard or None}  # fmt: skip
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
     train(
         recipe,
         arguments.out,
@@ -74,11 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         resume=arguments.resume,
         device=arguments.device,
-        options=RunOptions(
-            options.checkpoint_every,
-            options.samples_every if arguments.samples_every is None else arguments.samples_every,
-            options.compiled or arguments.compile,
-            options.tensorboard or arguments.tensorboard,
-        ),
+        options=options,
     )
     return 0

@@ -36,29 +36,11 @@ def em_update(
     step_size: float = 1.0,
     floor: float = 0.0,
 ) -> Tensor:
-    r"""One EM update, :math:`x + \delta\, \frac{x}{s_k} \nabla L_k(x)`, of an image or a batch of images.
+    r"""One EM update, :math:`x + \delta\, \frac{x}{s_k} \nabla L_k(x)`, of an image or a batch ``[..., z, y, x]``.
 
-    With ``step_size`` 1 and all data this is MLEM and never lowers the likelihood; steps below 2 converge.
-
-    Parameters
-    ----------
-    objective
-        The log-likelihood.
-    x
-        Current image ``[..., z, y, x]``.
-    subset
-        Subset number; all data if omitted.
-    evaluation
-        ``objective.at(x, subset)`` if the caller has it already: then no forward projection is made here.
-    step_size
-        Relative step in (0, 2).
-    floor
-        Smallest value that voxels inside the field of view may take.
-
-    Returns
-    -------
-    Tensor
-        The updated image; zero outside the field of view. Voxels that this subset does not see are kept.
+    With ``step_size`` 1 and all data this is MLEM and never lowers the likelihood; steps below 2 converge. Zero outside
+    the field of view, at least ``floor`` inside it; voxels that this subset does not see are kept. ``evaluation`` is
+    ``objective.at(x, subset)`` if the caller has it already: then no forward projection is made here.
     """
     if evaluation is None:
         evaluation = objective.at(x, subset)
@@ -77,31 +59,16 @@ def em_step(x: Tensor, gradient: Tensor, sensitivity: Tensor, step_size: float =
 
 
 def penalised_em_step(x_em: Tensor, sensitivity: Tensor, target: Tensor, rho: Tensor | float) -> Tensor:
-    r"""Maximiser of the EM surrogate with a quadratic anchor, in closed form.
+    r"""Maximiser of the EM surrogate with a quadratic anchor, in closed form: a non-negative image ``[..., z, y, x]``.
 
     .. math:: \arg\max_x\ \sum_j s_j (x_{EM,j} \log x_j - x_j) - \tfrac12 \rho_j (x_j - v_j)^2
 
     the positive root of :math:`\rho x^2 + (s - \rho v) x - s x_{EM} = 0` (De Pierro 1995, doi:10.1109/42.370409). With
-    :math:`x_{EM}` the EM update of the current image, the penalised log-likelihood never decreases.
+    :math:`x_{EM}` the EM update of the current image, the penalised log-likelihood never decreases. ``x_em`` for
+    ``rho = 0``, ``max(v, 0)`` for large ``rho`` or zero sensitivity. ``sensitivity`` is that of the subset, with
+    ``rho / num_subsets``, when subsets are used; ``target``, ``v``, has any sign; ``rho`` is in counts per image unit
+    squared, a number or one per voxel.
 
-    Parameters
-    ----------
-    x_em
-        EM update of the current image, non-negative ``[..., z, y, x]``.
-    sensitivity
-        ``s`` (that of the subset, with ``rho / num_subsets``, when subsets are used).
-    target
-        Anchor ``v`` in image units, of any sign.
-    rho
-        Strength, counts per image unit squared, a number or one per voxel, >= 0.
-
-    Returns
-    -------
-    Tensor
-        Non-negative image; ``x_em`` for ``rho = 0``, ``max(v, 0)`` for large ``rho`` or zero sensitivity.
-
-    Notes
-    -----
     Both roots are written so that nothing cancels: the textbook form returns exactly 0 in float32 for a weak anchor,
     and zero is absorbing.
     """

@@ -75,7 +75,8 @@ class Objective(Protocol):
     ``float32`` tensors ``[z, y, x]`` or ``[samples, z, y, x]`` in the engine's own intensity unit; values are
     ``float64`` tensors of the leading shape. ``gradient(x, subset=k)`` is that of subset ``k`` alone, *not*
     multiplied by ``num_subsets``: ``sum_k gradient(x, k) = gradient(x)``. A class that derives from this one
-    inherits ``with_subsets``, ``early_image``, and what records say: ``engine``, ``describe`` and ``exam_info``.
+    inherits ``value`` and ``gradient`` by ``at``, ``with_subsets``, ``early_image``, and what records say: ``engine``,
+    ``describe`` and ``exam_info``.
     """
 
     geometry: ImageGeometry
@@ -89,11 +90,11 @@ class Objective(Protocol):
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``L(x)``, float64, one number per image. Engines that have no values of subsets raise NotImplementedError."""
-        ...
+        return self.at(x, subset).value
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
         """``A^T (y / q - 1)``, shape of ``x``."""
-        ...
+        return self.at(x, subset).gradient()
 
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, shape ``[z, y, x]``, computed once and kept; zero outside the scanner's field of view."""

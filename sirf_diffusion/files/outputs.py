@@ -39,6 +39,8 @@ class OutputFolder:
         The file that marks a folder as holding a result; it is written last.
     overwrite
         Replace another result.
+    advice
+        What to do about another result in the folder.
 
     Raises
     ------
@@ -53,11 +55,12 @@ class OutputFolder:
         *,
         record_name: str = "record.json",
         overwrite: bool = False,
+        advice: str = "give another folder, or --overwrite to replace its files",
     ) -> None:
         self.path = Path(path)
         self.settings = jsonable(settings)
         self.record_name = record_name
-        self.overwrite = overwrite
+        self.overwrite, self.advice = overwrite, advice
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -112,21 +115,20 @@ class OutputFolder:
         return [self.path / p for p in below if not (self.path / p).is_dir()]
 
     def _refuse_another_result(self) -> None:
-        advice = "give another folder, or --overwrite to replace its files"
         if not self.record_path.is_file():
             raise OutputError(
-                f"--out {self.path} is not empty and holds no {self.record_name} of this program; {advice}"
+                f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
             found = json.loads(self.record_path.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {advice}") from error
+            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
         differing = sorted(k for k in {*found, *self.settings} if found.get(k) != self.settings.get(k))
         if differing:
             name = differing[0]
             raise OutputError(
                 f"--out {self.path} holds another result: {', '.join(differing)} differ "
-                f"({name}: {found.get(name)!r} there, {self.settings.get(name)!r} asked for); {advice}"
+                f"({name}: {found.get(name)!r} there, {self.settings.get(name)!r} asked for); {self.advice}"
             )
 
 

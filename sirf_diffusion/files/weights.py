@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,15 +23,6 @@ Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
 _MAX_DEPTH = 32
-#: Bytes a number takes, by the names of types in safetensors files.
-_SIZES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
-    "U8": 1, "BOOL": 1,
-}  # fmt: skip
-
-#: Called with the JSON document and the header's tensors, ``{"dtype": ..., "shape": ..., ...}`` by name, before memory
-#: is taken; raises ValueError.
-Check = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 class WeightsFileError(ValueError):
@@ -43,18 +33,9 @@ class WeightsFileError(ValueError):
 class WeightsFormat:
     """One kind of weights file.
 
-    Parameters
-    ----------
-    what
-        What messages call it, with its article.
-    key
-        Key of the JSON document in the metadata of the header.
-    remedy
-        What to do about a file of an unknown version.
-    error
-        What is raised for a file that cannot be used.
-    version, version_key
-        Version that is read and written, and its key in the document.
+    ``what`` names it in messages, with its article; its JSON document stands in the metadata of the header under
+    ``key``; ``remedy`` is what to do about a file of another ``version``, which the document has under ``version_key``;
+    ``error`` is raised for a file that cannot be used.
     """
 
     what: str
@@ -67,34 +48,23 @@ class WeightsFormat:
     def document(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """The JSON document of a file, read without the tensors; raises as `read` does."""
         with self._opened(Path(path)) as file:
-            return self._document(Path(path), self._header(Path(path), file)[2])
+            return self._document(Path(path), self._header(Path(path), file))
 
-    def read(
-        self, path: str | os.PathLike[str], check: Check | None = None
-    ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """JSON document, tensors on the CPU as they are stored, and SHA-256 of a file.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        WeightsFileError
-            `error`: if it is not such a file, is damaged, or ``check`` refuses it.
+        Raises FileNotFoundError if there is no such file, and `error` if it is not such a file, or is damaged.
         """
         path = Path(path)
         with self._opened(path) as file:
-            text, entries, metadata = self._header(path, file)
-            document = self._document(path, metadata)
-            if check is not None:
-                self.guarded(path, lambda: check(document, entries))
-            return document, *self._tensors(path, file, text, entries)
+            return self._document(path, self._header(path, file)), *self._tensors(path, file)
 
     def read_any(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and metadata of a safetensors file without a document; raises as `read` does."""
         path = Path(path)
         with self._opened(path) as file:
-            text, entries, metadata = self._header(path, file)
-            return self._tensors(path, file, text, entries)[0], metadata
+            metadata = self._header(path, file)
+            return self._tensors(path, file)[0], metadata
 
     def content(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
         """Bytes of a file, the same for the same tensors and document."""
@@ -106,10 +76,7 @@ class WeightsFormat:
     def write(self, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
         """Write a file, whole or not at all, and return its SHA-256; an existing one is replaced.
 
-        Raises
-        ------
-        FileNotFoundError
-            If its folder does not exist.
+        Raises FileNotFoundError if its folder does not exist.
         """
         path, content = Path(path), self.content(tensors, document)
         if not path.parent.is_dir():
@@ -137,8 +104,8 @@ class WeightsFormat:
             raise self._refusal(path, f"it has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
         return path.open("rb")
 
-    def _header(self, path: Path, file: BinaryIO) -> tuple[bytes, dict[str, Any], dict[str, str]]:
-        """Bytes of the header, its tensors and its metadata."""
+    def _header(self, path: Path, file: BinaryIO) -> dict[str, str]:
+        """Metadata of the header."""
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
@@ -157,7 +124,7 @@ class WeightsFormat:
             raise self._refusal(
                 path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
             )
-        return head + text, header, metadata
+        return metadata
 
     def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if self.key not in metadata:
@@ -175,23 +142,18 @@ class WeightsFormat:
             )
         return content
 
-    def _tensors(
-        self, path: Path, file: BinaryIO, text: bytes, entries: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], str]:
-        """All tensors, and the SHA-256 of the file."""
+    def _tensors(self, path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:
+        """All tensors, and the SHA-256 of the file; the library refuses those that do not lie in it."""
         import safetensors
         import safetensors.torch
 
-        room = path.stat().st_size - len(text)
-        misfit = next((name for name, entry in entries.items() if not _fits(entry, room)), None)
+        file.seek(0)
+        content = file.read()
         try:
-            if misfit is not None:
-                raise ValueError(f"tensor {misfit!r} does not lie in it")
-            file.seek(0)
-            content = file.read()
             return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            problem = f"it is not a complete safetensors file ({error}): copy or download it again"
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            why = str(error).partition("\n")[0]
+            problem = f"it is not a complete safetensors file ({why}): copy or download it again"
             raise self._refusal(path, problem) from error
 
 
@@ -207,11 +169,12 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """A ValueError unless names and shapes are as expected, and all values finite."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
-    names = sorted(name for name in {*found, *expected} if shapes[0].get(name) != shapes[1].get(name))
-    if names:
-        raise ValueError(f"{', '.join(names[:3])} differ in name or shape, {len(names)} in all")
+    for names, what in ((expected.keys() - found.keys(), "missing"), (found.keys() - expected.keys(), "unexpected")):
+        if names:
+            raise ValueError(f"{', '.join(map(repr, sorted(names)[:3]))} {what}, {len(names)} in all")
     for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"tensor {name!r} has shape {[*tensor.shape]}, expected {[*expected[name].shape]}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
 
@@ -224,20 +187,6 @@ def _depth(content: Any) -> int:
         inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
         level = [value for values in inner for value in values if isinstance(value, (dict, list))]
     return depth
-
-
-def _fits(entry: Any, room: int) -> bool:
-    """Whether a tensor's type, shape and place agree, and lie within ``room`` bytes."""
-    if not isinstance(entry, dict) or entry.get("dtype") not in list(_SIZES):
-        return False
-    shape: Any = entry.get("shape")
-    place: Any = entry.get("data_offsets")
-    for values in (shape, place):
-        if not isinstance(values, list) or not all(type(value) is int and 0 <= value <= 2**48 for value in values):
-            return False
-    if len(shape) > 16 or len(place) != 2:
-        return False
-    return place[1] <= room and place[1] - place[0] == math.prod(shape) * _SIZES[entry["dtype"]]
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,29 +1,36 @@
-"""What is known of an examination beside its numbers: STIR's exam information, kept from the prompts to the image."""
+"""What is known of an examination beside its numbers: STIR's exam information, kept from the prompts to the image.
+
+And how a patient lies in a scanner, which says where STIR's axes point in that patient.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from .checks import check_choice
+
 ORIENTATIONS = ("head_in", "feet_in", "other", "unknown")
 ROTATIONS = ("supine", "prone", "right", "left", "other", "unknown")
 MODALITIES = ("PT", "NM", "MR", "CT", "US", "Optical", "unknown")
+#: ``("head_in" or "feet_in", "supine" or "prone")``, as in STIR's headers.
+Position = tuple[str, str]
+#: Direction of increasing x, y, z in STIR for each patient position, as signs in LPS
+#: (STIR 6, DiscretisedDensity: head first, supine is LPI).
+POSITIONS: dict[Position, tuple[int, int, int]] = {
+    ("head_in", "supine"): (1, 1, -1),
+    ("head_in", "prone"): (-1, -1, -1),
+    ("feet_in", "supine"): (-1, 1, 1),
+    ("feet_in", "prone"): (1, -1, 1),
+}
+HEAD_FIRST_SUPINE: Position = ("head_in", "supine")
 
 
 @dataclass(frozen=True)
 class Radionuclide:
-    """What emits; ``None`` and ``"unknown"`` where nobody said.
+    """What emits, such as ``"^18^Fluorine"`` or ``"F-18"``; ``None`` and ``"unknown"`` where nobody said.
 
-    Parameters
-    ----------
-    name
-        As ``"^18^Fluorine"`` or ``"F-18"``.
-    half_life
-        In seconds.
-    branching_ratio
-        Share of the decays that emit a positron, 0 to 1.
-    energy
-        Of the photons in keV.
+    Half-life in seconds, share of the decays that emit a positron (0 to 1), energy of the photons in keV.
     """
 
     name: str = "unknown"
@@ -34,16 +41,14 @@ class Radionuclide:
 
 @dataclass(frozen=True)
 class ExamInfo:
-    """Exam information as STIR's ``ExamInfo`` keeps it.
+    """Exam information as STIR's ``ExamInfo`` keeps it; ValueError for another orientation, rotation or modality.
 
     Parameters
     ----------
     orientation, rotation
         How the patient lies: one of `ORIENTATIONS` and of `ROTATIONS`.
-    modality
-        One of `MODALITIES`, by DICOM's names.
-    originating_system
-        Name of the scanner, empty if unknown.
+    modality, originating_system
+        One of `MODALITIES`, by DICOM's names; name of the scanner, empty if unknown.
     time_frames
         Start and duration of each frame in seconds, the start relative to ``start_time``.
     start_time
@@ -54,11 +59,6 @@ class ExamInfo:
         Bq/ml per unit of the image, positive; ``None`` if unknown.
     energy_window
         Lower and upper threshold in keV.
-
-    Raises
-    ------
-    ValueError
-        For another orientation, rotation or modality.
     """
 
     orientation: str = "unknown"
@@ -73,5 +73,18 @@ class ExamInfo:
 
     def __post_init__(self) -> None:
         for name, words in (("orientation", ORIENTATIONS), ("rotation", ROTATIONS), ("modality", MODALITIES)):
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}; found {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), words)
+
+
+def position_of(exam: ExamInfo | None) -> Position | None:
+    """Position of the patient; None if nobody said. Of two words, an unknown one stands for head first or supine.
+
+    Raises ValueError if it is another one than head or feet first, supine or prone.
+    """
+    if exam is None or (exam.orientation, exam.rotation) == ("unknown", "unknown"):
+        return None
+    words = (exam.orientation, exam.rotation)
+    position = tuple(d if w == "unknown" else w for w, d in zip(words, HEAD_FIRST_SUPINE, strict=True))
+    if position not in POSITIONS:
+        raise ValueError(f"the patient position '{', '.join(words)}' is none of head or feet first, supine or prone")
+    return position

@@ -6,34 +6,21 @@ store it; leading dimensions are independent images (posterior samples).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """A regular voxel grid in STIR's conventions.
+    """A regular voxel grid in STIR's conventions; ValueError if a size is not positive or not three numbers were given.
 
     Voxel ``(k, j, i)`` has its centre at
 
     ``z = origin_z + k * dz``, ``y = origin_y + (j - ny // 2) * dy``, ``x = origin_x + (i - nx // 2) * dx``,
 
-    in mm. STIR counts planes from zero at the first plane and centres the in-plane index range, so an
-    even in-plane size is half a voxel off-centre. The scanner's axis is at ``x = y = 0``, and its axial
-    centre lies at the middle of the image if ``origin_z`` is 0.
-
-    Parameters
-    ----------
-    shape
-        Number of voxels ``(z, y, x)``, all positive.
-    voxel_size
-        Voxel size ``(z, y, x)`` in mm, all positive.
-    origin
-        STIR's origin ``(z, y, x)`` in mm.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive or not three numbers were given.
+    in mm, with ``shape``, ``voxel_size`` and STIR's ``origin`` as ``(z, y, x)``. STIR counts planes from zero at the
+    first plane and centres the in-plane index range, so an even in-plane size is half a voxel off-centre. The scanner's
+    axis is at ``x = y = 0``, and its axial centre lies at the middle of the image if ``origin_z`` is 0.
 
     Examples
     --------
@@ -54,14 +41,13 @@ class ImageGeometry:
                 raise ValueError(f"{name} must be positive, found {values}")
             object.__setattr__(self, name, values)
 
+    def is_near(self, other: ImageGeometry) -> bool:
+        """Whether two grids agree within the digits that headers keep."""
+        pairs = zip(self.voxel_size + self.origin, other.voxel_size + other.origin, strict=True)
+        return self.shape == other.shape and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in pairs)
+
     @property
     def voxel_volume(self) -> float:
         """Volume of a voxel in mm^3."""
         dz, dy, dx = self.voxel_size
         return dz * dy * dx
-
-    @property
-    def num_voxels(self) -> int:
-        """Number of voxels."""
-        nz, ny, nx = self.shape
-        return nz * ny * nx

@@ -12,43 +12,38 @@ and passes, at parameter ``t`` in mm, through ``x = s cos(phi) - t sin(phi)``, `
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
 import torch
 
 from .scanners import BlockStructure, Scanner, get_scanner
-from .segments import Segment, describe_segments, segments_of_span, span_of
 
 __all__ = ["BlockStructure", "ProjDataGeometry", "Scanner", "Segment"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProjDataGeometry:
     """Layout of non-TOF projection data of a cylindrical scanner.
 
+    Raises ValueError if a size is not positive, segments are missing or repeated, a tangential position lies beyond the
+    ring, or axial positions do not fall between rings.
+
     Parameters
     ----------
-    scanner
-        The scanner.
-    segments
-        In storage order; numbers are contiguous and contain 0.
-    num_views
-        Views over 180 degrees.
-    num_tangential_positions
-        Tangential size; positions are numbered from ``-(n // 2)``.
+    scanner, segments
+        The scanner, and its segments in storage order; numbers are contiguous and contain 0.
+    num_views, num_tangential_positions
+        Views over 180 degrees; tangential size, positions are numbered from ``-(n // 2)``.
     arc_corrected
         True for equidistant tangential bins, false for bins ``s = R sin(k pi / num_detectors_per_ring)``.
     tangential_spacing
         In mm, of arc-corrected data; default: the scanner's ``default_bin_size``. ``None`` otherwise.
     bed_position
         Horizontal and vertical start position of the bed in mm; carried along, not used by the projector.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive, segments are missing or repeated, a tangential position lies beyond the ring, or
-        axial positions do not fall between rings.
     """
 
     scanner: Scanner
@@ -122,6 +117,8 @@ class ProjDataGeometry:
     ) -> ProjDataGeometry:
         """Layout of a scanner's data as STIR's ``ProjDataInfo::construct_proj_data_info`` makes it.
 
+        Raises ValueError if ``span`` or ``max_ring_difference`` is outside its range, or the name is unknown.
+
         Parameters
         ----------
         scanner
@@ -129,20 +126,9 @@ class ProjDataGeometry:
         span
             Axial compression, positive. Odd: segment 0 combines ``span`` ring differences. Even, as GE's 2: segment 0
             combines ``span + 1``. All other segments combine ``span``, the last ones fewer if ``max_ring_difference``
-            cuts them short.
-        max_ring_difference
-            From ``span // 2`` to ``num_rings - 1``.
-        num_views
-            Default: all views the scanner has.
-        num_tangential_positions
-            Default: the scanner's largest, or its default arc-corrected, size.
-        arc_corrected
-            See the class.
-
-        Raises
-        ------
-        ValueError
-            If ``span`` or ``max_ring_difference`` is outside its range, or the name is unknown.
+            (from ``span // 2`` to ``num_rings - 1``) cuts them short.
+        num_views, num_tangential_positions, arc_corrected
+            Default: all views the scanner has, and its largest, or its default arc-corrected, size.
 
         Examples
         --------
@@ -159,7 +145,7 @@ class ProjDataGeometry:
             )
         return cls(
             scanner=scanner,
-            segments=segments_of_span(scanner.num_rings, span, max_ring_difference),
+            segments=_segments_of_span(scanner.num_rings, span, max_ring_difference),
             num_views=num_views,
             num_tangential_positions=num_tangential_positions,
             arc_corrected=arc_corrected,
@@ -168,12 +154,8 @@ class ProjDataGeometry:
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(num_sinograms, num_views, num_tangential_positions)``."""
-        return (self.num_sinograms, self.num_views, self.num_tangential_positions)
-
-    @property
-    def num_sinograms(self) -> int:
-        """Number of sinograms in all segments."""
-        return sum(segment.num_axial_positions for segment in self.segments)
+        num_sinograms = sum(segment.num_axial_positions for segment in self.segments)
+        return num_sinograms, self.num_views, self.num_tangential_positions
 
     @property
     def num_bins(self) -> int:
@@ -185,11 +167,6 @@ class ProjDataGeometry:
         """Number of neighbouring views that were added; 1 where the scanner's views are no multiple of the data's."""
         unmashed = self.scanner.max_num_views
         return unmashed // self.num_views if unmashed % self.num_views == 0 else 1
-
-    @property
-    def span(self) -> int | None:
-        """Axial compression, ``None`` where the segments follow no single span (GE's mixed layout)."""
-        return span_of(self.segments)
 
     def segment_slices(self) -> list[slice]:
         """Where each segment lies along the sinogram axis, in storage order."""
@@ -248,5 +225,77 @@ class ProjDataGeometry:
         elif self.tangential_spacing is not None and other.tangential_spacing is not None:
             compare("tangential spacing (mm)", self.tangential_spacing, other.tangential_spacing, 0.01)
         if self.segments != other.segments:
-            found.append(f"segments: {describe_segments(self.segments)} against {describe_segments(other.segments)}")
+            texts = (", ".join(map(str, segments)) for segments in (self.segments, other.segments))
+            found.append(f"segments: {' against '.join(texts)}")
         return found
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Sinograms of a range of ring differences (ring 2 minus ring 1), ``min <= max``."""
+
+    num: int
+    min_ring_difference: int
+    max_ring_difference: int
+    num_axial_positions: int
+
+    def __post_init__(self) -> None:
+        if self.num_axial_positions <= 0:
+            raise ValueError(f"segment {self.num}: needs at least one axial position, found {self.num_axial_positions}")
+        if self.min_ring_difference > self.max_ring_difference:
+            raise ValueError(
+                f"segment {self.num}: min_ring_difference {self.min_ring_difference} is larger than "
+                f"max_ring_difference {self.max_ring_difference}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.num:+d} [{self.min_ring_difference}, {self.max_ring_difference}] x {self.num_axial_positions}"
+
+    @property
+    def average_ring_difference(self) -> float:
+        """Mean of the extreme ring differences, in rings."""
+        return (self.min_ring_difference + self.max_ring_difference) / 2
+
+    @property
+    def axial_positions_per_ring(self) -> int:
+        """1 for uncompressed segments, 2 where ring differences are combined (planes lie half a ring apart)."""
+        return 1 if self.min_ring_difference == self.max_ring_difference else 2
+
+
+def _segments_of_span(num_rings: int, span: int, max_ring_difference: int) -> tuple[Segment, ...]:
+    """Segments 0, +1, -1, ... as STIR's ``ProjDataInfo::construct_proj_data_info`` makes them.
+
+    Raises ValueError if ``span`` or ``max_ring_difference`` is outside its range, or together they leave the outermost
+    segments a single ring difference.
+    """
+    if not 1 <= span <= 2 * num_rings - 1:
+        raise ValueError(f"span must be between 1 and {2 * num_rings - 1} for {num_rings} rings, found {span}")
+    if not span // 2 <= max_ring_difference <= num_rings - 1:
+        raise ValueError(
+            f"max_ring_difference must be between {span // 2} and {num_rings - 1} for span {span} and "
+            f"{num_rings} rings, found {max_ring_difference}"
+        )
+    first = span // 2
+    planes = num_rings if span == 1 else 2 * num_rings - 1
+    segments = [Segment(0, -first, first, planes)]
+    low = first + 1
+    while low <= max_ring_difference:
+        high = min(low + span - 1, max_ring_difference)
+        if low == high and span > 1 and low < num_rings - 1:
+            # STIR gives such a segment twice the planes that its rings have, beyond the ends of the scanner.
+            raise ValueError(
+                f"max_ring_difference {high} leaves a single ring difference to the outermost segments of span {span}; "
+                f"choose {high - 1} or {high + 1}"
+            )
+        num = len(segments) // 2 + 1
+        planes = num_rings - low if span == 1 else 2 * (num_rings - low) - 1
+        segments += [Segment(num, low, high, planes), Segment(-num, -high, -low, planes)]
+        low = high + 1
+    full = span == 1 or segments[-1].max_ring_difference - segments[-1].min_ring_difference + 1 >= span
+    if not full and max_ring_difference < num_rings - 1:
+        _logger.warning(
+            "span %d and max_ring_difference %d leave the outermost segments smaller than the others",
+            span,
+            max_ring_difference,
+        )
+    return tuple(segments)

@@ -32,7 +32,7 @@ class BlockStructure:
 
 @dataclass(frozen=True)
 class Scanner:
-    """A cylindrical PET scanner.
+    """A cylindrical PET scanner; ValueError if a size is not positive (or a depth negative), or the detectors are odd.
 
     Parameters
     ----------
@@ -40,25 +40,16 @@ class Scanner:
         Name as in STIR (first of its list of names).
     num_rings, num_detectors_per_ring
         Detector rings and (virtual crystals included) detectors in each; both positive, detectors even.
-    inner_ring_radius
-        Radius of the front faces in mm.
-    average_depth_of_interaction
-        In mm; added to the radius to give where the lines of response end.
-    ring_spacing
-        Distance between the centres of neighbouring rings in mm.
-    default_bin_size
-        Tangential sampling in mm of arc-corrected data.
+    inner_ring_radius, average_depth_of_interaction
+        Radius of the front faces, and what is added to it to give where the lines of response end, mm.
+    ring_spacing, default_bin_size
+        Distance between the centres of neighbouring rings, and tangential sampling of arc-corrected data, mm.
     view_offset
         Intrinsic azimuthal tilt in radians: the angle of view 0 before view mashing.
     max_num_non_arccorrected_bins, default_num_arccorrected_bins
         Tangential sizes; 0 when unknown.
     blocks
         Grouping of the crystals, carried along for STIR's sake.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive (or a depth is negative), or the number of detectors is odd.
     """
 
     name: str
@@ -111,18 +102,9 @@ def find_scanner(name: str) -> Scanner | None:
 
 
 def get_scanner(name: str) -> Scanner:
-    """Scanner of that name.
+    """Scanner of any name STIR accepts (and a few written-out ones, such as ``"Biograph Vision 600"``).
 
-    Parameters
-    ----------
-    name
-        Any name STIR accepts (and a few written-out ones, such as ``"Biograph Vision 600"``); case, blanks and
-        underscores do not matter.
-
-    Raises
-    ------
-    ValueError
-        If no such scanner is known.
+    Case, blanks and underscores do not matter. Raises ValueError if no such scanner is known.
 
     Examples
     --------

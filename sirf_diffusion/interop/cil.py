@@ -180,7 +180,7 @@ class NegatedObjective(_Iterated):
     ----------
     objective
         Log-likelihood (anything that ``sirf_diffusion.as_objective`` takes), or one of the objective functions of
-        :mod:`sirf_diffusion.interop.scheduled_objective`.
+        :mod:`sirf_diffusion.interop.stepwise`.
     prior
         Penalty that is added, penalisation factor included.
     subset

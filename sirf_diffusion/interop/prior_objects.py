@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
+from ..models.storage import DEFAULT_MODEL
 from ..priors import NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty, ScorePenalty
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class AnatomicalObject(EngineImages):
 
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
-        position = self.position(image)
-        if self._located is not None and position is not None and self._located.data_position != position:
+        position = None if self._located is None else self.position(image)
+        if position is not None and self._located.data_position != position:
             self._located = replace(self._located, data_position=position)
             self._hand_over()
 
@@ -152,7 +153,7 @@ class ScoreObject(GuidedObject):
 
     def __init__(
         self,
-        model: ScoreModel | str | os.PathLike[str],
+        model: ScoreModel | str | os.PathLike[str] = DEFAULT_MODEL,
         noise_level: float = NOISE_LEVEL,
         planes: str | None = None,
         intensity_scale: float | None = None,
@@ -264,7 +265,7 @@ class ProcessorObject(GuidedObject):
 
     def __init__(
         self,
-        model: ScoreModel | str | os.PathLike[str],
+        model: ScoreModel | str | os.PathLike[str] = DEFAULT_MODEL,
         noise_level: float | None = None,
         planes: str | None = None,
         intensity_scale: float | None = None,

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 
 from ..engines import as_objective
-from ..engines.objective import NativeImages, Objective
+from ..engines.objective import Evaluation, NativeImages, Objective
+from ..priors import AnchorPenalty
+from ..reconstructors.diffusion.hqs import HQSReconstructor
+from ..reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
 from ..reconstructors.diffusion.loop import Denoised, DiffusionReconstructor
 from .containers import to_container, to_tensor
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
     from ..reconstructors.diffusion.chain import Chain
+    from ..reconstructors.diffusion.likelihood_schedule import LikelihoodSchedule
 
 
 class StepwiseObjective(ABC):
@@ -69,11 +73,11 @@ class StepwiseObjective(ABC):
         """
         if image is not None and not isinstance(self._given, Objective):
             self._given.set_up(image)
-        reconstructor = self._sampler(as_objective(self._given), self._model, self._settings)
+        reconstructor = self._sampler(as_objective(self._given))
         with torch.no_grad():
             reconstructor.set_up(self._initial_image)
             self._reconstructor, self._chain = reconstructor, reconstructor.begin()
-            self._denoise()
+            self._level = reconstructor.denoise(self._chain, reconstructor.model)
 
     def advance(self, image: Any) -> bool:
         """Move to the next noise level: put fresh noise on an image that fits the data, and denoise that.
@@ -99,7 +103,7 @@ class StepwiseObjective(ABC):
             return False
         with torch.no_grad():
             sampler.renoise(chain, self._level, sampler.model)
-            self._denoise()
+            self._level = sampler.denoise(chain, sampler.model)
         return True
 
     @property
@@ -198,7 +202,7 @@ class StepwiseObjective(ABC):
         return self._likelihood().device
 
     @abstractmethod
-    def _sampler(self, objective: Objective, model: ScoreModel, settings: dict[str, Any]) -> DiffusionReconstructor:
+    def _sampler(self, objective: Objective) -> DiffusionReconstructor:
         """The sampler whose data step the user writes."""
 
     @abstractmethod
@@ -208,10 +212,6 @@ class StepwiseObjective(ABC):
     @abstractmethod
     def _gradient(self, x: Tensor, subset: int | None) -> Tensor:
         """Gradient at ``x [z, y, x]``."""
-
-    def _denoise(self) -> None:
-        sampler = self._ready()
-        self._level = sampler.denoise(self._chain, sampler.model)
 
     def _level_image(self) -> Tensor:
         self._ready()
@@ -233,6 +233,104 @@ class StepwiseObjective(ABC):
         if tuple(x.shape) != objective.geometry.shape:
             raise ValueError(f"image has shape {tuple(x.shape)}, expected {objective.geometry.shape} (z, y, x)")
         return x
+
+
+class HQSObjective(StepwiseObjective):
+    r"""The likelihood with a pull to the denoised image, as in half-quadratic splitting.
+
+    .. math:: \Phi_k(x) = L(x) - \frac{\rho_k}{2} \lVert x - v \rVert^2, \qquad \rho_k = \beta / (c\,\sigma_k)^2
+
+    ``v`` is the denoised image at noise level :math:`\sigma_k`. The objective is concave; a data step may stop long
+    before its maximum. A subset has its own share of the likelihood and ``1 / num_subsets`` of the pull. The scheme is
+    that of :class:`~sirf_diffusion.reconstructors.diffusion.hqs.HQSReconstructor`.
+
+    The parameters are those of :class:`StepwiseObjective`, and ``beta``, the weight of the prior.
+    """
+
+    @property
+    def anchor_strength(self) -> float:
+        r""":math:`\rho_k`, counts per image unit squared."""
+        return self._ready().consistency.beta / (self.intensity_scale * self.noise_level) ** 2
+
+    def _sampler(self, objective: Objective) -> DiffusionReconstructor:
+        return HQSReconstructor(objective, self._model, **self._settings)
+
+    def _value(self, x: Tensor, subset: int | None) -> float:
+        return float(self._likelihood().value(x, subset) - self._pull(subset).value(x))
+
+    def _gradient(self, x: Tensor, subset: int | None) -> Tensor:
+        return self._likelihood().gradient(x, subset) - self._pull(subset).gradient(x)
+
+    def _pull(self, subset: int | None) -> AnchorPenalty:
+        share = 1.0 if subset is None else 1.0 / self._likelihood().num_subsets
+        return AnchorPenalty(self._level_image(), share * self.anchor_strength)
+
+
+class LikelihoodScheduledObjective(StepwiseObjective):
+    r"""The likelihood up to the value that a schedule allows at this noise level, and flat beyond it.
+
+    .. math:: \Phi_k(x) = \min(L(x), L_k)
+
+    From the denoised image an ascent moves as long as :math:`L(x) < L_k`; then the gradient is zero and
+    :meth:`reached` is true: time to :meth:`advance`. An ascent in small steps, or one that interpolates its last step,
+    meets :math:`L_k` and does not overshoot it. The scheme is that of
+    :class:`~sirf_diffusion.reconstructors.diffusion.lisch.LikelihoodScheduledReconstructor` (Webber et al. 2025,
+    arXiv:2412.04339).
+
+    The gradient of a subset is that of the subset's likelihood, or zero where *all data* reach :math:`L_k`. Knowing
+    that costs a forward projection of all data, unless the same image was asked about just before: with many subsets
+    ask ``reached(x)`` once per epoch, and take gradients of the log-likelihood itself in between.
+
+    The parameters are those of :class:`StepwiseObjective`; ``target``, ``num_em_iterations``, ``margin`` and
+    ``num_em_iterations_max`` say where the schedule ends, and ``schedule_exponent`` how early it rises: 1 unless given,
+    as published, because a loop of your own has no anchor that an early schedule needs.
+    """
+
+    _last: tuple[Tensor, Evaluation] | None = None
+
+    def set_up(self, image: Any = None) -> None:
+        """Compute the schedule, and go to the first noise level (also in order to start again)."""
+        self._last = None
+        super().set_up(image)
+
+    @property
+    def schedule(self) -> LikelihoodSchedule:
+        return self._ready().consistency.schedule
+
+    @property
+    def target(self) -> float:
+        """:math:`L_k`, the log-likelihood at which the present noise level ends."""
+        exponent = self._ready().consistency.schedule_exponent
+        return self.schedule.at(((self.step_num + 1) / self.num_steps) ** exponent)
+
+    def log_likelihood(self, image: Any) -> float:
+        """``L(x)``, not cut off at the target."""
+        return float(self._evaluation(self._tensor(image)).value)
+
+    def reached(self, image: Any) -> bool:
+        """Whether an image fits the data as closely as this noise level asks for."""
+        # Rounding in float32 projections must not decide whether a target counts as met.
+        return self.log_likelihood(image) >= self.target - 1e-9 * abs(self.target)
+
+    def _sampler(self, objective: Objective) -> DiffusionReconstructor:
+        return LikelihoodScheduledReconstructor(objective, self._model, **{"schedule_exponent": 1.0, **self._settings})
+
+    def _value(self, x: Tensor, subset: int | None) -> float:
+        if subset is not None:
+            raise NotImplementedError("the schedule is one of the likelihood of all data: subsets have no value")
+        return min(self.log_likelihood(x), self.target)
+
+    def _gradient(self, x: Tensor, subset: int | None) -> Tensor:
+        if self.reached(x):
+            return torch.zeros_like(x)
+        return self._evaluation(x).gradient() if subset is None else self._likelihood().gradient(x, subset)
+
+    def _evaluation(self, x: Tensor) -> Evaluation:
+        """Of the image asked about last, if it is the same: value and gradient then share one forward projection."""
+        if self._last is None or not torch.equal(self._last[0], x):
+            kept = x.clone()  # the user's loop may change its image, which the evaluation still looks at
+            self._last = (kept, self._likelihood().at(kept))
+        return self._last[1]
 
 
 def _subset(subset: int | None) -> int | None:

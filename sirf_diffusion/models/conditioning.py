@@ -26,14 +26,9 @@ logger = logging.getLogger(__name__)
 class Conditioning:
     """An anatomical image on the latent grid, and the weight of classifier-free guidance.
 
-    Parameters
-    ----------
-    anatomy
-        Latent image ``[Z', Y', X']``, scaled as in training by `scaled_anatomical`; None for zeros, which mean
-        "unknown" to a network trained with dropped anatomies.
-    guidance
-        ``w >= -1``: 0 is the plain conditional model, -1 the unconditional one, more than 0 exaggerates what the
-        anatomy changes.
+    ``anatomy`` is ``[Z', Y', X']``, scaled as in training by `scaled_anatomical`; None for zeros, which mean "unknown"
+    to a network trained with dropped anatomies. ``guidance`` is ``w >= -1``: 0 is the plain conditional model, -1 the
+    unconditional one, more than 0 exaggerates what the anatomy changes.
     """
 
     anatomy: Tensor | None = None
@@ -62,12 +57,8 @@ def scaled_anatomical(anatomical: Tensor, geometry: ImageGeometry) -> Tensor:
     """The image divided by its mean over the head, by the rule that scales emission images (`intensity_scale`).
 
     Negative values, such as those of air in a CT image, become 0 first. Training and use must scale alike; after this,
-    units and receiver gains no longer matter.
-
-    Raises
-    ------
-    ValueError
-        If the image is on another grid, not finite, or has no signal.
+    units and receiver gains no longer matter. Raises ValueError if the image is on another grid, not finite, or has no
+    signal.
     """
     if tuple(anatomical.shape) != geometry.shape:
         raise ValueError(
@@ -81,10 +72,7 @@ def scaled_anatomical(anatomical: Tensor, geometry: ImageGeometry) -> Tensor:
 def anatomical_on(anatomical: Tensor | AnatomicalImage | str | os.PathLike[str], geometry: ImageGeometry) -> Tensor:
     """The anatomical image ``[z, y, x]`` on a grid: given there, or resampled from its own space, or from a file.
 
-    Raises
-    ------
-    ValueError
-        If values have another shape than the grid, or the image cannot be used there.
+    Raises ValueError if values have another shape than the grid, or the image cannot be used there.
     """
     if isinstance(anatomical, Tensor):
         return anatomical
@@ -94,13 +82,7 @@ def anatomical_on(anatomical: Tensor | AnatomicalImage | str | os.PathLike[str],
 
 
 def check_guidance(in_channels: int, has_anatomical: bool, guidance: float) -> None:
-    """Whether a network with this many input images can be guided so.
-
-    Raises
-    ------
-    ValueError
-        If not.
-    """
+    """Whether a network with this many input images can be guided so. Raises ValueError if not."""
     if not -1 <= guidance < math.inf:
         raise ValueError(f"guidance must be a finite number of at least -1, found {guidance!r}")
     if in_channels == 1 and (has_anatomical or guidance != 0):
@@ -120,10 +102,7 @@ def make_conditioning(
 ) -> Conditioning | None:
     """Conditioning of a network with this many input images; None for one that takes the noisy image alone.
 
-    Raises
-    ------
-    ValueError
-        If the network takes no anatomical image and one is given, or ``guidance`` is out of range.
+    Raises ValueError if the network takes no anatomical image and one is given, or ``guidance`` is out of range.
     """
     check_guidance(in_channels, anatomical is not None, guidance)
     if in_channels == 1:

@@ -19,16 +19,8 @@ class DRUNet(nn.Module):
     are, with :math:`w / s`, :math:`s = \sqrt{1 + \sigma^2}`, and the time input ``"log_sigma"``,
     :math:`250 \ln \sigma`; it returns :math:`s D(w / s, \sigma / s) = D(w, \sigma)` (prediction ``"x0"``).
 
-    Parameters
-    ----------
-    channels
-        Channels of the levels; each level below the first has half the size.
-    num_res_blocks
-        Residual blocks on the way down and up of each level.
-    in_channels
-        Images in: the noisy one, and the anatomical one of a conditional network.
-    spatial_dims
-        2 for slices, 3 for volumes.
+    Each level below the first has half the size and ``num_res_blocks`` residual blocks on the way down and up. Images
+    in: the noisy one, and the anatomical one of a conditional network.
     """
 
     def __init__(

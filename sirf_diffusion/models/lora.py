@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
+from ..geometry.checks import check_flag, check_real
 from .score_model import ScoreModel
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,15 +46,12 @@ class AdapterConfig:
 
     Parameters
     ----------
-    rank
-        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning).
-    scale
-        Factor of the low-rank change.
-    targets
-        Regular expression that the names of the layers must contain (linear, 1D, 2D and 3D convolutional layers; all
-        kinds for ``rank=None``).
-    exclude
-        Regular expression that they must not contain; those that embed time and orientation unless given.
+    rank, scale
+        ``r``; 0 leaves the network as it is, None makes every chosen weight free (full fine-tuning). And the factor of
+        the low-rank change.
+    targets, exclude
+        Regular expressions that the names of the layers must and must not contain (linear, 1D, 2D and 3D convolutional
+        layers; all kinds for ``rank=None``); layers that embed time and orientation are excluded unless given.
     biases
         Whether the biases of all layers but the excluded ones, those of normalisation layers included, are free too.
     """
@@ -65,13 +63,11 @@ class AdapterConfig:
     biases: bool = True
 
     def __post_init__(self) -> None:
-        rank = self.rank
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= 4096):
-            raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, found {rank!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number, found {self.scale!r}")
-        if not isinstance(self.biases, bool):
-            raise ValueError(f"biases must be true or false, found {self.biases!r}")
+        if self.rank is not None and (type(self.rank) is not int or not 0 <= self.rank <= 4096):
+            found = f"found {self.rank!r}"
+            raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, {found}")
+        check_real("scale", self.scale, -math.inf)
+        check_flag("biases", self.biases)
         for name in ("targets", "exclude"):
             try:
                 re.compile(getattr(self, name))
@@ -107,27 +103,18 @@ class LowRank(nn.Module):
 class Adapter:
     """A score model with weights that may change, on a copy of its network; the given model is never touched.
 
+    :attr:`model` is the adapted model: as the base model, bound where that is, with the changed network and the base's
+    hash. At the start it gives what the base gives, to the bit. Raises ValueError if the network has no weights to
+    adapt.
+
     Parameters
     ----------
-    model
-        The base model; its network must be a ``torch.nn.Module``.
-    config
-        Which weights may change.
+    model, config
+        The base model, whose network must be a ``torch.nn.Module``, and which of its weights may change.
     seed
         Of the initial matrices.
     stored
         What an adapter file holds: its names say what may change, whatever ``config`` chooses.
-
-    Attributes
-    ----------
-    model : ScoreModel
-        The adapted model: as the base model, bound where that is, with the changed network and the base's hash. At the
-        start it gives what the base gives, to the bit.
-
-    Raises
-    ------
-    ValueError
-        If the network has no weights to adapt.
     """
 
     def __init__(
@@ -149,7 +136,6 @@ class Adapter:
         self.model.__dict__["hash"] = self.base_hash
         self._free: dict[str, nn.Parameter] = {}
         self._low_rank: dict[str, nn.Module] = {}
-        self._base: dict[str, Tensor] = {}
         if self.config.rank != 0:
             self._attach(torch.Generator().manual_seed(seed), stored)
             if not self._free:
@@ -164,7 +150,6 @@ class Adapter:
                 chosen, low_rank = [key for key in own if f"{name}.{key}" in stored], f"{name}.weight.up" in stored
             for key in sorted(chosen):
                 self._free[f"{name}.{key}"] = own[key]
-                self._base[f"{name}.{key}"] = own[key].detach().clone()
             if self.config.rank and low_rank and isinstance(layer, _LAYERS):
                 change = LowRank(layer.weight, self.config.rank, self.config.scale, generator)
                 # Unsafe only spares a call of the change: shape and type are known to be kept.
@@ -209,10 +194,7 @@ class Adapter:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Set what may change; names and shapes must be those of :meth:`tensors`.
 
-        Raises
-        ------
-        ValueError
-            If they are not, or values are not finite.
+        Raises ValueError if they are not, or values are not finite.
         """
         try:
             check_tensors(tensors, self._free)
@@ -240,16 +222,6 @@ class Adapter:
         del merged.__dict__["hash"]
         return merged
 
-    def remove(self) -> ScoreModel:
-        """Take the change out of the copy: :attr:`model` is the base again, to the bit, and this adapter is empty."""
-        for layer in self._low_rank.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        with torch.no_grad():
-            for name, value in self._base.items():
-                self._free[name].copy_(value)
-        self._free, self._low_rank, self._base = {}, {}, {}
-        return self.model
-
     @property
     def hash(self) -> str:
         """SHA-256 of what may change."""
@@ -272,12 +244,8 @@ class Adapter:
     def load(cls, path: str | os.PathLike[str], model: ScoreModel) -> Adapter:
         """The adapter of a file, on a copy of the model that it was made for.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        AdapterFileError
-            If it is no adapter file, or belongs to another base model.
+        Raises FileNotFoundError if there is no such file, and AdapterFileError if it is no adapter file, or belongs to
+        another base model.
         """
         content, tensors, _ = _FORMAT.read(path)
         base = str(content.get("base"))

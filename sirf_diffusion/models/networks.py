@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..geometry.checks import check_choice, check_real
 from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 from .schedules import NoiseSchedule
 
@@ -20,18 +21,15 @@ _MAX_LEVELS = 6
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`.
+    """Architecture of a ``monai.networks.nets.DiffusionModelUNet``, or of a `DRUNet`; ValueError if out of range.
 
     Parameters
     ----------
-    channels
-        Channels at each resolution level, 1 to 6 levels, multiples of ``norm_num_groups``, at most 1024.
-    attention_levels
-        Whether each level has self-attention, as many as ``channels``.
-    num_res_blocks
-        Residual blocks at each level, 1 to 8.
-    norm_num_groups
-        Groups of the group normalisation, 1 to 64.
+    channels, attention_levels
+        Channels at each of 1 to 6 resolution levels, multiples of ``norm_num_groups`` up to 1024, and whether each
+        level has self-attention.
+    num_res_blocks, norm_num_groups
+        Residual blocks at each level, 1 to 8; groups of the group normalisation, 1 to 64.
     num_head_channels
         Channels of an attention head, 1 to 1024; divides the channels of the levels with attention, and of the last.
     num_class_embeds
@@ -42,10 +40,8 @@ class NetworkConfig:
     patch_size
         1 to 4: the network works on blocks of this many pixels along each axis as channels (pixel unshuffling as in
         Zhang et al. 2018, arXiv:1710.04026), which costs little accuracy and saves most of the time.
-    spatial_dims
-        2: the network sees slices. 3: it sees volumes.
-    num_networks
-        1, or 3 for a network of its own for each of the three slice orientations.
+    spatial_dims, num_networks
+        2 for slices, 3 for volumes; 1, or 3 for a network of its own for each of the three slice orientations.
     norm_eps
         What is added to the variance in group normalisation, 1e-8 to 1e-3; networks of others have 1e-5.
     kind
@@ -54,11 +50,6 @@ class NetworkConfig:
     preconditioning, data_sd, num_train_steps
         Fixed factors around the network, which make it a denoiser (`sirf_diffusion.models.preconditioning`): their
         kind, and the constants that some kinds have, at most 1e6.
-
-    Raises
-    ------
-    ValueError
-        If a value has the wrong type or is out of range.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96)
@@ -81,8 +72,11 @@ class NetworkConfig:
     num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", _whole_numbers("channels", self.channels))
-        levels = len(self.channels)
+        channels = self.channels
+        if not isinstance(channels, (list, tuple)) or not all(type(value) is int for value in channels):
+            raise ValueError(f"channels must be a list of whole numbers, found {channels!r}")
+        object.__setattr__(self, "channels", tuple(channels))
+        levels = len(channels)
         if not 1 <= levels <= _MAX_LEVELS:
             raise ValueError(f"channels must name 1 to {_MAX_LEVELS} levels, found {levels}")
         attention = self.attention_levels
@@ -104,7 +98,7 @@ class NetworkConfig:
             ("num_train_steps", 2, 1_000_000),
         ):
             value = getattr(self, name)
-            if not _is_whole(value) or not low <= value <= high:
+            if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, found {value!r}")
         for value in self.channels:
             if not 1 <= value <= 1024 or value % self.norm_num_groups:
@@ -120,13 +114,10 @@ class NetworkConfig:
         self._check_form()
 
     def _check_form(self) -> None:
-        for name, choices in (("kind", KINDS), ("preconditioning", PRECONDITIONINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name, low, high in (("norm_eps", 1e-8, 1e-3), ("data_sd", 1e-6, 1e6)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
+        check_choice("kind", self.kind, KINDS)
+        check_choice("preconditioning", self.preconditioning, PRECONDITIONINGS)
+        check_real("norm_eps", self.norm_eps, 1e-8, 1e-3)
+        check_real("data_sd", self.data_sd, 1e-6, 1e6)
         if self.num_networks == 2:
             raise ValueError("num_networks must be 1, or 3 for one network per slice orientation; found 2")
         if self.spatial_dims == 3 and (self.num_networks != 1 or self.num_class_embeds):
@@ -148,14 +139,11 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Values as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        known = [item.name for item in fields(self)]
-        later = known[known.index("spatial_dims") :]
-        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, (value, default) in values.items()
-            if name not in later or value != default
-        }
+        items = fields(self)
+        first_later = [item.name for item in items].index("spatial_dims")
+        stored = [item for k, item in enumerate(items) if k < first_later or getattr(self, item.name) != item.default]
+        values = {item.name: getattr(self, item.name) for item in stored}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> NetworkConfig:
@@ -276,22 +264,11 @@ def network_time(time_input: str, schedule: NoiseSchedule, t: float | Tensor) ->
     """
     if time_input == "log_sigma":
         return 250.0 * torch.log(torch.as_tensor(schedule.sigma(t)))  # type: ignore[type-var]
-    if time_input == "t":
-        return t if schedule.t_max > 1 else 1000.0 * t
-    raise ValueError(f"time_input must be one of {', '.join(TIME_INPUTS)}, found {time_input!r}")
+    check_choice("time_input", time_input, TIME_INPUTS)
+    return t if schedule.t_max > 1 else 1000.0 * t
 
 
 def check_time_input(config: NetworkConfig, time_input: str) -> None:
     """A ValueError if the network cannot be told the time so."""
     if (config.kind == "drunet" or config.preconditioning != "none") and time_input != "log_sigma":
         raise ValueError(f"this network is told the noise level: time_input must be log_sigma, found {time_input!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)) or not all(_is_whole(value) for value in values):
-        raise ValueError(f"{name} must be a list of whole numbers, found {values!r}")
-    return tuple(values)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_choice, check_real
+
 Time = TypeVar("Time", float, Tensor)
 
 SPACINGS = ("t", "log_sigma", "karras")
+#: What networks predict.
+PREDICTIONS = ("eps", "x0", "v", "score")
 _KARRAS_RHO = 7.0
 
 
@@ -38,17 +43,21 @@ class NoiseSchedule(ABC):
         """Highest time."""
         return 1.0
 
-    @abstractmethod
     def gamma(self, t: Time) -> Time:
         """Factor of the clean image at time ``t``."""
+        return exp(-0.5 * self._log_total(t))
 
-    @abstractmethod
     def nu(self, t: Time) -> Time:
         """Standard deviation of the noise at time ``t``."""
+        return sqrt(-expm1(-self._log_total(t)))
 
-    @abstractmethod
     def sigma(self, t: Time) -> Time:
         """Relative noise level ``nu / gamma`` at time ``t``, increasing with ``t``."""
+        return sqrt(expm1(self._log_total(t)))
+
+    def _log_total(self, t: Time) -> Time:
+        """``log(1 + sigma^2)``, from which the rest follows for a variance-preserving schedule."""
+        raise NotImplementedError
 
     @abstractmethod
     def t_of_sigma(self, sigma: Time) -> Time:
@@ -57,36 +66,18 @@ class NoiseSchedule(ABC):
     def timesteps(
         self, num_steps: int, t_end: float | None = None, spacing: str = "t", t_start: float | None = None
     ) -> Tensor:
-        """Times of a reverse-diffusion run, from ``t_start`` down to ``t_end``.
+        """Times of a reverse-diffusion run: ``num_steps + 1`` strictly decreasing ones, float64.
 
-        Parameters
-        ----------
-        num_steps
-            Number of steps ``K``, at least 1.
-        t_end
-            Last time, below ``t_start``; ``t_min`` if not given.
-        spacing
-            ``"t"``: linear in ``t``. ``"log_sigma"``: geometric in ``sigma``. ``"karras"``: linear in
-            ``sigma^(1/7)`` (Karras et al. 2022, arXiv:2206.00364).
-        t_start
-            First time; ``t_max`` if not given.
-
-        Returns
-        -------
-        Tensor
-            ``K + 1`` strictly decreasing times, float64.
-
-        Raises
-        ------
-        ValueError
-            If an argument is out of range, or the schedule is discrete and has fewer times than asked for.
+        They go from ``t_start`` (``t_max`` if not given) down to ``t_end`` (``t_min``). ``spacing`` is ``"t"``, linear
+        in ``t``; ``"log_sigma"``, geometric in ``sigma``; or ``"karras"``, linear in ``sigma^(1/7)`` (Karras et al.
+        2022, arXiv:2206.00364). Raises ValueError if an argument is out of range, or the schedule is discrete and has
+        fewer times than asked for.
         """
         t_end = float(self.t_min if t_end is None else t_end)
         t_start = float(self.t_max if t_start is None else t_start)
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, found {num_steps}")
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, found {spacing!r}")
+        check_choice("spacing", spacing, SPACINGS)
         self._check_time(t_end)
         self._check_time(t_start)
         if not t_end < t_start:
@@ -112,21 +103,13 @@ class NoiseSchedule(ABC):
 
         ``u_next = gamma' u0 + sqrt(nu'^2 - (eta b)^2) eps + eta b z`` with ``b^2 = nu'^2 (1 - (sigma' / sigma)^2)``,
         which is ``(1 - gamma'^2) / (1 - gamma^2) (1 - gamma^2 / gamma'^2)`` for a variance-preserving schedule. The
-        variance of the noise is ``nu'^2`` for every ``eta``. A step onto ``nu' = 0`` returns ``gamma' u0``.
+        variance of the noise is ``nu'^2`` for every ``eta``, from 0 (deterministic) to 1 (ancestral sampling). A step
+        onto ``nu' = 0`` returns ``gamma' u0``.
 
-        Parameters
-        ----------
-        u0, eps
-            Estimates of the clean image and of the noise in ``u_t``, network units, same shape.
-        t, t_next
-            Times before and after, ``t_next <= t``.
-        eta
-            Share of fresh noise, 0 (deterministic) to 1 (ancestral sampling).
-        noise
-            Fresh standard normal noise ``z``, shape of ``u0``; needed if ``eta > 0``.
+        ``u0`` and ``eps`` are estimates of the clean image and of the noise in ``u_t``, network units; ``t_next <= t``;
+        ``noise`` is fresh standard normal noise ``z`` of the shape of ``u0``, needed if ``eta > 0``.
         """
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], found {eta}")
+        check_real("eta", eta, 0.0, 1.0)
         if t_next > t:
             raise ValueError(f"t_next must not exceed t = {t:g}, found {t_next:g}")
         gamma, nu = self.gamma(float(t_next)), self.nu(float(t_next))
@@ -162,8 +145,8 @@ class NoiseSchedule(ABC):
             if known[key] in (str, bool):
                 if not isinstance(value, known[key]):
                     raise ValueError(f"schedule constant {key} must be a {known[key].__name__}, found {value!r}")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"schedule constant {key} must be a finite number, found {value!r}")
+            else:
+                check_real(f"schedule constant {key}", value, -math.inf)
         return kind(**values)
 
     def _on_grid(self, times: Tensor) -> Tensor:
@@ -185,6 +168,51 @@ class NoiseSchedule(ABC):
         tolerance = 1e-5  # float32 tensors hold the ends of the range only to about this
         if not (low >= first * (1 - tolerance) and high <= last * (1 + tolerance)):
             raise ValueError(f"sigma must lie in [{first:g}, {last:g}] for this schedule, found {low:g} to {high:g}")
+
+
+def denoised_and_noise(prediction: str, output: Tensor, u: Tensor, gamma: float, nu: float) -> tuple[Tensor, Tensor]:
+    """Clean image and noise ``(u0, eps)``, with ``u = gamma u0 + nu eps``, from what a network predicts.
+
+    ``eps``: the noise. ``x0``: the clean image. ``v = gamma eps - nu u0`` (Salimans and Ho 2022, arXiv:2202.00512;
+    variance-preserving schedules only). ``score = -eps / nu``.
+    """
+    check_choice("prediction", prediction, PREDICTIONS)
+    if prediction == "eps":
+        return (u - nu * output) / gamma, output
+    if prediction == "x0":
+        return output, (u - gamma * output) / nu
+    if prediction == "v":
+        _check_v(gamma, nu)
+        return gamma * u - nu * output, nu * u + gamma * output
+    return (u + nu * nu * output) / gamma, -nu * output
+
+
+def prediction_target(prediction: str, u0: Tensor, eps: Tensor, gamma: Tensor | float, nu: Tensor | float) -> Tensor:
+    """What a network with this kind of prediction should output for ``gamma u0 + nu eps``: the training target."""
+    check_choice("prediction", prediction, PREDICTIONS)
+    if prediction == "eps":
+        return eps
+    if prediction == "x0":
+        return u0
+    if prediction == "v":
+        _check_v(gamma, nu)
+        return gamma * eps - nu * u0
+    return -eps / nu
+
+
+def _check_v(gamma: Tensor | float, nu: Tensor | float) -> None:
+    deviation = torch.as_tensor(gamma * gamma + nu * nu - 1.0).abs().max()
+    if float(deviation) > 1e-4:
+        raise ValueError(f"v-prediction needs gamma^2 + nu^2 = 1 (a VP schedule), found a deviation of {deviation:.3g}")
+
+
+def _either(of_float: Callable[[float], float], of_tensor: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    return lambda value: of_tensor(value) if isinstance(value, Tensor) else of_float(value)
+
+
+exp, expm1, sqrt = _either(math.exp, torch.exp), _either(math.expm1, torch.expm1), _either(math.sqrt, torch.sqrt)
+log, log1p = _either(math.log, torch.log), _either(math.log1p, torch.log1p)
+into_unit_interval = _either(lambda t: min(max(t, 0.0), 1.0), lambda t: t.clamp(0.0, 1.0))
 
 
 def _linspace(first: float, last: float, steps: int) -> Tensor:

@@ -29,18 +29,9 @@ PRECONDITIONINGS = ("none", "edm", "angle", "flow", "score")
 
 
 class PreconditionedNetwork(nn.Module):
-    """A network as a denoiser that is called as all here are: ``w / sqrt(1 + sigma^2)``, told ``250 ln sigma``.
+    """A network ``F`` as a denoiser that is called as all here are: ``w / sqrt(1 + sigma^2)``, told ``250 ln sigma``.
 
-    Parameters
-    ----------
-    network
-        ``F``.
-    kind
-        One of `PRECONDITIONINGS` but the first.
-    data_sd
-        ``s``.
-    num_train_steps
-        ``n``.
+    ``kind`` is one of `PRECONDITIONINGS` but the first, ``data_sd`` is ``s`` and ``num_train_steps`` ``n``.
     """
 
     def __init__(self, network: nn.Module, kind: str, data_sd: float, num_train_steps: int) -> None:

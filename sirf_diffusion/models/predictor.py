@@ -99,23 +99,10 @@ class Predictor:
     def predict(self, u: Tensor, t: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
         """Clean image and noise in a noisy latent image: ``(u0, eps)`` with ``u = gamma u0 + nu eps``.
 
-        Three orientations: the network's outputs are averaged; ``u0``, ``eps`` and the score are the same affine
-        functions of each, so that all of them are averages.
-
-        Parameters
-        ----------
-        u
-            Noisy latent image ``[..., Z', Y', X']``, network units.
-        t
-            Its time, with noise left (``nu > 0``).
-        turn
-            Number of the noise level, for ``planes="alternating"``: of transverse, coronal and sagittal slices only
-            those whose turn it is are looked at. None for the mean over all.
-
-        Raises
-        ------
-        ValueError
-            If the shape does not fit, or there is no noise at ``t``.
+        ``u`` is ``[..., Z', Y', X']`` in network units, ``t`` its time, with noise left (``nu > 0``; ValueError
+        otherwise). Three orientations: the network's outputs are averaged; ``u0``, ``eps`` and the score are the same
+        affine functions of each, so that all of them are averages. With ``planes="alternating"``, ``turn`` is the
+        number of the noise level: only those slices whose turn it is are looked at; None for the mean over all.
         """
         with torch.no_grad():
             return self._predict(u, t, turn)

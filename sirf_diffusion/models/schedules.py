@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .noise_schedule import SPACINGS, NoiseSchedule, Time
-from .predictions import PREDICTIONS, denoised_and_noise, prediction_target
+from ..geometry.checks import check_choice
+from .noise_schedule import (
+    PREDICTIONS,
+    SPACINGS,
+    NoiseSchedule,
+    Time,
+    denoised_and_noise,
+    exp,
+    into_unit_interval,
+    log,
+    log1p,
+    prediction_target,
+    sqrt,
+)  # fmt: skip
 
 __all__ = [
     "BETAS",
@@ -53,24 +64,15 @@ class VPSchedule(NoiseSchedule):
         if not 0 < self.beta_min < self.beta_max <= 100:
             raise ValueError(f"VP needs 0 < beta_min < beta_max <= 100, found {self.beta_min} and {self.beta_max}")
 
-    def gamma(self, t: Time) -> Time:
-        return _exp(-0.5 * self._log_snr_integral(t))
-
-    def nu(self, t: Time) -> Time:
-        return _sqrt(-_expm1(-self._log_snr_integral(t)))
-
-    def sigma(self, t: Time) -> Time:
-        return _sqrt(_expm1(self._log_snr_integral(t)))
-
     def t_of_sigma(self, sigma: Time) -> Time:
         self._check_sigma(sigma)
         slope = self.beta_max - self.beta_min
-        integral = _log1p(sigma * sigma)
+        integral = log1p(sigma * sigma)
         # Conjugate form of the quadratic's root: the textbook form cancels for small sigma.
-        t = 2.0 * integral / (self.beta_min + _sqrt(self.beta_min**2 + 2.0 * slope * integral))
-        return _into_unit_interval(t)
+        t = 2.0 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2.0 * slope * integral))
+        return into_unit_interval(t)
 
-    def _log_snr_integral(self, t: Time) -> Time:
+    def _log_total(self, t: Time) -> Time:
         self._check_time(t)
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
@@ -102,15 +104,15 @@ class VESchedule(NoiseSchedule):
 
     def nu(self, t: Time) -> Time:
         self._check_time(t)
-        return self.sigma_min * _exp(t * math.log(self.sigma_max / self.sigma_min))
+        return self.sigma_min * exp(t * math.log(self.sigma_max / self.sigma_min))
 
     def sigma(self, t: Time) -> Time:
         return self.nu(t)
 
     def t_of_sigma(self, sigma: Time) -> Time:
         self._check_sigma(sigma)
-        t = _log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
-        return _into_unit_interval(t)
+        t = log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+        return into_unit_interval(t)
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,7 @@ class DDPMSchedule(NoiseSchedule):
         object.__setattr__(self, "num_train_steps", int(self.num_train_steps))
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ValueError(f"DDPM needs 0 < beta_start < beta_end < 1, found {self.beta_start} and {self.beta_end}")
-        if self.betas not in BETAS:
-            raise ValueError(f"schedule constant betas must be one of {', '.join(BETAS)}, found {self.betas!r}")
+        check_choice("schedule constant betas", self.betas, BETAS)
         if self.betas == "cosine" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
             raise ValueError("a cosine schedule has no beta_start and beta_end: leave them as 0.0001 and 0.02")
         if len(self._integral) < 2:
@@ -161,15 +162,6 @@ class DDPMSchedule(NoiseSchedule):
     def t_max(self) -> float:
         """Index of the noisiest time that holds an image."""
         return float(len(self._integral) - 1)
-
-    def gamma(self, t: Time) -> Time:
-        return self._look_up(torch.exp(-0.5 * self._integral), t)
-
-    def nu(self, t: Time) -> Time:
-        return self._look_up(torch.sqrt(-torch.expm1(-self._integral)), t)
-
-    def sigma(self, t: Time) -> Time:
-        return self._look_up(torch.sqrt(torch.expm1(self._integral)), t)
 
     def t_of_sigma(self, sigma: Time) -> Time:
         self._check_sigma(sigma)
@@ -199,12 +191,12 @@ class DDPMSchedule(NoiseSchedule):
         gamma = torch.exp(-0.5 * integral)
         return -2 * torch.log((gamma[:-1] - gamma[-1]) * gamma[0] / (gamma[0] - gamma[-1]))
 
-    def _look_up(self, table: Tensor, t: Time) -> Time:
+    def _log_total(self, t: Time) -> Time:
         self._check_time(t)
         index = torch.as_tensor(t).double().cpu()
         if bool((index != index.round()).any()):
             raise ValueError(f"t of a discrete schedule must be a whole number, found {t}")
-        values = table[index.long()]
+        values = self._integral[index.long()]
         if not isinstance(t, Tensor):
             return float(values)
         return values.to(device=t.device, dtype=t.dtype if t.is_floating_point() else torch.float32)
@@ -223,13 +215,3 @@ class DDPMSchedule(NoiseSchedule):
         spread = torch.arange(steps, -1, -1, dtype=index.dtype)
         index = (index - spread).flip(0).cummax(0).values.flip(0) + spread
         return torch.minimum(index, first - spread.flip(0))
-
-
-def _either(of_float: Callable[[float], float], of_tensor: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-    return lambda value: of_tensor(value) if isinstance(value, Tensor) else of_float(value)
-
-
-_exp, _expm1 = _either(math.exp, torch.exp), _either(math.expm1, torch.expm1)
-_log, _log1p = _either(math.log, torch.log), _either(math.log1p, torch.log1p)
-_sqrt = _either(math.sqrt, torch.sqrt)
-_into_unit_interval = _either(lambda t: min(max(t, 0.0), 1.0), lambda t: t.clamp(0.0, 1.0))

@@ -5,7 +5,6 @@ The network is drawn up without memory from the header, and filled only if every
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
+from ..geometry.checks import check_choice, check_real
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
@@ -25,7 +25,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 #: The bundled model of commands that are given none: many tracers.
 DEFAULT_MODEL = "brain"
 _SUFFIX = ".safetensors"
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class ModelFileError(WeightsFileError):
@@ -45,18 +45,15 @@ class ModelConfig:
     ----------
     architecture, schedule
         The network, and the noise schedule it was trained with.
-    prediction
-        What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``.
-    time_input
-        What it is told of the time: ``"log_sigma"`` or ``"t"`` (see `network_time`).
+    prediction, time_input
+        What it predicts: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; what it is told of the time: ``"log_sigma"`` or
+        ``"t"`` (see `network_time`).
     voxel_size
         Voxel size ``(z, y, x)`` of the training images in mm.
     intensity_rule
         How the intensity scale of an image is found: a name in `INTENSITY_RULES`.
-    tracer, licence
-        Tracer and body region in words, and licence of the weights; may be empty.
-    training
-        Provenance of the weights: anything that JSON can hold.
+    tracer, licence, training
+        Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
     """
 
     architecture: NetworkConfig
@@ -70,13 +67,9 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("prediction", PREDICTIONS),
-            ("time_input", TIME_INPUTS),
-            ("intensity_rule", INTENSITY_RULES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("time_input", self.time_input, TIME_INPUTS)
+        check_choice("intensity_rule", self.intensity_rule, INTENSITY_RULES)
         check_time_input(self.architecture, self.time_input)
         if self.architecture.preconditioning != "none" and self.prediction != "x0":
             raise ValueError(f"a preconditioned network is a denoiser: prediction must be x0, not {self.prediction!r}")
@@ -102,8 +95,6 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        if not isinstance(content, dict):
-            raise ValueError(f"the model configuration must be a dictionary, found {type(content).__name__}")
         wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"format_version", "voxel_size_mm"}
         if set(content) != wanted:
             missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
@@ -122,10 +113,7 @@ def list_models() -> list[str]:
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     """File of a bundled model's name, or of a path.
 
-    Raises
-    ------
-    ModelFileError
-        If there is neither such a model nor such a file.
+    Raises ModelFileError if there is neither such a model nor such a file.
     """
     if isinstance(name_or_path, str) and name_or_path in list_models():
         return BUNDLED / f"{name_or_path}{_SUFFIX}"
@@ -148,25 +136,23 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, str]:
     """Network (float32, on the CPU, evaluation mode), configuration and SHA-256 of a model file.
 
-    Raises
-    ------
-    ModelFileError
-        If the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or its tensors do
-        not fit the network that the configuration describes.
+    Raises ModelFileError if the file is not a safetensors file, is truncated, lacks or has an invalid configuration, or
+    its tensors do not fit the network that the configuration describes.
     """
-    built: list[tuple[nn.Module, ModelConfig]] = []
+    document, stored, digest = _FORMAT.read(path)
 
-    def check(document: dict[str, Any], entries: dict[str, Any]) -> None:
+    def fill() -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
         config = ModelConfig.from_dict(document)
+        for name, tensor in stored.items():
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")
         # On the meta device: shapes without memory, however large a network the header asks for.
         network = build_network(config.architecture, device="meta")
-        _check_entries(entries, network)
-        built.append((network, config))
+        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+        check_tensors(tensors, network.state_dict())
+        return network, config, tensors
 
-    _, stored, digest = _FORMAT.read(path, check)
-    network, config = built[0]
-    tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-    _FORMAT.guarded(path, lambda: check_tensors(tensors, network.state_dict()))
+    network, config, tensors = _FORMAT.guarded(path, fill)
     network.load_state_dict(tensors, strict=True, assign=True)
     network.requires_grad_(False).eval()
     return network, config, digest
@@ -175,23 +161,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
 def save_model(
     path: str | os.PathLike[str], weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str = "float32"
 ) -> str:
-    """Write a model file and return its SHA-256; the file appears under its name only when it is complete.
+    """Write a model file, whole or not at all, and return its SHA-256; an existing one is replaced.
 
-    Parameters
-    ----------
-    path
-        Where to write; its folder must exist. An existing file is replaced.
-    weights
-        The network's state dictionary.
-    config
-        The configuration.
-    weights_dtype
-        ``"float32"``, or ``"float16"`` for half the size.
-
-    Raises
-    ------
-    ValueError
-        If the weights do not fit the configuration's network, or are not finite in the type they are stored in.
+    ``weights`` is the network's state dictionary; ``weights_dtype`` is ``"float32"``, or ``"float16"`` for half the
+    size. Raises ValueError if the weights do not fit the configuration's network, or are not finite in that type.
     """
     return _FORMAT.write(path, _storable(weights, config, weights_dtype), config.to_dict())
 
@@ -203,10 +176,8 @@ def serialise(weights: dict[str, Tensor], config: ModelConfig) -> bytes:
 
 def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str) -> dict[str, Tensor]:
     """Checked weights on the CPU in the type in which they are stored."""
-    dtypes = {"float32": torch.float32, "float16": torch.float16}
-    if weights_dtype not in dtypes:
-        raise ValueError(f"weights_dtype must be one of {', '.join(dtypes)}, found {weights_dtype!r}")
-    stored = {name: tensor.detach().to("cpu", dtypes[weights_dtype]).contiguous() for name, tensor in weights.items()}
+    dtype = getattr(torch, check_choice("weights_dtype", weights_dtype, ("float32", "float16")))
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
     try:
         check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
     except ValueError as error:
@@ -218,25 +189,5 @@ def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
     """Three finite positive numbers (z, y, x) in mm, or a ValueError."""
     if not isinstance(voxel_size, (list, tuple)) or len(voxel_size) != 3:
         raise ValueError(f"voxel_size must be three numbers (z, y, x) in mm, found {voxel_size!r}")
-    for value in voxel_size:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"voxel_size must be positive numbers in mm, found {voxel_size!r}")
-    z, y, x = voxel_size
-    return float(z), float(y), float(x)
-
-
-def _check_entries(entries: dict[str, Any], network: nn.Module) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    for names, what in ((set(expected) - set(entries), "missing"), (set(entries) - set(expected), "unexpected")):
-        if names:
-            raise ValueError(f"its tensors do not match its architecture: {_some(sorted(names))} {what}")
-    for name, shape in expected.items():
-        entry = entries[name] if isinstance(entries[name], dict) else {}
-        if entry.get("shape") != shape:
-            raise ValueError(f"tensor {name!r} has shape {entry.get('shape')}, its architecture needs {shape}")
-        if entry.get("dtype") not in _DTYPES:
-            raise ValueError(f"tensor {name!r} has type {entry.get('dtype')!r}, expected one of {', '.join(_DTYPES)}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    z, y, x = (check_real("voxel_size (mm)", value, open_below=True) for value in voxel_size)
+    return z, y, x

@@ -1,6 +1,6 @@
 """Images in the patient: reading and writing them with their place, resampling and registering them."""
 
-from ..geometry.positions import Position
+from ..geometry.exam import Position
 from .anatomical import AnatomicalImage, Placed, load_anatomical
 from .image import SourceImage, UnusableImage
 from .readers import read_source

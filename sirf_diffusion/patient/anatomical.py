@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.exam import HEAD_FIRST_SUPINE, Position
 from ..geometry.images import ImageGeometry
-from ..geometry.positions import HEAD_FIRST_SUPINE, Position
 from .image import SourceImage, UnusableImage, density_of_ct
 from .readers import read_source
 from .registration import Registration, register
@@ -34,19 +34,10 @@ _LEAST_CT = -300.0
 class AnatomicalImage:
     """An anatomical image with its place in the patient; `on` puts it onto the grid of a reconstruction.
 
-    Parameters
-    ----------
-    image
-        Values and place.
-    source
-        Where it is from, for messages and records.
-    sha256
-        Of the file (a DICOM folder: of all its files), or of the values.
-    registration
-        How it was moved, if it was.
-    data_position
-        How the patient lay when the data of the reconstruction were taken; unknown (None) stands for head first,
-        supine. Interfile images are in the scanner's coordinates, as the reconstruction is, unless both tell this.
+    ``source`` says where it is from and ``sha256`` is of the file (a DICOM folder: of all its files), or of the values;
+    ``registration`` is how it was moved, if it was. ``data_position`` is how the patient lay when the data of the
+    reconstruction were taken; unknown (None) stands for head first, supine. Interfile images are in the scanner's
+    coordinates, as the reconstruction is, unless both tell this.
     """
 
     image: SourceImage
@@ -91,10 +82,7 @@ class AnatomicalImage:
     def on(self, geometry: ImageGeometry) -> Tensor:
         """Values ``[z, y, x]`` float32 on a grid, see `resample`; on its own grid, the same numbers. Logged once.
 
-        Raises
-        ------
-        ValueError
-            If less than half of the smaller one of grid and image is common to both.
+        Raises ValueError if less than half of the smaller one of grid and image is common to both.
         """
         if geometry not in self._placed:
             grid = stir_grid(geometry, self._position())
@@ -118,11 +106,7 @@ class AnatomicalImage:
         """Share of the patient in an emission image ``[z, y, x]`` that the image covers, in [0, 1].
 
         The patient is where the emission is above a fifth of its 99.5th percentile. Less than 95 % gives a warning.
-
-        Raises
-        ------
-        ValueError
-            For less than a half.
+        Raises ValueError for less than a half.
         """
         values = emission.detach().cpu().numpy()
         index = np.argwhere(values > 0.2 * np.quantile(values[values > 0], 0.995)).T
@@ -195,18 +179,10 @@ def load_anatomical(
 ) -> Placed:
     """An anatomical image for a reconstruction on this grid; a ``ValueError`` if it cannot be used or lies elsewhere.
 
-    Parameters
-    ----------
-    anatomical
-        A file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
-    geometry
-        The grid.
-    register_to
-        Emission or attenuation image with its grid, onto which it is moved rigidly first.
-    emission
-        An early image on the grid; the anatomical image must cover the patient in it.
-    position
-        How the patient lay, if that is known; see `AnatomicalImage`.
+    It is a file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
+    With ``register_to``, an emission or attenuation image and its grid, it is moved rigidly onto that first; it must
+    cover the patient in ``emission``, an early image on the grid. ``position`` is how the patient lay, if that is
+    known; see `AnatomicalImage`.
     """
     image = as_anatomical(anatomical, geometry)
     if position is not None:

@@ -28,14 +28,9 @@ _MAX_TILT = 45.0
 def read_dicom(path: Path) -> SourceImage:
     """The one series in a folder, or one file: rescaled values ``[slice, row, column]`` and their place.
 
-    Slices of a tilted gantry keep the place that their tags give: the affine is sheared, which is logged.
-
-    Raises
-    ------
-    UnusableImage
-        If there is not one series, a tag is missing, or slices do not make up one volume.
-    ImportError
-        Without pydicom.
+    Slices of a tilted gantry keep the place that their tags give: the affine is sheared, which is logged. Raises
+    UnusableImage if there is not one series, a tag is missing, or slices do not make up one volume, and ImportError
+    without pydicom.
     """
     frames, affine, shape = place_series(path)
     values = np.empty(shape, np.float32)
@@ -52,10 +47,7 @@ def read_dicom(path: Path) -> SourceImage:
 def read_tags(path: Path) -> list[tuple[Path, Any]]:
     """Headers of the DICOM images in a folder (or of one file), by file, without their pixels.
 
-    Raises
-    ------
-    UnusableImage
-        If a file is damaged, or they are not of exactly one series.
+    Raises UnusableImage if a file is damaged, or they are not of exactly one series.
     """
     pydicom = optional("pydicom", "DICOM")
     found = []

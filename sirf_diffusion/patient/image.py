@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.positions import Position
+from ..geometry.exam import Position
 
 #: From NIfTI's axes (to the right, front, head) to those of DICOM and ITK (left, back, head).
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -28,22 +28,12 @@ class UnusableImage(ValueError):
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image in the patient.
+    """An image in the patient: float32 ``values`` with three axes in any order and direction.
 
-    Attributes
-    ----------
-    values
-        float32, three axes in any order and direction.
-    affine
-        ``[4, 4]``: ``(i, j, k, 1)`` of ``values[i, j, k]`` to LPS coordinates in mm.
-    kind
-        ``Interfile``, ``NIfTI``, ``DICOM`` or ``ECAT7``.
-    patient
-        Identifier for grouping, if the file has one. Not to be written anywhere.
-    modality
-        ``MR``, ``CT``, ... if the file tells.
-    position
-        How the patient lay, where the file is in the scanner's coordinates and tells it.
+    ``affine`` ``[4, 4]`` takes ``(i, j, k, 1)`` of ``values[i, j, k]`` to LPS coordinates in mm. ``kind`` is
+    ``Interfile``, ``NIfTI``, ``DICOM`` or ``ECAT7``. If the file tells: ``patient``, an identifier for grouping, not to
+    be written anywhere; ``modality``, ``MR``, ``CT``, ...; and ``position``, how the patient lay, where it is in the
+    scanner's coordinates.
     """
 
     values: NDArray[np.float32]

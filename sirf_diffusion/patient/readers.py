@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.positions import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
+from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
 from .dicom import read_dicom
 from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional
 from .resampling import stir_grid
@@ -39,22 +39,11 @@ _MAX_COMPRESSION = 1100
 
 
 def read_source(path: Path, assumed: str | None = None) -> SourceImage:
-    """Read one image and check that it can be used.
+    """Read one image, an Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series, and check it.
 
-    Parameters
-    ----------
-    path
-        Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series.
-    assumed
-        Axes of images that do not tell theirs, three letters such as ``RAS``.
-
-    Raises
-    ------
-    UnusableImage
-        If it cannot be read, is not one three-dimensional image, has values that are not finite or all the same, or its
-        place in the patient is unknown or impossible.
-    ImportError
-        If the package that reads this format is not installed.
+    ``assumed``: axes of images that do not tell theirs, three letters such as ``RAS``. Raises UnusableImage if it
+    cannot be read, is not one three-dimensional image, has values that are not finite or all the same, or its place in
+    the patient is unknown or impossible, and ImportError if the package that reads this format is not installed.
     """
     if not path.exists():
         raise UnusableImage("no such file", str(path))
@@ -81,10 +70,7 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
 def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
     """Position of the patient as an Interfile header tells it; None if it does not.
 
-    Raises
-    ------
-    UnusableImage
-        If it tells another one than head or feet first, supine or prone.
+    Raises UnusableImage if it tells another one than head or feet first, supine or prone.
     """
     from ..files.interfile import read_exam_info
 

@@ -39,12 +39,9 @@ class Registration:
 
     Attributes
     ----------
-    rotation_deg
-        Euler angles about the patient's axes x, y, z (to the left, to the back, to the head).
-    shift_mm
-        Motion (x, y, z) of ``centre``.
-    centre
-        The fixed image's centre of mass, about which is turned, LPS mm.
+    rotation_deg, shift_mm, centre
+        Euler angles about the patient's axes x, y, z (to the left, to the back, to the head), and motion (x, y, z) of
+        the centre about which is turned, the fixed image's centre of mass, LPS mm.
     metric_before, metric_after
         Mutual information of the two images in nats; None before if they did not overlap.
     disagreement_mm
@@ -81,27 +78,15 @@ class Registration:
 
 
 def register(fixed: SourceImage, moving: SourceImage) -> Registration:
-    r"""Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
+    """Find the rigid motion with the greatest mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072).
 
+    ``fixed`` is an emission image (an early OSEM image will do) or attenuation image, ``moving`` an MR or CT image.
     Three resolutions (16, 8 and 4 mm), all voxels of a box around the patient in the fixed image, 32 bins. It begins
     where the files say that the images lie and, where that is another place, with their centres of mass on each other;
     the better result is taken. From there it is disturbed by about 10 mm and 9 degrees, twice, and has to come back:
     for images that have nothing in common it does not. Deterministic for a given number of threads. There is a warning,
-    logged as well, for each reason to distrust the result.
-
-    Parameters
-    ----------
-    fixed
-        Emission image (an early OSEM image will do) or attenuation image.
-    moving
-        MR or CT image.
-
-    Raises
-    ------
-    ImportError
-        Without SimpleITK.
-    ValueError
-        If less than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
+    logged as well, for each reason to distrust the result. Raises ImportError without SimpleITK, and ValueError if less
+    than 40 mm of the patient are seen along an axis, or no motion makes the two overlap.
     """
     pair = _Pair(fixed, moving)
     before = pair.information(np.zeros(6))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position
 from ..geometry.images import ImageGeometry
-from ..geometry.positions import HEAD_FIRST_SUPINE, POSITIONS, Position
 from .image import SourceImage, optional
 
 #: Rotations below this (as a cosine's distance from 1: a third of a degree) and voxel sizes that agree this well are

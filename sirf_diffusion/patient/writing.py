@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.outputs import atomic_path
-from ..geometry.exam import ExamInfo
+from ..geometry.checks import check_choice
+from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
-from ..geometry.positions import HEAD_FIRST_SUPINE, Position, position_of
 from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, UnusableImage, optional
 from .resampling import PatientGrid, grid_points, share_inside, stir_grid
@@ -55,14 +55,9 @@ def write_nifti(
 ) -> None:
     """Write an image as NIfTI-1, float32, with qform and sform in the scanner's coordinates (code 1, mm).
 
-    Parameters
-    ----------
-    path
-        Name that ends in ``.nii`` or ``.nii.gz``; an existing file is replaced.
-    image, geometry
-        ``[z, y, x]``, finite, and its grid in STIR's coordinates; another shape or name is a ``ValueError``.
-    exam
-        Says how the patient lay; unknown stands for head first, supine, which is logged.
+    The name ends in ``.nii`` or ``.nii.gz``; an existing file is replaced. The image is ``[z, y, x]``, finite, on its
+    grid in STIR's coordinates; another shape or name is a ``ValueError``. ``exam`` says how the patient lay; unknown
+    stands for head first, supine, which is logged.
     """
     nibabel = optional("nibabel", "NIfTI")
     path = Path(path)
@@ -90,29 +85,24 @@ def write_dicom(
 ) -> None:
     """Write an image as a DICOM PET series: a file per plane, 16 bits with a slope of its own, new UIDs.
 
+    Raises ValueError if the shape, a value, the units, the folder or the reference series cannot be used.
+
     Parameters
     ----------
     folder
         Made here; must not exist, or be empty.
-    image, geometry
-        ``[z, y, x]``, finite, and its grid in STIR's coordinates.
-    exam
-        Patient position (else that of ``like``), time frame, start and radionuclide.
+    image, geometry, exam
+        ``[z, y, x]``, finite, and its grid in STIR's coordinates; patient position (else that of ``like``), time frame,
+        start and radionuclide.
     like
         Folder with a series of the same patient: patient and study are taken from it, the tracer if it is of PET, and
         the frame of reference if the image lies in it. Without it the patient is anonymous.
     units
         What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
-
-    Raises
-    ------
-    ValueError
-        If the shape, a value, the units, the folder or the reference series cannot be used.
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)
-    if units not in UNITS:
-        raise ValueError(f"units must be one of {', '.join(UNITS)}; found {units!r}")
+    check_choice("units", units, UNITS)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder: give another one for the DICOM series")
     values, exam = _checked(image, geometry), exam or ExamInfo()

@@ -124,6 +124,10 @@ class Penalty(ABC):
         rho = self.curvature(x)
         return x - self.gradient(x) / rho.clamp_min(torch.finfo(rho.dtype).tiny), rho
 
+    def one_step_late_risk(self) -> str:
+        """Why One Step Late (OSMAPOSL) may diverge with the present settings; empty if nothing is known."""
+        return ""
+
     @property
     def settings(self) -> dict[str, Any]:
         """What a record needs to name this penalty: class, factor and parameters, ready for JSON."""

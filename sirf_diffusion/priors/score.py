@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The score prior's defaults wherever it is offered: class, objects of SIRF, blocks of STIR's parameter files, commands.
-NOISE_LEVEL = 0.2
+NOISE_LEVEL = 0.3
 PENALISATION_FACTOR = 0.2
+#: Factor over squared noise level up to which One Step Late was stable on slices of a head.
+ONE_STEP_LATE_LIMIT = 3.0
 
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
@@ -153,6 +155,9 @@ class ScorePenalty(Penalty):
         self._anatomical, self._bound = anatomical, None
         self._guidance = None if anatomical is None and guidance == 0 else float(guidance)
 
+    def one_step_late_risk(self) -> str:
+        return one_step_late_risk(self.penalisation_factor, self.noise_level)
+
     def find_scale(self, x: Tensor) -> bool:
         """Take the intensity scale from an image; False, with one warning, if the image is uniform."""
         image = x.detach().reshape(-1, *x.shape[-3:]).mean(0).clamp_min(0)
@@ -214,6 +219,17 @@ class ScorePenalty(Penalty):
             options |= {"anatomical": self._anatomical, "guidance": self._guidance}
         self._bound = self.model.for_data(data, early_image, **options)
         self._scale = self._bound.intensity_scale
+
+
+def one_step_late_risk(factor: float, noise_level: float) -> str:
+    """What to do if a score prior is too strong for One Step Late; empty if it is not."""
+    largest = ONE_STEP_LATE_LIMIT * noise_level**2
+    if factor <= largest:
+        return ""
+    return (
+        f"factor {factor:g} at noise level {noise_level:g}: One Step Late was unstable (hot pixels that grow) above "
+        f"{ONE_STEP_LATE_LIMIT:g} level^2 = {largest:.2g}. Lower the factor, raise the level, or use OSSPS or MAPEM"
+    )
 
 
 def _positive(name: str, value: float) -> float:

@@ -3,4 +3,7 @@
 from .head import HeadAnatomy, simulate_anatomy
 from .tracer import TracerContrast, simulate_activity
 
-__all__ = ["HeadAnatomy", "TracerContrast", "simulate_activity", "simulate_anatomy"]
+#: Subjects from here on are kept for examples, tests and benchmarks: no recipe may train or validate on them.
+FIRST_HELD_OUT_SUBJECT = 9000
+
+__all__ = ["FIRST_HELD_OUT_SUBJECT", "HeadAnatomy", "TracerContrast", "simulate_activity", "simulate_anatomy"]

@@ -140,10 +140,12 @@ def _patient_axes(shape: tuple[int, int, int], voxel_size: float) -> tuple[Array
 
 def _warp(rng: np.random.Generator, x: Array, y: Array, z: Array, voxel_size: float) -> tuple[list[Array], Array]:
     """MNI coordinates (x, y, z) at each voxel: rotation, scaling, shear and two scales of smooth displacement."""
+    from scipy.spatial.transform import Rotation
+
     shape = (z.size, y.size, x.size)
     size = rng.uniform(0.86, 1.12) * rng.uniform(0.94, 1.06, 3)
-    angles = np.deg2rad(rng.normal(0, [8.0, 6.0, 8.0]))
-    matrix = _rotation(angles) @ np.diag(1 / size) @ (np.eye(3) + rng.normal(0, 0.03, (3, 3)))
+    rotation = Rotation.from_euler("xyz", rng.normal(0, [8.0, 6.0, 8.0]), degrees=True).as_matrix()
+    matrix = rotation @ np.diag(1 / size) @ (np.eye(3) + rng.normal(0, 0.03, (3, 3)))
     shift = rng.normal(0, [4.0, 5.0, 4.0])
     points = [np.broadcast_to(axis, shape) - offset for axis, offset in zip((x, y, z), shift, strict=True)]
     mirror = -1.0 if rng.random() < 0.5 else 1.0
@@ -154,15 +156,6 @@ def _warp(rng: np.random.Generator, x: Array, y: Array, z: Array, voxel_size: fl
         warped = warped + rng.uniform(0.5, 1.5) * smooth_field(rng, shape, 10.0 / voxel_size)
         coordinates.append(warped.astype(np.float32) * np.float32(mirror if row == 0 else 1.0))
     return coordinates, size
-
-
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation about x, then y, then z; radians."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..geometry.positions import position_of
+from ..geometry.exam import position_of
 from ..reconstructors.methods import METHODS
 
 if TYPE_CHECKING:
@@ -111,4 +111,3 @@ class Guide:
                 "(--attenuation MU.hv)"
             )
         return data.attenuation
-

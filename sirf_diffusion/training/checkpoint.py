@@ -40,11 +40,10 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     try:
-        if path.exists():
-            # A second name for the same file, then one rename: at no moment is there no checkpoint.
-            with atomic_path(folder / PREVIOUS) as link:
-                _link_or_copy(path, link)
-        write_tensors(path, stored, header | {"sha256": digest(stored, header)})
+        with atomic_path(path) as temporary:
+            write_tensors(temporary, stored, header | {"sha256": digest(stored, header)})
+            if path.exists():
+                os.replace(path, folder / PREVIOUS)
     except OSError as error:
         kept = "the checkpoint before is kept: " if path.exists() else ""
         reason = f"cannot be written ({error.strerror or error}); {kept}free some space and give the same command again"
@@ -59,7 +58,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
     CheckpointError
         If there are checkpoints and none of them is whole.
     """
-    for leftover in folder.glob(".checkpoint*.part.safetensors"):
+    for leftover in folder.glob(".*checkpoint*.part.safetensors"):
         leftover.unlink(missing_ok=True)
     problems = []
     for path in (folder / NAME, folder / PREVIOUS):
@@ -89,10 +88,3 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # file systems without hard links
-        target.write_bytes(source.read_bytes())

@@ -25,51 +25,11 @@ DEFAULT = Recipe(
     ),
 )  # fmt: skip
 
-# Table and key of the file, and what the file says about it. The order is that of the file.
-_KEYS: dict[str, dict[str, str]] = {
-    "": {
-        "name": "name of the training, kept in the model file",
-        "tracer": "tracer and body region in words; empty: as the data file says",
-        "seed": "seed of weights, batches and noise",
-        "grow": "with --init: keep [network], which has the model's levels and more below, or more attention",
-    },
-    "data": {
-        "crops": "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch",
-        "planes": "slice orientations: 0 transverse, 1 coronal, 2 sagittal",
-    },
-    "noise": {
-        "prediction": "v, eps, x0 or score; edm: v with Karras' weights and noise levels",
-        "time_input": "what the network is told: log_sigma or t",
-        "log_sigma_mean": "mean of ln(noise level)",
-        "log_sigma_sd": "its standard deviation",
-        "uniform_share": "share of noise levels drawn log-uniformly over the whole schedule",
-        "weighting": "uniform, or edm",
-        "sigma_data": "root mean square of the training images, for weighting edm",
-        "condition_dropout": "share of images whose anatomical image is hidden",
-    },
-    "optimiser": {
-        "batch_size": "slices of a step, over all processes",
-        "accumulation": "parts in which a batch is computed, to save memory",
-        "cycles": "steps of each learning-rate cycle",
-        "learning_rate": "highest learning rate of Adam",
-        "warmup_steps": "linear warm-up of each cycle",
-        "decay": "cosine, or linear (over the last quarter of each cycle)",
-        "gradient_clip": "largest norm of a gradient; 0: any",
-        "ema_decay": "decay of the running average of the weights that the model file gets",
-        "precision": "bfloat16 (weights stay float32) or float32",
-    },
-    "validation": {
-        "every": "steps between validations",
-        "patience": "validations without improvement before an early stop; 0: no early stop",
-    },
-}
-#: Keys that have another name in `Recipe`.
-_FIELDS = {"every": "validate_every"}
-_OPTIONS = {
-    "checkpoint_every": "steps between checkpoints",
-    "samples_every": "steps between sheets of unconditional samples; 0: none",
-    "compiled": "compile the network with torch.compile",
-    "tensorboard": "TensorBoard logs beside log.csv",
+_TABLES = ("", "data", "noise", "optimiser", "validation")
+#: Fields of `Recipe` by table and key of the file.
+_KEYS = {
+    table: {i.metadata["key"] or i.name: i for i in fields(Recipe) if i.metadata.get("table") == table}
+    for table in _TABLES
 }
 _NETWORK = {
     "channels": "channels of each resolution level",
@@ -129,8 +89,7 @@ def configuration(content: dict[str, Any]) -> Configuration:
     changes: dict[str, Any] = {}
     for table, keys in _KEYS.items():
         for key, value in _known(table, tables.get(table, {}), keys).items():
-            field = _FIELDS.get(key, key)
-            changes[field] = _like(table, key, value, getattr(DEFAULT, field))
+            changes[keys[key].name] = _like(table, key, value, getattr(DEFAULT, keys[key].name))
     if "network" in tables:
         changes["architecture"] = _network(tables["network"])
     if "schedule" in tables:
@@ -147,7 +106,7 @@ def default_text() -> str:
     lines = ["# Configuration of `sirf-diffusion train --data F.h5 --config THIS --out MODEL`: the defaults."]
     for table, keys in _KEYS.items():
         lines += ["", f"[{table}]"] if table else [""]
-        lines += [_line(key, getattr(DEFAULT, _FIELDS.get(key, key)), text) for key, text in keys.items()]
+        lines += [_line(key, getattr(DEFAULT, i.name), i.metadata["text"]) for key, i in keys.items()]
     lines += ["", "[network]"]
     lines += [_line(key, getattr(DEFAULT.architecture, key), text) for key, text in _NETWORK.items()]
     lines += ["", f"[schedule]  # {_SCHEDULE}"]
@@ -155,7 +114,7 @@ def default_text() -> str:
     lines += ["", f"[augmentation]  # {_AUGMENTATION}"]
     lines += [_line(item.name, getattr(DEFAULT.augmentation, item.name)) for item in fields(Augmentation)]
     lines += ["", "[run]  # has no influence on the result"]
-    lines += [_line(key, getattr(RunOptions(), key), text) for key, text in _OPTIONS.items()]
+    lines += [_line(i.name, i.default, i.metadata["text"]) for i in fields(RunOptions)]
     return "\n".join(lines) + "\n"
 
 

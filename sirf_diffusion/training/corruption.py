@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.networks import memory_format, network_time
-from ..models.schedules import NoiseSchedule, prediction_target
+from ..models.schedules import prediction_target
 from .recipes import Recipe
 
 
@@ -40,38 +40,31 @@ class Example:
         return error.mean() if self.weight is None else (error * over_images(self.weight, error)).mean()
 
 
-class Corruption:
-    """Adds noise to batches; all random choices of a step depend on the recipe's seed and the step alone.
+def corrupted(
+    recipe: Recipe, images: Tensor, planes: Tensor, step: int, device: torch.device, rank: int = 0, world: int = 1
+) -> Example:
+    """Training example of clean slices ``[n, 1 or 2, H, W]``, or patches ``[n, 1 or 2, D, H, W]``.
 
-    They are drawn for the batch of all processes, of which each takes its share: every ``world``-th slice.
+    The second channel is the anatomical image. All random choices of a step depend on the recipe's seed and the step
+    alone: they are drawn for the batch of all processes, of which each takes its share, every ``world``-th slice.
     """
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-
-    def example(self, images: Tensor, planes: Tensor, step: int, rank: int = 0, world: int = 1) -> Example:
-        """Training example of clean slices ``[n, 1 or 2, H, W]``, or patches ``[n, 1 or 2, D, H, W]``.
-
-        The second channel is the anatomical image.
-        """
-        recipe = self.recipe
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        sigma = draw_noise_levels(recipe, generator)[rank::world]
-        noise = torch.randn((recipe.batch_size, 1, *images.shape[2:]), generator=generator)[rank::world]
-        u0, schedule = images[:, :1], recipe.schedule
-        t = schedule.t_of_sigma(sigma)
-        gamma, nu = (over_images(f(t), images) for f in (schedule.gamma, schedule.nu))
-        shown = gamma * u0 + nu * noise
-        if not schedule.variance_preserving:
-            shown = shown / torch.sqrt(gamma * gamma + nu * nu)
-        if recipe.conditional:
-            kept = torch.rand(recipe.batch_size, generator=generator)[rank::world] >= recipe.condition_dropout
-            shown = torch.cat((shown, images[:, 1:] * over_images(kept, images)), 1)
-        target = prediction_target(recipe.prediction, u0, noise, gamma, nu)
-        weight = None if recipe.weighting == "uniform" else edm_weights(recipe, t)
-        time = network_time(recipe.time_input, schedule, t)
-        shown = shown.contiguous(memory_format=memory_format(recipe.architecture))
-        return Example(*(_moved(value, self.device) for value in (shown, time, planes, target, weight)))
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    sigma = draw_noise_levels(recipe, generator)[rank::world]
+    noise = torch.randn((recipe.batch_size, 1, *images.shape[2:]), generator=generator)[rank::world]
+    u0, schedule = images[:, :1], recipe.schedule
+    t = schedule.t_of_sigma(sigma)
+    gamma, nu = (over_images(f(t), images) for f in (schedule.gamma, schedule.nu))
+    shown = gamma * u0 + nu * noise
+    if not schedule.variance_preserving:
+        shown = shown / torch.sqrt(gamma * gamma + nu * nu)
+    if recipe.conditional:
+        kept = torch.rand(recipe.batch_size, generator=generator)[rank::world] >= recipe.condition_dropout
+        shown = torch.cat((shown, images[:, 1:] * over_images(kept, images)), 1)
+    target = prediction_target(recipe.prediction, u0, noise, gamma, nu)
+    weight = None if recipe.weighting == "uniform" else edm_weights(recipe, t)
+    time = network_time(recipe.time_input, schedule, t)
+    shown = shown.contiguous(memory_format=memory_format(recipe.architecture))
+    return Example(*(_moved(value, device) for value in (shown, time, planes, target, weight)))
 
 
 def over_images(values: Tensor, images: Tensor) -> Tensor:
@@ -82,16 +75,11 @@ def over_images(values: Tensor, images: Tensor) -> Tensor:
 def draw_noise_levels(recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Noise levels ``sigma`` of a step, ``[batch_size]``."""
     size = recipe.batch_size
-    low, high = log_sigma_range(recipe.schedule)
+    low, high = (math.log(recipe.schedule.sigma(float(t))) for t in (recipe.schedule.t_min, recipe.schedule.t_max))
     normal = torch.randn(size, generator=generator) * recipe.log_sigma_sd + recipe.log_sigma_mean
     uniform = torch.rand(size, generator=generator) * (high - low) + low
     chosen = torch.where(torch.rand(size, generator=generator) < recipe.uniform_share, uniform, normal)
     return chosen.clamp(low + 1e-3, high - 1e-3).exp()
-
-
-def log_sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Lowest and highest ``ln sigma`` of a schedule."""
-    return math.log(schedule.sigma(float(schedule.t_min))), math.log(schedule.sigma(float(schedule.t_max)))
 
 
 def edm_weights(recipe: Recipe, t: Tensor) -> Tensor:

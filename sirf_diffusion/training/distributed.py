@@ -62,11 +62,7 @@ class Processes:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process; all must ask."""
-        if self.world == 1:
-            return flag
-        value = torch.tensor(float(flag), device=device)
-        torch.distributed.all_reduce(value)
-        return bool(value > 0)
+        return float(self.mean(torch.tensor(float(flag), device=device))) > 0
 
     def wait(self) -> None:
         """Wait until all processes are here."""

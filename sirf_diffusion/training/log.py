@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,6 @@ class TrainingLog:
         axes.set(xlabel="step", ylabel="error / best Gaussian filter", yscale="log")
         axes.legend(title="noise level", ncols=2, fontsize="small")
         figure.savefig(self._figure, dpi=100)
-
-
-def relative_error(errors: dict[float, float], reference: dict[float, float]) -> float:
-    """Geometric mean over noise levels of error over that of the best Gaussian filter; early stopping watches it."""
-    return math.exp(sum(math.log(errors[sigma] / reference[sigma]) for sigma in reference) / len(reference))
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:

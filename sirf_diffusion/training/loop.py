@@ -21,11 +21,12 @@ from torch import Tensor
 from ..files.outputs import atomic_path
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
-from .corruption import Corruption
-from .data.slice_stream import prefetched
+from .corruption import corrupted
+from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
-from .log import TrainingLog, relative_error
-from .sources import FileSource
+from .evaluation.validation import relative_error, validation_set
+from .log import TrainingLog
+from .recipes import check_settings, setting
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -36,35 +37,28 @@ FLUSH_EVERY = 10
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training runs, without a say in what comes out of it.
+    """How a training runs, without a say in what comes out of it."""
 
-    Steps between checkpoints, and between sheets of unconditional samples (``samples-STEP.png``; 0: none); whether to
-    compile the network (``torch.compile``; needs a C++ compiler on the CPU), and to write TensorBoard logs, too.
-    """
-
-    checkpoint_every: int = 250
-    samples_every: int = 0
-    compiled: bool = False
-    tensorboard: bool = False
+    checkpoint_every: int = setting(250, "run", "steps between checkpoints", 1, 2**40)
+    samples_every: int = setting(0, "run", "steps between sheets of unconditional samples; 0: none", 0, 2**40)
+    compiled: bool = setting(False, "run", "compile the network with torch.compile")
+    tensorboard: bool = setting(False, "run", "TensorBoard logs beside log.csv")
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every < 1 or self.samples_every < 0:
-            raise ValueError(
-                "checkpoint_every must be at least 1 and samples_every at least 0, found "
-                f"{self.checkpoint_every} and {self.samples_every}"
-            )
+        check_settings(self)
 
 
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
-    def __init__(self, state: TrainingState, source: FileSource, work: Path, options: RunOptions) -> None:
+    def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
-        self.corruption = Corruption(state.recipe, torch.device(state.device))
-        self.validation = source.validation() if self.peers.first else None
-        if self.recipe.patience and self.peers.first and self.validation is None:
-            raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
+        self.validation = validation_set(source.file.path, self.recipe) if self.peers.first else None
+        if self.peers.first and self.validation is None:
+            if self.recipe.patience:
+                raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
+            logger.warning("%s has no validation subjects: the training is not validated", source.file.path)
         self._pending: list[Tensor] = []
         self._saved: int | None = None
 
@@ -122,7 +116,7 @@ class TrainingLoop:
     def _example(self, step: int) -> Any:
         rank, world = self.peers.rank, self.peers.world
         images, planes = self.source.batch(step, self.recipe.batch_size, rank, world)
-        return self.corruption.example(images, planes, step, rank, world)
+        return corrupted(self.recipe, images, planes, step, self.state.device, rank, world)
 
     def _flush(self) -> None:
         """Add up the losses since the last time; they must be finite."""
@@ -187,8 +181,9 @@ class TrainingLoop:
         }  # fmt: skip
         training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
         return ModelConfig(
-            recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.voxel_size,
-            tracer=self.source.tracer, licence="Apache-2.0" if recipe.simulated else "", training=training,
+            recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
+            tracer=recipe.tracer or self.source.file.tracer,
+            licence="Apache-2.0" if recipe.simulated else "", training=training,
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:

@@ -6,14 +6,29 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..geometry.checks import check_choice, check_real
 from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
 from .data.phantom_data import PhantomOptions
 
-WEIGHTINGS = ("uniform", "edm")
-DECAYS = ("linear", "cosine")
-PRECISIONS = ("bfloat16", "float32")
+
+def setting(default: Any, table: str, text: str, *allowed: Any, name: str = "") -> Any:
+    """A field that a configuration file sets: in which table, what it says about it, and what is allowed.
+
+    ``allowed`` are the words, or the lowest and the highest number. ``name`` is its key if that is not the field's.
+    """
+    return field(default=default, metadata={"table": table, "text": text, "allowed": allowed, "key": name})
+
+
+def check_settings(owner: Any) -> None:
+    """Refuse values that a `setting` does not allow."""
+    for item in fields(owner):
+        value, allowed = getattr(owner, item.name), item.metadata.get("allowed", ())
+        if allowed and isinstance(allowed[0], str):
+            check_choice(item.name, value, allowed)
+        elif allowed:
+            check_real(item.name, value, *allowed)
 
 
 @dataclass(frozen=True)
@@ -43,59 +58,62 @@ class Recipe:
         If a value is out of range; the message names it.
     """
 
-    name: str
-    tracer: str = ""
+    name: str = setting(MISSING, "", "name of the training, kept in the model file")
+    tracer: str = setting("", "", "tracer and body region in words; empty: as the data file says")
     architecture: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: NoiseSchedule = field(default_factory=VPSchedule)
-    crops: tuple[int, ...] = (96, 96, 96, 128)
-    batch_size: int = 8
-    cycles: tuple[int, ...] = (10_000,)
-    learning_rate: float = 6e-4
-    warmup_steps: int = 200
-    ema_decay: float = 0.999
-    log_sigma_mean: float = -0.8
-    log_sigma_sd: float = 1.3
-    seed: int = 0
+    crops: tuple[int, ...] = setting(
+        (96, 96, 96, 128), "data",
+        "sides of the square crops (cubes with spatial_dims = 3) in pixels, one for each batch",
+    )  # fmt: skip
+    batch_size: int = setting(8, "optimiser", "slices of a step, over all processes", 1, 2**20)
+    cycles: tuple[int, ...] = setting((10_000,), "optimiser", "steps of each learning-rate cycle")
+    learning_rate: float = setting(6e-4, "optimiser", "highest learning rate of Adam", 0, 1)
+    warmup_steps: int = setting(200, "optimiser", "linear warm-up of each cycle", 0, 2**40)
+    ema_decay: float = setting(
+        0.999, "optimiser", "decay of the running average of the weights that the model file gets", 0, 1
+    )
+    log_sigma_mean: float = setting(-0.8, "noise", "mean of ln(noise level)", -50, 50)
+    log_sigma_sd: float = setting(1.3, "noise", "its standard deviation", 0, 50)
+    seed: int = setting(0, "", "seed of weights, batches and noise", 0, 2**40)
     # Fields from here on came later: `to_dict` leaves them out where they have their defaults, so that what files
     # made before say of their recipe stays comparable.
-    prediction: str = "v"
-    time_input: str = "log_sigma"
-    weighting: str = "uniform"
-    sigma_data: float = 0.5
-    uniform_share: float = 0.1
-    condition_dropout: float = 0.1
-    planes: tuple[int, ...] = (0, 1, 2)
+    prediction: str = setting(
+        "v", "noise", "v, eps, x0 or score; edm: v with Karras' weights and noise levels", *PREDICTIONS
+    )
+    time_input: str = setting("log_sigma", "noise", "what the network is told: log_sigma or t", *TIME_INPUTS)
+    weighting: str = setting("uniform", "noise", "uniform, or edm", "uniform", "edm")
+    sigma_data: float = setting(0.5, "noise", "root mean square of the training images, for weighting edm", 1e-3, 1e3)
+    uniform_share: float = setting(
+        0.1, "noise", "share of noise levels drawn log-uniformly over the whole schedule", 0, 1
+    )
+    condition_dropout: float = setting(0.1, "noise", "share of images whose anatomical image is hidden", 0, 1)
+    planes: tuple[int, ...] = setting((0, 1, 2), "data", "slice orientations: 0 transverse, 1 coronal, 2 sagittal")
     augmentation: Augmentation = field(default_factory=Augmentation)
-    decay: str = "linear"
-    gradient_clip: float = 1.0
-    accumulation: int = 1
-    precision: str = "bfloat16"
+    decay: str = setting(
+        "linear", "optimiser", "cosine, or linear (over the last quarter of each cycle)", "linear", "cosine"
+    )
+    gradient_clip: float = setting(1.0, "optimiser", "largest norm of a gradient; 0: any", 0, 1e9)
+    accumulation: int = setting(1, "optimiser", "parts in which a batch is computed, to save memory", 1, 2**20)
+    precision: str = setting(
+        "bfloat16", "optimiser", "bfloat16 (weights stay float32) or float32", "bfloat16", "float32"
+    )
     phantoms: PhantomOptions | None = None
     init: str = ""
-    grow: bool = False
-    validate_every: int = 1000
-    patience: int = 0
+    grow: bool = setting(
+        False, "", "with --init: keep [network], which has the model's levels and more below, or more attention"
+    )
+    validate_every: int = setting(1000, "validation", "steps between validations", 1, 2**40, name="every")
+    patience: int = setting(
+        0, "validation", "validations without improvement before an early stop; 0: no early stop", 0, 2**40
+    )
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("prediction", PREDICTIONS), ("time_input", TIME_INPUTS), ("weighting", WEIGHTINGS), ("decay", DECAYS),
-            ("precision", PRECISIONS),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        check_settings(self)
         if self.prediction == "v" and not self.schedule.variance_preserving:
             raise ValueError(
                 f"prediction 'v' needs a variance-preserving schedule, found {self.schedule.name!r}: use eps or x0"
             )
-        for name, low, high in (
-            ("batch_size", 1, 2**20), ("warmup_steps", 0, 2**40), ("accumulation", 1, 2**20),
-            ("validate_every", 1, 2**40), ("patience", 0, 2**40), ("seed", 0, 2**40), ("learning_rate", 0, 1),
-            ("ema_decay", 0, 1), ("log_sigma_mean", -50, 50), ("log_sigma_sd", 0, 50), ("sigma_data", 1e-3, 1e3),
-            ("uniform_share", 0, 1), ("condition_dropout", 0, 1), ("gradient_clip", 0, 1e9),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, found {value!r}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of accumulation = {self.accumulation}")
         if not self.cycles or min(self.cycles) < 1 or sum(self.cycles) > 2**40:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,13 @@ class TrainingState:
                 self.optimiser.state[parameter] = state
 
     def _backward(self, part: Example, last: bool) -> Tensor:
-        wrapped = self._wrapped
-        if not last and self.peers.world > 1:
-            with wrapped.no_sync():  # type: ignore[operator]
-                return self._one_backward(part)
-        return self._one_backward(part)
-
-    def _one_backward(self, part: Example) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            predicted = self._wrapped(part.images, part.time, class_labels=part.planes)
-        loss = part.loss(predicted)
-        (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
+        """Add the gradient of a part of the batch; processes exchange theirs with the last."""
+        alone = last or self.peers.world == 1
+        with nullcontext() if alone else self._wrapped.no_sync():  # type: ignore[operator]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+                predicted = self._wrapped(part.images, part.time, class_labels=part.planes)
+            loss = part.loss(predicted)
+            (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
         return loss.detach()
 
     def _description_text(self) -> str:

@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from ..environment import select_device
 from ..files.outputs import jsonable
+from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
 from .data.phantom_data import PhantomOptions, build_phantoms
+from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
-from .sources import FileSource
 from .state import TrainingState
 
 
@@ -68,12 +69,14 @@ def train(
     FloatingPointError
         If the loss is not finite.
     """
-    recipe, out = _known(recipe), Path(out)
+    out = Path(out)
+    if not isinstance(recipe, Recipe):
+        recipe = RECIPES[check_choice("recipe", recipe, tuple(sorted(RECIPES)))]
     if data is not None:
         recipe = replace(recipe, phantoms=None)
     for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, found {value}")
+        if value is not None:
+            check_count(name, value, least)
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"the model is a file whose name ends in .safetensors, found {out}")
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".training")
@@ -94,9 +97,9 @@ def train(
                 f"batch_size = {recipe.batch_size} must be a multiple of processes x accumulation = "
                 f"{peers.world} x {recipe.accumulation}"
             )
-        source = _source(recipe, data, work, peers)
+        source = training_stream(_file(recipe, data, work, peers), recipe)
         options = options or RunOptions()
-        state = TrainingState(recipe, source.provenance, where, peers, start, options.compiled)
+        state = TrainingState(recipe, {"data": source.file.fingerprint}, where, peers, start, options.compiled)
         _check_space(work, state)
         loop = TrainingLoop(state, source, work, options)
         if resume:
@@ -108,12 +111,21 @@ def train(
     return out
 
 
-def _known(recipe: str | Recipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: known recipes are {', '.join(sorted(RECIPES))}")
-    return RECIPES[recipe]
+def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream:
+    """What a recipe trains on: the training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be used, or the recipe is conditional and the file has no anatomical images.
+    """
+    file = VolumeFile(path, "train")
+    stream = SliceStream(
+        file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
+        augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
+    )  # fmt: skip
+    file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
+    return stream
 
 
 def _start_of(recipe: Recipe) -> str:
@@ -126,16 +138,17 @@ def _start_of(recipe: Recipe) -> str:
     return recipe.init
 
 
-def _source(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> FileSource:
+def _file(recipe: Recipe, data: str | os.PathLike[str] | None, work: Path, peers: Processes) -> Path:
+    """The file to train on; the recipe's subjects are simulated by the first process."""
     if data is not None:
-        return FileSource(data, recipe)
+        return Path(data)
     if recipe.phantoms is None:
         raise ValueError(f"recipe {recipe.name!r} simulates no subjects: give a data file (--data)")
     path = work / "phantoms.h5"
     if peers.first:
         _simulate(path, recipe.phantoms)
     peers.wait()
-    return FileSource(path, recipe)
+    return path
 
 
 def _check_space(work: Path, state: TrainingState) -> None:

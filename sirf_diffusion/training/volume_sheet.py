@@ -31,26 +31,21 @@ def volume_sheet(path: str | os.PathLike[str], file: VolumeFile) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(chosen), columns, squeeze=False)
     dz, dy, dx = file.voxel_size
-    aspects = (dy / dx, dz / dx, dz / dy)
-    names = ("transverse", "coronal", "sagittal")
     for row, index in enumerate(chosen):
         info = file.infos[index]
         volume = file.volume(index).float().numpy()
         places = [_middle(o) for o in info.occupancy]
-        for axis in range(3):
-            panel = axes[row, axis]
-            panel.imshow(np.take(volume, places[axis], axis), cmap="gray_r", vmin=0, vmax=3, aspect=aspects[axis])
-            if row == 0:
-                panel.set_title(names[axis], fontsize=9)
+        for axis, aspect in enumerate((dy / dx, dz / dx, dz / dy)):
+            image = np.take(volume, places[axis], axis)
+            axes[row, axis].imshow(image, cmap="gray_r", vmin=0, vmax=3, aspect=aspect)
         axes[row, 0].set_ylabel(f"{info.name}\n{info.split}", fontsize=8)
-        if file.has_anatomy:
-            if info.has_anatomy:
-                anatomy = file.volume(index, "anatomy").float().numpy()
-                axes[row, 3].imshow(np.take(anatomy, places[0], 0), cmap="gray", vmin=0, vmax=2, aspect=aspects[0])
-            axes[0, 3].set_title("anatomy, transverse", fontsize=9)
+        if info.has_anatomy:
+            image = file.volume(index, "anatomy")[places[0]].float().numpy()
+            axes[row, 3].imshow(image, cmap="gray", vmin=0, vmax=2, aspect=dy / dx)
+    for panel, name in zip(axes[0], ("transverse", "coronal", "sagittal", "anatomy, transverse"), strict=False):
+        panel.set_title(name, fontsize=9)
     for panel in axes.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
+        panel.set(xticks=[], yticks=[])
     figure.suptitle(
         "white 0, black 3 times the intensity scale; nose or breast up in transverse slices,\n"
         "the patient's left on the right; head up in the others if the axes are right",

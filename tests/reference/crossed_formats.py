@@ -21,9 +21,8 @@ import pydicom
 import SimpleITK as sitk
 import torch
 
-from sirf_diffusion.geometry.exam import ExamInfo
+from sirf_diffusion.geometry.exam import POSITIONS, ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.geometry.positions import POSITIONS
 from sirf_diffusion.patient import read_source, stir_grid, write_dicom, write_nifti
 
 GEOMETRY = ImageGeometry((17, 22, 25), (5.0, 4.25, 4.5), (-41.0, 3.0, -2.0))

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from make_reference import StirCase
 
+from benchmarks.bench.acquisition import centred, expected_background, mmr_slice
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.simulation import TracerContrast, simulate_activity, simulate_anatomy
-from sirf_diffusion.simulation.acquisition import centred, expected_background, mmr_slice
 
 BACKGROUND_SHARE = 0.3
 GREY_MATTER = 20.0

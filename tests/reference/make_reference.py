@@ -74,9 +74,7 @@ def cases() -> dict[str, tuple[ProjDataGeometry, ImageGeometry]]:
             ImageGeometry((3, 75, 75), (3.375, 5.5, 5.5)),
         ),
         "oblique": (
-            ProjDataGeometry(
-                oblique, (Segment(0, -1, 1, 15), Segment(1, 2, 4, 11), Segment(-1, -4, -2, 11)), 56, 46
-            ),
+            ProjDataGeometry(oblique, (Segment(0, -1, 1, 15), Segment(1, 2, 4, 11), Segment(-1, -4, -2, 11)), 56, 46),
             ImageGeometry((15, 44, 44), (2.5, 4.0, 4.0)),
         ),
         "arc_corrected": (

@@ -14,8 +14,10 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
-from .acquisition_model import without_rounding
+from .acquisition_model import AcquisitionModel, attenuation_factors, check_projection_data, without_rounding
 from .attenuation import check_attenuation_units
+from .poisson import PoissonObjective
+from .projector import Projector
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,15 @@ class AcquisitionError(ValueError):
 
 @dataclass(frozen=True)
 class Acquisition:
-    r"""Measured counts with the expected model ``q = m (G x + a)``, in STIR's conventions.
+    """Measured counts with the expected model ``q = m (G x + a)``, in STIR's conventions.
+
+    Raises AcquisitionError if a value or a shape makes no sense; when the objective is made, if attenuation seems to be
+    given twice.
 
     Parameters
     ----------
-    prompts
-        Counts ``[sinograms, views, tangential positions]``: finite, not negative, not all zero.
-    projdata
-        Their layout.
+    prompts, projdata
+        Counts ``[sinograms, views, tangential positions]``: finite, not negative, not all zero; and their layout.
     geometry
         Grid of the image to be reconstructed.
     multiplicative
@@ -50,15 +53,8 @@ class Acquisition:
         must not, which is checked with the data's own evidence.
     related_views
         How many views share a subset by symmetry at most, see :class:`~.projector.Projector`.
-    sources
-        File names for messages and for the record, by the names of the fields above.
-    exam
-        Exam information of the prompts.
-
-    Raises
-    ------
-    AcquisitionError
-        If a value or a shape makes no sense; when the objective is made, if attenuation seems to be given twice.
+    sources, exam
+        File names for messages and for the record, by the names of the fields above; exam information of the prompts.
     """
 
     prompts: Tensor
@@ -77,20 +73,16 @@ class Acquisition:
     def __post_init__(self) -> None:
         for what in ("prompts", "multiplicative", "additive", "attenuation"):
             if (values := getattr(self, what)) is not None:
-                object.__setattr__(self, what, without_rounding(values, self._name(what)))
-        self._check_values("prompts", self.prompts, "raw counts, before any correction")
+                try:
+                    object.__setattr__(self, what, self._checked(what, values))
+                except ValueError as error:
+                    raise AcquisitionError(str(error)) from error
         if float(self.prompts.sum(dtype=torch.float64)) == 0:
             raise AcquisitionError(f"{self._name('prompts')}: the total of the counts is zero; nothing was measured")
-        for what, values in (("multiplicative", self.multiplicative), ("additive", self.additive)):
-            if values is not None:
-                self._check_shape(what, values)
-                self._check_values(what, values, "values of zero or more")
         if self.multiplicative is not None and float(self.multiplicative.max()) == 0:
             raise AcquisitionError(
                 f"{self._name('multiplicative')}: all factors are zero, so no count could be detected"
             )
-        if self.attenuation is not None:
-            self._check_attenuation()
 
     @classmethod
     def from_files(
@@ -106,59 +98,31 @@ class Acquisition:
     ) -> Acquisition:
         """Read STIR Interfile headers.
 
-        Parameters
-        ----------
-        prompts, multiplicative, additive
-            Projection data, ``.hs``; the layouts must agree.
-        attenuation
-            Image ``.hv`` in 1/cm.
-        attenuation_in_factors
-            As above.
-        geometry
-            Grid of the reconstruction; that of the attenuation image, or `default_geometry`, if omitted.
-        voxel_size
-            In-plane voxel size (y, x) in mm for `default_geometry`.
+        ``prompts``, ``multiplicative`` and ``additive`` are projection data (``.hs``) whose layouts must agree,
+        ``attenuation`` an image (``.hv``) in 1/cm. The grid of the reconstruction is ``geometry``, else that of the
+        attenuation image, else `default_geometry` with the in-plane ``voxel_size`` (y, x) in mm.
         """
         from ...files.interfile import read_exam_info, read_image, read_projection_data
 
         counts, projdata = read_projection_data(prompts)
-        sources = {"prompts": os.fspath(prompts)}
-        terms: dict[str, Tensor | None] = {"multiplicative": None, "additive": None}
-        for what, path in (("multiplicative", multiplicative), ("additive", additive)):
-            if path is None:
-                continue
-            terms[what], layout = read_projection_data(path)
-            sources[what] = os.fspath(path)
+        files = {"prompts": prompts, "multiplicative": multiplicative, "additive": additive, "attenuation": attenuation}
+        sources = {what: os.fspath(path) for what, path in files.items() if path is not None}
+        terms: dict[str, Any] = {}
+        for what in [name for name in ("multiplicative", "additive") if name in sources]:
+            terms[what], layout = read_projection_data(sources[what])
             if differences := projdata.differences(layout):
-                raise AcquisitionError(f"{path} does not match {prompts}: {'; '.join(differences)}")
-        mu, mu_geometry = (None, None) if attenuation is None else read_image(attenuation)
+                raise AcquisitionError(f"{sources[what]} does not match {prompts}: {'; '.join(differences)}")
         if attenuation is not None:
-            sources["attenuation"] = os.fspath(attenuation)
-        if geometry is None:
-            geometry = mu_geometry or default_geometry(projdata, voxel_size)
-        return cls(
-            counts,
-            projdata,
-            geometry,
-            multiplicative=terms["multiplicative"],
-            additive=terms["additive"],
-            attenuation=mu,
-            attenuation_geometry=mu_geometry,
-            attenuation_in_factors=attenuation_in_factors,
-            sources=sources,
-            exam=read_exam_info(prompts),
-        )
+            terms["attenuation"], terms["attenuation_geometry"] = read_image(attenuation)
+        geometry = geometry or terms.get("attenuation_geometry") or default_geometry(projdata, voxel_size)
+        terms |= {"attenuation_in_factors": attenuation_in_factors, "sources": sources, "exam": read_exam_info(prompts)}
+        return cls(counts, projdata, geometry, **terms)
 
-    def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> Any:
+    def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> PoissonObjective:
         """The Poisson log-likelihood of the embedded engine; the projector is made once per device.
 
-        Raises
-        ------
-        ValueError
-            If the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
+        Raises ValueError if the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
         """
-        from .poisson import PoissonObjective
-
         device = torch.device(device)
         if str(device) not in self._projectors:
             self._projectors[str(device)] = self._acquisition_model(device)
@@ -168,10 +132,7 @@ class Acquisition:
             raise AcquisitionError(f"the image {self.geometry} lies outside what {self._name('prompts')} can see")
         return objective
 
-    def _acquisition_model(self, device: torch.device) -> Any:
-        from .acquisition_model import AcquisitionModel, attenuation_factors
-        from .projector import Projector
-
+    def _acquisition_model(self, device: torch.device) -> AcquisitionModel:
         projector = Projector(self.geometry, self.projdata, device, related_views=self.related_views)
         factors = None if self.multiplicative is None else self.multiplicative.to(device)
         if self.attenuation is not None and self._applies_attenuation(factors):
@@ -187,14 +148,8 @@ class Acquisition:
     def check_attenuation(self) -> None:
         """Whether attenuation seems to be given twice, as when the objective is made; costs a projection.
 
-        Raises
-        ------
-        AcquisitionError
-            If so, and `attenuation_in_factors` does not say that all is well.
+        Raises AcquisitionError if so, and `attenuation_in_factors` does not say that all is well.
         """
-        from .acquisition_model import attenuation_factors
-        from .projector import Projector
-
         if None not in (self.multiplicative, self.attenuation) and self.attenuation_in_factors is None:
             projector = Projector(self.attenuation_geometry, self.projdata)
             self._check_given_once(self.multiplicative, attenuation_factors(self.attenuation, projector))
@@ -232,37 +187,16 @@ class Acquisition:
     def _name(self, what: str) -> str:
         return self.sources.get(what, what)
 
-    def _check_shape(self, what: str, values: Tensor) -> None:
-        if values.shape != self.prompts.shape:
-            raise AcquisitionError(
-                f"{self._name(what)} has shape {tuple(values.shape)}, but {self._name('prompts')} has "
-                f"{tuple(self.prompts.shape)} (sinograms, views, tangential positions); they must agree"
-            )
-
-    def _check_values(self, what: str, values: Tensor, expected: str) -> None:
-        if what == "prompts" and tuple(values.shape) != self.projdata.shape:
-            raise AcquisitionError(
-                f"{self._name(what)} has shape {tuple(values.shape)}, its layout says {self.projdata.shape}"
-            )
-        if not torch.isfinite(values).all():
-            number = int((~torch.isfinite(values)).sum())
-            raise AcquisitionError(
-                f"{self._name(what)} holds {number} values that are NaN or infinite; expected {expected}"
-            )
-        if float(values.min()) < 0:
-            number = int((values < 0).sum())
-            raise AcquisitionError(
-                f"{self._name(what)} holds {number} negative values (the least is {float(values.min()):.4g}); "
-                f"expected {expected}"
-            )
-
-    def _check_attenuation(self) -> None:
-        if self.attenuation_geometry is None or tuple(self.attenuation.shape) != self.attenuation_geometry.shape:
-            raise AcquisitionError(f"{self._name('attenuation')}: the image needs its own grid, attenuation_geometry")
-        try:
-            check_attenuation_units(self.attenuation, self._name("attenuation"))
-        except ValueError as error:
-            raise AcquisitionError(str(error)) from error
+    def _checked(self, what: str, values: Tensor) -> Tensor:
+        name = self._name(what)
+        if what != "attenuation":
+            expected = ("raw counts, before any correction",) if what == "prompts" else ()
+            return check_projection_data(values, self.projdata, name, *expected)
+        if self.attenuation_geometry is None or tuple(values.shape) != self.attenuation_geometry.shape:
+            raise AcquisitionError(f"{name}: the image needs its own grid, attenuation_geometry")
+        values = without_rounding(values, name)
+        check_attenuation_units(values, name)
+        return values
 
 
 def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:
@@ -299,16 +233,9 @@ def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, f
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:
     """The grid to reconstruct on when no image gives one: the whole field of view.
 
-    As many planes as the scanner has direct and cross planes (``2 rings - 1``, half the ring spacing apart), and an
-    odd square of voxels that covers the tangential positions.
-
-    Parameters
-    ----------
-    projdata
-        Layout of the data.
-    voxel_size
-        In-plane voxel size (y, x) in mm, usually the one that the network was trained at; the scanner's default bin
-        size if omitted.
+    As many planes as the scanner has direct and cross planes (``2 rings - 1``, half the ring spacing apart), and an odd
+    square of voxels that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one
+    that the network was trained at; the scanner's default bin size if omitted.
     """
     scanner = projdata.scanner
     radius = min(float(projdata.tangential_positions().abs().max()), scanner.effective_ring_radius)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...geometry.images import ImageGeometry
+from ...geometry.projdata import ProjDataGeometry
 from .attenuation import check_attenuation_units
 from .projector import Projector
 from .subsets import select_views
@@ -22,28 +23,22 @@ _logger = logging.getLogger(__name__)
 
 
 class AcquisitionModel:
-    r"""Expected counts :math:`q = m (G P x + a) + b'` in STIR's and SIRF's convention.
+    """Expected counts :math:`q = m (G P x + a) + b'` in STIR's and SIRF's convention.
+
+    Raises ValueError if a term has another shape than the projection data, is negative or not finite.
 
     Parameters
     ----------
-    projector
-        The geometric projector ``G``.
-    multiplicative_factors
-        ``m``: detection efficiency times attenuation factor (and duration, decay, calibration) of each bin, shape of
-        the projection data; 0 marks dead bins. Default 1.
-    additive_term
-        ``a``: expected scatter and randoms *divided by* ``m``, as STIR stores its additive term. Default 0.
-    background_term
-        ``b'``: expected background in counts. Default 0.
+    projector, multiplicative_factors
+        The geometric projector ``G``; detection efficiency times attenuation factor (and duration, decay, calibration)
+        of each bin, ``m``, shape of the projection data, 0 for dead bins. Default 1.
+    additive_term, background_term
+        ``a``: expected scatter and randoms *divided by* ``m``, as STIR stores its additive term. ``b'``: expected
+        background in counts. Default 0.
     psf_fwhm_mm
         Full width at half maximum of the Gaussian ``P`` applied to the image: one number or ``(z, y, x)``, in mm;
         zero or ``None`` for none. Activity that it moves out of the image is lost; one number is not applied across a
         single plane.
-
-    Raises
-    ------
-    ValueError
-        If a term has another shape than the projection data, is negative or not finite.
     """
 
     def __init__(
@@ -54,35 +49,21 @@ class AcquisitionModel:
         background_term: Tensor | None = None,
         psf_fwhm_mm: float | Sequence[float] | None = None,
     ) -> None:
-        self.projector = projector
+        self.projector, self.geometry, self.device = projector, projector.geometry, projector.device
         self.multiplicative_factors = self._check(multiplicative_factors, "multiplicative_factors")
         additive_term = self._check(additive_term, "additive_term")
-        self.background_term = self._check(background_term, "background_term")
+        #: ``m a + b'`` in counts, None where there is no background.
+        self.constant_term = self._check(background_term, "background_term")
         self.psf = GaussianBlur(projector.geometry, psf_fwhm_mm, projector.device)
         if additive_term is not None:
-            factors, background = self.multiplicative_factors, self.background_term
+            factors, background = self.multiplicative_factors, self.constant_term
             counts = additive_term if factors is None else additive_term * factors
-            self.background_term = counts if background is None else background + counts
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """Image grid."""
-        return self.projector.geometry
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self.projector.device
-
-    @property
-    def constant_term(self) -> Tensor | None:
-        """``m a + b'`` in counts, ``None`` where there is no background."""
-        return self.background_term
+            self.constant_term = counts if background is None else background + counts
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """Expected counts ``[..., sinograms, views, tangential]`` of images ``[..., z, y, x]``."""
         expected = self.linear(x, views)
-        return expected if self.background_term is None else expected + select_views(self.background_term, views)
+        return expected if self.constant_term is None else expected + select_views(self.constant_term, views)
 
     def linear(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """``m G P x``: the counts that come from the image."""
@@ -100,7 +81,7 @@ class AcquisitionModel:
     def _check(self, term: Tensor | None, name: str) -> Tensor | None:
         if term is None:
             return None
-        return check_projection_data(term, self.projector, name)
+        return check_projection_data(term, self.projector.projdata, name).to(self.device, torch.float32)
 
 
 def without_rounding(values: Tensor, name: str) -> Tensor:
@@ -111,44 +92,38 @@ def without_rounding(values: Tensor, name: str) -> Tensor:
     negative = values < 0
     if not bool(negative.any()):
         return values
-    least, mean = (
-        float(values.min()),
-        float(values[values > 0].mean(dtype=torch.float64)) if (values > 0).any() else 0.0,
-    )
-    if not -1e-6 * mean < least:
+    least, mean = float(values.min()), float(values[values > 0].mean(dtype=torch.float64))
+    if not -1e-6 * mean < least:  # nor where none is positive, and the mean NaN
         return values
     _logger.warning("%s: %d values down to %.3g are rounding and count as 0", name, int(negative.sum()), least)
     return values.clamp_min(0)
 
 
-def check_projection_data(data: Tensor, projector: Projector, name: str) -> Tensor:
-    """``data`` on the projector's device; ``ValueError`` unless it fits and is finite and non-negative."""
+def check_projection_data(
+    data: Tensor, projdata: ProjDataGeometry, name: str, expected: str = "values of zero or more"
+) -> Tensor:
+    """The data, see `without_rounding`; ``ValueError`` unless they fit the layout, are finite and not negative."""
     data = without_rounding(data, name)
-    shape = projector.projdata.shape
-    if tuple(data.shape) != shape:
+    if tuple(data.shape) != projdata.shape:
         raise ValueError(
-            f"{name} has shape {tuple(data.shape)}, expected (sinograms, views, tangential positions) = {shape}. "
-            "Do the data come from the same scan and template?"
+            f"{name} has shape {tuple(data.shape)}, expected (sinograms, views, tangential positions) = "
+            f"{projdata.shape}. Do the data come from the same scan and template?"
         )
     for what, bad in (("not finite", ~torch.isfinite(data)), ("negative", data < 0)):
         if bool(bad.any()):
             where = tuple(torch.nonzero(bad)[0].tolist())
             raise ValueError(
-                f"{name} has {int(bad.sum())} values that are {what}, the first one in bin {where} "
-                "(sinogram, view, tangential position)"
+                f"{name} has {int(bad.sum())} values that are {what}, the first one in bin {where} (sinogram, view, "
+                f"tangential position), {float(data[where]):.4g}; expected {expected}"
             )
-    return data.to(device=projector.device, dtype=torch.float32)
+    return data
 
 
 def attenuation_factors(mu_image: Tensor, projector: Projector) -> Tensor:
     """Probability ``exp(-integral of mu)`` that both photons of each bin escape, at most 1, to multiply into ``m``.
 
     ``mu_image`` holds linear attenuation coefficients at 511 keV in 1/cm (water 0.096), ``[z, y, x]``, non-negative.
-
-    Raises
-    ------
-    ValueError
-        If values are negative, not finite, or in another unit (see `check_attenuation_units`).
+    Raises ValueError if values are negative, not finite, or in another unit (see `check_attenuation_units`).
     """
     mu_image = without_rounding(mu_image, "mu_image")
     check_attenuation_units(mu_image, "mu_image")

@@ -12,20 +12,10 @@ _AIR = 1e-3
 
 
 def check_attenuation_units(image: Tensor, name: str = "the attenuation image") -> None:
-    """Refuse an image that cannot be attenuation coefficients in 1/cm.
+    """Refuse an image (``name`` in the message) that cannot be attenuation coefficients in 1/cm; all air is allowed.
 
-    Parameters
-    ----------
-    image
-        Attenuation coefficients, any shape; all air is allowed.
-    name
-        File or argument, for the message.
-
-    Raises
-    ------
-    ValueError
-        If values are negative, not finite, so large that they look like 1/m, Hounsfield units or percent, or so small
-        (99 of 100 voxels that are not air below 0.05) that they look like 1/mm.
+    Raises ValueError if values are negative, not finite, so large that they look like 1/m, Hounsfield units or percent,
+    or so small (99 of 100 voxels that are not air below 0.05) that they look like 1/mm.
     """
     expected = "in 1/cm water has 0.096 and bone about 0.15 at 511 keV"
     if not bool(torch.isfinite(image).all()) or float(image.min()) < 0:

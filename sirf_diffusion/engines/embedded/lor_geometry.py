@@ -28,17 +28,12 @@ class InPlaneGrid:
 
     As in STIR, rays end on a circle about the axis that just stays inside the image, and the pixels in which they end
     count in full. All coordinates are in mm, float64, one entry per pixel of the ``(2 hy + 1) x (2 hx + 1)`` grid that
-    can be met; ``pixel`` holds their flat indices.
+    can be met; ``pixel`` holds their flat indices. Raises ValueError if the image is shifted in plane.
 
     Parameters
     ----------
     geometry
         The image grid.
-
-    Raises
-    ------
-    ValueError
-        If the image is shifted in plane.
     """
 
     geometry: ImageGeometry

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -24,21 +26,12 @@ _RAYS = "number of rays in tangential direction to trace for each bin"
 
 
 def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
-    """Data and models of a parameter file, for the embedded engine.
+    """Data and models of a parameter file, and the image of ``initial estimate`` (None if there is none).
 
     What is read: projection data, additive sinogram, normalisation from projection data (which STIR *divides* by: the
     multiplicative factors are their reciprocals), from an attenuation image, or chained, ray tracing projectors, the
     image's size and zoom, the initial estimate. File names are relative to the working folder, as STIR takes them.
-
-    Returns
-    -------
-    tuple
-        The acquisition, and the image of ``initial estimate``; None if there is none.
-
-    Raises
-    ------
-    ParFileError
-        For everything else that would change the image, by name and line.
+    Raises ParFileError for everything else that would change the image, by name and line.
     """
     block = run.par.objective()
     if block.name != f"{PROJECTION_DATA} parameters":
@@ -48,95 +41,70 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     prompts = _required(block, "input file")
     counts, projdata = read_projection_data(prompts)
     _check_segments(block, projdata)
-    sources = {"parameter file": run.par.path, "prompts": prompts}
+    terms: dict[str, Any] = {"sources": {"parameter file": run.par.path, "prompts": prompts}}
+
+    def matching(path: str) -> Tensor:
+        """Projection data with the layout of the prompts."""
+        values, layout = read_projection_data(path)
+        if differences := projdata.differences(layout):
+            raise ParFileError(f"{path} does not match {prompts}: {'; '.join(differences)}")
+        return values
+
+    _read_normalisation(*block.object("bin normalisation type"), where=block, matching=matching, terms=terms)
     additive = block.text("additive sinogram", "0")
-    terms = _Normalisation(prompts, projdata)
-    terms.read(*block.object("bin normalisation type"), where=block)
-    values = None
     if additive != "0":
-        values = terms.matching(additive)
-        sources["additive"] = additive
+        terms["additive"] = matching(additive)
+        terms["sources"]["additive"] = additive
     initial, geometry = None, _image_grid(block, projdata)
     if run.initial_estimate is not None:
         # As in STIR, the first image's grid is that of the result.
         initial, geometry = read_image(run.initial_estimate)
-    return (
-        Acquisition(
-            counts,
-            projdata,
-            geometry,
-            multiplicative=terms.factors,
-            additive=values,
-            attenuation=terms.attenuation,
-            attenuation_geometry=terms.attenuation_geometry,
-            related_views=related_views,
-            sources=sources | terms.sources,
-            exam=read_exam_info(prompts),
-        ),
-        initial,
-    )
+    exam = read_exam_info(prompts)
+    return Acquisition(counts, projdata, geometry, related_views=related_views, exam=exam, **terms), initial
 
 
-class _Normalisation:
-    """Multiplicative factors and attenuation image from the blocks of ``Bin Normalisation type``."""
-
-    def __init__(self, prompts: str, projdata: ProjDataGeometry) -> None:
-        self.prompts, self.projdata = prompts, projdata
-        self.factors: Tensor | None = None
-        self.attenuation: Tensor | None = None
-        self.attenuation_geometry: ImageGeometry | None = None
-        self.sources: dict[str, str] = {}
-
-    def read(self, kind: str, block: ParBlock | None, where: ParBlock) -> None:
-        if not kind or block is None:
-            return
-        if kind == "chained":
-            names = ("bin normalisation to apply first", "bin normalisation to apply second")
-            check_keys(block, set(names), _REFUSAL)
-            for name in names:
-                self.read(*block.object(name), where=block)
-        elif kind == "from projdata":
-            check_keys(block, {"normalisation projdata filename"}, _REFUSAL)
-            self._divide_by(_required(block, "normalisation projdata filename"))
-        elif kind == "from attenuation image":
-            self._attenuate(block)
-        else:
-            raise ParFileError(f"{where.path}:{block.line}: {_REFUSAL} the normalisation '{kind}'; {_ADVICE}")
-
-    def matching(self, path: str) -> Tensor:
-        """Projection data with the layout of the prompts."""
-        values, layout = read_projection_data(path)
-        if differences := self.projdata.differences(layout):
-            raise ParFileError(f"{path} does not match {self.prompts}: {'; '.join(differences)}")
-        return values
-
-    def _divide_by(self, path: str) -> None:
-        norm = self.matching(path)
+def _read_normalisation(
+    kind: str, block: ParBlock | None, where: ParBlock, matching: Callable[[str], Tensor], terms: dict[str, Any]
+) -> None:
+    """Factors, attenuation image and their sources, from the blocks of ``Bin Normalisation type``."""
+    if not kind or block is None:
+        return
+    if kind == "chained":
+        names = ("bin normalisation to apply first", "bin normalisation to apply second")
+        check_keys(block, names, _REFUSAL)
+        for name in names:
+            _read_normalisation(*block.object(name), where=block, matching=matching, terms=terms)
+    elif kind == "from projdata":
+        check_keys(block, {"normalisation projdata filename"}, _REFUSAL)
+        path = _required(block, "normalisation projdata filename")
+        norm = matching(path)
         if not bool((norm > 0).all()):
             number = int((~(norm > 0)).sum())
             raise ParFileError(
                 f"{path} holds {number} normalisation factors that are not positive. STIR divides by them: 0 would be "
                 "an infinite efficiency. A dead bin has a very large factor, such as 1e30"
             )
-        efficiency = 1 / norm
-        self.factors = efficiency if self.factors is None else self.factors * efficiency
-        names = [self.sources["normalisation"]] if "normalisation" in self.sources else []
-        self.sources["normalisation"] = ", ".join([*names, path])
+        terms["multiplicative"] = terms.get("multiplicative", 1.0) * (1 / norm)
+        earlier = terms["sources"].get("normalisation")
+        terms["sources"]["normalisation"] = f"{earlier}, {path}" if earlier else path
+    elif kind == "from attenuation image":
+        _read_attenuation(block, terms)
+    else:
+        raise ParFileError(f"{where.path}:{block.line}: {_REFUSAL} the normalisation '{kind}'; {_ADVICE}")
 
-    def _attenuate(self, block: ParBlock) -> None:
-        check_keys(block, {"attenuation image filename", "forward projector type"}, _REFUSAL)
-        if self.attenuation is not None:
-            raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} a second attenuation image; add the two up")
-        kind, projector = block.object("forward projector type")
-        if kind == "matrix" and projector is not None:
-            _read_ray_tracing(projector)
-        elif kind not in ("", "ray tracing"):
-            raise block.error(
-                "forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}"
-            )
-        path = _required(block, "attenuation image filename")
-        self.attenuation, self.attenuation_geometry = read_image(path)
-        self.sources["attenuation"] = path
+
+def _read_attenuation(block: ParBlock, terms: dict[str, Any]) -> None:
+    check_keys(block, {"attenuation image filename", "forward projector type"}, _REFUSAL)
+    if "attenuation" in terms:
+        raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} a second attenuation image; add the two up")
+    kind, projector = block.object("forward projector type")
+    if kind == "matrix" and projector is not None:
+        _read_ray_tracing(projector)
+    elif kind not in ("", "ray tracing"):
+        raise block.error("forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}")
+    path = _required(block, "attenuation image filename")
+    terms["attenuation"], terms["attenuation_geometry"] = read_image(path)
+    terms["sources"]["attenuation"] = path
 
 
 def _check_objective(block: ParBlock, num_subsets: int) -> None:

@@ -20,25 +20,17 @@ from .subsets import largest_num_subsets, select_views
 class PoissonObjective(Objective):
     r"""Log-likelihood :math:`L(x) = \sum_i y_i \log q_i - q_i` with :math:`q = m (G P x + a) + b'`, maximised.
 
-    The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number.
+    The constant ``-log y_i!`` is omitted. Gradients of subsets are not multiplied by their number. Raises ValueError if
+    the prompts do not fit the model, are negative, not finite, or all zero.
 
     Parameters
     ----------
-    model
-        Acquisition model, which predicts ``q``.
-    prompts
-        Measured counts ``y``, shape of the projection data, non-negative, not all zero.
+    model, prompts
+        Acquisition model, which predicts ``q``; measured counts ``y``, non-negative, not all zero.
     num_subsets
         Number of subsets of views, formed as STIR does (see `divide_views`).
-    files
-        Names of the files of the data, for records.
-    exam
-        Exam information of the prompts.
-
-    Raises
-    ------
-    ValueError
-        If the prompts do not fit the model, are negative, not finite, or all zero.
+    files, exam
+        Names of the files of the data, for records; exam information of the prompts.
     """
 
     def __init__(
@@ -50,7 +42,8 @@ class PoissonObjective(Objective):
         files: Mapping[str, str] | None = None,
         exam: ExamInfo | None = None,
     ) -> None:
-        self.prompts = check_projection_data(prompts, model.projector, "prompts")
+        prompts = check_projection_data(prompts, model.projector.projdata, "prompts")
+        self.prompts = prompts.to(model.device, torch.float32)
         self.model, self.geometry, self.device = model, model.geometry, model.device
         self.num_subsets = int(num_subsets)
         self._files, self._exam = dict(files or {}), exam or ExamInfo()
@@ -63,12 +56,8 @@ class PoissonObjective(Objective):
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
         """Project ``x [..., z, y, x]`` once; see :class:`~sirf_diffusion.engines.objective.Evaluation`.
 
-        ``gradient(active)`` with a bool per image returns the gradients of the active images only, stacked.
-
-        Raises
-        ------
-        ValueError
-            If a bin with counts is predicted to have none, or the image is not finite.
+        ``gradient(active)`` with a bool per image returns the gradients of the active images only, stacked. Raises
+        ValueError if a bin with counts is predicted to have none, or the image is not finite.
         """
         views = self._views(subset)
         share = self._share(views)
@@ -92,14 +81,6 @@ class PoissonObjective(Objective):
 
         return Evaluation(value, gradient)
 
-    def value(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``L(x)``, float64, one number per image."""
-        return self.at(x, subset).value
-
-    def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
-        """``A^T (y / q - 1)``, shape of ``x``."""
-        return self.at(x, subset).gradient()
-
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, ``[z, y, x]``, computed once and kept."""
         if subset not in self._sensitivities:
@@ -118,10 +99,7 @@ class PoissonObjective(Objective):
     def uniform_image(self) -> Tensor:
         """Constant where the sensitivity is positive, such that ``sum(A x + b) = sum(y)``; zero elsewhere.
 
-        Raises
-        ------
-        ValueError
-            If no image bin is seen, or the expected background exceeds the measured counts.
+        Raises ValueError if no image bin is seen, or the expected background exceeds the measured counts.
         """
         sensitivity = self.sensitivity()
         counts = self.prompts.sum(dtype=torch.float64)

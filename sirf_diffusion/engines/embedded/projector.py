@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,14 +41,14 @@ class Projector:
     ``g_ij`` is the mean length of bin ``i``'s lines in voxel ``j``, divided by the voxel size in x, as STIR's ray
     tracing has it: a projection is the line integral in mm, divided by the voxel size in x. Rays are traced inside the
     largest circle about the axis that the image contains. Axially a bin is as wide as the distance between its
-    segment's planes.
+    segment's planes. Raises ValueError if the image lies outside the scanner, is shifted in plane, or its planes do not
+    fit the sinograms.
 
     Parameters
     ----------
-    geometry
-        Image grid. In plane it is centred on the axis; along it the planes' spacing divides that of the sinograms.
-    projdata
-        Layout of the projection data.
+    geometry, projdata
+        Image grid, in plane centred on the axis, along it with a spacing of planes that divides that of the sinograms;
+        layout of the projection data.
     device
         Where to compute and where results live.
     max_bytes
@@ -55,11 +56,6 @@ class Projector:
         projections run in chunks, and weights that found no room are computed anew in each call.
     related_views
         How many views STIR's projector relates by symmetry at most, see `basic_views`: they share a subset.
-
-    Raises
-    ------
-    ValueError
-        If the image lies outside the scanner, is shifted in plane, or its planes do not fit the sinograms.
 
     Examples
     --------
@@ -97,16 +93,9 @@ class Projector:
         self._quarter_turn = projdata.num_views // 2 if square and projdata.num_views % 2 == 0 else None
 
     def forward(self, x: Tensor, views: Sequence[int] | None = None) -> Tensor:
-        """Project images.
+        """Project images ``[..., z, y, x]`` to ``[..., sinograms, len(views), tangential]``, differentiable.
 
-        Parameters
-        ----------
-        x
-            Images ``[..., z, y, x]``, float32.
-        views
-            View numbers, each at most once; default all.
-
-        Returns ``[..., sinograms, len(views), tangential]``, differentiable in ``x``.
+        ``views`` are numbers of views, each at most once; default all.
         """
         views = self._check_views(views)
         x = self._check(x, self.geometry.shape, "image")
@@ -306,32 +295,27 @@ class _Job:
 
     base: tuple[int, ...]
     rotations: tuple[int, ...]
-    positions: tuple[Tensor | slice, ...]
     places: tuple[tuple[int, ...], ...]
 
-    @classmethod
-    def of(cls, base: tuple[int, ...], rotations: tuple[int, ...], places: tuple[tuple[int, ...], ...]) -> _Job:
-        return cls(base, rotations, tuple(as_slice(p) for p in places), places)
+    @cached_property
+    def positions(self) -> tuple[Tensor | slice, ...]:
+        return tuple(as_slice(p) for p in self.places)
 
     def part(self, which: slice) -> _Job:
-        return _Job.of(self.base[which], self.rotations, tuple(p[which] for p in self.places))
+        return _Job(self.base[which], self.rotations, tuple(p[which] for p in self.places))
 
 
 def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:
     """Pair views with the ones a quarter turn further where both are wanted."""
     place = {view: i for i, view in enumerate(views)}
     if quarter_turn is None:
-        return [_Job.of(views, (0,), (tuple(range(len(views))),))]
+        return [_Job(views, (0,), (tuple(range(len(views))),))]
     first = [v for v in views if v < quarter_turn]
     both = tuple(v for v in first if v + quarter_turn in place)
     only_first = tuple(v for v in first if v + quarter_turn not in place)
     only_second = tuple(v - quarter_turn for v in views if v >= quarter_turn and v - quarter_turn not in place)
-    jobs = []
-    if both:
-        places = tuple(place[v] for v in both), tuple(place[v + quarter_turn] for v in both)
-        jobs.append(_Job.of(both, (0, 1), places))
-    if only_first:
-        jobs.append(_Job.of(only_first, (0,), (tuple(place[v] for v in only_first),)))
-    if only_second:
-        jobs.append(_Job.of(only_second, (1,), (tuple(place[v + quarter_turn] for v in only_second),)))
-    return jobs
+    return [
+        _Job(base, turns, tuple(tuple(place[v + turn * quarter_turn] for v in base) for turn in turns))
+        for turns, base in (((0, 1), both), ((0,), only_first), ((1,), only_second))
+        if base
+    ]

@@ -19,14 +19,8 @@ def basic_views(geometry: ImageGeometry, projdata: ProjDataGeometry, most_relate
 
     Views are related by mirroring the image in x and y, and by exchanging x and y where its pixels are square: in
     fours where there is a multiple of 4 views, else in pairs where their number is even. No views are related where
-    view 0 is not at angle 0 (a view offset, mashed views), or the image is shifted in plane.
-
-    Parameters
-    ----------
-    geometry, projdata
-        Grid of the image and layout of the data.
-    most_related
-        4, or fewer if symmetries are switched off: 2 (no exchange of x and y) or 1 (none).
+    view 0 is not at angle 0 (a view offset, mashed views), or the image is shifted in plane. ``most_related`` is 4, or
+    fewer if symmetries are switched off: 2 (no exchange of x and y) or 1 (none).
     """
     num_views, (_, dy, dx) = projdata.num_views, geometry.voxel_size
     if abs(float(projdata.view_angles()[0])) > 1e-4 or max(abs(v) for v in geometry.origin[1:]) > 0.01:
@@ -43,12 +37,8 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
     """Views of each subset, ascending: subset ``s`` has the views whose basic view is ``s`` modulo ``num_subsets``.
 
     As in STIR the subsets of an objective function may differ in size, which is logged: each has its own sensitivity,
-    but methods that take one for the whole (times ``num_subsets``) converge badly. STIR's OSMAPOSL refuses them.
-
-    Raises
-    ------
-    ValueError
-        If a subset would have no views, or with ``equal`` if they differ in size.
+    but methods that take one for the whole (times ``num_subsets``) converge badly. STIR's OSMAPOSL refuses them. Raises
+    ValueError if a subset would have no views, or with ``equal`` if they differ in size.
     """
     subsets: list[tuple[int, ...]] = _divided(basic, num_subsets) if num_subsets >= 1 else [()]
     sizes = [len(views) for views in subsets]

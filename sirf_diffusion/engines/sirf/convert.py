@@ -11,7 +11,7 @@ from torch import Tensor
 from ...geometry.images import ImageGeometry
 
 if TYPE_CHECKING:
-    from ...geometry.positions import Position
+    from ...geometry.exam import Position
 
 
 def to_tensor(container: Any, copy: bool = True) -> Tensor:
@@ -92,7 +92,7 @@ def image_geometry(image: Any) -> ImageGeometry:
 
 def patient_position(image: Any) -> Position | None:
     """How the patient lies, from the signs of a SIRF image's axes; None if they are those of no known position."""
-    from ...geometry.positions import POSITIONS
+    from ...geometry.exam import POSITIONS
 
     matrix = np.asarray(image.transf_matrix(), dtype=np.float64)[:3, :3]
     signs = tuple(int(v) for v in np.sign(np.diag(matrix)))

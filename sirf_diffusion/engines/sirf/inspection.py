@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...geometry.exam import ExamInfo, Radionuclide
 from ..stderr import silent_stderr
 
 logger = logging.getLogger(__name__)
@@ -91,26 +89,3 @@ def set_up_model(model: Any, acquisition_data: Any, image: Any) -> None:
     except Exception as problem:  # SIRF's own error class
         logger.debug("the acquisition model is not set up: %s", problem)
         model.set_up(acquisition_data, image)
-
-
-def exam_info_of(text: str) -> ExamInfo:
-    """Exam information from what ``get_info()`` of SIRF's data or images says; what it does not say stays unknown."""
-
-    def value(key: str) -> str:
-        found = re.search(rf"^{key}:? +(.*)$", text, re.MULTILINE)
-        return found[1].strip() if found else ""
-
-    def positive(key: str) -> float | None:
-        return number if (number := float(value(key) or -1)) > 0 else None
-
-    place = re.fullmatch(r"([HF])F([SP])", value("Patient position"))
-    frames = re.findall(r"([-+.\de]+) - [-+.\de]+ \(([-+.\de]+)\)", text)
-    return ExamInfo(
-        orientation={"H": "head_in", "F": "feet_in"}[place[1]] if place else "unknown",
-        rotation={"S": "supine", "P": "prone"}[place[2]] if place else "unknown",
-        time_frames=tuple((float(start), float(duration)) for start, duration in frames if float(duration) > 0),
-        radionuclide=Radionuclide(
-            value("Radionuclide") or "unknown", positive("Half-life"), positive("Branching ratio"), positive("Energy")
-        ),
-        calibration_factor=positive("Calibration Factor"),
-    )

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
-from ..objective import Evaluation, Objective, ProjectionCounter
+from ..list_mode import ValueRepair, constant_of_highest_likelihood
+from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .evaluation import DATA_NEEDED, SirfEvaluation, finite
-from .inspection import exam_info_of, is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
+from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class SirfObjective(Objective):
         self._image, self._result = Scratch(self._template.clone()), Scratch(self._template.clone())
         self._sensitivities: dict[int | None, Tensor] = {}
         self._uniform: Tensor | None = None
-        # L = sign * value - weight * <x, s>; to be found out where the value may be wrong.
-        self._repair: tuple[int, int] | None = (1, 0) if is_of_sinograms(obj) else None
+        self._repair = ValueRepair.none() if is_of_sinograms(obj) else None
         with without_prior(obj) as factor:
             if factor:
                 logger.warning("the penalty of the objective function is left out: give it to the reconstructor")
@@ -147,7 +147,7 @@ class SirfObjective(Objective):
             if total <= 0:
                 raise ValueError("sensitivity is zero everywhere: no bin with a positive factor sees the image")
             mask = (sensitivity > 0).float()
-            self._uniform = self._constant_of_highest_likelihood(mask, total) * mask
+            self._uniform = constant_of_highest_likelihood(self, mask, total) * mask
         return self._uniform.clone()
 
     def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
@@ -176,14 +176,10 @@ class SirfObjective(Objective):
         ValueError
             If the image lies on another grid.
         """
-        found, grid = image_geometry(image), self.geometry
-        near = all(
-            abs(a - b) <= 1e-3 * max(1.0, abs(b))
-            for a, b in zip(found.voxel_size + found.origin, grid.voxel_size + grid.origin, strict=True)
-        )
-        if found.shape != grid.shape or not near:
+        found = image_geometry(image)
+        if not found.is_near(self.geometry):
             raise ValueError(
-                f"the image lies on {found}, the objective function on {grid}: zoom_image_as_template() it"
+                f"the image lies on {found}, the objective function on {self.geometry}: zoom_image_as_template() it"
             )
         return to_tensor(image)
 
@@ -200,7 +196,8 @@ class SirfObjective(Objective):
 
     def exam_info(self) -> ExamInfo:
         """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""
-        return exam_info_of((self._template if self._data is None else self._data.prompts).get_info())
+        image = self._template if self._data is None else self._data.prompts.create_uniform_image(0, 1)
+        return exam_info_of_written(image.write)
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""
@@ -233,43 +230,21 @@ class SirfObjective(Objective):
         self._uniform = (data.counts - max(background, 0.0)) / total * mask
         self._data = data
 
-    def _constant_of_highest_likelihood(self, mask: Tensor, total: float) -> float:
-        def slope(level: float) -> float:
-            return float(self.gradient(level * mask).sum(dtype=torch.float64)) / total
-
-        # An EM step goes from any c towards the root; 1 / (slope + 1) is linear in c without background, and smooth
-        # with it, so secants of it end what the step has begun.
-        levels = [1.0]
-        slopes = [slope(1.0)]
-        if slopes[0] <= -1:
-            raise ValueError("the objective function has no counts that the image could explain")
-        levels.append(1 + slopes[0])
-        for _ in range(10):
-            slopes.append(slope(levels[-1]))
-            if abs(slopes[-1]) < 1e-3:
-                return levels[-1]
-            before, now = (1 / (1 + value) for value in slopes[-2:])
-            rate = (now - before) / (levels[-1] - levels[-2])
-            step = (1 - now) / rate if rate > 0 else levels[-1] * slopes[-1]
-            levels.append(min(max(levels[-1] + step, 0.01 * levels[-1]), 100 * levels[-1]))
-        if slopes[-1] < 0 and levels[-1] < 1e-3 * levels[1]:
-            raise ValueError("the likelihood falls with any activity: the expected background exceeds the counts")
-        logger.warning("the uniform image is rough: its likelihood still rises by %.2g of the counts", abs(slopes[-1]))
-        return levels[-1]
-
     def _value_of_obj(self) -> float:
         """``L`` of the scratch image, without the attached penalty."""
         with without_prior(self.obj):
             return float(self.obj.value(self._image.image))
 
-    def _generic_value(self, x: Tensor) -> float:
+    def _sirfs_value(self, x: Tensor) -> float:
         self._image.fill(x)
         self.counter.forward += 1
-        value = self._value_of_obj()
+        return self._value_of_obj()
+
+    def _generic_value(self, x: Tensor) -> float:
+        value = self._sirfs_value(x)
         if self._repair is None:
-            self._repair = self._find_repair()
-        sign, weight = self._repair
-        return sign * value - (weight and float((x.double() * self.sensitivity()).sum()))
+            self._repair = ValueRepair.find(self, self._sirfs_value)
+        return self._repair(value, x, self.sensitivity())
 
     def _generic_gradient(self, x: Tensor, subset: int | None) -> Tensor:
         """Gradient of one image by STIR's own loop."""
@@ -282,31 +257,6 @@ class SirfObjective(Objective):
         self.counter.forward += len(subsets) / self.num_subsets
         self.counter.back += len(subsets) / self.num_subsets
         return finite(total, subset)
-
-    def _find_repair(self) -> tuple[int, int]:
-        """What makes the log-likelihood of the value, by the slopes of both along a constant image.
-
-        In STIR 6.5 the value of list mode data is the sum of ``-log q`` over events: sign reversed, ``<x, s>`` missing.
-        """
-        level, step = float(self.uniform_image().max()), 0.05
-        mask = (self.sensitivity() > 0).float()
-        values = []
-        for factor in (1 + step, 1 - step):
-            self._image.fill(factor * level * mask)
-            values.append(self._value_of_obj())
-            self.counter.forward += 1
-        found = (values[0] - values[1]) / (2 * step)
-        slope = level * float(self.gradient(level * mask).sum(dtype=torch.float64))
-        term = level * float(self.sensitivity().sum(dtype=torch.float64))
-        for repair, expected in (((1, 0), slope), ((1, 1), slope + term), ((-1, 1), -slope - term)):
-            if abs(found - expected) < 0.1 * term:
-                if repair != (1, 0):
-                    logger.warning("SIRF's values of this objective function are no log-likelihood: repaired here")
-                return repair
-        raise ValueError(
-            f"the objective function's value changes by {found:.6g} per unit of scale, its gradient says {slope:.6g}: "
-            "they cannot be of the same log-likelihood"
-        )
 
     def _check_subset(self, subset: int) -> None:
         if not 0 <= subset < self.num_subsets:

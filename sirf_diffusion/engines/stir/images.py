@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,6 @@ def geometry_of(image: Any) -> ImageGeometry:
 def tensor_of(image: Any) -> Tensor:
     """Values of a STIR image as a tensor ``[z, y, x]`` with memory of its own."""
     return torch.from_numpy(image.as_array().astype(np.float32, copy=False))
-
-
-def same_grid(a: ImageGeometry, b: ImageGeometry) -> bool:
-    """Whether two grids agree within the digits that headers keep."""
-    if a.shape != b.shape:
-        return False
-    pairs = zip(a.voxel_size + a.origin, b.voxel_size + b.origin, strict=True)
-    return all(math.isclose(p, q, rel_tol=1e-4, abs_tol=1e-3) for p, q in pairs)
 
 
 def is_set_up(obj: Any) -> bool:

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from ...geometry.exam import ExamInfo
+from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
 from .counts import StirCounts
-from .images import geometry_of, is_set_up, same_grid, tensor_of
-from .list_mode import ValueRepair
+from .images import geometry_of, is_set_up, tensor_of
 
 logger = logging.getLogger(__name__)
-
-_SCALING_ITERATIONS = 30
 
 
 class StirObjective(Objective):
@@ -80,7 +78,7 @@ class StirObjective(Objective):
     def to_tensor(self, image: Any) -> Tensor:
         """STIR's image as a tensor ``[z, y, x]`` of its own; ValueError if it lies on another grid."""
         found = geometry_of(image)
-        if not same_grid(found, self.geometry):
+        if not found.is_near(self.geometry):
             raise ValueError(f"the image has the grid {found}, the objective function {self.geometry}")
         return tensor_of(image)
 
@@ -118,7 +116,7 @@ class StirObjective(Objective):
         if total <= 0:
             raise ValueError("the sensitivity is zero everywhere: no bin sees the image")
         if not _has_projection_data(self.stir_objective):
-            return seen * self._scaling(seen, total)
+            return seen * constant_of_highest_likelihood(self, seen, total)
         counts = self._known_counts()
         above = counts.num_prompts - counts.num_background
         if above <= 0:
@@ -195,16 +193,6 @@ class StirObjective(Objective):
     def _each(self, function: Callable[[Tensor], Any], x: Tensor) -> list[Any]:
         with self.counter.timed():
             return [function(image) for image in x.reshape(-1, *self.geometry.shape)]
-
-    def _scaling(self, seen: Tensor, total: float) -> float:
-        """EM for a single factor: the constant image of the highest likelihood."""
-        scale = 1.0
-        for _ in range(_SCALING_ITERATIONS):
-            factor = 1 + float(self.gradient(seen * scale).mul_(seen).sum(dtype=torch.float64)) / total
-            scale *= factor
-            if abs(factor - 1) < 1e-3:
-                break
-        return scale
 
     def _share(self, subset: int | None) -> float:
         return 1.0 if subset is None else 1 / self.num_subsets

@@ -23,10 +23,7 @@ _MODALITIES = {
 def read_exam_info(path: str | os.PathLike[str]) -> ExamInfo:
     """Exam information of a header (``.hs`` or ``.hv``); its data file is not looked at.
 
-    Raises
-    ------
-    InterfileError
-        If the header cannot be read or a key has no meaning.
+    Raises InterfileError if the header cannot be read or a key has no meaning.
     """
     header = image_header(path)
     num_frames = header.integer("number of time frames", 1, minimum=1)

@@ -37,17 +37,15 @@ class UnsupportedError(InterfileError):
 class Header:
     """Parsed Interfile header.
 
+    Raises InterfileError if the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a
+    line.
+
     Parameters
     ----------
     path
         Header file.
     stir
         By STIR's rules; otherwise every key is kept, whatever its index and place, as for headers of other programs.
-
-    Raises
-    ------
-    InterfileError
-        If the file cannot be read, does not begin with ``!INTERFILE :=``, or STIR could not read a line.
     """
 
     def __init__(self, path: str | os.PathLike[str], stir: bool = True) -> None:
@@ -170,10 +168,9 @@ class Header:
             raise self.error(f"key '{key}' must be one of {', '.join(by_name.values())}; found '{value:.40}'")
         return by_name[standardise(value)]
 
-    def integer(self, key: str, default: int | None = None, index: int = 1, minimum: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, minimum: int | None = None) -> int:
         """Whole number; what follows it is a comment."""
-        text = self.text(key, None if default is None else str(default), index)
-        return self._integer(text, _shown(key, index), minimum)
+        return self._integer(self.text(key, None if default is None else str(default)), key, minimum)
 
     def number(self, key: str, default: float | None = None, index: int = 1) -> float:
         """Finite number; what follows it is a comment."""

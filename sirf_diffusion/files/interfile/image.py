@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -19,26 +20,15 @@ _AXES = ("x", "y", "z")
 
 
 def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometry]:
-    """Read one image.
+    """Read one image: ``float32`` ``[z, y, x]``, and its grid.
 
-    Parameters
-    ----------
-    path
-        Header, ``.hv`` or any name: one that STIR reads gives STIR's values; besides those of Siemens (``.v.hdr``) and
-        single images in Interfile 3.3 (``.h33``). Integers of 1 to 8 bytes and floats of 4 or 8, either byte order.
+    The header (``.hv`` or any name) is one that STIR reads, which gives STIR's values, one of Siemens (``.v.hdr``), or
+    a single image in Interfile 3.3 (``.h33``); integers of 1 to 8 bytes and floats of 4 or 8, either byte order. The
+    centre of the first voxel lies at the header's 'first pixel offset (mm)' (up to the header's rounding); without that
+    of z the origin is 0.
 
-    Returns
-    -------
-    image, geometry
-        ``float32`` ``[z, y, x]``, and its grid. The centre of the first voxel lies at the header's 'first pixel offset
-        (mm)' (up to the header's rounding); without that of z the origin is 0.
-
-    Raises
-    ------
-    InterfileError
-        If a key is missing or has no meaning, the data file is missing or short, or values are not finite.
-    UnsupportedError
-        If there are several time frames or image data types, or the axes are not x, y, z.
+    Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
+    finite, and UnsupportedError if there are several time frames or image data types, or the axes are not x, y, z.
     """
     header = image_header(path)
     _check_single_image(header)
@@ -54,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometr
     except ValueError as problem:
         raise header.error(str(problem)) from problem
     scale = scale_factors(header, shape[0])
-    values = read_values(header, geometry.num_voxels).reshape(shape)
+    values = read_values(header, math.prod(shape)).reshape(shape)
     with np.errstate(over="ignore", invalid="ignore"):
         image = values.astype(np.float32) * scale[:, None, None]
     check_finite(header, image)
@@ -69,25 +59,12 @@ def write_image(
     number_format: str = "float",
     exam: ExamInfo | None = None,
 ) -> None:
-    """Write one image as STIR does: little-endian, ``.hv`` and ``.v``.
+    """Write one image as STIR does: little-endian, ``.hv`` and ``.v``; existing files are replaced, both or none.
 
-    Parameters
-    ----------
-    path
-        Name that ends in ``.hv`` or has no suffix. Existing files are replaced, both or none.
-    image
-        ``[z, y, x]`` of ``geometry.shape``, finite.
-    geometry
-        Its grid.
-    number_format
-        ``"float"``, or ``"short"`` for half the size (see `encoded` for its precision).
-    exam
-        Exam information to keep with the image, usually that of the prompts (see `read_exam_info`).
-
-    Raises
-    ------
-    InterfileError
-        If the shape does not match, a value is not finite or the files cannot be written.
+    The name ends in ``.hv`` or has no suffix; the image is ``[z, y, x]``, finite. ``number_format`` is ``"float"``, or
+    ``"short"`` for half the size (see `encoded` for its precision); ``exam`` is exam information to keep with the
+    image, usually that of the prompts (see `read_exam_info`). Raises InterfileError if the shape does not match, a
+    value is not finite or the files cannot be written.
     """
     header, data = output_paths(path, ".hv")
     array = image.detach().to("cpu", torch.float32).numpy()

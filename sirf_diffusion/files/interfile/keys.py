@@ -40,24 +40,39 @@ WITHOUT_VALUE = frozenset(
         "scanner parameters", "scanner type", "end scanner parameters",
     )
 )  # fmt: skip
+# Field of Scanner, its key, and what one unit of the key is in mm (None for whole numbers).
+SCANNER_FIELDS = (
+    ("num_rings", "number of rings", None),
+    ("num_detectors_per_ring", "number of detectors per ring", None),
+    ("max_num_non_arccorrected_bins", "maximum number of non-arc-corrected bins", None),
+    ("default_num_arccorrected_bins", "default number of arc-corrected bins", None),
+    ("inner_ring_radius", "inner ring diameter (cm)", 5.0),
+    ("average_depth_of_interaction", "average depth of interaction (cm)", 10.0),
+    ("ring_spacing", "distance between rings (cm)", 10.0),
+    ("default_bin_size", "default bin size (cm)", 10.0),
+)
+SCANNER_OPTIONAL = ("max_num_non_arccorrected_bins", "default_num_arccorrected_bins", "default_bin_size")
+SCANNER_BLOCKS = {
+    "num_axial_blocks_per_bucket": "number of blocks per bucket in axial direction",
+    "num_transaxial_blocks_per_bucket": "number of blocks per bucket in transaxial direction",
+    "num_axial_crystals_per_block": "number of crystals per block in axial direction",
+    "num_transaxial_crystals_per_block": "number of crystals per block in transaxial direction",
+    "num_axial_crystals_per_singles_unit": "number of crystals per singles unit in axial direction",
+    "num_transaxial_crystals_per_singles_unit": "number of crystals per singles unit in transaxial direction",
+    "num_detector_layers": "number of detector layers",
+}
 _SINGLE = (
     "imaging modality", "version of keys", "%sms-mi version number", "name of data file", "originating system",
     "calibration factor", "isotope name", "study date", "study time", "type of data", "patient orientation",
     "patient rotation", "imagedata byte order", "number format", "number of bytes per pixel", "quantification units",
     "start horizontal bed position (mm)", "start vertical bed position (mm)", "index nesting level",
-    "tof mashing factor", "number of rings", "number of detectors per ring", "transaxial fov diameter (cm)",
-    "inner ring diameter (cm)", "average depth of interaction (cm)", "distance between rings (cm)",
-    "default bin size (cm)", "view offset (degrees)", "maximum number of non-arc-corrected bins",
-    "default number of arc-corrected bins", "number of blocks per bucket in axial direction",
-    "number of blocks per bucket in transaxial direction", "number of crystals per block in axial direction",
-    "number of crystals per block in transaxial direction", "number of crystals per singles unit in axial direction",
-    "number of crystals per singles unit in transaxial direction", "number of detector layers", "energy resolution",
+    "tof mashing factor", "transaxial fov diameter (cm)", "view offset (degrees)", "energy resolution",
     "reference energy (in kev)", "maximum number of (unmashed) tof time bins", "tof bin order",
     "size of unmashed tof time bins (ps)", "tof timing resolution (ps)",
-    "scanner geometry (blocksoncylindrical/cylindrical/generic)",
-    "distance between crystals in axial direction (cm)", "distance between crystals in transaxial direction (cm)",
-    "distance between blocks in axial direction (cm)", "distance between blocks in transaxial direction (cm)",
-    "name of crystal map", "effective central bin size (cm)", "applied corrections",
+    "scanner geometry (blocksoncylindrical/cylindrical/generic)", "distance between crystals in axial direction (cm)",
+    "distance between crystals in transaxial direction (cm)", "distance between blocks in axial direction (cm)",
+    "distance between blocks in transaxial direction (cm)", "name of crystal map", "effective central bin size (cm)",
+    "applied corrections",
 )  # fmt: skip
 DATA_KINDS = ("Static", "Dynamic", "Tomographic", "Curve", "ROI", "PET", "Other")
 DATA_TYPES = ("Emission", "Transmission", "Blank", "AttenuationCorrection", "Normalisation", "Image")
@@ -68,3 +83,4 @@ ALIASES = {
     "timing resolution (ps)": "tof timing resolution (ps)",
 }
 KNOWN = WITHOUT_VALUE | RING_DIFFERENCES | ELEMENTS.keys() | COUNTS.keys() | ONLY_PET | set(_SINGLE)
+KNOWN |= {key for _, key, _ in SCANNER_FIELDS} | set(SCANNER_BLOCKS.values())

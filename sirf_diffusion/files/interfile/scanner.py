@@ -8,30 +8,9 @@ from typing import Any
 
 from ...geometry.scanners import BlockStructure, Scanner, find_scanner
 from .header import Header
+from .keys import SCANNER_BLOCKS, SCANNER_FIELDS, SCANNER_OPTIONAL
 
 _logger = logging.getLogger(__name__)
-
-# Field of Scanner, its key, and what one unit of the key is in mm (None for whole numbers).
-_FIELDS = (
-    ("num_rings", "number of rings", None),
-    ("num_detectors_per_ring", "number of detectors per ring", None),
-    ("max_num_non_arccorrected_bins", "maximum number of non-arc-corrected bins", None),
-    ("default_num_arccorrected_bins", "default number of arc-corrected bins", None),
-    ("inner_ring_radius", "inner ring diameter (cm)", 5.0),
-    ("average_depth_of_interaction", "average depth of interaction (cm)", 10.0),
-    ("ring_spacing", "distance between rings (cm)", 10.0),
-    ("default_bin_size", "default bin size (cm)", 10.0),
-)
-_OPTIONAL = ("max_num_non_arccorrected_bins", "default_num_arccorrected_bins", "default_bin_size")
-_BLOCKS = {
-    "num_axial_blocks_per_bucket": "number of blocks per bucket in axial direction",
-    "num_transaxial_blocks_per_bucket": "number of blocks per bucket in transaxial direction",
-    "num_axial_crystals_per_block": "number of crystals per block in axial direction",
-    "num_transaxial_crystals_per_block": "number of crystals per block in transaxial direction",
-    "num_axial_crystals_per_singles_unit": "number of crystals per singles unit in axial direction",
-    "num_transaxial_crystals_per_singles_unit": "number of crystals per singles unit in transaxial direction",
-    "num_detector_layers": "number of detector layers",
-}
 
 
 def read_scanner(header: Header) -> Scanner:
@@ -44,7 +23,7 @@ def read_scanner(header: Header) -> Scanner:
     known = find_scanner(name)
     found: dict[str, Any] = {}
     unusual: list[str] = []
-    for field, key, mm in _FIELDS:
+    for field, key, mm in SCANNER_FIELDS:
         value = header.integer(key, 0) if mm is None else header.number(key, -1.0) * mm
         usual = getattr(known, field, None)
         if value > 0 or (value == 0 and mm is not None):  # STIR writes -1 for what it does not know
@@ -52,15 +31,15 @@ def read_scanner(header: Header) -> Scanner:
                 unusual.append(f"'{key}' gives {field} {value:g} (usually {usual:g})")
         elif usual is not None:
             value = usual
-        elif field in _OPTIONAL:
+        elif field in SCANNER_OPTIONAL:
             value = 0
         else:
             raise header.error(
                 f"key '{key}' is missing or has no meaning, and 'originating system := {name}' names no known scanner"
             )
         found[field] = value
-    blocks = {field: header.integer(key, 0) for field, key in _BLOCKS.items()}
-    for field, key in _BLOCKS.items():
+    blocks = {field: header.integer(key, 0) for field, key in SCANNER_BLOCKS.items()}
+    for field, key in SCANNER_BLOCKS.items():
         usual = 0 if known is None else getattr(known.blocks, field)
         if blocks[field] <= 0:
             blocks[field] = usual
@@ -68,7 +47,7 @@ def read_scanner(header: Header) -> Scanner:
             unusual.append(f"{key} {blocks[field]} (usually {usual})")
     for axis in ("axial", "transaxial"):
         if blocks[f"num_{axis}_blocks_per_bucket"] > 0 >= blocks[f"num_{axis}_crystals_per_block"]:
-            key = _BLOCKS[f"num_{axis}_crystals_per_block"]
+            key = SCANNER_BLOCKS[f"num_{axis}_crystals_per_block"]
             raise header.error(f"key '{key}' is missing, which STIR needs where it is told the blocks per bucket")
     if unusual:
         _logger.warning(
@@ -95,12 +74,14 @@ def read_scanner(header: Header) -> Scanner:
 def scanner_lines(scanner: Scanner, num_tangential_positions: int) -> list[str]:
     """Header lines for a scanner. Sizes that are not known are written so that STIR accepts the data."""
     lines = ["Scanner parameters :=", f"  Scanner type := {scanner.name}"]
-    for field, key, mm in _FIELDS:
+    for field, key, mm in SCANNER_FIELDS:
         value = getattr(scanner, field)
         if mm is None:
             lines.append(f"  {key} := {value or num_tangential_positions}")
         else:
-            lines.append(f"  {key} := {value / mm:.9g}" if value > 0 or field not in _OPTIONAL else f"  {key} := -1")
+            lines.append(
+                f"  {key} := {value / mm:.9g}" if value > 0 or field not in SCANNER_OPTIONAL else f"  {key} := -1"
+            )
     lines.append(f"  view offset (degrees) := {math.degrees(scanner.view_offset):.9g}")
-    lines += [f"  {key} := {getattr(scanner.blocks, field)}" for field, key in _BLOCKS.items()]
+    lines += [f"  {key} := {getattr(scanner.blocks, field)}" for field, key in SCANNER_BLOCKS.items()]
     return [*lines, "End scanner parameters :="]

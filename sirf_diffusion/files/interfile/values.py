@@ -23,7 +23,7 @@ _NUMBER_FORMATS = ("bit", "ascii", "signed integer", "unsigned integer", "float"
 _RESCALING = {"rescale slope": 1.0, "rescale intercept": 0.0, "rescale offset": 0.0}
 
 
-def read_values(header: Header, num_values: int, offset: int | None = None) -> np.ndarray:
+def read_values(header: Header, num_values: int) -> np.ndarray:
     """The stored numbers before scaling, in native byte order; the file's size is checked before allocating."""
     # The defaults are STIR's.
     number_format = header.choice("number format", _NUMBER_FORMATS, "unsigned integer")
@@ -32,7 +32,7 @@ def read_values(header: Header, num_values: int, offset: int | None = None) -> n
         raise header.unsupported(f"'number format := {number_format}' with {size} bytes per pixel")
     order = header.choice("imagedata byte order", ("LITTLEENDIAN", "BIGENDIAN"), "BIGENDIAN")
     dtype = np.dtype(_NUMBER_TYPES[number_format, size]).newbyteorder("<" if order == "LITTLEENDIAN" else ">")
-    offset = header.integer("data offset in bytes", 0, minimum=0) if offset is None else offset
+    offset = header.integer("data offset in bytes", 0, minimum=0)
     path = _data_path(header)
     expected = offset + num_values * dtype.itemsize
     if not os.path.isfile(path):  # unlike Path.is_file, false for names that the system rejects

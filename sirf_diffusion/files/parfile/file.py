@@ -70,21 +70,11 @@ class ParFile:
         environment: Mapping[str, str] | None = None,
         strict: bool = True,
     ) -> ParFile:
-        """Parse a text.
+        """Parse a text; ``path`` is what messages name, ``environment`` (the process's) what ``${NAME}`` stands for.
 
-        Parameters
-        ----------
-        text, path
-            The text, and the file that messages name.
-        environment
-            What ``${NAME}`` stands for; the process's environment if omitted.
-        strict
-            Raise on the first problem that is not harmless, and log the harmless ones, instead of only listing them.
-
-        Raises
-        ------
-        ParFileError
-            If the text is no parameter file, or, being strict, where STIR would read it otherwise than it looks.
+        Raises ParFileError if the text is no parameter file. Being strict, it also raises on the first problem that is
+        not harmless, where STIR would read it otherwise than it looks, and logs the harmless ones, instead of only
+        listing them.
         """
         reader = TreeReader(text, os.fspath(path), os.environ if environment is None else environment)
         root = reader.read()
@@ -109,10 +99,6 @@ class ParFile:
         """The ``prior type`` of the objective function; None without one."""
         key = self.objective().key("prior type")
         return None if key is None or fold(key.value) == "none" else key
-
-    def without(self, *keys: ParKey) -> str:
-        """The text without some keys and their blocks; numbers of the lines before them stay as they are."""
-        return self._edited({key.line: (key.last_line, "") for key in keys})
 
     def with_prior(self, block: str | None) -> str:
         """The text with another prior, the lines from ``prior type := ...`` to the end of its block; None for none."""

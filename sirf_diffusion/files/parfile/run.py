@@ -19,25 +19,11 @@ class ParRun:
     Keys that belong to STIR's algorithm alone, such as ``MAP model`` or ``relaxation parameter``, have no meaning for
     another method and are named once in the log; what would change the image of any method is refused.
 
-    Parameters
-    ----------
-    par
-        The file.
-    num_subsets, num_updates
-        ``number of subsets``, and subiterations to be run.
-    subset_order
-        Subsets in the order of STIR's subiterations, from ``start at subset`` on.
-    first_update
-        ``start at subiteration number``.
-    random_order
-        ``uniformly randomise subset order``.
-    initial_estimate
-        File of the first image; None for an image of ones, STIR's default.
-    enforce_positivity
-        Raise values of the first image that are not positive.
-    relative_change
-        ``minimum`` and ``maximum relative change``: limits of the factor by which an update of OSMAPOSL after the first
-        multiplies a voxel.
+    ``num_updates`` are to be run, the first of which is ``start at subiteration number``, by ``subset_order``: subsets
+    in the order of STIR's subiterations, from ``start at subset`` on, unless drawn at random. ``initial_estimate`` is
+    the file of the first image (None for ones, STIR's default), whose values are raised where they are not positive to
+    ``enforce_positivity``. ``relative_change`` limits, from ``minimum`` to ``maximum relative change``, the factor by
+    which an update of OSMAPOSL after the first multiplies a voxel.
     """
 
     par: ParFile
@@ -54,10 +40,7 @@ class ParRun:
     def of(cls, par: ParFile) -> ParRun:
         """Read the keys outside of the objective function.
 
-        Raises
-        ------
-        ParFileError
-            For the file of another program, a key that is not known, a filter, or a value out of range.
+        Raises ParFileError for the file of another program, a key that is not known, a filter, or a value out of range.
         """
         root = par.root
         if root.name not in keys.ALGORITHM:
@@ -118,10 +101,7 @@ class ParRun:
     def num_epochs(self) -> int:
         """Passes through the data that the file asks for.
 
-        Raises
-        ------
-        ParFileError
-            If the subiterations are no whole number of passes, or the order of the subsets is random.
+        Raises ParFileError if the subiterations are no whole number of passes, or the order of the subsets is random.
         """
         root = self.par.root
         if self.random_order:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+from ...geometry.scanners import standardise as fold
 
 _Number = TypeVar("_Number", int, float)
 _HUGE = 1e300
@@ -88,16 +88,6 @@ class ParBlock:
             raise self.error(name, f"is a list that does not end with '}}': {value}")
         return [item.strip() for item in value[1:end].split(",") if item.strip()]
 
-    def reals(self, name: str) -> list[float]:
-        """Elements of a list of numbers."""
-        try:
-            numbers = [float(item) for item in self.items(name)]
-        except ValueError:
-            numbers = [math.nan]
-        if not all(math.isfinite(number) for number in numbers):
-            raise self.error(name, f"must be numbers, found {self.text(name)!r}")
-        return numbers
-
     def object(self, name: str) -> tuple[str, ParBlock | None]:
         """Folded name of the class and the block of a key that makes an object; ``""`` if absent or ``None``."""
         key = self.key(name)
@@ -129,17 +119,6 @@ class ParBlock:
         if number is None or not -_HUGE < number < _HUGE or not _is_rest(rest):
             raise self.error(name, f"must be {expected}, found {key.value!r}")
         return number
-
-
-def fold(name: str) -> str:
-    """Fold a key or the name of a class as STIR does before it compares.
-
-    Examples
-    --------
-    >>> fold(" !Relative_Difference  Prior ")
-    'relative difference prior'
-    """
-    return re.sub(r"[\s_!]+", " ", name).strip().lower()
 
 
 def _is_rest(text: str) -> bool:

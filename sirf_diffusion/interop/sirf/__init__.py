@@ -7,12 +7,13 @@ Examples
 --------
 >>> pet = sirf_diffusion.get_engine("sirf")                                      # doctest: +SKIP
 >>> objective = pet.make_Poisson_loglikelihood(prompts, acq_model=acq_model)     # doctest: +SKIP
->>> objective.set_prior(pet.ScorePrior("brain-fdg", noise_level=0.3))            # doctest: +SKIP
+>>> objective.set_prior(pet.ScorePrior())                                        # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 try:
@@ -22,6 +23,8 @@ except ImportError as problem:
         f"the SIRF engine needs sirf.STIR, which cannot be imported ({problem}). Install SIRF, for instance from the "
         "image ghcr.io/synerbi/sirf, or use sirf_diffusion.get_engine('embedded')"
     ) from problem
+
+logger = logging.getLogger(__name__)
 
 _OURS = {
     "AnchorPrior": ".priors",
@@ -39,9 +42,15 @@ _OURS = {
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
     _stir.PoissonLogLikelihoodWithLinearModelForMeanAndProjData
 ):
-    """SIRF's log-likelihood of sinograms, which also remembers them in ``known_acquisition_data``."""
+    """SIRF's log-likelihood of sinograms, which also remembers them and its prior."""
 
     known_acquisition_data: Any = None
+    known_prior: Any = None
+
+    def set_prior(self, prior: Any) -> None:
+        """Set the penalty."""
+        super().set_prior(prior)
+        self.known_prior = prior
 
     def set_acquisition_data(self, ad: Any) -> None:
         """Set the acquisition data."""
@@ -52,6 +61,24 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
         """Let STIR read the acquisition data from a file."""
         super().set_input_filename(name)
         self.known_acquisition_data = None
+
+
+class OSMAPOSLReconstructor(_stir.OSMAPOSLReconstructor):
+    """SIRF's OSMAPOSL, which also warns of a score prior that is too strong for One Step Late."""
+
+    _known_objective: Any = None
+
+    def set_objective_function(self, obj: Any) -> None:
+        """Set the objective function."""
+        super().set_objective_function(obj)
+        self._known_objective = obj
+
+    def set_up(self, image: Any) -> None:
+        """Set up for images of this grid."""
+        super().set_up(image)
+        penalty = getattr(getattr(self._known_objective, "known_prior", None), "penalty", None)
+        if penalty is not None and (risk := penalty.one_step_late_risk()):
+            logger.warning("OSMAPOSL: %s", risk)
 
 
 def make_Poisson_loglikelihood(

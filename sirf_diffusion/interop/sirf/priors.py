@@ -11,13 +11,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import sirf.STIR as pet
 from torch import Tensor
 
 from ...engines.sirf.convert import fill, image_geometry, patient_position, to_tensor
-from ...geometry.images import ImageGeometry
-from ...models.denoiser import Denoiser
 from ...priors import Penalty
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
@@ -93,7 +90,9 @@ class ScoreImageProcessor(SirfImages, ProcessorObject, pet.ImageDataProcessor):
     def handle(self) -> Any:
         """SIRF's handle of a STIR data processor, made when it is first asked for."""
         if self._handle is None:
-            self._handle = processor_handle(_InPlace(self.obj))
+            from ..stir.filters import DenoiserCallback
+
+            self._handle = processor_handle(DenoiserCallback(self.obj))
         return self._handle
 
     @handle.setter
@@ -105,19 +104,3 @@ class ScoreImageProcessor(SirfImages, ProcessorObject, pet.ImageDataProcessor):
         values = self.values(image)
         self._see(image)
         fill(image, self.obj(values, image_geometry(image)))
-
-
-class _InPlace:
-    """What STIR calls: it has a grid first, then images of it."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-
-    def set_up(self, geometry: ImageGeometry) -> None:
-        self.geometry = geometry
-
-    def apply(self, x: np.ndarray) -> None:
-        from ..stir.callbacks import as_tensor
-
-        image = as_tensor(x)
-        image.copy_(self.denoiser(image, self.geometry))

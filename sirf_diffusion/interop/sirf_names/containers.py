@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ExamInfo
+
 Self = TypeVar("Self", bound="DataContainer")
 
 
@@ -29,22 +31,27 @@ class ContiguousError(ValueError):
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def method(self: DataContainer, out: Any = None) -> Any:
-        return self._result(function(self.tensor), out)
+        return self.with_values(function(self.tensor), out)
 
     return method
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     def method(self: DataContainer, other: Any, out: Any = None) -> Any:
-        return self._result(function(self.tensor, self._operand(other, "combine")), out)
+        return self.with_values(function(self.tensor, self._operand(other, "combine")), out)
 
     return method
+
+
+def _in_place(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: method(self, other, self)
 
 
 class DataContainer:
     """Values on a grid with vector arithmetic; the base of `ImageData` and `AcquisitionData`.
 
-    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid. Arithmetic combines, value by
+    ``tensor`` is the float32 data without SIRF's axis of TOF bins, ``geometry`` the grid, ``exam`` what is known of the
+    patient and the scan, which goes with the data to what is made of them. Arithmetic combines, value by
     value, with a number, an array of the same shape or a container of the same grid, into ``out`` or a new container.
     """
 
@@ -57,38 +64,41 @@ class DataContainer:
     def __init__(self) -> None:
         self._tensor: Tensor | None = None
         self._geometry: Any = None
+        self.exam = ExamInfo()
 
     @classmethod
-    def of(cls: type[Self], tensor: Tensor, geometry: Any) -> Self:
+    def of(cls: type[Self], tensor: Tensor, geometry: Any, exam: ExamInfo | None = None) -> Self:
         """A container around a tensor (not a copy)."""
         made = cls()
         made._tensor, made._geometry = tensor.detach().to("cpu", torch.float32).contiguous(), geometry
+        made.exam = exam or made.exam
         return made
 
-    def _like(self: Self, tensor: Tensor) -> Self:
-        """A container of another tensor, with all else that this one knows."""
-        return self.of(tensor, self._geometry)
+    def with_values(self: Self, values: Tensor, out: Self | None = None) -> Self:
+        """A container of another tensor with all else that this one knows, or ``out`` overwritten."""
+        result = self.of(values, self.geometry, self.exam)
+        return result if out is None else out.fill(result)
 
     @property
     def tensor(self) -> Tensor:
         """The data, shared with the container."""
-        if self._tensor is None:
-            raise error(f"this {type(self).__name__} is empty: read a file or make it from another one")
-        return self._tensor
+        self.geometry  # noqa: B018 - raises for an empty container
+        return self._tensor  # type: ignore[return-value]
 
     @property
     def geometry(self) -> Any:
-        self.tensor  # noqa: B018 - raises for an empty container
+        if self._geometry is None:
+            raise error(f"this {type(self).__name__} is empty: read a file or make it from another one")
         return self._geometry
 
     def clone(self: Self) -> Self:
-        return self._like(self.tensor.clone())
+        return self.with_values(self.tensor.clone())
 
     copy = clone
 
     def get_uniform_copy(self: Self, value: float = 1.0) -> Self:
         """A container on the same grid, filled with ``value``."""
-        return self._like(torch.full_like(self.tensor, float(value)))
+        return self.with_values(torch.full(self.geometry.shape, float(value)))
 
     def allocate(self: Self, value: float | None = 0) -> Self:
         """Same as :meth:`get_uniform_copy`, for CIL."""
@@ -100,7 +110,7 @@ class DataContainer:
         return self
 
     def dimensions(self) -> tuple[int, ...]:
-        return (*self._leading, *self.tensor.shape)
+        return (*self._leading, *self.geometry.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,7 +118,7 @@ class DataContainer:
 
     @property
     def size(self) -> int:
-        return self.tensor.numel()
+        return math.prod(self.geometry.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -165,7 +175,7 @@ class DataContainer:
             if other == 0:
                 raise ZeroDivisionError(f"{type(self).__name__} divided by the number 0")
             return self.multiply(1 / float(other), out)
-        return self._result(torch.div(self.tensor, self._operand(other, "combine")), out)
+        return self.with_values(torch.div(self.tensor, self._operand(other, "combine")), out)
 
     def sapyb(self: Self, a: Any, y: Self, b: Any, out: Self | None = None) -> Self:
         """Linear combination ``a * self + b * y``; ``a`` and ``b`` are numbers or containers."""
@@ -190,21 +200,8 @@ class DataContainer:
     def __neg__(self: Self) -> Self:
         return self.multiply(-1)
 
-    def __iadd__(self: Self, other: Any) -> Self:
-        return self.add(other, self)
-
-    def __isub__(self: Self, other: Any) -> Self:
-        return self.subtract(other, self)
-
-    def __imul__(self: Self, other: Any) -> Self:
-        return self.multiply(other, self)
-
-    def __itruediv__(self: Self, other: Any) -> Self:
-        return self.divide(other, self)
-
-    def _result(self: Self, values: Tensor, out: Self | None) -> Self:
-        result = self._like(values)
-        return result if out is None else out.fill(result)
+    __iadd__, __isub__, __imul__ = _in_place(add), _in_place(subtract), _in_place(multiply)
+    __itruediv__ = _in_place(divide)
 
     def _operand(self, other: Any, what: str) -> Tensor:
         """A number, an array of the same shape or a container of the same grid as a tensor."""
@@ -224,6 +221,6 @@ class DataContainer:
         )
 
     def _check_same(self, other: DataContainer) -> None:
-        if type(other) is not type(self) or other.tensor.shape != self.tensor.shape:
+        if type(other) is not type(self) or other.shape != self.shape:
             found = f"{type(other).__name__} of size {other.dimensions()}"
             raise error(f"{found} does not match {type(self).__name__} of size {self.dimensions()}")

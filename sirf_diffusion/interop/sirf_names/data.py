@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...files.interfile import read_image, read_projection_data, write_image, write_projection_data
+from ...files.interfile import (
+    read_exam_info,
+    read_image,
+    read_projection_data,
+    read_projection_data_geometry,
+    write_image,
+    write_projection_data,
+)
+from ...geometry.exam import ExamInfo
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
 from ...geometry.scanners import get_scanner
 from .containers import DataContainer, error
 from .zoom import grid_after_zoom, zoomed
+
+Read = TypeVar("Read")
 
 # SIRF's images are equal if the sum of squared differences is at most this share of the larger sum of squares.
 _EQUAL = 1e-6
@@ -36,15 +48,13 @@ class ImageData(DataContainer):
         super().__init__()
         if arg is None:
             return
-        if isinstance(arg, AcquisitionData):
-            made: DataContainer = arg.create_uniform_image(0.0)
-        elif isinstance(arg, ImageData):
-            made = arg.clone()
-        elif isinstance(arg, str) or hasattr(arg, "__fspath__"):
-            made = ImageData.of(*_read(read_image, arg))
-        else:
+        if isinstance(arg, (str, os.PathLike)):
+            self.read_from_file(arg)
+            return
+        if not isinstance(arg, (AcquisitionData, ImageData)):
             raise error(f"wrong argument {arg!r} for ImageData: give a file name, AcquisitionData or ImageData")
-        self._tensor, self._geometry = made.tensor, made.geometry
+        made = arg.create_uniform_image() if isinstance(arg, AcquisitionData) else arg.clone()
+        self._tensor, self._geometry, self.exam = made.tensor, made.geometry, made.exam
 
     def initialise(
         self,
@@ -53,15 +63,15 @@ class ImageData(DataContainer):
         origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> None:
         """Erase and set size, voxel sizes and origin in mm, all as ``(z, y, x)``."""
-        self._geometry = ImageGeometry(dim, vsize, origin)
+        self._geometry, self.exam = ImageGeometry(dim, vsize, origin), ExamInfo()
         self._tensor = torch.zeros(self._geometry.shape)
 
-    def read_from_file(self, filename: str) -> None:
+    def read_from_file(self, filename: str | os.PathLike[str]) -> None:
         """Replace the contents by those of a file."""
-        self._tensor, self._geometry = _read(read_image, filename)
+        (self._tensor, self._geometry), self.exam = _read(read_image, filename), _read(read_exam_info, filename)
 
     def write(self, filename: str) -> None:
-        write_image(filename, self.tensor, self._geometry)
+        write_image(filename, self.tensor, self.geometry, exam=self.exam)
 
     def voxel_sizes(self) -> tuple[float, float, float]:
         """Voxel sizes ``(z, y, x)`` in mm."""
@@ -110,14 +120,15 @@ class ImageData(DataContainer):
         return self._zoomed(template_image.geometry, scaling)
 
     def _zoomed(self, geometry: ImageGeometry, scaling: str) -> ImageData:
-        return ImageData.of(zoomed(self.tensor, self.geometry, geometry, scaling), geometry)
+        return ImageData.of(zoomed(self.tensor, self.geometry, geometry, scaling), geometry, self.exam)
 
 
 class AcquisitionData(DataContainer):
     """Projection data; arrays have SIRF's axes (TOF bin, sinogram, view, tangential position) with one TOF bin.
 
     As in SIRF the storage scheme is ``"file"`` unless ``set_storage_scheme("memory")`` was called before: then data
-    offer no view of their values, and those read from a file cannot be filled. This engine keeps all in memory anyway.
+    offer no view of their values, and those read from a file cannot be filled. This engine keeps all in memory anyway,
+    but reads a file when its values are first asked for: a header alone serves as a template.
 
     Parameters
     ----------
@@ -142,20 +153,32 @@ class AcquisitionData(DataContainer):
         super().__init__()
         self.supports_array_view = AcquisitionData._scheme == "memory"
         self.read_only = False
+        self._file: Path | None = None
         if src is None:
             return
-        if isinstance(src, AcquisitionData):
-            self._geometry, self._tensor = src.geometry, torch.zeros_like(src.tensor)
-        elif hasattr(src, "__fspath__") or (isinstance(src, str) and "." in src):
-            self._tensor, self._geometry = _read(read_projection_data, src)
+        if isinstance(src, os.PathLike) or (isinstance(src, str) and "." in src):
+            self.read_from_file(src)
             self.read_only = AcquisitionData._scheme == "file"
+            return
+        if isinstance(src, AcquisitionData):
+            self._geometry, self.exam = src.geometry, src.exam
         elif isinstance(src, str):
             self._geometry = _scanner_geometry(src, span, max_ring_diff, view_mash_factor)
-            self._tensor = torch.zeros(self._geometry.shape)
         else:
             raise error(
                 f"wrong source {src!r} for AcquisitionData: give a file name, a scanner name or AcquisitionData"
             )
+        self._tensor = torch.zeros(self._geometry.shape)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data, shared with the container; read from the file now if that was not done yet."""
+        if self._tensor is None and self._file is not None:
+            values, found = _read(read_projection_data, self._file)
+            if found != self._geometry:
+                raise error(f"{self._file} has another layout than when it was opened: read it again")
+            self._tensor = values
+        return super().tensor
 
     @staticmethod
     def set_storage_scheme(scheme: str) -> None:
@@ -174,13 +197,14 @@ class AcquisitionData(DataContainer):
             raise error("Cannot fill read-only object, consider filling a clone")
         return super().fill(value)
 
-    def read_from_file(self, filename: str) -> None:
+    def read_from_file(self, filename: str | os.PathLike[str]) -> None:
         """Replace the contents by those of a file, read-only."""
-        self._tensor, self._geometry = _read(read_projection_data, filename)
-        self.read_only = True
+        self._file, self._tensor, self.read_only = Path(filename).absolute(), None, True
+        self._geometry = _read(read_projection_data_geometry, self._file)
+        self.exam = _read(read_exam_info, self._file)
 
     def write(self, filename: str) -> None:
-        write_projection_data(filename, self.tensor, self._geometry)
+        write_projection_data(filename, self.tensor, self.geometry, exam=self.exam)
 
     def get_uniform_copy(self, value: float = 0.0) -> AcquisitionData:
         return super().get_uniform_copy(value)
@@ -197,10 +221,10 @@ class AcquisitionData(DataContainer):
         """
         ny, nx = (xy, xy) if isinstance(xy, int) else (xy or (None, None))
         geometry = default_image_geometry(self.geometry, ny, nx)
-        return ImageData.of(torch.full(geometry.shape, float(value)), geometry)
+        return ImageData.of(torch.full(geometry.shape, float(value)), geometry, self.exam)
 
 
-def _read(read: Callable[[Any], tuple[Tensor, Any]], filename: Any) -> tuple[Tensor, Any]:
+def _read(read: Callable[[Any], Read], filename: Any) -> Read:
     try:
         return read(filename)
     except (OSError, ValueError) as problem:  # InterfileError is a ValueError

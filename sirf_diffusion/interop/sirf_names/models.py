@@ -132,16 +132,16 @@ class AcquisitionModelUsingRayTracingMatrix:
 
     def get_additive_term(self) -> AcquisitionData:
         """``a``, zero if it was not set."""
-        return self._additive if self._additive is not None else self._template().get_uniform_copy(0)
+        return self._additive if self._additive is not None else self.range_geometry().get_uniform_copy(0)
 
     def get_background_term(self) -> AcquisitionData:
         """``b``, zero if it was not set."""
-        return self._background if self._background is not None else self._template().get_uniform_copy(0)
+        return self._background if self._background is not None else self.range_geometry().get_uniform_copy(0)
 
     def get_constant_term(self) -> AcquisitionData:
         constant = self.linear_model.constant_term
-        template = self._template()
-        return template.get_uniform_copy(0) if constant is None else AcquisitionData.of(constant, template.geometry)
+        template = self.range_geometry()
+        return template.get_uniform_copy(0) if constant is None else template.with_values(constant)
 
     def set_up(self, acq_templ: AcquisitionData, img_templ: ImageData) -> None:
         if not isinstance(acq_templ, AcquisitionData) or not isinstance(img_templ, ImageData):
@@ -173,7 +173,7 @@ class AcquisitionModelUsingRayTracingMatrix:
             additive, factors = self._additive.tensor, model.multiplicative_factors
             scaled = additive if factors is None else additive * factors
             constant = scaled if constant is None else constant + scaled
-        model.background_term = constant
+        model.constant_term = constant
 
     @property
     def num_subsets(self) -> int:
@@ -204,15 +204,14 @@ class AcquisitionModelUsingRayTracingMatrix:
         out: AcquisitionData | None = None,
     ) -> AcquisitionData:
         """``S (G P x + a) + b``; with subsets, ``S a + b`` in the views of the others."""
-        views, template, model = self._views(subset_num, num_subsets), self._template(), self.linear_model
+        views, template, model = self._views(subset_num, num_subsets), self.range_geometry(), self.linear_model
         if views is None:
             projected = model.forward(image.tensor)
         else:
             constant = model.constant_term
             projected = torch.zeros_like(template.tensor) if constant is None else constant.clone()
             projected[:, list(views)] += model.linear(image.tensor, views)
-        result = AcquisitionData.of(projected, template.geometry)
-        return result if out is None else out.fill(result)
+        return template.with_values(projected, out)
 
     def backward(
         self,
@@ -224,8 +223,7 @@ class AcquisitionModelUsingRayTracingMatrix:
         """``P' G' S y``, of the views of a subset."""
         views = self._views(subset_num, num_subsets)
         data = ad.tensor if views is None else ad.tensor[:, list(views)]
-        result = ImageData.of(self.linear_model.adjoint(data, views), self.linear_model.geometry)
-        return result if out is None else out.fill(result)
+        return self.domain_geometry().with_values(self.linear_model.adjoint(data, views), out)
 
     def direct(self, image: ImageData, out: AcquisitionData | None = None) -> AcquisitionData:
         """Forward projection of a model without background, for CIL."""
@@ -251,7 +249,7 @@ class AcquisitionModelUsingRayTracingMatrix:
         return True
 
     def range_geometry(self) -> AcquisitionData:
-        return self._template()
+        return self._set_up_templates()[0]
 
     def domain_geometry(self) -> ImageData:
         return self._set_up_templates()[1]
@@ -270,9 +268,6 @@ class AcquisitionModelUsingRayTracingMatrix:
         if self._templates is None:
             raise error("AcquisitionModel.set_up() call missing")
         return self._templates
-
-    def _template(self) -> AcquisitionData:
-        return self._set_up_templates()[0]
 
     def _views(self, subset_num: int | None, num_subsets: int | None) -> tuple[int, ...] | None:
         number = self._num_subsets if num_subsets is None else num_subsets

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ...engines.embedded.poisson import PoissonObjective
 from ...engines.embedded.subsets import select_views
+from ...geometry.exam import ExamInfo
 from ...priors import Penalty
 from .containers import error
 from .data import AcquisitionData, ImageData
 from .models import AcquisitionModelUsingRayTracingMatrix
-from .priors import Prior, into
+from .priors import Prior
 
 
 class ImageObjective(PoissonObjective):
@@ -25,7 +26,7 @@ class ImageObjective(PoissonObjective):
         return image.tensor.clone()
 
     def to_image(self, x: Tensor) -> ImageData:
-        return ImageData.of(x.clone(), self.geometry)
+        return ImageData.of(x.clone(), self.geometry, self._exam)
 
     def hessian_times(self, x: Tensor, v: Tensor, subset: int | None = None) -> Tensor:
         r""":math:`-A^T (y / q^2)\, A v`, of one subset."""
@@ -86,7 +87,9 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
             raise error("objective function needs acquisition data and an acquisition model before set_up()")
         self._acquisition_model.set_up(self._data, image)
         model = self._acquisition_model.linear_model
-        self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets)
+        # What reconstructors give tells of the patient what the template does, or else the data.
+        exam = self._data.exam if image.exam == ExamInfo() else image.exam
+        self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets, exam=exam)
         if isinstance(self._prior, Prior):
             self._prior.set_up(image)
 
@@ -117,7 +120,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         if self.penalty is not None:
             share = 1 if subset < 0 else 1 / self._num_subsets
             result = result - share * self.penalty.gradient(image.tensor)
-        return into(result, image, out)
+        return image.with_values(result, out)
 
     def get_gradient(self, image: ImageData, out: ImageData | None = None) -> ImageData:
         return self.gradient(image, -1, out)
@@ -134,7 +137,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         if self.penalty is not None:
             share = 1 if subset < 0 else 1 / self._num_subsets
             product = product - share * self.penalty.hessian_times(x, v)
-        return into(product, input_, out)
+        return input_.with_values(product, out)
 
     def accumulate_Hessian_times_input(
         self, current_estimate: ImageData, input_: ImageData, subset: int = -1, out: ImageData | None = None
@@ -144,12 +147,12 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
 
     def get_subset_sensitivity(self, subset: int) -> ImageData:
         likelihood = self.log_likelihood
-        return ImageData.of(likelihood.sensitivity(subset if self._num_subsets > 1 else None), likelihood.geometry)
+        return likelihood.to_image(likelihood.sensitivity(self._subset(subset)))
 
     def get_backprojection_of_acquisition_ratio(
         self, image: ImageData, subset: int, out: ImageData | None = None
     ) -> ImageData:
-        return into(acquisition_ratio(self.log_likelihood, image.tensor, self._subset(subset)), image, out)
+        return image.with_values(acquisition_ratio(self.log_likelihood, image.tensor, self._subset(subset)), out)
 
     def _subset(self, subset: int) -> int | None:
         return subset if self._num_subsets > 1 else None

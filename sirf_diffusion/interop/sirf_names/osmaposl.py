@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from ...reconstructors.em.osmaposl import make_positive
 from .containers import error
@@ -78,6 +79,8 @@ class OSMAPOSLReconstructor:
         objective = self._required()
         objective.set_num_subsets(self._num_subsets)
         objective.set_up(image)
+        if objective.penalty is not None and (risk := objective.penalty.one_step_late_risk()):
+            logger.warning("OSMAPOSL: %s", risk)
         self._subiteration_num, self._set_up = 1, True
 
     def set_current_estimate(self, image: ImageData) -> None:
@@ -115,7 +118,7 @@ class OSMAPOSLReconstructor:
             raise error("current estimate not set")
         if not self._set_up:
             raise error("OSMAPOSLReconstructor.set_up() call missing, or a setting was changed after it")
-        self._image.fill(self._updated(self._image))
+        self._image.tensor.copy_(self._updated(self._image.tensor))
         self._subiteration_num += 1
 
     def update(self, image: ImageData) -> ImageData:
@@ -124,8 +127,8 @@ class OSMAPOSLReconstructor:
         self.update_current_estimate()
         return image
 
-    def _updated(self, image: ImageData) -> ImageData:
-        objective, x = self._required(), image.tensor
+    def _updated(self, x: Tensor) -> Tensor:
+        objective = self._required()
         subset = (self._subiteration_num - 1) % self._num_subsets if self._num_subsets > 1 else None
         sensitivity = objective.log_likelihood.sensitivity(subset)
         denominator = sensitivity
@@ -141,7 +144,7 @@ class OSMAPOSLReconstructor:
         )
         if self._subiteration_num > 1:
             factor = factor.clamp(*self._limits)
-        return ImageData.of(x * factor, image.geometry)
+        return x * factor
 
     def _required(self) -> PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         if self._objective is None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.exam import Position, position_of
 from ...geometry.images import ImageGeometry
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
 from ...priors.rdp import at_least_0
@@ -63,14 +64,15 @@ class Prior:
     __call__ = get_value
 
     def get_gradient(self, image: ImageData, out: ImageData | None = None) -> ImageData:
-        return into(self.penalty.gradient(image.tensor), image, out)
+        return image.with_values(self.penalty.gradient(image.tensor), out)
 
     gradient = get_gradient
 
     def multiply_with_Hessian(
         self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
     ) -> ImageData:
-        return into(self.penalty.hessian_times(current_estimate.tensor, input_.tensor), current_estimate, out)
+        product = self.penalty.hessian_times(current_estimate.tensor, input_.tensor)
+        return current_estimate.with_values(product, out)
 
     def accumulate_Hessian_times_input(
         self, current_estimate: ImageData, input_: ImageData, out: ImageData | None = None
@@ -100,7 +102,7 @@ class RelativeDifferencePrior(Prior):
         return self._penalty.epsilon
 
     def compute_Hessian_diagonal(self, image: ImageData) -> ImageData:
-        return into(self.penalty.hessian_diagonal(image.tensor), image, None)
+        return image.with_values(self.penalty.hessian_diagonal(image.tensor))
 
 
 class QuadraticPrior(Prior):
@@ -189,8 +191,8 @@ class EmbeddedImages(EngineImages):
         return image.geometry
 
     @staticmethod
-    def position(image: Any) -> None:
-        """How the patient lies: this engine's images do not tell."""
+    def position(image: Any) -> Position | None:
+        return position_of(image.exam)
 
 
 class PythonPrior(EmbeddedImages, PythonObject, Prior):
@@ -219,9 +221,3 @@ class ScoreImageProcessor(EmbeddedImages, ProcessorObject, ImageDataProcessor):
 
     def apply(self, image: ImageData) -> None:
         image.tensor.copy_(self.obj(image.tensor, image.geometry))
-
-
-def into(tensor: Tensor, like: ImageData, out: ImageData | None) -> ImageData:
-    """An image of the grid of ``like``, new or written over ``out``."""
-    result = ImageData.of(tensor, like.geometry)
-    return result if out is None else out.fill(result)

@@ -60,8 +60,8 @@ class OwnBlock:
         return {key.name: key.default for key in self.keys}
 
     def values(self, options: Mapping[str, str]) -> dict[str, Any]:
-        """Values by key, of texts; ValueError, which begins with ``key := text``, for the first that is none."""
-        return {key.name: key.value(options[key.name]) for key in self.keys if key.name in options}
+        """Values of all keys, of texts or the defaults; ValueError ``key := text: ...`` for the first that is none."""
+        return {key.name: key.value(options.get(key.name, key.default)) for key in self.keys}
 
 
 def number(minimum: float = 0.0, maximum: float = math.inf) -> Callable[[str], float]:

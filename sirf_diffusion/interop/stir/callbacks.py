@@ -19,8 +19,8 @@ __all__ = ["defaults", "geometry", "held", "hold", "make_prior", "make_processor
 
 # Loaded when first used: a prior that needs no PyTorch shall not wait for it.
 _LATER = {
-    "DenoiserCallback": "denoiser_callback",
-    "SamplerCallback": "sampler_callback",
+    "DenoiserCallback": "filters",
+    "SamplerCallback": "filters",
     "ScorePriorCallback": "score_callback",
     "TensorPrior": "views",
     "as_tensor": "views",
@@ -42,7 +42,7 @@ def make_prior(name: str, options: Mapping[str, str], context: Mapping[str, str]
     """The object behind ``prior type := name``; ``context`` are all keys of the surrounding file."""
     values = block_of("prior", name).values(options)
     if name == "Diffusion Score":
-        return __getattr__("ScorePriorCallback").of(values)
+        return __getattr__("ScorePriorCallback")(values)
     obj = make("prior type := Python", values["module"], values["class"], values["arguments"])
     priors = sys.modules.get("sirf_diffusion.priors")  # not loaded: then it cannot be one of those
     if priors is not None and isinstance(obj, priors.Penalty):
@@ -56,9 +56,9 @@ def make_processor(name: str, options: Mapping[str, str], context: Mapping[str, 
     """The object behind a filter's block."""
     values = block_of("data processor", name).values(options)
     if name == "Diffusion Denoiser":
-        return __getattr__("DenoiserCallback")(values)
+        return __getattr__("DenoiserCallback").of(values)
     if name == "Diffusion Sampler":
-        return __getattr__("SamplerCallback").of(values, context)
+        return __getattr__("SamplerCallback")(values, context)
     obj = make("filter type := Python", values["module"], values["class"], values["arguments"])
     if not callable(getattr(obj, "apply", None)):
         raise TypeError(f"{type(obj).__name__} cannot be a filter: it has no method apply(x)")

@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
 from ...files.parfile.keys import INPUT_FILES
 from .blocks import PENALISATION_FACTOR, OwnBlock, num_chain_steps, own_block
 from .python_blocks import refusal
 
+if TYPE_CHECKING:
+    from ...files.interfile.header import Header
+
 COMMENT = ". A comment needs a line of its own: behind a value, STIR takes it for a part of that"
 _MOST = 200
-_STABLE = 3.0  # factor / (noise level)^2 up to which OSMAPOSL with 9 subsets was stable
-_LABEL = "matrix axis label"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _check_input(key: ParKey, findings: Findings) -> None:
         text = f"'{key.name} := {key.value}': no such file (names are relative to {Path.cwd()})"
         findings.error(key.line, text + (COMMENT if ";" in key.value else ""))
     elif path.suffix.lower() in (".hs", ".hv"):
-        name = _header(path).get("name of data file")
+        header = _header(path)
+        name = "" if header is None else header.text("name of data file", "")
         if name and not (path.parent / name).is_file():
             findings.error(key.line, f"{path} names the data file {name}, which is not there")
 
@@ -140,13 +142,10 @@ def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings)
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
     if isinstance(levels, list) and program == "OSMAPOSL":
-        factor, level = values[PENALISATION_FACTOR], min(levels)
-        if factor > _STABLE * level**2:
-            findings.warning(
-                block.line,
-                f"factor {factor:g} at noise level {level:g}: One Step Late was unstable (hot pixels that grow) above "
-                f"{_STABLE:g} level^2 = {_STABLE * level**2:.2g}. Lower the factor, raise the level, or use OSSPS",
-            )
+        from ...priors.score import one_step_late_risk
+
+        if risk := one_step_late_risk(values[PENALISATION_FACTOR], min(levels)):
+            findings.warning(block.line, risk)
 
 
 def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
@@ -254,22 +253,21 @@ def _check_subsets(file: ParFile, findings: Findings) -> None:
         )
 
 
-def num_views_of(header: Path) -> int | None:
+def num_views_of(path: Path) -> int | None:
     """Number of views of Interfile projection data; None if the header does not tell."""
-    keys = _header(header)
-    axis = next((name.removeprefix(_LABEL) for name, v in keys.items() if name.startswith(_LABEL) and v == "view"), "")
-    size = keys.get(f"matrix size{axis}", "")
-    return int(size) if re.fullmatch(r"\d{1,9}", size) else None
+    header = _header(path)
+    for axis in range(1, 6) if header is not None else ():
+        if fold(header.text("matrix axis label", "-", axis)) == "view":
+            size = header.text("matrix size", "-", axis)
+            return int(size) if re.fullmatch(r"\d{1,9}", size) else None
+    return None
 
 
-def _header(path: Path) -> dict[str, str]:
-    """Keys and values of an Interfile header, folded; empty if there is none. Its reader may need the data too."""
-    if not path.is_file():
-        return {}
+def _header(path: Path) -> Header | None:
+    """An Interfile header, whatever it is one of; None if it is none. A reader of data would need these, too."""
+    from ...files.interfile.header import Header, InterfileError
+
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = file.read(100_000).splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":=") for line in lines)
-    return {re.sub(r" ?\[ ?(\d+) ?\]", r" [\1]", fold(key)): value.strip("{} \t") for key, _, value in pairs}
+        return Header(path, stir=False)
+    except InterfileError:
+        return None

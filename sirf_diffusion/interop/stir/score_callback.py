@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ...files.interfile import write_image
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...priors import ScorePenalty
@@ -17,81 +17,48 @@ from .views import TensorPrior, as_tensor
 
 logger = logging.getLogger("stir_priors")
 
+PER_LEVEL = "number of subiterations per noise level"
+
 
 class ScorePriorCallback(TensorPrior):
     r"""Gradient :math:`\kappa^2\,(x - c\,D(x/c, \sigma)) / (c \sigma)^2`, without the penalisation factor.
 
     The noise level may be annealed: the prior counts the gradients that it is asked for since set-up, one per
-    subiteration in STIR's algorithms, and goes on to the next level after every ``subiterations_per_level`` of them;
-    the last level stays. The intensity scale is estimated from the first image that is not uniform, if not given.
+    subiteration in STIR's algorithms, and goes on to the next level after every so many of them (``number of
+    subiterations per noise level``); the last level stays. The intensity scale is estimated from the first image that
+    is not uniform, if not given.
 
     Parameters
     ----------
+    options
+        Values of the block's keys; 0 for the intensity scale estimates it.
     model
-        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
-    noise_levels
-        One or more noise levels in network units, > 0, in the order of their use.
-    subiterations_per_level
-        Needed for more than one level.
-    planes
-        As for `ScoreModel.on`; None leaves the choice to the network and the image.
-    intensity_scale
-        Image units per network unit; 0 to estimate it.
-    kappa_filename
-        Image on the grid of the estimate, or empty.
-    gradient_filename_prefix
-        If given, each gradient is written to ``<prefix>_<n>.hv``.
+        Score model, not bound to a grid, instead of the one that the options name.
 
     Raises
     ------
     ValueError
-        For settings out of range.
+        For several noise levels without subiterations for each.
     """
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        noise_levels: Sequence[float],
-        *,
-        subiterations_per_level: int = 0,
-        planes: str | None = None,
-        intensity_scale: float = 0.0,
-        kappa_filename: str = "",
-        gradient_filename_prefix: str = "",
-    ) -> None:
-        if len(noise_levels) > 1 and subiterations_per_level < 1:
-            raise ValueError(
-                f"noise level has {len(noise_levels)} values: 'number of subiterations per noise level' must be at "
-                "least 1"
-            )
-        self.noise_levels = list(noise_levels)
-        self.subiterations_per_level = subiterations_per_level
-        self.curvature_depends_on_image = len(self.noise_levels) > 1 or intensity_scale == 0
-        self.kappa_filename = kappa_filename
-        self.gradient_filename_prefix = gradient_filename_prefix
+    def __init__(self, options: Mapping[str, Any], model: ScoreModel | None = None) -> None:
+        self.options = options
+        self.noise_levels, self.subiterations_per_level = options["noise level"], options[PER_LEVEL]
+        if len(self.noise_levels) > 1 and self.subiterations_per_level < 1:
+            raise ValueError(f"noise level has {len(self.noise_levels)} values: '{PER_LEVEL}' must be at least 1")
+        scale = options["intensity scale"] or None
+        self.curvature_depends_on_image = len(self.noise_levels) > 1 or scale is None
         self.num_gradients = 0
-        scale = intensity_scale or None
-        super().__init__(ScorePenalty(model, self.noise_levels[0], 1.0, planes=planes, intensity_scale=scale))
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> ScorePriorCallback:
-        """The prior of a block's values."""
-        return cls(
-            values.model_of(options),
-            options["noise level"],
-            subiterations_per_level=options["number of subiterations per noise level"],
-            planes=options["planes"],
-            intensity_scale=options["intensity scale"],
-            kappa_filename=options["kappa filename"],
-            gradient_filename_prefix=options["gradient filename prefix"],
-        )
+        model = model or values.model_of(options)
+        penalty = ScorePenalty(model, self.noise_levels[0], 1.0, planes=options["planes"], intensity_scale=scale)
+        super().__init__(penalty)
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Read kappa, place the anatomical image and start at the first noise level."""
         self.num_gradients = 0
         self.geometry = geometry
         self.prior.noise_level = self.noise_levels[0]
-        kappa = self.kappa_filename
+        kappa = self.options["kappa filename"]
         self.prior.set_kappa(values.image("kappa filename", kappa, geometry) if kappa else None)
         self.prior.model.check_anatomical(geometry)
         self.prior.set_up(geometry)
@@ -101,11 +68,8 @@ class ScorePriorCallback(TensorPrior):
         self._anneal()
         super().gradient(x, out)
         self.num_gradients += 1
-        if self.gradient_filename_prefix:
-            from ...files.interfile import write_image
-
-            path = Path(f"{self.gradient_filename_prefix}_{self.num_gradients}.hv")
-            write_image(path, as_tensor(out), self.geometry)
+        if prefix := self.options["gradient filename prefix"]:
+            write_image(f"{prefix}_{self.num_gradients}.hv", as_tensor(out), self.geometry)
 
     def curvature(self, x: np.ndarray, out: np.ndarray) -> None:
         r"""The constant :math:`\kappa^2 / (c \sigma)^2` of the noise level at work."""

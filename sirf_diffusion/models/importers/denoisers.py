@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ...geometry.checks import check_real
+
 
 class DenoiserNetwork(nn.Module):
     """A function of noisy images and their noise level as the network of a `ScoreModel`.
@@ -23,12 +25,7 @@ class DenoiserNetwork(nn.Module):
     brightness
         What the mean activity is in its training images: the image is given times this, and the noise level too. About
         0.2 for a denoiser of pictures between 0 and 1; without influence on one that is scale-equivariant, like
-        DRUNet. Positive.
-
-    Raises
-    ------
-    ValueError
-        If ``brightness`` is not positive.
+        DRUNet. Positive, or a ValueError.
 
     Examples
     --------
@@ -41,9 +38,7 @@ class DenoiserNetwork(nn.Module):
 
     def __init__(self, denoise: Callable[[Tensor, float], Tensor], *, brightness: float = 1.0) -> None:
         super().__init__()
-        if not 0 < brightness < math.inf:
-            raise ValueError(f"brightness must be a positive finite number, found {brightness!r}")
-        self.denoise, self.brightness = denoise, float(brightness)
+        self.denoise, self.brightness = denoise, check_real("brightness", brightness, open_below=True)
 
     def forward(self, images: Tensor, time: Tensor, class_labels: Tensor | None = None) -> Tensor:
         # A score model gives all images of a call the same time, 250 ln sigma, and w / sqrt(1 + sigma^2).

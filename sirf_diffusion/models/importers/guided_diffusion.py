@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..networks import NetworkConfig
-from .reading import UnsupportedNetworkError
+from .reading import UnsupportedNetworkError, head_channels
 
 _WHAT = "guided-diffusion U-Net"
 _PLACES = {
@@ -29,19 +29,10 @@ _PARTS = {
 def convert_guided_diffusion(
     weights: dict[str, Tensor], config: dict[str, Any]
 ) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Configuration, which the shapes tell but for the attention heads, and weights.
+    """Configuration, which the shapes tell but for the attention heads, and weights of a state dictionary.
 
-    Parameters
-    ----------
-    weights
-        The state dictionary.
-    config
-        ``num_head_channels`` or ``num_heads``; ``use_new_attention_order``.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the network is not of the plain form.
+    ``config`` has ``num_head_channels`` or ``num_heads``, and ``use_new_attention_order``. Raises
+    UnsupportedNetworkError if the network is not of the plain form.
     """
     _refuse(weights)
     # Blocks of each level as their numbers on the way down; a convolution begins the next level.
@@ -119,10 +110,7 @@ def _head_channels(config: dict[str, Any], channels: tuple[int, ...], attention:
         return int(config["num_head_channels"])
     if "num_heads" not in config:
         raise UnsupportedNetworkError(f"{_WHAT}: give num_head_channels or num_heads in the configuration")
-    widths = {c // int(config["num_heads"]) for c, has in zip(channels, (*attention[:-1], True), strict=True) if has}
-    if len(widths) != 1:
-        raise UnsupportedNetworkError(f"{_WHAT}: num_heads at levels of different width is not supported")
-    return widths.pop()
+    return head_channels(channels, attention, int(config["num_heads"]), f"{_WHAT}: num_heads")
 
 
 def _count(weights: dict[str, Tensor], stem: str) -> int:

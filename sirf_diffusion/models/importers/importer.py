@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -16,11 +17,9 @@ from ..networks import NetworkConfig
 from ..schedules import NoiseSchedule
 from ..storage import ModelConfig, ModelFileError, save_model
 from .check import check_denoising
-from .deepinv import convert_drunet
-from .diffusers import convert_diffusers
+from .families import convert_diffusers, convert_drunet, convert_monai
 from .guided_diffusion import convert_guided_diffusion
-from .monai import convert_monai
-from .reading import UnsupportedNetworkError, read_json, read_weights, sha256
+from .reading import UnsupportedNetworkError, read_json, read_weights
 from .schedulers import Training, of_diffusers, of_monai, training
 
 logger = logging.getLogger(__name__)
@@ -72,12 +71,15 @@ def import_model(
 ) -> ModelConfig:
     """Write a model file with the network of a foreign one, and try it on a simple image.
 
+    What the file says is returned; its ``training["imported"]`` tells how the network was taken to be trained.
+    Raises UnsupportedNetworkError if the file is damaged or the network does not fit, by name, and ValueError if
+    another argument is missing, or is not one of these.
+
     Parameters
     ----------
-    source
-        State dictionary (``.safetensors``, or of ``torch.save``), or a folder of diffusers (a UNet's, or a pipeline's).
-    out
-        The model file to write.
+    source, out
+        State dictionary (``.safetensors``, or of ``torch.save``), or a folder of diffusers (a UNet's, or a pipeline's);
+        the model file to write.
     kind
         A name in `CONVERTERS`; None: as the names of the weights say.
     config
@@ -89,22 +91,8 @@ def import_model(
     classes
         What the labels of a network with class labels mean: the one to use always, or, where they are slice
         orientations, ``"transverse,coronal,sagittal"`` in the order of the labels.
-    voxel_size
-        Voxel size ``(z, y, x)`` of its training images, mm.
-    tracer, licence
-        In words.
-
-    Returns
-    -------
-    ModelConfig
-        What the file says; ``training["imported"]`` tells how the network was taken to be trained.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the file is damaged or the network does not fit; the message names what does not.
-    ValueError
-        If another argument is missing, or is not one of the above.
+    voxel_size, tracer, licence
+        Voxel size ``(z, y, x)`` of its training images, mm, and the rest in words.
     """
     path = Path(source)
     if not path.exists():
@@ -147,7 +135,12 @@ def import_model(
         architecture = dataclasses.replace(architecture, **how.network)
         converted = {f"network.{name}": value for name, value in converted.items()}
     words = "; ".join(part for part in (how.words, labels) if part)
-    imported = {"kind": kind, "file": path.name, "sha256": sha256(path), "training": words}
+    imported = {
+        "kind": kind,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "training": words,
+    }
     model = ModelConfig(
         architecture, how.schedule, how.prediction, how.time_input, voxel_size, tracer=tracer, licence=licence,
         training={"imported": imported},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """State dictionary in a ``.safetensors`` file, or one of ``torch.save``, as float32.
 
     Files of ``torch.save`` are read with ``weights_only=True``, which builds tensors and plain containers and nothing
-    else.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the file is damaged, needs unpickling, is larger than 4 GiB, or holds no state dictionary.
+    else. Raises UnsupportedNetworkError if the file is damaged, needs unpickling, is larger than 4 GiB, or holds no
+    state dictionary.
     """
     if path.suffix == ".safetensors":
         content: Any = _FILE.read_any(path)[0]
@@ -68,13 +65,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+def plain_arguments(section: dict[str, Any], config: dict[str, Any], what: str) -> dict[str, Any]:
+    """Arguments in a section of a bundle's configuration; references to plain values in it are followed.
+
+    Raises UnsupportedNetworkError if an argument refers to something else, or is an expression: nothing is evaluated.
+    """
+    arguments = {}
+    for key, value in section.items():
+        if key.startswith("_"):
+            continue
+        found = value
+        if isinstance(value, str) and value.startswith("@"):
+            found = config
+            for part in re.split("#|::", value[1:]):
+                found = found.get(part, value) if isinstance(found, dict) else value
+        if isinstance(found, dict) or (isinstance(found, str) and found[:1] in ("@", "$", "%")):
+            raise UnsupportedNetworkError(f"{what}: {key} = {value!r} refers to something else: write its value")
+        arguments[key] = found
+    return arguments
+
+
+def renamed(weights: dict[str, Tensor], names: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Weights under other names: regular expressions and what replaces them, tried in this order."""
+    converted = {}
+    for name, value in weights.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        converted[name] = value
+    return converted
+
+
+def head_channels(channels: Sequence[int], attention: Sequence[bool], num_heads: int, what: str) -> int:
+    """Channels of an attention head where each level, and the last one always, has this number of heads."""
+    widths = {width // num_heads for width, has in zip(channels, (*attention[:-1], True), strict=True) if has}
+    if len(widths) != 1:
+        raise UnsupportedNetworkError(f"{what} with attention at several widths is not supported")
+    return widths.pop()
 
 
 def require(config: dict[str, Any], fitting: dict[str, tuple[Any, ...]], what: str) -> None:

@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...geometry.checks import check_choice
 from ..schedules import BETAS, PREDICTIONS, DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule
-from .monai import plain_arguments
-from .reading import UnsupportedNetworkError, require
+from .reading import UnsupportedNetworkError, plain_arguments, require
 
 #: Predictions and constants of the networks inside fixed factors.
 _FACTORS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -73,6 +73,8 @@ class Training:
 def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, time_input: str = "t") -> Training:
     """Training with a schedule and a prediction.
 
+    Raises ValueError if they are not known, or do not suit each other.
+
     Parameters
     ----------
     schedule
@@ -85,11 +87,6 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
         positive and ``v`` for a negative factor of the output.
     time_input
         ``t`` or ``log_sigma``; what a network of flow, ``edm``, ``angle`` or ``score`` is told is part of these.
-
-    Raises
-    ------
-    ValueError
-        If they are not known, or do not suit each other.
     """
     if isinstance(schedule, NoiseSchedule):
         schedule = schedule.to_config()
@@ -105,8 +102,7 @@ def training(schedule: NoiseSchedule | dict[str, Any] | str, prediction: str, ti
     words = f"{name}, " + ", ".join(f"{key} {value}" for key, value in schedule.items() if key not in unused)
     if name in list(_FACTORS):
         return _preconditioned(schedule, prediction, words)
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+    check_choice("prediction", prediction, PREDICTIONS)
     if name in BETAS:
         schedule = {key: value for key, value in NAMED["ddpm"].items() if name == "cosine"} | schedule
         schedule |= {"name": "ddpm", "betas": name}
@@ -121,8 +117,7 @@ def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Tr
     allowed, constants = _FACTORS[kind]
     if set(schedule) != {"name", *constants}:
         raise ValueError(f"schedule {kind!r} has the constants {list(constants)}, found {sorted(schedule)}")
-    if prediction not in allowed:
-        raise ValueError(f"prediction of a {kind} network must be {' or '.join(allowed)}, found {prediction!r}")
+    check_choice(f"prediction of a {kind} network", prediction, allowed)
     last = max(float(schedule.get("num_train_steps", 2)) - 1, 1.5)
     ends = {"sigma_min": 1 / last, "sigma_max": last} | {k: v for k, v in schedule.items() if k.startswith("sigma_")}
     network = {k: v for k, v in schedule.items() if k in ("num_train_steps", "data_sd")} | {"preconditioning": kind}
@@ -133,10 +128,7 @@ def _preconditioned(schedule: dict[str, Any], prediction: str, words: str) -> Tr
 def of_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Schedule, for `training`, and prediction in a ``scheduler_config.json``.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the scheduler, or an option that changes what a network means, is not known here.
+    Raises UnsupportedNetworkError if the scheduler, or an option that changes what a network means, is not known here.
     """
     told = str(config.get("_class_name", "DDPMScheduler"))
     name, what = told.removesuffix("Scheduler"), f"scheduler {told}"
@@ -181,10 +173,7 @@ def of_diffusers(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     """Schedule and prediction of the scheduler in a bundle's configuration; None if it has none.
 
-    Raises
-    ------
-    UnsupportedNetworkError
-        If the scheduler is not known here, or there are several different ones.
+    Raises UnsupportedNetworkError if the scheduler is not known here, or there are several different ones.
     """
     meant = []
     for section in _dictionaries(config):

@@ -21,6 +21,8 @@ SMALLEST_STEP = 1e-3
 # Relative steps of 2 and more diverge.
 LARGEST_SUBSET_STEP = 1.5
 STEP_RECOVERY = 1.25
+# Of a voxel in one update: the curvature of a snapshot says little of a voxel that has fallen to zero since.
+LARGEST_GROWTH = 2.0
 
 
 @dataclass
@@ -84,7 +86,8 @@ def bsrem(
         return (at + offset) / (sensitivity + (at + offset) * prior.curvature(at))
 
     def advance(image: Tensor, gradient: Tensor, preconditioner: Tensor, step: float) -> Tensor:
-        moved = (image + step * preconditioner * (gradient - prior.gradient(image))).clamp_min(floor)
+        moved = image + step * preconditioner * (gradient - prior.gradient(image))
+        moved = torch.minimum(moved, LARGEST_GROWTH * (image + offset)).clamp_min(floor)
         return torch.where(mask, moved, torch.zeros_like(moved))
 
     epoch = 0

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.checks import check_real
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -56,9 +58,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         limits = {"flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5, "shift": 1}
         for name, highest in limits.items():
-            value = getattr(self, name)
-            if not 0 <= value <= highest:
-                raise ValueError(f"augmentation: {name} must lie between 0 and {highest}, found {value!r}")
+            check_real(f"augmentation: {name}", getattr(self, name), 0.0, highest)
         for name in ("gamma", "intensity", "anatomy_intensity"):
             value = tuple(getattr(self, name))
             if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...geometry.checks import check_real
 from ...patient.image import SourceImage, UnusableImage, density_of_ct
 from ...patient.readers import read_source
 from ...patient.resampling import PatientGrid, coverage, grid_over, resample
@@ -52,10 +53,12 @@ class ImageOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.voxel_size) != 3 or not all(0.5 <= v <= 20 for v in self.voxel_size):
-            raise ValueError(f"voxel_size must be three numbers from 0.5 to 20 mm, found {self.voxel_size}")
-        if self.margin is not None and not 0 <= self.margin <= 1e4:
-            raise ValueError(f"margin must be a number of mm from 0 to 10000, found {self.margin}")
+        if len(self.voxel_size) != 3:
+            raise ValueError(f"voxel_size must be three numbers, found {self.voxel_size}")
+        for size in self.voxel_size:
+            check_real("voxel_size (mm)", size, 0.5, 20.0)
+        if self.margin is not None:
+            check_real("margin (mm)", self.margin, 0.0, 1e4)
         check_fractions(self.fractions)
 
 
@@ -120,7 +123,7 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
         emission, grid.voxel_size, subject=hashed(subject), source=hashed(name), tracer=options.tracer,
         split=source.split, notes=notes, details=details,
     )  # fmt: skip
-    box = tuple(slice(0, n) for n in grid.shape)
+    box: tuple[slice, ...] = tuple(slice(0, n) for n in grid.shape)
     if options.margin is not None:
         box = _box(volume.arrays["mask"], [options.margin / v for v in grid.voxel_size])
     if source.anatomy is not None:
@@ -135,7 +138,7 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
 
 
 def _anatomy(
-    path: Path, modality: str, grid: PatientGrid, box: tuple[slice, slice, slice], assumed: str | None
+    path: Path, modality: str, grid: PatientGrid, box: tuple[slice, ...], assumed: str | None
 ) -> NDArray[np.float32]:
     image = read_source(path, assumed)
     if image.modality not in ("", modality):
@@ -160,14 +163,12 @@ def _without_negatives(image: SourceImage, notes: list[str]) -> SourceImage:
     return replace(image, values=np.maximum(image.values, 0))
 
 
-def _box(mask: NDArray[np.bool_], margin: Sequence[float]) -> tuple[slice, slice, slice]:
+def _box(mask: NDArray[np.bool_], margin: Sequence[float]) -> tuple[slice, ...]:
     """The smallest box around a mask with a margin in voxels."""
-    box = []
-    for axis, extra in enumerate(margin):
-        inside = np.flatnonzero(mask.any(axis=tuple(k for k in range(3) if k != axis)))
-        low, high = int(inside[0] - np.ceil(extra)), int(inside[-1] + 1 + np.ceil(extra))
-        box.append(slice(max(0, low), min(mask.shape[axis], high)))
-    return tuple(box)
+    extra = np.ceil(margin).astype(int)
+    low, high = (edge(np.nonzero(mask), axis=1) for edge in (np.min, np.max))
+    ends = zip(low - extra, high + 1 + extra, mask.shape, strict=True)
+    return tuple(slice(max(0, int(a)), min(int(b), n)) for a, b, n in ends)
 
 
 def _state(path: Path | None) -> str:

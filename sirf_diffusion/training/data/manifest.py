@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...patient.dicom import read_tags
+from ...patient.image import UnusableImage
 from ...patient.readers import INTERFILE, NIFTI
 from .volumes import SPLITS
 
@@ -187,10 +188,8 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 def _kind(path: Path) -> str:
     """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
     if path.is_dir() or (path.is_file() and _is_dicom(path)):
-        modalities = _modalities(path)
-        if modalities == ["PT"]:
-            return "PET"
-        return f"DICOM of modality {' and '.join(modalities)}" if modalities else ""
+        modality = _modality(path)
+        return {"PT": "PET", "": ""}.get(modality, f"DICOM of modality {modality}")
     stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
     sidecar = path.with_name(f"{stem}.json")
     if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
@@ -221,19 +220,13 @@ def _begin(file: Path) -> bytes:
         return content.read(132)
 
 
-def _modalities(path: Path) -> list[str]:
-    """Modalities of DICOM files; none if that cannot be told, which reading them will explain."""
+def _modality(path: Path) -> str:
+    """Modality of a DICOM series; empty if that cannot be told, which reading it will explain."""
     try:
-        import pydicom
-    except ImportError:
-        return []
-    found = set()
-    for file in path.iterdir() if path.is_dir() else [path]:
-        if file.is_file() and _is_dicom(file):
-            with contextlib.suppress(Exception):  # whatever damaged bytes lead to
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
-                found.add(re.sub(r"\W", "", str(header.get("Modality", "")))[:16])
-    return sorted(found - {""})
+        header = read_tags(path)[0][1]
+    except (UnusableImage, ImportError):
+        return ""
+    return re.sub(r"\W", "", str(header.get("Modality", "")))[:16]
 
 
 def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
-import torch
 
-from ...simulation import body, parametric_head, simulate_anatomy
+from ...geometry.checks import check_choice, check_count, check_real
+from ...simulation import FIRST_HELD_OUT_SUBJECT, body, parametric_head, simulate_anatomy
 from ...simulation.lesions import lesions_in_mr
 from ...simulation.parametric import draw_parametric_activity
 from ...simulation.perturbations import PERTURBATIONS
-from ...simulation.subjects import FIRST_HELD_OUT_SUBJECT
 from ...simulation.tracer import draw_activity
 from ...simulation.tracers import TRACERS
 from .manifest import check_fractions
 from .volume_parts import Outcome, PartStore
-from .volumes import Volume, new_file, write_group
+from .volumes import Volume
 
 #: Version of the simulator's output: a file made by another version is not continued.
 SIMULATION_VERSION = 1
@@ -34,9 +31,6 @@ FIELDS_OF_VIEW = {
 BODIES = {
     "head": tuple(TRACERS), "head-parametric": tuple(parametric_head.HEAD_TRACERS), "thorax": tuple(body.BODY_TRACERS),
 }  # fmt: skip
-HEAD_LABELS = (
-    "grey", "white", "csf", "skull", "scalp", "eyes", "glands", "face_bone", "mucosa", "fat", "muscle",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,36 +69,23 @@ class PhantomOptions:
     perturb: str | None = None
 
     def __post_init__(self) -> None:
-        if self.body not in FIELDS_OF_VIEW:
-            raise ValueError(f"body must be one of {', '.join(FIELDS_OF_VIEW)}, found {self.body!r}")
-        if self.tracer not in BODIES[self.body]:
-            known = ", ".join(BODIES[self.body])
-            raise ValueError(f"unknown tracer {self.tracer!r} for body {self.body}: choose one of {known}")
-        if not (1 <= self.subjects <= 10**6 and 1 <= self.draws <= 1000 and 0 <= self.first < 10**6):
-            raise ValueError(
-                "subjects and draws must be at least 1 (at most 10^6 and 1000), and the seed from 0 to 10^6, found "
-                f"{self.subjects}, {self.draws} and {self.first}"
-            )
-        highest = 4.0 if self.body == "head" else 10.0
-        if not 1.0 <= self.voxel_size <= highest:
-            raise ValueError(f"voxel_size must lie between 1 and {highest:g} mm, found {self.voxel_size}")
-        if self.perturb is not None and self.perturb not in PERTURBATIONS:
-            raise ValueError(f"unknown perturbation {self.perturb!r}: choose one of {', '.join(PERTURBATIONS)}")
-        if not 0 <= self.in_mr <= 1:
-            raise ValueError(f"the share of lesions in the MR must lie between 0 and 1, found {self.in_mr}")
-        if self.psf_fwhm is not None and not 0 <= self.psf_fwhm <= 100:
-            raise ValueError(f"the blur's FWHM must lie between 0 and 100 mm, found {self.psf_fwhm}")
+        check_choice("body", self.body, tuple(FIELDS_OF_VIEW))
+        check_choice(f"tracer for body {self.body}", self.tracer, BODIES[self.body])
+        check_count("subjects", self.subjects, 1, 10**6)
+        check_count("draws", self.draws, 1, 1000)
+        check_count("seed", self.first, 0, 10**6 - 1)
+        check_real("voxel_size", self.voxel_size, 1.0, 4.0 if self.body == "head" else 10.0)
+        check_real("the share of lesions in the MR", self.in_mr, 0.0, 1.0)
+        if self.psf_fwhm is not None:
+            check_real("the blur's FWHM in mm", self.psf_fwhm, 0.0, 100.0)
+        if self.perturb is not None:
+            check_choice("perturbation", self.perturb, tuple(PERTURBATIONS))
         check_fractions(self.fractions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels ``(z, y, x)`` that cover the field of view, a multiple of 8 each."""
         return tuple(8 * round(extent / self.voxel_size / 8) for extent in FIELDS_OF_VIEW[self.body])
-
-    @property
-    def is_held_out(self) -> bool:
-        """Whether all subjects are among those that no recipe trains on."""
-        return self.first >= FIRST_HELD_OUT_SUBJECT
 
 
 def build_phantoms(
@@ -124,22 +105,22 @@ def build_phantoms(
         If held-out subjects are among the others, or are asked for without ``held_out``; or as `PartStore` does.
     """
     last = options.first + options.subjects - 1
-    if last >= FIRST_HELD_OUT_SUBJECT and not (held_out and options.is_held_out):
+    is_held_out = options.first >= FIRST_HELD_OUT_SUBJECT
+    if last >= FIRST_HELD_OUT_SUBJECT and not (held_out and is_held_out):
         raise ValueError(
             f"subjects {options.first} to {last}: those from {FIRST_HELD_OUT_SUBJECT} on are kept for examples, tests "
             "and benchmarks, and a model trained on them would be judged too well. For a test set of them alone give "
             f"--held-out with a seed of at least {FIRST_HELD_OUT_SUBJECT}"
         )
-    if held_out and not options.is_held_out:
+    if held_out and not is_held_out:
         raise ValueError(f"--held-out needs a seed of at least {FIRST_HELD_OUT_SUBJECT}, found {options.first}")
     settings = asdict(options) | {"held_out": held_out, "simulation_version": SIMULATION_VERSION}
     store = PartStore(out, "phantoms", settings, (options.voxel_size,) * 3, overwrite=overwrite)
     subjects = range(options.first, last + 1)
     parts = [(_key(s, draw), f"subject {s}, draw {draw}") for s in subjects for draw in range(options.draws)]
     missing = [s for s in subjects if not all(store.done(_key(s, d)) for d in range(options.draws))]
-    for _ in range(len(parts) - len(missing) * options.draws):
-        progress()
-    for _ in _simulated(store.folder, missing, options, workers):
+    done = range(len(subjects) - len(missing))
+    for _ in chain(done, _simulated(store, missing, options, workers)):
         for _ in range(options.draws):
             progress()
     fractions = (0.0, 0.0, 1.0) if held_out else options.fractions
@@ -148,88 +129,69 @@ def build_phantoms(
 
 def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
     """All draws on one subject."""
-    return (_heads if options.body == "head" else _parametric)(subject, options)
+    volumes, voxel_size = [], (options.voxel_size,) * 3
+    draws = (_heads if options.body == "head" else _parametric)(subject, options)
+    for draw, (tracer, names, (activity, mr, mu, labels, lesions)) in enumerate(draws):
+        if options.perturb is not None:
+            activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
+        volume = Volume.from_image(
+            activity, voxel_size, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
+            label_names=tuple(names), details={"seed": subject, "draw": draw},
+        )  # fmt: skip
+        volume.add_anatomy(mr, "MR")
+        volume.arrays |= {"mu": mu, "labels": labels, "lesions": lesions}
+        volumes.append(volume)
+    return volumes
 
 
-def _heads(subject: int, options: PhantomOptions) -> list[Volume]:
+#: Title of the tracer, names of the labels, and activity, MR, attenuation, labels and lesions ``[z, y, x]``.
+Draw = tuple[str, Iterable[str], Sequence[np.ndarray]]
+
+
+def _heads(subject: int, options: PhantomOptions) -> Iterator[Draw]:
     tracer = TRACERS[options.tracer]
     anatomy = simulate_anatomy(subject, options.shape, options.voxel_size)
-    air = 1 - sum(anatomy.tissues.values())
-    labels = np.argmax(np.stack([air, *(anatomy.tissues[name] for name in HEAD_LABELS)]), axis=0)
-    volumes = []
     for draw in range(options.draws):
         activity, lesions = draw_activity(anatomy, draw, tracer.contrast(subject, draw), options.psf_fwhm)
         rng = np.random.default_rng([23, subject, draw])
         t1, kinds = lesions_in_mr(rng, anatomy.t1, lesions, options.in_mr)
         # The simulated head has z to the top; files have STIR's z, to the feet.
-        up = [a[::-1] for a in (activity, t1, anatomy.mu, labels, kinds)]
-        volumes.append(_volume(subject, draw, options, tracer.title, HEAD_LABELS, *up))
-    return volumes
+        arrays = [a[::-1] for a in (activity, t1, anatomy.mu, anatomy.labels, kinds)]
+        yield tracer.title, anatomy.tissues, arrays
 
 
-def _parametric(subject: int, options: PhantomOptions) -> list[Volume]:
+def _parametric(subject: int, options: PhantomOptions) -> Iterator[Draw]:
     if options.body == "thorax":
         anatomy = body.simulate_thorax(subject, options.shape, options.voxel_size)
         uptake, hot = body.BODY_TRACERS[options.tracer], body.HOT_LESIONS
     else:
         anatomy = parametric_head.simulate_parametric_head(subject, options.shape, options.voxel_size)
         uptake, hot = parametric_head.HEAD_TRACERS[options.tracer], parametric_head.HOT_LESIONS
-    volumes = []
     for draw in range(options.draws):
         activity, mr, kinds = draw_parametric_activity(anatomy, draw, uptake, hot, options.psf_fwhm, options.in_mr)
-        arrays = (activity, mr, anatomy.mu, anatomy.labels, kinds)
-        volumes.append(_volume(subject, draw, options, options.tracer, tuple(anatomy.organs), *arrays))
-    return volumes
-
-
-def _volume(
-    subject: int, draw: int, options: PhantomOptions, tracer: str, names: tuple[str, ...], activity: np.ndarray,
-    mr: np.ndarray, mu: np.ndarray, labels: np.ndarray, lesions: np.ndarray,
-) -> Volume:  # fmt: skip
-    if options.perturb is not None:
-        activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
-    volume = Volume.from_image(
-        activity, (options.voxel_size,) * 3, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
-        label_names=names, details={"seed": subject, "draw": draw},
-    )  # fmt: skip
-    volume.add_anatomy(mr, "MR")
-    volume.arrays |= {"mu": mu, "labels": labels, "lesions": lesions}
-    return volume
+        yield options.tracer, anatomy.organs, (activity, mr, anatomy.mu, anatomy.labels, kinds)
 
 
 def _key(subject: int, draw: int) -> str:
     return f"{subject:06d}-{draw:03d}"
 
 
-def _simulated(folder: Path, subjects: list[int], options: PhantomOptions, workers: int | None) -> Iterator[None]:
-    """Write the volumes of subjects as files into a folder, in several processes; yields after each subject."""
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, found {workers}")
-    workers = min(workers or os.cpu_count() or 1, len(subjects))
-    if workers <= 1:
-        for subject in subjects:
-            yield _write_subject(folder, subject, options)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+def _simulated(store: PartStore, subjects: list[int], options: PhantomOptions, workers: int | None) -> Iterator[None]:
+    """Write the volumes of subjects as parts, in several processes; yields after each subject."""
+    from joblib import Parallel, delayed, parallel_config
+
+    workers = check_count("workers", os.cpu_count() or 1 if workers is None else workers)
     try:
-        for job in as_completed([pool.submit(_write_subject, folder, subject, options) for subject in subjects]):
-            yield job.result()
+        with parallel_config("loky", n_jobs=max(1, min(workers, len(subjects))), inner_max_num_threads=1):
+            parallel = Parallel(batch_size=1, return_as="generator_unordered")
+        yield from parallel(delayed(_write_subject)(store, subject, options) for subject in subjects)
     except BrokenProcessPool as error:
         raise MemoryError(
             f"a worker was killed, probably for memory: give fewer than {workers} --workers; the same command goes on "
             "where this one stopped"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of the group; what a worker has begun is to be finished and kept.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _write_subject(folder: Path, subject: int, options: PhantomOptions) -> None:
+def _write_subject(store: PartStore, subject: int, options: PhantomOptions) -> None:
     for draw, volume in enumerate(simulate_volumes(subject, options)):
-        with new_file(folder / f"{_key(subject, draw)}.h5") as file:
-            write_group(file, volume)
+        store.write(_key(subject, draw), volume)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -34,7 +33,7 @@ _SMALLEST_SIDE = 16
 
 @dataclass
 class SliceStream:
-    """Random slices with random crop, flip, rotation, scaling and contrast.
+    """Random slices or cubes with random crop, flip, rotation, scaling and contrast.
 
     Sample ``i`` of a batch depends on ``(seed, step, size, i)`` only; process ``rank`` of ``world`` gets the samples
     ``rank, rank + world, ...``. So two processes together see what one would see, whatever ``world`` is.
@@ -52,6 +51,8 @@ class SliceStream:
         Give the anatomical image as a second channel, zero where a volume has none.
     slices_per_volume
         How many samples are drawn, on average, for each time that a volume is read; at least 1.
+    cubes
+        Give cubes around emitting tissue instead, of orientation 0.
 
     Raises
     ------
@@ -67,13 +68,16 @@ class SliceStream:
     anatomy: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     slices_per_volume: int = 64
+    cubes: bool = False
 
     def __post_init__(self) -> None:
         self.crops, self.planes = tuple(self.crops), tuple(self.planes)
         if not self.planes or not set(self.planes) <= {0, 1, 2}:
             raise ValueError(f"planes must be among 0, 1 and 2, found {self.planes}")
         if self.anatomy and not self.file.has_anatomy:
-            raise ValueError(f"{self.file.path} has no anatomical images: build it with --mr or --ct")
+            raise ValueError(
+                f"{self.file.path} has no anatomical images: build it with --mr or --ct, or use in_channels = 1"
+            )
         self._choices = [[_usable(o) for o in info.occupancy] for info in self.file.infos]
         for k, info in enumerate(self.file.infos):
             for plane in range(3):
@@ -95,41 +99,33 @@ class SliceStream:
         return self.window < len(self.file)
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Slices of one step, ``[n, 1 or 2, crop, crop]`` float32 (emission first), and their orientations ``[n]``."""
-        crop = self._crop(step)
-        images, planes = [], []
-        for rng, index in self._samples(step, size, rank, world):
-            usable = [plane for plane in self.planes if len(self._choices[index][plane])]
-            plane = usable[int(rng.integers(len(usable)))]
-            choices = self._choices[index][plane]
-            place = int(choices[rng.integers(len(choices))])
-            image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
-            images.append(self.augmentation.slices(rng, image, plane, crop))
-            planes.append(plane)
+        """Slices ``[n, 1 or 2, crop, crop]`` or cubes of one step, float32, emission first; orientations ``[n]``."""
+        crop = int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])
+        draw = self._cube if self.cubes else self._slice
+        images, planes = zip(*(draw(*one, crop) for one in self._samples(step, size, rank, world)), strict=True)
         return torch.stack(images), torch.tensor(planes)
 
-    def cubes(self, step: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
-        """Cubes ``[n, 1 or 2, crop, crop, crop]`` of one step, around emitting tissue."""
-        side, patches = self._crop(step), []
-        margin = self.augmentation.margin(side)
-        for rng, index in self._samples(step, size, rank, world):
-            choices = self._choices[index][0]
-            shape = self.file.infos[index].shape
-            centre = [int(choices[rng.integers(len(choices))]) if len(choices) else shape[0] // 2]
-            centre += [int(rng.integers(n)) for n in shape[1:]]
-            patch = torch.stack([_cube(c, centre, side, margin) for c in self._channels(index)])
-            patches.append(self.augmentation.cubes(rng, patch, side))
-        return torch.stack(patches)
+    def _slice(self, rng: np.random.Generator, index: int, crop: int) -> tuple[Tensor, int]:
+        usable = [plane for plane in self.planes if len(self._choices[index][plane])]
+        plane = usable[int(rng.integers(len(usable)))]
+        choices = self._choices[index][plane]
+        place = int(choices[rng.integers(len(choices))])
+        image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
+        return self.augmentation.slices(rng, image, plane, crop), plane
 
-    def _crop(self, step: int) -> int:
-        return int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])
+    def _cube(self, rng: np.random.Generator, index: int, side: int) -> tuple[Tensor, int]:
+        choices, shape = self._choices[index][0], self.file.infos[index].shape
+        centre = [int(choices[rng.integers(len(choices))]) if len(choices) else shape[0] // 2]
+        centre += [int(rng.integers(n)) for n in shape[1:]]
+        margin = self.augmentation.margin(side)
+        patch = torch.stack([_patch(c, centre, side, margin) for c in self._channels(index)])
+        return self.augmentation.cubes(rng, patch, side), 0
 
     def _samples(self, step: int, size: int, rank: int, world: int) -> list[tuple[np.random.Generator, int]]:
         """Random generator and volume of each sample of this process."""
         if not 0 <= rank < world or size < world:
             raise ValueError(f"rank {rank}, {world} processes, batches of {size}: expected 0 <= rank < world <= size")
-        samples = []
-        first = step * size // self.slices_per_volume
+        first, samples = step * size // self.slices_per_volume, []
         for i in range(rank, size, world):
             rng = np.random.default_rng([27, self.seed, step, i])
             samples.append((rng, self._volume(rng, first, i)))
@@ -174,14 +170,15 @@ def prefetched(function: Callable[[int], T], steps: Iterable[int], depth: int = 
     >>> list(prefetched(lambda step: step**2, range(4)))
     [0, 1, 4, 9]
     """
-    remaining = iter(steps)
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        waiting: deque[Future[T]] = deque(thread.submit(function, step) for step in islice(remaining, depth))
         try:
+            for step in steps:
+                waiting.append(thread.submit(function, step))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
             while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(thread.submit(function, step) for step in islice(remaining, 1))
-                yield result
+                yield waiting.popleft().result()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
 
@@ -191,7 +188,7 @@ def _usable(occupancy: np.ndarray) -> np.ndarray:
     return np.flatnonzero(occupancy > min(_MIN_OCCUPANCY, 0.5 * float(occupancy.max(initial=0.0))))
 
 
-def _cube(volume: Tensor, centre: list[int], side: int, margin: int) -> Tensor:
+def _patch(volume: Tensor, centre: list[int], side: int, margin: int) -> Tensor:
     cube = torch.zeros((side + 2 * margin,) * 3)
     source, target = [], []
     for c, n in zip(centre, volume.shape, strict=True):

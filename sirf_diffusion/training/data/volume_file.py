@@ -110,6 +110,11 @@ class VolumeFile:
         return any(info.has_anatomy for info in self.infos)
 
     @property
+    def tracer(self) -> str:
+        """Tracers of all volumes, in words."""
+        return ", ".join(sorted({info.tracer for info in self.infos if info.tracer}))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the voxel size and the data of this split: what a training depends on."""
         text = [str(self.voxel_size), *(info.data_sha256 + info.anatomy_sha256 for info in self.infos)]
@@ -271,27 +276,40 @@ def _check(file: Any) -> None:
         for column in ("number", "source", "reason"):
             _check_dataset(file["rejected"], column, 1)
     for name in file["volumes"]:
-        _check_volume(_own(file["volumes"], name), f"volume {name[:40]!r}")
+        _info(name, _own(file["volumes"], name))
 
 
-def _check_volume(group: Any, where: str) -> None:
+def _info(name: str, group: Any) -> VolumeInfo:
+    """What a volume says of itself, if it can be so."""
+    where = f"volume {name[:40]!r}"
     _check_attributes(group, where)
-    for name in group:
-        if name not in DTYPES:
-            raise _WrongContent(f"has {name[:40]!r} in {where}; expected {', '.join(DTYPES)}")
-        dataset = _check_dataset(group, name, 3)
-        if dataset.dtype != DTYPES[name] or dataset.shape != group["emission"].shape:
+    shape = _check_dataset(group, "emission", 3).shape
+    for array in group:
+        if array not in DTYPES:
+            raise _WrongContent(f"has {array[:40]!r} in {where}; expected {', '.join(DTYPES)}")
+        dataset = _check_dataset(group, array, 3)
+        if dataset.dtype != DTYPES[array] or dataset.shape != shape:
             raise _WrongContent(
-                f"has {name} of {dataset.dtype} {dataset.shape} in {where}; expected {np.dtype(DTYPES[name])} of one "
+                f"has {array} of {dataset.dtype} {dataset.shape} in {where}; expected {np.dtype(DTYPES[array])} of one "
                 "shape: build it anew"
             )
-    for axis, letter in enumerate("zyx"):
-        share = np.asarray(group.attrs[f"occupancy_{letter}"], float)
-        if share.shape != group["emission"].shape[axis : axis + 1] or not ((share >= 0) & (share <= 1)).all():
+    occupancy = tuple(group.attrs[f"occupancy_{letter}"] for letter in "zyx")
+    for share, size in zip(occupancy, shape, strict=True):
+        if np.shape(share) != (size,) or not ((share >= 0) & (share <= 1)).all():
             raise _WrongContent(f"has shares of the mask in {where} that do not fit its shape: build it anew")
     scale, split = float(group.attrs["intensity_scale"]), group.attrs["split"]
     if not 0 < scale < math.inf or split not in ("", *SPLITS):
         raise _WrongContent(f"has intensity scale {scale} and split {str(split)[:40]!r} in {where}: build it anew")
+    texts = ("subject", "split", "tracer", "modality", "data_sha256", "anatomy_sha256", "notes")
+    return VolumeInfo(
+        name=name,
+        shape=tuple(shape),
+        intensity_scale=scale,
+        has_anatomy="anatomy" in group,
+        bytes_on_disk=sum(dataset.id.get_storage_size() for dataset in group.values()),
+        occupancy=occupancy,
+        **{text: str(group.attrs[text]) for text in texts},
+    )
 
 
 def _check_dataset(group: Any, name: str, dimensions: int) -> Any:
@@ -319,16 +337,3 @@ def _check_attributes(owner: Any, where: str) -> None:
     for name in owner.attrs:
         if owner.attrs.get_id(name).get_storage_size() > _LONGEST:
             raise _WrongContent(f"has an attribute {name[:40]!r} of {where} that is larger than 1 MB")
-
-
-def _info(name: str, group: Any) -> VolumeInfo:
-    texts = ("subject", "split", "tracer", "modality", "data_sha256", "anatomy_sha256", "notes")
-    return VolumeInfo(
-        name=name,
-        shape=tuple(group["emission"].shape),
-        intensity_scale=float(group.attrs["intensity_scale"]),
-        has_anatomy="anatomy" in group,
-        bytes_on_disk=sum(dataset.id.get_storage_size() for dataset in group.values()),
-        occupancy=tuple(group.attrs[f"occupancy_{letter}"] for letter in "zyx"),
-        **{text: str(group.attrs[text]) for text in texts},
-    )

@@ -95,17 +95,17 @@ class PartStore:
 
     def done(self, key: str) -> bool:
         """Whether this input has been dealt with, one way or the other."""
-        return any((self.folder / f"{key}{suffix}").exists() for suffix in (".h5", ".json"))
+        return self._part(key).exists()
 
     def write(self, key: str, volume: Volume) -> None:
         """Keep a finished volume."""
-        with new_file(self.folder / f"{key}.h5") as file:
+        with new_file(self._part(key)) as file:
             write_group(file, volume)
 
     def reject(self, key: str, reason: str) -> None:
         """Remember that an input was left out."""
-        with atomic_path(self.folder / f"{key}.json") as temporary:
-            temporary.write_text(json.dumps({"reason": reason}), encoding="utf-8")
+        with new_file(self._part(key)) as file:
+            file.attrs["reason"] = reason
 
     def assemble(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> list[Outcome]:
         """Put the file together from inputs ``(key, name)``, all dealt with, and remove the parts.
@@ -129,27 +129,19 @@ class PartStore:
                 with open_checked(self.out) as old:
                     for name in sorted(old["volumes"]):
                         old.copy(old["volumes"][name], volumes, name)
-                        known[volumes[name].attrs["data_sha256"]] = "a volume that the file has already"
+                        known[volumes[name].attrs["data_sha256"]] = "duplicate of a volume that the file has already"
                 rejected += rejected_inputs(self.out)
             for number, (key, name) in enumerate(inputs, start=1):
-                record, reason = self.folder / f"{key}.json", ""
-                if record.exists():
-                    reason = json.loads(record.read_text(encoding="utf-8"))["reason"]
-                else:
-                    with h5py.File(self.folder / f"{key}.h5") as part:
-                        digest = part.attrs["data_sha256"]
-                        if digest in known:
-                            reason = f"duplicate of {known[digest]}"
-                        else:
-                            known[digest] = f"input {number}"
-                            target = f"{len(volumes):05d}"
-                            part.copy(part, volumes, target)
-                            notes = volumes[target].attrs["notes"]
-                            status = "used in part" if "left out" in notes else "used"
-                            outcomes.append(Outcome(number, name, status, notes))
-                if reason:
-                    rejected.append((number, self.hashed(str(Path(name).resolve())), reason))
-                    outcomes.append(Outcome(number, name, "left out", reason))
+                with h5py.File(self._part(key)) as part:
+                    reason = part.attrs.get("reason", "") or known.get(part.attrs["data_sha256"], "")
+                    if reason:
+                        rejected.append((number, self.hashed(str(Path(name).resolve())), reason))
+                        outcomes.append(Outcome(number, name, "left out", reason))
+                        continue
+                    known[part.attrs["data_sha256"]] = f"duplicate of input {number}"
+                    part.copy(part, volumes, f"{len(volumes):05d}")
+                    notes = part.attrs["notes"]
+                    outcomes.append(Outcome(number, name, "used in part" if "left out" in notes else "used", notes))
             if len(volumes):
                 self._finish(file, rejected, fractions, seed)
         if all(o.status == "left out" for o in outcomes) and not self.add:
@@ -158,6 +150,9 @@ class PartStore:
         os.replace(whole, self.out)
         shutil.rmtree(self.folder)
         return outcomes
+
+    def _part(self, key: str) -> Path:
+        return self.folder / f"{key}.h5"
 
     def _finish(self, file: Any, rejected: list[tuple[int, str, str]], fractions: Sequence[float], seed: int) -> None:
         import h5py

@@ -17,8 +17,7 @@ from ...geometry.images import ImageGeometry
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
 from ..recipes import Recipe
-from ..sources import validation_set
-from .validation import Denoiser, ValidationSet, network_denoiser
+from .validation import Denoiser, ValidationSet, network_denoiser, validation_set
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,8 @@ SCALE_SIGMAS = (0.1, 0.4, 1.6)
 #: Mean activity of the emitting pixels that samples should have, and how far from it they may be.
 SAMPLE_MEAN, SAMPLE_TOLERANCE = 1.0, 0.3
 _EMITTING = 0.1
+#: Unconditional samples, and steps of each.
+NUM_SAMPLES, NUM_STEPS = 8, 60
 #: Side of the cubes that a network of volumes is evaluated on, if its file does not tell that of its training.
 _CUBE = 48
 
@@ -46,51 +47,51 @@ class Check:
 
 @dataclass
 class Evaluation:
-    """All numbers of an evaluation; errors are root mean squares by noise level."""
+    """All numbers of an evaluation, and the samples that some are of.
+
+    Attributes
+    ----------
+    curves
+        By noise level: root mean squared errors of ``network``, ``gaussian`` (the best filter), ``non_local_means`` and
+        ``unconditional`` (a conditional model without the anatomical image), and ``balance`` and ``predicted`` of
+        `calibration`.
+    scales
+        ``[noise level][scale]``: error for brighter and darker images, divided by the scale.
+    """
 
     model: str
     about: dict[str, Any]
     data: str
     split: str
     num_slices: int
-    network: dict[float, float]
-    gaussian: dict[float, float]
-    non_local_means: dict[float, float]
-    #: Without the anatomical image, for a conditional model.
-    unconditional: dict[float, float]
-    #: ``[noise level][scale]``: error for brighter and darker images, divided by the scale.
+    curves: dict[str, dict[float, float]]
     scales: dict[float, dict[float, float]]
-    #: Calibration by noise level, see `calibration`: 1 is perfect.
-    balance: dict[float, float]
-    predicted: dict[float, float]
     sample_means: list[float]
     samples: Tensor = field(repr=False)
 
     def checks(self) -> list[Check]:
         """What a model must pass."""
-        ratios = {s: self.network[s] / self.gaussian[s] for s in self.network}
-        worst = max(ratios, key=lambda s: ratios[s])
-        errors = [self.network[s] for s in sorted(self.network)]
-        falling = all(a < b for a, b in pairwise(errors))
-        lowest = min(self.network)
+        errors, balance = self.curves["network"], self.curves["balance"]
+        ratios = {s: errors[s] / self.curves["gaussian"][s] for s in errors}
+        worst, lowest = max(ratios, key=lambda s: ratios[s]), min(errors)
+        falling = all(errors[a] < errors[b] for a, b in pairwise(sorted(errors)))
         mean = sum(self.sample_means) / max(len(self.sample_means), 1)
-        calibrated = [s for s in self.balance if not 0.9 <= self.balance[s] <= 1.1]
         return [
             Check(
                 "denoises better than the best Gaussian filter at every noise level", ratios[worst] < 1,
                 f"error {ratios[worst]:.2f} times the filter's at most (noise level {worst:g})",
             ),
             Check(
-                "error falls to zero with the noise level", falling and self.network[lowest] < lowest,
-                f"{self.network[lowest]:.4f} at {lowest:g}",
+                "error falls to zero with the noise level", falling and errors[lowest] < lowest,
+                f"{errors[lowest]:.4f} at {lowest:g}",
             ),
             Check(
                 f"unconditional samples have a mean activity of {SAMPLE_MEAN:g} +/- {SAMPLE_TOLERANCE:g}",
                 abs(mean - SAMPLE_MEAN) <= SAMPLE_TOLERANCE, f"{mean:.2f} on average",
             ),
             Check(
-                "takes away as much noise as there is (within 10 %)", not calibrated,
-                f"{min(self.balance.values()):.2f} to {max(self.balance.values()):.2f}",
+                "takes away as much noise as there is (within 10 %)", all(0.9 <= b <= 1.1 for b in balance.values()),
+                f"{min(balance.values()):.2f} to {max(balance.values()):.2f}",
             ),
         ]  # fmt: skip
 
@@ -101,14 +102,12 @@ class Evaluation:
 
 def evaluate(
     model: str | os.PathLike[str], data: str | os.PathLike[str], *, split: str | None = None, size: int | None = None,
-    num_samples: int = 8, num_steps: int = 60, device: str = "auto",
+    device: str = "auto",
 ) -> Evaluation:  # fmt: skip
-    """Evaluate a model on volumes of a data file.
+    """Evaluate a model, given by name or file, on volumes of a data file.
 
     Parameters
     ----------
-    model
-        Name or file.
     data
         HDF5 file of ``sirf-diffusion data``; a conditional model is given its anatomical images.
     split
@@ -116,8 +115,6 @@ def evaluate(
     size
         Side of the unconditional samples in pixels; default 128, or that of the training's cubes for a network of
         volumes (on which it is then evaluated, too).
-    num_samples, num_steps
-        How many, and in how many steps.
 
     Raises
     ------
@@ -132,11 +129,9 @@ def evaluate(
             "the model's --voxel-size"
         )
     splits = (split,) if split else ("test", "validation", "train")
-    for chosen in splits:
-        slices = validation_set(data, recipe, chosen)
-        if slices is not None:
-            break
-    else:
+    sets = ((chosen, validation_set(data, recipe, chosen)) for chosen in splits)
+    chosen, slices = next((one for one in sets if one[1] is not None), ("", None))
+    if slices is None:
         raise ValueError(f"{data} has no volumes in {' or '.join(splits)}: see sirf-diffusion data show {data}")
     if chosen == "train":
         logger.warning("%s has neither test nor validation volumes: the model is evaluated on training volumes", data)
@@ -146,25 +141,30 @@ def evaluate(
     if loaded.in_channels == 2:
         blind = {s: slices.error(lambda u, s_, p, a: denoise(u, s_, p, torch.zeros_like(a)), s) for s in sigmas}
     ratios = {sigma: calibration(slices, denoise, sigma) for sigma in sigmas}
-    size = size or (128 if loaded.spatial_dims == 2 else max(recipe.crops))
-    samples = unconditional_samples(loaded, num_samples, size, num_steps)
-    means = [float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples]
+    samples = unconditional_samples(
+        loaded, NUM_SAMPLES, size or (128 if loaded.spatial_dims == 2 else max(recipe.crops)), NUM_STEPS
+    )
     return Evaluation(
         model=os.fspath(model),
-        about={"sha256": loaded.hash, "architecture": loaded.architecture.to_dict() if loaded.architecture else None,
+        about={"sha256": loaded.hash, "architecture": recipe.architecture.to_dict(),
                "schedule": loaded.schedule.to_config(), "prediction": loaded.prediction,
-               "voxel_size_mm": list(loaded.voxel_size), "parameters": _parameters(loaded), **loaded.metadata},
+               "voxel_size_mm": list(loaded.voxel_size),
+               "parameters": sum(p.numel() for p in loaded.network.parameters()), **loaded.metadata},
         data=os.path.basename(data),
         split=chosen,
         num_slices=len(slices.slices),
-        network={s: slices.error(denoise, s) for s in sigmas},
-        gaussian=slices.gaussian_errors(),
-        non_local_means=slices.non_local_means_errors(),
-        unconditional=blind,
+        curves={
+            "network": {s: slices.error(denoise, s) for s in sigmas},
+            "gaussian": slices.gaussian_errors(),
+            "non_local_means": slices.non_local_means_errors(),
+            "unconditional": blind,
+            "balance": {s: ratio[0] for s, ratio in ratios.items()},
+            "predicted": {s: ratio[1] for s, ratio in ratios.items()},
+        },
         scales=scale_errors(slices, denoise),
-        balance={sigma: ratio[0] for sigma, ratio in ratios.items()},
-        predicted={sigma: ratio[1] for sigma, ratio in ratios.items()},
-        sample_means=means,
+        sample_means=[
+            float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples
+        ],
         samples=samples,
     )  # fmt: skip
 
@@ -175,12 +175,12 @@ def scale_errors(slices: ValidationSet, denoise: Denoiser) -> dict[float, dict[f
     A denoiser that is equivariant has the same error for all scales; networks learn that from changed intensities, and
     only as far as those went.
     """
-    found: dict[float, dict[float, float]] = {}
-    for sigma in SCALE_SIGMAS:
-        levels = {a: slices.error(denoise, a * sigma, a) / a for a in SCALES if _within(slices, a * sigma)}
-        if levels:
-            found[sigma] = levels
-    return found
+    low, high = (slices.schedule.sigma(float(t)) for t in (slices.schedule.t_min, slices.schedule.t_max))
+    found = {
+        sigma: {a: slices.error(denoise, a * sigma, a) / a for a in SCALES if low <= a * sigma <= high}
+        for sigma in SCALE_SIGMAS
+    }
+    return {sigma: levels for sigma, levels in found.items() if levels}
 
 
 @torch.inference_mode()
@@ -247,29 +247,15 @@ def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
     figure.savefig(path, dpi=90)
 
 
-def _within(slices: ValidationSet, sigma: float) -> bool:
-    schedule = slices.schedule
-    return schedule.sigma(float(schedule.t_min)) <= sigma <= schedule.sigma(float(schedule.t_max))
-
-
 def _recipe(model: ScoreModel) -> Recipe:
     """As much of a recipe as reading volumes needs."""
     if model.architecture is None:
         raise ValueError("the model does not tell its network: only models from files can be evaluated")
     planes = (0, 1, 2) if model.architecture.num_class_embeds in (0, 3) else (0,)
-    return Recipe(
-        "evaluation", architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
-        time_input=model.time_input, planes=planes, crops=(_side(model),),
-    )  # fmt: skip
-
-
-def _side(model: ScoreModel) -> int:
-    """Side of the cubes that a network of volumes was trained on, if the file tells; slices are taken whole."""
     crops = model.metadata["training"].get("recipe", {}).get("crops", [])
     known = isinstance(crops, (list, tuple)) and crops and all(isinstance(crop, int) for crop in crops)
-    side = max(crops) if known else _CUBE
-    return max(side // model.multiple, 2) * model.multiple
-
-
-def _parameters(model: ScoreModel) -> int:
-    return sum(p.numel() for p in model.network.parameters()) if isinstance(model.network, torch.nn.Module) else 0
+    side = max((max(crops) if known else _CUBE) // model.multiple, 2) * model.multiple
+    return Recipe(
+        "evaluation", architecture=model.architecture, schedule=model.schedule, prediction=model.prediction,
+        time_input=model.time_input, planes=planes, crops=(side,),
+    )  # fmt: skip

@@ -23,38 +23,24 @@ def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(17, "the folder is not empty: choose another, or remove it", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_denoising(evaluation, folder / "denoising.png")
+    curves, level = evaluation.curves, "noise level (mean activity = 1)"
+    denoising = {
+        "best Gaussian filter": curves["gaussian"], "best non-local means": curves["non_local_means"],
+        "network, no anatomical image": curves["unconditional"], "network": curves["network"],
+    }  # fmt: skip
+    _draw(folder / "denoising.png", denoising, level, "root mean squared error", xscale="log", yscale="log")
     save_sheet(evaluation.samples, folder / "samples.png")
-    _draw_scales(evaluation, folder / "scales.png")
-    _draw_calibration(evaluation, folder / "calibration.png")
+    scales = {f"noise level {sigma:g}": errors for sigma, errors in evaluation.scales.items()}
+    _draw(folder / "scales.png", scales, "brightness of the image", "root mean squared error / brightness")
+    calibration = {
+        "noise balance": curves["balance"], "predicted / actual error": curves["predicted"],
+        "right": dict.fromkeys(curves["balance"], 1.0),
+    }  # fmt: skip
+    _draw(folder / "calibration.png", calibration, level, "ratio", xscale="log")
     write_json(folder / "report.json", _numbers(evaluation))
     card = folder / "README.md"
     card.write_text("\n".join(_text(evaluation)) + "\n", encoding="utf-8")
     return card
-
-
-def _draw_denoising(evaluation: Evaluation, path: Path) -> None:
-    """Error against noise level, beside the filters."""
-    curves = {
-        "best Gaussian filter": evaluation.gaussian, "best non-local means": evaluation.non_local_means,
-        "network, no anatomical image": evaluation.unconditional, "network": evaluation.network,
-    }  # fmt: skip
-    _draw(path, curves, "noise level (mean activity = 1)", "root mean squared error", xscale="log", yscale="log")
-
-
-def _draw_scales(evaluation: Evaluation, path: Path) -> None:
-    """Error against the brightness of the image."""
-    curves = {f"noise level {sigma:g}": errors for sigma, errors in evaluation.scales.items()}
-    _draw(path, curves, "brightness of the image", "root mean squared error / brightness")
-
-
-def _draw_calibration(evaluation: Evaluation, path: Path) -> None:
-    """The two ratios that should be 1."""
-    curves = {
-        "noise balance": evaluation.balance, "predicted / actual error": evaluation.predicted,
-        "right": dict.fromkeys(evaluation.balance, 1.0),
-    }  # fmt: skip
-    _draw(path, curves, "noise level (mean activity = 1)", "ratio", xscale="log")
 
 
 def _draw(path: Path, curves: dict[str, dict[float, float]], xlabel: str, ylabel: str, **scales: str) -> None:
@@ -75,6 +61,7 @@ def _text(evaluation: Evaluation) -> list[str]:
     about = evaluation.about
     training = about.get("training") or {}
     millimetres = " x ".join(f"{v:g}" for v in about["voxel_size_mm"])
+    pieces = "cubes" if about["architecture"].get("spatial_dims") == 3 else "slices"
     rows = {
         "network": f"{about['parameters'] / 1e6:.2f} million parameters, {about['architecture']}",
         "predicts": f"`{about['prediction']}`, schedule {about['schedule']}",
@@ -83,7 +70,7 @@ def _text(evaluation: Evaluation) -> list[str]:
         "trained": f"imported: {training['imported']}" if "imported" in training else f"{training.get('steps')} steps",
         "licence": about["licence"] or "not told",
         "SHA-256": f"`{about['sha256']}`",
-        "data": f"{evaluation.num_slices} {_pieces(about)} of the {evaluation.split} volumes of {evaluation.data}",
+        "data": f"{evaluation.num_slices} {pieces} of the {evaluation.split} volumes of {evaluation.data}",
     }
     lines = [f"# {Path(evaluation.model).stem}", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
@@ -100,30 +87,31 @@ def _text(evaluation: Evaluation) -> list[str]:
     return [*lines, "![Calibration](calibration.png)"]
 
 
-def _pieces(about: dict[str, Any]) -> str:
-    return "cubes" if (about["architecture"] or {}).get("spatial_dims") == 3 else "slices"
-
-
 def denoising_table(evaluation: Evaluation) -> list[str]:
     """Errors by noise level as Markdown."""
+    curves = evaluation.curves
     names = ["network", "best Gaussian", "ratio", "best non-local means", "ratio"]
-    names += ["noise balance", "predicted / actual error"]
-    if evaluation.unconditional:
-        names.append("without anatomical image")
+    names += [
+        "noise balance",
+        "predicted / actual error",
+        *["without anatomical image"][: len(curves["unconditional"])],
+    ]
     lines = ["| noise level | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
-    for sigma, error in evaluation.network.items():
-        gaussian, nlm = evaluation.gaussian[sigma], evaluation.non_local_means[sigma]
-        cells = [f"{sigma:g}", f"{error:.4f}", f"{gaussian:.4f}", f"{error / gaussian:.2f}", f"{nlm:.4f}"]
-        cells += [f"{error / nlm:.2f}", f"{evaluation.balance[sigma]:.3f}", f"{evaluation.predicted[sigma]:.2f}"]
-        if evaluation.unconditional:
-            cells.append(f"{evaluation.unconditional[sigma]:.4f}")
+    for sigma, error in curves["network"].items():
+        found = {name: values[sigma] for name, values in curves.items() if values}
+        cells = [f"{sigma:g}", f"{error:.4f}"]
+        for name in ("gaussian", "non_local_means"):
+            cells += [f"{found[name]:.4f}", f"{error / found[name]:.2f}"]
+        cells += [f"{found['balance']:.3f}", f"{found['predicted']:.2f}"]
+        cells += [f"{found['unconditional']:.4f}"] if "unconditional" in found else []
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    content = {name: value for name, value in vars(evaluation).items() if name != "samples"}
-    return jsonable(_with_named_levels(content) | {"checks": [asdict(check) for check in evaluation.checks()]})
+    content = {name: value for name, value in vars(evaluation).items() if name not in ("samples", "curves")}
+    checks = [asdict(check) for check in evaluation.checks()]
+    return jsonable(_with_named_levels({**content, **evaluation.curves}) | {"checks": checks})
 
 
 def _with_named_levels(content: Any) -> Any:

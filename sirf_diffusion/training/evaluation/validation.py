@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
@@ -14,6 +16,8 @@ from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
 from ...models.networks import network_time
 from ...models.schedules import NoiseSchedule, denoised_and_noise
+from ..data.volume_file import VolumeFile
+from ..recipes import Recipe
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 GAUSSIAN_FWHM_PIXELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 14.0, 20.0, 30.0)
@@ -21,6 +25,8 @@ GAUSSIAN_FWHM_PIXELS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 1
 STRENGTHS = (0.3, 0.5, 0.7, 1.0)
 REACH = 6
 PATCH = 5
+#: Volumes of a file that are validated on, at most.
+MAX_VALIDATION_VOLUMES = 8
 _BATCH = 48
 _BATCH_OF_CUBES = 2
 
@@ -41,29 +47,26 @@ class ValidationSet:
     schedule: NoiseSchedule
 
     @classmethod
-    def from_volume(
-        cls, volume: Tensor, schedule: NoiseSchedule, *, anatomy: Tensor | None = None, conditional: bool = False,
-        planes: tuple[int, ...] = (0, 1, 2), multiple: int = 1, cube: int | None = None,
-    ) -> ValidationSet:  # fmt: skip
-        """Four equidistant slices of each orientation of a volume ``[z, y, x]``; or two cubes of this side, if given.
+    def from_volume(cls, volume: Tensor, recipe: Recipe, anatomy: Tensor | None = None) -> ValidationSet:
+        """Four equidistant slices of each of the recipe's orientations of a volume ``[z, y, x]``; or two cubes.
 
         For a conditional network they come with the slices of ``anatomy``, zeros if there is none. Slices are padded by
         air to a multiple of what the network needs.
         """
         stack = [volume.float()]
-        if conditional:
+        if recipe.conditional:
             stack.append(torch.zeros_like(stack[0]) if anatomy is None else anatomy.float())
         images = torch.stack(stack)
-        if cube is not None:
-            cubes = _cubes(images, cube)
-            return cls(cubes, [0] * len(cubes), schedule)
+        if recipe.architecture.spatial_dims == 3:
+            cubes = _cubes(images, max(recipe.crops))
+            return cls(cubes, [0] * len(cubes), recipe.schedule)
         slices, orientations = [], []
-        for plane in planes:
+        for plane in recipe.planes:
             for i in range(4):
                 index = int(volume.shape[plane] * (0.25 + 0.55 * i / 3))
-                slices.append(_padded(images.select(1 + plane, index), multiple))
+                slices.append(_padded(images.select(1 + plane, index), recipe.architecture.multiple))
                 orientations.append(plane)
-        return cls(slices, orientations, schedule)
+        return cls(slices, orientations, recipe.schedule)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -122,6 +125,26 @@ class ValidationSet:
             for first in range(0, len(stack), batch):
                 part = slice(first, first + batch)
                 yield stack[part, :1], noise[part], stack[part, 1:], plane
+
+
+def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "validation") -> ValidationSet | None:
+    """Slices, or cubes, of some volumes of a split of a data file; None if it has no volumes."""
+    if split not in {info.split for info in VolumeFile(path).infos}:
+        return None
+    file = VolumeFile(path, split)
+    chosen = np.unique(np.linspace(0, len(file) - 1, min(len(file), MAX_VALIDATION_VOLUMES)).round().astype(int))
+    whole = ValidationSet([], [], recipe.schedule)
+    for k in chosen.tolist():
+        anatomy = file.volume(k, "anatomy") if recipe.conditional and file.infos[k].has_anatomy else None
+        one = ValidationSet.from_volume(file.volume(k), recipe, anatomy)
+        whole.slices.extend(one.slices)
+        whole.planes.extend(one.planes)
+    return whole
+
+
+def relative_error(errors: dict[float, float], reference: dict[float, float]) -> float:
+    """Geometric mean over noise levels of error over that of the best Gaussian filter; early stopping watches it."""
+    return math.exp(sum(math.log(errors[sigma] / reference[sigma]) for sigma in reference) / len(reference))
 
 
 def network_denoiser(

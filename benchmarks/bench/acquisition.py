@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engines.em import inside
-from ..engines.embedded.acquisition import Acquisition
-from ..engines.embedded.acquisition_model import attenuation_factors
-from ..engines.embedded.projector import Projector
-from ..geometry.images import ImageGeometry
-from ..geometry.projdata import ProjDataGeometry, Segment
-from ..geometry.scanners import get_scanner
+from sirf_diffusion.engines.em import inside
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.engines.embedded.acquisition_model import attenuation_factors
+from sirf_diffusion.engines.embedded.projector import Projector
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import get_scanner
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,20 @@
-"""``Diffusion Sampler``: reverse diffusion between the subiterations of an ordinary STIR reconstruction."""
+"""The filters: ``Diffusion Denoiser``, and ``Diffusion Sampler`` between the subiterations of a reconstruction."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ...engines.em import RELATIVE_FLOOR
+from ...files.interfile import write_image
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
+from ...models.denoiser import Denoiser
 from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
 from ...reconstructors.diffusion.sampling import reverse_times
@@ -43,60 +44,20 @@ class SamplerCallback:
 
     Parameters
     ----------
-    model
-        Score model, not bound to a grid; a conditional one with its anatomical image (`ScoreModel.guided_by`).
-    num_steps
-        ``K``, network evaluations.
-    eta, final_noise_level, seed
-        As for `DDSReconstructor`.
-    planes, intensity_scale
-        As for the score prior.
-    anchor_strength
-        :math:`\lambda \ge 0` in network units. If positive, the prior ``Quadratic Anchor`` of the same run, which must
-        have no ``anchor filename``, ties the subiterations to the denoised image with the penalisation factor
-        :math:`\lambda / c^2`.
-    sample_filename_prefix
-        If given, the denoised image of each step is written to ``<prefix>_<k>.hv``.
+    options
+        Values of the block's keys: ``number of steps`` is ``K``, 0 for as many as the file has subiterations for.
+        If ``anchor strength``, :math:`\lambda \ge 0` in network units, is positive, the prior ``Quadratic Anchor`` of
+        the same run, which must have no ``anchor filename``, ties the subiterations to the denoised image with the
+        penalisation factor :math:`\lambda / c^2`.
+    context
+        All keys of the surrounding file.
     """
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        num_steps: int,
-        *,
-        eta: float,
-        final_noise_level: float,
-        planes: str | None = None,
-        intensity_scale: float = 0.0,
-        anchor_strength: float = 0.0,
-        seed: int = 0,
-        sample_filename_prefix: str = "",
-    ) -> None:
-        self.model = model
-        self.num_steps = num_steps
-        self.eta = eta
-        self.times = reverse_times(model.schedule, num_steps, final_noise_level)
-        self.planes = planes
-        self.intensity_scale = intensity_scale
-        self.anchor_strength = anchor_strength
-        self.seed = seed
-        self.sample_filename_prefix = sample_filename_prefix
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], context: Mapping[str, str]) -> SamplerCallback:
-        """The filter of a block's values; the number of steps may follow from the file's subiterations."""
-        steps = _num_steps(options["number of steps"], context)
-        return cls(
-            values.model_of(options),
-            steps,
-            eta=options["eta"],
-            final_noise_level=options["final noise level"],
-            planes=options["planes"],
-            intensity_scale=options["intensity scale"],
-            anchor_strength=options["anchor strength"],
-            seed=options["random seed"],
-            sample_filename_prefix=options["sample filename prefix"],
-        )
+    def __init__(self, options: Mapping[str, Any], context: Mapping[str, str]) -> None:
+        self.options = options
+        self.model = values.model_of(options)
+        self.num_steps = _num_steps(options["number of steps"], context)
+        self.times = reverse_times(self.model.schedule, self.num_steps, options["final noise level"])
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Start anew, on this grid."""
@@ -125,41 +86,68 @@ class SamplerCallback:
     def _begin(self, image: Tensor) -> None:
         logger.info("reverse diffusion: %d steps", self.num_steps)
         self._bound = self.model.for_data(
-            self.geometry, image, sampling=True, planes=self.planes, intensity_scale=self.intensity_scale or None
+            self.geometry,
+            image,
+            sampling=True,
+            planes=self.options["planes"],
+            intensity_scale=self.options["intensity scale"] or None,
         )
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
-        self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.seed)
+        self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.options["random seed"])
 
     def _renoise(self, image: Tensor) -> None:
         """The subiterations are a data step, and noise is put back."""
         model, chain, k = self._bound, self._chain, self.num_calls - 1
         # The change, not the image: a resampled image would lose detail that only the network's grid holds.
         u0 = self._u0 + model.to_latent(image - self._prior_image)
-        noise = chain.noise() if self.eta > 0 else None
-        chain.u = model.schedule.ddim_step(u0, self._eps, self.times[k - 1], self.times[k], self.eta, noise)
+        eta = self.options["eta"]
+        noise = chain.noise() if eta > 0 else None
+        chain.u = model.schedule.ddim_step(u0, self._eps, self.times[k - 1], self.times[k], eta, noise)
 
     def _denoise(self, image: Tensor) -> None:
         model, k = self._bound, self.num_calls - 1
         self._u0, self._eps = model.predict(self._chain.u, self.times[k], orientation_of_step(k, self.num_steps))
         self._prior_image = model.to_image(self._u0)[0].to(image)
         image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
-        if self.anchor_strength > 0:
-            self._move_anchor(image)
-        if self.sample_filename_prefix:
-            from ...files.interfile import write_image
+        if self.options["anchor strength"] > 0:
+            self._move_anchor(image, self.options["anchor strength"])
+        if prefix := self.options["sample filename prefix"]:
+            write_image(f"{prefix}_{self.num_calls}.hv", image, self.geometry)
 
-            write_image(Path(f"{self.sample_filename_prefix}_{self.num_calls}.hv"), image, self.geometry)
-
-    def _move_anchor(self, image: Tensor) -> None:
+    def _move_anchor(self, image: Tensor, strength: float) -> None:
         shim = importlib.import_module("stir_priors._shim")
         anchors = shim.moving_anchors()
         if len(anchors) != 1:
             raise RuntimeError(
-                f"anchor strength := {self.anchor_strength:g} needs exactly one 'prior type := Quadratic Anchor' "
+                f"anchor strength := {strength:g} needs exactly one 'prior type := Quadratic Anchor' "
                 f"without an anchor filename in the same process, found {len(anchors)}"
             )
-        shim.move_anchor(anchors[0], image.numpy(), self.anchor_strength / self._bound.intensity_scale**2)
+        shim.move_anchor(anchors[0], image.numpy(), strength / self._bound.intensity_scale**2)
+
+
+class DenoiserCallback:
+    """A `sirf_diffusion.models.denoiser.Denoiser` that works in place on STIR's image."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> DenoiserCallback:
+        """That of a block's values: noise level and intensity scale of 0 are estimated from each image."""
+        model, level, scale = values.model_of(options), options["noise level"], options["intensity scale"]
+        steps, planes = options["number of steps"], options["planes"]
+        return cls(Denoiser(model, level or None, num_steps=steps, planes=planes, intensity_scale=scale or None))
+
+    def set_up(self, geometry: ImageGeometry) -> None:
+        """Take the grid; the intensity scale may have to wait for an image."""
+        self.geometry = geometry
+        self.denoiser.model.check_anatomical(geometry)
+
+    def apply(self, x: np.ndarray) -> None:
+        """Denoise in place."""
+        image = as_tensor(x)
+        image.copy_(self.denoiser(image, self.geometry))
 
 
 def _num_steps(given: int, context: Mapping[str, str]) -> int:

@@ -17,15 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..engines.embedded.acquisition import Acquisition
-from ..geometry.images import ImageGeometry
-from .acquisition import centred, mmr_slice, simulate_acquisition
-from .head import Array, HeadAnatomy, simulate_anatomy
-from .lesions import Lesion, lesions_in_mr, soft_ellipsoid
-from .subjects import FIRST_TUNING_SUBJECT
-from .tracer import draw_activity
-from .tracers import TRACERS
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.simulation.head import Array, HeadAnatomy, simulate_anatomy
+from sirf_diffusion.simulation.lesions import Lesion, lesions_in_mr, soft_ellipsoid
+from sirf_diffusion.simulation.tracer import draw_activity
+from sirf_diffusion.simulation.tracers import TRACERS
 
+from .acquisition import centred, mmr_slice, simulate_acquisition
+
+#: Subjects below this are for training.
+FIRST_TUNING_SUBJECT = 800
 #: Image units of grey matter.
 GREY_MATTER = 20.0
 #: Planes of the simulated heads, 2 mm apart, that the slices of consecutive subjects are.
@@ -138,7 +140,7 @@ def simulate_case(name: str, subject: int, *, prompts: float = 2e5, realisation:
 
 def write_case(case: TestCase, folder: str | os.PathLike[str]) -> None:
     """Write a case into a folder as Interfile, as the bundled examples are: for `load_example` and SIRF."""
-    from ..files.interfile import write_image, write_projection_data
+    from sirf_diffusion.files.interfile import write_image, write_projection_data
 
     folder, data = Path(folder), case.acquisition
     for name in ("prompts", "multiplicative", "additive"):

@@ -1,4 +1,4 @@
-"""Log-likelihoods of list-mode data, which STIR 6.5 gives with the wrong sign and without one of their terms."""
+"""Log-likelihoods of list-mode data, of which STIR 6.5 tells neither the expected counts nor the right value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..objective import Objective
+from .objective import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ValueRepair:
         for repair, expected in ((cls.none(), slope), (cls(1, 1), slope + term), (cls(-1, 1), -slope - term)):
             if abs(found - expected) < 0.1 * term:
                 if repair != cls.none():
-                    logger.warning("STIR's value of this list-mode likelihood is none: repaired here")
+                    logger.warning("STIR's values of this list-mode likelihood are none: repaired here")
                 return repair
         raise ValueError(
             f"STIR's value changes by {found:.6g} per unit of scale, its gradient says {slope:.6g}: they cannot be of "
@@ -55,3 +55,33 @@ class ValueRepair:
         if not self.weight:
             return self.sign * value
         return self.sign * value - self.weight * float((image * sensitivity).sum(dtype=torch.float64))
+
+
+def constant_of_highest_likelihood(objective: Objective, mask: Tensor, total: float) -> float:
+    """Level of the image ``c * mask`` at which the likelihood no longer rises, to 0.1 % of the sensitivity.
+
+    ``total`` is the sum of the sensitivity. ValueError if there are no counts that the image could explain.
+    """
+
+    def slope(level: float) -> float:
+        return float(objective.gradient(level * mask).sum(dtype=torch.float64)) / total
+
+    # An EM step goes from any c towards the root; 1 / (slope + 1) is linear in c without background, and smooth
+    # with it, so secants of it end what the step has begun.
+    levels = [1.0]
+    slopes = [slope(1.0)]
+    if slopes[0] <= -1:
+        raise ValueError("the objective function has no counts that the image could explain")
+    levels.append(1 + slopes[0])
+    for _ in range(10):
+        slopes.append(slope(levels[-1]))
+        if abs(slopes[-1]) < 1e-3:
+            return levels[-1]
+        before, now = (1 / (1 + value) for value in slopes[-2:])
+        rate = (now - before) / (levels[-1] - levels[-2])
+        step = (1 - now) / rate if rate > 0 else levels[-1] * slopes[-1]
+        levels.append(min(max(levels[-1] + step, 0.01 * levels[-1]), 100 * levels[-1]))
+    if slopes[-1] < 0 and levels[-1] < 1e-3 * levels[1]:
+        raise ValueError("the likelihood falls with any activity: the expected background exceeds the counts")
+    logger.warning("the uniform image is rough: its likelihood still rises by %.2g of the counts", abs(slopes[-1]))
+    return levels[-1]
