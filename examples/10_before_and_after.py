@@ -12,6 +12,17 @@ pet = sirf_diffusion.get_engine(args.engine)
 num_subiterations = (2 if args.quick else args.epochs) * args.subsets
 
 
+def osmaposl(objective, initial_image):
+    recon = pet.OSMAPOSLReconstructor()
+    recon.set_objective_function(objective)
+    recon.set_num_subsets(args.subsets)
+    recon.set_num_subiterations(num_subiterations)
+    recon.set_up(initial_image)
+    recon.set_current_estimate(initial_image)
+    recon.process()
+    return recon.get_output()
+
+
 def before(scan, initial_image):
     objective = pet.make_Poisson_loglikelihood(scan.prompts, acq_model=scan.acq_model)
     prior = pet.RelativeDifferencePrior()
@@ -20,15 +31,7 @@ def before(scan, initial_image):
     prior.set_penalisation_factor(0.1)
     prior.set_up(initial_image)
     objective.set_prior(prior)
-
-    recon = pet.OSMAPOSLReconstructor()
-    recon.set_objective_function(objective)
-    recon.set_num_subsets(args.subsets)
-    recon.set_num_subiterations(num_subiterations)
-    recon.set_up(initial_image)
-    recon.set_current_estimate(initial_image)
-    recon.process()
-    return recon.get_output()
+    return osmaposl(objective, initial_image)
 
 
 def after(scan, initial_image):
@@ -37,15 +40,7 @@ def after(scan, initial_image):
     prior.set_penalisation_factor(0.2)  # changed: does not depend on counts or units
     prior.set_up(initial_image)
     objective.set_prior(prior)
-
-    recon = pet.OSMAPOSLReconstructor()
-    recon.set_objective_function(objective)
-    recon.set_num_subsets(args.subsets)
-    recon.set_num_subiterations(num_subiterations)
-    recon.set_up(initial_image)
-    recon.set_current_estimate(initial_image)
-    recon.process()
-    return recon.get_output()
+    return osmaposl(objective, initial_image)
 
 
 def further(scan, initial_image):

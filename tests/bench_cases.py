@@ -1,7 +1,5 @@
 """A tiny case for the benchmark: a disc with two tissues and a lesion, in a small ring."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

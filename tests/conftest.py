@@ -6,8 +6,6 @@ the thing is absent; the environment variables ``REQUIRE_STIR=1`` (also for the 
 them cannot pass by skipping.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os
@@ -122,6 +120,14 @@ def small_acquisition(small_scan):
 
     files = {name: getattr(small_scan, f"{name}_hs") for name in ("multiplicative", "additive")}
     return Acquisition.from_files(small_scan.prompts_hs, **files, attenuation=small_scan.mu_hv)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A small file of training volumes."""
+    from training_file import write_training_file
+
+    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """What workers are asked to do in the tests; imports next to nothing, so that they start fast."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

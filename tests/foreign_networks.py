@@ -1,7 +1,5 @@
 """Small networks of other libraries, written as those write them."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 

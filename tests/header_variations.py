@@ -1,8 +1,5 @@
 """Variations of two headers, and numbers that tell how STIR and this package understand a file."""
 
-from __future__ import annotations
-
-import csv
 import math
 import re
 from collections.abc import Iterator
@@ -11,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from interfile_files import NUM_BINS, SCANNER, write_image_files, write_projdata_files
+from refused_changes import escaped_rows
 
 from sirf_diffusion.files.interfile import (
     read_exam_info,
@@ -55,9 +53,7 @@ _CHANGES = {
 
 def _whole_changes() -> dict[str, tuple[str, str]]:
     """Changes of the whole header: old text, new text."""
-    with (Path(__file__).parent / "reference" / "header_changes.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {row["variation"]: tuple(row[k].encode().decode("unicode_escape") for k in ("old", "new")) for row in rows}
+    return {row["variation"]: (row["old"], row["new"]) for row in escaped_rows("header_changes")}
 
 
 def _another(value: str) -> str:

@@ -1,7 +1,5 @@
 """Images of several packages with the same values: tensors, the embedded engine's, SIRF's, CIL's."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Small Interfile files for tests, in the words in which STIR writes them, and scanners that no table lists."""
 
-from __future__ import annotations
-
 import logging
 import math
 from datetime import datetime, timezone

@@ -1,7 +1,5 @@
 """Ctrl-C for child processes, also where the tests run in the background and interrupts are ignored."""
 
-from __future__ import annotations
-
 import signal
 
 

@@ -1,7 +1,5 @@
 """Twelve combinations of views and subsets, with counts of an ellipse and a hot disc that need no file."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """One small patient, written in every format and orientation: what goes into tests of reading and writing images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

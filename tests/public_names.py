@@ -1,7 +1,5 @@
 """Uses every public name as a user would; test_typing.py has mypy check it, and it is not run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

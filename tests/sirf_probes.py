@@ -1,7 +1,5 @@
 """Calls of ``sirf.STIR`` whose results are stored, to be compared with those of the embedded engine."""
 
-from __future__ import annotations
-
 import operator
 from pathlib import Path
 from typing import Any

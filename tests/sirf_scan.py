@@ -1,7 +1,5 @@
 """Acquisitions for tests with the real SIRF: the bundled ones, TOF data, and list mode data written event by event."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A small acquisition, written as STIR files, and a small score model: enough for the commands, in a second."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,12 @@ class SmallScan:
         """Path of a file, as ``scan.prompts_hs``."""
         stem, _, suffix = name.rpartition("_")
         return str(self.folder / f"{stem}.{suffix}")
+
+    @property
+    def options(self) -> list[str]:
+        """Its files as options of ``sirf-diffusion recon``."""
+        data = ["--prompts", self.prompts_hs, "--multiplicative", self.multiplicative_hs]
+        return [*data, "--additive", self.additive_hs, "--attenuation", self.mu_hv]
 
 
 def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, counts: float = 2e4) -> SmallScan:

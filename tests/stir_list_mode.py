@@ -1,7 +1,5 @@
 """A list-mode file that STIR reads: events of the direct sinograms of a Siemens mMR, at random near the axis."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

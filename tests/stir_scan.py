@@ -1,7 +1,5 @@
 """The bundled slice and volume as objective functions of STIR's Python module."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Blocks of parameter files, as text."""
 
-from __future__ import annotations
-
 import json
 
 

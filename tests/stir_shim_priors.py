@@ -1,7 +1,5 @@
 """Priors and filters that the tests name in parameter files, with NumPy alone: they start fast."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

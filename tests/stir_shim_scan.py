@@ -1,7 +1,5 @@
 """A small acquisition simulated with STIR-Python, and parameter files that reconstruct it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from par_files import par_text
 
 from sirf_diffusion.files.interfile import read_image, write_image
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -18,7 +17,6 @@ from sirf_diffusion.interop.stir.python_blocks import ALLOW
 
 SIZE = 48
 VOXEL = 5.0
-_LIKELIHOOD = "PoissonLogLikelihoodWithLinearModelForMeanAndProjData"
 _HERE = Path(__file__).parent
 
 
@@ -53,28 +51,12 @@ class Scan:
         save: int | None = None,
     ) -> Path:
         """Write ``<name>.par``, whose images are ``<name>_<n>.hv``; ``prior`` is the block from ``prior type`` on."""
-        text = f"""{algorithm}Parameters :=
-objective function type := {_LIKELIHOOD}
-{_LIKELIHOOD} Parameters :=
-  input file := {self.folder}/prompts.hs
-  projector pair type := Matrix
-    Projector Pair Using Matrix Parameters :=
-      Matrix type := Ray Tracing
-      Ray tracing matrix parameters :=
-        number of rays in tangential direction to trace for each bin := 2
-      End Ray tracing matrix parameters :=
-    End Projector Pair Using Matrix Parameters :=
-  additive sinogram := {self.folder}/additive.hs
-  {prior}
-END {_LIKELIHOOD} Parameters :=
-initial estimate := {self.folder / initial}
-output filename prefix := {self.folder}/{name}
-number of subsets := {subsets}
-number of subiterations := {subiterations}
-save estimates at subiteration intervals := {save or subiterations}
-{extra}
-END :=
-"""
+        objective = f"additive sinogram := {self.folder}/additive.hs\n{prior}"
+        extra = f"initial estimate := {self.folder / initial}\n{extra}"
+        options = {"rays": 2, "subsets": subsets, "subiterations": subiterations, "save": save}
+        text = par_text(
+            f"{self.folder}/prompts.hs", f"{self.folder}/{name}", objective, extra, algorithm=algorithm, **options
+        )
         path = self.folder / f"{name}.par"
         path.write_text(text)
         return path

@@ -1,7 +1,5 @@
 """The anatomical image in parameter files: keys of our blocks, what `check` says of them, STIR's own calls."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

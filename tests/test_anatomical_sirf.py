@@ -1,7 +1,5 @@
 """The anatomical image of SIRF scripts: an image of another grid or a file, on both engines."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Attenuation images are in 1/cm, and what looks like another unit is refused wherever it is read."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_scan import write_small_scan

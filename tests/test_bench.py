@@ -1,11 +1,7 @@
 """The benchmark: complete, repeatable, able to go on where it was stopped, and with a report that stands alone."""
 
-from __future__ import annotations
-
 import json
 import math
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -386,26 +382,3 @@ def test_real_cases_have_tissues_and_lesions_and_the_counts_asked_for(kind):
     mean = problem.objective().model.forward(case.truth)
     assert torch.equal(case.counts(mean, 1), case.counts(mean, 1))
     assert not torch.equal(case.counts(mean, 1), case.counts(mean, 2))
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_a_browser_shows_the_page(finished, tmp_path):
-    from matplotlib.image import imread
-
-    _, folder = finished
-    options = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-               "disable-background-networking", "disable-component-update", "hide-scrollbars")  # fmt: skip
-    subprocess.run(
-        ["chromium", *(f"--{o}" for o in options), f"--user-data-dir={tmp_path / 'profile'}",
-         "--window-size=1200,5000", f"--screenshot={tmp_path / 'page.png'}", (folder / "report.html").as_uri()],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    page = imread(tmp_path / "page.png")[..., :3]
-    assert page.shape == (5000, 1200, 3)
-    inked = (page < 0.9).any((1, 2))
-    assert inked[:200].any()
-    # Text alone is grey: colours are the figures', which lie far below the top.
-    coloured = (page.max(-1) - page.min(-1) > 0.3).any(1)
-    assert coloured[500:].sum() > 300
-    # Nothing is wider than the window.
-    assert (page[:, -10:] > 0.9).all()

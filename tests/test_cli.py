@@ -1,7 +1,5 @@
 """The commands: what they write, what they say, and that bad input costs nothing."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -306,8 +304,7 @@ def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels
 
 def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
     scan = write_small_scan(tmp_path / "scan", planes=3)
-    arguments = ["recon", "--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs]
-    arguments += ["--additive", scan.additive_hs, "--attenuation", scan.mu_hv, "--model", str(model)]
+    arguments = ["recon", *scan.options, "--model", str(model)]
     for method, few in (("dds", "num_steps=2"), ("lisch", "num_steps=2"), ("map-score", "num_iterations=2")):
         out = tmp_path / method
         samples = ["--samples", "2"] if METHODS[method].samples else []
@@ -443,11 +440,6 @@ def test_one_sample_has_no_uncertainty_and_says_so(recon, capsys):
     assert code == 0
     assert not (out / "uncertainty.hv").exists()
     assert "no standard deviation" in capsys.readouterr().out
-
-
-def test_samples_of_a_method_without_samples_are_refused(recon, capsys):
-    assert recon(method="osem", samples=3)[0] == 2
-    assert "one image" in capsys.readouterr().err
 
 
 def test_interrupting_ends_with_130_and_writes_nothing(recon, monkeypatch, capsys):

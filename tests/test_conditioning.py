@@ -1,7 +1,5 @@
 """Models conditioned on anatomy: what the network is shown, guidance, and what is refused."""
 
-from __future__ import annotations
-
 import logging
 import math
 

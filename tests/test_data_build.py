@@ -1,7 +1,5 @@
 """Images become training volumes: the same patient from every format, reasons for what is left out, kills survived."""
 
-from __future__ import annotations
-
 import csv
 import json
 import signal

@@ -1,7 +1,5 @@
 """Phantoms as training volumes, and reading: contrasts, lesions, seeds; batches as functions of the step; memory."""
 
-from __future__ import annotations
-
 import pickle
 import resource
 import subprocess

@@ -1,30 +1,21 @@
 """Enhancement of a finished image."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest
 import torch
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
-from sirf_diffusion.models.denoiser import Denoiser
+from sirf_diffusion.models.denoiser import Denoiser, estimate_noise_level
 
 GRID = ImageGeometry((1, 16, 16), (2.0, 2.0, 2.0))
 VARIANCE = 0.2
 
 
 def gaussian_model():
-    """Exact for images whose voxels are independent, ``N(1, VARIANCE)`` in network units."""
-    schedule = VPSchedule()
-
-    def network(scaled, time, class_labels):
-        sigma = (time / 250).exp().reshape(-1, 1, 1, 1)
-        w = scaled * (1 + sigma**2).sqrt()
-        return (VARIANCE * w + sigma**2) / (VARIANCE + sigma**2)
-
-    return ScoreModel(network, schedule, "x0", (2.0, 2.0, 2.0))
+    return gaussian_score_model(VARIANCE, voxel_size=(2.0, 2.0, 2.0))
 
 
 def an_image(scale=3.0, noise=0.3):
@@ -74,3 +65,14 @@ def test_the_input_is_left_alone():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Denoiser(gaussian_model(), **settings)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
+def test_noise_level_is_found(sigma):
+    """The ideal denoiser of a constant image finds the noise level; more noise is more."""
+    grid = ImageGeometry((1, 64, 64), (4.0, 4.0, 4.0))
+    model = ScoreModel(lambda images, times, class_labels: 0 * images + 1, VPSchedule(), "x0", (4.0, 4.0, 4.0))
+    noise = torch.randn(grid.shape, generator=torch.Generator().manual_seed(0))
+    assert estimate_noise_level(model.on(grid, 20.0), 20 * (1 + sigma * noise)) == pytest.approx(sigma, rel=0.07)
+    with pytest.raises(ValueError, match="activity"):
+        estimate_noise_level(model.on(grid, 20.0), torch.zeros(grid.shape))

@@ -1,7 +1,5 @@
 """DICOM series: slices where their own tags put them, each with its slope; what is no single volume is refused."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

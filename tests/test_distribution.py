@@ -1,16 +1,15 @@
 """How far from the model's distribution: right for its own images, noticed for others, and what it costs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.data import load_example
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
+from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.study.fitness import IN, LIKELIHOOD_LIMIT, OUT, PROBES, LikelihoodCheck, check_distribution
 from sirf_diffusion.study.reconstruction import reconstruct
@@ -20,15 +19,7 @@ MEAN, VARIANCE, SCALE = 1.0, 0.06, 7.0
 
 
 def gaussian_model(geometry=GEOMETRY, planes="transverse"):
-    """The exact denoiser of independent voxels ``N(MEAN, VARIANCE)``, as a network that predicts the clean image."""
-    schedule = VPSchedule()
-
-    def network(images, times, class_labels):
-        sigma = (times / 250).exp()[:, None, None, None]
-        gamma = (1 + sigma * sigma).rsqrt()
-        return (VARIANCE * images / gamma + sigma * sigma * MEAN) / (VARIANCE + sigma * sigma)
-
-    return ScoreModel(network, schedule, "x0").on(geometry, SCALE, planes)
+    return gaussian_score_model(VARIANCE, MEAN).on(geometry, SCALE, planes)
 
 
 def own_image(seed=0, spread=VARIANCE**0.5, geometry=GEOMETRY):

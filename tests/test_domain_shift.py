@@ -1,7 +1,5 @@
 """The domain-shift suite: reproducible, held-out subjects kept apart, and each case differs in what it says alone."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

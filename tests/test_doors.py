@@ -1,7 +1,5 @@
 """One image for the same data, model and seed, whichever door one comes in by: class, function, command, script."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

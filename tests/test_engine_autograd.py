@@ -1,7 +1,5 @@
 """Log-likelihoods as differentiable functions, on engines that need pip alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from toy_objective import make_toy

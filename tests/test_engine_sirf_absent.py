@@ -1,7 +1,5 @@
 """Where SIRF is not installed, asking for it says so."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -1,7 +1,5 @@
 """SIRF containers as tensors: memory, orientation and position, against the real SIRF."""
 
-from __future__ import annotations
-
 import gc
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every example runs, on the embedded engine and on SIRF where that is installed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Many computations: wherever they are made, each is made, also when workers die."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -33,14 +31,6 @@ def test_a_local_worker_that_dies_loses_nothing(tmp_path, caplog):
 def test_what_cannot_be_computed_ends_all(job, error, words):
     with pytest.raises(error, match=words):
         list(Execution(2).results(job, [1]))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"), [((0,), "--workers"), ((2, "tcp://nowhere:1"), "--workers is for this machine")]
-)
-def test_options_that_make_no_sense_are_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        Execution(*options)
 
 
 @pytest.fixture

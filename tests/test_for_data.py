@@ -1,7 +1,5 @@
 """`ScoreModel.for_data`: one intensity scale, one choice of orientations, whichever door a model comes in by."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_model import small_model

@@ -1,7 +1,5 @@
 """Scanners and projection-data geometry: layouts as STIR's, symmetric positions, clear errors."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Foreign networks do here exactly what they did there, or are refused by name; nothing in a file is run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """Networks denoise here as the schedulers of MONAI and diffusers make them denoise, or the scheduler is refused."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

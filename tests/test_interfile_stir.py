@@ -1,7 +1,5 @@
 """Interfile against the real STIR: each reads what the other writes, with the same values in the same places."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from header_variations import our_numbers, stir_numbers

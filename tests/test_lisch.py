@@ -1,7 +1,5 @@
 """Likelihood-scheduled sampling: the schedule, and that every step ends where the schedule says."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest
@@ -18,7 +16,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import Scanner
 from sirf_diffusion.reconstructors.diffusion.likelihood_schedule import LikelihoodSchedule, truth_log_likelihood
-from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor, share_of_step
+from sirf_diffusion.reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
 
 
 def mlem_values(objective, number):
@@ -197,17 +195,6 @@ def test_an_image_that_fits_already_is_not_touched_and_costs_one_forward_project
     assert run.record["projections"]["forward"] - run.record["projections"]["preparation_forward"] == 12 * 2
 
 
-def test_samples_that_have_arrived_are_not_projected_any_more():
-    objective, _ = make_toy((1, 8, 8))
-    run, record = lisch(objective, num_samples=5, num_em_iterations=20)
-    counts = [step.num_inner for step in record.steps]
-    assert any(len(set(inner)) > 1 for inner in counts)
-    total = sum(sum(inner) for inner in counts)
-    projections = run.record["projections"]
-    assert projections["back"] - projections["preparation_back"] == total
-    assert projections["forward"] - projections["preparation_forward"] == total + 12 * 5
-
-
 @pytest.mark.filterwarnings("ignore:step 1 of 12")  # clipped noise, where it starts, does not come near the data
 def test_with_an_identity_denoiser_it_follows_em():
     objective, _ = make_toy((1, 8, 8), counts=1e5)
@@ -302,18 +289,6 @@ def test_a_step_that_lowers_the_likelihood_is_halved():
     assert 0 < back < inner
     for step, image in zip(record.steps, record.images, strict=True):
         assert float(objective.value(image)) > step.log_likelihood_before[0]
-
-
-@pytest.mark.parametrize("curvature", [-0.2, -1.0, -2.0])
-def test_the_share_of_a_step_is_enough_and_little_more_on_parabolas(curvature):
-    for end in (0.3, 0.7, 1.0):
-        wanted, gained = end + curvature / 2 * end * end, 1 + curvature / 2
-        if wanted > 0 < gained:
-            share = share_of_step(wanted, gained, 1.0)
-            assert end - 1e-12 <= share <= 1
-            chord = wanted / gained
-            assert share - end <= 0.21 * (chord - end) + 1e-12
-    assert share_of_step(1.0, 2.0, 2.0) == 0.5
 
 
 def test_bad_settings_are_named():

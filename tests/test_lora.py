@@ -1,7 +1,5 @@
 """Adapters: nothing at the start, nothing left behind, and only for the model that they were made for."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import pytest

@@ -1,7 +1,5 @@
 """MAP reconstruction reaches the maximum of the objective it is given, by whichever algorithm suits the prior."""
 
-from __future__ import annotations
-
 import json
 import logging
 
@@ -100,16 +98,6 @@ def test_vanishing_penalty_gives_mlem_and_overwhelming_one_its_own_minimum():
     torch.testing.assert_close(tied, torch.full_like(tied, 1.5), rtol=1e-3, atol=0)
 
 
-def test_gaussian_score_prior_equals_the_quadratic_penalty_of_its_smoothed_variance():
-    objective, _ = make_toy()
-    score = make_prior("score", objective, 2.0)
-    mean = torch.full(objective.geometry.shape, 1.5, dtype=torch.float64)
-    quadratic = AnchorPenalty(mean, 2.0 / (1.5**2 * (0.5 + 0.3**2)))
-    torch.testing.assert_close(
-        run(MAPEM(objective, score, 600)), run(MAPEM(objective, quadratic, 600)), rtol=1e-3, atol=1e-3
-    )
-
-
 def test_each_iteration_asks_the_network_once_and_projects_once():
     objective, _ = make_toy(num_subsets=4)
     prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.5)
@@ -165,30 +153,6 @@ def test_the_record_names_the_prior_with_its_parameters():
     prior = json.loads(json.dumps(reconstructor.record))["settings"]["prior"]
     assert (prior["name"], prior["gamma"], prior["epsilon"]) == ("RelativeDifferencePenalty", 2.0, 0.5)
     assert json.dumps(make_prior("score", objective, 1.0).settings)
-
-
-@pytest.mark.parametrize("name", ["score", "rdp"])
-def test_blind_voxels_and_empty_bins_give_no_nan(name):
-    objective, _ = make_toy(counts=50, background=0.0, blind_voxel=True, num_subsets=4, dtype=torch.float32)
-    prior = make_prior(name, objective, 0.1)
-    x = run(MAPEM(objective, prior, 20))
-    assert torch.isfinite(x).all()
-    assert x.flatten()[0] == 0
-    assert x.min() >= 0
-
-
-def test_a_callback_can_stop_either_algorithm():
-    objective, _ = make_toy(num_subsets=4)
-
-    def stop(step):
-        if step.step == 3:
-            raise StopIteration
-
-    for name in ("score", "rdp"):
-        reconstructor = MAPEM(objective, make_prior(name, objective, 1.0), 50, callbacks=[stop])
-        run(reconstructor)
-        assert reconstructor.record["stopped_early"]
-        assert reconstructor.record["projections"]["forward"] < 6
 
 
 def test_bad_settings_are_refused():

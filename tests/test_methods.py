@@ -1,7 +1,5 @@
 """The table of methods: settings with their defaults, checks, documentation; and a method that is added to it."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -1,7 +1,5 @@
 """Metrics: agreement with an independent implementation, exact identities, refusals."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Reconstructors on the objective of an engine that has image objects of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """The anchored and the scheduled objective: loops written by a user do what the samplers do."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """OSEM as a parameter file asks for it: STIR's OSMAPOSL, voxel for voxel."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

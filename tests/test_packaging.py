@@ -1,8 +1,5 @@
 """The package as it is installed: cheap to import, typed, complete."""
 
-from __future__ import annotations
-
-import json
 import re
 import subprocess
 import sys
@@ -17,20 +14,16 @@ ROOT = Path(sirf_diffusion.__file__).parents[1]
 HEAVY = ("monai", "matplotlib", "h5py", "nibabel", "nilearn", "tqdm", "scipy", "skimage", "einops", "stir", "sirf")
 
 
-def test_importing_costs_no_more_than_torch():
+def test_importing_takes_nothing_heavy_besides_torch():
     script = (
-        "import json, sys, time\n"
-        "import torch\n"
+        "import sys, torch\n"
         "before = set(sys.modules)\n"
-        "start = time.perf_counter()\n"
         "import sirf_diffusion\n"
-        "seconds = time.perf_counter() - start\n"
-        "print(json.dumps([seconds, sorted({m.split('.')[0] for m in set(sys.modules) - before})]))\n"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})\n"
     )
-    # The best of a few: a busy machine can only make it slower.
-    runs = [json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT)) for _ in range(2)]
-    assert min(seconds for seconds, _ in runs) <= 0.3
-    assert not set(HEAVY) & set(runs[0][1])
+    added = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True).split()
+    assert "sirf_diffusion" in added
+    assert not set(HEAVY) & set(added)
 
 
 def test_every_public_name_exists():
@@ -54,9 +47,7 @@ def test_every_folder_with_code_is_a_package():
         assert (module.parent / "__init__.py").is_file(), f"{module.parent} is left out of an installation"
 
 
-def test_the_bundled_model_is_small_enough_to_ship():
-    models = list((ROOT / "sirf_diffusion" / "models" / "bundled").glob("*.safetensors"))
-    assert all(path.stat().st_size <= 16e6 for path in models)
+def test_the_bundled_data_are_small_enough_to_ship():
     data = [p for p in (ROOT / "sirf_diffusion" / "data").rglob("*") if p.is_file()]
     assert sum(path.stat().st_size for path in data) <= 3e6
 

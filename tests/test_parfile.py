@@ -1,7 +1,5 @@
 """Reading and changing STIR parameter files."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """NIfTI and ECAT7 read in the scanner's coordinates; NIfTI and DICOM PET written where STIR puts the patient."""
 
-from __future__ import annotations
-
 import logging
 from datetime import datetime
 

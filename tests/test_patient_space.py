@@ -1,7 +1,5 @@
 """Anatomical images on the grid of a reconstruction: orientation, identity, averaging, CT, what is refused."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every claim of every penalty: its flags, its derivatives, its bounds; and what the score penalty means."""
 
-from __future__ import annotations
-
 import json
 import logging
 
@@ -11,13 +9,14 @@ from test_conditioning import MeanFromAnatomy
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser, mixture_log_density
 from toy_objective import make_toy
 
+from benchmarks.bench.patch import PatchPenalty
 from sirf_diffusion import priors
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.callback import CallbackPenalty
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.priors import AnchorPenalty, BowsherPenalty, ScorePenalty
 
-VOLUME = ImageGeometry((2, 3, 4), (3.0, 2.0, 2.5))
+VOLUME = ImageGeometry((3, 3, 4), (3.0, 2.0, 2.5))
 PLANE = ImageGeometry((1, 4, 5), (3.0, 2.0, 2.5))
 SCALE, SIGMA, BETA = 5.0, 0.6, 0.7
 
@@ -54,6 +53,7 @@ def make(name, grid=VOLUME, late=False):
         "bowsher": lambda: BowsherPenalty(given, BETA, mr, 3),
         "pls": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5),
         "pls in plane": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5, only_2d=True),
+        "patch": lambda: PatchPenalty(grid, BETA, 0.3),
         "gaussian": lambda: ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, BETA),
         "mixture": lambda: ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, BETA),
         "user's": lambda: CallbackPenalty(Ridge(), BETA),
@@ -62,8 +62,9 @@ def make(name, grid=VOLUME, late=False):
 
 every_penalty = pytest.mark.parametrize(
     "name",
-    ["anchor", "quadratic", "rdp", "rdp in plane", "bowsher", "pls", "pls in plane", "gaussian", "mixture", "user's"],
-)
+    ["anchor", "quadratic", "rdp", "rdp in plane", "bowsher", "pls", "pls in plane", "patch", "gaussian", "mixture",
+     "user's"],
+)  # fmt: skip
 each_grid = pytest.mark.parametrize("grid", [VOLUME, PLANE], ids=["volume", "plane"])
 
 

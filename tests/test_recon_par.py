@@ -1,7 +1,5 @@
 """``sirf-diffusion recon --par``: an existing parameter file of STIR, other methods."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -10,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from refused_changes import refused
 from small_scan import write_small_model, write_small_scan
 
 import sirf_diffusion
@@ -216,21 +215,6 @@ def test_grid_from_zoom_and_sizes(par, keys, shape, voxel_size, z):
     assert geometry.origin == (z, 0.0, 0.0)
 
 
-FROM_PROJDATA = """\
-From ProjData
-        Bin Normalisation From ProjData :=
-          normalisation projdata filename := {folder}/norm.hs
-        End Bin Normalisation From ProjData :=
-"""
-
-FROM_IMAGE = """\
-From Attenuation Image
-        Bin Normalisation From Attenuation Image :=
-          attenuation image filename := {folder}/mu.hv
-        End Bin Normalisation From Attenuation Image :=
-"""
-
-
 @pytest.mark.requires_stir
 @pytest.mark.parametrize("keys", ["", "zoom := 1.3", "zoom := 2\n Z zoom := 2\n Z output image size (in pixels) := 4"])
 def test_grid_is_the_one_that_stir_makes(par, keys):
@@ -243,43 +227,15 @@ def test_grid_is_the_one_that_stir_makes(par, keys):
     assert found.origin == pytest.approx(expected.origin)
 
 
-REFUSED = {
-    "list mode": ("MeanAndProjData", "MeanAndListModeDataWithProjMatrixByBin", "no counterpart"),
-    "segments": ("process := -1", "process := 5", "maximum absolute segment"),
-    "end planes": ("use subset", "zero end planes of segment 0 := 1\nuse subset", "zero end planes"),
-    "unknown key": ("use subset", "mash x views := 2\nuse subset", "mash x views"),
-    "other projector": ("type := Ray Tracing", "type := SPECT UB", "must be Ray Tracing"),
-    "other projector pair": ("pair type := Matrix", "pair type := NiftyPET", "projector pair type"),
-    "matrix key": ("do symmetry 90degrees", "use actual detector boundaries := 1\n do symmetry 90degrees", "must be 0"),
-    "unknown matrix key": ("do symmetry 90degrees", "randomness := 1\n do symmetry 90degrees", "randomness"),
-    "normalisation": (":= From ProjData", ":= From ECAT8", "ecat8"),
-    "two attenuation images": (FROM_PROJDATA, FROM_IMAGE, "second attenuation image"),
-    "stored sensitivity": ("use subset", "sensitivity filename := s.hv\nuse subset", "recompute sensitivity"),
-    "one sensitivity": ("use subset sensitivities := 1", "use subset sensitivities := 0", "use subset sensitivities"),
-    "frames": ("use subset", "time frame definition filename := f.fdef\nuse subset", "time frame definition"),
-    "post-filter": (
-        "number of subsets",
-        "post-filter type := Median\nMedian Filter Parameters :=\nEND Median Filter Parameters :=\nnumber of subsets",
-        "post-filter type",
-    ),
-    "unknown key outside": ("number of subsets", "number of bananas := 3\nnumber of subsets", "number of bananas"),
-    "part of an epoch": ("subiterations := 8", "subiterations := 7", "no multiple"),
-    "random order": ("number of subsets", "uniformly randomise subset order := 1\nnumber of subsets", "randomise"),
-    "another program": ("OSMAPOSLParameters", "KOSMAPOSLParameters", "expected a file of OSMAPOSL or OSSPS"),
-    "zeros": ("number of subsets", "initial estimate := 0\nnumber of subsets", "zeros"),
-    "no input": ("  input file := {folder}/prompts.hs\n", "", "'input file' is missing"),
-    "absent file": ("additive.hs", "absent.hs", "absent.hs"),
-    "dropped block": ("Matrix\n", "Matrix\n\n", "drops the object"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_would_change_the_image_is_refused_by_name_and_nothing_is_written(par, recon, folder, capsys, case):
-    old, new, message = (text.replace("{folder}", str(folder)) for text in REFUSED[case])
+@pytest.mark.parametrize(("name", "old", "new", "kind", "words"), refused("recon --par"))
+def test_what_would_change_the_image_is_refused_by_name_and_nothing_is_written(
+    par, recon, folder, capsys, name, old, new, kind, words
+):
+    old, new = (text.replace("{folder}", str(folder)) for text in (old, new))
     code, out = recon(par((old, new)))
     error = capsys.readouterr().err
     assert code == 2
-    assert message in error
+    assert words[0] in error
     assert ".par:" in error or ".hs" in error
     assert not out.exists()
 

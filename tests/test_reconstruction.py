@@ -1,7 +1,5 @@
 """Reconstructions by a method's name: what they take, where they start, and what they count."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Rigid registration of a simulated subject's MR to its PET: it finds known motions, and says when it found nothing."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Several processes: the posterior samples of one study, and lists of studies."""
 
-from __future__ import annotations
-
 import json
 
 import h5py
@@ -18,25 +16,14 @@ from sirf_diffusion.study.shares import merge, share_out
 UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.own_adaptation is None]
 
 
-@pytest.fixture
-def scan(small_scan):
-    return small_scan
-
-
-@pytest.fixture
-def model(small_model):
-    return small_model
-
-
 def options(scan, model, out, *more):
-    data = ["--prompts", scan.prompts_hs, "--multiplicative", scan.multiplicative_hs, "--additive", scan.additive_hs]
-    return ["recon", *data, "--attenuation", scan.mu_hv, "--model", str(model), "--out", str(out), *more]
+    return ["recon", *scan.options, "--model", str(model), "--out", str(out), *more]
 
 
-def test_two_processes_make_the_samples_of_one(scan, model, tmp_path, capsys):
+def test_two_processes_make_the_samples_of_one(small_scan, small_model, tmp_path, capsys):
     more = ("--samples", "3", "--set", "num_steps=3", "--seed", "5")
-    assert main(options(scan, model, tmp_path / "one", *more)) == 0
-    assert main(options(scan, model, tmp_path / "two", *more, "--workers", "2")) == 0
+    assert main(options(small_scan, small_model, tmp_path / "one", *more)) == 0
+    assert main(options(small_scan, small_model, tmp_path / "two", *more, "--workers", "2")) == 0
     assert "in 2 shares" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
     samples, images = [], []
@@ -57,24 +44,25 @@ def test_two_processes_make_the_samples_of_one(scan, model, tmp_path, capsys):
     assert [share["members"] for share in two["shares"]] == [[0, 1], [2]]
 
 
-def test_two_workers_of_a_cluster_make_the_samples_of_one_process(scan, model, tmp_path):
+def test_two_workers_of_a_cluster_make_the_samples_of_one_process(small_scan, small_model, tmp_path):
     distributed = pytest.importorskip("dask.distributed", reason='needs pip install "dask[distributed]"')
     more = ("--samples", "3", "--set", "num_steps=2", "--method", "hqs")
-    assert main(options(scan, model, tmp_path / "one", *more)) == 0
+    assert main(options(small_scan, small_model, tmp_path / "one", *more)) == 0
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
     ) as cluster:
-        assert main(options(scan, model, tmp_path / "two", *more, "--cluster", cluster.scheduler_address)) == 0
+        more += ("--cluster", cluster.scheduler_address)
+        assert main(options(small_scan, small_model, tmp_path / "two", *more)) == 0
     a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("one", "two"))
     assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.max()))
     assert len(json.loads((tmp_path / "two" / "record.json").read_text())["shares"]) == 2
 
 
 @pytest.mark.parametrize("method", UNADAPTED)
-def test_costs_add_up(small_acquisition, model, method):
+def test_costs_add_up(small_acquisition, small_model, method):
     from sirf_diffusion.models import ScoreModel
 
-    settings = {"model": ScoreModel.load(model), "num_samples": 4, "settings": {"num_steps": 2}}
+    settings = {"model": ScoreModel.load(small_model), "num_samples": 4, "settings": {"num_steps": 2}}
     study = Study(small_acquisition, method, **settings)
     whole = study.run()
     shares = [reconstruct(small_acquisition, method, **settings, members=members) for members in share_out(4, 3)]
@@ -93,18 +81,18 @@ def test_costs_add_up(small_acquisition, model, method):
     )
 
 
-def test_missing_samples_are_not_overlooked(small_acquisition, model):
-    options = {"model": str(model), "num_samples": 3, "settings": {"num_steps": 2}}
+def test_missing_samples_are_not_overlooked(small_acquisition, small_model):
+    options = {"model": str(small_model), "num_samples": 3, "settings": {"num_steps": 2}}
     share = reconstruct(small_acquisition, "hqs", **options, members=(0, 2))
     with pytest.raises(ValueError, match="samples 0 to 2 once each"):
         merge(Study(small_acquisition, "hqs", **options), [share])
 
 
-def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):
+def test_a_guided_model_sees_the_same_anatomy_in_every_share(small_scan, tmp_path):
     guided = write_conditional_model(tmp_path / "guided.safetensors", voxel_size=4.0)
-    more = ("--samples", "2", "--set", "num_steps=2", "--anatomical", scan.mr_hv, "--guidance", "0.5")
+    more = ("--samples", "2", "--set", "num_steps=2", "--anatomical", small_scan.mr_hv, "--guidance", "0.5")
     for name, where in (("one", ()), ("two", ("--workers", "2"))):
-        assert main(options(scan, guided, tmp_path / name, *more, *where)) == 0
+        assert main(options(small_scan, guided, tmp_path / name, *more, *where)) == 0
     a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("one", "two"))
     assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.max()))
 
@@ -120,8 +108,8 @@ def test_a_guided_model_sees_the_same_anatomy_in_every_share(scan, tmp_path):
         (("--workers", "2", "--cluster", "tcp://nowhere:1"), "--workers is for this machine"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(scan, model, tmp_path, capsys, more, words):
-    assert main(options(scan, model, tmp_path / "out", *more)) == 2
+def test_what_cannot_be_shared_is_refused(small_scan, small_model, tmp_path, capsys, more, words):
+    assert main(options(small_scan, small_model, tmp_path / "out", *more)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -134,15 +122,14 @@ def test_shares_are_even():
 
 
 def line(scan, out, more=""):
-    data = f"--prompts {scan.prompts_hs} --multiplicative {scan.multiplicative_hs} --additive {scan.additive_hs}"
-    return f"{data} --attenuation {scan.mu_hv} --method osem --out {out} {more}"
+    return f"{' '.join(scan.options)} --method osem --out {out} {more}"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_every_line_is_reconstructed_once(scan, tmp_path, capsys, workers):
+def test_every_line_is_reconstructed_once(small_scan, tmp_path, capsys, workers):
     studies = tmp_path / "studies.txt"
-    lines = [line(scan, tmp_path / "a"), "", "# a note", line(scan, tmp_path / "b", "--set num_iterations=2")]
-    studies.write_text("\n".join(lines))
+    first, second = line(small_scan, tmp_path / "a"), line(small_scan, tmp_path / "b", "--set num_iterations=2")
+    studies.write_text(f"{first}\n\n# a note\n{second}")
     assert main(["recon-many", str(studies), "--workers", workers]) == 0
     a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in "ab")
     assert not torch.equal(a, b)
@@ -155,9 +142,9 @@ def test_every_line_is_reconstructed_once(scan, tmp_path, capsys, workers):
     assert (tmp_path / "a" / "reconstruction.v").stat().st_mtime_ns == written
 
 
-def test_a_wrong_line_is_named_and_the_others_are_made(scan, tmp_path, capsys):
+def test_a_wrong_line_is_named_and_the_others_are_made(small_scan, tmp_path, capsys):
     studies = tmp_path / "studies.txt"
-    studies.write_text(f"{line(scan, tmp_path / 'a', '--set nothing=1')}\n{line(scan, tmp_path / 'b')}\n")
+    studies.write_text(f"{line(small_scan, tmp_path / 'a', '--set nothing=1')}\n{line(small_scan, tmp_path / 'b')}\n")
     assert main(["recon-many", str(studies)]) == 2
     assert "line 1:" in capsys.readouterr().err
     assert (tmp_path / "b" / "record.json").is_file()

@@ -1,8 +1,6 @@
 """Simulated heads: reproducible, plausible volume fractions, contrasts as asked; and the
 bundled acquisitions made of them."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """SIRF's example scripts for OSL and OSSPS, call by call, on SIRF's example data, with our prior in place of theirs."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

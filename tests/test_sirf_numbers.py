@@ -1,7 +1,5 @@
 """Where a name is SIRF's, the number is SIRF's: the embedded engine against stored answers of the real one."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

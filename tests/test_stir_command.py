@@ -1,19 +1,15 @@
 """The `stir-diffusion` command, the sample parameter files, and the documentation of their keys."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from interrupts import heed_interrupts
+from refused_changes import refused
 
 import stir_priors
 from sirf_diffusion.cli import stir_scan as scan
@@ -83,38 +79,10 @@ def test_check_lists_what_the_file_asks_for(folder, capsys):
     assert "built-in table" in output
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("Diffusion Score\n", "Difusion Score\n", "did you mean 'Diffusion Score'"),
-        ("prior type := Diffusion Score", "prior type := Diffusion Score ; ours", "line of its own"),
-        ("prior type := Diffusion Score\n", "prior type := Diffusion Score\n\n", "must begin on the line after"),
-        ("prior type := Diffusion Score\n", "prior type := Diffusion Score\n; ours\n", "must begin on the line after"),
-        ("  END Diffusion Score Parameters :=\n", "", ""),
-        ("noise level := 0.3", "noise levels := 0.3", "did you mean 'noise level'"),
-        ("noise level := 0.3", "noise level := -1", "expected a positive number"),
-        ("noise level := 0.3", "noise level := high", "expected a positive number"),
-        ("noise level := 0.3", "precision := double", "one of float32, bfloat16"),
-        ("noise level := 0.3", "noise level := {0.3, 0.2}", "'number of subiterations per noise level'"),
-        ("noise level := 0.3", "planes := sagittal", "one of auto, transverse, three"),
-        ("noise level := 0.3", "kappa filename := kappa.hv", "no such file"),
-        ("brain-fdg", "brain-fgd", "brain-fgd"),
-        ("penalisation factor := 0.2", "penalisation factor := -2", "at least 0"),
-        ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}", "FACTOR"),
-        ("input file := prompts.hs", "input file := absent.hs", "no such file"),
-        ("prompts.hs", "prompts.hs ; measured", "line of its own"),
-        ("number of subsets := 9", "number of subsets := 8", "126 views"),
-        ("prefix := map_score", "prefix := nowhere/map_score", "does not exist"),
-        ("prefix := map_score", "prefix := map_0.2", "overwrite each other"),
-        ("subiteration intervals := 36", "subiteration intervals := 40", "between 1 and the 36 subiterations"),
-        ("Matrix type := Ray Tracing", "Matrix type := Ray Tracer", "did you mean 'Ray Tracing'"),
-        ("OSMAPOSLParameters", "KOSMAPOSLParameters", "kernel coefficients"),
-        ("OSMAPOSLParameters", "OSEMParameters", "expected one of"),
-    ],
-)
-def test_what_stir_would_not_do_as_asked_is_an_error(folder, capsys, old, new, expected):
+@pytest.mark.parametrize(("_", "old", "new", "kind", "words"), refused("stir-diffusion check"))
+def test_what_stir_would_not_do_as_asked_is_an_error(folder, capsys, _, old, new, kind, words):
     path = edited(folder, (old, new))
-    assert any(expected in error for error in errors_of(path))
+    assert any(words[0] in error for error in errors_of(path))
     assert main(["check", str(path)]) == 2
     assert main(["run", "OSMAPOSL", str(path)]) == 2
     assert "not run" in capsys.readouterr().err
@@ -519,30 +487,6 @@ def test_variables_reach_stir(results):
     (out / "variable.par").write_text(text)
     stir_diffusion(results, "run", "OSMAPOSL", "variable.par", "NAME=by_variable")
     assert (out / "by_variable_1.hv").is_file()
-
-
-@pytest.mark.requires_shim
-def test_ctrl_c_ends_the_run_and_leaves_earlier_images(results):
-    out, _, environment = results
-    text = (out / OSMAPOSL.name).read_text(encoding="utf-8").replace("prefix := map_score", "prefix := interrupted")
-    text = re.sub(r"(number of subiterations|estimates at subiteration intervals) := 36", r"\1 := 9", text)
-    (out / "interrupted.par").write_text(
-        text.replace("number of subiterations := 9", "number of subiterations := 9000")
-    )
-    words = [sys.executable, "-m", "sirf_diffusion.cli.stir", "run", "OSMAPOSL", "interrupted.par"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(words, cwd=out, env=environment, preexec_fn=heed_interrupts, **pipes)
-    try:
-        end = time.monotonic() + 120
-        while not (out / "interrupted_9.hv").is_file() and time.monotonic() < end and process.poll() is None:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    finally:
-        process.kill()
-    assert code in (130, -signal.SIGINT)
-    image, _ = read_image(out / "interrupted_9.hv")
-    assert float(image.sum()) > 0
 
 
 @pytest.mark.requires_shim

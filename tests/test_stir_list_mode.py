@@ -1,7 +1,5 @@
 """List-mode objective functions of STIR-Python."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from stir_list_mode import write_list_mode

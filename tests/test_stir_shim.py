@@ -1,7 +1,5 @@
 """Python priors in STIR: the numbers of STIR's own priors, in its programs and in STIR-Python; views; errors."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

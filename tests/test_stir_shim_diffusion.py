@@ -1,18 +1,16 @@
 """Score prior, denoiser and sampler in STIR: against analytic denoisers and this package's own reconstructors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from stir_shim_blocks import prior, processor, python
 from stir_shim_scan import relative, run_program, simulate
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.interop.stir.blocks import block_of
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
-from sirf_diffusion.models.schedules import VPSchedule
 from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
 
@@ -22,22 +20,9 @@ MEAN, VARIANCE = 1.2, 0.3
 MODEL = {"model_filename": "brain-fdg"}
 
 
-def gaussian_model(voxel_size: tuple[float, float, float]) -> ScoreModel:
-    """A score model whose denoiser is exact for independent voxels ``N(MEAN, VARIANCE)``."""
-    schedule = VPSchedule()
-
-    def network(u, times, class_labels=None):
-        t = float(times[0]) / 1000
-        gamma, nu = schedule.gamma(t), schedule.nu(t)
-        weight = VARIANCE / (VARIANCE + (nu / gamma) ** 2)
-        return weight * u / gamma + (1 - weight) * MEAN
-
-    return ScoreModel(network, schedule, "x0", voxel_size, time_input="t")
-
-
 def score_callback(scan, options):
     values = block_of("prior", "Diffusion Score").values(options)
-    return ScorePriorCallback(values, gaussian_model(scan.geometry.voxel_size))
+    return ScorePriorCallback(values, gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size))
 
 
 def objective_of(stir, par):

@@ -1,7 +1,5 @@
 """The shim in a process: order of imports, memory, Ctrl-C, second copies, builds."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

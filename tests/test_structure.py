@@ -1,7 +1,5 @@
 """The house: no import runs up or in a circle, no module is too long, and the sizes are kept."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.structure import LONGEST, circles, imports, lines, modules, room, room_of_shim, upward

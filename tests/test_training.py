@@ -1,7 +1,5 @@
 """Training: recipes, checkpoints, what is checked before the first step, and the validation."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -22,11 +20,6 @@ from sirf_diffusion.training import RECIPES, RunOptions, loop, train
 from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
 from sirf_diffusion.training.evaluation.validation import ValidationSet
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
 
 
 def test_checkpoint_of_another_recipe_or_damaged_is_refused(data, tmp_path):

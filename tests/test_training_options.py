@@ -1,7 +1,5 @@
 """What a user can choose: configuration, data file, prediction, fine-tuning, early stopping; and the evaluation."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -34,11 +32,6 @@ from sirf_diffusion.training.state import TrainingState
 
 CPU = torch.device("cpu")
 SHORT = replace(RECIPE, cycles=(6,), validate_every=3)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
 
 
 def example(recipe, step=0, rank=0, world=1):

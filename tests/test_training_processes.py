@@ -1,7 +1,5 @@
 """A training that is killed goes on bit for bit; two processes train as one does."""
 
-from __future__ import annotations
-
 import csv
 import multiprocessing
 import os

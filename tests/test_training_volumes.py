@@ -1,7 +1,5 @@
 """Networks of volumes and networks for each plane: trained, resumed, saved and used like those of slices."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_file import write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.cli import main
@@ -42,11 +39,6 @@ PLANES = replace(
 )  # fmt: skip
 EXAMPLES = Path(__file__).parents[1] / "examples" / "training"
 STILL = Augmentation(0, 0, 0, 0, 0, intensity=(1, 1), anatomy_intensity=(1, 1))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_training_file(tmp_path_factory.mktemp("data") / "data.h5")
 
 
 def randomised(architecture, seed=0):

@@ -1,7 +1,5 @@
 """The public names are typed: mypy in its strict mode accepts a script that uses all of them."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """A score model whose network is small enough to fine-tune in a test, and does something with random weights."""
 
-from __future__ import annotations
-
 import torch
 
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network

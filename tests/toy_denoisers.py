@@ -1,8 +1,8 @@
 """Denoisers known in closed form, behind the interface that the score prior asks of a model."""
 
-from __future__ import annotations
-
 import torch
+
+from sirf_diffusion.models import ScoreModel, VPSchedule
 
 
 class ResidualOf:
@@ -21,6 +21,16 @@ def gaussian_denoiser(variance, mean):
     return lambda u, sigma: (variance * u + sigma**2 * mean) / (variance + sigma**2)
 
 
+def gaussian_score_model(variance, mean=1.0, **options):
+    """A score model whose network is that denoiser."""
+
+    def network(images, time, class_labels=None):
+        sigma = (time / 250).exp().reshape(-1, *[1] * (images.dim() - 1))
+        return gaussian_denoiser(variance, mean)(images * (1 + sigma**2).sqrt(), sigma)
+
+    return ScoreModel(network, VPSchedule(), "x0", **options)
+
+
 def mixture_denoiser(centres=(0.3, 1.5), variance=0.02):
     """Posterior mean for independent voxels from two equal Gaussians: smooth, not linear, exactly conservative."""
 
@@ -37,8 +47,3 @@ def mixture_log_density(u, sigma, centres=(0.3, 1.5), variance=0.02):
     """Log-density of the mixture blurred by noise of SD ``sigma``, up to a constant."""
     centre = torch.tensor(centres, dtype=u.dtype).reshape(-1, *([1] * u.dim()))
     return torch.logsumexp(-((u - centre) ** 2) / (2 * (variance + sigma**2)), 0).sum((-3, -2, -1))
-
-
-def swirling_denoiser(u, sigma):
-    """A denoiser that is the gradient of nothing: it mixes in a rotated copy."""
-    return 0.8 * u + 0.2 * u.roll(1, -1) * (1 + 0.1 * u)

@@ -1,7 +1,5 @@
 """A small HDF5 file of training volumes, in the layout that ``sirf-diffusion data`` writes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import h5py

@@ -1,7 +1,5 @@
 """What the tests of killed and of parallel trainings run in processes of their own."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

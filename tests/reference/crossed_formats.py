@@ -7,8 +7,6 @@ Prints each pair with its largest error over all voxels, relative to the maximum
 phantom where the reader says that it lies. More than 1e-4, or a mirrored image, ends with exit code 1.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

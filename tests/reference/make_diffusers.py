@@ -4,8 +4,6 @@ Needs diffusers; run as ``python tests/reference/make_diffusers.py``. Each case 
 levels and the denoised images, computed by the scheduler's own functions.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -17,8 +17,6 @@ the slice are those without attenuation, to be given with ``mu.hv``. The expecte
 scatter-like smooth part and constant randoms. Grey matter has about 20 image units.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import tempfile

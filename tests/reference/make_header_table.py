@@ -7,8 +7,6 @@ header, ``place:value``. Needs STIR 6.5. Each file is read by a process of its o
 arguments (source trees of STIR and SIRF) their headers are compared instead, and nothing is written.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 import multiprocessing

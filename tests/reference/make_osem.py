@@ -3,8 +3,6 @@
 PYTHONPATH=.:tests python tests/reference/make_osem.py
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import tempfile
@@ -13,30 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from osem_cases import CASES, acquisition_of
+from par_files import par_text
 
 from sirf_diffusion.files.interfile import read_image, write_image, write_projection_data
 
-PAR = """OSMAPOSLParameters :=
-objective function type := PoissonLogLikelihoodWithLinearModelForMeanAndProjData
-PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-input file := prompts.hs
-additive sinogram := additive.hs
-projector pair type := Matrix
-  Projector Pair Using Matrix Parameters :=
-  Matrix type := Ray Tracing
-  Ray tracing matrix parameters :=
-  number of rays in tangential direction to trace for each bin := 10
-  End Ray tracing matrix parameters :=
-  End Projector Pair Using Matrix Parameters :=
-recompute sensitivity := 1
-end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-initial estimate := ones.hv
-output filename prefix := image
-number of subsets := {subsets}
-number of subiterations := {subsets}
-save estimates at subiteration intervals := {subsets}
-END :=
-"""
+LINES = "additive sinogram := additive.hs\nrecompute sensitivity := 1"
 
 
 def main() -> None:
@@ -48,7 +27,10 @@ def main() -> None:
             write_projection_data(Path(folder) / "prompts", prompts, layout)
             write_projection_data(Path(folder) / "additive", additive, layout)
             write_image(Path(folder) / "ones", torch.ones(grid.shape), grid)
-            (Path(folder) / "osem.par").write_text(PAR.format(subsets=case["num_subsets"]))
+            number = case["num_subsets"]
+            text = par_text("prompts.hs", "image", LINES, "initial estimate := ones.hv", subsets=number,
+                            subiterations=number)  # fmt: skip
+            (Path(folder) / "osem.par").write_text(text)
             subprocess.run(
                 ["OSMAPOSL", "osem.par"],
                 cwd=folder,

@@ -21,8 +21,6 @@ views ``k, k + n, ...``; they do not change the projections. For each case the f
     Relative difference prior at an image with and without kappa and epsilon: values (attributes) and gradients.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

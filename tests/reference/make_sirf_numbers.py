@@ -3,8 +3,6 @@
 Usage, where SIRF can be imported: ``PYTHONPATH=.:tests python tests/reference/make_sirf_numbers.py``
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

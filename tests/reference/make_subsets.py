@@ -5,8 +5,6 @@
 A view belongs to a subset if the forward projection of that subset fills it.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
