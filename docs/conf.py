@@ -16,6 +16,7 @@ autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
+napoleon_custom_sections = [("Settings", "params_style")]
 # Optional packages, which the pages do not need: STIR and SIRF are compiled, CIL comes with SIRF.
 autodoc_mock_imports = ["stir", "sirf", "cil"]
 html_theme = "furo"

@@ -106,7 +106,7 @@ class Reconstructor(ABC):
             own[-1:] = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default) for e in entries]
             cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
             lines = [f"    {entry.name}\n        {entry.metadata['about']}" for entry in entries]
-            cls.__doc__ = f"{cls.__doc__}\n    Settings\n    --------\n" + "\n".join(lines) + "\n"
+            cls.__doc__ = f"{cls.__doc__}\n\n    Settings\n    --------\n" + "\n".join(lines) + "\n"
 
     def __init__(self, objective: Objective, *, callbacks: Iterable[Callable[[Any], None]] = ()) -> None:
         self.objective = as_objective(objective)

@@ -74,7 +74,7 @@ class Study:
     prior
         Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
     members
-        Make only these of the samples ``0 ... num_samples - 1``; `sirf_diffusion.study.shares.merge` puts such results
+        Make only these of the samples ``0`` to ``num_samples - 1``; `.shares.merge` puts such results
         together.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.

@@ -152,7 +152,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         return cls(objective, model, **(cls.defaults("published") | options))
 
     def restrict_to(self, members: Sequence[int]) -> None:
-        """Make only these of the samples ``0 ... num_samples - 1``, each as a run of all of them makes it.
+        """Make only these of the samples ``0`` to ``num_samples - 1``, each as a run of all of them makes it.
 
         For runs that share the samples of one reconstruction. To be called before :meth:`set_up`; mean and standard
         deviation are then those of the samples made here.

@@ -20,15 +20,14 @@ from .bsrem import Iterate, bsrem
 class MAPEM(Reconstructor):
     r"""Maximiser of the penalised log-likelihood :math:`L(x) - \beta R(x)`.
 
-    * Priors with a quadratic majoriser (anchor, quadratic, score): De Pierro's closed form (1995,
-    doi:10.1109/42.370409).
-      The penalty is replaced by the quadratic that touches it at the current image, :math:`\tfrac{\rho}{2}\|x -
-      v\|^2`, and the EM surrogate plus that quadratic is maximised exactly, voxel by voxel. With one subset the
-      objective never decreases. For the score prior this is "denoise, then penalised EM towards the denoised image",
-      one network call per iteration.
-    * Others (relative difference prior): :func:`~sirf_diffusion.reconstructors.em.bsrem.bsrem`, which converges to the
-    optimum
-      with any number of subsets.
+    Priors with a quadratic majoriser (anchor, quadratic, score): De Pierro's closed form (1995, doi:10.1109/42.370409).
+    The penalty is replaced by the quadratic that touches it at the current image,
+    :math:`\tfrac{\rho}{2}\|x - v\|^2`, and the EM surrogate plus that quadratic is maximised exactly, voxel by voxel.
+    With one subset the objective never decreases. For the score prior this is "denoise, then penalised EM towards the
+    denoised image", one network call per iteration.
+
+    Others (relative difference prior): :func:`~sirf_diffusion.reconstructors.em.bsrem.bsrem`, which converges to the
+    optimum with any number of subsets.
 
     Parameters
     ----------
