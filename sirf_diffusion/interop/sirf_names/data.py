@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -127,8 +128,8 @@ class AcquisitionData(DataContainer):
     """Projection data; arrays have SIRF's axes (TOF bin, sinogram, view, tangential position) with one TOF bin.
 
     As in SIRF the storage scheme is ``"file"`` unless ``set_storage_scheme("memory")`` was called before: then data
-    offer no view of their values, and those read from a file cannot be filled. This engine keeps all in memory anyway,
-    but reads a file when its values are first asked for: a header alone serves as a template.
+    offer no view of their values, and those read from a file cannot be filled. This engine keeps all in memory anyway.
+    A header without its data serves as a template; what is wrong with the data is said when they are asked for.
 
     Parameters
     ----------
@@ -202,6 +203,8 @@ class AcquisitionData(DataContainer):
         self._file, self._tensor, self.read_only = Path(filename).absolute(), None, True
         self._geometry = _read(read_projection_data_geometry, self._file)
         self.exam = _read(read_exam_info, self._file)
+        with suppress(OSError, ValueError):  # said when the values are asked for
+            self._tensor = read_projection_data(self._file)[0]
 
     def write(self, filename: str) -> None:
         write_projection_data(filename, self.tensor, self.geometry, exam=self.exam)
