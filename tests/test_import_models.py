@@ -299,7 +299,7 @@ def test_any_denoiser_in_python(drunet):
 
 
 def test_the_import_is_tried_on_an_image(file, out, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "sirf_diffusion"):
         import_model(file, out, config=ARGUMENTS, **HOW)
     assert "far worse than a Gaussian filter" in caplog.text
     assert "taken to be trained with ddpm, num_train_steps 1000" in caplog.text
