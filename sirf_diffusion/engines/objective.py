@@ -155,10 +155,10 @@ class NativeImages(Protocol):
         ...
 
 
-def exam_info_of_written(write: Callable[[str], Any]) -> ExamInfo:
-    """Exam information of an image of STIR, from the header that ``write(file name)`` makes."""
+def exam_info_of_written(write: Callable[[str], Any], name: str = "image.hv") -> ExamInfo:
+    """Exam information of an image or of projection data of STIR, from the header that ``write(file name)`` makes."""
     from ..files.interfile import read_exam_info
 
     with tempfile.TemporaryDirectory() as folder:
-        write(f"{folder}/image.hv")
-        return read_exam_info(f"{folder}/image.hv")
+        write(f"{folder}/{name}")
+        return read_exam_info(f"{folder}/{name}")

@@ -196,8 +196,9 @@ class SirfObjective(Objective):
 
     def exam_info(self) -> ExamInfo:
         """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""
-        image = self._template if self._data is None else self._data.prompts.create_uniform_image(0, 1)
-        return exam_info_of_written(image.write)
+        if self._data is None:
+            return exam_info_of_written(self._template.write)
+        return exam_info_of_written(self._data.prompts.write, "data.hs")  # SIRF's images made of data do not have it
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""
