@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import FRESH
 from interrupts import heed_interrupts
 from safetensors.torch import load_file, save_file
 
@@ -45,34 +48,43 @@ def command(small_scan, small_model, tmp_path):
     return words
 
 
-def in_child(arguments, begin=lambda: None) -> int:
-    """Exit code of a command in a forked process, negative if a signal ended it."""
-    process = os.fork()
-    if process == 0:
-        code = 99
-        try:
-            begin()
-            code = main(arguments) if isinstance(arguments, list) else arguments()
-        finally:
-            os._exit(code or 0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def in_child(work, begin=None) -> int:
+    """Exit code of a command, or of a function, in a process of its own; negative if a signal ended it."""
+    process = FRESH.Process(target=_run, args=(work, begin))
+    process.start()
+    process.join(120)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive, f"{work} did not end"
+    return process.exitcode
 
 
-def die_at(number: int, events: tuple[str, ...]):
-    """For `in_child`: SIGKILL before the file operation of this number."""
+def _run(work, begin) -> None:
+    if begin is not None:
+        begin()
+    sys.exit(main(work) if isinstance(work, list) else work())
 
-    def begin() -> None:
-        left = [number]
 
-        def hook(event: str, arguments: object) -> None:
-            if event in events:
+@dataclass
+class DieAt:
+    """For `in_child`: SIGKILL before the file operation of this number in a folder."""
+
+    number: int
+    events: tuple[str, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        left, folder = [self.number], str(self.folder)
+
+        def hook(event: str, arguments: tuple) -> None:
+            if event in events and any(folder in str(argument) for argument in arguments):
                 left[0] -= 1
                 if left[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
+        events = self.events
         sys.addaudithook(hook)
-
-    return begin
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -88,7 +100,7 @@ def listed(folder: Path) -> set[str]:
 def test_killed_at_every_renaming_it_goes_on_to_the_same_bits(command, tmp_path, method):
     assert main(command(method, "whole")) == 0
     kills = 0
-    while (code := in_child(command(method), die_at(2 + 2 * kills, ("os.rename",)))) != 0:
+    while (code := in_child(command(method), DieAt(2 + 2 * kills, ("os.rename",), tmp_path))) != 0:
         assert code == -signal.SIGKILL
         kills += 1
     assert kills > 2
@@ -117,7 +129,7 @@ def test_killed_anywhere_the_old_result_or_the_new_one_is_there_whole(tmp_path):
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "kept", out)
         new = OutputFolder(out, {"seed": 2}, overwrite=True)
-        code = in_child(lambda new=new: write(new, image="new", mean="new"), die_at(number, killers))
+        code = in_child(partial(write, new, image="new", mean="new"), DieAt(number, killers, out))
         with OutputFolder(out, {"seed": 2}, overwrite=True).held():
             pass
         texts = {name: (out / name).read_text() for name in listed(out) - {"record.json"}}
@@ -166,7 +178,7 @@ def test_other_settings_and_other_data_are_refused_until_restarted(command, smal
     scan = tmp_path / "scan"
     shutil.copytree(small_scan.folder, scan)
     arguments = [word.replace(str(small_scan.folder), str(scan)) for word in command()]
-    assert in_child(arguments, die_at(4, ("os.rename",))) == -signal.SIGKILL
+    assert in_child(arguments, DieAt(4, ("os.rename",), tmp_path)) == -signal.SIGKILL
     assert main([*arguments, "--seed", "5"]) == 2
     assert "unfinished run that differs: seed differ (seed: 0 there, 5 asked for)" in capsys.readouterr().err
     shutil.copy(scan / "additive.s", scan / "prompts.s")
@@ -190,17 +202,19 @@ def test_one_process_has_a_folder(command, tmp_path, capsys):
         pass
 
 
+def fill_disk(log: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    sys.stderr = log.open("w", buffering=1)
+
+
 def test_what_a_full_disk_does_not_take_is_written_later(command, tmp_path, monkeypatch):
     assert main(command("dds", "whole")) == 0
     log = tmp_path / "log"
 
-    def fill_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
-        sys.stderr = log.open("w", buffering=1)
-
-    assert in_child(command(), fill_disk) == 2
-    assert log.read_text().startswith("sirf-diffusion recon: error: ")
-    assert len(log.read_text().splitlines()) == 1
+    assert in_child(command(), partial(fill_disk, log)) == 2
+    said = log.read_text()
+    assert said.splitlines()[-1].startswith("sirf-diffusion recon: error: ")
+    assert "Traceback" not in said
     steps = []
     monkeypatch.setattr(LogCallback, "__call__", lambda self, step: steps.append(step.step))
     assert main(command()) == 0
@@ -253,6 +267,14 @@ def test_too_little_memory_is_one_line(command, monkeypatch, capsys, error):
     assert "fewer samples or workers" in said
 
 
+def runs(process: str) -> bool:
+    """Whether a process is there and is not a zombie (some containers have nobody who buries orphans)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp_path):
     words = [
         sys.executable,
@@ -270,7 +292,7 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp
     process.kill()
     process.wait()
     assert len(children) >= 2
-    while any(Path(f"/proc/{child}").exists() for child in children):
+    while any(runs(child) for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert subprocess.run(words, check=False).returncode == 0

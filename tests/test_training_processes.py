@@ -1,7 +1,6 @@
 """A training that is killed goes on bit for bit; two processes train as one does."""
 
 import csv
-import multiprocessing
 import os
 import signal
 import socket
@@ -10,9 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from fresh import FRESH
 from safetensors.torch import load_file
 from training_file import write_training_file
-from training_processes import PRELOAD, RECIPE, run, run_rank
+from training_processes import RECIPE, run, run_rank
 
 from sirf_diffusion.training.checkpoint import NAME, PREVIOUS, CheckpointError, read_checkpoint, write_checkpoint
 
@@ -20,19 +20,11 @@ KILLS = 4
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Processes that start fast, PyTorch being there already, and have used no automatic differentiation yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, processes):
+def whole(tmp_path_factory):
     """A data file, and the model and log of a training that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_training_file(folder / "data.h5")
-    finish(processes.Process(target=run, args=(data, folder / "model.safetensors")))
+    finish(FRESH.Process(target=run, args=(data, folder / "model.safetensors")))
     return data, folder / "model.safetensors"
 
 
@@ -66,28 +58,28 @@ def log_of(model):
         return [{key: float(value) for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
-def test_killed_at_random_moments_it_goes_on_bit_for_bit(whole, processes, tmp_path):
+def test_killed_at_random_moments_it_goes_on_bit_for_bit(whole, tmp_path):
     data, uninterrupted = whole
     rng, model = np.random.default_rng(0), tmp_path / "model.safetensors"
     work = tmp_path / "model.safetensors.training"
     for _ in range(KILLS):
-        child = processes.Process(target=run, args=(data, model))
+        child = FRESH.Process(target=run, args=(data, model))
         assert kill_after(child, work / NAME, int(rng.integers(1, 4)), float(rng.uniform(0, 0.15)))
         assert int(read_checkpoint(work)[1]["step"]) < RECIPE.num_steps
     assert not model.exists()
-    finish(processes.Process(target=run, args=(data, model)))
+    finish(FRESH.Process(target=run, args=(data, model)))
     expected, found = load_file(uninterrupted), load_file(model)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert log_of(model) == log_of(uninterrupted)
 
 
-def test_two_processes_train_as_one(whole, processes, tmp_path):
+def test_two_processes_train_as_one(whole, tmp_path):
     data, alone = whole
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model = tmp_path / "model.safetensors"
-    children = [processes.Process(target=run_rank, args=(data, model, rank, 2, port)) for rank in range(2)]
+    children = [FRESH.Process(target=run_rank, args=(data, model, rank, 2, port)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:

@@ -8,15 +8,6 @@ import torch
 from sirf_diffusion.models.networks import NetworkConfig
 from sirf_diffusion.training import Recipe, RunOptions, train
 
-#: What a training imports when it needs it, for the server that processes are forked from. Modules of this folder are
-#: not found there by all versions of Python.
-PRELOAD = [
-    "sirf_diffusion.training.trainer", "sirf_diffusion.training.data.volume_file", "h5py",
-    "matplotlib.backends.backend_agg", "monai.networks.nets.diffusion_model_unet", "safetensors.torch",
-    "torch._dynamo", "torch.distributed",
-    "torch.nn.parallel",
-]  # fmt: skip
-
 RECIPE = Recipe(
     name="small", crops=(16, 24), batch_size=4, cycles=(40,),
     architecture=NetworkConfig(
