@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..geometry.checks import check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
+from ..reconstructors.settings import SPEEDS
 from ..study.guide import TARGETS
 from ..study.reconstruction import CHECKPOINT_SECONDS
 from .command_line import add_machine, add_precision
@@ -125,6 +126,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
+    method.add_argument(
+        "--speed", choices=SPEEDS, help=f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
+    )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
@@ -218,6 +222,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         device=arguments.device,
         precision=arguments.precision,
         settings=parse_settings(arguments.settings),
+        speed=arguments.speed,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,
         register_to=arguments.register,

@@ -11,11 +11,13 @@ from torch import Tensor
 from ..geometry.checks import check_finite
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
+from .grid import Box
 
 logger = logging.getLogger(__name__)
 
 FWHM_MM = 8.0
 THRESHOLD = 0.2
+OBJECT_THRESHOLD, OBJECT_MARGIN_MM = 0.1, 4.0
 #: A hot object is more than this many times as hot as the rest of the image, and smaller than this in every plane. Of
 #: simulated heads the ratio is 1.4 to 7.4, the highest those of dopamine transporters and of random uptakes.
 HOT_RATIO, HOT_AREA_MM2 = 9.0, 8000.0
@@ -68,6 +70,25 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     logger.info("a hot object is %.0f times the rest of the image: the scale is the rest's", maximum / tissue)
     rest = (smoothed > THRESHOLD * 1.5 * tissue) & (smoothed <= 1.5 * tissue)
     return scale * (float(smoothed[rest].double().mean()) / scale) ** min(share, 1.0)
+
+
+def object_box(x: Tensor, geometry: ImageGeometry) -> Box:
+    """The voxels that hold the object: first one of z, y and x, and the one after the last; all for an empty image.
+
+    The object is what exceeds a tenth of `tissue_level` in the smoothed image of `intensity_scale`, and 4 mm around
+    it.
+    """
+    smoothed = gaussian_smooth(x, geometry, FWHM_MM)
+    everything = tuple((0, size) for size in geometry.shape)
+    if not float(smoothed.max()) > 0:
+        return everything  # type: ignore[return-value]
+    emitting = smoothed > OBJECT_THRESHOLD * tissue_level(smoothed, geometry)
+    box = []
+    for axis, (size, spacing) in enumerate(zip(geometry.shape, geometry.voxel_size, strict=True)):
+        places = emitting.movedim(axis, 0).flatten(1).any(1).nonzero()
+        margin = math.ceil(OBJECT_MARGIN_MM / spacing)
+        box.append((max(int(places.min()) - margin, 0), min(int(places.max()) + 1 + margin, size)))
+    return tuple(box)  # type: ignore[return-value]
 
 
 def tissue_level(smoothed: Tensor, geometry: ImageGeometry) -> float:
