@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.bench.cases import Case
 from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.study.metrics import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality
+from sirf_diffusion.study.vois import interval_factor
 
 NOMINAL_COVERAGE = 0.95
 
@@ -55,16 +56,12 @@ def posterior_measures(samples: Tensor, case: Case, noises: str) -> tuple[dict[s
     tuple
         The numbers, and the histogram ``[S + 1]`` of how many samples lie below the truth: see `expected_ranks`.
     """
-    from scipy.stats import t as student
-
     number, truth = len(samples), case.truth.double()
     x = samples.double()
     head = case.masks["head"]
     mean, sd = x.mean(0), posterior_sd(x, noises)
     error = (truth - mean).abs()[head]
-    width = float(student.ppf(0.5 + NOMINAL_COVERAGE / 2, number - 1))
-    if noises == "independent":
-        width *= math.sqrt(1 + 1 / number)
+    width = interval_factor(number, noises, NOMINAL_COVERAGE)
     measures = {
         "coverage": float((error <= width * sd[head]).double().mean()),
         "coverage_sd": float((error <= 1.96 * sd[head]).double().mean()),

@@ -166,6 +166,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study of this series"
     )
     result.add_argument(
+        "--vois",
+        type=Path,
+        metavar="LABELS",
+        help="label image on any grid (0: none): writes vois.csv with the mean of each VOI and its interval of 95 %%",
+    )
+    result.add_argument(
         "--calibration",
         metavar="FACTOR|header",
         help="write images in Bq/ml: multiplied by FACTOR, or by the calibration factor in the header of the prompts",
@@ -225,6 +231,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         engine=arguments.engine,
         keep_prior=arguments.keep_prior,
         attenuation_in_factors=in_factors,
+        vois=arguments.vois,
         callbacks=callbacks,
         checkpoint_every=arguments.checkpoint_every,
     )

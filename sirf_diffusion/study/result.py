@@ -15,6 +15,7 @@ from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from .report import Trace, report_figure
+from .vois import voi_table, write_vois
 
 #: Formats of images, see `Reconstruction.save`.
 FORMATS = ("hv", "nifti", "both")
@@ -42,6 +43,8 @@ class Reconstruction:
         The anatomical image that the network saw, on the image's grid; None without one.
     exam
         Patient position, time frames, radionuclide and calibration of the data.
+    labels
+        VOIs ``[z, y, x]``, whole numbers, 0 for none.
     """
 
     image: Tensor
@@ -52,6 +55,15 @@ class Reconstruction:
     trace: Trace | None = None
     anatomical: Tensor | None = None
     exam: ExamInfo = field(default_factory=ExamInfo)
+    labels: Tensor | None = None
+
+    @property
+    def vois(self) -> list[dict[str, Any]]:
+        """Size, mean and interval of each VOI, see `voi_table`; nothing without labels."""
+        if self.labels is None:
+            return []
+        noises, unit = self.record["values"].get("noise", "independent"), self.record.get("unit", "image units")
+        return voi_table(self.labels, self.image, self.geometry, self.samples, noises, unit)
 
     def calibrated(self, factor: float | None = None) -> Reconstruction:
         """In Bq/ml: multiplied by a factor, or by the calibration factor in the header of the data.
@@ -97,6 +109,8 @@ class Reconstruction:
                 self._write_image(staging / "uncertainty", self.uncertainty, image_format)
             if self.samples is not None:
                 self._write_samples(staging / "samples.h5")
+            if vois := self.vois:
+                write_vois(staging / "vois.csv", vois)
             if like is not None:
                 from ..patient.writing import write_dicom
 
