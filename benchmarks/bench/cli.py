@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     out = arguments.out or Path(f"sirf-diffusion-bench-{arguments.suite}")
     device = str(select_device(arguments.device))
-    command = shlex.join(["sirf-diffusion", *_without_folders(sys.argv[1:])])
+    command = shlex.join(["python", "-m", "benchmarks", *_without_folders(sys.argv[1:])])
     if arguments.suite == "speed":
         return _speed(arguments, out, device, command)
     return _compare(arguments, out, device, command)
