@@ -68,7 +68,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
     code, out = recon(method=method)
     assert code == 0
     written = {p.name for p in out.iterdir()}
-    expected = {"reconstruction.hv", "reconstruction.v", "record.json", "report.png"}
+    expected = {"reconstruction.hv", "reconstruction.v", "record.json", "report.png", "references.bib"}
     if METHODS[method].samples:
         expected |= {"samples.h5", "uncertainty.hv", "uncertainty.v"}
     assert written == expected

@@ -20,6 +20,7 @@ from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, adaptation_for, build_reconstructor, get_method
+from ..reconstructors.references import references
 from .data import Data, InterfileData, data_of
 from .early import Early
 from .fitness import check_distribution
@@ -275,6 +276,7 @@ class Study:
             "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
             "log_likelihood": log_likelihood,
             "distribution": distribution,
+            "references": references(self.chosen, record["engine"], self._adaptation, bound, self.guide.guidance),
         }
         many = samples is not None and len(samples) > 1
         return Reconstruction(

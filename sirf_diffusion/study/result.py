@@ -14,6 +14,7 @@ from ..files.outputs import OutputFolder
 from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
+from ..reconstructors.references import bibtex
 from .report import Trace, report_figure
 from .vois import voi_table, write_vois
 
@@ -109,6 +110,7 @@ class Reconstruction:
                 self._write_image(staging / "uncertainty", self.uncertainty, image_format)
             if self.samples is not None:
                 self._write_samples(staging / "samples.h5")
+            (staging / "references.bib").write_text(bibtex(self.record["references"]), encoding="utf-8")
             if vois := self.vois:
                 write_vois(staging / "vois.csv", vois)
             if like is not None:
