@@ -136,7 +136,9 @@ def test_a_method_is_one_file_and_one_line(monkeypatch):
 
 def test_everything_that_a_run_cites_has_one_entry():
     entries = bibtex(key for kind in (*METHODS.values(), *ADAPTATIONS.values()) for key in kind.references)
-    entries += bibtex(references(METHODS["lisch"], {"name": "sirf"}, model=SimpleNamespace(planes="alternating"), guidance=1.0))
+    entries += bibtex(
+        references(METHODS["lisch"], {"name": "sirf"}, model=SimpleNamespace(planes="alternating"), guidance=1.0)
+    )
     assert all(kind.references for kind in (*METHODS.values(), *ADAPTATIONS.values()))
     for key in ("Nuyts2002", "Singh2024", "Webber2025", "Barbano2025", "Lee2023", "Ho2022", "Ovtchinnikov2020"):
         assert f"{{{key},\n" in entries
