@@ -20,16 +20,20 @@ NOMINAL_COVERAGE = 0.95
 def image_measures(image: Tensor, case: Case) -> dict[str, float]:
     """Numbers of one image against the truth.
 
-    ``nrmse``, ``psnr``, ``ssim`` of the whole image; ``crc KIND`` contrast recovery of each lesion; ``mean REGION``
-    relative error of the mean over grey and white matter; ``petric_whole``, ``petric_background`` (root mean square
-    error over head and white matter) and ``petric_voi`` (the largest error of a region's mean), all divided by the
-    mean over white matter, as in PETRIC but against the truth.
+    ``nrmse``, ``psnr``, ``ssim`` of the whole image; ``crc KIND`` contrast recovery of each lesion;
+    ``variability SIZE`` standard deviation of the means of the background's ROIs of a size, divided by their mean;
+    ``mean REGION`` relative error of the mean over grey and white matter; ``petric_whole``, ``petric_background`` (root
+    mean square error over head and white matter) and ``petric_voi`` (the largest error of a region's mean), all
+    divided by the mean over white matter, as in PETRIC but against the truth.
     """
     truth, masks = case.truth.double(), case.masks
     x = image.double()
     found = dict(image_quality(x, truth).as_dict())
     for kind in case.lesions:
         found[f"crc {kind}"] = contrast_recovery(x[None], truth, masks[kind], masks[f"around {kind}"])
+    for size, labels in case.rois.items():
+        means = torch.stack([x[labels == label].mean() for label in range(1, int(labels.max()) + 1)])
+        found[f"variability {size}"] = float(means.std() / means.mean())
     for region in ("grey", "white"):
         if region in masks:
             found[f"mean {region}"] = float(x[masks[region]].mean() / truth[masks[region]].mean() - 1)
