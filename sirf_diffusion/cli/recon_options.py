@@ -125,6 +125,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
+    method.add_argument(
+        "--target-iteration", type=float, metavar="N", help="of iso-likelihood: the MLEM iteration; default: 20"
+    )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
@@ -206,6 +209,9 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
     from ..study.data import InterfileData
     from ..study.reconstruction import Study
 
+    iteration = {} if arguments.target_iteration is None else {"num_em_iterations": arguments.target_iteration}
+    if iteration and arguments.method != "iso-likelihood":
+        raise ValueError("--target-iteration is for --method iso-likelihood; lisch has --set num_em_iterations=N")
     in_factors = {"yes": True, "no": False}.get(arguments.attenuation_in_factors)
     if arguments.par is None:
         files = {name: getattr(arguments, name) for name in FILES if name != "par"}
@@ -223,7 +229,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         seed=arguments.seed,
         device=arguments.device,
         precision=arguments.precision,
-        settings=parse_settings(arguments.settings),
+        settings=parse_settings(arguments.settings) | iteration,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,
         register_to=arguments.register,
