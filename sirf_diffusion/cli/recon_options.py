@@ -126,7 +126,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
     method.add_argument(
-        "--target-iteration", type=float, metavar="N", help="of iso-likelihood: the MLEM iteration; default: 20"
+        "--target-iteration", type=float, metavar="N", help="of iso-likelihood: an MLEM iteration"
     )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")

@@ -28,7 +28,7 @@ class AscentOntoLevelSet(AscentToSchedule):
     name: ClassVar[str] = "ascent onto an iso-likelihood surface"
 
     num_em_iterations: float | None = real(
-        20.0, "the MLEM iteration, possibly fractional, whose log-likelihood they have", minimum=0.1, optional=True
+        None, "the MLEM iteration, possibly fractional, whose log-likelihood they have; of the truth if not given"
     )
     schedule_exponent: float = real(1.0, "as of lisch")
     anchor_strength: float = real(0.0, "as of lisch")
