@@ -3,8 +3,8 @@
     python tests/reference/crossed_formats.py
 
 Looks for dcm2niix, medcon and plastimatch on the PATH (``pip install dcm2niix``; Debian has packages of the other two).
-plastimatch 1.9.4 writes the slope of a DICOM series with six decimals: if that rounds down, the hottest voxels wrap round
-to negative values (with a maximum of 3.707, whatever the patient position). That of the phantom here does not.
+plastimatch 1.9.4 writes the slope of a DICOM series with six decimals: if that rounds down, the hottest voxels wrap
+round to negative values (with a maximum of 3.707, whatever the patient position). That of the phantom here does not.
 
 Prints each pair with its largest error over all voxels, relative to the maximum: every voxel is compared with the
 phantom where the reader says that it lies. More than 1e-4, or a mirrored image, ends with exit code 1.
