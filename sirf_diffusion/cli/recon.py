@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
         check_shared(study)
-    check_writers(arguments.format, arguments.like)
+    check_writers(arguments.format, arguments.like, arguments.bids_json)
     folder = OutputFolder(
         arguments.out,
         {
@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if (value := getattr(arguments, name)) is not None
             },
             **({} if arguments.format == "hv" else {"format": arguments.format}),
+            **({"bids_json": True} if arguments.bids_json else {}),
         },
         overwrite=arguments.overwrite,
     )
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.save_adapter is not None:
             adaptation.save(arguments.save_adapter)
             print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
-        result.save(folder, arguments.format, arguments.like)
+        result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
     record = result.record
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")

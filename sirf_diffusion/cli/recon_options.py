@@ -166,6 +166,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
+        "--bids-json", action="store_true", help="write the JSON file of a BIDS PET derivative beside NIfTI images"
+    )
+    result.add_argument(
         "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study of this series"
     )
     result.add_argument(
