@@ -195,12 +195,6 @@ class TestWhatCannotBeUsed:
         assert str(tmp_path).encode() not in out.read_bytes()
         assert not (tmp_path / "out.h5.parts").exists()
 
-    def test_dicom_with_a_missing_slice(self, tmp_path):
-        pytest.importorskip("pydicom")
-        with pytest.raises(NothingUsable) as error:
-            build(tmp_path, write_dicom(tmp_path / "series", activity(), skip=9))
-        assert "slices are missing" in error.value.outcomes[0].reason
-
     def test_a_bad_anatomy_is_left_out_and_the_emission_image_kept(self, tmp_path):
         import nibabel
 

@@ -92,18 +92,6 @@ class TestThorax:
             assert set(np.unique(kinds)) <= {0, 2, 4}
 
 
-def test_generators_share_nothing():
-    """What holds for one and not for the other is then due to neither code nor template."""
-    import ast
-    import inspect
-
-    for module in (parametric, body, parametric_head):
-        source = inspect.getsource(module)
-        ours = [n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.level]
-        assert set(ours) <= {"parametric"}
-        assert "nilearn" not in source
-
-
 def test_parametric_heads_have_a_brain_with_a_cortex():
     organs = parametric_head_of().organs
     inside = sum(organs.values())
