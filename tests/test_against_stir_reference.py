@@ -31,7 +31,7 @@ class Case:
             self.attributes: dict[str, dict] = {}
             group.visititems(self._read)
             stored = json.loads(group.attrs["geometry"])
-            self.num_subsets, self.updates = int(file.attrs["num_subsets"]), int(file.attrs["updates"])
+            self.num_subsets = int(file.attrs["num_subsets"])
         scanner = stored["projdata"].pop("scanner")
         scanner = Scanner(**{**scanner, "blocks": BlockStructure(**scanner["blocks"])})
         segments = tuple(Segment(**s) for s in stored["projdata"].pop("segments"))
