@@ -140,32 +140,6 @@ def test_adaptations_that_make_no_sense_cost_nothing(scan, model, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_the_result_depends_on_the_seed_and_on_nothing_else(recon, tmp_path, untouched_random_state):
-    images = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        code, out = recon(out=tmp_path / name, seed=seed)
-        assert code == 0
-        images.append(read_image(out / "reconstruction.hv")[0])
-    assert torch.equal(images[0], images[1])
-    assert not torch.equal(images[0], images[2])
-
-
-def test_attenuation_may_come_as_an_image_or_within_the_factors(recon, scan, tmp_path):
-    write_image(tmp_path / "start.hv", torch.ones(scan.geometry.shape), scan.geometry)
-    variants = {
-        "separate": {},
-        "within": {"multiplicative": scan.multiplicative_with_attenuation_hs, "attenuation": None},
-        "without": {"attenuation": None},
-    }
-    images = {}
-    for name, changed in variants.items():
-        code, out = recon(method="osem", initial=tmp_path / "start.hv", out=tmp_path / name, **changed)
-        assert code == 0
-        images[name] = read_image(out / "reconstruction.hv")[0]
-    assert torch.allclose(images["separate"], images["within"], rtol=1e-3, atol=1e-5 * float(images["within"].max()))
-    assert float(images["without"].sum()) < 0.95 * float(images["within"].sum())
-
-
 def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys):
     folder = load_example("brain2d").folder
     names = {"prompts": "prompts.hs", "additive": "additive.hs", "attenuation": "mu.hv"}
@@ -343,27 +317,6 @@ def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels
     assert geometry.voxel_size == (4.0, 4.0, 4.0)
     assert geometry.shape[1] == geometry.shape[2]
     assert 100 < geometry.shape[1] * 4.0 <= 190
-
-
-def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
-    scan = write_small_scan(tmp_path / "scan", planes=3)
-    arguments = ["recon", *scan.options, "--model", str(model)]
-    for method, few in (("dds", "num_steps=2"), ("lisch", "num_steps=2"), ("map-score", "num_iterations=2")):
-        out = tmp_path / method
-        samples = ["--samples", "2"] if METHODS[method].samples else []
-        assert main([*arguments, *samples, "--method", method, "--set", few, "--out", str(out)]) == 0
-        record = json.loads((out / "record.json").read_text())
-        assert record["model"]["planes"] == ("three" if method == "map-score" else "alternating")
-    assert "projections" in capsys.readouterr().out
-
-
-def test_a_model_for_another_voxel_size_is_adapted_and_said(recon, tmp_path, caplog):
-    other = write_small_model(tmp_path / "other.safetensors", voxel_size=3.0)
-    code, out = recon(model=other)
-    assert code == 0
-    assert "resampled" in caplog.text
-    assert "3 x 3" in caplog.text
-    assert json.loads((out / "record.json").read_text())["model"]["voxel_size_mm"] == [4.0, 3.0, 3.0]
 
 
 def prompts_with(change):

@@ -112,7 +112,7 @@ def comparison_figure(
             )
     traced = [p for p in panels if p.trace is not None]
     first_with_spread = next((i for i, p in enumerate(panels, start=1) if p.uncertainty is not None), columns)
-    if traced and first_with_spread >= 2:
+    if rows == 3 and traced and first_with_spread >= 2:
         grid = axes[2][0].get_gridspec()
         _plot_traces(figure.add_subplot(grid[2, :first_with_spread]), traced, true_log_likelihood)
     if title:
