@@ -22,8 +22,8 @@ COVERING = {
 }
 #: Readers and writers, models of every architecture, engines, each reconstructor, commands: 3 minutes on one core.
 FAST = (
-    "packaging", "interfile", "parfile", "geometry", "storage", "score_model", "import_schedulers", "osem", "mapem",
-    "dds", "hqs", "lisch", "outputs", "projector", "priors",
+    "packaging", "versions", "interfile", "parfile", "geometry", "storage", "score_model", "import_schedulers", "osem",
+    "dds", "hqs", "lisch", "outputs", "projector", "priors", "troubleshooting",
 )
 
 nox.options.tags = ["covering"]

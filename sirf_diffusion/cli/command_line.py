@@ -63,7 +63,7 @@ def add_command(
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads, of all workers; default: as PyTorch has")
 
 
 def add_precision(parser: argparse._ActionsContainer) -> None:
@@ -106,7 +106,10 @@ def run_command(
 
     try:
         if getattr(arguments, "threads", None) is not None:
-            _set_threads(arguments.threads)
+            from ..environment import limit_threads
+            from ..geometry.checks import check_count
+
+            limit_threads(check_count("--threads", arguments.threads, 1, 4096))
         with warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
@@ -127,14 +130,6 @@ def run_command(
             raise
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
         return USER_ERROR
-
-
-def _set_threads(number: int) -> None:
-    import torch
-
-    from ..geometry.checks import check_count
-
-    torch.set_num_threads(check_count("--threads", number, 1, 4096))
 
 
 def _one_message(error: BaseException) -> str:
