@@ -16,7 +16,7 @@ from benchmarks.bench.runs import RunSpec
 from benchmarks.bench.store import Store, read_results, read_run
 from sirf_diffusion.cli.stir_scan import Point
 from sirf_diffusion.files.outputs import OutputFolder
-from sirf_diffusion.files.versions import read_json
+from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.files.weights import WeightsFormat, write_tensors
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.lora import Adapter
@@ -60,7 +60,7 @@ READERS = {
     "training-2.h5.parts": (read_parts, "settings.json"),
     "result": (lambda path: OutputFolder(path, SETTINGS).check(), "record.json"),
     "unfinished": (read_unfinished, ".unfinished/settings.json"),
-    "scan.json": (lambda path: [Point(**point) for point in read_json(path)["points"]], ""),
+    "scan.json": (lambda path: [Point(**point) for point in read_record(path)["points"]], ""),
     "bench": (read_bench, "bench.json"),
     "bench/runs": (lambda path: read_run(next(path.iterdir())), "*.h5"),
     "bench/results.h5": (read_results, ""),

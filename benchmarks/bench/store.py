@@ -13,7 +13,7 @@ import torch
 from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
 from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
-from sirf_diffusion.files.versions import KEY, check_version, read_json
+from sirf_diffusion.files.versions import KEY, check_version, read_record
 
 
 class Store:
@@ -39,7 +39,7 @@ class Store:
         self.folder, identity = Path(folder), jsonable(identity)
         about = self.folder / "bench.json"
         if about.is_file():
-            found = read_json(about)
+            found = read_record(about)
             # What only one of them knows, such as a further model, is no contradiction.
             differing = sorted(k for k in found.keys() & identity.keys() if found[k] != identity[k])
             if differing:

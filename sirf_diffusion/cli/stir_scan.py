@@ -20,7 +20,7 @@ from typing import Any
 from ..files.outputs import OutputFolder, atomic_path, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
-from ..files.versions import read_json
+from ..files.versions import read_record
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
@@ -161,7 +161,7 @@ class Scan:
         folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
         if not folder.record_path.is_file():
             return {}
-        record = read_json(folder.record_path)
+        record = read_record(folder.record_path)
         points = (Point(**point) for point in record["points"])
         return {point.factor: point for point in points if (self.out / point.image).is_file()}
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from .lock import LOCK, locked
-from .versions import KEY, read_json
+from .versions import KEY, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(read_json(folder / _SETTINGS), settings)
+                difference = _difference(read_record(folder / _SETTINGS), settings)
             except (OSError, ValueError) as error:
                 raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
             if difference:
@@ -207,7 +207,7 @@ class OutputFolder:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
         complete = self.path / COMPLETE
         if (complete / _JOURNAL).exists():
-            journal = read_json(complete / _JOURNAL)
+            journal = read_record(complete / _JOURNAL)
             if (complete / self.record_name).exists():
                 # The earlier record goes first: it must not stand beside new images.
                 for name in _below(journal["earlier"]):
@@ -224,14 +224,14 @@ class OutputFolder:
     def _earlier_files(self) -> list[str]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
-            names = read_json(self.record_path)["files"]
+            names = read_record(self.record_path)["files"]
         except (OSError, ValueError, KeyError, TypeError):
             return []
         return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return _difference(read_json(self.record_path)["settings"], self.settings)
+        return _difference(read_record(self.record_path)["settings"], self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -282,7 +282,7 @@ def digest(path: Path) -> str:
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
-    """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_json` reads it."""
+    """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
     text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

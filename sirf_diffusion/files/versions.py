@@ -31,7 +31,7 @@ def check_version(found: Any, newest: int = 1, key: str = KEY) -> None:
         raise ValueError(f"made by a newer version of sirf-diffusion ({name}): update it")
 
 
-def read_json(path: str | os.PathLike[str], newest: int = 1) -> dict[str, Any]:
+def read_record(path: str | os.PathLike[str], newest: int = 1) -> dict[str, Any]:
     """What `write_json` wrote, without its version.
 
     Raises

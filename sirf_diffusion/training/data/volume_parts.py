@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...files.outputs import atomic_path, jsonable
-from ...files.versions import KEY, read_json
+from ...files.versions import KEY, read_record
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, new_file, root_attributes, write_group
@@ -179,7 +179,7 @@ class PartStore:
         record = self.folder / "settings.json"
         if record.exists():
             try:
-                content = read_json(record)
+                content = read_record(record)
                 settings, earlier = dict(content["settings"]), bytes.fromhex(content["key"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.folder}, an unfinished build: {error}; remove it to begin anew") from error
