@@ -1,6 +1,7 @@
 """What the commands ``sirf-diffusion`` and ``stir-diffusion`` share: common options, logging, errors and exit codes.
 
-What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2.
+What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2; what nobody
+foresaw is one too, with exit code 1. Only ``--debug`` shows a traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130
 USER_ERROR = 2
+FAULT = 1
 #: What a user can put right.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
@@ -126,10 +128,14 @@ def run_command(
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
             message = _one_message(error)
-        if message is None or arguments.debug:
+        if arguments.debug:
             raise
+        code = FAULT if message is None else USER_ERROR
+        if message is None:
+            message = f"{type(error).__name__}: {_one_message(error)}. This is a fault of sirf-diffusion itself: "
+            message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
-        return USER_ERROR
+        return code
 
 
 def _one_message(error: BaseException) -> str:
