@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files.outputs import OutputFolder
+from ..files.versions import KEY
 from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
@@ -165,6 +166,7 @@ class Reconstruction:
         import h5py
 
         with h5py.File(path, "w") as file:
+            file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
             data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
             data.attrs["axes"] = "sample, z, y, x"
             data.attrs["voxel_size_mm"] = self.geometry.voxel_size
