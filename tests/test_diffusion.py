@@ -94,6 +94,12 @@ def test_a_multistep_run_goes_on_after_a_stop(method, tmp_path):
     assert torch.equal(again.get_samples(), run(method, objective, **options).get_samples())
 
 
+def test_a_model_that_is_bound_already_is_not_cropped_in_silence(caplog):
+    objective, _ = make_toy((1, 8, 8))
+    DDSReconstructor(objective, bound_model(objective), crop=True)
+    assert "crop=True has no effect" in caplog.text
+
+
 @each_method
 def test_what_the_network_does_not_cover_stays_at_the_floor(method):
     objective, _ = make_toy((1, 8, 8), num_bins=40, num_subsets=2)

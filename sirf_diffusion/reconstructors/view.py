@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
@@ -10,6 +11,8 @@ from .settings import choice, real
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
+
+logger = logging.getLogger(__name__)
 
 
 def planes_setting() -> Any:
@@ -53,8 +56,10 @@ def bound(
     return model if model.geometry is not None else model.for_data(objective, planes=planes, extent=extent, **options)
 
 
-def check_bound(model: ScoreModel, objective: Objective, planes: str | None, extent: float | None) -> None:
-    """Whether a model that is bound already is bound as it should be; see `bound`."""
+def check_bound(
+    model: ScoreModel, objective: Objective, planes: str | None, extent: float | None, crop: bool = False
+) -> None:
+    """Whether a model that is bound already is bound as it should be; see `bound`. No ``crop`` costs time only."""
     if model.geometry is None:
         return
     if model.geometry != objective.geometry:
@@ -62,6 +67,8 @@ def check_bound(model: ScoreModel, objective: Objective, planes: str | None, ext
             f"the model is bound to {model.geometry}, the data need {objective.geometry}; bind it with "
             "model.for_data(objective)"
         )
+    if crop and model.box is None:
+        logger.warning("crop=True has no effect: the model is bound to the whole image already; give it unbound")
     for name, wanted, found in (("planes", planes, model.planes), ("extent", extent, model.extent)):
         if wanted is not None and wanted != found:
             raise ValueError(f"{name}={wanted!r} is asked for, but the model is bound with {found!r}: give it unbound")

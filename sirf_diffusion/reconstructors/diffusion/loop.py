@@ -146,7 +146,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         }
         if self.adaptation is not None:
             self.settings["adaptation"] = self.adaptation.settings
-        check_bound(model, self.objective, chosen.planes, chosen.extent)
+        check_bound(model, self.objective, chosen.planes, chosen.extent, chosen.crop)
         self._samples: Tensor | None = None
         self._preparation = Cost()
 
