@@ -287,7 +287,9 @@ TRIGGERS = {
     "is shifted in plane; rays are traced for images centred on the scanner's axis only": lambda p: p.image(
         "initial", (0, 20)
     ),
-    "does not divide the ... views, in ... groups of related views, evenly": lambda p: p.par(subsets=7, subiterations=7),
+    "does not divide the ... views, in ... groups of related views, evenly": lambda p: p.par(
+        subsets=7, subiterations=7
+    ),
     "time-of-flight data ('TOF mashing factor := ...')": lambda p: p.projections(
         header=("!END OF", "TOF mashing factor := 5\n!END OF")
     ),
