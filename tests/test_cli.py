@@ -20,9 +20,11 @@ from sirf_diffusion.files.interfile import (
     write_image,
 )
 from sirf_diffusion.files.versions import read_record
+from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient.writing import write_dicom
 from sirf_diffusion.reconstructors.methods import METHODS
+from sirf_diffusion.study.bids import bids_fields
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
     code, out = recon(method=method)
     assert code == 0
     written = {p.name for p in out.iterdir()}
-    expected = {"reconstruction.hv", "reconstruction.v", "record.json", "report.png"}
+    expected = {"reconstruction.hv", "reconstruction.v", "record.json", "report.png", "references.bib"}
     if METHODS[method].samples:
         expected |= {"samples.h5", "uncertainty.hv", "uncertainty.v"}
     assert written == expected
@@ -135,32 +137,6 @@ def test_adaptations_that_make_no_sense_cost_nothing(scan, model, tmp_path, caps
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
-
-
-def test_the_result_depends_on_the_seed_and_on_nothing_else(recon, tmp_path, untouched_random_state):
-    images = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        code, out = recon(out=tmp_path / name, seed=seed)
-        assert code == 0
-        images.append(read_image(out / "reconstruction.hv")[0])
-    assert torch.equal(images[0], images[1])
-    assert not torch.equal(images[0], images[2])
-
-
-def test_attenuation_may_come_as_an_image_or_within_the_factors(recon, scan, tmp_path):
-    write_image(tmp_path / "start.hv", torch.ones(scan.geometry.shape), scan.geometry)
-    variants = {
-        "separate": {},
-        "within": {"multiplicative": scan.multiplicative_with_attenuation_hs, "attenuation": None},
-        "without": {"attenuation": None},
-    }
-    images = {}
-    for name, changed in variants.items():
-        code, out = recon(method="osem", initial=tmp_path / "start.hv", out=tmp_path / name, **changed)
-        assert code == 0
-        images[name] = read_image(out / "reconstruction.hv")[0]
-    assert torch.allclose(images["separate"], images["within"], rtol=1e-3, atol=1e-5 * float(images["within"].max()))
-    assert float(images["without"].sum()) < 0.95 * float(images["within"].sum())
 
 
 def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys):
@@ -274,6 +250,47 @@ def test_images_come_as_nifti_and_dicom_too(recon, feet_first, tmp_path):
     header = pydicom.dcmread(next((out / "dicom").iterdir()))
     assert (header.PatientPosition, header.Units) == ("FFP", "BQML")
     assert recon("--like", str(tmp_path / "nothing"), method="osem", out=tmp_path / "other")[0] == 2
+
+
+def test_the_json_of_a_bids_derivative_has_what_the_data_tell_and_names_the_rest(recon, feet_first, tmp_path, caplog):
+    pytest.importorskip("nibabel")
+    assert recon("--bids-json", method="osem", out=tmp_path / "hv")[0] == 2
+    clock = "study date := 2024:03:01\nstudy time := 10:20:30.250000\n!END"
+    feet_first.write_text(feet_first.read_text().replace("!END", clock))
+    code, out = recon("--bids-json", prompts=feet_first, samples=2, format="nifti", calibration="header")
+    assert code == 0
+    fields = json.loads((out / "reconstruction.json").read_text())
+    numbers = dict(zip(fields["ReconMethodParameterLabels"], fields["ReconMethodParameterValues"], strict=True))
+    assert len(fields["ReconMethodParameterUnits"]) == len(numbers)
+    assert numbers["num_steps"] == 3
+    expected = {
+        "SkullStripped": False, "Units": "Bq/mL", "TracerRadionuclide": "F18", "TimeZero": "10:20:30",
+        "ScanStart": 0.25, "FrameTimesStart": [30.25], "FrameDuration": [600.0], "ImageDecayCorrected": False,
+        "ReconMethodName": "lisch", "ReconFilterType": "none", "AttenuationCorrection": "attenuation image",
+        "DoseCalibrationFactor": 250.0,
+    }  # fmt: skip
+    assert {name: fields[name] for name in expected} == expected
+    said = caplog.text.split("BIDS requires")[1]
+    assert "InjectionStart" in said
+    assert "TimeZero" not in said
+    spread = json.loads((out / "uncertainty.json").read_text())
+    assert spread.pop("Description").startswith("Posterior standard deviation")
+    assert spread == {name: value for name, value in fields.items() if name != "Description"}
+
+
+@pytest.mark.parametrize(("name", "nuclide"), [
+    ("^18^Fluorine", "F18"), ("F-18", "F18"), ("18F", "F18"), ("^68^Gallium", "Ga68"), ("C11", "C11"),
+    ("^99m^Technetium", "Tc99m"), ("unknown", None), ("", None), ("some mixture", "some mixture"),
+])  # fmt: skip
+def test_bids_tells_nothing_that_is_not_known(name, nuclide):
+    record = {"title": "t", "method": "osem", "values": {"a": True, "b": "c", "d": 0.5}, "num_subsets": 7, "data": {},
+              "software": {"sirf-diffusion": "1"}}  # fmt: skip
+    fields = bids_fields(record, ExamInfo(radionuclide=Radionuclide(name), time_frames=((0.0, 60.0),)))
+    assert fields.get("TracerRadionuclide") == nuclide
+    assert fields["Units"] == "arbitrary"
+    assert fields["ReconMethodParameterValues"] == [7, 0.5]
+    assert fields["FrameDuration"] == [60.0]
+    assert not {"TimeZero", "ScanStart", "FrameTimesStart", "AttenuationCorrection"} & fields.keys()
 
 
 def test_an_image_is_the_starting_point_and_decides_the_grid(recon, scan, tmp_path):

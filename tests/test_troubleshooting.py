@@ -287,8 +287,8 @@ TRIGGERS = {
     "is shifted in plane; rays are traced for images centred on the scanner's axis only": lambda p: p.image(
         "initial", (0, 20)
     ),
-    "does not divide the ... views, in ... groups of related views, evenly": lambda p: p.par(
-        subsets=7, subiterations=7
+    "does not divide the ... views, in ... groups of related views, evenly": (
+        lambda p: p.par(subsets=7, subiterations=7)
     ),
     "time-of-flight data ('TOF mashing factor := ...')": lambda p: p.projections(
         header=("!END OF", "TOF mashing factor := 5\n!END OF")
@@ -313,9 +313,9 @@ TRIGGERS = {
         "recon", "--par", p.write("my.par"), "--out", p.folder / "out"
     ),
     "--engine stir: STIR's Python module does not import": lambda p: p.without("stir").par(engine="stir"),
-    "STIR's Python module is not installed: the embedded engine reads the parameter file": lambda p: (
-        p.without("stir").par(engine="auto")
-    ),
+    "STIR's Python module is not installed: the embedded engine reads the parameter file": lambda p: p.without(
+        "stir"
+    ).par(engine="auto"),
     "engine 'sirf' was asked for, but sirf.STIR cannot be imported": lambda p: p.without("sirf").running(
         lambda: sirf_diffusion.get_engine("sirf")
     ),
