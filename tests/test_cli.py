@@ -91,6 +91,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
         assert record["network_evaluations"] > 0
     if METHODS[method].samples:
         with h5py.File(out / "samples.h5") as file:
+            assert file.attrs["schema_version"] == 1
             samples = torch.from_numpy(file["samples"][:])
         assert samples.shape == (2, *geometry.shape)
         assert torch.allclose(samples.mean(0), image, rtol=1e-4, atol=1e-5 * float(image.max()))
