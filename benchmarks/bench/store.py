@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
+from sirf_diffusion.files.documents import read_json
 from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
 
 
@@ -38,7 +39,7 @@ class Store:
         self.folder, identity = Path(folder), jsonable(identity)
         about = self.folder / "bench.json"
         if about.is_file():
-            found = json.loads(about.read_text(encoding="utf-8"))
+            found = read_json(about)
             # What only one of them knows, such as a further model, is no contradiction.
             differing = sorted(k for k in found.keys() & identity.keys() if found[k] != identity[k])
             if differing:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine
+from ..files.documents import parse_json
+from .command_line import add_command, add_machine, real, whole
 
 _ACTIONS = ("list", "show", "import", "evaluate")
 
@@ -75,8 +76,9 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
         help="of a network with class labels: the one to use always, or transverse,coronal,sagittal in their order",
     )
     parser.add_argument(
-        "--voxel-size", type=float, nargs="+", default=[2.0], metavar="MM", help="of its training images: one, or z y x"
-    )
+        "--voxel-size", type=real(0.01, 1e3), nargs="+", default=[2.0], metavar="MM",
+        help="of its training images: one, or z y x",
+    )  # fmt: skip
     parser.add_argument("--tracer", default="", help="tracer and body region in words")
     parser.add_argument("--licence", default="", help="licence of the weights")
 
@@ -97,7 +99,7 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
+        "--size", type=whole(1, 4096), metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
     )
     add_machine(parser)
 
@@ -156,8 +158,8 @@ def _json_or_text(option: str, text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
 
 

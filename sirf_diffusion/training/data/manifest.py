@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files.documents import parse_json, read_json, read_text
 from ...patient.dicom import read_tags
 from ...patient.image import UnusableImage
 from ...patient.readers import INTERFILE, NIFTI
@@ -192,10 +192,10 @@ def _kind(path: Path) -> str:
         return {"PT": "PET", "": ""}.get(modality, f"DICOM of modality {modality}")
     stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
     sidecar = path.with_name(f"{stem}.json")
-    if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
+    if sidecar.is_file():
         try:
-            modality = json.loads(sidecar.read_bytes()).get("Modality", "")
-        except (ValueError, AttributeError, RecursionError):
+            modality = read_json(sidecar, most=_LARGEST).get("Modality", "")
+        except ValueError:
             modality = ""
         if modality in ("PT", "PET"):
             return "PET"
@@ -243,18 +243,13 @@ def _images_of(root: Path, participant: str, split: str, where: str) -> list[Ima
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path}: expected a table, a file of at most {_LARGEST / 1e6:g} MB")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: export the table as CSV (UTF-8)") from error
+    text = read_text(path, _LARGEST)
     if path.suffix.lower() == ".json":
         try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            rows = parse_json(text, list)
+        except ValueError as error:
+            raise ValueError(f"{path} is no table: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} must be a list of objects, each with a key 'image'")
     else:
         first = text.splitlines()[0] if text.strip() else ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...files.documents import parse_json, read_json
 from ...files.outputs import atomic_path, jsonable
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
@@ -85,7 +86,7 @@ class PartStore:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
             with open_checked(self.out) as file:
-                self._compare(json.loads(file.attrs["settings"]), f"{self.out}")
+                self._compare(parse_json(file.attrs["settings"]), f"{self.out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.key = self._take_up(key)
 
@@ -178,7 +179,7 @@ class PartStore:
         record = self.folder / "settings.json"
         if record.exists():
             try:
-                content = json.loads(record.read_text(encoding="utf-8"))
+                content = read_json(record)
                 settings, earlier = dict(content["settings"]), bytes.fromhex(content["key"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{record} is damaged ({error}): remove {self.folder} to begin anew") from error
