@@ -23,6 +23,7 @@ WORDS = (
     "/dev/null", "/dev/zero", "a b", "\x00", "\t", "é", "\udcff", ";", "#", "'", '"', "${HOME}", "${nothing}", "$", "%",
     "@x", "\\", "=", ":=", "(.*)*x", "9" * 5000, "x" * 300, " " * 3000, "-" * 40 + "1",
 )  # fmt: skip
+_INDEX = re.compile(r"\[[^]]*\]")
 _RAW = re.compile(r'"@raw:(.*?)@"')
 
 
@@ -143,7 +144,7 @@ def changed_lines(rng: Random, text: str, sign: str, values: Sequence[str] = ())
             lines.insert(rng.randrange(len(lines)), lines.pop(at))
         elif kind == 8:
             index = rng.choice(("[1]", "[2]", "[0]", "[-1]", "[99999999999]", "[x]", "[", "]", "[1][2]"))
-            lines[at] = f"{re.sub(r'[[][^]]*[]]', '', key)}{index}{found}{value}"
+            lines[at] = f"{_INDEX.sub('', key)}{index}{found}{value}"
         elif kind == 9:
             lines[at] = f"{key}{rng.choice(('', '=', ':', ':=', sign * 2, ' '))}{value}"
         elif kind == 10:
