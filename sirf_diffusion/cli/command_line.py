@@ -1,6 +1,7 @@
 """What the commands ``sirf-diffusion`` and ``stir-diffusion`` share: common options, logging, errors and exit codes.
 
-What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2.
+What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2; what nobody
+foresaw is one too, with exit code 1. Only ``--debug`` shows a traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTERRUPTED = 130
 USER_ERROR = 2
+FAULT = 1
 #: What a user can put right.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
@@ -100,7 +102,8 @@ def _checked(check: Callable[[], T]) -> T:
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help="CPU threads; default: PyTorch's choice")
+    threads = "CPU threads, of all workers; default: as PyTorch has"
+    parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help=threads)
 
 
 def add_precision(parser: argparse._ActionsContainer) -> None:
@@ -143,9 +146,9 @@ def run_command(
 
     try:
         if getattr(arguments, "threads", None) is not None:
-            import torch
+            from ..environment import limit_threads
 
-            torch.set_num_threads(arguments.threads)
+            limit_threads(arguments.threads)
         with warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
@@ -162,10 +165,14 @@ def run_command(
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
             message = _one_message(error)
-        if message is None or arguments.debug:
+        if arguments.debug:
             raise
+        code = FAULT if message is None else USER_ERROR
+        if message is None:
+            message = f"{type(error).__name__}: {_one_message(error)}. This is a fault of sirf-diffusion itself: "
+            message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
-        return USER_ERROR
+        return code
 
 
 def _one_message(error: BaseException) -> str:

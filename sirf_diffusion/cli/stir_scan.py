@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.documents import read_json
 from ..files.outputs import OutputFolder, atomic_path, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
+from ..files.versions import read_record
 from ..geometry.checks import check_real
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
@@ -163,7 +163,7 @@ class Scan:
         if not folder.record_path.is_file():
             return {}
         try:
-            points = [Point(**point) for point in read_json(folder.record_path)["points"]]
+            points = [Point(**point) for point in read_record(folder.record_path)["points"]]
             return {check_real("factor", point.factor): point for point in points if (self.out / point.image).is_file()}
         except (ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{folder.record_path} is damaged ({error}): give another folder") from error

@@ -51,7 +51,7 @@ def read_json(path: str | os.PathLike[str], kind: type = dict, most: int = _MAX_
     try:
         return parse_json(text, kind)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def parse_json(text: str, kind: type = dict) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from .documents import read_json
 from .lock import LOCK, locked
+from .versions import KEY, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +143,9 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(read_json(folder / _SETTINGS), settings)
+                difference = _difference(read_record(folder / _SETTINGS), settings)
             except (OSError, ValueError) as error:
-                raise OutputError(f"--out {self.path}: what its unfinished run is cannot be read; {advice}") from error
+                raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
             if difference:
                 raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
         else:
@@ -209,10 +209,10 @@ class OutputFolder:
             if (complete / self.record_name).exists():
                 # The earlier record goes first: it must not stand beside new images.
                 for name in earlier:
-                    if name not in files:
-                        (self.path / name).unlink(missing_ok=True)
+                    if name not in files and (self.path / name).is_file():
+                        (self.path / name).unlink()
                 for name in [*files, self.record_name]:
-                    if (complete / name).exists():
+                    if (complete / name).is_file() and not (self.path / name).is_dir():
                         (self.path / name).parent.mkdir(exist_ok=True)
                         os.replace(complete / name, self.path / name)
             shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
@@ -239,7 +239,7 @@ class OutputFolder:
         try:
             difference = self._difference()
         except OutputError as error:
-            raise OutputError(f"{error}; {self.advice}") from error
+            raise OutputError(f"--out {self.path} holds another result ({error}); {self.advice}") from error
         if difference:
             raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
 
@@ -266,9 +266,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as JSON, through `jsonable`."""
-    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
+    """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
+    text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -297,11 +297,11 @@ def jsonable(value: Any) -> Any:
 def _entry(path: Path, key: str, kind: type) -> Any:
     """An entry of a JSON file of this program; OutputError unless it is of this type."""
     try:
-        value = read_json(path).get(key)
+        value = read_record(path).get(key)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} is not a record of this program ({error})") from error
+        raise OutputError(str(error)) from error
     if not isinstance(value, kind):
-        raise OutputError(f"{path} is not a record of this program ({key!r} is {value!r:.40})")
+        raise OutputError(f"{path} cannot be read: its {key!r} is {value!r:.40}")
     return value
 
 
@@ -324,9 +324,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _below(names: Iterable[Any]) -> list[str]:
-    """Those names that files below their folder may have."""
+    """Those names that files of a result may have: below their folder, and none of what stands there for a run."""
     texts = [name for name in names if isinstance(name, str) and 0 < len(name.encode()) < 256 and "\0" not in name]
-    return [name for name in texts if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return [name for name in texts if Path(name).parts and not any(p[0] in "./" for p in Path(name).parts)]
 
 
 def _is_ours(name: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .documents import parse_json
 from .outputs import atomic_path
+from .versions import check_version
 
 Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
@@ -129,13 +130,10 @@ class WeightsFormat:
         if self.key not in metadata:
             raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
         content = self.guarded(path, lambda: parse_json(metadata[self.key]))
-        version = content.get(self.version_key)
-        if version != self.version or isinstance(version, bool):
-            raise self._refusal(
-                path,
-                f"format version {version!r} is unknown to this release, which reads version {self.version}: update "
-                f"sirf-diffusion, or {self.remedy}",
-            )
+        try:
+            check_version(content.get(self.version_key), self.version, self.version_key)
+        except ValueError as error:
+            raise self._refusal(path, f"{error}, or {self.remedy}") from None
         return content
 
     def _tensors(self, path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:

@@ -20,6 +20,7 @@ from .volumes import SPLITS
 COLUMNS = ("subject", "image", "mr", "ct", "split")
 #: Largest table or sidecar that is read, in bytes.
 _LARGEST = 20_000_000
+_LONGEST = 4096
 #: Last words of the names of files that are no emission images: suffixes of BIDS, and what people call such files.
 _OTHER_KINDS = re.compile(
     r"t1|t2|t1w|t2w|t2starw|flair|pdw|mr|mri|mprage|ct|mask|seg|[ad]?seg|probseg|labels?|defacemask|bold|sbref|dwi|epi|"
@@ -106,6 +107,8 @@ def read_manifest(path: Path) -> list[ImageInput]:
             raise ValueError(f"{where}: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
         if not row.get("image"):
             raise ValueError(f"{where}: no 'image'")
+        if any("\0" in value or len(value) > _LONGEST for value in row.values()):
+            raise ValueError(f"{where}: a value of more than {_LONGEST} characters, or with a null character")
         if row.get("mr") and row.get("ct"):
             raise ValueError(f"{where}: both 'mr' and 'ct'; one anatomical image per volume")
         anatomy = row.get("mr") or row.get("ct")
@@ -231,7 +234,7 @@ def _modality(path: Path) -> str:
 
 def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:
     """Images in the BIDS folder of a participant."""
-    if not re.fullmatch(r"[0-9A-Za-z-]+", participant):
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", participant):
         raise ValueError(f"{where}: participant_id must be letters and digits as in sub-01, found {participant!r}")
     subject = participant if participant.startswith("sub-") else f"sub-{participant}"
     folder = root / subject
