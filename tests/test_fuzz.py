@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.fuzz.campaign import judge, readers
 
 KEPT = Path(__file__).parent / "hostile"
-READERS = {name.replace(" ", "-").strip("()"): kind for name, kind in readers().items()}
+READERS = {name.replace(" ", "-"): kind for name, kind in readers().items()}
 
 
 @pytest.fixture(scope="module")

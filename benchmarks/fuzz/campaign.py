@@ -233,7 +233,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tallies = []
     for name in chosen:
-        folder = arguments.out / name.replace(" ", "-").strip("()")
+        folder = arguments.out / name.replace(" ", "-")
         done = folder / "tally.json"
         tally = Tally(name, arguments.seed)
         if done.exists():

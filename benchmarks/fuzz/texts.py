@@ -196,7 +196,7 @@ save estimates at subiteration intervals := 4
 class Manifest(_Text):
     """Tables of images for ``data build``: CSV."""
 
-    name, file, errors, sign = "manifest (CSV)", "manifest.csv", (ValueError,), ","
+    name, file, errors, sign = "manifest CSV", "manifest.csv", (ValueError,), ","
     words = ("train", "validation", "subject", "image", "mr", "n/a", "sub-01", "participant_id")
 
     def prepare(self) -> list[str]:
@@ -222,7 +222,7 @@ class Manifest(_Text):
 class ManifestJSON(Manifest):
     """Tables of images in JSON."""
 
-    name, file = "manifest (JSON)", "manifest.json"
+    name, file = "manifest JSON", "manifest.json"
 
     def prepare(self) -> list[Any]:
         """A list of objects."""
