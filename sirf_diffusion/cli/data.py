@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files.documents import read_text
 from . import data_petsird
 from .command_line import add_command, real, seed, whole
 
@@ -260,7 +261,7 @@ def _key_file(path: Path) -> bytes:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32) + "\n")
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_text(path, 4096).strip())
     except ValueError:
         key = b""
     if len(key) < 16:

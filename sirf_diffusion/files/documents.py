@@ -15,17 +15,22 @@ _MAX_DEPTH = 32
 _MAX_BYTES = 4 * 1024**2
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for what is there and no regular file: a pipe would be waited for, a device never ends."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise ValueError(f"{os.fspath(path)} is {kind}: expected a file")
+
+
 def read_bytes(path: str | os.PathLike[str], most: int = _MAX_BYTES) -> bytes:
     """Content of a regular file of at most ``most`` bytes.
 
-    Raises FileNotFoundError if there is none, and ValueError, which names it, for everything else: of a pipe or device
-    nothing is read.
+    Raises FileNotFoundError if there is none, and ValueError, which names it, for everything else.
     """
     path = Path(path)
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: expected a file")
+        check_regular(path)
         with path.open("rb") as file:
             content = file.read(most + 1)
     except FileNotFoundError:

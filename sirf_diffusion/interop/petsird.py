@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files.documents import check_regular
 from ..geometry.detector_pairs import DetectorPairs
 from ..geometry.exam import ExamInfo, Radionuclide
 from ..geometry.projdata import ProjDataGeometry
@@ -140,6 +141,7 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
     import petsird
 
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             reader = petsird.BinaryPETSIRDReader(stream)
             _bound(reader, path.stat().st_size)

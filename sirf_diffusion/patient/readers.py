@@ -49,6 +49,8 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
         raise UnusableImage("no such file", str(path))
     begin = b""
     if not path.is_dir():
+        if not path.is_file():  # a pipe would be waited for
+            raise UnusableImage("no regular file", str(path))
         with path.open("rb") as file:
             begin = file.read(132)
     name = path.name.lower()

@@ -34,6 +34,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     else. Raises UnsupportedNetworkError if the file is damaged, needs unpickling, is larger than 4 GiB, or holds no
     state dictionary.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UnsupportedNetworkError(f"{path} is no regular file")
     if path.suffix == ".safetensors":
         content: Any = _FILE.read_any(path)[0]
     else:
