@@ -7,7 +7,6 @@ with them before STIR reads it.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from ...files.documents import parse_json
 from ...files.parfile import ParKey, fold
 from ...files.parfile.keys import SLOTS
 
@@ -125,12 +125,9 @@ def choice(options: Callable[[], Any], *more: str) -> Callable[[str], str | None
 def arguments(text: str) -> dict[str, Any]:
     """Keyword arguments of a class, as a JSON object."""
     try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError) as problem:
+        return parse_json(text or "{}")
+    except ValueError as problem:
         raise ValueError(f'expected JSON such as {{"strength": 2}} ({problem})') from problem
-    if not isinstance(found, dict):
-        raise ValueError('expected a JSON object such as {"strength": 2}')
-    return found
 
 
 def _of(module: str, *names: str) -> Callable[[], object]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ...geometry.checks import check_count, check_seed
+from ...geometry.checks import check_count, check_real, check_seed
 from ..records import Cost, StepRecord
 from ..settings import Settings, make
 from ..view import bound, check_bound, seen_as_volume
@@ -186,7 +187,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._samples, self._given = None, initial_image is not None
         self._set_up_data_step()
         if self.model.geometry is None:
-            resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
+            resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", open_below=True))
             planes, extent = self.sampling_settings.planes, self.sampling_settings.extent
             self.model = bound(self.model, self.objective, planes, extent, sampling=True, intensity_scale=resumed)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
@@ -196,8 +197,8 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
-            self._resumed.check(str(self.resume_from), self._fingerprint())
-            self._preparation = Cost(**self._resumed.metadata["preparation"])
+            self._resumed.check(self._fingerprint())
+            self._preparation = self._kept("preparation", Cost.of)
 
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
