@@ -112,6 +112,7 @@ class TestInterfile33:
             ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
             ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
             ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),
+            ("(pixels) := +1.500000", "(pixels) := 1.0", "one pixel, or 1 mm"),
         ],
     )
     def test_what_is_no_single_image_is_refused_by_name(self, tmp_path, old, new, message):

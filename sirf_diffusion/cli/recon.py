@@ -154,7 +154,7 @@ def read_list(path: Path) -> list[Job]:
     jobs: dict[str, Job] = {}
     find_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     find_out.add_argument("--out")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         options = shlex.split(line, comments=True)
         if not options:
             continue

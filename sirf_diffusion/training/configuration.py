@@ -73,7 +73,7 @@ def read_configuration(path: str | os.PathLike[str]) -> Configuration:
     if not path.is_file() or path.stat().st_size > _LARGEST:
         raise ValueError(f"configuration {path}: expected a TOML file of at most {_LARGEST / 1e6:g} MB")
     try:
-        return configuration(_parse(path.read_text(encoding="utf-8")))
+        return configuration(_parse(path.read_text(encoding="utf-8-sig")))
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"configuration {path}: {error}") from error
 

@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than {_MAX_JSON_BYTES}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UnsupportedNetworkError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
