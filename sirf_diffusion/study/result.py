@@ -12,11 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from ..files.outputs import OutputFolder
+from ..files.versions import KEY
 from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
+from ..reconstructors.references import bibtex
 from .bids import bids_fields
 from .report import Trace, report_figure
+from .vois import voi_table, write_vois
 
 #: Formats of images, see `Reconstruction.save`.
 FORMATS = ("hv", "nifti", "both")
@@ -44,6 +47,8 @@ class Reconstruction:
         The anatomical image that the network saw, on the image's grid; None without one.
     exam
         Patient position, time frames, radionuclide and calibration of the data.
+    labels
+        VOIs ``[z, y, x]``, whole numbers, 0 for none.
     """
 
     image: Tensor
@@ -54,6 +59,15 @@ class Reconstruction:
     trace: Trace | None = None
     anatomical: Tensor | None = None
     exam: ExamInfo = field(default_factory=ExamInfo)
+    labels: Tensor | None = None
+
+    @property
+    def vois(self) -> list[dict[str, Any]]:
+        """Size, mean and interval of each VOI, see `voi_table`; nothing without labels."""
+        if self.labels is None:
+            return []
+        noises, unit = self.record["values"].get("noise", "independent"), self.record.get("unit", "image units")
+        return voi_table(self.labels, self.image, self.geometry, self.samples, noises, unit)
 
     def calibrated(self, factor: float | None = None) -> Reconstruction:
         """In Bq/ml: multiplied by a factor, or by the calibration factor in the header of the data.
@@ -110,6 +124,9 @@ class Reconstruction:
                 self._write_bids(staging)
             if self.samples is not None:
                 self._write_samples(staging / "samples.h5")
+            (staging / "references.bib").write_text(bibtex(self.record["references"]), encoding="utf-8")
+            if vois := self.vois:
+                write_vois(staging / "vois.csv", vois)
             if like is not None:
                 from ..patient.writing import write_dicom
 
@@ -149,6 +166,7 @@ class Reconstruction:
         import h5py
 
         with h5py.File(path, "w") as file:
+            file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
             data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
             data.attrs["axes"] = "sample, z, y, x"
             data.attrs["voxel_size_mm"] = self.geometry.voxel_size
