@@ -166,8 +166,8 @@ def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys)
     assert recon(multiplicative=None, **{told: "yes"})[0] == 2
 
 
-@pytest.mark.parametrize(("power", "told"), [(1, "given twice"), (0, None), (-1, "correction")])
-def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acquisition, power, told):
+@pytest.mark.parametrize(("power", "told"), [(1, "given twice"), (0.35, None), (0, None), (-1, "correction")])
+def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acquisition, power, told, caplog):
     """Of efficiencies that vary with the distance from the axis, and are zero in places."""
     thick = replace(small_acquisition, attenuation=3 * small_acquisition.attenuation, multiplicative=None)
     attenuating = thick.objective().model.multiplicative_factors
@@ -178,6 +178,7 @@ def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acq
     assert power_of_attenuation(factors, attenuating)[0] == pytest.approx(power, abs=0.01)
     if told is None:
         twice.objective()
+        assert ("falls a little" in caplog.text) == (power > 0)
     else:
         with pytest.raises(AcquisitionError, match=told):
             twice.objective()
