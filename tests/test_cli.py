@@ -91,6 +91,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
         assert record["network_evaluations"] > 0
     if METHODS[method].samples:
         with h5py.File(out / "samples.h5") as file:
+            assert file.attrs["schema_version"] == 1
             samples = torch.from_numpy(file["samples"][:])
         assert samples.shape == (2, *geometry.shape)
         assert torch.allclose(samples.mean(0), image, rtol=1e-4, atol=1e-5 * float(image.max()))
@@ -396,6 +397,11 @@ def test_demo_compares_all_methods(scan, model, tmp_path, capsys):
     table = capsys.readouterr().out
     assert all(name in table for name in [*metrics, "nrmse", "psnr", "ssim", "forward", "back", "seconds"])
     assert (out / "comparison.png").stat().st_size > 10_000
+    line = next(line for line in table.splitlines() if line.startswith("seconds: "))
+    spent = {name: float(seconds) for seconds, name in re.findall(r"([0-9.]+) ([^,]+)", line)}
+    assert {"model and example", "reconstructions in 2D", "checks in 2D", "figure and files"} < set(spent)
+    whole = float(re.search(r"after (\d+) s", table)[1])
+    assert sum(spent.values()) == pytest.approx(whole, abs=1.0)  # every second stands somewhere
     assert read_image(out / "lisch.hv")[1] == scan.geometry
     assert (out / "lisch-uncertainty.hv").exists()
 

@@ -12,8 +12,11 @@ import torch
 
 from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
+from sirf_diffusion.files.documents import check_regular
 from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
 from sirf_diffusion.files.versions import KEY, check_version, read_record
+
+_LARGEST = 2**28
 
 
 class Store:
@@ -162,9 +165,10 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import h5py
 
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             check_version(file.attrs.get(KEY, 1))
-            about, summary = (json.loads(bytes(file[name][:]).decode()) for name in ("about", "summary"))
+            about, summary = (json.loads(bytes(file[name][:_LARGEST]).decode()) for name in ("about", "summary"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a results.h5 of this program ({error})") from error
     return about, summary

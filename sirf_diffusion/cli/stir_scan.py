@@ -21,6 +21,7 @@ from ..files.outputs import OutputFolder, atomic_path, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
 from ..files.versions import read_record
+from ..geometry.checks import check_real
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
@@ -161,9 +162,11 @@ class Scan:
         folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
         if not folder.record_path.is_file():
             return {}
-        record = read_record(folder.record_path)
-        points = (Point(**point) for point in record["points"])
-        return {point.factor: point for point in points if (self.out / point.image).is_file()}
+        try:
+            points = [Point(**point) for point in read_record(folder.record_path)["points"]]
+            return {check_real("factor", point.factor): point for point in points if (self.out / point.image).is_file()}
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{folder.record_path} is damaged ({error}): give another folder") from error
 
     def _write(self) -> None:
         points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...files.documents import parse_json
 from ...files.outputs import atomic_path, jsonable
 from ...files.versions import KEY, read_record
 from .manifest import assign_splits
@@ -86,7 +87,7 @@ class PartStore:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
             with open_checked(self.out) as file:
-                self._compare(json.loads(file.attrs["settings"]), f"{self.out}")
+                self._compare(parse_json(file.attrs["settings"]), f"{self.out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.key = self._take_up(key)
 
