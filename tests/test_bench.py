@@ -200,7 +200,7 @@ def test_every_line_of_the_table_reconstructs(name, model, tmp_path_factory):
     assert float(image.min()) >= 0
     # Guidance by a random network in two steps gets nowhere; data steps find the activity all the same.
     if name not in ("naive", "dps"):
-        assert float(image.sum()) == pytest.approx(float(problem.truth.sum()), rel=0.5)
+        assert float(image.sum()) == pytest.approx(float(problem.truth.sum()), rel=0.6)
 
 
 def test_perfect_images_get_perfect_numbers():

@@ -251,10 +251,19 @@ class TestWhatAFolderMeans:
         write_nifti(tmp_path / "a" / "template.nii.gz", activity(1))
         assert [i.image for i in find_images([tmp_path / "a"]) if not i.left_out] == [pet]
 
-    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu"])
+    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu", "T1_brain", "aparc+aseg",
+                                      "brainmask", "CTAC", "MNI152_T1_2mm_brain", "PET_mask"])  # fmt: skip
     def test_usual_names_of_other_images_are_known(self, tmp_path, name):
         images = bids(tmp_path / "a", "patient1", name)
         assert [i.image.name for i in find_images([images]) if not i.left_out] == ["patient1.nii.gz"]
+
+    def test_derivatives_and_source_data_of_a_bids_data_set_are_left_out(self, tmp_path):
+        names = "sub-01/pet/sub-01_pet", "derivatives/p/sub-01/pet/sub-01_desc-mean_pet", "sourcedata/x_pet"
+        root = bids(tmp_path, *names)
+        assert not any(i.left_out for i in find_images([root]))
+        (root / "dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
+        assert [i.left_out.split()[1] for i in find_images([root]) if i.left_out] == ["derivatives", "sourcedata"]
+        assert not any(i.left_out for i in find_images([root / "derivatives"]))
 
     def test_a_sidecar_tells_the_modality(self, tmp_path):
         root = bids(tmp_path / "a", "first", "second")

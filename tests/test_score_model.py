@@ -311,8 +311,20 @@ def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     ScoreModel.load(path, precision="bfloat16")
     assert "slower than float32" in caplog.text
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, found 'half'"):
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, found 'half'"):
         ScoreModel.load(path, precision="half")
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
+def test_samplers_compute_in_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, instructions, expected):
+    path, grid = tmp_path / "m.safetensors", geometry((1, 8, 8))
+    real_model().save(path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    model = ScoreModel.load(path)
+    assert model.for_data(grid, intensity_scale=1.0, sampling=True).precision == expected
+    assert {model.on(grid, 1.0).precision, model.for_data(grid, intensity_scale=1.0).precision} == {"float32"}
+    exact = ScoreModel.load(path, precision="float32")
+    assert exact.for_data(grid, intensity_scale=1.0, sampling=True).precision == "float32"
 
 
 @pytest.mark.requires_cuda

@@ -63,7 +63,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
     parser.add_argument("--compare", type=Path, metavar="OLD.h5", help="show what changed since an earlier results.h5")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    add_precision(parser)
+    add_precision(parser, "float32")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     parser.set_defaults(run=run)
 

@@ -208,6 +208,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from ..files.outputs import OutputFolder
+    from ..files.versions import KEY
     from ..models import ScoreModel
     from ..models.generation import generate
     from ..training.evaluation.acceptance import save_sheet
@@ -224,6 +225,7 @@ def _sample(arguments: argparse.Namespace) -> int:
             images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
         with folder.staged({"settings": settings}) as staging:
             with h5py.File(staging / "samples.h5", "w") as file:
+                file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
                 data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
                 data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")
             save_sheet(images[:, shape[0] // 2], staging / "samples.png")

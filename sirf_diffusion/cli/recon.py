@@ -105,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {record['title']}")
     print(
         f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
-        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s"
+        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s; besides "
+        f"{record['seconds']['data']:.1f} s for the data, {record['seconds']['check']:.1f} s to check the result"
         + (f" in {len(record['shares'])} shares" if shared else "")
     )
     if vois := result.vois:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..geometry.checks import LARGEST_COUNT, check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
+from ..reconstructors.settings import SPEEDS
 from ..study.guide import TARGETS
 from ..study.reconstruction import CHECKPOINT_SECONDS
 from .command_line import add_machine, add_precision, real, seed, whole
@@ -125,6 +126,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
+    about = f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
+    method.add_argument("--speed", choices=SPEEDS, help=about)
     iteration = "of iso-likelihood: an MLEM iteration"
     method.add_argument("--target-iteration", type=real(0, LARGEST_COUNT), metavar="N", help=iteration)
     method.add_argument("--samples", type=whole(), metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
@@ -232,6 +235,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         device=arguments.device,
         precision=arguments.precision,
         settings=parse_settings(arguments.settings) | iteration,
+        speed=arguments.speed,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,
         register_to=arguments.register,

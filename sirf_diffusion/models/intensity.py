@@ -11,11 +11,13 @@ from torch import Tensor
 from ..geometry.checks import check_finite
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
+from .grid import Box
 
 logger = logging.getLogger(__name__)
 
 FWHM_MM = 8.0
 THRESHOLD = 0.2
+OBJECT_THRESHOLD, OBJECT_MARGIN_MM = 0.1, 4.0
 #: A hot object is more than this many times as hot as the rest of the image, and smaller than this in every plane. Of
 #: simulated heads the ratio is 1.4 to 7.4, the highest those of dopamine transporters and of random uptakes.
 HOT_RATIO, HOT_AREA_MM2 = 8.3, 8000.0
@@ -81,6 +83,25 @@ def hot_object(smoothed: Tensor, geometry: ImageGeometry) -> tuple[float, float]
     large = math.log(max(area, _SMALL_MM2) / _SMALL_MM2) / math.log(_LARGE_MM2 / _SMALL_MM2)
     ratio = _SMALL_RATIO * (HOT_RATIO / _SMALL_RATIO) ** min(large, 1.0)
     return tissue, min(max(math.log(maximum / (ratio * tissue)) / math.log(_ALONE), 0.0), 1.0)
+
+
+def object_box(x: Tensor, geometry: ImageGeometry) -> Box:
+    """The voxels that hold the object: first one of z, y and x, and the one after the last; all for an empty image.
+
+    The object is what exceeds a tenth of `tissue_level` in the smoothed image of `intensity_scale`, and 4 mm around
+    it.
+    """
+    smoothed = gaussian_smooth(x, geometry, FWHM_MM)
+    everything = tuple((0, size) for size in geometry.shape)
+    if not float(smoothed.max()) > 0:
+        return everything  # type: ignore[return-value]
+    emitting = smoothed > OBJECT_THRESHOLD * tissue_level(smoothed, geometry)
+    box = []
+    for axis, (size, spacing) in enumerate(zip(geometry.shape, geometry.voxel_size, strict=True)):
+        places = emitting.movedim(axis, 0).flatten(1).any(1).nonzero()
+        margin = math.ceil(OBJECT_MARGIN_MM / spacing)
+        box.append((max(int(places.min()) - margin, 0), min(int(places.max()) + 1 + margin, size)))
+    return tuple(box)  # type: ignore[return-value]
 
 
 def tissue_level(smoothed: Tensor, geometry: ImageGeometry) -> float:

@@ -142,10 +142,16 @@ def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, .
         )
     if np.prod([float(n) for n in shape]) > _MAX_VOXELS:
         raise UnusableImage(f"{' x '.join(map(str, shape))} voxels are more than {_MAX_VOXELS}")
-    if len({frame.find("RescaleSlope") is None for frame in frames}) > 1:
-        raise UnusableImage("RescaleSlope (0028,1053) is missing in some of its slices")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if len({frame.find(name) is None for frame in frames}) > 1:
+            raise UnusableImage(f"{name} is missing in some of its slices")
+    for name in ("FrameOfReferenceUID", "Units", "PatientPosition"):
+        if len(found := sorted({str(frame.find(name)) for frame in frames})) > 1:
+            raise UnusableImage(f"its slices differ in {name}: {found[0]:.64} and {found[1]:.64}")
     if any(frame.find("ModalityLUTSequence") is not None for frame in frames):
         raise UnusableImage("values by a table (ModalityLUTSequence), which is not supported: convert it")
+    if len(frames) == 1 and path.is_file():
+        logger.warning("%s is one slice: of a series of several give the folder", path)
     axes = axes / lengths
     normal = np.cross(*axes)
     positions = np.asarray([frame.numbers("ImagePositionPatient", 3) for frame in frames])

@@ -21,7 +21,7 @@ from ..files.outputs import jsonable
 from ..geometry.checks import check_finite
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
-from .settings import Settings, defaults, listed, make
+from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed, make
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,9 @@ class Reconstructor(ABC):
         return defaults(cls.parts(), *kinds)
 
     @classmethod
-    def with_settings(cls, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False) -> dict[str, Any]:
+    def with_settings(
+        cls, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False, speed: str | None = None
+    ) -> dict[str, Any]:
         """Defaults, replaced by what was given, checked.
 
         ``volume``: for a volume, unless it is seen as transverse slices only. ``quick``: for a quick look.
@@ -92,11 +94,18 @@ class Reconstructor(ABC):
         Raises
         ------
         ValueError
-            If a setting is unknown, with those that there are, or out of range.
+            If a setting is unknown, with those that there are, or out of range; or the method has no such speed.
         """
-        kinds = (("volumes",) if volume and given.get("planes") != "transverse" else ()) + (("quick",) if quick else ())
+        cls.check_speed(speed)
+        kinds = kinds_of_default(speed, volume=volume and given.get("planes") != "transverse", quick=quick)
         make(cls.parts(), given, cls.method, *kinds)
         return {**cls.defaults(*kinds), **given}
+
+    @classmethod
+    def check_speed(cls, speed: str | None) -> None:
+        """Samplers have `SPEEDS`, unless they adapt the network; other methods take none: a ValueError."""
+        if speed not in (None, SPEEDS[0]) and (not cls.samples or cls.own_adaptation is not None):
+            raise ValueError(f"{cls.method} has no speed to choose, found {speed!r}: dds, hqs and lisch have")
 
     def __init_subclass__(cls) -> None:
         """Show the settings in signature and documentation, as if they stood there."""

@@ -119,7 +119,7 @@ class Guide:
 
 
 def load_model_for(
-    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "float32"
+    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "auto"
 ) -> Any:
     """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
 
@@ -133,7 +133,7 @@ def load_model_for(
     if not method.uses_model:
         if model is not None:
             logger.info("%s uses no score model; the one given is left aside", method.method)
-        if precision != "float32":
+        if precision != "auto":
             logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
         return None
     from ..models import ScoreModel

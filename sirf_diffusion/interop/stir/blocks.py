@@ -110,14 +110,14 @@ def device(text: str) -> str:
     return text
 
 
-def choice(options: Callable[[], Any], *more: str) -> Callable[[str], str | None]:
-    """Reads one of several words; ``auto`` is None."""
+def choice(options: Callable[[], Any], *more: str, automatic: str | None = None) -> Callable[[str], str | None]:
+    """Reads one of several words; ``auto`` is what is given for it."""
 
     def read(text: str) -> str | None:
         words = (*more, *options())
         if text not in words:
             raise ValueError(f"expected one of {', '.join(words)}")
-        return None if text == "auto" else text
+        return automatic if text == "auto" else text
 
     return read
 
@@ -145,7 +145,7 @@ _LOOKS = (
 _ANATOMICAL = (BlockKey("anatomical image filename"), BlockKey("guidance weight", "0", number(-1)))
 _MACHINE = (
     BlockKey("device", "auto", device),
-    BlockKey("precision", "float32", choice(_of("models.score_model", "PRECISIONS"))),
+    BlockKey("precision", "auto", choice(_of("models.score_model", "PRECISIONS"), automatic="auto")),
     BlockKey("random seed", "0", count()),
 )
 _PYTHON = (BlockKey("module"), BlockKey("class"), BlockKey("arguments", "{}", arguments))

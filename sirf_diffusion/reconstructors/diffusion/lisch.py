@@ -171,6 +171,8 @@ class _Ascent:
         self.smoothing, self.sigma = parent.smoothing, step.sigma
         self.floor = RELATIVE_FLOOR * parent.intensity_scale * parent.inside
         self.sensitivity = torch.where(parent.inside, parent.sensitivity, torch.ones_like(parent.sensitivity))
+        if parent.covered is not None:  # no step elsewhere
+            self.sensitivity = self.sensitivity.masked_fill(~parent.covered, math.inf)
         self.rho = parent.anchor_strength / (parent.intensity_scale**2 * (step.sigma**2 - step.sigma_next**2))
         self.anchor = start.clone() if self.rho else start
         self.active = torch.arange(number)

@@ -62,6 +62,7 @@ class ResumableReconstructor(Reconstructor):
             {
                 **self._kept_so_far(chain.step),
                 "intensity_scale": float(self.model.intensity_scale),
+                "box": self.model.box,
                 "consistency": {} if self.consistency is None else self.consistency.state(),
                 "adaptation": None if self.adaptation is None else self.adaptation.state(),
                 "preparation": asdict(self._preparation),

@@ -24,9 +24,13 @@ _LONGEST = 4096
 #: Last words of the names of files that are no emission images: suffixes of BIDS, and what people call such files.
 _OTHER_KINDS = re.compile(
     r"t1|t2|t1w|t2w|t2starw|flair|pdw|mr|mri|mprage|ct|mask|seg|[ad]?seg|probseg|labels?|defacemask|bold|sbref|dwi|epi|"
-    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm"
+    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm|ct-?ac|mr-?ac|brainmask"
 )
+#: The same for any word of a name that does not say PET.
+_OTHER_WORDS = re.compile(r"t1w?|t2w|mprage|flair|(brain)?mask|aseg|aparc|mni152\w*|ctac|mrac|u-?map|mumap")
 _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
+#: Folders of a BIDS data set that hold its images again, processed or as they came.
+_NOT_RAW = ("derivatives", "sourcedata")
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,18 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
 
     A folder stands for the Interfile, NIfTI and ECAT7 files and the DICOM series (one per folder) under it. Left
     out are files whose name, BIDS folder or sidecar tells another kind (``T1w``, ``mask``, ...), series of another
-    modality than PT, and files that tell nothing in a folder where others are PET by name (``*_pet``) or modality.
-    What does not exist is kept, to be reported.
+    modality than PT, derivatives and source data of a BIDS data set, and files that tell nothing in a folder where
+    others are PET by name (``*_pet``) or modality. What does not exist is kept, to be reported.
     """
     found = []
     for path in paths:
         inside = images_under(path)
         kinds = [_kind(image) for image in inside]
         for image, kind in zip(inside, kinds, strict=True):
+            part = image.relative_to(path).parts[0] if image != path else ""
             reason = "" if kind in ("", "PET") else f"{kind}, not PET"
+            if part in _NOT_RAW and (path / "dataset_description.json").is_file():
+                reason = f"in {part} of a BIDS data set: give that folder by itself"
             if not kind and "PET" in kinds:
                 reason = "nothing says that it is PET, as others of its folder do: name it *_pet, or give it by itself"
             found.append(ImageInput(image, left_out=reason))
@@ -209,6 +216,9 @@ def _kind(path: Path) -> str:
         return "PET"
     if _OTHER_KINDS.fullmatch(suffix.lower()):
         return f"{suffix} by its name"
+    words = re.split(r"[_+.\s-]+", stem.lower())
+    if not {"pet", "suv", "suvr"} & set(words) and (other := next(filter(_OTHER_WORDS.fullmatch, words), None)):
+        return f"{other} by its name"
     if stem.startswith("sub-") and "_" in stem:
         return "a BIDS name with another suffix than pet"
     return "in a BIDS folder of another kind" if path.parent.name in _BIDS_FOLDERS else ""
