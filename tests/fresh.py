@@ -4,6 +4,9 @@ Neither OpenMP's threads nor those of automatic differentiation survive a fork: 
 """
 
 import multiprocessing
+import sys
+from collections.abc import Callable
+from typing import Any
 
 FRESH = multiprocessing.get_context("forkserver")
 # Modules of this folder are not found by all versions of Python's server.
@@ -15,3 +18,21 @@ FRESH.set_forkserver_preload(
         "torch._dynamo", "torch.distributed", "torch.nn.parallel",
     ]
 )  # fmt: skip
+
+
+def exit_code(work: Callable[[], Any], begin: Callable[[], Any] | None = None) -> int:
+    """That of a function (0 for None) in a process of its own, ``begin`` being called first; negative for a signal."""
+    process = FRESH.Process(target=_run, args=(work, begin))
+    process.start()
+    process.join(120)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive, f"{work} did not end"
+    return process.exitcode
+
+
+def _run(work: Callable[[], Any], begin: Callable[[], Any] | None) -> None:
+    if begin is not None:
+        begin()
+    sys.exit(work())

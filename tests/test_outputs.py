@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from sirf_diffusion.files.outputs import OutputError, OutputFolder, atomic_path, write_json
+from sirf_diffusion.files.atomic import atomic_path
+from sirf_diffusion.files.outputs import OutputError, OutputFolder, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

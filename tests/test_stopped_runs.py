@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh import FRESH
+from fresh import exit_code
 from interrupts import heed_interrupts
 from safetensors.torch import load_file, save_file
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.lock import LOCK
 from sirf_diffusion.files.outputs import UNFINISHED, OutputError, OutputFolder
+from sirf_diffusion.files.stopping import SIGNALS
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.reconstructors.records import LogCallback
-from sirf_diffusion.study.stopping import SIGNALS
 
 SETTINGS = {"osem": "num_iterations=4", "map-rdp": "num_iterations=5", "map-score": "num_iterations=3"}
 
@@ -49,21 +49,8 @@ def command(small_scan, small_model, tmp_path):
 
 
 def in_child(work, begin=None) -> int:
-    """Exit code of a command, or of a function, in a process of its own; negative if a signal ended it."""
-    process = FRESH.Process(target=_run, args=(work, begin))
-    process.start()
-    process.join(120)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    assert not alive, f"{work} did not end"
-    return process.exitcode
-
-
-def _run(work, begin) -> None:
-    if begin is not None:
-        begin()
-    sys.exit(main(work) if isinstance(work, list) else work())
+    """`exit_code` of a command or a function."""
+    return exit_code(partial(main, work) if isinstance(work, list) else work, begin)
 
 
 @dataclass

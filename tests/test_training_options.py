@@ -293,7 +293,7 @@ def test_evaluation_makes_a_card_of_what_it_measured(data, tmp_path, capsys):
     assert "FAILED" in capsys.readouterr().out
     assert main(["models", "evaluate", str(tmp_path / "m.safetensors"), "--data", str(data), "--out",
                  str(tmp_path / "card")]) == 2  # fmt: skip
-    assert "not empty" in capsys.readouterr().err
+    assert "holds another result: size differ" in capsys.readouterr().err
     assert main(["models", "evaluate", "brain-fdg", "--data", str(data), "--out", str(tmp_path / "other")]) == 2
     assert "--voxel-size" in capsys.readouterr().err
 

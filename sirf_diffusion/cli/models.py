@@ -94,7 +94,7 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
@@ -163,12 +163,14 @@ def _json_or_text(option: str, text: str | None) -> Any:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from ..training.evaluation.acceptance import evaluate
-    from ..training.evaluation.model_card import write_card
+    from ..training.evaluation.model_card import card_folder, write_card
 
-    evaluation = evaluate(
-        arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
-    )
-    card = write_card(evaluation, arguments.out)
+    settings = {name: getattr(arguments, name) for name in ("model", "data", "split", "size")}
+    with card_folder(arguments.out, settings).held() as folder:
+        evaluation = evaluate(
+            arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
+        )
+        card = write_card(evaluation, folder)
     for line in evaluation.summary():
         print(line)
     print(f"the card is {card}")

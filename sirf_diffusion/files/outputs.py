@@ -1,8 +1,7 @@
 """Results on disk: written whole or not at all, and never over another result.
 
 A long computation must not end with a disk that cannot be written, and a folder must not mix two results.
-`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end;
-`atomic_path` does the same for a single file.
+`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .atomic import atomic_path, disk_errors, is_leftover, synchronise
 from .lock import LOCK, locked
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,18 @@ class OutputFolder:
         """The record of the result in this folder."""
         return self.path / self.record_name
 
+    def holds_result(self) -> bool:
+        """Whether the result of these settings is there already."""
+        try:
+            return self._difference() == ""
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def check(self) -> OutputFolder:
         """Refuse a path that cannot take this result; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; give a folder")
-        if self.path.is_dir() and any(not _is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
+        if self.path.is_dir() and any(not is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
             self._refuse_another_result()
         _check_writable(self.path)
         return self
@@ -171,9 +178,12 @@ class OutputFolder:
             staging = self.path / UNFINISHED / "result"
             staging.mkdir(parents=True)
             try:
-                yield staging
+                with disk_errors(self.path):
+                    yield staging
                 files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
                 write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
+                for name in files:
+                    synchronise(staging / name)
                 write_json(staging / _JOURNAL, {"files": files, "earlier": self._earlier_files()})
                 os.replace(staging, self.path / COMPLETE)
             finally:
@@ -196,11 +206,14 @@ class OutputFolder:
         """Complete a result whose writing was cut off after it was whole, and remove what was cut off before."""
         if (self.path / COMPLETE).is_dir():
             self._put_into_place()
-            self.completed = self._difference() == ""
+            self.completed = self.holds_result()
         unfinished = self.path / UNFINISHED
         shutil.rmtree(unfinished / "result", ignore_errors=True)
-        for partial in (*self.path.glob(".partial-*"), *unfinished.glob(".*.part*")):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        for partial in (*self.path.glob(".*"), *unfinished.glob(".*")):
+            if partial.name.startswith(".partial-"):
+                shutil.rmtree(partial)
+            elif is_leftover(partial.name):
+                partial.unlink()
 
     def _put_into_place(self) -> None:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
@@ -243,28 +256,6 @@ class OutputFolder:
             raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
         if difference:
             raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and rename it on success; on failure remove it.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with atomic_path(folder / "note.txt") as temporary:
-    ...     _ = temporary.write_text("whole or not at all")
-    >>> [p.name for p in folder.iterdir()]
-    ['note.txt']
-    """
-    target = Path(path)
-    # The suffix is kept: image writers choose their format by it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:
@@ -331,9 +322,9 @@ def _below(names: Iterable[Any]) -> list[str]:
     return [name for name in texts if not Path(name).is_absolute() and ".." not in Path(name).parts]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     """Whether a file is there for a run that goes on or was cut off, and not part of a result."""
-    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-")
+    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-") or is_leftover(name)
 
 
 def _check_writable(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files.atomic import new_hdf5
 from ..files.outputs import OutputFolder
 from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
@@ -125,9 +126,7 @@ class Reconstruction:
             write_nifti(stem.with_suffix(".nii.gz"), image, self.geometry, self.exam)
 
     def _write_samples(self, path: Path) -> None:
-        import h5py
-
-        with h5py.File(path, "w") as file:
+        with new_hdf5(path) as file:
             data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
             data.attrs["axes"] = "sample, z, y, x"
             data.attrs["voxel_size_mm"] = self.geometry.voxel_size

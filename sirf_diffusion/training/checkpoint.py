@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from ..files.weights import WeightsFileError, WeightsFormat, write_tensors
 
 logger = logging.getLogger(__name__)

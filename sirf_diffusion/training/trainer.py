@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..environment import select_device
+from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
@@ -90,7 +92,7 @@ def train(
     start = None
     if init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
-    with processes(where) as peers:
+    with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():
         where = peers.device(where)
         if recipe.batch_size % (peers.world * recipe.accumulation):
             raise ValueError(
