@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -405,6 +406,24 @@ class TestInterruptions:
         # subjects are hashed with other keys, so that splits may differ; the data do not
         digests = [[i.data_sha256 for i in VolumeFile(p).infos] for p in (killed, whole)]
         assert digests[0] == digests[1]
+
+    def test_one_that_was_killed_when_its_file_was_in_place_already_is_complete(self, tmp_path, monkeypatch):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda folder: pytest.fail("killed"))
+            with pytest.raises(pytest.fail.Exception):
+                build(tmp_path, path, tmp_path / "missing.nii")
+        content = (tmp_path / "out.h5").read_bytes()
+        _, outcomes = build(tmp_path, path, tmp_path / "missing.nii")
+        assert [outcome.status for outcome in outcomes] == ["used", "left out"]
+        assert (tmp_path / "out.h5").read_bytes() == content
+        assert not (tmp_path / "out.h5.parts").exists()
+
+    def test_begun_anew_it_forgets_other_settings(self, tmp_path):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        with pytest.raises(NothingUsable):
+            build(tmp_path, tmp_path / "missing.nii")
+        build(tmp_path, path, options=ImageOptions((3.0,) * 3, None), restart=True)
 
     def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path):
         path = write_nifti(tmp_path / "a.nii.gz", activity())

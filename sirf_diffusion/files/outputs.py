@@ -39,7 +39,8 @@ class OutputFolder:
 
     Compute inside ``with folder.held():``, and write the result inside ``with folder.staged(record) as staging``. A
     new result is first written whole to a folder of its own, and one renaming of that folder makes it the result: what
-    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`.
+    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`. While
+    files are moved into place there is no record: it goes first and comes last, and where there is none is no result.
 
     Parameters
     ----------
@@ -151,11 +152,11 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), settings)
+                other = difference(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), settings)
             except (OSError, ValueError, AttributeError) as error:
                 raise OutputError(f"--out {self.path}: what its unfinished run is cannot be read; {advice}") from error
-            if difference:
-                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
+            if other:
+                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {other}; {advice}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -243,7 +244,7 @@ class OutputFolder:
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return _difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
+        return difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -251,11 +252,11 @@ class OutputFolder:
                 f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
-            difference = self._difference()
+            other = self._difference()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
-        if difference:
-            raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
+        if other:
+            raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
 
 def digest(path: Path) -> str:
@@ -299,7 +300,7 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The settings that differ, and both values of the first; empty if none does."""
     found, asked = _flat(found), _flat(asked)
     differing = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))

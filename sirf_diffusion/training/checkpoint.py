@@ -50,6 +50,12 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
         raise OSError(error.errno, reason, str(path)) from error
 
 
+def forget_checkpoints(folder: Path) -> None:
+    """Remove both, so that a training that begins anew can never go on from them."""
+    for name in (NAME, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and metadata of the newest checkpoint that is whole; None if there is none at all.
 
@@ -58,8 +64,6 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
     CheckpointError
         If there are checkpoints and none of them is whole.
     """
-    for leftover in folder.glob(".*checkpoint*.part.safetensors"):
-        leftover.unlink(missing_ok=True)
     problems = []
     for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():

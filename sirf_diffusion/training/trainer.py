@@ -19,6 +19,7 @@ from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
+from .checkpoint import forget_checkpoints
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
@@ -106,6 +107,8 @@ def train(
         loop = TrainingLoop(state, source, work, options)
         if resume:
             state.load(work)
+        elif peers.first:
+            forget_checkpoints(work)
         loop.advance(recipe.num_steps if max_steps is None else min(max_steps, recipe.num_steps))
         if peers.first:
             loop.export(out)

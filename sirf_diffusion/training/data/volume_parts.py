@@ -23,7 +23,7 @@ import numpy as np
 
 from ...files.atomic import atomic_path, new_hdf5
 from ...files.lock import LOCK, locked
-from ...files.outputs import jsonable, write_json
+from ...files.outputs import difference, jsonable, write_json
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, root_attributes, write_group
@@ -229,12 +229,9 @@ class PartStore:
         return key
 
     def _compare(self, found: dict[str, Any], where: str) -> None:
-        differing = sorted(k for k in {*found, *self.settings} if found.get(k) != self.settings.get(k))
-        if differing:
-            name = differing[0]
+        if other := difference(found, self.settings):
             raise ValueError(
-                f"{where} was made with other settings: {', '.join(differing)} differ ({name}: {found.get(name)!r} "
-                f"there, {self.settings.get(name)!r} asked for); give the same, or another --out"
+                f"{where} was made with other settings: {other}; give the same, another --out, or --restart"
             )
 
 
