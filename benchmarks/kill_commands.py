@@ -184,13 +184,11 @@ def _recon_many(files: dict[str, Any]) -> Callable[[Path], int]:
 def _benchmark(folder: Path) -> int:
     from bench_cases import TINY, tiny_case
 
-    from benchmarks.bench import Campaign, campaign
-    from benchmarks.bench.page import write_report
+    from benchmarks import __main__
+    from benchmarks.bench import SUITES, campaign
 
-    campaign.make_case = tiny_case
-    outcome = Campaign(replace(TINY, methods=("mlem", "map-quadratic")), folder / "out", {}).run()
-    write_report(outcome, folder / "out")
-    return 0
+    campaign.make_case, SUITES["quick"] = tiny_case, replace(TINY, methods=("mlem", "map-quadratic"))
+    return __main__.main(["run", "--suite", "quick", "--out", str(folder / "out")])
 
 
 def _sirf_script(files: dict[str, Any]) -> Callable[[Path], int]:

@@ -52,7 +52,7 @@ def check(found: dict[int, tuple[float, int, int]]) -> int:
     return int(growth > _MOST_GROWTH or last[1] > first[1] or last[2] > first[2])
 
 
-def states(folder: Path, runs: int) -> dict[int, tuple[float, int, int]]:
+def states(folder: Path, runs: int, every: int = _FIRST) -> dict[int, tuple[float, int, int]]:
     """Resident MB, open descriptors and threads of this process, by the number of reconstructions made."""
     files, found = small_files(folder / "data"), {}
     for number in range(1, runs + 1):
@@ -69,7 +69,7 @@ def states(folder: Path, runs: int) -> dict[int, tuple[float, int, int]]:
                 code = 0 if study_of(arguments).run().image.isfinite().all() else 1
         if code != 0:
             raise RuntimeError(f"{method} failed: {said.getvalue()}")
-        if number % _FIRST == 0 or number == runs:
+        if number % every == 0 or number == runs:
             found[number] = _state()
             memory, descriptors, threads = found[number]
             print(f"{number:5d}  {memory:7.1f} MB, {descriptors} descriptors, {threads} threads", flush=True)

@@ -4,8 +4,12 @@ Neither OpenMP's threads nor those of automatic differentiation survive a fork: 
 """
 
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 FRESH = multiprocessing.get_context("forkserver")
@@ -36,3 +40,24 @@ def _run(work: Callable[[], Any], begin: Callable[[], Any] | None) -> None:
     if begin is not None:
         begin()
     sys.exit(work())
+
+
+@dataclass
+class DieAt:
+    """For `exit_code`: SIGKILL before the file operation of this number in a folder."""
+
+    number: int
+    events: tuple[str, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        left, folder = [self.number], str(self.folder)
+
+        def hook(event: str, arguments: tuple) -> None:
+            if event in events and any(folder in str(argument) for argument in arguments):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        events = self.events
+        sys.addaudithook(hook)

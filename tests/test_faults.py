@@ -20,6 +20,7 @@ from foreign_networks import ARGUMENTS, unet
 from fresh import exit_code
 from patient_images import activity, write_interfile
 
+from benchmarks import long_run
 from benchmarks.kill_commands import TRAINING
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.atomic import atomic_path
@@ -184,6 +185,13 @@ def test_training_data_that_are_cut_off_are_named(data, tmp_path):
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises((OSError, ValueError), match=str(path)):
         [file.volume(k) for k in range(len(file))]
+
+
+@pytest.mark.slow
+def test_run_after_run_a_process_holds_no_more(tmp_path):
+    early, late = long_run.states(tmp_path, 28, every=14).values()
+    assert late[1:] == early[1:]
+    assert late[0] < 1.1 * early[0]
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path):

@@ -9,13 +9,12 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import FRESH, exit_code
+from fresh import FRESH, DieAt, exit_code
 from safetensors.torch import load_file, save_file
 
 from sirf_diffusion.cli import main
@@ -51,27 +50,6 @@ def command(small_scan, small_model, tmp_path):
 def in_child(work, begin=None) -> int:
     """`exit_code` of a command or a function."""
     return exit_code(partial(main, work) if isinstance(work, list) else work, begin)
-
-
-@dataclass
-class DieAt:
-    """For `in_child`: SIGKILL before the file operation of this number in a folder."""
-
-    number: int
-    events: tuple[str, ...]
-    folder: Path
-
-    def __call__(self) -> None:
-        left, folder = [self.number], str(self.folder)
-
-        def hook(event: str, arguments: tuple) -> None:
-            if event in events and any(folder in str(argument) for argument in arguments):
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        events = self.events
-        sys.addaudithook(hook)
 
 
 def images(folder: Path) -> dict[str, bytes]:

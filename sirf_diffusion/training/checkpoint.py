@@ -45,8 +45,9 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
             if path.exists():
                 os.replace(path, folder / PREVIOUS)
     except OSError as error:
+        problem = os.strerror(error.errno) if error.errno else str(error)
         kept = "the checkpoint before is kept: " if path.exists() else ""
-        reason = f"cannot be written ({error.strerror or error}); {kept}free some space and give the same command again"
+        reason = f"{problem}; {kept}free some space and give the same command again"
         raise OSError(error.errno, reason, str(path)) from error
 
 

@@ -85,7 +85,7 @@ def build_from_images(
         out, "images", settings, options.voxel_size, add=add, overwrite=overwrite, key=key, restart=restart
     )
     with store.held():
-        return store.outcomes or _built(store, inputs, options, progress)
+        return _built(store, inputs, options, progress) if store.outcomes is None else store.outcomes
 
 
 def _built(

@@ -12,9 +12,8 @@ import hmac
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, root_attributes, write_group
 
-_ASSEMBLED = "assembled.json"
+_SETTINGS, _ASSEMBLED = "settings.json", "assembled.json"
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ class PartStore:
         if self.out.suffix not in (".h5", ".hdf5"):
             raise ValueError(f"--out {self.out}: training data are HDF5 files; give a name that ends in .h5")
         #: What became of the inputs, if an earlier run was cut off when the file was in place already.
-        self.outcomes = None if restart else self._earlier_outcomes()
-        if self.out.exists() and not (add or overwrite or self.outcomes):
+        self.outcomes = None if restart else self._earlier_outcomes(add or overwrite)
+        if self.out.exists() and not (add or overwrite) and self.outcomes is None:
             raise ValueError(f"{self.out} exists: --add adds to it, --overwrite replaces it")
         if add:
             if not self.out.exists():
@@ -113,8 +112,12 @@ class PartStore:
                     part.unlink()
             self.key = self._take_up(self.key or None)
             yield self
-            if self.outcomes is not None:
-                shutil.rmtree(self.folder)
+            # What says that the file is there goes last: the next command finishes what is cut off here.
+            for part in sorted(self.folder.iterdir(), key=lambda path: path.name == _ASSEMBLED):
+                if self.outcomes is not None and part.name != LOCK:
+                    part.unlink()
+        with suppress(OSError):  # parts that are needed still
+            self.folder.rmdir()
 
     def hashed(self, text: str) -> str:
         """Keyed hash of a name: the same in one build, of no use to guess the name from."""
@@ -179,13 +182,14 @@ class PartStore:
         self.outcomes = outcomes
         return outcomes
 
-    def _earlier_outcomes(self) -> list[Outcome] | None:
+    def _earlier_outcomes(self, replaces: bool) -> list[Outcome] | None:
         try:
             content = json.loads((self.folder / _ASSEMBLED).read_text(encoding="utf-8"))
             same = content["file"] == _identity(self.out)
             return [Outcome(**outcome) for outcome in content["outcomes"]] if same else None
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            empty = self.folder.exists() and not (self.folder / _SETTINGS).exists()
+            return [] if empty and self.out.exists() and not replaces else None
 
     def _part(self, key: str) -> Path:
         return self.folder / f"{key}.h5"
@@ -211,7 +215,7 @@ class PartStore:
 
     def _take_up(self, key: bytes | None) -> bytes:
         """The key of these parts: that of an earlier run, else a new one. Compares the settings."""
-        record = self.folder / "settings.json"
+        record = self.folder / _SETTINGS
         if record.exists():
             try:
                 content = json.loads(record.read_text(encoding="utf-8"))
