@@ -92,14 +92,14 @@ class Trial:
             if process.is_alive():
                 os.kill(process.pid, how)
                 process.join(_PATIENCE)
-            if process.exitcode != 0:
+            there, left = self.command.products(out), any(_unfinished(path) for path in out.rglob("*"))
+            if process.exitcode != 0 and (left or there != self.expected):
                 break
-            shutil.rmtree(out)  # it was faster
+            shutil.rmtree(out)  # it was faster, and had nothing left to do
             self.seconds *= 0.9
             out = self._prepared()
         found["kills"] += 1
         found["other_exit"] += process.exitcode not in (-how, 128 + how)
-        there = self.command.products(out)
         found["false_files"] += sum(there[n] not in (self.expected.get(n), self.earlier.get(n)) for n in there)
         again = _start(self.command, out)
         again.join(_PATIENCE)

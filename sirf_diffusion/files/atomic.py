@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .lock import lives
+from .stopping import deferred
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -82,10 +83,11 @@ def synchronise(path: Path) -> None:
 
 @contextmanager
 def new_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """An HDF5 file to write, as `atomic_path` does."""
+    """An HDF5 file to write, as `atomic_path` does; signals wait until it is whole."""
     import h5py
 
-    with atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
+    # HDF5 closes a file without saying that a call of its into Python was cut off: half a file would pass for a whole.
+    with deferred(), atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
         with h5py.File(disk, "w") as file:
             yield file
         if disk.problem is not None:
