@@ -1,9 +1,10 @@
-"""The device that a name such as ``auto`` means, and the versions that are stored with every result."""
+"""The device that a name such as ``auto`` means, threads, and the versions that are stored with every result."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import platform
 
 import torch
@@ -39,6 +40,20 @@ def select_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def limit_threads(number: int) -> None:
+    """Compute in at most so many threads: PyTorch, OpenMP and BLAS, loaded or not yet, and child processes."""
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(number)
+    threadpool_limits(number)
+    os.environ.update(thread_variables(number))
+
+
+def thread_variables(number: int) -> dict[str, str]:
+    """What limits the threads of a process that starts with these in its environment."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
 
 
 def warn_if_slow(device: torch.device) -> None:

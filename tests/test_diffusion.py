@@ -304,19 +304,6 @@ def test_resampled_and_padded_for_the_network(method, planes):
     assert bool((objective.value(samples) > objective.value(without)).all())
 
 
-def test_an_unbound_model_is_bound_with_a_scale_from_the_data():
-    objective, truth = make_toy((1, 16, 16), num_bins=400, counts=1e5)
-    model = ToyModel(Gaussian())
-    result = run(DDSReconstructor, objective, model)
-    assert model.geometry is None
-    assert truth.mean() / 2 < result.record["model"]["intensity_scale"] < truth.max()
-    given = DDSReconstructor(objective, model, num_steps=2)
-    given.set_up(2 * truth)
-    double = given.process().record["model"]["intensity_scale"]
-    given.set_up(truth)
-    assert given.model.intensity_scale == double  # bound once, then kept
-
-
 def test_the_last_network_call_is_at_the_final_noise_level():
     objective, _ = make_toy(SHAPES[0])
     record = Record()

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from sirf_diffusion.reconstructors.methods import (
     build_reconstructor,
     methods_of,
 )
+from sirf_diffusion.reconstructors.references import bibtex, references
 from sirf_diffusion.reconstructors.settings import listed
 from sirf_diffusion.study.reconstruction import reconstruct
 
@@ -131,3 +132,15 @@ def test_a_method_is_one_file_and_one_line(monkeypatch):
     assert float(objective.value(run.process().get_output())) > float(objective.value(start))
     record = reconstruct(objective, "ascent", model=small_model(), num_samples=2, settings={"num_steps": 2}).record
     assert record["values"]["num_inner"] == 2
+
+
+def test_everything_that_a_run_cites_has_one_entry():
+    entries = bibtex(key for kind in (*METHODS.values(), *ADAPTATIONS.values()) for key in kind.references)
+    entries += bibtex(
+        references(METHODS["lisch"], {"name": "sirf"}, model=SimpleNamespace(planes="alternating"), guidance=1.0)
+    )
+    assert all(kind.references for kind in (*METHODS.values(), *ADAPTATIONS.values()))
+    for key in ("Nuyts2002", "Singh2024", "Webber2025", "Barbano2025", "Lee2023", "Ho2022", "Ovtchinnikov2020"):
+        assert f"{{{key},\n" in entries
+    assert entries.count("{Webber2025,") == 2
+    assert entries.count("title = ") == entries.count("year = ") == entries.count("\n}\n")

@@ -295,7 +295,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
     path = tmp_path / "m.safetensors"
     real_model().save(path)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     grid, x = geometry((3, 8, 10)), torch.rand(2, 3, 8, 10)
     exact, rough = (ScoreModel.load(path, precision=p).on(grid, 5.0) for p in ("float32", "bfloat16"))
     assert (exact.precision, rough.precision) == ("float32", "bfloat16")
@@ -308,7 +308,7 @@ def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
     assert u.grad.dtype == torch.float32
     assert bool(torch.isfinite(u.grad).all())
     assert not caplog.records
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     ScoreModel.load(path, precision="bfloat16")
     assert "slower than float32" in caplog.text
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, found 'half'"):

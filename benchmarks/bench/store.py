@@ -15,6 +15,7 @@ from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
 from sirf_diffusion.files.atomic import atomic_path, new_hdf5
 from sirf_diffusion.files.outputs import is_ours, jsonable, write_json
+from sirf_diffusion.files.versions import KEY, check_version, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Store:
         self.folder, identity = Path(folder), jsonable(identity)
         about = self.folder / "bench.json"
         if about.is_file():
-            found = json.loads(about.read_text(encoding="utf-8"))
+            found = read_record(about)
             # What only one of them knows, such as a further model, is no contradiction.
             differing = sorted(k for k in found.keys() & identity.keys() if found[k] != identity[k])
             if differing:
@@ -88,7 +89,7 @@ def write_run(path: Path, result: RunResult) -> None:
         "where": result.where,
     }
     with new_hdf5(path) as file:
-        file.attrs["run"] = json.dumps(jsonable(about), allow_nan=False)
+        file.attrs.update({KEY: 1, "run": json.dumps(jsonable(about), allow_nan=False)})
         for name in ("image", "sd"):
             values = getattr(result, name)
             if values is not None:
@@ -100,6 +101,10 @@ def read_run(path: Path) -> RunResult:
     import h5py
 
     with h5py.File(path, "r") as file:
+        try:
+            check_version(file.attrs.get(KEY, 1))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
         about = json.loads(file.attrs["run"])
         images = {name: torch.from_numpy(file[name][:]) if name in file else None for name in ("image", "sd")}
     spec = RunSpec(**{**about["spec"], "case": CaseSpec(**about["spec"]["case"])})
@@ -138,6 +143,7 @@ def write_results(path: Path, about: Mapping[str, Any], summary: list[dict[str, 
                   cases: Iterable[Case], maps: Mapping[str, Mapping[str, torch.Tensor]]) -> None:  # fmt: skip
     """All results in one HDF5 file: what was done, the tables as JSON, and the images that the report shows."""
     with new_hdf5(path) as file:
+        file.attrs[KEY] = 1
         for name, value in (("about", about), ("summary", summary), ("runs", rows)):
             # A data set, because an attribute holds no more than 64 kB.
             text = json.dumps(jsonable(value), allow_nan=False)
@@ -163,6 +169,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     try:
         with h5py.File(path, "r") as file:
+            check_version(file.attrs.get(KEY, 1))
             about, summary = (json.loads(bytes(file[name][:]).decode()) for name in ("about", "summary"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a results.h5 of this program ({error})") from error

@@ -1,6 +1,7 @@
 """What the commands ``sirf-diffusion`` and ``stir-diffusion`` share: common options, logging, errors and exit codes.
 
-What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2.
+What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2; what nobody
+foresaw is one too, with exit code 1. Only ``--debug`` shows a traceback.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 
 INTERRUPTED = 130
 USER_ERROR = 2
+FAULT = 1
 #: What a user can put right.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
@@ -65,7 +67,7 @@ def add_command(
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads, of all workers; default: as PyTorch has")
 
 
 def add_precision(parser: argparse._ActionsContainer) -> None:
@@ -108,7 +110,10 @@ def run_command(
 
     try:
         if getattr(arguments, "threads", None) is not None:
-            _set_threads(arguments.threads)
+            from ..environment import limit_threads
+            from ..geometry.checks import check_count
+
+            limit_threads(check_count("--threads", arguments.threads, 1, 4096))
         with _outlived("stdout"), _outlived("stderr"), warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
@@ -121,10 +126,14 @@ def run_command(
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
             message = _one_message(error)
-        if message is None or arguments.debug:
+        if arguments.debug:
             raise
+        code = FAULT if message is None else USER_ERROR
+        if message is None:
+            message = f"{type(error).__name__}: {_one_message(error)}. This is a fault of sirf-diffusion itself: "
+            message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
-        return USER_ERROR
+        return code
 
 
 @contextmanager
@@ -168,14 +177,6 @@ class _Patient:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
-
-
-def _set_threads(number: int) -> None:
-    import torch
-
-    from ..geometry.checks import check_count
-
-    torch.set_num_threads(check_count("--threads", number, 1, 4096))
 
 
 def _one_message(error: BaseException) -> str:

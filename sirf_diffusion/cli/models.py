@@ -1,4 +1,4 @@
-"""``sirf-diffusion models``: list, show, import and evaluate score models."""
+"""``sirf-diffusion models``: list, show, import, evaluate and sample score models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..models.generation import SAMPLERS
 from .command_line import add_command, add_machine
 
-_ACTIONS = ("list", "show", "import", "evaluate")
+_ACTIONS = ("list", "show", "import", "evaluate", "sample")
 
 
 def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         common,
         "models",
         _list,
-        summary="list, show, import or evaluate score models",
+        summary="list, show, import, evaluate or sample score models",
         about="Alone: list the bundled score models. With a name or a file: show its configuration.",
         example="sirf-diffusion models brain-fdg",
     )
@@ -33,6 +34,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     show.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     _add_import(actions, common)
     _add_evaluate(actions, common)
+    _add_sample(actions, common)
     _name_means_show(parser)
 
 
@@ -99,6 +101,30 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
     )
+    add_machine(parser)
+
+
+def _add_sample(actions: Any, common: argparse.ArgumentParser) -> None:
+    parser = add_command(
+        actions,
+        common,
+        "sample",
+        _sample,
+        summary="draw images from a model alone",
+        about="Images that the model takes for likely, without any data, in network units (mean activity about 1): "
+        "samples.h5, a sheet of their middle planes (samples.png), record.json. Samplers: ddpm (ancestral), ddim, ode "
+        "(probability flow, Heun), sde (predictor and corrector).",
+        example="sirf-diffusion models sample brain-fdg --num 16 --out prior",
+    )
+    parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
+    parser.add_argument("--num", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side; default: %(default)s")
+    parser.add_argument("--planes", type=int, default=1, metavar="N", help="planes of a volume; default: one slice")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the samples")
+    parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     add_machine(parser)
 
 
@@ -174,6 +200,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for line in evaluation.summary():
         print(line)
     print(f"the card is {card}")
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from ..files.atomic import new_hdf5
+    from ..files.outputs import OutputFolder
+    from ..models import ScoreModel
+    from ..models.generation import generate
+    from ..training.evaluation.acceptance import save_sheet
+
+    model = ScoreModel.load(arguments.model, arguments.device)
+    shape = (arguments.planes, arguments.size, arguments.size)
+    settings = {name: getattr(arguments, name) for name in ("num", "sampler", "steps", "seed")}
+    settings |= {"model": model.hash, "shape": shape}
+    folder = OutputFolder(arguments.out, settings, overwrite=arguments.overwrite)
+    with folder.held():
+        folder.check_space(8 * arguments.num * arguments.planes * arguments.size**2)
+        with tqdm(total=arguments.steps, desc=arguments.sampler, unit="step", disable=None) as bar:
+            chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
+            images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
+        with folder.staged({"settings": settings}) as staging:
+            with new_hdf5(staging / "samples.h5") as file:
+                data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
+                data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")
+            save_sheet(images[:, shape[0] // 2], staging / "samples.png")
+    print(f"{arguments.out}: {arguments.num} images by {arguments.sampler}, mean activity {float(images.mean()):.3g}")
     return 0
 
 

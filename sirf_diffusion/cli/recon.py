@@ -46,15 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     from ..environment import software_versions
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
+    from ..study.report import format_table
     from ..study.result import check_writers
     from ..study.shares import check_shared, run_shared
+    from ..study.vois import COLUMNS
 
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
     calibration = calibration_of(arguments.calibration, study)
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
         check_shared(study)
-    check_writers(arguments.format, arguments.like)
+    check_writers(arguments.format, arguments.like, arguments.bids_json)
     folder = _folder_of(arguments, study)
     with folder.held():
         if folder.completed and not arguments.restart:
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.save_adapter is not None:
             study.adaptation.save(arguments.save_adapter)
             print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
-        result.save(folder, arguments.format, arguments.like)
+        result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
     record = result.record
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")
@@ -80,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s"
         + (f" in {len(record['shares'])} shares" if shared else "")
     )
+    if vois := result.vois:
+        print(format_table(vois, COLUMNS))
     if result.samples is not None and result.uncertainty is None:
         print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
     return 0
@@ -106,10 +110,11 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
             **({} if par is None else {"engine": par.engine, "keep_prior": par.keep_prior}),
             **{
                 name: value
-                for name in ("attenuation_in_factors", "calibration", "like")
+                for name in ("attenuation_in_factors", "calibration", "like", "vois")
                 if (value := getattr(arguments, name)) is not None
             },
             **({} if arguments.format == "hv" else {"format": arguments.format}),
+            **({"bids_json": True} if arguments.bids_json else {}),
         },
         overwrite=arguments.overwrite,
     )
@@ -119,7 +124,7 @@ def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
     from ..files.outputs import digest
 
-    named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter")}
+    named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
     return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}

@@ -125,6 +125,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
+    method.add_argument(
+        "--target-iteration", type=float, metavar="N", help="of iso-likelihood: an MLEM iteration"
+    )
     method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
     method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
@@ -163,7 +166,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
+        "--bids-json", action="store_true", help="write the JSON file of a BIDS PET derivative beside NIfTI images"
+    )
+    result.add_argument(
         "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study of this series"
+    )
+    result.add_argument(
+        "--vois",
+        type=Path,
+        metavar="LABELS",
+        help="label image on any grid (0: none): writes vois.csv with the mean of each VOI and its interval of 95 %%",
     )
     result.add_argument(
         "--calibration",
@@ -200,6 +212,9 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
     from ..study.data import InterfileData
     from ..study.reconstruction import Study
 
+    iteration = {} if arguments.target_iteration is None else {"num_em_iterations": arguments.target_iteration}
+    if iteration and arguments.method != "iso-likelihood":
+        raise ValueError("--target-iteration is for --method iso-likelihood; lisch has --set num_em_iterations=N")
     in_factors = {"yes": True, "no": False}.get(arguments.attenuation_in_factors)
     if arguments.par is None:
         files = {name: getattr(arguments, name) for name in FILES if name != "par"}
@@ -217,7 +232,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         seed=arguments.seed,
         device=arguments.device,
         precision=arguments.precision,
-        settings=parse_settings(arguments.settings),
+        settings=parse_settings(arguments.settings) | iteration,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,
         register_to=arguments.register,
@@ -225,6 +240,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         engine=arguments.engine,
         keep_prior=arguments.keep_prior,
         attenuation_in_factors=in_factors,
+        vois=arguments.vois,
         callbacks=callbacks,
         checkpoint_every=arguments.checkpoint_every,
     )

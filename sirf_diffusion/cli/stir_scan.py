@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import re
 import subprocess
@@ -23,6 +22,7 @@ from ..files.lock import LOCK, locked
 from ..files.outputs import OutputFolder, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
+from ..files.versions import read_record
 from ..files.workers import end_with_parent
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
@@ -166,7 +166,7 @@ class Scan:
         folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
         if not folder.record_path.is_file():
             return {}
-        record = json.loads(folder.record_path.read_text(encoding="utf-8"))
+        record = read_record(folder.record_path)
         points = (Point(**point) for point in record["points"])
         return {point.factor: point for point in points if (self.out / point.image).is_file()}
 

@@ -22,6 +22,7 @@ import torch
 
 from .atomic import atomic_path, disk_errors, is_leftover, synchronise
 from .lock import LOCK, locked
+from .versions import KEY, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +153,9 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                other = difference(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), settings)
-            except (OSError, ValueError, AttributeError) as error:
-                raise OutputError(f"--out {self.path}: what its unfinished run is cannot be read; {advice}") from error
+                other = difference(read_record(folder / _SETTINGS), settings)
+            except (OSError, ValueError) as error:
+                raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
             if other:
                 raise OutputError(f"--out {self.path} holds an unfinished run that differs: {other}; {advice}")
         else:
@@ -220,7 +221,7 @@ class OutputFolder:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
         complete = self.path / COMPLETE
         if (complete / _JOURNAL).exists():
-            journal = json.loads((complete / _JOURNAL).read_text(encoding="utf-8"))
+            journal = read_record(complete / _JOURNAL)
             if (complete / self.record_name).exists():
                 # The earlier record goes first: it must not stand beside new images.
                 for name in _below(journal["earlier"]):
@@ -237,14 +238,14 @@ class OutputFolder:
     def _earlier_files(self) -> list[str]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
-            names = json.loads(self.record_path.read_text(encoding="utf-8"))["files"]
+            names = read_record(self.record_path)["files"]
         except (OSError, ValueError, KeyError, TypeError):
             return []
         return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
+        return difference(read_record(self.record_path)["settings"], self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -254,7 +255,7 @@ class OutputFolder:
         try:
             other = self._difference()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
+            raise OutputError(f"--out {self.path} holds another result ({error}); {self.advice}") from error
         if other:
             raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
@@ -272,9 +273,9 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as JSON, through `jsonable`."""
-    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
+    """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
+    text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

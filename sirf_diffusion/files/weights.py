@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_path
+from .versions import check_version
 
 Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
@@ -131,13 +132,10 @@ class WeightsFormat:
         if not isinstance(content, dict) or _depth(content) > _MAX_DEPTH:
             problem = f"its {self.key!r} configuration is not valid: it is no dictionary of at most {_MAX_DEPTH} levels"
             raise self._refusal(path, problem)
-        version = content.get(self.version_key)
-        if version != self.version or isinstance(version, bool):
-            raise self._refusal(
-                path,
-                f"format version {version!r} is unknown to this release, which reads version {self.version}: update "
-                f"sirf-diffusion, or {self.remedy}",
-            )
+        try:
+            check_version(content.get(self.version_key), self.version, self.version_key)
+        except ValueError as error:
+            raise self._refusal(path, f"{error}, or {self.remedy}") from None
         return content
 
     def _tensors(self, path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:

@@ -61,6 +61,8 @@ class Reconstructor(ABC):
     #: Name in figures, and one line for help.
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    #: Keys of `references.bib`.
+    references: ClassVar[tuple[str, ...]] = ()
     #: Wanted number of subsets.
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False

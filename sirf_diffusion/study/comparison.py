@@ -95,7 +95,7 @@ class Comparison:
 
 def compare(
     example: Example,
-    methods: Sequence[str] = tuple(name for name, method in METHODS.items() if method.own_adaptation is None),
+    methods: Sequence[str] = ("osem", "map-rdp", "map-score", "dds", "hqs", "lisch"),
     *,
     model: Any = None,
     num_samples: int | None = None,

@@ -20,13 +20,15 @@ from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, adaptation_for, build_reconstructor, get_method
+from ..reconstructors.references import references
 from .data import Data, InterfileData, data_of
 from .early import Early
 from .fitness import check_distribution
-from .guide import Guide
+from .guide import Guide, load_model_for
 from .par_data import ParData
 from .report import Trace
 from .result import Reconstruction
+from .vois import place_vois, read_vois
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class Study:
         together.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
+    vois
+        A label image, see `sirf_diffusion.study.vois.read_vois`: the mean of each VOI is written with the result.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
     checkpoint, checkpoint_every
@@ -112,6 +116,7 @@ class Study:
     engine: str | None = None
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
+    vois: str | os.PathLike[str] | None = None
     callbacks: Iterable[Callable[[Any], None]] = ()
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: float = CHECKPOINT_SECONDS
@@ -132,6 +137,7 @@ class Study:
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
+        self._vois = None if self.vois is None else read_vois(self.vois)
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
@@ -155,6 +161,7 @@ class Study:
         subsets = asked["num_subsets"]
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
+        self._labels(objective)
         placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical)
@@ -222,6 +229,10 @@ class Study:
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
         return data_of(self.data)
 
+    def _labels(self, objective: Objective) -> Tensor | None:
+        """VOIs on the image's grid, asked for before the work as well: they may lie elsewhere."""
+        return None if self._vois is None else place_vois(self._vois, objective.geometry, objective.exam_info())
+
     def _values(self) -> dict[str, Any]:
         return self.chosen.with_settings(self._settings, volume=self.read.geometry.shape[0] > 1, quick=self.quick)
 
@@ -265,6 +276,7 @@ class Study:
             "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
             "log_likelihood": log_likelihood,
             "distribution": distribution,
+            "references": references(self.chosen, record["engine"], self._adaptation, bound, self.guide.guidance),
         }
         many = samples is not None and len(samples) > 1
         return Reconstruction(
@@ -276,6 +288,7 @@ class Study:
             Trace.of(record["trace"]),
             anatomical,
             objective.exam_info(),
+            self._labels(objective),
         )
 
 
@@ -289,33 +302,6 @@ def _with_parameters_of(
 def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
     """Reconstruct ``data`` by a method: ``reconstruct(data, "lisch", model="brain-fdg")``; parameters as of `Study`."""
     return Study(*arguments, **options).run()
-
-
-def load_model_for(
-    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "float32"
-) -> Any:
-    """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
-
-    Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a model.
-    """
-    if not method.uses_model:
-        if model is not None:
-            logger.info("%s uses no score model; the one given is left aside", method.method)
-        if precision != "float32":
-            logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
-        return None
-    from ..models import ScoreModel
-    from ..models.storage import DEFAULT_MODEL
-
-    if model is None:
-        logger.info("no score model given: %s, the default", DEFAULT_MODEL)
-        model = DEFAULT_MODEL
-    return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
 
 
 def _as_tensor(objective: Objective, image: Any) -> Tensor:

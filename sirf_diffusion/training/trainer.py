@@ -11,10 +11,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from ..environment import select_device
+from ..environment import limit_threads, select_device
 from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
@@ -88,7 +87,7 @@ def train(
         with tempfile.TemporaryFile(dir=folder):  # cannot be written: now, not at the first checkpoint
             pass
     if threads:
-        torch.set_num_threads(threads)
+        limit_threads(threads)
     where = select_device(device)
     start = None
     if init is not None or recipe.init:

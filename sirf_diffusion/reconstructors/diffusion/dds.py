@@ -117,4 +117,5 @@ class DDSReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "dds"
     title: ClassVar[str] = "DDS"
     about: ClassVar[str] = "diffusion sampling, proximal data steps towards each denoised image"
+    references: ClassVar[tuple[str, ...]] = ("Singh2024", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = AnchoredAscent

@@ -72,4 +72,5 @@ class HQSReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "hqs"
     title: ClassVar[str] = "HQS"
     about: ClassVar[str] = "diffusion sampling, half-quadratic splitting with a closed-form EM data step"
+    references: ClassVar[tuple[str, ...]] = ("Zhu2023", "DePierro1995", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = PenalisedEM

@@ -150,6 +150,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "lisch"
     title: ClassVar[str] = "LiSch"
     about: ClassVar[str] = "diffusion sampling to a likelihood schedule; no strength to tune"
+    references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = AscentToSchedule
     #: The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
     num_subsets: ClassVar[int] = 2

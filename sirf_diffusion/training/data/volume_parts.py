@@ -23,6 +23,7 @@ import numpy as np
 from ...files.atomic import atomic_path, new_hdf5
 from ...files.lock import LOCK, locked
 from ...files.outputs import difference, jsonable, write_json
+from ...files.versions import KEY, read_record
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, root_attributes, write_group
@@ -184,7 +185,7 @@ class PartStore:
 
     def _earlier_outcomes(self, replaces: bool) -> list[Outcome] | None:
         try:
-            content = json.loads((self.folder / _ASSEMBLED).read_text(encoding="utf-8"))
+            content = read_record(self.folder / _ASSEMBLED)
             same = content["file"] == _identity(self.out)
             return [Outcome(**outcome) for outcome in content["outcomes"]] if same else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -218,10 +219,10 @@ class PartStore:
         record = self.folder / _SETTINGS
         if record.exists():
             try:
-                content = json.loads(record.read_text(encoding="utf-8"))
+                content = read_record(record)
                 settings, earlier = dict(content["settings"]), bytes.fromhex(content["key"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{record} is damaged ({error}): remove {self.folder} to begin anew") from error
+                raise ValueError(f"{self.folder}, an unfinished build: {error}; remove it to begin anew") from error
             self._compare(settings, f"{self.folder}, an unfinished build,")
             if key is not None and key != earlier:
                 raise ValueError(f"{self.folder} was begun with another --key: give that one, or remove the folder")
@@ -229,7 +230,7 @@ class PartStore:
         key = key or secrets.token_bytes(32)
         with atomic_path(record) as temporary:
             temporary.touch(0o600)
-            temporary.write_text(json.dumps({"settings": self.settings, "key": key.hex()}), encoding="utf-8")
+            temporary.write_text(json.dumps({KEY: 1, "settings": self.settings, "key": key.hex()}), encoding="utf-8")
         return key
 
     def _compare(self, found: dict[str, Any], where: str) -> None:
