@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         def kill_all(place: int) -> None:
             trial, rng = Trial(chosen[place], folder, arguments.keep), random.Random(arguments.seed + place)
             for number in range(place, arguments.count, len(chosen)):
-                how = _SIGNALS[(number + number // len(chosen)) % len(_SIGNALS)]
+                how = _SIGNALS[(place + number // len(chosen)) % len(_SIGNALS)]
                 found = trial.kill(how, rng)
                 print(f"{trial.command.name}, {how.name}: {dict(found)}", flush=True)
                 counts.setdefault((trial.command.name, how.name.removeprefix("SIG")), Counter()).update(found)
