@@ -440,7 +440,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
 
     calls = []
     monkeypatch.setattr(training, "train", lambda *a, **k: calls.append((a, k)), raising=False)
-    assert main(["train", "--recipe", "brain-fdg", "--out", str(tmp_path), "--max-steps", "3", "--no-resume"]) == 0
+    assert main(["train", "--recipe", "brain-fdg", "--out", str(tmp_path), "--max-steps", "3", "--restart"]) == 0
     assert calls[0][0] == ("brain-fdg", tmp_path)
     expected = {"work_dir": None, "max_steps": 3, "threads": None, "resume": False, "device": "auto", "data": None}
     assert expected.items() <= calls[0][1].items()

@@ -178,7 +178,7 @@ class TestFiles:
         ]  # fmt: skip
         code, output = run(command_on_a_small_disk, room, command, cwd=tmp_path)
         assert code == 2
-        assert "cannot be written (File too large): free some space and give the same command again" in output
+        assert "File too large: free some space and give the same command again" in output
         assert "Traceback" not in output
         assert len(list((tmp_path / "a.h5.parts").glob("*.h5"))) == parts
         assert main(command) == 0
@@ -217,15 +217,15 @@ def _interrupt():
 
 def write_volumes(path, count=6, shape=(20, 24, 28), anatomy=True):
     """A file whose volume k has the value k + 1 inside."""
-    store = PartStore(path, "phantoms", {}, (2.0, 2.0, 2.0))
-    for k in range(count):
-        emission = np.zeros(shape, np.float32)
-        emission[3:-3, 3:-3, 3:-3] = 1
-        volume = Volume({"emission": emission * (k + 1), "mask": emission > 0}, (2.0, 2.0, 2.0), f"s{k}", "x", 1.0)
-        if anatomy and k % 2 == 0:
-            volume.arrays["anatomy"] = 10 * volume.arrays["emission"]
-        store.write(f"{k}", volume)
-    store.assemble([(f"{k}", f"{k}") for k in range(count)], (1, 0, 0), 0)
+    with PartStore(path, "phantoms", {}, (2.0, 2.0, 2.0)).held() as store:
+        for k in range(count):
+            emission = np.zeros(shape, np.float32)
+            emission[3:-3, 3:-3, 3:-3] = 1
+            volume = Volume({"emission": emission * (k + 1), "mask": emission > 0}, (2.0, 2.0, 2.0), f"s{k}", "x", 1.0)
+            if anatomy and k % 2 == 0:
+                volume.arrays["anatomy"] = 10 * volume.arrays["emission"]
+            store.write(f"{k}", volume)
+        store.assemble([(f"{k}", f"{k}") for k in range(count)], (1, 0, 0), 0)
     return VolumeFile(path)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from ..geometry.checks import LARGEST_COUNT, LARGEST_SEED, check_count, check_real
 
@@ -142,14 +144,14 @@ def run_command(
     def log_warning(message: Warning | str, *where: object, **more: object) -> None:
         logging.getLogger(loggers[0]).warning("%s", message)
 
-    from ..study.stopping import stoppable
+    from ..files.stopping import stoppable
 
     try:
         if getattr(arguments, "threads", None) is not None:
             from ..environment import limit_threads
 
             limit_threads(arguments.threads)
-        with warnings.catch_warnings(), stoppable():
+        with _outlived("stdout"), _outlived("stderr"), warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
     except KeyboardInterrupt as stop:
@@ -157,10 +159,6 @@ def run_command(
             traceback.print_exc()
         print(f"\n{stop or 'interrupted'}", file=sys.stderr)
         return getattr(stop, "exit_code", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; nothing is wrong.
-        sys.stderr.close()
-        return 0
     except Exception as error:
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
@@ -173,6 +171,49 @@ def run_command(
             message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
         return code
+
+
+@contextmanager
+def _outlived(name: str) -> Iterator[None]:
+    """Let ``sys.stdout`` or ``sys.stderr`` take its text also if the reader (head, less) has gone: the work goes on."""
+    stream = getattr(sys, name)
+    if stream is None:
+        yield
+        return
+    patient = _Patient(stream)
+    setattr(sys, name, patient)
+    try:
+        yield
+        patient.flush()
+    finally:
+        setattr(sys, name, stream)
+
+
+class _Patient:
+    """A stream that goes on into nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write to a reader, if there is one."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
 
 
 def _one_message(error: BaseException) -> str:

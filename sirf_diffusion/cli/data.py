@@ -120,7 +120,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         help="keep the key of the hashes in this private file (made if it does not exist): images that are added later "
         "are then known to be of the same subjects",
     )  # fmt: skip
-    build.add_argument("--overwrite", action="store_true", help="replace --out")
+    _add_anew(build)
     build.add_argument("--dry-run", action="store_true", help="list what would be taken as what, and end")
 
 
@@ -150,7 +150,12 @@ def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     )
     _add_splits(phantom, "split-seed")
     phantom.add_argument("--workers", type=whole(1, 4096), metavar="N", help="processes; default: one per processor")
-    phantom.add_argument("--overwrite", action="store_true", help="replace --out")
+    _add_anew(phantom)
+
+
+def _add_anew(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever a stopped run kept")
 
 
 def _add_splits(parser: argparse.ArgumentParser, name: str = "seed") -> None:
@@ -188,8 +193,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     try:
         with _progress(len(inputs), "images", arguments.out) as bar:
             outcomes = build_from_images(
-                inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite, key=key,
-                progress=bar.update,
+                inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite,
+                restart=arguments.restart, key=key, progress=bar.update,
             )  # fmt: skip
     except NothingUsable as error:
         _print_outcomes(error.outcomes)
@@ -207,7 +212,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     with _progress(options.subjects * options.draws, "volumes", arguments.out) as bar:
         build_phantoms(
             arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
-            overwrite=arguments.overwrite, progress=bar.update,
+            overwrite=arguments.overwrite, restart=arguments.restart, progress=bar.update,
         )  # fmt: skip
     _print_summary(arguments.out)
     return 0
@@ -254,12 +259,14 @@ def _options(kind: type[T], arguments: argparse.Namespace) -> T:
 
 def _key_file(path: Path) -> bytes:
     """The key in a private file, which is made if it does not exist."""
-    import os
     import secrets
 
+    from ..files.atomic import atomic_path
+
     if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        with atomic_path(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_hex(32) + "\n", encoding="ascii")
     try:
         key = bytes.fromhex(read_text(path, 4096).strip())
     except ValueError:

@@ -98,7 +98,7 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
     parser.add_argument(
         "--size", type=whole(1, 4096), metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
@@ -191,12 +191,14 @@ def _json_or_text(option: str, text: str | None) -> Any:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from ..training.evaluation.acceptance import evaluate
-    from ..training.evaluation.model_card import write_card
+    from ..training.evaluation.model_card import card_folder, write_card
 
-    evaluation = evaluate(
-        arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
-    )
-    card = write_card(evaluation, arguments.out)
+    settings = {name: getattr(arguments, name) for name in ("model", "data", "split", "size")}
+    with card_folder(arguments.out, settings).held() as folder:
+        evaluation = evaluate(
+            arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
+        )
+        card = write_card(evaluation, folder)
     for line in evaluation.summary():
         print(line)
     print(f"the card is {card}")
@@ -204,9 +206,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    import h5py
     from tqdm.auto import tqdm
 
+    from ..files.atomic import new_hdf5
     from ..files.outputs import OutputFolder
     from ..files.versions import KEY
     from ..models import ScoreModel
@@ -224,7 +226,7 @@ def _sample(arguments: argparse.Namespace) -> int:
             chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
             images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
         with folder.staged({"settings": settings}) as staging:
-            with h5py.File(staging / "samples.h5", "w") as file:
+            with new_hdf5(staging / "samples.h5") as file:
                 file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
                 data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
                 data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")

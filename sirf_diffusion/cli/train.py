@@ -40,9 +40,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     steps = whole(0, 2**40)
     parser.add_argument("--max-steps", type=steps, metavar="N", help="end after this many steps instead of all")
-    parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the last checkpoint"
-    )
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
     parser.add_argument("--samples-every", type=steps, metavar="N", help="steps between sheets of samples; 0: none")
     parser.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
     parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
@@ -77,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         work_dir=arguments.work_dir,
         max_steps=arguments.max_steps,
         threads=arguments.threads,
-        resume=arguments.resume,
+        resume=not arguments.restart,
         device=arguments.device,
         options=options,
     )

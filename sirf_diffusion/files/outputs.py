@@ -1,8 +1,7 @@
 """Results on disk: written whole or not at all, and never over another result.
 
 A long computation must not end with a disk that cannot be written, and a folder must not mix two results.
-`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end;
-`atomic_path` does the same for a single file.
+`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .atomic import atomic_path, disk_errors, is_leftover, synchronise
 from .lock import LOCK, locked
 from .versions import KEY, read_record
 
@@ -38,7 +38,8 @@ class OutputFolder:
 
     Compute inside ``with folder.held():``, and write the result inside ``with folder.staged(record) as staging``. A
     new result is first written whole to a folder of its own, and one renaming of that folder makes it the result: what
-    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`.
+    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`. While
+    files are moved into place there is no record: it goes first and comes last, and where there is none is no result.
 
     Parameters
     ----------
@@ -85,11 +86,18 @@ class OutputFolder:
         """The record of the result in this folder."""
         return self.path / self.record_name
 
+    def holds_result(self) -> bool:
+        """Whether the result of these settings is there already."""
+        try:
+            return self._difference() == ""
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def check(self) -> OutputFolder:
         """Refuse a path that cannot take this result; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; give a folder")
-        if self.path.is_dir() and any(not _is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
+        if self.path.is_dir() and any(not is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
             self._refuse_another_result()
         _check_writable(self.path)
         return self
@@ -143,11 +151,11 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(read_record(folder / _SETTINGS), settings)
+                other = difference(read_record(folder / _SETTINGS), settings)
             except (OSError, ValueError) as error:
                 raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
-            if difference:
-                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
+            if other:
+                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {other}; {advice}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -170,9 +178,12 @@ class OutputFolder:
             staging = self.path / UNFINISHED / "result"
             staging.mkdir(parents=True)
             try:
-                yield staging
+                with disk_errors(self.path):
+                    yield staging
                 files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
                 write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
+                for name in files:
+                    synchronise(staging / name)
                 write_json(staging / _JOURNAL, {"files": files, "earlier": self._earlier_files()})
                 os.replace(staging, self.path / COMPLETE)
             finally:
@@ -195,11 +206,14 @@ class OutputFolder:
         """Complete a result whose writing was cut off after it was whole, and remove what was cut off before."""
         if (self.path / COMPLETE).is_dir():
             self._put_into_place()
-            self.completed = self._difference() == ""
+            self.completed = self.holds_result()
         unfinished = self.path / UNFINISHED
         shutil.rmtree(unfinished / "result", ignore_errors=True)
-        for partial in (*self.path.glob(".partial-*"), *unfinished.glob(".*.part*")):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        for partial in (*self.path.glob(".*"), *unfinished.glob(".*")):
+            if partial.name.startswith(".partial-"):
+                shutil.rmtree(partial)
+            elif is_leftover(partial.name):
+                partial.unlink()
 
     def _put_into_place(self) -> None:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
@@ -229,7 +243,7 @@ class OutputFolder:
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return _difference(_entry(self.record_path, "settings", dict), self.settings)
+        return difference(_entry(self.record_path, "settings", dict), self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -237,33 +251,11 @@ class OutputFolder:
                 f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
-            difference = self._difference()
+            other = self._difference()
         except OutputError as error:
             raise OutputError(f"--out {self.path} holds another result ({error}); {self.advice}") from error
-        if difference:
-            raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and rename it on success; on failure remove it.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with atomic_path(folder / "note.txt") as temporary:
-    ...     _ = temporary.write_text("whole or not at all")
-    >>> [p.name for p in folder.iterdir()]
-    ['note.txt']
-    """
-    target = Path(path)
-    # The suffix is kept: image writers choose their format by it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if other:
+            raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
@@ -305,7 +297,7 @@ def _entry(path: Path, key: str, kind: type) -> Any:
     return value
 
 
-def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The settings that differ, and both values of the first; empty if none does."""
     found, asked = _flat(found), _flat(asked)
     differing = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
@@ -329,9 +321,9 @@ def _below(names: Iterable[Any]) -> list[str]:
     return [name for name in texts if Path(name).parts and not any(p[0] in "./" for p in Path(name).parts)]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     """Whether a file is there for a run that goes on or was cut off, and not part of a result."""
-    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-")
+    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-") or is_leftover(name)
 
 
 def _check_writable(folder: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
+from .atomic import atomic_path
 from .documents import parse_json
-from .outputs import atomic_path
 from .versions import check_version
 
 Result = TypeVar("Result")
@@ -82,10 +82,8 @@ class WeightsFormat:
         path, content = Path(path), self.content(tensors, document)
         if not path.parent.is_dir():
             raise FileNotFoundError(2, f"the folder of {self.what} does not exist: make it first", str(path))
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
     def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
@@ -157,8 +155,6 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
     with atomic_path(path) as temporary:
         save_file(_storable(tensors), temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

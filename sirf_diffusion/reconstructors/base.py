@@ -200,18 +200,16 @@ class Reconstructor(ABC):
         return jsonable(fingerprint)
 
     def _kept_so_far(self, step: int) -> dict[str, Any]:
-        """Metadata of a checkpoint after a step."""
+        """Metadata of a checkpoint after a step; cheap, as one is made at every step and few are written."""
         self._identity = self._identity or self._fingerprint()
-        return jsonable(
-            {
-                "fingerprint": self._identity,
-                "cost": asdict(self._cost()),
-                "step": step,
-                "steps": self._steps,
-                "log_likelihood": self._trace,
-                "extras": self._extras,
-            }
-        )
+        return {
+            "fingerprint": self._identity,
+            "cost": asdict(self._cost()),
+            "step": step,
+            "steps": list(self._steps),
+            "log_likelihood": list(self._trace),
+            "extras": jsonable(self._extras),
+        }
 
     def _take_over(self, *samples: int) -> tuple[dict[str, Tensor], int]:
         """Tensors of the checkpoint to go on from, and steps done; none in a fresh run. ``samples``: how many."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files.outputs import jsonable
 from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_count, check_finite, check_real
 from .records import Cost, StepRecord
@@ -23,7 +24,7 @@ _FORMAT = WeightsFormat("a checkpoint of a reconstruction", "sirf_diffusion_chec
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on: tensors (images, chain, generator states) and JSON-able ``metadata``."""
+    """All that a run needs to go on: tensors (images, chain, generator states) and ``metadata``, written as JSON."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
@@ -31,7 +32,7 @@ class Checkpoint:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all: a kill leaves the old checkpoint or the new one."""
-        _FORMAT.write(path, self.tensors, self.metadata)
+        _FORMAT.write(path, self.tensors, jsonable(self.metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
