@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,6 +22,19 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise ValueError(f"{os.fspath(path)} is {kind}: expected a file")
+
+
+class BoundedFile(io.BufferedReader):
+    """A regular file to read, for libraries that ask for as many bytes as a file says: never more than it has."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_regular(path)
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file."""
+        return super().read(size if size is None else min(size, self._size))
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = _MAX_BYTES) -> bytes:

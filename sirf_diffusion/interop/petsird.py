@@ -129,6 +129,8 @@ def bin_events(
         bins = pairs.bins(detectors[first], rings[first], detectors[second], rings[second])
         np.add.at(efficiencies, bins[bins >= 0], efficiency(first, second[bins >= 0], alive))
         progress(0.5 + (first + 1) / len(rings) / 2)
+    if not np.isfinite(efficiencies).all():
+        raise PetsirdError(f"{path}: efficiencies overflow; the calibration factor must be too large")
     data = {kind: torch.from_numpy(array).reshape(geometry.shape) for kind, array in counts.items()}
     return BinnedEvents(
         data["prompts"], data.get("delayeds"), torch.from_numpy(efficiencies).reshape(geometry.shape),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.documents import BoundedFile
 from .image import SourceImage, UnusableImage, optional, reading
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def read_tags(path: Path) -> list[tuple[Path, Any]]:
             continue
         with reading("a damaged DICOM file", f"{file.name}: "):
             try:
-                header = pydicom.dcmread(file, stop_before_pixels=True)
+                with BoundedFile(file) as content:
+                    header = pydicom.dcmread(content, stop_before_pixels=True)
             except pydicom.errors.InvalidDicomError:
                 continue
             if "Rows" in header:
@@ -210,7 +212,8 @@ def _stored(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     import pydicom
 
     with reading("no readable DICOM pixels", f"{file.name}: "):
-        dataset = pydicom.dcmread(file)
+        with BoundedFile(file) as content:
+            dataset = pydicom.dcmread(content)
         try:
             return np.reshape(dataset.pixel_array, (-1, *shape))
         except (AttributeError, NotImplementedError, RuntimeError):

@@ -7,6 +7,7 @@ axes of DICOM and ITK: LPS (x to the left, y to the back, z to the head).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,9 @@ def _read_ecat(path: Path) -> SourceImage:
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
         kind, lies, number = int(header["file_type"]), int(header["patient_orientation"]), frames.get_nframes()
+        stored = math.prod(float(frames.subheaders[0][f"{a}_dimension"]) for a in "xyz")
+        if not 0 < stored <= path.stat().st_size:
+            raise UnusableImage(f"no readable ECAT7 image: {stored:g} voxels in {path.stat().st_size} bytes")
         # nibabel mirrors axes by this word, and adds offsets in cm to mm: neither is used
         values = frames.data_from_fileobj(0, orientation="neurological")[::-1, ::-1, ::-1]
         place = {n: np.asarray([float(frames.subheaders[0][f"{a}_{n}"]) for a in "xyz"]) for n in _ECAT_CM}

@@ -91,6 +91,13 @@ def count(minimum: int = 0) -> Callable[[str], int]:
     return read
 
 
+def flag(text: str) -> bool:
+    """STIR's 0 or 1."""
+    if text not in ("0", "1"):
+        raise ValueError("expected 0 or 1")
+    return text == "1"
+
+
 def noise_levels(text: str) -> list[float]:
     """One positive number, or several as a list ``{a, b, c}``."""
     inner = re.fullmatch(r"\{(.*)\}", text)
@@ -161,6 +168,7 @@ BLOCKS = (
             _MODEL,
             BlockKey("noise level", _of("priors.score", "NOISE_LEVEL"), noise_levels),
             BlockKey("number of subiterations per noise level", "0", count()),
+            BlockKey("memory", lambda: int(bool(_of("priors.score", "MEMORY")())), flag),
             *_LOOKS,
             BlockKey("kappa filename"),
             *_ANATOMICAL,

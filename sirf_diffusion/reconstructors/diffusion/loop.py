@@ -210,11 +210,8 @@ class DiffusionReconstructor(ResumableReconstructor):
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
         super().process()
-        preparation = self._preparation
-        self.record["projections"] |= {
-            "preparation_forward": preparation.forward,
-            "preparation_back": preparation.back,
-        }
+        early = {"preparation_forward": self._preparation.forward, "preparation_back": self._preparation.back}
+        self.record["projections"] |= early
         self.record["model"] = {
             "hash": self.model.hash,
             "conditioning": self.model.conditioning,

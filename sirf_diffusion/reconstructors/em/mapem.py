@@ -104,7 +104,7 @@ class MAPEM(Reconstructor):
 
     def _run(self) -> Tensor:
         kept, done = self._take_over()
-        x = kept.get("x", self._initial)
+        x, self.prior.noise = kept.get("x", self._initial), kept.get("noise")
         iterates = self._closed_form(x, done) if self.prior.has_majoriser else self._bsrem(kept, done)
         for number, iterate in enumerate(iterates, start=done + 1):
             x = iterate.x
@@ -135,7 +135,8 @@ class MAPEM(Reconstructor):
                     x_em = em_update(self.objective, x, subset, evaluation=evaluation)
                     x = penalised_em_step(x_em, self.objective.sensitivity(subset), target, rho / number)
                     x = torch.where(mask, x, torch.zeros_like(x))
-            yield Iterate(x, log_likelihood, penalty)
+            noise = prior.noise
+            yield Iterate(x, log_likelihood, penalty, state={} if noise is None else {"noise": noise})
 
     def _bsrem(self, kept: dict[str, Tensor], done: int) -> Iterator[Iterate]:
         order = self.subset_order
