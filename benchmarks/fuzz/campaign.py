@@ -23,6 +23,7 @@ from random import Random
 from typing import Any
 
 from sirf_diffusion.files.outputs import write_json
+from sirf_diffusion.files.versions import read_record
 
 from .mutations import LONGEST
 from .reader import Broken, Reader
@@ -237,7 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = folder / "tally.json"
         tally = Tally(name, arguments.seed)
         if done.exists():
-            earlier = Tally(**json.loads(done.read_text()))
+            earlier = Tally(**read_record(done))
             tally = earlier if earlier.seed == arguments.seed else tally
         for step in _steps(tally.inputs, arguments.inputs):
             tally = run_reader(name, arguments.seed, step, folder, tally)
