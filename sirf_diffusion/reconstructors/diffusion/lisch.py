@@ -84,6 +84,8 @@ class AscentToSchedule(DataConsistency):
         2.5,
         "how strongly the denoised image holds the data step; 0 is the published step",
         volumes=0.4,
+        balanced=2.0,
+        balanced_volumes=0.4,
         published=0.0,
     )
     schedule: LikelihoodSchedule = field(init=False, repr=False, compare=False)
