@@ -1,10 +1,12 @@
-"""The device that a name such as ``auto`` means, and the versions that are stored with every result."""
+"""The device that a name such as ``auto`` means, threads, and the versions that are stored with every result."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import platform
+from functools import lru_cache
 
 import torch
 
@@ -41,18 +43,42 @@ def select_device(name: str = "auto") -> torch.device:
     return device
 
 
-def warn_if_slow(device: torch.device) -> None:
-    """Log a warning if a device has no instructions for ``bfloat16``, which is slower than ``float32`` there.
+def limit_threads(number: int) -> None:
+    """Compute in at most so many threads: PyTorch, OpenMP and BLAS, loaded or not yet, and child processes."""
+    from threadpoolctl import threadpool_limits
 
-    Of a CPU only newer releases of PyTorch tell.
+    torch.set_num_threads(number)
+    threadpool_limits(number)
+    os.environ.update(thread_variables(number))
+
+
+def thread_variables(number: int) -> dict[str, str]:
+    """What limits the threads of a process that starts with these in its environment."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number))
+
+
+def fast_in_bfloat16(device: torch.device) -> bool | None:
+    """Whether a device has instructions for ``bfloat16``, which is slower than ``float32`` where it has not.
+
+    None if that cannot be told: of a CPU only newer releases of PyTorch do.
     """
     if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        tell = getattr(torch.cpu, "get_capabilities", None)
-        supported = tell is None or any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if not supported:
-        logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", device)
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return None if tell is None else any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def faster_precision(device: torch.device) -> str:
+    """``"bfloat16"`` where a device has instructions for it, which is logged once, and ``"float32"`` elsewhere."""
+    if not fast_in_bfloat16(device):
+        return "float32"
+    _tell_once(device.type)
+    return "bfloat16"
+
+
+@lru_cache
+def _tell_once(device: str) -> None:
+    logger.info("the network computes in bfloat16 on this %s; precision float32 for the other", device)
 
 
 def software_versions() -> dict[str, str]:

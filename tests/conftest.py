@@ -7,10 +7,11 @@ them cannot pass by skipping.
 """
 
 import functools
-import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,10 +37,13 @@ def _reason_sirf() -> str:
 @functools.lru_cache
 def _reason_shim() -> str:
     """Empty if the compiled module of ``stir_priors`` is there, which is compiled once if STIR and a compiler are."""
+    from filelock import FileLock  # which PyTorch brings
+
     from stir_priors.build import ShimError, build
 
     try:
-        build()
+        with FileLock(Path(tempfile.gettempdir()) / f"stir-priors-tests-{os.getuid()}.lock"):
+            build()
     except ShimError as problem:
         return str(problem)
     return ""
@@ -74,13 +78,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{name} is not usable here: {reason}")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process a core; tests of a single file run in the process that was started, where ``breakpoint()`` serves."""
+    if len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py"):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # Small tensors gain nothing from many threads, and shared machines lose from them.
-    torch.set_num_threads(min(torch.get_num_threads(), int(os.environ.get("OMP_NUM_THREADS", "2"))))
+    # Processes take the cores, and small tensors gain nothing from threads. STIR's sums depend on the order in which
+    # its threads finish, and some comparisons here are exact.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("MPLBACKEND", "Agg")
-    if any(importlib.util.find_spec(name) for name in ("stir", "sirf")):
-        # STIR's sums depend on the order in which its threads finish, and some comparisons here are exact.
-        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

@@ -24,5 +24,13 @@ def always_die(number: int) -> int:
     return number
 
 
+def threads(_: int) -> list[int]:
+    """What PyTorch has, and what its and other libraries' pools have."""
+    import torch
+    from threadpoolctl import threadpool_info
+
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
 def fail(number: int) -> int:
     raise ValueError(f"no {number}")

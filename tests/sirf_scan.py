@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stir_list_mode import HEADER
 
 from sirf_diffusion import data
 
@@ -87,7 +88,7 @@ def time_of_flight(pet: Any) -> Scan:
 def list_mode(pet: Any, folder: Path) -> tuple[Scan, Any]:
     """Direct sinograms and the same events as list mode data: the scan of the former, the ``ListmodeData``."""
     header, events = folder / "events.l.hdr", folder / "events.l"
-    header.write_text(_LIST_MODE_HEADER)
+    header.write_text(HEADER.format(most=0, number=1, table="64"))
     _write_events(events, np.ones(4, dtype=int))
     layout = pet.ListmodeData(str(header)).acquisition_data_template()
     truth = _object(pet, (127, 25, 25), (2.03125, 16.0, 16.0))
@@ -131,50 +132,3 @@ def _write_events(path: Path, counts: np.ndarray) -> None:
     np.random.default_rng(8).shuffle(events)
     words = np.concatenate([[0x80000000], events | 0x40000000, [0x80000000 + 1000]])
     words.astype("<u4").tofile(path)
-
-
-_LIST_MODE_HEADER = """!INTERFILE:=
-!originating system:=2008
-%SMS-MI header name space:=PETLINK bin address
-%SMS-MI version number:=3.4
-!GENERAL DATA:=
-!data offset in bytes:=0
-name of data file := events.l
-!GENERAL IMAGE DATA:=
-!type of data:=PET
-%study date (yyyy:mm:dd):=2020:01:01
-%study time (hh:mm:ss GMT+00:00):=00:00:00
-isotope name:=F-18
-isotope gamma halflife (sec):=6586.2
-isotope branching factor:=0.97
-%patient orientation:=HFS
-PET data type:=Emission
-data format:=CoincidenceList
-number of energy windows:=1
-%energy window lower level (keV) [1]:=430
-%energy window upper level (keV) [1]:=610
-!PET STUDY (Emission data):=
-PET scanner type:=cylindrical
-transaxial FOV diameter (cm):=59.6
-number of rings:=64
-distance between rings (cm):=0.40625
-gantry crystal radius (cm):=32.8
-bin size (cm):=0.20445
-septa state:=none
-%number of TOF time bins:=1
-%TOF mashing factor:=1
-!IMAGE DATA DESCRIPTION:=
-%preset type:=time
-%preset value:=1
-%preset unit:=seconds
-image duration (sec):=1
-%COINCIDENCE LIST DATA:=
-%LM event and tag words format (bits):=32
-%timing tagwords interval (msec):=1
-%axial compression:=1
-%maximum ring difference:=0
-%number of projections:=344
-%number of views:=252
-%number of segments :=1
-%segment table :={64}
-"""

@@ -86,8 +86,12 @@ def script_objects(pet: Any, scan: SmallScan) -> tuple[Any, Any, Any, Any]:
 
 
 def write_conditional_model(path: Path, voxel_size: float = 2.0) -> Path:
-    """Like `write_small_model`, with an anatomical image as second input."""
-    return write_small_model(path, voxel_size, in_channels=2)
+    """Like `write_small_model`, with an anatomical image as second input, which changes what it predicts."""
+    model = ScoreModel.load(write_small_model(path, voxel_size, in_channels=2))
+    # MONAI starts the last layer at zero.
+    torch.nn.init.normal_(model.network.out[2].conv.weight, generator=torch.Generator().manual_seed(0))
+    model.save(path)
+    return path
 
 
 def write_small_model(path: Path, voxel_size: float = 4.0, in_channels: int = 1) -> Path:

@@ -29,11 +29,11 @@ number of rings:=64
 image duration (sec):=1
 %LM event and tag words format (bits):=32
 %axial compression:=1
-%maximum ring difference:=60
+%maximum ring difference:={most}
 %number of projections:=344
 %number of views:=252
-%number of segments :=11
-%segment table :={127,115, 115, 93, 93 ,71, 71, 49, 49, 27, 27}
+%number of segments :={number}
+%segment table :={{{table}}}
 """
 
 PAR = """\
@@ -69,7 +69,8 @@ def write_list_mode(folder: Path, num_events: int = 20_000) -> Path:
     ticks = (1 << 31) | np.arange(num_events // 100)  # milliseconds
     words = np.concatenate((ticks[:, None], events.reshape(-1, 100)), axis=1).astype("<u4")
     (folder / "events.l").write_bytes(words.tobytes())
-    (folder / "events.l.hdr").write_text(HEADER)
+    table = "127,115, 115, 93, 93 ,71, 71, 49, 49, 27, 27"
+    (folder / "events.l.hdr").write_text(HEADER.format(most=60, number=11, table=table))
     path = folder / "list_mode.par"
     path.write_text(PAR.format(folder=folder))
     return path

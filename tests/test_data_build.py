@@ -2,15 +2,15 @@
 
 import csv
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from fresh import run
 from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
 
 from sirf_diffusion.cli import main
@@ -195,12 +195,6 @@ class TestWhatCannotBeUsed:
         assert str(tmp_path).encode() not in out.read_bytes()
         assert not (tmp_path / "out.h5.parts").exists()
 
-    def test_dicom_with_a_missing_slice(self, tmp_path):
-        pytest.importorskip("pydicom")
-        with pytest.raises(NothingUsable) as error:
-            build(tmp_path, write_dicom(tmp_path / "series", activity(), skip=9))
-        assert "slices are missing" in error.value.outcomes[0].reason
-
     def test_a_bad_anatomy_is_left_out_and_the_emission_image_kept(self, tmp_path):
         import nibabel
 
@@ -257,10 +251,19 @@ class TestWhatAFolderMeans:
         write_nifti(tmp_path / "a" / "template.nii.gz", activity(1))
         assert [i.image for i in find_images([tmp_path / "a"]) if not i.left_out] == [pet]
 
-    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu"])
+    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu", "T1_brain", "aparc+aseg",
+                                      "brainmask", "CTAC", "MNI152_T1_2mm_brain", "PET_mask"])  # fmt: skip
     def test_usual_names_of_other_images_are_known(self, tmp_path, name):
         images = bids(tmp_path / "a", "patient1", name)
         assert [i.image.name for i in find_images([images]) if not i.left_out] == ["patient1.nii.gz"]
+
+    def test_derivatives_and_source_data_of_a_bids_data_set_are_left_out(self, tmp_path):
+        names = "sub-01/pet/sub-01_pet", "derivatives/p/sub-01/pet/sub-01_desc-mean_pet", "sourcedata/x_pet"
+        root = bids(tmp_path, *names)
+        assert not any(i.left_out for i in find_images([root]))
+        (root / "dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
+        assert [i.left_out.split()[1] for i in find_images([root]) if i.left_out] == ["derivatives", "sourcedata"]
+        assert not any(i.left_out for i in find_images([root / "derivatives"]))
 
     def test_a_sidecar_tells_the_modality(self, tmp_path):
         root = bids(tmp_path / "a", "first", "second")
@@ -367,19 +370,18 @@ class TestSubjectsAndSplits:
         assert {i.subject: i.split for i in infos} == before
 
 
-#: Builds from images, and is killed when the n-th data set is about to be written.
-_KILLED = """
-import os, signal, sys, h5py
-from sirf_diffusion.cli import main
-create, calls = h5py.Group.create_dataset, []
-def create_or_die(*arguments, **others):
-    calls.append(1)
-    if len(calls) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return create(*arguments, **others)
-h5py.Group.create_dataset = create_or_die
-main(["data", "build", "--voxel-size", "4", "--no-crop", "--out", *sys.argv[2:]])
-"""
+def build_and_die(at, *arguments):
+    """Builds from images, and is killed when so many data sets were about to be written."""
+    create, calls = h5py.Group.create_dataset, []
+
+    def create_or_die(*given, **others):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return create(*given, **others)
+
+    h5py.Group.create_dataset = create_or_die
+    main(["data", "build", "--voxel-size", "4", "--no-crop", "--out", *arguments])
 
 
 class TestInterruptions:
@@ -387,9 +389,8 @@ class TestInterruptions:
     def test_a_killed_build_goes_on_and_ends_like_an_undisturbed_one(self, tmp_path, monkeypatch, at, kept):
         images = [write_nifti(tmp_path / f"{k}.nii.gz", activity(k)) for k in range(4)]
         killed = tmp_path / "killed.h5"
-        arguments = [str(at), str(killed), *map(str, images)]
-        child = subprocess.run([sys.executable, "-c", _KILLED, *arguments], capture_output=True, check=False)
-        assert child.returncode == -signal.SIGKILL
+        code, _ = run(build_and_die, at, str(killed), *map(str, images), cwd=tmp_path)
+        assert code == -signal.SIGKILL
         assert not killed.exists()
         with pytest.raises(VolumeFileError, match="unfinished build"):
             VolumeFile(killed)

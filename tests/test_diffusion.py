@@ -63,6 +63,48 @@ def converted(kind, objective, **attributes):
     return other
 
 
+@pytest.mark.parametrize(("eta", "gain"), [(0.0, 0.3), (1.0, 0.6)])
+def test_a_multistep_solver_needs_fewer_levels(eta, gain):
+    """Without data and noise the chain of a Gaussian prior ends where the exact solution does."""
+    objective, _ = make_toy((2, 40, 40), num_bins=4)
+    model = bound_model(objective, Gaussian(3.0, 0.25), scale=2.0)
+
+    def spread(solver, num_steps):
+        options = {"num_steps": num_steps, "num_samples": 2, "eta": eta, "spacing": "log_sigma", "solver": solver}
+        samples = DiffusionReconstructor(objective, model, **options).process().get_samples()
+        return float((samples - 6.0).square().mean().sqrt())
+
+    exact = spread("ddim", 800)
+    errors = {solver: abs(spread(solver, 16) - exact) for solver in ("ddim", "multistep")}
+    assert errors["multistep"] < gain * errors["ddim"]
+
+
+@each_method
+def test_a_multistep_run_goes_on_after_a_stop(method, tmp_path):
+    objective, _ = make_toy(SHAPES[0], num_bins=40, num_subsets=2)
+    options = {"num_samples": 2, "solver": "multistep"}
+
+    def stop(step):
+        if step.step == 3:
+            raise StopIteration
+
+    keeper = CheckpointCallback(tmp_path / "run.safetensors", 1)
+    run(method, objective, callbacks=[keeper, stop], **options)
+    again = run(method, objective, resume_from=keeper.path, **options)
+    assert torch.equal(again.get_samples(), run(method, objective, **options).get_samples())
+
+
+@each_method
+def test_what_the_network_does_not_cover_stays_at_the_floor(method):
+    objective, _ = make_toy((1, 8, 8), num_bins=40, num_subsets=2)
+    model = bound_model(objective)
+    model.covered = torch.zeros(1, 8, 8, dtype=torch.bool)
+    model.covered[:, 2:6, 1:5] = True
+    samples = run(method, objective, model, num_samples=2).get_samples()
+    assert torch.equal(samples[:, ~model.covered], torch.full_like(samples[:, ~model.covered], 1e-6))
+    assert float(samples[:, model.covered].min()) > 1e-3
+
+
 @pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule()], ids=["vp", "ve"])
 @pytest.mark.parametrize("eta", [0.0, 0.85])
 @pytest.mark.parametrize("noise", ["balanced", "independent"])
@@ -302,19 +344,6 @@ def test_resampled_and_padded_for_the_network(method, planes):
     without = run(DiffusionReconstructor, objective, model, num_samples=2).get_samples()
     assert samples.shape == without.shape == (2, *SHAPES[1])
     assert bool((objective.value(samples) > objective.value(without)).all())
-
-
-def test_an_unbound_model_is_bound_with_a_scale_from_the_data():
-    objective, truth = make_toy((1, 16, 16), num_bins=400, counts=1e5)
-    model = ToyModel(Gaussian())
-    result = run(DDSReconstructor, objective, model)
-    assert model.geometry is None
-    assert truth.mean() / 2 < result.record["model"]["intensity_scale"] < truth.max()
-    given = DDSReconstructor(objective, model, num_steps=2)
-    given.set_up(2 * truth)
-    double = given.process().record["model"]["intensity_scale"]
-    given.set_up(truth)
-    assert given.model.intensity_scale == double  # bound once, then kept
 
 
 def test_the_last_network_call_is_at_the_final_noise_level():

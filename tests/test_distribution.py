@@ -11,7 +11,15 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
-from sirf_diffusion.study.fitness import IN, LIKELIHOOD_LIMIT, OUT, PROBES, LikelihoodCheck, check_distribution
+from sirf_diffusion.study.fitness import (
+    IN,
+    LIKELIHOOD_LIMIT,
+    OUT,
+    PROBES,
+    LikelihoodCheck,
+    check_distribution,
+    some_planes,
+)
 from sirf_diffusion.study.reconstruction import reconstruct
 
 GEOMETRY = ImageGeometry((1, 96, 96), (2.0, 2.0, 2.0))
@@ -37,6 +45,7 @@ def test_the_model_s_own_images_are_denoised_as_well_as_it_expects(planes):
     geometry = ImageGeometry(shape, (2.0, 2.0, 2.0))
     check = check_distribution(gaussian_model(geometry, planes), own_image(geometry=geometry))
     assert [level.sigma for level in check.denoising] == list(PROBES)
+    assert check.network_evaluations == (2 * sum(PROBES.values()) if planes == "transverse" else 2 * len(PROBES))
     for level in check.denoising:
         exact = (VARIANCE * level.sigma**2 / (VARIANCE + level.sigma**2)) ** 0.5
         assert level.expected == pytest.approx(exact, rel=0.04)
@@ -44,6 +53,17 @@ def test_the_model_s_own_images_are_denoised_as_well_as_it_expects(planes):
     assert check.verdict == IN
     assert check.recommendation == ""
     assert check.training_ratio is None
+
+
+def test_few_planes_stand_for_a_volume():
+    images = torch.rand(2, 40, 8, 8)
+    images[:, :10] = 0
+    images[:, 30:] = 0
+    images += 100.0 * torch.arange(40)[:, None, None] * (images > 0)
+    few, grid = some_planes(images, ImageGeometry((40, 8, 8), (2.0, 2.0, 2.0)), 4)
+    assert grid.shape == (4, 8, 8)
+    assert (few[0].mean((1, 2)) / 100).round().tolist() == [12, 17, 22, 27]  # spread over those that emit
+    assert some_planes(images[:, :1], ImageGeometry((1, 8, 8), (2.0, 2.0, 2.0)), 4)[0].shape == (2, 1, 8, 8)
 
 
 def test_the_unit_of_the_image_does_not_matter():

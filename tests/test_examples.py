@@ -1,11 +1,9 @@
 """Every example runs, on the embedded engine and on SIRF where that is installed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh import run_script
 from small_scan import write_conditional_model, write_small_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -29,19 +27,10 @@ IMAGES = {
 
 def run(script, engine, output, *more):
     options = ["--engine", engine, "--non-interactive", "--quick", "--output", output]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, *map(str, [EXAMPLES / script, *options, *more])],
-        cwd=output.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.rstrip().splitlines()[-1] == f"=== done with {EXAMPLES / script}"
-    return done.stdout
+    code, text = run_script(EXAMPLES / script, *options, *more, cwd=output.parent)
+    assert code == 0, text
+    assert text.rstrip().splitlines()[-1] == f"=== done with {EXAMPLES / script}"
+    return text
 
 
 def errors(text):
@@ -89,10 +78,6 @@ def test_a_conditional_model_takes_the_mr_image(tmp_path):
     options = ("--conditional-model", model, "--model", write_small_model(tmp_path / "plain.safetensors", 2.0))
     run("06_mr_guided.py", "embedded", tmp_path / "out", *options)
     assert (tmp_path / "out" / "DDS-conditional.hv").is_file()
-    refused = subprocess.run(
-        [sys.executable, str(EXAMPLES / "06_mr_guided.py"), "--engine", "embedded", "--non-interactive", "--quick",
-         "--conditional-model", str(tmp_path / "plain.safetensors"), "--model", str(tmp_path / "plain.safetensors")],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert refused.returncode != 0
-    assert "without anatomical images" in refused.stderr
+    plain = ("--conditional-model", tmp_path / "plain.safetensors", "--model", tmp_path / "plain.safetensors")
+    with pytest.raises(AssertionError, match="without anatomical images"):
+        run("06_mr_guided.py", "embedded", tmp_path / "refused", *plain)

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from bench_cases import TINY, tiny_case
-from execution_jobs import always_die, die_once, fail, square
+from execution_jobs import always_die, die_once, fail, square, threads
+from fresh import FRESH
 
 from benchmarks.bench import Campaign, campaign
+from sirf_diffusion.cli import main
 from sirf_diffusion.study.execution import Execution
 
 
@@ -26,11 +28,33 @@ def test_a_local_worker_that_dies_loses_nothing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("job", "error", "words"), [(always_die, RuntimeError, "workers died 3 times"), (fail, ValueError, "no 1")]
+    ("job", "error", "words"), [(always_die, ChildProcessError, "workers died 3 times"), (fail, ValueError, "no 1")]
 )
 def test_what_cannot_be_computed_ends_all(job, error, words):
     with pytest.raises(error, match=words):
         list(Execution(2).results(job, [1]))
+
+
+def _threads_of_a_command(told):
+    import numpy as np
+
+    for number in "04":
+        assert main(["recon", "--threads", number, "--prompts", "absent.hs", "--out", "absent"]) == 2
+    np.ones((9, 9)) @ np.ones((9, 9))
+    told.send((os.environ["OMP_NUM_THREADS"], threads(0), *Execution(2).results(threads, [1, 2])))
+
+
+def test_threads_are_limited_in_every_library_and_shared_by_workers():
+    here, there = FRESH.Pipe()
+    process = FRESH.Process(target=_threads_of_a_command, args=(there,))
+    process.start()
+    assert here.poll(100)
+    told, own, *workers = here.recv()
+    process.join()
+    assert told == "4"
+    assert len(own) > 1
+    assert set(own) == {4}
+    assert [set(pools) for pools in workers] == [{2}, {2}]
 
 
 @pytest.fixture

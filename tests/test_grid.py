@@ -163,6 +163,31 @@ def test_extent_covers_the_centre_only(voxel, caplog):
     assert float((grid.to_latent(x) * u).sum()) == pytest.approx(float((x * grid.to_latent_adjoint(u)).sum()), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_box_is_seen_as_in_the_whole_image(name):
+    shape, _, planes, multiple = GRIDS[name]
+    box = tuple((size // 4, max(size // 4 + 1, size // 2)) for size in shape)
+    part, whole = adapter(name, box=box), adapter(name)
+    (z, y, x), steps = part.latent_geometry.shape, (1 if planes == "transverse" else multiple, multiple, multiple)
+    assert all(size % step == 0 for size, step in zip((z, y, x), steps, strict=True))
+    # The same voxels in the same places.
+    offsets = []
+    for mine, all_of_it in zip(centres(part.latent_geometry), centres(whole.latent_geometry), strict=True):
+        offsets.append(int((all_of_it - mine[0]).abs().argmin()))
+        torch.testing.assert_close(mine, all_of_it[offsets[-1] : offsets[-1] + len(mine)])
+    image = blob(
+        part.geometry, [float(c[sum(ends) // 2]) for c, ends in zip(centres(part.geometry), box, strict=True)], 9.0
+    )
+    there = tuple(slice(o, o + n) for o, n in zip(offsets, (z, y, x), strict=True))
+    latent = part.to_latent(image)
+    torch.testing.assert_close(latent, whole.to_latent(image)[there])
+    assert bool(part.covered[tuple(slice(*ends) for ends in box)].all())
+    back, expected = part.to_image(latent), whole.to_image(whole.to_latent(image))
+    torch.testing.assert_close(back, expected * part.covered)
+    u = torch.randn((z, y, x), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert float((latent * u).sum()) == pytest.approx(float((image * part.to_latent_adjoint(u)).sum()), rel=1e-12)
+
+
 def test_impossible_grids_are_refused():
     one_plane, volume = ImageGeometry((1, 8, 8), MODEL_VOXEL), ImageGeometry((2, 8, 8), MODEL_VOXEL)
     with pytest.raises(ValueError, match="one plane"):

@@ -56,19 +56,12 @@ def test_the_schedule_costs_one_projection_pair_per_iteration():
     assert (objective.counter.forward, objective.counter.back) == (10, 9)
 
 
-def test_the_expected_target_is_where_the_truth_lies_on_average():
-    deviations = []
-    for seed in range(40):
-        objective, truth = make_toy((1, 6, 6), num_bins=600, counts=3e4, seed=0)
-        objective.prompts = torch.poisson(objective.expected(truth), generator=torch.Generator().manual_seed(seed))
-        expected, deviation = objective.expected_log_likelihood(truth)
-        schedule = LikelihoodSchedule.compute(objective, margin=3.0)
-        assert schedule.rule == "expected"
-        assert schedule.target == pytest.approx(expected - 3 * deviation, abs=0.2 * deviation)
-        deviations.append((float(objective.value(truth)) - expected) / deviation)
-    deviations = torch.tensor(deviations)
-    assert abs(float(deviations.mean())) < 0.5
-    assert 0.7 < float(deviations.std()) < 1.3
+def test_the_expected_target_lies_below_what_is_expected_by_its_margin():
+    objective, truth = make_toy((1, 6, 6), num_bins=600, counts=3e4)
+    expected, deviation = objective.expected_log_likelihood(truth)
+    schedule = LikelihoodSchedule.compute(objective, margin=3.0)
+    assert schedule.rule == "expected"
+    assert schedule.target == pytest.approx(expected - 3 * deviation, abs=0.2 * deviation)
 
 
 def test_two_halves_of_the_data_find_the_truths_likelihood_of_this_measurement():

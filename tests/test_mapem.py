@@ -72,15 +72,6 @@ def test_bsrem_is_converged_for_practical_purposes_after_30_epochs():
     assert reconstructor.record["projections"]["forward"] < 1.6 * 30
 
 
-def test_the_maximum_of_the_penalised_likelihood_beats_maximum_likelihood():
-    objective, truth = make_toy(counts=2e3)
-    error = {0.0: (run(MLEM(objective, 200)) - truth).norm()}
-    for beta in (0.3, 1.0, 3.0):
-        prior = RelativeDifferencePenalty(objective.geometry, beta, epsilon=1e-2)
-        error[beta] = (run(MAPEM(objective, prior, 200)) - truth).norm()
-    assert min(error, key=error.get) > 0
-
-
 def test_closed_form_with_subsets_stays_near_the_maximum():
     objective, _ = make_toy(num_bins=240, counts=1e5, num_subsets=4)
     prior = make_prior("score", objective, 3.0)

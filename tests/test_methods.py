@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from toy_model import Fixed, ToyModel, identity
 from toy_objective import make_toy
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table
+from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table, speed_table
 from sirf_diffusion.reconstructors.methods import (
     ADAPTATIONS,
     METHODS,
@@ -22,13 +22,15 @@ from sirf_diffusion.reconstructors.methods import (
     build_reconstructor,
     methods_of,
 )
-from sirf_diffusion.reconstructors.settings import listed
+from sirf_diffusion.reconstructors.references import bibtex, references
+from sirf_diffusion.reconstructors.settings import SPEEDS, listed
 from sirf_diffusion.study.reconstruction import reconstruct
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TABLES = [
     *(("methods.md", f"## {name}", lambda name=name: settings_table(METHODS[name])) for name in METHODS),
     ("methods.md", "## Settings that all samplers share", shared_table),
+    ("methods.md", "## Speed", speed_table),
     ("adaptation.md", "## Settings (`--adapt-set NAME=VALUE`)", adaptation_table),
 ]
 
@@ -64,6 +66,9 @@ def test_defaults_follow_how_the_model_sees_the_image(name):
 
 
 @pytest.mark.parametrize(("name", "given", "message"), [
+    ("map-rdp", {"speed": "fast"}, "map-rdp has no speed to choose"),
+    ("steerable", {"speed": "balanced"}, "steerable has no speed to choose"),
+    ("lisch", {"speed": "slow"}, "speed must be one of accurate, balanced, fast"),
     ("dds", {"anchor": 1}, "no setting 'anchor'; it has num_steps=40"),
     ("dds", {"num_inner": "abc"}, "num_inner must be an integer"),
     ("dds", {"num_steps": 1e30}, "num_steps must be an integer of at most"),
@@ -78,7 +83,19 @@ def test_defaults_follow_how_the_model_sees_the_image(name):
 ])  # fmt: skip
 def test_settings_are_checked_before_anything_else(name, given, message):
     with pytest.raises(ValueError, match=message):
-        METHODS[name].with_settings(given)
+        METHODS[name].with_settings({k: v for k, v in given.items() if k != "speed"}, speed=given.get("speed"))
+
+
+@pytest.mark.parametrize("name", ["dds", "hqs", "lisch"])
+@pytest.mark.parametrize("volume", [False, True])
+def test_speeds_are_defaults_of_settings(name, volume):
+    objective, _ = make_toy((4 if volume else 1, 8, 8))
+    accurate, balanced, fast = (METHODS[name].with_settings({}, volume=volume, speed=s) for s in SPEEDS)
+    assert accurate == METHODS[name].with_settings({}, volume=volume)
+    assert accurate["num_steps"] > balanced["num_steps"] > fast["num_steps"]
+    assert METHODS[name].with_settings({"num_steps": 7}, volume=volume, speed="fast") == {**fast, "num_steps": 7}
+    made = METHODS[name](objective, ToyModel(identity), speed="balanced")  # a class as a command
+    assert made.settings.items() >= balanced.items()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -131,3 +148,15 @@ def test_a_method_is_one_file_and_one_line(monkeypatch):
     assert float(objective.value(run.process().get_output())) > float(objective.value(start))
     record = reconstruct(objective, "ascent", model=small_model(), num_samples=2, settings={"num_steps": 2}).record
     assert record["values"]["num_inner"] == 2
+
+
+def test_everything_that_a_run_cites_has_one_entry():
+    entries = bibtex(key for kind in (*METHODS.values(), *ADAPTATIONS.values()) for key in kind.references)
+    entries += bibtex(
+        references(METHODS["lisch"], {"name": "sirf"}, model=SimpleNamespace(planes="alternating"), guidance=1.0)
+    )
+    assert all(kind.references for kind in (*METHODS.values(), *ADAPTATIONS.values()))
+    for key in ("Nuyts2002", "Singh2024", "Webber2025", "Barbano2025", "Lee2023", "Ho2022", "Ovtchinnikov2020"):
+        assert f"{{{key},\n" in entries
+    assert entries.count("{Webber2025,") == 2
+    assert entries.count("title = ") == entries.count("year = ") == entries.count("\n}\n")

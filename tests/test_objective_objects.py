@@ -9,7 +9,6 @@ from toy_objective import make_toy
 
 import sirf_diffusion
 from sirf_diffusion.engines.em import herman_meyer_order
-from sirf_diffusion.interop.cil import NegatedObjective
 from sirf_diffusion.interop.stepwise import HQSObjective, LikelihoodScheduledObjective
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.reconstructors import HQSReconstructor, LikelihoodScheduledReconstructor
@@ -216,27 +215,6 @@ def test_subsets_of_an_engines_objective_may_be_changed_before_set_up(scan):
     x = image.get_uniform_copy(0.7)
     total = sum(number(objective.get_subset_gradient(x, k)) for k in range(4))
     np.testing.assert_allclose(total, number(objective.gradient(x)), rtol=1e-3, atol=1e-2)
-
-
-def test_the_same_seed_gives_the_same_run_and_another_seed_another():
-    def final(seed):
-        objective, _, _ = toy(HQSObjective, num_steps=4, seed=seed)
-        objective._model.denoiser = Gaussian(1.0, 0.5)
-        objective.set_up()
-        while not objective.finished:
-            x = objective.get_denoised_image()
-            objective.advance(x)
-        return x
-
-    assert torch.equal(final(1), final(1))
-    assert not torch.equal(final(1), final(2))
-
-
-def test_cil_minimises_it():
-    objective, _, x = toy(HQSObjective, num_steps=3)
-    function = NegatedObjective(objective)
-    assert function(x) == pytest.approx(-objective.value(x))
-    torch.testing.assert_close(function.gradient(x), -objective.gradient(x))
 
 
 def test_wrong_use_is_explained():

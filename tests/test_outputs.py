@@ -1,12 +1,12 @@
 """Results on disk: whole or not at all, and never over another one."""
 
-import json
 import os
 
 import pytest
 import torch
 
 from sirf_diffusion.files.outputs import OutputError, OutputFolder, atomic_path, write_json
+from sirf_diffusion.files.versions import read_record
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -20,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail_while_writing()
-    assert json.loads(target.read_text(encoding="utf-8")) == {"a": 1}
+    assert read_record(target) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -28,7 +28,7 @@ def test_json_takes_tensors_paths_and_numbers_that_are_not_finite(tmp_path):
     value = {"t": torch.tensor([1.5, float("inf")]), "path": tmp_path, "n": (1, None, True)}
     write_json(tmp_path / "x.json", value)
     expected = {"t": [1.5, None], "path": str(tmp_path), "n": [1, None, True]}
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == expected
+    assert read_record(tmp_path / "x.json") == expected
 
 
 def result(folder: OutputFolder, **files: str) -> None:
@@ -44,7 +44,7 @@ def contents(path):
 def test_the_same_settings_may_be_run_again_and_others_are_refused(tmp_path):
     folder = OutputFolder(tmp_path / "new" / "run", {"seed": 1, "method": "dds"}).check()
     result(folder, image="1")
-    record = json.loads(folder.record_path.read_text(encoding="utf-8"))
+    record = read_record(folder.record_path)
     assert record == {"settings": {"seed": 1, "method": "dds"}, "nrmse": 0.2, "files": ["image"]}
     OutputFolder(folder.path, {"seed": 1, "method": "dds"}).check()
     before = contents(folder.path)
@@ -97,7 +97,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     with pytest.raises(OutputError, match="not empty"):
         OutputFolder(tmp_path, {}).check()
     (tmp_path / "record.json").write_text("[1, 2")
-    with pytest.raises(OutputError, match="not a record"):
+    with pytest.raises(OutputError, match="cannot be read"):
         OutputFolder(tmp_path, {}).check()
 
 

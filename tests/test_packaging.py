@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,12 +55,39 @@ def test_the_bundled_data_are_small_enough_to_ship():
 
 
 def test_links_in_the_documentation_lead_somewhere():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert not list(broken_links(ROOT))
+
+
+def broken_links(root):
+    pages = [*root.glob("*.md"), *(root / "docs").rglob("*.md")]
     assert pages
-    broken = []
     for page in pages:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             path = target.split("#")[0]
             if path and "://" not in path and not (page.parent / path).exists():
-                broken.append(f"{page.relative_to(ROOT)}: {target}")
-    assert not broken
+                yield f"{page.relative_to(root)}: {target}"
+
+
+def build(kind, folder, source):
+    """What the build system makes of a folder."""
+    code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
+    told = subprocess.check_output([sys.executable, "-c", code, folder], cwd=source, text=True, stderr=subprocess.PIPE)
+    return folder / told.split()[-1]
+
+
+def test_source_and_wheel_are_complete(tmp_path):
+    """What is unpacked has all that its README needs, and gives a wheel with every module and every file of data."""
+    with tarfile.open(build("sdist", tmp_path, ROOT)) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    for name in ("constraints.txt", "SECURITY.md", "LICENSE", "conftest.py", "noxfile.py", ".ci/run", "docs/conf.py",
+                 "examples/stir", "examples/01_osem.py", "benchmarks/__main__.py", "docker/Dockerfile",
+                 "tests/conftest.py", "tests/fixtures/version-1/unfinished/.unfinished/settings.json"):  # fmt: skip
+        assert (source / name).exists(), f"{name} is missing"
+    assert not list(broken_links(source))
+    with zipfile.ZipFile(build("wheel", tmp_path, source)) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = set()
+    for package in ("sirf_diffusion", "stir_priors"):
+        wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*") if p.is_file()}
+    assert packed == {name for name in wanted if "__pycache__" not in name}

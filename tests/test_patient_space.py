@@ -145,17 +145,6 @@ def test_resampling_is_logged_once_per_grid(caplog, generator):
     assert caplog.text.count("is resampled: ") == 1
 
 
-def test_the_hash_is_that_of_the_content(tmp_path, generator):
-    values = torch.rand(SMALL.shape, generator=generator)
-    hashes = []
-    for k, content in enumerate((values, values, values + 1)):
-        folder = tmp_path / str(k)
-        folder.mkdir()
-        write_image(folder / "mr.hv", content, SMALL)
-        hashes.append(AnatomicalImage.read(folder / "mr.hv").sha256)
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
 def test_what_cannot_be_used_names_the_file_and_the_reason(tmp_path):
     write_image(tmp_path / "flat.hv", torch.ones(SMALL.shape), SMALL)
     (tmp_path / "mr.txt").write_text("no image")

@@ -135,7 +135,7 @@ def z_middle(scanner):
 @pytest.mark.parametrize("offset", [0.0, math.pi / 32], ids=["template's offset", "half a detector off"])
 def test_a_coincidence_lies_on_the_line_of_its_bin(write, offset):
     scanner, template = small_scanner(), ProjDataGeometry.from_scanner(replace(SCANNER, view_offset=offset), 1, 5)
-    for event in random_events(25):
+    for event in random_events(12):
         found = bin_events(write(scanner, [event_block([event])]), template)
         layout, hit = found.geometry, found.prompts.nonzero().tolist()
         assert len(hit) == 1 - found.outside[0]
@@ -218,6 +218,40 @@ def test_efficiencies_are_the_packages(write, layout):
     stored.calibration_factor = 1.0
     plain = bin_events(write(scanner, [event_block([])]), layout).efficiencies
     np.testing.assert_equal(plain.flatten().numpy(), 4 * pairs_in_bins(layout))  # 2 x 2 energy windows
+
+
+def dead_time_block(start, stop, singles=None, modules=None):
+    pairs = np.empty(1, object)
+    pairs[0] = modules
+    fractions = petsird.AliveTimeFractions(
+        singles_alive_time_fractions=[] if singles is None else [np.asarray(singles, np.float32)],
+        module_pair_alive_time_fractions=[] if modules is None else [[pairs]],
+    )
+    interval = petsird.TimeInterval(start=start, stop=stop)
+    return petsird.TimeBlock.DeadTimeTimeBlock(
+        petsird.DeadTimeTimeBlock(time_interval=interval, alive_time_fractions=fractions)
+    )
+
+
+def test_dead_time_is_in_the_efficiencies(write):
+    """For a quarter of the time half of the coincidences are seen, then those of one element not at all."""
+    modules = [[0.5] * (module + 1) for module in range(32)]
+    singles = np.repeat(np.arange(192) != 7, 2)
+    events = [event_block([], start=1000, stop=2000), event_block([], start=5000, stop=8000)]
+    plain = bin_events(write(small_scanner(), events)).efficiencies
+    parts = [dead_time_block(0, 4000, modules=modules), dead_time_block(4000, 9000, singles)]
+    found = bin_events(write(small_scanner(), events + parts))
+    ratio = (found.efficiencies / plain)[plain > 0]
+    assert sorted({round(float(value), 5) for value in ratio}) == [0.125, 0.875]
+    assert any("alive-time" in note for note in found.notes)
+    for wrong, message in (
+        (parts[:1], "cover 25.0%"),
+        ([dead_time_block(0, 9000, singles[:-2])], "384 values|192 x 2 values"),
+        ([dead_time_block(0, 9000, 2.0 * singles)], "at most 1"),
+        ([dead_time_block(0, 9000, modules=modules[:-1])], "lower triangle of 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bin_events(write(small_scanner(), events + wrong))
 
 
 def pairs_in_bins(layout):

@@ -150,15 +150,6 @@ def test_a_par_file_gives_the_likelihood_of_the_same_files(par, folder):
         assert relative(*gradients) < 1e-4
 
 
-def test_factors_are_the_reciprocals_of_stirs_normalisation_and_additive_is_as_stored(par, folder):
-    acquisition = acquisition_of(par())
-    factors, _ = read_projection_data(folder / "multiplicative.hs")
-    additive, _ = read_projection_data(folder / "additive.hs")
-    assert torch.allclose(acquisition.multiplicative, factors, rtol=1e-4)
-    assert torch.equal(acquisition.additive, additive)
-    assert torch.equal(acquisition.attenuation, read_image(folder / "mu.hv")[0])
-
-
 def test_record_tells_engine_file_prior_and_subsets(par, recon):
     path = par(prior=RDP)
     code, out = recon(path, "osem")

@@ -295,7 +295,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
     path = tmp_path / "m.safetensors"
     real_model().save(path)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     grid, x = geometry((3, 8, 10)), torch.rand(2, 3, 8, 10)
     exact, rough = (ScoreModel.load(path, precision=p).on(grid, 5.0) for p in ("float32", "bfloat16"))
     assert (exact.precision, rough.precision) == ("float32", "bfloat16")
@@ -308,11 +308,23 @@ def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
     assert u.grad.dtype == torch.float32
     assert bool(torch.isfinite(u.grad).all())
     assert not caplog.records
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     ScoreModel.load(path, precision="bfloat16")
     assert "slower than float32" in caplog.text
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, found 'half'"):
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, found 'half'"):
         ScoreModel.load(path, precision="half")
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
+def test_samplers_compute_in_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, instructions, expected):
+    path, grid = tmp_path / "m.safetensors", geometry((1, 8, 8))
+    real_model().save(path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    model = ScoreModel.load(path)
+    assert model.for_data(grid, intensity_scale=1.0, sampling=True).precision == expected
+    assert {model.on(grid, 1.0).precision, model.for_data(grid, intensity_scale=1.0).precision} == {"float32"}
+    exact = ScoreModel.load(path, precision="float32")
+    assert exact.for_data(grid, intensity_scale=1.0, sampling=True).precision == "float32"
 
 
 @pytest.mark.requires_cuda

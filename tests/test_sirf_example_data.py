@@ -106,22 +106,6 @@ def test_scripts_give_the_same_image_with_the_copied_quadratic_prior(pet, data, 
     assert relative_difference(unpenalised, expected) > 1e-2
 
 
-def test_osl_gives_the_same_image_with_the_copied_relative_difference_prior(pet, data):
-    from sirf_diffusion.engines.sirf.convert import image_geometry
-
-    _, emission, prompts = data
-    start = emission.get_uniform_copy(float(emission.as_array().mean()))
-    kappa = emission * 0.02 + 0.5
-    theirs = pet.RelativeDifferencePrior()
-    theirs.set_gamma(2.0)
-    theirs.set_epsilon(0.01)
-    ours = pet.PythonPrior(priors.RelativeDifferencePenalty(image_geometry(emission), 1.0, 2.0, 0.01))
-    for prior in (theirs, ours):
-        prior.set_kappa(kappa)
-    expected = osl(pet, prompts, start.clone(), theirs, 1.0)
-    assert relative_difference(osl(pet, prompts, start.clone(), ours, 1.0), expected) <= 1e-5
-
-
 @pytest.mark.parametrize("script", [osl, ossps])
 def test_scripts_run_with_the_bundled_score_model(pet, data, script):
     """Slices of another voxel size and plane thickness than the model's: its grid is adapted, not the user's."""

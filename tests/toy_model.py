@@ -27,7 +27,7 @@ class ToyModel:
         self.device = torch.device("cpu")
         self.geometry: ImageGeometry | None = None
         self.intensity_scale = float("nan")
-        self.planes, self.extent = "transverse", None
+        self.planes, self.extent, self.box, self.covered = "transverse", None, None, None
         self.hash, self.conditioning, self.precision = "toy", None, "float32"
         self.counter = Counter()
 
@@ -36,7 +36,7 @@ class ToyModel:
         bound.geometry, bound.intensity_scale, bound.counter = geometry, intensity_scale, Counter()
         return bound
 
-    def for_data(self, objective, *, sampling=False, intensity_scale=None, planes=None, extent=None) -> ToyModel:
+    def for_data(self, objective, *, intensity_scale=None, **_) -> ToyModel:
         found = intensity_scale or estimate(objective.early_image(), objective.geometry)
         return self.on(objective.geometry, found)
 

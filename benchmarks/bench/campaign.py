@@ -234,14 +234,16 @@ class Campaign:
 def available_lines(suite: Suite, models: Mapping[str, str]) -> tuple[list[Line], dict[str, str]]:
     """Lines of a suite that can be run, and why the others cannot."""
     lines, unavailable = [], {}
-    shape = "volume" if "volume" in suite.kinds else "slice"
+    without_mr = suite.given is not None and suite.given.mr is None
     for name in suite.methods:
         line = get_line(name)
         lacking = [role for role in line.models if role not in models]
         if lacking:
             unavailable[name] = f"needs a {lacking[0]} model, and none is bundled or given"
-        elif shape not in line.planes:
-            unavailable[name] = f"not made for a {shape}"
+        elif suite.tuning_kind not in line.planes:
+            unavailable[name] = f"not made for a {suite.tuning_kind}"
+        elif line.needs_mr and without_mr:
+            unavailable[name] = "needs an MR image (--mr)"
         else:
             lines.append(line)
     return lines, unavailable

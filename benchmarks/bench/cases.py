@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
+
+if TYPE_CHECKING:
+    from benchmarks.bench.truth import Given
 
 #: Subjects from here on are reported on; those of `TUNING_SUBJECTS` choose parameters. No model is trained on either.
 FIRST_REPORTED_SUBJECT = 9000
@@ -46,11 +50,14 @@ class CaseSpec:
         Seed of the simulated subject.
     prompts
         Expected counts per plane.
+    given
+        The user's own truth.
     """
 
     kind: str
     subject: int
     prompts: float
+    given: Given | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +79,8 @@ class Case:
         Regions ``[z, y, x]``, bool: ``head``, ``grey``, ``white``, and for each lesion ``kind`` and ``around kind``.
     multiplicative, additive
         As in `sirf_diffusion.engines.embedded.acquisition.Acquisition`.
+    rois
+        Labels ``[z, y, x]`` of regions of the background by their size, 0 for none.
     """
 
     spec: CaseSpec
@@ -82,6 +91,7 @@ class Case:
     masks: dict[str, Tensor]
     multiplicative: Tensor
     additive: Tensor
+    rois: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def lesions(self) -> list[str]:
@@ -105,6 +115,8 @@ def make_case(spec: CaseSpec) -> Case:
     ValueError
         If a model may have been trained on this subject, or the kind is unknown.
     """
+    if spec.given is not None:
+        return spec.given.case(spec)
     if spec.subject < FIRST_REPORTED_SUBJECT and spec.subject not in TUNING_SUBJECTS:
         raise ValueError(f"subject {spec.subject} may have been trained on: take {FIRST_REPORTED_SUBJECT} and above")
     if spec.kind not in ("slice", "volume"):

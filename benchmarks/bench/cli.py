@@ -45,6 +45,11 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--suite", choices=_SUITES, default="quick", help="default: %(default)s")
+    parser.add_argument("--truth", metavar="IMAGE|nema-iq", help="an image (Interfile, NIfTI, ...) as the truth")
+    parser.add_argument("--mu", metavar="IMAGE", help="with --truth: its attenuation in 1/cm; else water inside it")
+    parser.add_argument("--mr", metavar="IMAGE", help="with --truth: an MR image, for the guided methods")
+    parser.add_argument("--template", metavar="T.hs", help="with --truth: the scanner, as projection data of STIR")
+    parser.add_argument("--counts", nargs="+", type=float, metavar="N", help="with --truth: prompts per plane")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the suite, or 'all' there are")
     parser.add_argument("--subjects", type=int, metavar="N", help="only the first N subjects, and tuning subjects")
     parser.add_argument("--realisations", type=int, metavar="N", help="fewer noise realisations than the suite has")
@@ -58,7 +63,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
     parser.add_argument("--compare", type=Path, metavar="OLD.h5", help="show what changed since an earlier results.h5")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    add_precision(parser)
+    add_precision(parser, "float32")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     parser.set_defaults(run=run)
 
@@ -72,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         for line in LINES.values():
             print(f"{line.name:<15} {line.title}")
         return 0
-    out = arguments.out or Path(f"sirf-diffusion-bench-{arguments.suite}")
+    out = arguments.out or Path(f"sirf-diffusion-bench-{Path(arguments.truth or arguments.suite).stem}")
     device = str(select_device(arguments.device))
-    command = shlex.join(["sirf-diffusion", *_without_folders(sys.argv[1:])])
+    command = shlex.join(["python", "-m", "benchmarks", *_without_folders(sys.argv[1:])])
     if arguments.suite == "speed":
         return _speed(arguments, out, device, command)
     return _compare(arguments, out, device, command)
@@ -95,6 +100,13 @@ def _compare(arguments: argparse.Namespace, out: Path, device: str, command: str
     if arguments.methods:
         names = tuple(LINES) if arguments.methods == ["all"] else tuple(get_line(n).name for n in arguments.methods)
         suite = replace(suite, methods=names)
+    own = {name: getattr(arguments, name) for name in ("mu", "mr", "template", "counts")}
+    if arguments.truth is not None:
+        from benchmarks.bench.truth import Given
+
+        suite = suite.of_truth(Given.of(arguments.truth, own["mu"], own["mr"], own["template"]), own["counts"])
+    elif any(value is not None for value in own.values()):
+        raise ValueError("--mu, --mr, --template and --counts belong to --truth IMAGE")
     suite = suite.smaller(arguments.subjects, arguments.realisations)
     earlier = None if arguments.compare is None else read_results(arguments.compare)[1]
     execution = Execution(arguments.workers, arguments.cluster)

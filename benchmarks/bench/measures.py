@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.bench.cases import Case
 from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
 from sirf_diffusion.study.metrics import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality
+from sirf_diffusion.study.vois import interval_factor
 
 NOMINAL_COVERAGE = 0.95
 
@@ -19,16 +20,20 @@ NOMINAL_COVERAGE = 0.95
 def image_measures(image: Tensor, case: Case) -> dict[str, float]:
     """Numbers of one image against the truth.
 
-    ``nrmse``, ``psnr``, ``ssim`` of the whole image; ``crc KIND`` contrast recovery of each lesion; ``mean REGION``
-    relative error of the mean over grey and white matter; ``petric_whole``, ``petric_background`` (root mean square
-    error over head and white matter) and ``petric_voi`` (the largest error of a region's mean), all divided by the
-    mean over white matter, as in PETRIC but against the truth.
+    ``nrmse``, ``psnr``, ``ssim`` of the whole image; ``crc KIND`` contrast recovery of each lesion;
+    ``variability SIZE`` standard deviation of the means of the background's ROIs of a size, divided by their mean;
+    ``mean REGION`` relative error of the mean over grey and white matter; ``petric_whole``, ``petric_background`` (root
+    mean square error over head and white matter) and ``petric_voi`` (the largest error of a region's mean), all
+    divided by the mean over white matter, as in PETRIC but against the truth.
     """
     truth, masks = case.truth.double(), case.masks
     x = image.double()
     found = dict(image_quality(x, truth).as_dict())
     for kind in case.lesions:
         found[f"crc {kind}"] = contrast_recovery(x[None], truth, masks[kind], masks[f"around {kind}"])
+    for size, labels in case.rois.items():
+        means = torch.stack([x[labels == label].mean() for label in range(1, int(labels.max()) + 1)])
+        found[f"variability {size}"] = float(means.std() / means.mean())
     for region in ("grey", "white"):
         if region in masks:
             found[f"mean {region}"] = float(x[masks[region]].mean() / truth[masks[region]].mean() - 1)
@@ -55,16 +60,12 @@ def posterior_measures(samples: Tensor, case: Case, noises: str) -> tuple[dict[s
     tuple
         The numbers, and the histogram ``[S + 1]`` of how many samples lie below the truth: see `expected_ranks`.
     """
-    from scipy.stats import t as student
-
     number, truth = len(samples), case.truth.double()
     x = samples.double()
     head = case.masks["head"]
     mean, sd = x.mean(0), posterior_sd(x, noises)
     error = (truth - mean).abs()[head]
-    width = float(student.ppf(0.5 + NOMINAL_COVERAGE / 2, number - 1))
-    if noises == "independent":
-        width *= math.sqrt(1 + 1 / number)
+    width = interval_factor(number, noises, NOMINAL_COVERAGE)
     measures = {
         "coverage": float((error <= width * sd[head]).double().mean()),
         "coverage_sd": float((error <= 1.96 * sd[head]).double().mean()),

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -60,7 +60,7 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        return jsonable({**vars(self), "case": vars(self.case)})
+        return jsonable({**vars(self), "case": asdict(self.case)})
 
     @property
     def name(self) -> str:

@@ -12,7 +12,11 @@ import torch
 
 from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
+from sirf_diffusion.files.documents import check_regular
 from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
+from sirf_diffusion.files.versions import KEY, check_version, read_record
+
+_LARGEST = 2**28
 
 
 class Store:
@@ -38,7 +42,7 @@ class Store:
         self.folder, identity = Path(folder), jsonable(identity)
         about = self.folder / "bench.json"
         if about.is_file():
-            found = json.loads(about.read_text(encoding="utf-8"))
+            found = read_record(about)
             # What only one of them knows, such as a further model, is no contradiction.
             differing = sorted(k for k in found.keys() & identity.keys() if found[k] != identity[k])
             if differing:
@@ -80,7 +84,7 @@ def write_run(path: Path, result: RunResult) -> None:
         "where": result.where,
     }
     with h5py.File(path, "w") as file:
-        file.attrs["run"] = json.dumps(jsonable(about), allow_nan=False)
+        file.attrs.update({KEY: 1, "run": json.dumps(jsonable(about), allow_nan=False)})
         for name in ("image", "sd"):
             values = getattr(result, name)
             if values is not None:
@@ -92,6 +96,10 @@ def read_run(path: Path) -> RunResult:
     import h5py
 
     with h5py.File(path, "r") as file:
+        try:
+            check_version(file.attrs.get(KEY, 1))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
         about = json.loads(file.attrs["run"])
         images = {name: torch.from_numpy(file[name][:]) if name in file else None for name in ("image", "sd")}
     spec = RunSpec(**{**about["spec"], "case": CaseSpec(**about["spec"]["case"])})
@@ -132,6 +140,7 @@ def write_results(path: Path, about: Mapping[str, Any], summary: list[dict[str, 
     import h5py
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs[KEY] = 1
         for name, value in (("about", about), ("summary", summary), ("runs", rows)):
             # A data set, because an attribute holds no more than 64 kB.
             text = json.dumps(jsonable(value), allow_nan=False)
@@ -156,8 +165,10 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import h5py
 
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
-            about, summary = (json.loads(bytes(file[name][:]).decode()) for name in ("about", "summary"))
+            check_version(file.attrs.get(KEY, 1))
+            about, summary = (json.loads(bytes(file[name][:_LARGEST]).decode()) for name in ("about", "summary"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a results.h5 of this program ({error})") from error
     return about, summary

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.bench.cases import CaseSpec
 from benchmarks.bench.table import LINES
+from benchmarks.bench.truth import Given
 
 _ALL = tuple(LINES)
 _DETERMINISTIC_VARIANTS = (0.25, 0.5, 2.0, 4.0)
@@ -43,6 +44,8 @@ class Suite:
         Realisations of those.
     overrides
         By line, fixed settings that differ from the table's.
+    given
+        The user's own truth.
     """
 
     name: str
@@ -60,6 +63,15 @@ class Suite:
     variants: tuple[float, ...] = _DETERMINISTIC_VARIANTS
     num_variant_realisations: int = 4
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    given: Given | None = None
+
+    def of_truth(self, given: Given, prompts: Sequence[float] | None) -> Suite:
+        """The same methods and searches, with the user's own truth reported on instead of the subjects."""
+        kind = "volume" if given.grids()[0].shape[0] > 1 else "slice"
+        tuning = (801,) if kind == "volume" else self.tuning_subjects
+        return replace(self, name=given.kind, about=f"the image {given.truth}", kinds=(given.kind,), subjects=(9000,),
+                       prompts=tuple(prompts or self.prompts), tuning_kind=kind, tuning_subjects=tuning,
+                       given=given)  # fmt: skip
 
     def smaller(self, num_subjects: int | None = None, num_realisations: int | None = None) -> Suite:
         """The same with fewer subjects, reported on and tuned on, or fewer realisations.
@@ -86,7 +98,7 @@ class Suite:
 
     def cases(self) -> list[CaseSpec]:
         """Cases that are reported on."""
-        return [CaseSpec(k, s, p) for k in self.kinds for p in self.prompts for s in self.subjects]
+        return [CaseSpec(k, s, p, self.given) for k in self.kinds for p in self.prompts for s in self.subjects]
 
     def tuning_cases(self, prompts: float) -> list[CaseSpec]:
         """Cases that parameters are chosen on, for one count level."""

@@ -75,6 +75,11 @@ class Line:
     planes: tuple[str, ...] = ("slice", "volume")
 
     @property
+    def needs_mr(self) -> bool:
+        """Whether it is guided by an MR image."""
+        return "conditional" in self.models or self.builder in ("bowsher", "pls")
+
+    @property
     def fixed(self) -> dict[str, Any]:
         """All settings that are not searched, and what they default to in methods of the command line."""
         if self.builder not in METHODS:

@@ -77,11 +77,13 @@ CALIBRATION = (
 
 
 def lesion_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """Contrast recovery and contrast to noise of the lesions that there are."""
+    """Contrast recovery and contrast to noise of the lesions, and variability of the background, that there are."""
     kinds = list(dict.fromkeys(name[4:] for row in rows for name in row if name.startswith("crc ")))
     columns = [Column("method", lambda row: str(row["title"]))]
     for prefix, title, form in (("crc", "recovery", ".2f"), ("cnr", "CNR", ".1f")):
         columns += [Column(f"{title}: {kind}", number(f"{prefix} {kind}", form)) for kind in kinds]
+    sizes = dict.fromkeys(name[12:] for row in rows for name in row if name.startswith("variability "))
+    columns += [Column(f"variability: {size} [%]", number(f"variability {size}", ".1f", 100)) for size in sizes]
     return tuple(columns)
 
 

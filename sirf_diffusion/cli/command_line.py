@@ -1,20 +1,27 @@
 """What the commands ``sirf-diffusion`` and ``stir-diffusion`` share: common options, logging, errors and exit codes.
 
-What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2.
+What a user can put right (a file, a value, a missing package) is one message on stderr and exit code 2; what nobody
+foresaw is one too, with exit code 1. Only ``--debug`` shows a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from ..geometry.checks import LARGEST_COUNT, LARGEST_SEED, check_count, check_real
+
+T = TypeVar("T")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTERRUPTED = 130
 USER_ERROR = 2
+FAULT = 1
 #: What a user can put right.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
@@ -60,20 +67,53 @@ def add_command(
     return parser
 
 
+def whole(minimum: int = 1, maximum: int = LARGEST_COUNT) -> Callable[[str], int]:
+    """Type of an option that is an integer."""
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,40}", text) else text
+        return _checked(lambda: check_count("it", number, minimum, maximum))
+
+    return parse
+
+
+def seed(text: str) -> int:
+    """Type of an option that is a seed."""
+    return whole(0, LARGEST_SEED)(text)
+
+
+def real(minimum: float, maximum: float) -> Callable[[str], float]:
+    """Type of an option that is a finite number."""
+
+    def parse(text: str) -> float:
+        number = float(text) if _NUMBER.fullmatch(text) else text
+        return _checked(lambda: check_real("it", number, minimum, maximum))
+
+    return parse
+
+
+def _checked(check: Callable[[], T]) -> T:
+    try:
+        return check()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error!s:.200}") from error
+
+
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
+    threads = "CPU threads, of all workers; default: as PyTorch has"
+    parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help=threads)
 
 
-def add_precision(parser: argparse._ActionsContainer) -> None:
+def add_precision(parser: argparse._ActionsContainer, default: str = "auto") -> None:
     """Declare ``--precision``, see `ScoreModel.load`."""
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
+        choices=("auto", "float32", "bfloat16"),
+        default=default,
         help="of the network: bfloat16 takes 0.6 of its time on processors made for it and changes images by about "
-        "0.1 %%; default: float32",
+        "0.1 %%; auto is the faster one here; default: %(default)s",
     )
 
 
@@ -106,7 +146,9 @@ def run_command(
 
     try:
         if getattr(arguments, "threads", None) is not None:
-            _set_threads(arguments.threads)
+            from ..environment import limit_threads
+
+            limit_threads(arguments.threads)
         with warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
@@ -123,18 +165,14 @@ def run_command(
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
             message = _one_message(error)
-        if message is None or arguments.debug:
+        if arguments.debug:
             raise
+        code = FAULT if message is None else USER_ERROR
+        if message is None:
+            message = f"{type(error).__name__}: {_one_message(error)}. This is a fault of sirf-diffusion itself: "
+            message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
-        return USER_ERROR
-
-
-def _set_threads(number: int) -> None:
-    import torch
-
-    from ..geometry.checks import check_count
-
-    torch.set_num_threads(check_count("--threads", number, 1, 4096))
+        return code
 
 
 def _one_message(error: BaseException) -> str:

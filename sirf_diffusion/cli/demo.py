@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine
+from .command_line import add_command, add_machine, seed, whole
 
 MODEL = "brain-fdg"
 #: What is best for the bundled slice, found on other noise realisations (benchmarks/low_count_slice.py): a fair rival.
@@ -36,8 +36,8 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=MODEL, metavar="NAME|FILE", help="score model; default: %(default)s")
     parser.add_argument("--data", default="brain2d", metavar="NAME|DIR", help="example data; default: %(default)s")
-    parser.add_argument("--samples", type=int, metavar="K", help="posterior samples; default: 5, or 2 with --quick")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--samples", type=whole(), metavar="K", help="posterior samples; default: 5, or 2 with --quick")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     add_machine(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
 
@@ -75,22 +75,30 @@ def run(arguments: argparse.Namespace) -> int:
         "quick": arguments.quick,
         "callbacks": [_progress] if sys.stderr.isatty() else [],
     }
+    spent = {"model and example": time.perf_counter() - start}
     with folder.held():
         comparison = compare(example, settings=TUNED if arguments.data == "brain2d" else None, **options)
         print(comparison.table())
-        in_3d = None if volume is None else _compare_planes(load_example(volume), options)
-
+        in_3d = {} if volume is None else _compare_planes(load_example(volume), options)
+        for name, c in {"2D": comparison, **in_3d}.items():
+            for kind, seconds in c.seconds().items():
+                label = f"{kind} in {'2D' if name == '2D' else '3D'}"
+                spent[label] = spent.get(label, 0.0) + seconds
+        spent["comparing with the truth"] = time.perf_counter() - start - sum(spent.values())
+        last = time.perf_counter()
         records = {name: result.record for name, result in comparison.results.items()}
         with folder.staged({"methods": records, "true_log_likelihood": comparison.true_log_likelihood}) as staging:
             write_json(staging / "metrics.json", comparison.metrics())
             comparison.figure(staging / "comparison.png")
             _write_images(staging, "", comparison)
-            if in_3d is not None:
+            if in_3d:
                 write_json(
                     staging / "metrics-3d.json", {name: c.metrics()[name.split()[0]] for name, c in in_3d.items()}
                 )
                 for name, c in in_3d.items():
                     _write_images(staging, f"3d-{name.replace(' ', '-')}-", c)
+    spent["figure and files"] = time.perf_counter() - last
+    print("\nseconds: " + ", ".join(f"{seconds:.1f} {name}" for name, seconds in spent.items()))
     print(f"\n{arguments.out}: comparison.png, metrics.json and the images, after {time.perf_counter() - start:.0f} s")
     return 0
 

@@ -1,4 +1,4 @@
-"""``sirf-diffusion models``: list, show, import and evaluate score models."""
+"""``sirf-diffusion models``: list, show, import, evaluate and sample score models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine
+from ..files.documents import parse_json
+from ..models.generation import SAMPLERS
+from .command_line import add_command, add_machine, real, seed, whole
 
-_ACTIONS = ("list", "show", "import", "evaluate")
+_ACTIONS = ("list", "show", "import", "evaluate", "sample")
 
 
 def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -19,7 +21,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         common,
         "models",
         _list,
-        summary="list, show, import or evaluate score models",
+        summary="list, show, import, evaluate or sample score models",
         about="Alone: list the bundled score models. With a name or a file: show its configuration.",
         example="sirf-diffusion models brain-fdg",
     )
@@ -33,6 +35,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     show.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     _add_import(actions, common)
     _add_evaluate(actions, common)
+    _add_sample(actions, common)
     _name_means_show(parser)
 
 
@@ -75,8 +78,9 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
         help="of a network with class labels: the one to use always, or transverse,coronal,sagittal in their order",
     )
     parser.add_argument(
-        "--voxel-size", type=float, nargs="+", default=[2.0], metavar="MM", help="of its training images: one, or z y x"
-    )
+        "--voxel-size", type=real(0.01, 1e3), nargs="+", default=[2.0], metavar="MM",
+        help="of its training images: one, or z y x",
+    )  # fmt: skip
     parser.add_argument("--tracer", default="", help="tracer and body region in words")
     parser.add_argument("--licence", default="", help="licence of the weights")
 
@@ -97,8 +101,32 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
+        "--size", type=whole(1, 4096), metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
     )
+    add_machine(parser)
+
+
+def _add_sample(actions: Any, common: argparse.ArgumentParser) -> None:
+    parser = add_command(
+        actions,
+        common,
+        "sample",
+        _sample,
+        summary="draw images from a model alone",
+        about="Images that the model takes for likely, without any data, in network units (mean activity about 1): "
+        "samples.h5, a sheet of their middle planes (samples.png), record.json. Samplers: ddpm (ancestral), ddim, ode "
+        "(probability flow, Heun), sde (predictor and corrector).",
+        example="sirf-diffusion models sample brain-fdg --num 16 --out prior",
+    )
+    parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
+    parser.add_argument("--num", type=whole(), default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
+    parser.add_argument("--steps", type=whole(), default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--size", type=whole(1, 4096), default=128, metavar="PIXELS", help="side; default: %(default)s")
+    parser.add_argument("--planes", type=whole(1, 4096), default=1, metavar="N", help="of a volume; default: one slice")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the samples")
+    parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     add_machine(parser)
 
 
@@ -156,8 +184,8 @@ def _json_or_text(option: str, text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
 
 
@@ -172,6 +200,36 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for line in evaluation.summary():
         print(line)
     print(f"the card is {card}")
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    import h5py
+    from tqdm.auto import tqdm
+
+    from ..files.outputs import OutputFolder
+    from ..files.versions import KEY
+    from ..models import ScoreModel
+    from ..models.generation import generate
+    from ..training.evaluation.acceptance import save_sheet
+
+    model = ScoreModel.load(arguments.model, arguments.device)
+    shape = (arguments.planes, arguments.size, arguments.size)
+    settings = {name: getattr(arguments, name) for name in ("num", "sampler", "steps", "seed")}
+    settings |= {"model": model.hash, "shape": shape}
+    folder = OutputFolder(arguments.out, settings, overwrite=arguments.overwrite)
+    with folder.held():
+        folder.check_space(8 * arguments.num * arguments.planes * arguments.size**2)
+        with tqdm(total=arguments.steps, desc=arguments.sampler, unit="step", disable=None) as bar:
+            chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
+            images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
+        with folder.staged({"settings": settings}) as staging:
+            with h5py.File(staging / "samples.h5", "w") as file:
+                file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
+                data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
+                data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")
+            save_sheet(images[:, shape[0] // 2], staging / "samples.png")
+    print(f"{arguments.out}: {arguments.num} images by {arguments.sampler}, mean activity {float(images.mean()):.3g}")
     return 0
 
 

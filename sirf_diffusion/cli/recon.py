@@ -10,9 +10,10 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .command_line import add_command
+from ..files.documents import read_text
+from .command_line import add_command, whole
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     summary = "reconstruct a list of studies"
     many = add_command(commands, common, "recon-many", run_many, summary=summary, about=_MANY, example=example)
     many.add_argument("list", type=Path, metavar="LIST", help="text file, one reconstruction per line")
-    many.add_argument("--workers", type=int, default=1, metavar="N", help="processes of this machine; default: 1")
+    workers = "processes of this machine; default: 1"
+    many.add_argument("--workers", type=whole(1, 4096), default=1, metavar="N", help=workers)
     many.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
 
 
@@ -47,8 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
     from ..study.guide import Guide
+    from ..study.report import format_table
     from ..study.result import check_writers
     from ..study.shares import check_shared, run_shared
+    from ..study.vois import COLUMNS
 
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
     calibration = calibration_of(arguments.calibration, study)
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
         check_shared(study)
-    check_writers(arguments.format, arguments.like)
+    check_writers(arguments.format, arguments.like, arguments.bids_json)
     folder = OutputFolder(
         arguments.out,
         {
@@ -72,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
             **({} if par is None else {"engine": par.engine, "keep_prior": par.keep_prior}),
             **{
                 name: value
-                for name in ("attenuation_in_factors", "calibration", "like")
+                for name in ("attenuation_in_factors", "calibration", "like", "vois")
                 if (value := getattr(arguments, name)) is not None
             },
             **({} if arguments.format == "hv" else {"format": arguments.format}),
+            **({"bids_json": True} if arguments.bids_json else {}),
         },
         overwrite=arguments.overwrite,
     )
@@ -94,15 +99,18 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.save_adapter is not None:
             adaptation.save(arguments.save_adapter)
             print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
-        result.save(folder, arguments.format, arguments.like)
+        result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
     record = result.record
     projections = record["projections"]
     print(f"{arguments.out}: {record['title']}")
     print(
         f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
-        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s"
+        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s; besides "
+        f"{record['seconds']['data']:.1f} s for the data, {record['seconds']['check']:.1f} s to check the result"
         + (f" in {len(record['shares'])} shares" if shared else "")
     )
+    if vois := result.vois:
+        print(format_table(vois, COLUMNS))
     if result.samples is not None and result.uncertainty is None:
         print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
     return 0
@@ -110,9 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
-    from ..files.outputs import digest
+    from ..files.documents import digest
 
-    named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter")}
+    named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
     return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}
@@ -142,6 +150,13 @@ class Job:
     out: str
 
 
+class _Strict(argparse.ArgumentParser):
+    """Does not end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def read_list(path: Path) -> list[Job]:
     """The lines of a list.
 
@@ -151,13 +166,16 @@ def read_list(path: Path) -> list[Job]:
         If a line has no ``--out``, or two lines have the same.
     """
     jobs: dict[str, Job] = {}
-    find_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    find_out = _Strict(add_help=False, allow_abbrev=False)
     find_out.add_argument("--out")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        options = shlex.split(line, comments=True)
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            options = shlex.split(line, comments=True)
+            out = find_out.parse_known_args(options)[0].out
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
         if not options:
             continue
-        out = find_out.parse_known_args(options)[0].out
         if out is None:
             raise ValueError(f"{path}, line {number}: no --out, so the result would have no place")
         if out in jobs:

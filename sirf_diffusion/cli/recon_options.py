@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..geometry.checks import check_real
+from ..geometry.checks import LARGEST_COUNT, check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
+from ..reconstructors.settings import SPEEDS
 from ..study.guide import TARGETS
 from ..study.reconstruction import CHECKPOINT_SECONDS
-from .command_line import add_machine, add_precision
+from .command_line import add_machine, add_precision, real, seed, whole
 
 if TYPE_CHECKING:
     from ..reconstructors.adaptation.network_adaptation import NetworkAdaptation
@@ -98,7 +99,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     anatomy.add_argument(
         "--guidance",
-        type=float,
+        type=real(-1e3, 1e3),
         default=0.0,
         metavar="W",
         help="weight of the anatomical image: 0 as trained (default), more exaggerates it, -1 none of it",
@@ -125,8 +126,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
-    method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
-    method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    about = f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
+    method.add_argument("--speed", choices=SPEEDS, help=about)
+    iteration = "of iso-likelihood: an MLEM iteration"
+    method.add_argument("--target-iteration", type=real(0, LARGEST_COUNT), metavar="N", help=iteration)
+    method.add_argument("--samples", type=whole(), metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
+    method.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
     adaptation = parser.add_argument_group("adaptation of the network to the data, for methods that draw samples")
     adaptation.add_argument(
@@ -145,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_machine(group)
     add_precision(group)
     group.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="share the samples among N processes; default: 1"
+        "--workers", type=whole(1, 4096), default=1, metavar="N", help="share the samples among N processes; default: 1"
     )
     group.add_argument("--cluster", metavar="ADDRESS", help="or among the workers of a Dask scheduler")
     result = parser.add_argument_group("result")
@@ -153,7 +158,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     result.add_argument(
         "--checkpoint-every",
-        type=float,
+        type=real(0, 1e9),
         default=CHECKPOINT_SECONDS,
         metavar="SECONDS",
         help="how often the state of the run is kept, in --out; default: %(default)g",
@@ -163,7 +168,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("hv", "nifti", "both"), default="hv", help="of images: Interfile (default), NIfTI or both"
     )
     result.add_argument(
+        "--bids-json", action="store_true", help="write the JSON file of a BIDS PET derivative beside NIfTI images"
+    )
+    result.add_argument(
         "--like", type=Path, metavar="DICOM", help="write a DICOM PET series too, of the study of this series"
+    )
+    result.add_argument(
+        "--vois",
+        type=Path,
+        metavar="LABELS",
+        help="label image on any grid (0: none): writes vois.csv with the mean of each VOI and its interval of 95 %%",
     )
     result.add_argument(
         "--calibration",
@@ -200,6 +214,9 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
     from ..study.data import InterfileData
     from ..study.reconstruction import Study
 
+    iteration = {} if arguments.target_iteration is None else {"num_em_iterations": arguments.target_iteration}
+    if iteration and arguments.method != "iso-likelihood":
+        raise ValueError("--target-iteration is for --method iso-likelihood; lisch has --set num_em_iterations=N")
     in_factors = {"yes": True, "no": False}.get(arguments.attenuation_in_factors)
     if arguments.par is None:
         files = {name: getattr(arguments, name) for name in FILES if name != "par"}
@@ -217,7 +234,8 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         seed=arguments.seed,
         device=arguments.device,
         precision=arguments.precision,
-        settings=parse_settings(arguments.settings),
+        settings=parse_settings(arguments.settings) | iteration,
+        speed=arguments.speed,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,
         register_to=arguments.register,
@@ -225,6 +243,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         engine=arguments.engine,
         keep_prior=arguments.keep_prior,
         attenuation_in_factors=in_factors,
+        vois=arguments.vois,
         callbacks=callbacks,
         checkpoint_every=arguments.checkpoint_every,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import re
 import subprocess
@@ -21,6 +20,8 @@ from typing import Any
 from ..files.outputs import OutputFolder, atomic_path, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
+from ..files.versions import read_record
+from ..geometry.checks import check_real
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
@@ -161,9 +162,11 @@ class Scan:
         folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
         if not folder.record_path.is_file():
             return {}
-        record = json.loads(folder.record_path.read_text(encoding="utf-8"))
-        points = (Point(**point) for point in record["points"])
-        return {point.factor: point for point in points if (self.out / point.image).is_file()}
+        try:
+            points = [Point(**point) for point in read_record(folder.record_path)["points"]]
+            return {check_real("factor", point.factor): point for point in points if (self.out / point.image).is_file()}
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{folder.record_path} is damaged ({error}): give another folder") from error
 
     def _write(self) -> None:
         points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]

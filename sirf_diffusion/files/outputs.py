@@ -7,11 +7,9 @@ A long computation must not end with a disk that cannot be written, and a folder
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 
 from .lock import LOCK, locked
+from .versions import KEY, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +143,9 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), settings)
-            except (OSError, ValueError, AttributeError) as error:
-                raise OutputError(f"--out {self.path}: what its unfinished run is cannot be read; {advice}") from error
+                difference = _difference(read_record(folder / _SETTINGS), settings)
+            except (OSError, ValueError) as error:
+                raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
             if difference:
                 raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
         else:
@@ -206,14 +205,14 @@ class OutputFolder:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
         complete = self.path / COMPLETE
         if (complete / _JOURNAL).exists():
-            journal = json.loads((complete / _JOURNAL).read_text(encoding="utf-8"))
+            earlier, files = (_below(_entry(complete / _JOURNAL, key, list)) for key in ("earlier", "files"))
             if (complete / self.record_name).exists():
                 # The earlier record goes first: it must not stand beside new images.
-                for name in _below(journal["earlier"]):
-                    if name not in journal["files"]:
-                        (self.path / name).unlink(missing_ok=True)
-                for name in _below([*journal["files"], self.record_name]):
-                    if (complete / name).exists():
+                for name in earlier:
+                    if name not in files and (self.path / name).is_file():
+                        (self.path / name).unlink()
+                for name in [*files, self.record_name]:
+                    if (complete / name).is_file() and not (self.path / name).is_dir():
                         (self.path / name).parent.mkdir(exist_ok=True)
                         os.replace(complete / name, self.path / name)
             shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
@@ -223,14 +222,14 @@ class OutputFolder:
     def _earlier_files(self) -> list[str]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
-            names = json.loads(self.record_path.read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, KeyError, TypeError):
+            names = _entry(self.record_path, "files", list)
+        except OutputError:
             return []
         return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return _difference(json.loads(self.record_path.read_text(encoding="utf-8"))["settings"], self.settings)
+        return _difference(_entry(self.record_path, "settings", dict), self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -239,8 +238,8 @@ class OutputFolder:
             )
         try:
             difference = self._difference()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"{self.record_path} is not a record of this program ({error}); {self.advice}") from error
+        except OutputError as error:
+            raise OutputError(f"--out {self.path} holds another result ({error}); {self.advice}") from error
         if difference:
             raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
 
@@ -267,22 +266,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names."""
-    total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if path.suffix in (".hs", ".hv"):
-        named = re.search(r"(?im)^\W*name of data file\s*:=\s*(\S.*?)\s*$", path.read_text("utf-8", "replace"))
-        paths += [path.parent / named[1]] if named and (path.parent / named[1]).is_file() else []
-    for each in paths:
-        with each.open("rb") as file:
-            while block := file.read(2**20):
-                total.update(block)
-    return total.hexdigest()
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as JSON, through `jsonable`."""
-    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
+    """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
+    text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -308,6 +294,17 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
+def _entry(path: Path, key: str, kind: type) -> Any:
+    """An entry of a JSON file of this program; OutputError unless it is of this type."""
+    try:
+        value = read_record(path).get(key)
+    except (OSError, ValueError) as error:
+        raise OutputError(str(error)) from error
+    if not isinstance(value, kind):
+        raise OutputError(f"{path} cannot be read: its {key!r} is {value!r:.40}")
+    return value
+
+
 def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The settings that differ, and both values of the first; empty if none does."""
     found, asked = _flat(found), _flat(asked)
@@ -315,7 +312,8 @@ def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     if not differing:
         return ""
     first = differing[0]
-    return f"{', '.join(differing)} differ ({first}: {found.get(first)!r} there, {asked.get(first)!r} asked for)"
+    there, here = f"{found.get(first)!r:.200}", f"{asked.get(first)!r:.200}"
+    return f"{', '.join(differing)} differ ({first}: {there} there, {here} asked for)"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -326,9 +324,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _below(names: Iterable[Any]) -> list[str]:
-    """Those names of files that lie below their folder."""
-    texts = [name for name in names if isinstance(name, str) and name]
-    return [name for name in texts if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    """Those names that files of a result may have: below their folder, and none of what stands there for a run."""
+    texts = [name for name in names if isinstance(name, str) and 0 < len(name.encode()) < 256 and "\0" not in name]
+    return [name for name in texts if Path(name).parts and not any(p[0] in "./" for p in Path(name).parts)]
 
 
 def _is_ours(name: str) -> bool:

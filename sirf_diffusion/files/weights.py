@@ -17,12 +17,13 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
+from .documents import parse_json
 from .outputs import atomic_path
+from .versions import check_version
 
 Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
-_MAX_DEPTH = 32
 
 
 class WeightsFileError(ValueError):
@@ -116,10 +117,9 @@ class WeightsFormat:
         if len(text) < length:
             raise self._refusal(path, f"it is truncated: the header needs {length} bytes, the file has {len(text)}")
         try:
-            header = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise self._refusal(path, f"it is not a safetensors file: its header is not JSON ({error})") from error
-        metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+            metadata = parse_json(text.decode("utf-8")).pop("__metadata__", {})
+        except ValueError as error:
+            raise self._refusal(path, f"it is not a safetensors file: its header is not valid ({error})") from error
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise self._refusal(
                 path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
@@ -129,17 +129,11 @@ class WeightsFormat:
     def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if self.key not in metadata:
             raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
-        content = self.guarded(path, lambda: json.loads(metadata[self.key]))
-        if not isinstance(content, dict) or _depth(content) > _MAX_DEPTH:
-            problem = f"its {self.key!r} configuration is not valid: it is no dictionary of at most {_MAX_DEPTH} levels"
-            raise self._refusal(path, problem)
-        version = content.get(self.version_key)
-        if version != self.version or isinstance(version, bool):
-            raise self._refusal(
-                path,
-                f"format version {version!r} is unknown to this release, which reads version {self.version}: update "
-                f"sirf-diffusion, or {self.remedy}",
-            )
+        content = self.guarded(path, lambda: parse_json(metadata[self.key]))
+        try:
+            check_version(content.get(self.version_key), self.version, self.version_key)
+        except ValueError as error:
+            raise self._refusal(path, f"{error}, or {self.remedy}") from None
         return content
 
     def _tensors(self, path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:
@@ -177,16 +171,6 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             raise ValueError(f"tensor {name!r} has shape {[*tensor.shape]}, expected {[*expected[name].shape]}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
-
-
-def _depth(content: Any) -> int:
-    """Levels of dictionaries and lists in each other."""
-    level, depth = [content], 0
-    while level:
-        depth += 1
-        inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
-        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
-    return depth
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files.documents import check_regular
 from ..geometry.detector_pairs import DetectorPairs
 from ..geometry.exam import ExamInfo, Radionuclide
 from ..geometry.projdata import ProjDataGeometry
-from .petsird_scanner import PetsirdError, efficiencies_of, find_elements, num_windows
+from .petsird_scanner import PetsirdError, alive_times, efficiencies_of, find_elements, num_windows
 
 # SNOMED codes of DICOM's context groups 20 and 21
 _ORIENTATIONS = {"102540008": "head_in", "102541007": "feet_in"}
@@ -31,8 +32,8 @@ class BinnedEvents:
     prompts, delayeds
         Counts, ``[sinogram, view, tangential]``; ``delayeds`` is ``None`` where the file stores none.
     efficiencies
-        Detection efficiency, the file's calibration factor included: the sum over the pairs of elements and of energy
-        windows that a bin combines.
+        Detection efficiency, the file's calibration factor and alive-time fractions included: the sum over the pairs of
+        elements and of energy windows that a bin combines.
     geometry, exam
         The template's layout, with the view offset that the file has; the exam information of the file.
     outside
@@ -92,13 +93,15 @@ def bin_events(
     }
     if "prompts" not in counts:
         raise PetsirdError(f"{path} stores no prompts (its prompt event policy is NONE)")
-    outside, span, covered, bed = {"prompts": 0, "delayeds": 0}, None, 0, None
+    outside, span, bed = {"prompts": 0, "delayeds": 0}, None, None
+    times: list[tuple[int, int]] = []
+    dead: list[Any] = []
     for block, share in stream:
         value = block.value
         if isinstance(block, TimeBlock.EventTimeBlock):
             start, stop = value.time_interval.start, value.time_interval.stop
             span = (min(start, span[0]), max(stop, span[1])) if span else (start, stop)
-            covered += stop - start
+            times.append((start, stop))
             for kind, array in counts.items():
                 first, second = _elements(value, kind, scanner, len(rings))
                 bins = pairs.bins(detectors[first], rings[first], detectors[second], rings[second])
@@ -113,18 +116,21 @@ def bin_events(
             if not all(np.allclose(t.matrix, np.eye(3, 4), atol=1e-3) for t in value.transforms):
                 raise PetsirdError(f"{path}: the gantry moves; only a scanner at rest can be binned")
         elif isinstance(block, TimeBlock.DeadTimeTimeBlock):
-            notes["dead time"] = "efficiencies leave out the file's dead time: multiply its alive-time fractions in"
+            dead.append(value)
         progress(share / 2)
     if not span:
         raise PetsirdError(f"{path} has no time block with events")
-    if covered != span[1] - span[0]:
+    if (covered := sum(stop - start for start, stop in times)) != span[1] - span[0]:
         notes["time"] = f"time blocks cover {covered / 1000:g} s of the {(span[1] - span[0]) / 1000:g} s they lie in"
+    alive = alive_times(dead, times, scanner, len(rings), notes)
     efficiencies = np.zeros(geometry.num_bins, np.float32)
     for first in range(len(rings)):
         second = np.arange(first)
         bins = pairs.bins(detectors[first], rings[first], detectors[second], rings[second])
-        np.add.at(efficiencies, bins[bins >= 0], efficiency(first, second[bins >= 0]))
+        np.add.at(efficiencies, bins[bins >= 0], efficiency(first, second[bins >= 0], alive))
         progress(0.5 + (first + 1) / len(rings) / 2)
+    if not np.isfinite(efficiencies).all():
+        raise PetsirdError(f"{path}: efficiencies overflow; the calibration factor must be too large")
     data = {kind: torch.from_numpy(array).reshape(geometry.shape) for kind, array in counts.items()}
     return BinnedEvents(
         data["prompts"], data.get("delayeds"), torch.from_numpy(efficiencies).reshape(geometry.shape),
@@ -137,12 +143,14 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
     import petsird
 
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             reader = petsird.BinaryPETSIRDReader(stream)
+            _bound(reader, path.stat().st_size)
             yield reader.read_header(), 0.0
             for block in reader.read_time_blocks():
                 yield block, stream.tell() / path.stat().st_size
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # the package raises whatever a damaged file leads it to
         found = str(error) or type(error).__name__
@@ -150,6 +158,21 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
             f"{path} cannot be read as binary PETSIRD by petsird {version('petsird')} ({found}): it is "
             "damaged, or was written by another version; install that one"
         ) from error
+
+
+def _bound(reader: Any, size: int) -> None:
+    """Refuse to take memory for more bytes than the file has: the package believes every length that it reads."""
+
+    def bounded(read: Callable[[int], Any]) -> Callable[[int], Any]:
+        def read_some(count: int) -> Any:
+            if count > size:
+                raise EOFError(f"a part of {count} bytes in a file of {size}")
+            return read(count)
+
+        return read_some
+
+    for name in ("read_view", "read_bytearray"):
+        setattr(reader._stream, name, bounded(getattr(reader._stream, name)))
 
 
 def _elements(block: Any, kind: str, scanner: Any, num_elements: int) -> tuple[np.ndarray, np.ndarray]:

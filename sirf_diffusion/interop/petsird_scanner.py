@@ -100,11 +100,14 @@ def num_windows(scanner: Any) -> int:
     return edges[0]
 
 
-def efficiencies_of(scanner: Any, num_elements: int, notes: dict[str, str]) -> Callable[[int, np.ndarray], np.ndarray]:
+def efficiencies_of(
+    scanner: Any, num_elements: int, notes: dict[str, str]
+) -> Callable[[int, np.ndarray, AliveTimes], np.ndarray]:
     """A function that gives the efficiency of one element with others of lower numbers, energy windows added up.
 
     It is the calibration factor times the efficiencies of the two elements times that of their places in the two
-    modules; parts that the file leaves out count as 1, pairs of modules that are not in coincidence 0.
+    modules, times the mean of the alive-time fractions; parts that the file leaves out count as 1, pairs of modules
+    that are not in coincidence 0.
     """
     stored, windows = scanner.detection_efficiencies, num_windows(scanner)
     num_modules = len(scanner.scanner_geometry.replicated_modules[0].transforms)
@@ -130,16 +133,58 @@ def efficiencies_of(scanner: Any, num_elements: int, notes: dict[str, str]) -> C
         if groups is None or max(row.max(initial=-1) for row in groups) >= len(vector):
             raise PetsirdError("module_pair_sgidlut names groups that module_pair_efficiencies_vectors does not hold")
 
-    def efficiency(first: int, second: np.ndarray) -> np.ndarray:
+    def efficiency(first: int, second: np.ndarray, alive: AliveTimes) -> np.ndarray:
         (module, element), (modules, elements) = divmod(first, per_module), np.divmod(second, per_module)
         group = np.zeros_like(second) if groups is None else groups[module][modules]
-        if pairs is None:
-            values = single[first].sum() * single[second].sum(axis=1)
-        else:
-            values = np.einsum("a,jab,jb->j", single[first], pairs[group, element, elements], single[second])
+        values = np.zeros(second.size)
+        for weight, of_elements, of_modules in alive:
+            a, b = single[first] * of_elements[first], single[second] * of_elements[second]
+            if pairs is None:
+                product = a.sum() * b.sum(axis=1)
+            else:
+                product = np.einsum("a,jab,jb->j", a, pairs[group, element, elements], b)
+            values += weight * of_modules[module, modules] * product
         return np.where(group >= 0, factor * values, 0)
 
     return efficiency
+
+
+#: Shares of the time, each with the alive-time fractions of elements ``[element, window]`` and of pairs of modules.
+AliveTimes = list[tuple[float, np.ndarray, np.ndarray]]
+
+
+def alive_times(
+    blocks: list[Any], events: list[tuple[int, int]], scanner: Any, num_elements: int, notes: dict[str, str]
+) -> AliveTimes:
+    """Alive-time fractions of dead-time blocks, weighted by the time of the events ``[(start, stop)]`` in them."""
+    windows, num_modules = num_windows(scanner), len(scanner.scanner_geometry.replicated_modules[0].transforms)
+    ones = np.ones((num_elements, windows), np.float32), np.ones((num_modules, num_modules), np.float32)
+    if not blocks:
+        return [(1.0, *ones)]
+    total, alive = sum(stop - start for start, stop in events), []
+    for block in blocks:
+        begin, end, fractions = block.time_interval.start, block.time_interval.stop, block.alive_time_fractions
+        covered = sum(max(0, min(stop, end) - max(start, begin)) for start, stop in events)
+        of_elements, of_modules = ones
+        if fractions.singles_alive_time_fractions:
+            given = fractions.singles_alive_time_fractions[0]
+            of_elements = _array(given, of_elements.shape, "singles_alive_time_fractions")
+        if any(fractions.module_pair_alive_time_fractions):
+            given = np.ravel(fractions.module_pair_alive_time_fractions[0][0])
+            rows = list(given[0]) if given.size == 1 else []
+            if [len(row) for row in rows] != list(range(1, num_modules + 1)):
+                raise PetsirdError(f"module_pair_alive_time_fractions must be a lower triangle of {num_modules} rows")
+            of_modules = np.zeros((num_modules, num_modules), np.float32)
+            lower = np.tril_indices(num_modules)
+            of_modules[lower] = _array(np.concatenate(rows), (len(lower[0]),), "module_pair_alive_time_fractions")
+            of_modules = np.maximum(of_modules, of_modules.T)
+        if max(of_elements.max(), of_modules.max()) > 1:
+            raise PetsirdError("alive-time fractions must be at most 1")
+        alive.append((covered / max(total, 1), of_elements, of_modules))
+    if abs((share := sum(part[0] for part in alive)) - 1) > 1e-3:
+        raise PetsirdError(f"dead-time blocks cover {share:.1%} of the time of the events, 100% is needed")
+    notes["dead time"] = "efficiencies hold the alive-time fractions, averaged over the events' time"
+    return [part for part in alive if part[0] > 0]
 
 
 def _array(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

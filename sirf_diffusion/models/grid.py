@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_count
 from ..geometry.images import ImageGeometry
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,19 @@ logger = logging.getLogger(__name__)
 PLANES = ("transverse", "three", "alternating", "volume")
 #: Those that look at slices of all three orientations.
 THREE_ORIENTATIONS = ("three", "alternating")
+#: First image voxel of z, y and x, and the one after the last.
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
+
+
+def checked_box(value: Any) -> Box | None:
+    """A box as a file has it; ValueError if it is none."""
+    if value is None:
+        return None
+    pairs = tuple(tuple(check_count("box", end, 0) for end in pair) for pair in value)
+    if len(pairs) != 3 or not all(len(pair) == 2 and pair[0] < pair[1] for pair in pairs):
+        raise ValueError(f"box must be three ranges (first, end), found {value!r}")
+    return pairs
 
 
 class GridAdapter:
@@ -47,6 +61,9 @@ class GridAdapter:
         all three pairs of axes. ``"volume"``: the network takes the volume.
     extent
         If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
+    box
+        If given, the first image voxel of z, y and x and the one after the last: only these are covered, and what
+        fills the multiples; the image is zero outside.
 
     Raises
     ------
@@ -61,6 +78,7 @@ class GridAdapter:
         multiple: int = 1,
         planes: str = "transverse",
         extent: float | None = None,
+        box: Box | None = None,
     ) -> None:
         if planes not in PLANES:
             raise ValueError(f"planes must be one of {', '.join(PLANES)}, found {planes!r}")
@@ -71,7 +89,7 @@ class GridAdapter:
             )
         if extent is not None and not 0 < extent < math.inf:
             raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
-        self.geometry, self.planes, self.extent = geometry, planes, extent
+        self.geometry, self.planes, self.extent, self.box = geometry, planes, extent, box
         axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
         self._axes = (
             _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),
@@ -80,9 +98,24 @@ class GridAdapter:
         z, y, x = self._axes
         # STIR's origin is the centre of the first plane, but of the middle voxel in y and x.
         origin_z = geometry.origin[0] + geometry.shape[0] // 2 * geometry.voxel_size[0] - z.size // 2 * z.spacing
-        self.latent_geometry = ImageGeometry(
-            (z.size, y.size, x.size), (z.spacing, y.spacing, x.spacing), (origin_z, *geometry.origin[1:])
-        )
+        origin = (origin_z, *geometry.origin[1:])
+        if box is not None:
+            multiples = (1 if planes == "transverse" else multiple, multiple, multiple)
+            places = [
+                _latent_range(axis, *size, *ends, step)
+                for axis, size, ends, step in zip(
+                    (z, y, x), zip(geometry.shape, geometry.voxel_size, strict=True), box, multiples, strict=True
+                )
+            ]
+            (low_z, _), *in_plane = places
+            moved = (
+                low_z,
+                *(low + (high - low) // 2 - axis.size // 2 for axis, (low, high) in zip((y, x), in_plane, strict=True)),
+            )
+            origin = tuple(o + n * axis.spacing for o, n, axis in zip(origin, moved, (z, y, x), strict=True))
+            z, y, x = (axis.cropped(low, high) for axis, (low, high) in zip((z, y, x), places, strict=True))
+            self._axes = (z, y, x)
+        self.latent_geometry = ImageGeometry((z.size, y.size, x.size), (z.spacing, y.spacing, x.spacing), origin)
 
     @property
     def resamples(self) -> bool:
@@ -93,6 +126,12 @@ class GridAdapter:
     def latent_inside(self) -> Tensor:
         """Boolean latent image: which voxels have their centre in the image's field of view."""
         z, y, x = (axis.inside for axis in self._axes)
+        return z[:, None, None] & y[:, None] & x
+
+    @property
+    def covered(self) -> Tensor:
+        """Boolean image: which voxels the latent image tells; the others are zero in `to_image`."""
+        z, y, x = (axis.covered for axis in self._axes)
         return z[:, None, None] & y[:, None] & x
 
     def to_latent(self, x: Tensor) -> Tensor:
@@ -127,7 +166,10 @@ class GridAdapter:
                 " x ".join(f"{v:.4g}" for v in new.voxel_size),
                 " x ".join(map(str, new.shape)),
             )
-        if not all(axis.covers for axis in self._axes):
+        if self.box is not None:
+            sizes = (" x ".join(map(str, grid.shape)) for grid in (self.latent_geometry, self.geometry))
+            logger.info("the network looks at the object only: %s voxels (image %s)", *sizes)
+        elif not bool(self.covered.all()):
             logger.warning("the network covers the centre of the image only: it is zero outside")
 
     @staticmethod
@@ -148,10 +190,10 @@ class _Axis:
     size: int
     spacing: float
     inside: Tensor
+    covered: Tensor
     padding: tuple[int, int] = (0, 0)
     to_latent: Tensor | None = None
     to_image: Tensor | None = None
-    covers: bool = True
 
     @property
     def cropping(self) -> tuple[int, int]:
@@ -161,13 +203,37 @@ class _Axis:
         return replace(
             self,
             inside=self.inside.to(device),
+            covered=self.covered.to(device),
             to_latent=None if self.to_latent is None else self.to_latent.to(device),
             to_image=None if self.to_image is None else self.to_image.to(device),
         )
 
+    def cropped(self, low: int, high: int) -> _Axis:
+        """The part of the axis from one latent voxel to before another."""
+        size, inside = high - low, self.inside[low:high]
+        if self.to_latent is None or self.to_image is None:
+            padding = (self.padding[0] - low, self.padding[1] - (self.size - high))
+            number = torch.arange(len(self.covered))
+            covered = self.covered & (number >= -padding[0]) & (number < size - padding[0])
+            return _Axis(size, self.spacing, inside, covered, padding)
+        to_image = self.to_image[:, low:high]
+        covered = self.covered & (to_image.sum(1) > 1 - 1e-6)  # no voxel is interpolated with what is not there
+        return _Axis(size, self.spacing, inside, covered, (0, 0), self.to_latent[low:high], to_image * covered[:, None])
+
+
+def _latent_range(axis: _Axis, size: int, old: float, first: int, end: int, multiple: int) -> tuple[int, int]:
+    """The latent voxels, a multiple of them, that cover the image's voxels from ``first`` to before ``end``."""
+    centre = axis.size // 2 + 0.5
+    low, high = (centre + (n - size // 2 - 0.5) * old / axis.spacing for n in (first, end))
+    low, high = max(math.floor(low + 1e-6), 0), min(math.ceil(high - 1e-6), axis.size)
+    wanted = -(-max(high - low, 1) // multiple) * multiple
+    low = min(max(low - (wanted - (high - low)) // 2, 0), axis.size - wanted)
+    return low, low + wanted
+
 
 def _keep(size: int, spacing: float) -> _Axis:
-    return _Axis(size, spacing, torch.ones(size, dtype=torch.bool))
+    everything = torch.ones(size, dtype=torch.bool)
+    return _Axis(size, spacing, everything, everything)
 
 
 def _axis(size: int, old: float, new: float, multiple: int, extent: float | None) -> _Axis:
@@ -188,14 +254,15 @@ def _axis(size: int, old: float, new: float, multiple: int, extent: float | None
     right = latent_size - size - left
     latent_below, latent_above = (latent_size // 2 + 0.5) * spacing, (latent_size - latent_size // 2 - 0.5) * spacing
     if same:
-        return _Axis(latent_size, spacing, inside, padding=(left, right), covers=left >= 0 and right >= 0)
+        number = torch.arange(size)
+        return _Axis(latent_size, spacing, inside, (number >= -left) & (number < size + right), padding=(left, right))
     image = (torch.arange(size, dtype=torch.float64) - size // 2) * old
     covered = (image > -latent_below) & (image < latent_above)
     width = max(old, new)
     to_latent = _triangle(latent, inside, image, torch.ones_like(covered), width)
     # Latent voxels outside the field of view are air by definition, and do not darken the image's last voxels.
     to_image = _triangle(image, covered, latent, inside, width)
-    return _Axis(latent_size, spacing, inside, to_latent=to_latent, to_image=to_image, covers=bool(covered.all()))
+    return _Axis(latent_size, spacing, inside, covered, to_latent=to_latent, to_image=to_image)
 
 
 def _triangle(to: Tensor, to_valid: Tensor, source: Tensor, source_valid: Tensor, width: float) -> Tensor:

@@ -11,16 +11,21 @@ from torch import Tensor
 from ..geometry.checks import check_finite
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
+from .grid import Box
 
 logger = logging.getLogger(__name__)
 
 FWHM_MM = 8.0
 THRESHOLD = 0.2
+OBJECT_THRESHOLD, OBJECT_MARGIN_MM = 0.1, 4.0
 #: A hot object is more than this many times as hot as the rest of the image, and smaller than this in every plane. Of
 #: simulated heads the ratio is 1.4 to 7.4, the highest those of dopamine transporters and of random uptakes.
-HOT_RATIO, HOT_AREA_MM2 = 9.0, 8000.0
-#: From this ratio on the scale is that of the rest alone.
-_ALONE = 10.5
+HOT_RATIO, HOT_AREA_MM2 = 8.3, 8000.0
+#: The same for what covers less than 4.8 cm^2 of each plane; up to 6.4 cm^2 the one ratio goes over to the other. In
+#: simulated heads what is more than 3.5 times as hot as the rest, a striatum, covers at least 5.9 cm^2 of a plane.
+_SMALL_RATIO, _SMALL_MM2, _LARGE_MM2 = 3.5, 480.0, 640.0
+#: From this times the ratio on the scale is that of the rest alone.
+_ALONE = 1.12
 
 #: Names that a model file may give for the way its training images were scaled.
 INTENSITY_RULES = ("mean-of-8mm-smoothed-above-0.2-max",)
@@ -33,8 +38,9 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     of its maximum. Smoothing first makes the threshold follow tissue and not the hottest noisy voxel, so that an early
     OSEM image gives nearly the scale that the true image would. ``intensity_scale(a * x) = a * intensity_scale(x)``.
 
-    Where one small object (bladder, injection site) is more than 9 times as hot as the rest, the mean is taken from
-    0.2 to 1 of ``1.5 R`` instead, with ``R`` from `tissue_level`; from 9 to 10.5 times one mean goes over to the other.
+    Where an object (bladder, injection site) is more than 8.3 times as hot as the rest, or 3.5 times if it covers less
+    than 4.8 cm^2 of each transverse plane, the mean is taken from 0.2 to 1 of ``1.5 R`` instead, with ``R`` from
+    `tissue_level`; within 12 % of that ratio one mean goes over to the other.
 
     Parameters
     ----------
@@ -61,20 +67,48 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     if maximum <= 0:
         raise ValueError(f"the intensity scale needs activity, found an image whose smoothed maximum is {maximum:g}")
     scale = float(smoothed[smoothed > THRESHOLD * maximum].double().mean())
-    tissue = tissue_level(smoothed, geometry)
-    share = math.log(maximum / (HOT_RATIO * tissue)) / math.log(_ALONE / HOT_RATIO)
+    tissue, share = hot_object(smoothed, geometry)
     if share <= 0:
         return scale
     logger.info("a hot object is %.0f times the rest of the image: the scale is the rest's", maximum / tissue)
     rest = (smoothed > THRESHOLD * 1.5 * tissue) & (smoothed <= 1.5 * tissue)
-    return scale * (float(smoothed[rest].double().mean()) / scale) ** min(share, 1.0)
+    return scale * (float(smoothed[rest].double().mean()) / scale) ** share
+
+
+def hot_object(smoothed: Tensor, geometry: ImageGeometry) -> tuple[float, float]:
+    """Activity of the tissue, see `tissue_level`, and whether a smoothed image has a hot object: 0 no, 1 yes."""
+    maximum, tissue = float(smoothed.max()), tissue_level(smoothed, geometry)
+    pixels = (smoothed > max(THRESHOLD * maximum, 1.8 * tissue)).flatten(1).sum(1).max()
+    area = float(pixels) * geometry.voxel_size[1] * geometry.voxel_size[2]
+    large = math.log(max(area, _SMALL_MM2) / _SMALL_MM2) / math.log(_LARGE_MM2 / _SMALL_MM2)
+    ratio = _SMALL_RATIO * (HOT_RATIO / _SMALL_RATIO) ** min(large, 1.0)
+    return tissue, min(max(math.log(maximum / (ratio * tissue)) / math.log(_ALONE), 0.0), 1.0)
+
+
+def object_box(x: Tensor, geometry: ImageGeometry) -> Box:
+    """The voxels that hold the object: first one of z, y and x, and the one after the last; all for an empty image.
+
+    The object is what exceeds a tenth of `tissue_level` in the smoothed image of `intensity_scale`, and 4 mm around
+    it.
+    """
+    smoothed = gaussian_smooth(x, geometry, FWHM_MM)
+    everything = tuple((0, size) for size in geometry.shape)
+    if not float(smoothed.max()) > 0:
+        return everything  # type: ignore[return-value]
+    emitting = smoothed > OBJECT_THRESHOLD * tissue_level(smoothed, geometry)
+    box = []
+    for axis, (size, spacing) in enumerate(zip(geometry.shape, geometry.voxel_size, strict=True)):
+        places = emitting.movedim(axis, 0).flatten(1).any(1).nonzero()
+        margin = math.ceil(OBJECT_MARGIN_MM / spacing)
+        box.append((max(int(places.min()) - margin, 0), min(int(places.max()) + 1 + margin, size)))
+    return tuple(box)  # type: ignore[return-value]
 
 
 def tissue_level(smoothed: Tensor, geometry: ImageGeometry) -> float:
     """Activity ``R`` of the emitting tissue in a smoothed image, whatever small object is hotter.
 
     With ``N(t)`` the number of voxels above ``t``, the body is what is above the ``t`` of largest ``sqrt(t) N(t)``: a
-    hot object has few voxels. A quarter of the body exceeds ``R``. What exceeds ``9 R`` over more than 80 cm^2 of a
+    hot object has few voxels. A quarter of the body exceeds ``R``. What exceeds ``8.3 R`` over more than 80 cm^2 of a
     transverse plane is no hot object: the rest is air, which is left out then.
     """
     values, maximum = smoothed.flatten(), float(smoothed.max())

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning
 from .coverage import Coverage, Network
-from .grid import GridAdapter
+from .grid import Box, GridAdapter
 from .networks import NetworkConfig, network_time
 from .schedules import NoiseSchedule, denoised_and_noise
 
@@ -69,6 +69,16 @@ class Predictor:
     def extent(self) -> float | None:
         """Side of the central square that is covered, mm; None for the whole image."""
         return None if self._grid is None else self._grid.extent
+
+    @property
+    def covered(self) -> Tensor | None:
+        """Boolean image: which voxels the network covers, if it was given a box; None for all."""
+        return None if self._grid is None or self._grid.box is None else self._grid.covered
+
+    @property
+    def box(self) -> Box | None:
+        """The voxels that the network was told to cover; None for the whole image."""
+        return None if self._grid is None else self._grid.box
 
     @property
     def conditioning(self) -> dict[str, Any] | None:

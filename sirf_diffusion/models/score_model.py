@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..environment import fast_in_bfloat16, faster_precision, select_device
 from ..geometry.checks import check_choice, check_count, check_real
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning
 from .coverage import Network
-from .grid import THREE_ORIENTATIONS, GridAdapter
-from .intensity import INTENSITY_RULES
+from .grid import THREE_ORIENTATIONS, Box, GridAdapter
+from .intensity import INTENSITY_RULES, object_box
 from .intensity import intensity_scale as estimate_intensity_scale
 from .networks import TIME_INPUTS, NetworkConfig, memory_format
 from .predictor import NetworkCounter, Predictor
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: In which a network computes, see `ScoreModel.load`.
-PRECISIONS = ("float32", "bfloat16")
+#: In which a network may be asked to compute, see `ScoreModel.load`.
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class ScoreModel(Predictor):
@@ -103,7 +104,7 @@ class ScoreModel(Predictor):
         if self.spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims!r}")
         self.counter = NetworkCounter()
-        self.precision = PRECISIONS[0]
+        self.precision = "float32"
         self._conditioning = Conditioning() if self.in_channels > 1 else None
         self._anatomical: Anatomical | None = None
         self._guidance = 0.0
@@ -119,23 +120,19 @@ class ScoreModel(Predictor):
         device
             ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
         precision
-            Of what the network computes inside: ``"float32"``, or ``"bfloat16"`` (PyTorch's autocast), which takes
-            about 0.6 of the time on processors made for it, and changes reconstructions by about 0.1 %. Weights,
-            images and projections stay ``float32``.
+            Of what the network computes inside: ``"float32"``; ``"bfloat16"`` (PyTorch's autocast), which takes about
+            0.6 of the time on processors made for it, and changes reconstructions by about 0.1 %; ``"auto"`` for that
+            in samplers on such processors, and ``"float32"`` else. Weights, images and projections stay ``float32``.
 
         Raises
         ------
-        ModelFileError
-            If there is no such model, or its file cannot be used; a ValueError.
         ValueError
-            If the device is not there, or the precision is none of these.
+            If there is no such model or device, its file cannot be used, or the precision is none of these.
         """
-        from ..environment import select_device, warn_if_slow
-
         where = select_device(device)
         check_choice("precision", precision, PRECISIONS)
-        if precision == "bfloat16":
-            warn_if_slow(where)
+        if precision == "bfloat16" and fast_in_bfloat16(where) is False:
+            logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", where)
         network, config, digest = load_model(find_model(name_or_path))
         model = cls(
             network.to(memory_format=memory_format(config.architecture)).to(where),  # type: ignore[call-overload]
@@ -169,6 +166,7 @@ class ScoreModel(Predictor):
         planes: str | None = None,
         intensity_scale: float | None = None,
         extent: float | None = None,
+        box: Box | str | None = None,
         anatomical: Anatomical | None = None,
         guidance: float | None = None,
     ) -> ScoreModel:
@@ -187,29 +185,33 @@ class ScoreModel(Predictor):
             As for `on`; None as `planes_for` says.
         intensity_scale
             Instead of estimating it.
+        box
+            As for `on`, or ``"object"`` for the `object_box` of the early image.
         extent, anatomical, guidance
-            As for `on`.
-
-        Raises
-        ------
-        ValueError
-            As `on`, or if there is nothing to estimate the intensity scale from.
+            As for `on`, whose ValueErrors it raises, and one if there is nothing to estimate scale or box from.
         """
         geometry = getattr(data, "geometry", data)
-        if intensity_scale is None:
-            if early_image is None and geometry is data:
+        if early_image is None and (intensity_scale is None or box == "object"):
+            if geometry is data:
                 raise ValueError("a grid alone tells no intensity scale: give early_image or intensity_scale too")
-            early_image = data.early_image() if early_image is None else early_image
+            early_image = data.early_image()
+        if box == "object":
+            box = object_box(early_image, geometry)
+        if intensity_scale is None:
             intensity_scale = estimate_intensity_scale(early_image, geometry)
             logger.info("intensity scale %.6g image units", intensity_scale)
-        return self.on(
+        bound = self.on(
             geometry,
             intensity_scale,
             planes or self.planes_for(geometry, sampling=sampling),
             extent=extent,
+            box=box,
             anatomical=anatomical,
             guidance=guidance,
         )
+        if sampling and self.precision == "auto":
+            bound.precision = faster_precision(self.device)
+        return bound
 
     def on(
         self,
@@ -218,6 +220,7 @@ class ScoreModel(Predictor):
         planes: str | None = None,
         *,
         extent: float | None = None,
+        box: Box | None = None,
         max_batch: int | None = None,
         block: int | None = None,
         anatomical: Anatomical | None = None,
@@ -239,6 +242,9 @@ class ScoreModel(Predictor):
         extent
             Cover only a centred square of this side, mm, in y and x; the image is zero outside it. For small objects in
             a large field of view.
+        box
+            Cover only these voxels (first of z, y and x, and the one after the last), filled up to what the network
+            needs; the image is zero outside, see `covered`.
         max_batch
             Most slices, or volumes, in one network call; None to fit memory.
         block
@@ -278,11 +284,12 @@ class ScoreModel(Predictor):
             raise ValueError(f"planes={planes!r} needs a network of three orientations, found {known}")
         anatomical = self._anatomical if anatomical is None else anatomical
         guidance = self._guidance if guidance is None else guidance
-        grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent)
+        grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent, box)
         grid.log()
         bound = copy.copy(self)
         bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
         bound.max_batch, bound.block, bound.counter = max_batch, block, NetworkCounter()
+        bound.precision = "float32" if self.precision == "auto" else self.precision
         bound._conditioning = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
         return bound
 
@@ -291,12 +298,7 @@ class ScoreModel(Predictor):
 
         For what binds the model itself: reconstructors, priors and filters.
 
-        ``anatomical`` and ``guidance`` are those of `on`; None is no image.
-
-        Raises
-        ------
-        ValueError
-            If the network takes no anatomical image, or ``guidance`` is out of range.
+        ``anatomical`` and ``guidance`` are those of `on`; None is no image. ValueError if they do not suit the network.
         """
         check_guidance(self.in_channels, anatomical is not None, guidance)
         copied = copy.copy(self)
@@ -323,7 +325,7 @@ class ScoreModel(Predictor):
 
     @property
     def is_guided(self) -> bool:
-        """Whether it was given an anatomical image by `guided_by`, or a weight of guidance that needs none."""
+        """Whether it was given an anatomical image, or a weight of guidance that needs none."""
         return self._anatomical is not None or self._guidance == -1
 
     @cached_property

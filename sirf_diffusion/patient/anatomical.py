@@ -18,7 +18,7 @@ from ..geometry.images import ImageGeometry
 from .image import SourceImage, UnusableImage, density_of_ct
 from .readers import read_source
 from .registration import Registration, register
-from .resampling import coverage, grid_points, resample, share_inside, stir_grid
+from .resampling import PatientGrid, coverage, grid_points, resample, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +79,17 @@ class AnatomicalImage:
         image = SourceImage(array, stir_grid(geometry).affine, "Interfile")
         return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
 
+    def grid(self, geometry: ImageGeometry) -> PatientGrid:
+        """A reconstruction's grid in the coordinates of the image."""
+        return stir_grid(geometry, self._position())
+
     def on(self, geometry: ImageGeometry) -> Tensor:
         """Values ``[z, y, x]`` float32 on a grid, see `resample`; on its own grid, the same numbers. Logged once.
 
         Raises ValueError if less than half of the smaller one of grid and image is common to both.
         """
         if geometry not in self._placed:
-            grid = stir_grid(geometry, self._position())
+            grid = self.grid(geometry)
             points = grid_points(self.image.values.shape, self.image.affine)
             common = max(coverage(self.image, grid), share_inside(points, grid.affine, grid.shape))
             if common < MIN_COVERAGE:
@@ -99,7 +103,7 @@ class AnatomicalImage:
 
     def lies_on(self, geometry: ImageGeometry) -> bool:
         """Whether its voxels are those of the grid."""
-        grid = stir_grid(geometry, self._position())
+        grid = self.grid(geometry)
         return self.image.values.shape == grid.shape and bool(np.allclose(self.image.affine, grid.affine, atol=0.01))
 
     def check_against(self, emission: Tensor, geometry: ImageGeometry) -> float:
@@ -110,7 +114,7 @@ class AnatomicalImage:
         """
         values = emission.detach().cpu().numpy()
         index = np.argwhere(values > 0.2 * np.quantile(values[values > 0], 0.995)).T
-        affine = stir_grid(geometry, self._position()).affine
+        affine = self.grid(geometry).affine
         points = affine[:3, :3] @ index + affine[:3, 3:]
         share = share_inside(points, self.image.affine, self.image.values.shape)
         if share < MIN_COVERAGE:
@@ -127,7 +131,7 @@ class AnatomicalImage:
     def registered_to(self, fixed: Tensor, geometry: ImageGeometry) -> AnatomicalImage:
         """The image moved rigidly onto an emission or attenuation image ``[z, y, x]``, see `register`."""
         values = np.ascontiguousarray(fixed.detach().cpu().numpy(), np.float32)
-        found = register(SourceImage(values, stir_grid(geometry, self._position()).affine, "Interfile"), self.image)
+        found = register(SourceImage(values, self.grid(geometry).affine, "Interfile"), self.image)
         moved = replace(self.image, affine=found.matrix @ self.image.affine)
         return replace(self, image=moved, registration=found)
 

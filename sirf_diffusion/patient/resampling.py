@@ -63,8 +63,9 @@ def grid_over(image: SourceImage, voxel_size: tuple[float, float, float]) -> Pat
     return PatientGrid(tuple(int(n) for n in shape), voxel_size, tuple(first))
 
 
-def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
+def resample(image: SourceImage, grid: PatientGrid, *, labels: bool = False) -> NDArray[np.float32]:
     """Values ``[z, y, x]`` of an image on a grid, zero outside it: linear, after averaging where voxels get larger.
+    Of a label image, the nearest label.
 
     Axes that agree with the grid's, with the same voxel sizes and whole shifts, are exchanged, mirrored and cropped
     only: every voxel keeps its value.
@@ -75,12 +76,13 @@ def resample(image: SourceImage, grid: PatientGrid) -> NDArray[np.float32]:
     sitk = optional("SimpleITK", "resampling images")
     # Both images in indices, whose order is x, y, z in ITK: the transform alone says where they lie.
     transform = sitk.AffineTransform(to_source[::-1, 2::-1].ravel().tolist(), to_source[::-1, 3].tolist())
-    exact = np.array_equal(to_source, np.round(to_source))
+    nearest = labels or np.array_equal(to_source, np.round(to_source))
+    values = image.values if labels else smoothed(image.values, _averaging(to_source))
     moved = sitk.Resample(
-        sitk.GetImageFromArray(np.ascontiguousarray(smoothed(image.values, _averaging(to_source)), np.float32)),
+        sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32)),
         grid.shape[::-1],
         transform,
-        sitk.sitkNearestNeighbor if exact else sitk.sitkLinear,
+        sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear,
     )
     return sitk.GetArrayFromImage(moved)
 

@@ -21,7 +21,7 @@ from ..files.outputs import jsonable
 from ..geometry.checks import check_finite
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
-from .settings import Settings, defaults, listed, make
+from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed, make
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ class Reconstructor(ABC):
     #: Name in figures, and one line for help.
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    #: Keys of `references.bib`.
+    references: ClassVar[tuple[str, ...]] = ()
     #: Wanted number of subsets.
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False
@@ -82,7 +84,9 @@ class Reconstructor(ABC):
         return defaults(cls.parts(), *kinds)
 
     @classmethod
-    def with_settings(cls, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False) -> dict[str, Any]:
+    def with_settings(
+        cls, given: Mapping[str, Any], *, volume: bool = False, quick: bool = False, speed: str | None = None
+    ) -> dict[str, Any]:
         """Defaults, replaced by what was given, checked.
 
         ``volume``: for a volume, unless it is seen as transverse slices only. ``quick``: for a quick look.
@@ -90,11 +94,18 @@ class Reconstructor(ABC):
         Raises
         ------
         ValueError
-            If a setting is unknown, with those that there are, or out of range.
+            If a setting is unknown, with those that there are, or out of range; or the method has no such speed.
         """
-        kinds = (("volumes",) if volume and given.get("planes") != "transverse" else ()) + (("quick",) if quick else ())
+        cls.check_speed(speed)
+        kinds = kinds_of_default(speed, volume=volume and given.get("planes") != "transverse", quick=quick)
         make(cls.parts(), given, cls.method, *kinds)
         return {**cls.defaults(*kinds), **given}
+
+    @classmethod
+    def check_speed(cls, speed: str | None) -> None:
+        """Samplers have `SPEEDS`, unless they adapt the network; other methods take none: a ValueError."""
+        if speed not in (None, SPEEDS[0]) and (not cls.samples or cls.own_adaptation is not None):
+            raise ValueError(f"{cls.method} has no speed to choose, found {speed!r}: dds, hqs and lisch have")
 
     def __init_subclass__(cls) -> None:
         """Show the settings in signature and documentation, as if they stood there."""
@@ -202,15 +213,20 @@ class Reconstructor(ABC):
             }
         )
 
-    def _take_over(self) -> tuple[dict[str, Tensor], int]:
-        """Tensors of the checkpoint to go on from, and steps done; none in a fresh run."""
+    def _take_over(self, *samples: int) -> tuple[dict[str, Tensor], int]:
+        """Tensors of the checkpoint to go on from, and steps done; none in a fresh run. ``samples``: how many."""
         if self._resumed is None:
             return {}, 0
-        kept = self._resumed.metadata
-        self._resumed.check(str(self.resume_from), self._fingerprint())
-        self._earlier, self._trace = Cost(**kept["cost"]), list(kept["log_likelihood"])
+        kept, tensors = self._resumed.metadata, self._resumed.tensors
+        self._resumed.check(self._fingerprint())
+        self._earlier, self._trace = Cost.of(kept["cost"]), list(kept["log_likelihood"])
         self._steps, self._extras = [dict(entry) for entry in kept["steps"]], dict(kept["extras"])
-        return {name: tensor.to(self.objective.device) for name, tensor in self._resumed.tensors.items()}, kept["step"]
+        with self._resumed.taken_up():
+            shape = (*samples, *self.objective.geometry.shape)
+            for x in (tensors["x"], tensors.get("best", tensors["x"])):
+                if tuple(x.shape) != shape or x.dtype != self._initial.dtype or bool((x < 0).any()):
+                    raise ValueError(f"an image is {x.dtype} of shape {tuple(x.shape)}, or negative; expected {shape}")
+        return {name: tensor.to(self.objective.device) for name, tensor in tensors.items()}, kept["step"]
 
     def _default_image(self) -> Tensor:
         """The starting image if none is given."""

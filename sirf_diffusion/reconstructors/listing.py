@@ -7,10 +7,16 @@ from collections.abc import Iterator, Sequence
 
 from .base import Reconstructor
 from .methods import ADAPTATIONS, METHODS
-from .settings import Settings, defaults, listed
+from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed
 
 _LINK = re.compile(r"[,;]? see \[[^]]*\]\([^)]*\)")
-_OTHER_DEFAULTS = {"volumes": "in volumes", "quick": "quick", "published": "published"}
+_OTHER_DEFAULTS = {
+    "volumes": "in volumes",
+    **{speed: speed for speed in SPEEDS},
+    **{f"{speed}_volumes": f"{speed} in volumes" for speed in SPEEDS},
+    "quick": "quick",
+    "published": "published",
+}
 
 
 def settings_list(name: str) -> str:
@@ -39,6 +45,26 @@ def _items(option: str, parts: Sequence[type[Settings]]) -> Iterator[str]:
 def settings_table(method: type[Reconstructor]) -> str:
     """Settings of a method with their defaults, without those that all samplers share."""
     return _table(method.parts(), without=_shared())
+
+
+def speed_table() -> str:
+    """What the speeds of samplers change, in slices and in volumes."""
+    rows = ["| setting | " + " | ".join(f"`{speed}`" for speed in SPEEDS) + " |", "| --- " * (1 + len(SPEEDS)) + "|"]
+    kinds = [kinds_of_default(speed, volume=volume) for speed in SPEEDS for volume in (False, True)]
+    for name in ("dds", "hqs", "lisch"):
+        columns = [METHODS[name].defaults(*kind) for kind in kinds]
+        for entry in (entry for part in METHODS[name].parts() for entry in listed(part)):
+            values = [str(column[entry.name]) for column in columns]
+            if len({*values[::2]}) == len({*values[1::2]}) == 1:
+                continue
+            pairs = zip(values[::2], values[1::2], strict=True)
+            told = " | ".join(a if a == b else f"{a}; {b}" for a, b in pairs)
+            row = f"| `{entry.name}` | {told} |"
+            if entry.name not in _shared():
+                row = row.replace(f"`{entry.name}`", f"`{entry.name}` of `{name}`")
+            if row not in rows:
+                rows.append(row)
+    return "\n".join(rows)
 
 
 def shared_table() -> str:

@@ -23,6 +23,7 @@ _CLASSES = (
     "diffusion.dds:DDSReconstructor",
     "diffusion.hqs:HQSReconstructor",
     "diffusion.lisch:LikelihoodScheduledReconstructor",
+    "diffusion.iso_likelihood:IsoLikelihoodReconstructor",
     "adaptation.ddip:DDIPReconstructor",
     "adaptation.ddip:SteerableReconstructor",
 )

@@ -1,7 +1,7 @@
 """Settings, each written once: default, range and meaning stand at a dataclass field; help and tables are read off it.
 
-A default may be another one in volumes (``volumes``), for a quick look (``quick``) and in the method as its paper has
-it (``published``).
+A default may be another one in volumes (``volumes``), at a speed (`SPEEDS`; ``balanced_volumes`` and so on in volumes),
+for a quick look (``quick``) and in the method as its paper has it (``published``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from functools import partial
 from typing import Any
 
 from ..geometry.checks import check_choice, check_count, check_flag, check_real, interval
+
+#: What samplers are set for; the first is the default.
+SPEEDS = ("accurate", "balanced", "fast")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,13 @@ def defaults(parts: Sequence[type[Settings]], *kinds: str) -> dict[str, Any]:
             others = [entry.metadata[kind] for kind in kinds if kind in entry.metadata]
             found[entry.name] = others[-1] if others else entry.default
     return found
+
+
+def kinds_of_default(speed: str | None, *, volume: bool = False, quick: bool = False) -> tuple[str, ...]:
+    """The kinds of defaults that hold, for `defaults`; a speed of None is the first of `SPEEDS`."""
+    speed = check_choice("speed", speed or SPEEDS[0], SPEEDS)
+    in_volumes = ("volumes", speed, f"{speed}_volumes") if volume else (speed,)
+    return (*in_volumes, "quick") if quick else in_volumes
 
 
 def make(parts: Sequence[type[Settings]], given: Mapping[str, Any], who: str, *kinds: str) -> list[Any]:

@@ -60,6 +60,12 @@ class Comparison:
         """The numbers as text, one line per method."""
         return format_table(self.rows(), COLUMNS)
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of all reconstructions, of reading and preparing data for them, and of checking what came out."""
+        kinds = {"reconstructions": "total", "data": "data", "checks": "check"}
+        records = [result.record["seconds"] for result in self.results.values()]
+        return {name: sum(record[kind] for record in records) for name, kind in kinds.items()}
+
     def figure(self, path: Path) -> None:
         """Draw the comparison."""
         panels = [
@@ -95,7 +101,7 @@ class Comparison:
 
 def compare(
     example: Example,
-    methods: Sequence[str] = tuple(name for name, method in METHODS.items() if method.own_adaptation is None),
+    methods: Sequence[str] = ("osem", "map-rdp", "map-score", "dds", "hqs", "lisch"),
     *,
     model: Any = None,
     num_samples: int | None = None,

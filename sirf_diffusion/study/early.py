@@ -47,3 +47,16 @@ class Early:
             cost += Cost.now(halves) - before
         cost.total = time.perf_counter() - began
         return cls(image, scale, cost)
+
+
+def cost_of(record: dict[str, Any], early: Early | None) -> dict[str, Any]:
+    """Projections, network evaluations and seconds of a run, the early image included, from the run's record."""
+    projections, seconds = dict(record["projections"]), dict(record["seconds"])
+    if early is not None:
+        projections["forward"] += early.cost.forward
+        projections["back"] += early.cost.back
+        seconds["intensity_scale"] = early.cost.total
+        seconds["total"] += early.cost.total
+    known = ("projections", "seconds", "method", "settings", "log_likelihood", "trace")
+    details = {key: value for key, value in record.items() if key not in known}
+    return {"projections": projections, "seconds": seconds, **details}

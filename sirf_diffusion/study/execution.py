@@ -70,7 +70,7 @@ class Execution:
 
         Raises
         ------
-        RuntimeError
+        ChildProcessError
             If workers keep dying.
         """
         if self.num_workers == 1 and self.client is None:
@@ -86,8 +86,8 @@ class Execution:
             except BrokenProcessPool as error:
                 deaths = deaths + 1 if len(left) == before else 1
                 if deaths >= MOST_DEATHS:
-                    raise RuntimeError(
-                        f"workers died {deaths} times in a row with nothing done (out of memory? fewer --workers); "
+                    raise ChildProcessError(
+                        f"workers died {deaths} times in a row with nothing done (too little memory? fewer --workers); "
                         f"{len(left)} computations are missing"
                     ) from error
                 logger.warning("a worker died: its computations are made again (%d left)", len(left))

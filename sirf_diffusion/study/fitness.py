@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from ..engines.objective import Objective
 from ..geometry.gaussian import gaussian_smooth
-from ..models.grid import THREE_ORIENTATIONS
+from ..geometry.images import ImageGeometry
+from ..models.intensity import object_box
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
 
 logger = logging.getLogger(__name__)
 
-#: Noise levels at which the model is asked, and how often: at high levels few degrees of freedom are left to average.
+#: Noise levels at which the model is asked, and how often of a slice: at high levels few degrees of freedom are left to
+#: average. More than one plane is asked once.
 PROBES = {0.1: 2, 0.2: 2, 0.4: 2, 0.8: 4, 1.6: 4, 3.2: 4}
 #: Noise levels from this one on show large structures only.
 COARSE = 0.8
@@ -29,6 +31,9 @@ FINE_LIMITS, COARSE_LIMITS, COARSE_LEAST = (1.12, 1.25), (1.2, 1.35), 0.92
 TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
+
+#: Planes of a volume that a model of slices is asked about, so that it costs about what a slice does.
+NUM_PLANES = 4
 
 _SEED = 76_513
 _STEP = 0.05  # of the finite difference, in units of sigma
@@ -189,8 +194,8 @@ def check_distribution(
     Parameters
     ----------
     model
-        As it was trained (not adapted), bound to the image grid. Volumes seen in three planes are checked in
-        transverse planes, as the validation was.
+        As it was trained (not adapted), bound to the image grid. Of volumes, a model of slices without conditioning
+        is asked about four transverse planes, spread over what emits, as the validation was.
     image
         The image handed out ``[z, y, x]``, image units.
     samples
@@ -207,13 +212,17 @@ def check_distribution(
     Returns
     -------
     DistributionCheck
-        Costs 36 network evaluations of one image and one projection (two without ``log_likelihood``).
+        Costs 36 network evaluations of one plane, or 12 of all that are asked about, and one projection (two without
+        ``log_likelihood``).
     """
     began = time.perf_counter()
-    flat = model.planes in THREE_ORIENTATIONS and model.conditioning is None
-    bound = model.on(model.geometry, model.intensity_scale) if flat else model
+    images, bound = image[None] if samples is None else samples, model
+    if model.planes != "volume" and model.conditioning is None:
+        images, planes = some_planes(images, model.geometry, NUM_PLANES)
+        box = object_box(images.mean(0).clamp(min=0), planes)
+        bound = model.on(planes, model.intensity_scale, box=box)
     evaluations = bound.counter.evaluations
-    denoising = _denoising(bound, image[None] if samples is None else samples, seed)
+    denoising = _denoising(bound, images, seed)
     evaluations = bound.counter.evaluations - evaluations
     forward = 0.0 if objective is None else objective.counter.forward
     likelihood = None if objective is None else _likelihood(objective, image, log_likelihood)
@@ -235,15 +244,28 @@ def _denoising(model: ScoreModel, images: Tensor, seed: int) -> list[DenoisingCh
     for sigma, number in ((s, n) for s, n in PROBES.items() if lowest <= s <= highest):
         t = model.schedule.t_of_sigma(sigma)
         gamma = model.schedule.gamma(t)
+        number = number if latent.shape[1] == 1 else 1
         u = latent.repeat(-(-number // len(latent)), 1, 1, 1)[:number]
         z, direction = (torch.randn(u.shape, generator=generator).to(u) for _ in range(2))
         noisy = u + sigma * z
-        denoised, moved = (model.predict(gamma * w, t)[0] for w in (noisy, noisy + _STEP * sigma * direction))
+        denoised, moved = (model.predict(gamma * w, t, 0)[0] for w in (noisy, noisy + _STEP * sigma * direction))
         error = (denoised - u)[box].double().square().mean().sqrt()
         divergence = (direction * (moved - denoised))[box].double().mean() / (_STEP * sigma)
         expected = sigma * divergence.clamp(min=0).sqrt()
         levels.append(DenoisingCheck(sigma, float(error), float(expected), known.get(sigma)))
     return levels
+
+
+def some_planes(images: Tensor, geometry: ImageGeometry, number: int) -> tuple[Tensor, ImageGeometry]:
+    """As many planes of images ``[S, z, y, x]``, evenly spread over those that emit, and their grid; all if fewer."""
+    activity = images.mean(0).clamp(min=0).sum((1, 2))
+    emitting = (activity > _EMITTING * activity.max()).nonzero()[:, 0]
+    if len(emitting) > number:
+        places = torch.linspace(0, len(emitting) - 1, 2 * number + 1)[1::2].round().long()
+        emitting = emitting[places.to(emitting.device)]
+    elif not len(emitting):
+        emitting = torch.arange(min(number, len(activity)))
+    return images[:, emitting.to(images.device)], replace(geometry, shape=(len(emitting), *geometry.shape[1:]))
 
 
 def _times(ratio: float) -> str:

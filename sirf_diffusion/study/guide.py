@@ -1,7 +1,8 @@
-"""What guides a conditional score model in a reconstruction: an anatomical image, its weight, its registration."""
+"""The score model of a reconstruction, and what guides it: an anatomical image, its weight, its registration."""
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,15 @@ from ..geometry.exam import position_of
 from ..reconstructors.methods import METHODS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..geometry.exam import ExamInfo
     from ..patient import AnatomicalImage, Placed
+    from ..reconstructors.base import Reconstructor
     from .data import Data
+
+logger = logging.getLogger(__name__)
 
 #: What an anatomical image can be registered to.
 TARGETS = ("emission", "attenuation")
@@ -111,3 +116,30 @@ class Guide:
                 "(--attenuation MU.hv)"
             )
         return data.attenuation
+
+
+def load_model_for(
+    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "auto"
+) -> Any:
+    """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
+
+    Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a model.
+    """
+    if not method.uses_model:
+        if model is not None:
+            logger.info("%s uses no score model; the one given is left aside", method.method)
+        if precision != "auto":
+            logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
+        return None
+    from ..models import ScoreModel
+    from ..models.storage import DEFAULT_MODEL
+
+    if model is None:
+        logger.info("no score model given: %s, the default", DEFAULT_MODEL)
+        model = DEFAULT_MODEL
+    return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model

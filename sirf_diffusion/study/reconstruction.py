@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property, update_wrapper
@@ -20,13 +21,16 @@ from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, adaptation_for, build_reconstructor, get_method
+from ..reconstructors.references import references
+from ..reconstructors.settings import SPEEDS
 from .data import Data, InterfileData, data_of
-from .early import Early
+from .early import Early, cost_of
 from .fitness import check_distribution
-from .guide import Guide
+from .guide import Guide, load_model_for
 from .par_data import ParData
 from .report import Trace
 from .result import Reconstruction
+from .vois import place_vois, read_vois
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class Study:
         The method's own settings that are to differ from its defaults.
     quick
         Use the method's quick settings where ``settings`` gives none.
+    speed
+        ``"accurate"``, ``"balanced"`` or ``"fast"``, of samplers: the settings that ``settings`` does not give.
     initial
         Image to start from ``[z, y, x]``; if omitted, MAP methods start from an epoch of OSEM, others from a uniform
         image.
@@ -78,6 +84,8 @@ class Study:
         together.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
+    vois
+        A label image, see `sirf_diffusion.study.vois.read_vois`: the mean of each VOI is written with the result.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
     checkpoint, checkpoint_every
@@ -97,9 +105,10 @@ class Study:
     num_samples: int | None = None
     seed: int = 0
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = "auto"
     settings: Mapping[str, Any] | None = None
     quick: bool = False
+    speed: str | None = None
     initial: Tensor | None = None
     anatomical: Any = None
     guidance: float = 0.0
@@ -112,6 +121,7 @@ class Study:
     engine: str | None = None
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
+    vois: str | os.PathLike[str] | None = None
     callbacks: Iterable[Callable[[Any], None]] = ()
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: float = CHECKPOINT_SECONDS
@@ -132,6 +142,7 @@ class Study:
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
+        self._vois = None if self.vois is None else read_vois(self.vois)
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
@@ -140,13 +151,14 @@ class Study:
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
         self._settings = settings
-        self.values = chosen.with_settings(settings, quick=self.quick)
+        self.values = chosen.with_settings(settings, quick=self.quick, speed=self.speed)
         self._adaptation = adaptation_for(chosen, self.adaptation)
         self.score_model = load_model_for(chosen, model, self._device, self.precision)
         self.guide.check(self.method, self.score_model)
 
     def run(self) -> Reconstruction:
         """Reconstruct."""
+        began = time.perf_counter()
         chosen, data, device = self.chosen, self.read, self._device
         given = {name: getattr(self, name) for name in ("initial", "num_subsets", "subset_order", "prior")}
         asked = {name: data.options.get(name) if value is None else value for name, value in given.items()}
@@ -155,9 +167,10 @@ class Study:
         subsets = asked["num_subsets"]
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
+        self._labels(objective)
         placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
         anatomical = None if placed is None else placed.values
-        bound = None if early is None else self.bound(objective, early.scale, anatomical)
+        bound = None if early is None else self.bound(objective, early.scale, anatomical, early.image)
         keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
         reconstructor = build_reconstructor(
             self.method,
@@ -196,9 +209,10 @@ class Study:
             "seed": self.seed,
             "num_samples": self.num_samples,
             **({} if self.members is None else {"members": list(self.members)}),
+            "speed": self.speed or (SPEEDS[0] if chosen.samples else None),
             "values": values,
             "intensity_scale": None if early is None else early.scale,
-            **_cost(reconstructor.record, early),
+            **cost_of(reconstructor.record, early),
             "num_subsets": objective.num_subsets,
             "data": {**objective.describe(), "exam": asdict(exam)},
             "engine": objective.engine,
@@ -210,6 +224,7 @@ class Study:
             "trace": reconstructor.record["trace"],
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
+        record["seconds"]["data"] = time.perf_counter() - began - record["seconds"]["total"]
         # Some of the samples do not stand for all.
         return self.result(objective, None if self.members is not None else bound, image, samples, record, anatomical)
 
@@ -222,11 +237,18 @@ class Study:
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
         return data_of(self.data)
 
-    def _values(self) -> dict[str, Any]:
-        return self.chosen.with_settings(self._settings, volume=self.read.geometry.shape[0] > 1, quick=self.quick)
+    def _labels(self, objective: Objective) -> Tensor | None:
+        """VOIs on the image's grid, asked for before the work as well: they may lie elsewhere."""
+        return None if self._vois is None else place_vois(self._vois, objective.geometry, objective.exam_info())
 
-    def bound(self, objective: Objective, scale: float, anatomical: Tensor | None) -> Any:
-        """The score model on the grid of the data, as the settings say, shown the anatomical image if there is one."""
+    def _values(self) -> dict[str, Any]:
+        volume = self.read.geometry.shape[0] > 1
+        return self.chosen.with_settings(self._settings, volume=volume, quick=self.quick, speed=self.speed)
+
+    def bound(
+        self, objective: Objective, scale: float, anatomical: Tensor | None, early_image: Tensor | None = None
+    ) -> Any:
+        """The score model on the grid of the data, as the settings say; the whole grid without an early image."""
         if self.score_model is None:
             return None
         values = self._values()
@@ -235,6 +257,8 @@ class Study:
             sampling=self.chosen.samples,
             planes=values["planes"],
             extent=values["extent"],
+            box="object" if early_image is not None and values.get("crop") else None,
+            early_image=early_image,
             intensity_scale=scale,
             anatomical=anatomical,
             guidance=self.guide.guidance or None,
@@ -251,6 +275,7 @@ class Study:
     ) -> Reconstruction:
         """What is handed out; ``bound`` is the model that the image is compared with, if any."""
         # One projection more than the method made, and not counted as its own.
+        began = time.perf_counter()
         log_likelihood = float(objective.value(image))
         distribution = None
         if bound is not None:
@@ -265,7 +290,9 @@ class Study:
             "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",
             "log_likelihood": log_likelihood,
             "distribution": distribution,
+            "references": references(self.chosen, record["engine"], self._adaptation, bound, self.guide.guidance),
         }
+        record["seconds"]["check"] = record["seconds"].get("check", 0.0) + time.perf_counter() - began
         many = samples is not None and len(samples) > 1
         return Reconstruction(
             image.detach().cpu(),
@@ -276,6 +303,7 @@ class Study:
             Trace.of(record["trace"]),
             anatomical,
             objective.exam_info(),
+            self._labels(objective),
         )
 
 
@@ -291,48 +319,8 @@ def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
     return Study(*arguments, **options).run()
 
 
-def load_model_for(
-    method: type[Reconstructor], model: Any, device: torch.device | str = "cpu", precision: str = "float32"
-) -> Any:
-    """The score model that a method needs, loaded if it is a name or a file; None if it needs none.
-
-    Without one, the bundled `~sirf_diffusion.models.storage.DEFAULT_MODEL`.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a model.
-    """
-    if not method.uses_model:
-        if model is not None:
-            logger.info("%s uses no score model; the one given is left aside", method.method)
-        if precision != "float32":
-            logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
-        return None
-    from ..models import ScoreModel
-    from ..models.storage import DEFAULT_MODEL
-
-    if model is None:
-        logger.info("no score model given: %s, the default", DEFAULT_MODEL)
-        model = DEFAULT_MODEL
-    return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
-
-
 def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
-
-
-def _cost(record: dict[str, Any], early: Early | None) -> dict[str, Any]:
-    """Projections, network evaluations and seconds of a run, the estimate of the intensity scale included."""
-    projections, seconds = dict(record["projections"]), dict(record["seconds"])
-    if early is not None:
-        projections["forward"] += early.cost.forward
-        projections["back"] += early.cost.back
-        seconds["intensity_scale"] = early.cost.total
-        seconds["total"] += early.cost.total
-    known = ("projections", "seconds", "method", "settings", "log_likelihood", "trace")
-    details = {key: value for key, value in record.items() if key not in known}
-    return {"projections": projections, "seconds": seconds, **details}
 
 
 def _describe_model(model: Any) -> dict[str, Any]:

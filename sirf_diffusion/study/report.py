@@ -84,8 +84,9 @@ def comparison_figure(
     aspect = geometry.voxel_size[1] / geometry.voxel_size[2]
 
     columns = len(panels) + 1
-    figure = Figure(figsize=(1.75 * columns + 0.6, 6.6), layout="constrained")
-    axes = figure.subplots(3, columns, squeeze=False)
+    rows = 3 if any(p.uncertainty is not None or p.trace is not None for p in panels) else 2
+    figure = Figure(figsize=(1.75 * columns + 0.6, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for row in axes:
         for axis in row:
             axis.set_axis_off()
@@ -104,14 +105,14 @@ def comparison_figure(
         if panel.uncertainty is not None:
             spread = panel.uncertainty[plane][window]
             shown["SD"] = _show(axes[2][column], spread, 0, spread_peak, "magma", aspect)
-    for row, name in enumerate(("image", "error", "SD")):
+    for row, name in enumerate(("image", "error", "SD")[:rows]):
         if name in shown:
             figure.colorbar(shown[name], ax=list(axes[row]), fraction=0.02, pad=0.005, label=name).ax.tick_params(
                 labelsize=7
             )
     traced = [p for p in panels if p.trace is not None]
     first_with_spread = next((i for i, p in enumerate(panels, start=1) if p.uncertainty is not None), columns)
-    if traced and first_with_spread >= 2:
+    if rows == 3 and traced and first_with_spread >= 2:
         grid = axes[2][0].get_gridspec()
         _plot_traces(figure.add_subplot(grid[2, :first_with_spread]), traced, true_log_likelihood)
     if title:

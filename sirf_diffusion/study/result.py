@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import textwrap
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from ..files.outputs import OutputFolder
+from ..files.versions import KEY
 from ..geometry.checks import check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
+from ..reconstructors.references import bibtex
+from .bids import bids_fields
 from .report import Trace, report_figure
+from .vois import voi_table, write_vois
 
 #: Formats of images, see `Reconstruction.save`.
 FORMATS = ("hv", "nifti", "both")
@@ -42,6 +47,8 @@ class Reconstruction:
         The anatomical image that the network saw, on the image's grid; None without one.
     exam
         Patient position, time frames, radionuclide and calibration of the data.
+    labels
+        VOIs ``[z, y, x]``, whole numbers, 0 for none.
     """
 
     image: Tensor
@@ -52,6 +59,15 @@ class Reconstruction:
     trace: Trace | None = None
     anatomical: Tensor | None = None
     exam: ExamInfo = field(default_factory=ExamInfo)
+    labels: Tensor | None = None
+
+    @property
+    def vois(self) -> list[dict[str, Any]]:
+        """Size, mean and interval of each VOI, see `voi_table`; nothing without labels."""
+        if self.labels is None:
+            return []
+        noises, unit = self.record["values"].get("noise", "independent"), self.record.get("unit", "image units")
+        return voi_table(self.labels, self.image, self.geometry, self.samples, noises, unit)
 
     def calibrated(self, factor: float | None = None) -> Reconstruction:
         """In Bq/ml: multiplied by a factor, or by the calibration factor in the header of the data.
@@ -77,7 +93,14 @@ class Reconstruction:
             exam=replace(self.exam, calibration_factor=1.0),
         )
 
-    def save(self, folder: OutputFolder, image_format: str = "hv", like: str | os.PathLike[str] | None = None) -> None:
+    def save(
+        self,
+        folder: OutputFolder,
+        image_format: str = "hv",
+        like: str | os.PathLike[str] | None = None,
+        *,
+        bids: bool = False,
+    ) -> None:
         """Write image, report and record, and of a method that samples, the samples and their standard deviation.
 
         Parameters
@@ -89,14 +112,21 @@ class Reconstruction:
             ``"both"``.
         like
             A DICOM series of the same patient and study: the image is written as a series of that study too.
+        bids
+            Write a BIDS JSON file beside each NIfTI image.
         """
-        check_writers(image_format, like)
+        check_writers(image_format, like, bids)
         with folder.staged(self.record) as staging:
             self._write_image(staging / "reconstruction", self.image, image_format)
             if self.uncertainty is not None:
                 self._write_image(staging / "uncertainty", self.uncertainty, image_format)
+            if bids:
+                self._write_bids(staging)
             if self.samples is not None:
                 self._write_samples(staging / "samples.h5")
+            (staging / "references.bib").write_text(bibtex(self.record["references"]), encoding="utf-8")
+            if vois := self.vois:
+                write_vois(staging / "vois.csv", vois)
             if like is not None:
                 from ..patient.writing import write_dicom
 
@@ -124,10 +154,19 @@ class Reconstruction:
 
             write_nifti(stem.with_suffix(".nii.gz"), image, self.geometry, self.exam)
 
+    def _write_bids(self, staging: Path) -> None:
+        what = {"reconstruction": "Reconstructed image", "uncertainty": "Posterior standard deviation"}
+        fields = bids_fields(self.record, self.exam)
+        for image in staging.glob("*.nii.gz"):
+            name = image.name.removesuffix(".nii.gz")
+            text = json.dumps(fields | {"Description": f"{what[name]}: {self.record['title']}"}, indent=2)
+            (staging / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
     def _write_samples(self, path: Path) -> None:
         import h5py
 
         with h5py.File(path, "w") as file:
+            file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
             data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
             data.attrs["axes"] = "sample, z, y, x"
             data.attrs["voxel_size_mm"] = self.geometry.voxel_size
@@ -140,7 +179,7 @@ class Reconstruction:
             data.attrs["radionuclide"] = self.exam.radionuclide.name
 
 
-def check_writers(image_format: str, like: str | os.PathLike[str] | None = None) -> None:
+def check_writers(image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False) -> None:
     """Whether `Reconstruction.save` will be able to write so, before anything is computed.
 
     Raises
@@ -148,7 +187,7 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None)
     ImportError
         If a package is missing.
     ValueError
-        For an unknown format, or a reference series that cannot be read.
+        For an unknown format, a reference series that cannot be read, or BIDS without NIfTI.
     """
     from ..patient.dicom import read_tags
     from ..patient.image import optional
@@ -157,6 +196,8 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None)
         raise ValueError(f"the format of images must be one of {', '.join(FORMATS)}, found {image_format!r}")
     if image_format != "hv":
         optional("nibabel", "NIfTI")
+    elif bids:
+        raise ValueError("BIDS knows NIfTI images only: add --format nifti, or both")
     if like is not None:
         optional("pydicom", "DICOM")
         read_tags(Path(like))

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+import torch
+
+from ..environment import thread_variables
 from .stopping import SIGNALS, Stopped
 
 #: Seconds that a worker has to put its work away.
 GRACE = 30.0
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class _Worker:
@@ -37,10 +39,8 @@ def in_processes(number: int, function: Callable[[Any], Any], jobs: Mapping[int,
     """
     from joblib.externals.loky import ProcessPoolExecutor, as_completed, wait
 
-    threads = str(max(1, (os.cpu_count() or 1) // number))
-    executor = ProcessPoolExecutor(
-        number, env=dict.fromkeys(_THREADS, threads), initializer=_begin, initargs=(os.getpid(),)
-    )
+    variables = thread_variables(max(1, torch.get_num_threads() // number))
+    executor = ProcessPoolExecutor(number, env=variables, initializer=_begin, initargs=(os.getpid(),))
     futures = [executor.submit(_numbered, function, key, job) for key, job in jobs.items()]
     try:
         for future in as_completed(futures):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files.outputs import atomic_path
+from ..files.versions import KEY, check_version
 from ..files.weights import WeightsFileError, WeightsFormat, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
     path = folder / NAME
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    header[KEY] = "1"
     try:
         with atomic_path(path) as temporary:
             write_tensors(temporary, stored, header | {"sha256": digest(stored, header)})
@@ -72,6 +74,10 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
         if metadata.pop("sha256", None) != digest(tensors, metadata):
             problems.append(f"{path} cannot be read: its contents are damaged (the SHA-256 differs)")
             continue
+        try:
+            check_version(json.loads(metadata.pop(KEY, "1")))
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
         for problem in problems:
             logger.warning("%s; going on from %s", problem, path)
         return tensors, metadata

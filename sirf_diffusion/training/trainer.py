@@ -10,10 +10,9 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from ..environment import select_device
+from ..environment import limit_threads, select_device
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
@@ -85,7 +84,7 @@ def train(
         with tempfile.TemporaryFile(dir=folder):  # cannot be written: now, not at the first checkpoint
             pass
     if threads:
-        torch.set_num_threads(threads)
+        limit_threads(threads)
     where = select_device(device)
     start = None
     if init is not None or recipe.init:

@@ -16,9 +16,7 @@ views ``k, k + n, ...``; they do not change the projections. For each case the f
     Back projection of ``forward/sharp`` and of ones.
 ``poisson/...`` (some cases)
     Multiplicative factors, additive term, prompts; log-likelihood of both images (attribute ``value_*``), gradient of
-    the log-likelihood at ``smooth``, and of subset 2 of 7; OSEM after 3 x 7 updates from ones.
-``rdp/...`` (one case)
-    Relative difference prior at an image with and without kappa and epsilon: values (attributes) and gradients.
+    the log-likelihood at ``smooth``, and of subset 2 of 7.
 """
 
 import dataclasses
@@ -40,9 +38,7 @@ from sirf_diffusion.geometry.scanners import get_scanner
 
 NUM_TANGENTIAL_RAYS = 10
 NUM_SUBSETS = 7
-OSEM_UPDATES = 21
 COUNTS_PER_BIN = 20
-RDP_SETTINGS = {"plain": (0.7, 2.0, 0.0, False), "epsilon": (1.3, 1.5, 0.02, False), "kappa": (0.7, 2.0, 0.01, True)}
 
 _logger = logging.getLogger("make_reference")
 
@@ -204,42 +200,12 @@ def _store_poisson(
         out = case.to_image(np.zeros_like(smooth))
         objective.compute_sub_gradient_without_penalty(out, start, subset)
         gradients.append(case.from_image(out))
-    reconstruction = case.stir.OSMAPOSLReconstruction3DFloat()
-    reconstruction.set_objective_function(case.objective(prompts, factors, additive, NUM_SUBSETS))
-    reconstruction.set_num_subsets(NUM_SUBSETS)
-    reconstruction.set_num_subiterations(OSEM_UPDATES)
-    reconstruction.set_disable_output(True)
-    estimate = case.to_image(np.full_like(smooth, sharp.mean()))
-    if not reconstruction.set_up(estimate).succeeded() or not reconstruction.reconstruct(estimate).succeeded():
-        raise RuntimeError("STIR's OSEM failed")
-    group.attrs["scale"], group.attrs["initial"] = scale, sharp.mean()
+    group.attrs["scale"] = scale
     for name, values in (
         ("multiplicative_factors", factors), ("additive_term", additive), ("prompts", prompts.astype(np.uint16)),
         ("gradient", np.sum(gradients, 0)), ("gradient_of_subset_2", gradients[2]),
-        ("osem", case.from_image(estimate)),
     ):  # fmt: skip
         _store(group, name, values)
-
-
-def _store_rdp(group: h5py.Group, case: StirCase, smooth: np.ndarray) -> None:
-    rng = np.random.default_rng(3)
-    image = (smooth * rng.uniform(0.5, 1.5, smooth.shape)).astype(np.float32) + 0.01
-    kappa = rng.uniform(0.5, 2, smooth.shape).astype(np.float32)
-    _store(group, "image", image)
-    _store(group, "kappa", kappa)
-    for name, (factor, gamma, epsilon, with_kappa) in RDP_SETTINGS.items():
-        prior = case.stir.RelativeDifferencePrior3DFloat(False, factor, gamma, epsilon)
-        if with_kappa:
-            prior.set_kappa_sptr(case.to_image(kappa))
-        density, out = case.to_image(image), case.to_image(np.zeros_like(image))
-        if not prior.set_up(density).succeeded():
-            raise RuntimeError("STIR's prior was not set up")
-        prior.compute_gradient(out, density)
-        data = _store(group, f"gradient_{name}", case.from_image(out))
-        data.attrs.update(
-            value=prior.compute_value(density), penalisation_factor=factor, gamma=gamma, epsilon=epsilon,
-            kappa=with_kappa,
-        )  # fmt: skip
 
 
 def _store(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:
@@ -264,7 +230,6 @@ def make_reference(output: Path) -> None:
 def _write(stir, output: Path, folder: Path) -> None:
     with h5py.File(output, "w") as file:
         file.attrs["num_tangential_rays"], file.attrs["num_subsets"] = NUM_TANGENTIAL_RAYS, NUM_SUBSETS
-        file.attrs["updates"] = OSEM_UPDATES
         for name, (projdata, image) in cases().items():
             _logger.info("case %s", name)
             case, group = StirCase(stir, folder, projdata, image), file.create_group(name)
@@ -281,8 +246,6 @@ def _write(stir, output: Path, folder: Path) -> None:
             _store(group, "back/ones", case.back(np.ones_like(projected)))
             if name in ("mmr_slice", "oblique"):
                 _store_poisson(group.create_group("poisson"), case, smooth, sharp, projected)
-            if name == "oblique":
-                _store_rdp(group.create_group("rdp"), case, smooth)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
-from .keys import ALIASES, COUNTS, DATA_KINDS, ELEMENTS, KNOWN, LAYOUT, ONLY_PET, RING_DIFFERENCES, WITHOUT_VALUE
+from .keys import (
+    ALIASES,
+    COUNTS,
+    DATA_KINDS,
+    ELEMENTS,
+    KNOWN,
+    LAYOUT,
+    NUMBER_OR_WORDS,
+    ONLY_PET,
+    RING_DIFFERENCES,
+    WITHOUT_VALUE,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -107,7 +118,10 @@ class Header:
                 )
         elif index:
             raise self.error(f"key '{key}' takes no index, found [{index}]")
-        self._values.setdefault(key, {})[index or 1] = value
+        values = self._values.setdefault(key, {})
+        if key in NUMBER_OR_WORDS and values.get(index or 1) and value[0] not in "+-.0123456789":
+            return
+        values[index or 1] = value
         if key in COUNTS:
             self._resize(key)
         elif key == "type of data":
@@ -210,7 +224,7 @@ class Header:
         return [item.strip() for item in inner.split(",")]
 
     def _integer(self, text: str, key: str, minimum: int | None) -> int:
-        found = _INTEGER.match(text)
+        found = _INTEGER.match(self._first(text, key))
         if found is None:
             raise self.error(f"key '{key}' must be a whole number, found '{text:.40}'")
         if minimum is not None and int(found[1]) < minimum:
@@ -220,11 +234,18 @@ class Header:
     def _number(self, text: str, key: str) -> float:
         if not self._stir:
             text = re.sub(r"^([+-]?[0-9.]+)([+-][0-9]+)", r"\1e\2", text)  # as Fortran may write an exponent
-        found = _NUMBER.match(text)
+        found = _NUMBER.match(self._first(text, key))
         value = float(found[1]) if found else math.nan
         if not math.isfinite(value):
             raise self.error(f"key '{key}' must be a number, found '{text:.40}'")
         return value
+
+    def _first(self, text: str, key: str) -> str:
+        """The first of a list without braces, as STIR reads it; two numbers may be one with a decimal comma."""
+        if not self._stir or "," not in text or re.fullmatch(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?", text):
+            return text
+        _logger.warning("%s: '%s := %.40s' is a list without braces: its first value counts", self.path, key, text)
+        return text.partition(",")[0]
 
     def warn_of_unread_keys(self) -> None:
         """Say once which keys STIR would not know either."""

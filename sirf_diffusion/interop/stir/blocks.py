@@ -7,7 +7,6 @@ with them before STIR reads it.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from ...files.documents import parse_json
 from ...files.parfile import ParKey, fold
 from ...files.parfile.keys import SLOTS
 
@@ -117,14 +117,14 @@ def device(text: str) -> str:
     return text
 
 
-def choice(options: Callable[[], Any], *more: str) -> Callable[[str], str | None]:
-    """Reads one of several words; ``auto`` is None."""
+def choice(options: Callable[[], Any], *more: str, automatic: str | None = None) -> Callable[[str], str | None]:
+    """Reads one of several words; ``auto`` is what is given for it."""
 
     def read(text: str) -> str | None:
         words = (*more, *options())
         if text not in words:
             raise ValueError(f"expected one of {', '.join(words)}")
-        return None if text == "auto" else text
+        return automatic if text == "auto" else text
 
     return read
 
@@ -132,12 +132,9 @@ def choice(options: Callable[[], Any], *more: str) -> Callable[[str], str | None
 def arguments(text: str) -> dict[str, Any]:
     """Keyword arguments of a class, as a JSON object."""
     try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError) as problem:
+        return parse_json(text or "{}")
+    except ValueError as problem:
         raise ValueError(f'expected JSON such as {{"strength": 2}} ({problem})') from problem
-    if not isinstance(found, dict):
-        raise ValueError('expected a JSON object such as {"strength": 2}')
-    return found
 
 
 def _of(module: str, *names: str) -> Callable[[], object]:
@@ -155,7 +152,7 @@ _LOOKS = (
 _ANATOMICAL = (BlockKey("anatomical image filename"), BlockKey("guidance weight", "0", number(-1)))
 _MACHINE = (
     BlockKey("device", "auto", device),
-    BlockKey("precision", "float32", choice(_of("models.score_model", "PRECISIONS"))),
+    BlockKey("precision", "auto", choice(_of("models.score_model", "PRECISIONS"), automatic="auto")),
     BlockKey("random seed", "0", count()),
 )
 _PYTHON = (BlockKey("module"), BlockKey("class"), BlockKey("arguments", "{}", arguments))

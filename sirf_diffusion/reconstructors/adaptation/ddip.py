@@ -29,6 +29,7 @@ class DDIPAdaptation(NetworkAdaptation):
 
     name: ClassVar[str] = "ddip"
     about: ClassVar[str] = "EM targets, and the network fitted to them; the projector is not differentiated"
+    references: ClassVar[tuple[str, ...]] = ("Hashimoto2026",)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class DDIPReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "ddip"
     title: ClassVar[str] = "DDIP"
     about: ClassVar[str] = "the network is fitted to the data while it denoises an MLEM image (--adapt-set)"
+    references: ClassVar[tuple[str, ...]] = ("Song2020",)
     sampling: ClassVar[type[Sampling]] = DDIPSampling
     data_step: ClassVar[type[DataConsistency]] = LastAscent
     own_adaptation: ClassVar[type[Adaptation]] = DDIPAdaptation
@@ -106,6 +108,7 @@ class SteerableAdaptation(NetworkAdaptation):
 
     name: ClassVar[str] = "steerable"
     about: ClassVar[str] = "low-rank changes towards what the method's data step makes of the denoised image"
+    references: ClassVar[tuple[str, ...]] = ("Barbano2025",)
     group: ClassVar[type[AdaptationSettings]] = SteerableSettings
 
 
@@ -115,4 +118,5 @@ class SteerableReconstructor(LikelihoodScheduledReconstructor):
     method: ClassVar[str] = "steerable"
     title: ClassVar[str] = "Steerable"
     about: ClassVar[str] = "lisch with a network that is steered towards the data (--adapt-set)"
+    references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")
     own_adaptation: ClassVar[type[Adaptation]] = SteerableAdaptation

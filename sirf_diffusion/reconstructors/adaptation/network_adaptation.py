@@ -130,6 +130,7 @@ class NetworkAdaptation(Adaptation):
 
     name: ClassVar[str] = "adaptation"
     about: ClassVar[str] = ""
+    references: ClassVar[tuple[str, ...]] = ()
     group: ClassVar[type[AdaptationSettings]] = AdaptationSettings
 
     def __init__(self, *, adapter: str | os.PathLike[str] | None = None, seed: int = 0, **settings: Any) -> None:

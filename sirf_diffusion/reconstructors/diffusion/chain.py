@@ -16,6 +16,7 @@ NOISES = ("balanced", "independent")
 class Chain:
     """Noisy latent images ``u [samples, z, y, x]``, data-consistent images ``x`` of the last step, and steps done.
 
+    ``previous`` are the latent data-consistent images that a multistep solver remembers.
     ``generators`` are those of all samples of the run; ``members`` tells which of them are here, None for all.
     """
 
@@ -25,6 +26,7 @@ class Chain:
     noises: str = "independent"
     step: int = 0
     members: tuple[int, ...] | None = None
+    previous: Tensor | None = None
 
     @classmethod
     def start(
@@ -53,7 +55,13 @@ class Chain:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""
-        return {"u": self.u, "x": self.x, **{f"generator_{k}": g.get_state() for k, g in enumerate(self.generators)}}
+        generators = {f"generator_{k}": g.get_state() for k, g in enumerate(self.generators)}
+        return {
+            "u": self.u,
+            "x": self.x,
+            **generators,
+            **({} if self.previous is None else {"previous": self.previous}),
+        }
 
     @classmethod
     def of(
@@ -69,7 +77,8 @@ class Chain:
         generators = [torch.Generator() for name in tensors if name.startswith("generator_")]
         for k, generator in enumerate(generators):
             generator.set_state(tensors[f"generator_{k}"])
-        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step, members)
+        previous = tensors["previous"].to(latent) if "previous" in tensors else None
+        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step, members, previous)
 
 
 def balanced(noise: Tensor) -> Tensor:

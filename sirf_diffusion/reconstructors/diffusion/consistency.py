@@ -101,6 +101,7 @@ class DataConsistency(Settings, ABC):
     sensitivity: Tensor = field(init=False, repr=False, compare=False)
     inside: Tensor = field(init=False, repr=False, compare=False)
     intensity_scale: float = field(init=False, repr=False, compare=False)
+    covered: Tensor | None = field(init=False, repr=False, compare=False)
 
     def set_up(self, objective: Objective, state: dict[str, Any] | None = None) -> None:
         """Take what stays fixed from the objective; a subclass may project here, but for what a resumed run's ``state``
@@ -109,9 +110,11 @@ class DataConsistency(Settings, ABC):
         sensitivity = objective.sensitivity()
         self.keep(objective=objective, sensitivity=sensitivity, inside=inside(sensitivity))
 
-    def set_scale(self, intensity_scale: float) -> None:
-        """Tell the scale ``c`` of ``x = c u``, in image units."""
-        self.keep(intensity_scale=float(intensity_scale))
+    def set_scale(self, intensity_scale: float, covered: Tensor | None = None) -> None:
+        """Tell the scale ``c`` of ``x = c u``, in image units, and which voxels the network covers if not all."""
+        self.keep(
+            intensity_scale=float(intensity_scale), covered=None if covered is None else covered.to(self.inside.device)
+        )
 
     def keep(self, **state: Any) -> None:
         """Keep what belongs to one acquisition beside the settings, which are fixed."""
@@ -132,9 +135,12 @@ class DataConsistency(Settings, ABC):
     def admissible(self, image: Tensor) -> Tensor:
         """A copy that the likelihood accepts: at least ``1e-6 c`` inside the field of view, zero outside.
 
-        The floor is there because multiplicative updates never leave zero.
+        The floor is there because multiplicative updates never leave zero. What the network does not cover stays there.
         """
-        return image.clamp(min=RELATIVE_FLOOR * self.intensity_scale).mul_(self.inside)
+        floor = RELATIVE_FLOOR * self.intensity_scale
+        if self.covered is not None:
+            image = torch.where(self.covered, image, floor)
+        return image.clamp(min=floor).mul_(self.inside)
 
     def summary(self) -> dict[str, Any]:
         """What :meth:`set_up` found and the run's record should keep, ready for JSON."""

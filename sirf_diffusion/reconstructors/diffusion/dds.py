@@ -38,9 +38,18 @@ class AnchoredAscent(DataConsistency):
 
     name: ClassVar[str] = "anchored ascent"
 
-    num_inner: int = count(3, "ascent steps per noise level; more fit the data closer, and its noise")
+    num_inner: int = count(
+        3, "ascent steps per noise level; more fit the data closer, and its noise", balanced=4, fast=6
+    )
     anchor_strength: float = real(
-        5.0, "larger stays nearer to the denoised image, in network units", volumes=0.6, published=10.0
+        5.0,
+        "larger stays nearer to the denoised image, in network units",
+        volumes=0.6,
+        balanced=3.5,
+        balanced_volumes=0.42,
+        fast=1.5,
+        fast_volumes=0.18,
+        published=10.0,
     )
     anchor_exponent: float = real(
         1.0,
@@ -71,9 +80,9 @@ class AnchoredAscent(DataConsistency):
         given = {} if self.prior is None else {"prior": self.prior.settings}
         return super().settings | given
 
-    def set_scale(self, intensity_scale: float) -> None:
+    def set_scale(self, intensity_scale: float, covered: Tensor | None = None) -> None:
         """Tell the scale; the penalty between planes is relative to it."""
-        super().set_scale(intensity_scale)
+        super().set_scale(intensity_scale, covered)
         penalty = self.prior
         if penalty is None and self.axial_rdp > 0 and self.objective.geometry.shape[0] > 1:
             penalty = relative_difference_penalty(
@@ -117,4 +126,5 @@ class DDSReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "dds"
     title: ClassVar[str] = "DDS"
     about: ClassVar[str] = "diffusion sampling, proximal data steps towards each denoised image"
+    references: ClassVar[tuple[str, ...]] = ("Singh2024", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = AnchoredAscent

@@ -27,13 +27,17 @@ class PenalisedEM(DataConsistency):
 
     name: ClassVar[str] = "penalised EM"
 
-    num_inner: int = count(3, "EM updates per noise level")
+    num_inner: int = count(3, "EM updates per noise level", balanced=4, fast=6)
     beta: float = real(
         12.0,
         "weight of the network against the data, the same for any count level and unit; 1 treats the denoised image as "
         "known to within the noise level",
         open_below=True,
         volumes=5.0,
+        balanced=8.4,
+        balanced_volumes=3.5,
+        fast=3.6,
+        fast_volumes=1.5,
         published=1.0,
     )
 
@@ -72,4 +76,5 @@ class HQSReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "hqs"
     title: ClassVar[str] = "HQS"
     about: ClassVar[str] = "diffusion sampling, half-quadratic splitting with a closed-form EM data step"
+    references: ClassVar[tuple[str, ...]] = ("Zhu2023", "DePierro1995", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = PenalisedEM

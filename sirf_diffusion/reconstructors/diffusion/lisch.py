@@ -150,6 +150,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     method: ClassVar[str] = "lisch"
     title: ClassVar[str] = "LiSch"
     about: ClassVar[str] = "diffusion sampling to a likelihood schedule; no strength to tune"
+    references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")
     data_step: ClassVar[type[DataConsistency]] = AscentToSchedule
     #: The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
     num_subsets: ClassVar[int] = 2
@@ -170,6 +171,8 @@ class _Ascent:
         self.smoothing, self.sigma = parent.smoothing, step.sigma
         self.floor = RELATIVE_FLOOR * parent.intensity_scale * parent.inside
         self.sensitivity = torch.where(parent.inside, parent.sensitivity, torch.ones_like(parent.sensitivity))
+        if parent.covered is not None:  # no step elsewhere
+            self.sensitivity = self.sensitivity.masked_fill(~parent.covered, math.inf)
         self.rho = parent.anchor_strength / (parent.intensity_scale**2 * (step.sigma**2 - step.sigma_next**2))
         self.anchor = start.clone() if self.rho else start
         self.active = torch.arange(number)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ...geometry.checks import check_count, check_seed
+from ...geometry.checks import check_count, check_real, check_seed
+from ...models.grid import checked_box
 from ..records import Cost, StepRecord
-from ..settings import Settings, make
+from ..settings import Settings, kinds_of_default, make
 from ..view import bound, check_bound, seen_as_volume
 from .chain import Chain, posterior_sd
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .resuming import ResumableReconstructor
-from .sampling import Sampling, reverse_times
+from .sampling import Sampling, extrapolated, reverse_times
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,6 +81,8 @@ class DiffusionReconstructor(ResumableReconstructor):
         one, samples are no longer independent.
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
+    speed
+        ``"accurate"``, ``"balanced"`` or ``"fast"``: which defaults the settings have.
     resume_from
         File written by ``CheckpointCallback``; everything else must be as in the run that wrote it.
     callbacks
@@ -116,14 +120,16 @@ class DiffusionReconstructor(ResumableReconstructor):
         seed: int = 0,
         adaptation: Adaptation | None = None,
         batch_size: int | None = None,
+        speed: str | None = None,
         resume_from: str | Path | None = None,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
         **settings: Any,
     ) -> None:
         super().__init__(objective, callbacks=callbacks)
         parts = self.parts() if consistency is None else (self.sampling,)
-        volumes = ("volumes",) if seen_as_volume(model, self.objective, settings.get("planes")) else ()
-        chosen, *data_step = make(parts, settings, self.method, *volumes)
+        self.check_speed(speed)
+        kinds = kinds_of_default(speed, volume=seen_as_volume(model, self.objective, settings.get("planes")))
+        chosen, *data_step = make(parts, settings, self.method, *kinds)
         self.model, self.sampling_settings = model, chosen
         self.consistency: DataConsistency | None = data_step[0] if data_step else consistency
         self.adaptation = self.own_adaptation() if adaptation is None and self.own_adaptation else adaptation
@@ -186,27 +192,26 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._samples, self._given = None, initial_image is not None
         self._set_up_data_step()
         if self.model.geometry is None:
-            resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
-            planes, extent = self.sampling_settings.planes, self.sampling_settings.extent
-            self.model = bound(self.model, self.objective, planes, extent, sampling=True, intensity_scale=resumed)
+            resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", open_below=True))
+            chosen = self.sampling_settings
+            box = (self._kept("box", checked_box) or "object") if chosen.crop else None
+            options = {"sampling": True, "intensity_scale": resumed, "box": box}
+            self.model = bound(self.model, self.objective, chosen.planes, chosen.extent, **options)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
-            self.consistency.set_scale(self.model.intensity_scale)
+            self.consistency.set_scale(self.model.intensity_scale, self.model.covered)
         self._set_up_adaptation()
         self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
-            self._resumed.check(str(self.resume_from), self._fingerprint())
-            self._preparation = Cost(**self._resumed.metadata["preparation"])
+            self._resumed.check(self._fingerprint())
+            self._preparation = self._kept("preparation", Cost.of)
 
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
         super().process()
-        preparation = self._preparation
-        self.record["projections"] |= {
-            "preparation_forward": preparation.forward,
-            "preparation_back": preparation.back,
-        }
+        early = {"preparation_forward": self._preparation.forward, "preparation_back": self._preparation.back}
+        self.record["projections"] |= early
         self.record["model"] = {
             "hash": self.model.hash,
             "conditioning": self.model.conditioning,
@@ -294,9 +299,13 @@ class DiffusionReconstructor(ResumableReconstructor):
         if self.consistency is not None:
             # The change, not the image: a resampled image would lose detail that only the network's grid holds.
             u0 = u0 + model.to_latent(chain.x - denoised.image).to(u0)
+        eps, times = denoised.eps, self.times[max(chain.step - 2, 0) : chain.step + 1]
+        if self.sampling_settings.solver == "multistep":
+            chain.previous, before = u0, chain.previous
+            if before is not None:
+                u0, eps = extrapolated(model.schedule, times, u0, before, eps)
         noise = chain.noise() if self.eta > 0 else None
-        t_next = self.times[chain.step]
-        chain.u = model.schedule.ddim_step(u0, denoised.eps, denoised.step.t, t_next, self.eta, noise)
+        chain.u = model.schedule.ddim_step(u0, eps, *times[-2:], self.eta, noise)
 
     def _report(self, chain: Chain, step: DiffusionStep, data: DataStepResult) -> bool:
         cost = self._cost()

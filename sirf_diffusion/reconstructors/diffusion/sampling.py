@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...models.schedules import SPACINGS
-from ..settings import Settings, choice, count, real
+from ..settings import Settings, choice, count, flag, real
 from ..view import extent_setting, planes_setting
 from .chain import NOISES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...models.schedules import NoiseSchedule
 
 FINAL_NOISE_LEVEL = 0.05
+SOLVERS = ("ddim", "multistep")
+_MULTISTEP = {"balanced": "multistep", "fast": "multistep"}
 
 
 @dataclass(frozen=True)
 class Sampling(Settings):
     """Settings of the loop itself."""
 
-    num_steps: int = count(40, "noise levels", volumes=60, published=40, quick=15)
+    num_steps: int = count(
+        40,
+        "noise levels",
+        volumes=60,
+        balanced=28,
+        balanced_volumes=42,
+        fast=12,
+        fast_volumes=18,
+        published=40,
+        quick=15,
+    )
     eta: float = real(
         1.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0, published=0.85
     )
@@ -35,6 +51,18 @@ class Sampling(Settings):
         None, "relative noise level at the start; None is the highest that the network knows", open_below=True
     )
     spacing: str = choice("t", "of the noise levels: even in `t` or in `log_sigma`, or that of `karras`", SPACINGS)
+    crop: bool = flag(
+        False,
+        "whether the network looks at the object only, as the early image shows it; outside, the image is air",
+        balanced=True,
+        fast=True,
+    )
+    solver: str = choice(
+        "ddim",
+        "of what order a step is: `ddim` of the first; `multistep` of the second, for fewer levels",
+        SOLVERS,
+        **_MULTISTEP,
+    )
     planes: str | None = planes_setting()
     extent: float | None = extent_setting()
 
@@ -52,3 +80,20 @@ def reverse_times(
         return [float(schedule.t_max if start is None else start)]
     end = float(schedule.t_of_sigma(final_noise_level))
     return [float(t) for t in schedule.timesteps(num_steps - 1, end, spacing, start)]
+
+
+def extrapolated(
+    schedule: NoiseSchedule, times: Sequence[float], u0: Tensor, before: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Clean image and noise for a step of second order, from the clean images at two noise levels.
+
+    .. math::
+        \Delta = \tfrac12 \frac{\lambda_{k+1} - \lambda_k}{\lambda_k - \lambda_{k-1}} (u_{0,k} - u_{0,k-1}), \qquad
+        u_0 \leftarrow u_0 + \Delta, \qquad \epsilon \leftarrow \epsilon - \Delta / \sigma_k
+
+    with :math:`\lambda = -\log \sigma`: DPM-Solver++ (2M), and its stochastic form with ``eta`` 1 (Lu et al. 2022,
+    arXiv:2211.01095). ``times`` are those of levels ``k - 1``, ``k`` and ``k + 1``; ``before`` is the first's image.
+    """
+    first, here, following = (-math.log(schedule.sigma(t)) for t in times)
+    change = 0.5 * (following - here) / (here - first) * (u0 - before)
+    return u0 + change, eps - change / float(schedule.sigma(times[1]))

@@ -57,6 +57,7 @@ class RelativeDifferenceMAP(MAPEM):
     method: ClassVar[str] = "map-rdp"
     title: ClassVar[str] = "MAP-EM, RDP"
     about: ClassVar[str] = "MAP-EM with the relative difference prior (BSREM)"
+    references: ClassVar[tuple[str, ...]] = ("Nuyts2002", "Ahn2003", "Twyman2023")
     num_subsets: ClassVar[int] = 14
 
     @classmethod
@@ -132,6 +133,7 @@ class ScoreMAP(MAPEM):
     method: ClassVar[str] = "map-score"
     title: ClassVar[str] = "MAP-EM, score prior"
     about: ClassVar[str] = "MAP-EM with the score model as prior, at one noise level"
+    references: ClassVar[tuple[str, ...]] = ("Romano2017", "DePierro1995")
     uses_model: ClassVar[bool] = True
 
     @classmethod

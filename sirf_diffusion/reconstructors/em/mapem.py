@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engines.em import checked_order, em_update, inside, penalised_em_step
 from ...engines.objective import Objective
-from ...geometry.checks import check_count, check_finite
+from ...geometry.checks import check_count, check_finite, check_real
 from ...priors.base import Penalty
 from ..base import Reconstructor
 from ..records import Cost, StepRecord
@@ -140,6 +140,10 @@ class MAPEM(Reconstructor):
 
     def _bsrem(self, kept: dict[str, Tensor], done: int) -> Iterator[Iterate]:
         order = self.subset_order
+        if self._resumed is not None and "best" in kept:
+            with self._resumed.taken_up():
+                check_real("step", kept["step"], 0.0, 1.0, open_below=True)
+                check_count("left", kept["left"], 0)
         return bsrem(self.objective, self.prior, self._initial, self.num_iterations, order, kept, done)
 
     def _spent(self) -> Cost:

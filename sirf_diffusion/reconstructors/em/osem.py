@@ -53,6 +53,7 @@ class OSEM(Reconstructor):
     method: ClassVar[str] = "osem"
     title: ClassVar[str] = "OSEM"
     about: ClassVar[str] = "maximum likelihood, stopped early"
+    references: ClassVar[tuple[str, ...]] = ("Hudson1994",)
     num_subsets: ClassVar[int] = 9
 
     @classmethod

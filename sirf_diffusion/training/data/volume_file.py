@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import os
@@ -19,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...files.documents import parse_json
+from ...files.versions import check_version
 from .volumes import DTYPES, FORMAT, SCHEMA_VERSION, SPLITS
 
 #: Limits of what is believed: voxels of a volume; bytes of data for each byte in the file (gzip's is 1032); of a text.
@@ -259,19 +260,17 @@ def _check(file: Any) -> None:
     _check_attributes(file, "the file")
     if file.attrs.get("format") != FORMAT or "volumes" not in file:
         raise _WrongContent("holds no training volumes: make some by 'sirf-diffusion data build'")
-    version = int(file.attrs["schema_version"])
-    if version > SCHEMA_VERSION:
-        raise _WrongContent(
-            f"has schema version {version}, this program reads up to {SCHEMA_VERSION}: install a newer one"
-        )
+    try:
+        check_version(file.attrs["schema_version"], SCHEMA_VERSION)
+    except ValueError as error:
+        raise _WrongContent(f"cannot be read: {error}") from None
     size = np.asarray(file.attrs["voxel_size"], float)
     if size.shape != (3,) or not ((size >= 0.1) & (size <= 100)).all():
         raise _WrongContent(f"has voxels of {size.tolist()} mm; expected three sizes from 0.1 to 100: build it anew")
     for name in ("kind", "created_by", "axes", "intensity_rule"):
         if not isinstance(file.attrs[name], str):
             raise _WrongContent(f"has a {name} that is no text: build it anew")
-    if not isinstance(json.loads(file.attrs["settings"]), dict):
-        raise _WrongContent("has settings that are no table: build it anew")
+    parse_json(file.attrs["settings"])
     if "rejected" in file:
         for column in ("number", "source", "reason"):
             _check_dataset(file["rejected"], column, 1)

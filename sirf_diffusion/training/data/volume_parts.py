@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from ...files.documents import parse_json
 from ...files.outputs import atomic_path, jsonable
+from ...files.versions import KEY, read_record
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, new_file, root_attributes, write_group
@@ -85,7 +87,7 @@ class PartStore:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
             with open_checked(self.out) as file:
-                self._compare(json.loads(file.attrs["settings"]), f"{self.out}")
+                self._compare(parse_json(file.attrs["settings"]), f"{self.out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.key = self._take_up(key)
 
@@ -178,10 +180,10 @@ class PartStore:
         record = self.folder / "settings.json"
         if record.exists():
             try:
-                content = json.loads(record.read_text(encoding="utf-8"))
+                content = read_record(record)
                 settings, earlier = dict(content["settings"]), bytes.fromhex(content["key"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{record} is damaged ({error}): remove {self.folder} to begin anew") from error
+                raise ValueError(f"{self.folder}, an unfinished build: {error}; remove it to begin anew") from error
             self._compare(settings, f"{self.folder}, an unfinished build,")
             if key is not None and key != earlier:
                 raise ValueError(f"{self.folder} was begun with another --key: give that one, or remove the folder")
@@ -189,7 +191,7 @@ class PartStore:
         key = key or secrets.token_bytes(32)
         with atomic_path(record) as temporary:
             temporary.touch(0o600)
-            temporary.write_text(json.dumps({"settings": self.settings, "key": key.hex()}), encoding="utf-8")
+            temporary.write_text(json.dumps({KEY: 1, "settings": self.settings, "key": key.hex()}), encoding="utf-8")
         return key
 
     def _compare(self, found: dict[str, Any], where: str) -> None:

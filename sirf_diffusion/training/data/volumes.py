@@ -33,7 +33,7 @@ from ...files.outputs import atomic_path
 from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
-from ...models.intensity import FWHM_MM, HOT_RATIO, INTENSITY_RULES, intensity_scale, tissue_level
+from ...models.intensity import FWHM_MM, INTENSITY_RULES, hot_object, intensity_scale
 from ...patient.image import UnusableImage
 
 FORMAT = "sirf-diffusion training volumes"
@@ -103,7 +103,7 @@ class Volume:
         smoothed = gaussian_smooth(image, geometry, FWHM_MM)
         arrays = {"emission": image.numpy(), "mask": (smoothed > MASK_THRESHOLD).numpy()}
         volume = cls(arrays, voxel_size, others.pop("subject"), others.pop("source"), scale, **others)
-        if HOT_RATIO * tissue_level(smoothed, geometry) < float(smoothed.max()):
+        if hot_object(smoothed, geometry)[1] > 0:
             volume.notes.append(f"a hot object of {peak:.0f} times the rest: scaled by the rest")
         return volume
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...geometry.images import ImageGeometry
+from ...models.generation import generate
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
 from ..recipes import Recipe
@@ -21,8 +21,6 @@ from .validation import Denoiser, ValidationSet, network_denoiser, validation_se
 
 logger = logging.getLogger(__name__)
 
-#: Noise level at which sampling ends with one last denoising.
-LAST_SIGMA = 0.03
 #: Factors by which images are made brighter or darker.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 #: Noise levels, relative to the image's own brightness, at which that is looked at.
@@ -210,28 +208,13 @@ def calibration(slices: ValidationSet, denoise: Denoiser, sigma: float) -> tuple
     return balance, math.sqrt(max(sigma * sigma * divergence, 0.0) / error) if error else math.inf
 
 
-def unconditional_samples(
-    model: ScoreModel, count: int, size: int, num_steps: int = 60, seed: int = 0, eta: float = 0.85
-) -> Tensor:
-    """Transverse slices ``[count, size, size]`` drawn from the prior alone, in network units.
+def unconditional_samples(model: ScoreModel, count: int, size: int, num_steps: int = 60) -> Tensor:
+    """Transverse slices ``[count, size, size]`` drawn from the prior alone, in network units, see `generate`.
 
-    Of a network of volumes, the middle slices of cubes. A conditional model is shown no anatomical image.
+    Of a network of volumes, the middle slices of cubes.
     """
-    guidance = -1.0 if model.in_channels == 2 else 0.0
-    depth = size if model.spatial_dims == 3 else 1
-    bound = model.on(ImageGeometry((depth, size, size), model.voxel_size), 1.0, guidance=guidance)
-    schedule, generator = model.schedule, torch.Generator().manual_seed(seed)
-    last = max(LAST_SIGMA, schedule.sigma(float(schedule.t_min)))
-    times = [float(t) for t in schedule.timesteps(num_steps, schedule.t_of_sigma(last))]
-    # The highest level of a variance-exploding schedule is far from 1.
-    start = schedule.nu(times[0])
-    u = start * torch.randn((count, *bound.latent_shape), generator=generator).to(bound.device)
-    for t, t_next in pairwise(times):
-        u0, eps = bound.predict(u, t)
-        noise = torch.randn(u.shape, generator=generator).to(u)
-        u = schedule.ddim_step(u0, eps, t, t_next, eta, noise)
-    clean = bound.predict(u, times[-1])[0].clamp(min=0)
-    return clean[:, clean.shape[1] // 2].cpu()
+    shape = (size if model.spatial_dims == 3 else 1, size, size)
+    return generate(model, count, shape, "ddim", num_steps, eta=0.85)[:, shape[0] // 2]
 
 
 def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:

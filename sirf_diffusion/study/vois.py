@@ -1,0 +1,120 @@
+"""Mean activity in volumes of interest (VOIs), with the interval that posterior samples give."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files.outputs import atomic_path
+from ..geometry.exam import ExamInfo, position_of
+from ..geometry.images import ImageGeometry
+from ..patient.anatomical import AnatomicalImage
+from ..patient.image import SourceImage, UnusableImage, optional
+from ..patient.readers import read_source
+from ..patient.resampling import resample
+from ..reconstructors.diffusion.chain import posterior_sd
+
+#: Columns of a table, with their formats as text.
+COLUMNS = {
+    "voi": "d", "voxels": "d", "volume_ml": ".4g", "mean": ".5g", "sd": ".3g", "low": ".5g", "high": ".5g",
+    "unit": "s",
+}  # fmt: skip
+#: Probability of the intervals.
+NOMINAL = 0.95
+
+
+def read_vois(path: str | os.PathLike[str]) -> SourceImage:
+    """A label image (Interfile, NIfTI, DICOM, ECAT7): whole numbers, 0 for what is in no VOI.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or its values are no labels.
+    """
+    try:
+        image = read_source(Path(path))
+    except UnusableImage as error:
+        raise ValueError(f"the label image {path} cannot be used: {error}") from error
+    if image.values.min() < 0 or not np.array_equal(image.values, np.round(image.values)):
+        raise ValueError(
+            f"the label image {path} must hold whole numbers from 0, one for each VOI: it is no label image"
+        )
+    return image
+
+
+def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | None = None) -> Tensor:
+    """Labels ``[z, y, x]`` on the grid of a reconstruction, of the nearest voxel; ``exam`` says how the patient lay.
+
+    Raises
+    ------
+    ValueError
+        If a label has no voxel there.
+    """
+    grid = AnatomicalImage(labels, data_position=position_of(exam)).grid(geometry)
+    placed = resample(labels, grid, labels=True).astype(np.int64)
+    if lost := sorted({*np.unique(labels.values).astype(int).tolist()} - {*placed.ravel().tolist(), 0}):
+        raise ValueError(
+            f"VOIs {', '.join(map(str, lost))} have no voxel on the reconstruction's grid {geometry.shape}"
+        )
+    return torch.from_numpy(placed)
+
+
+def voi_table(
+    labels: Tensor,
+    image: Tensor,
+    geometry: ImageGeometry,
+    samples: Tensor | None = None,
+    noises: str = "independent",
+    unit: str = "image units",
+) -> list[dict[str, Any]]:
+    r"""A row for each VOI: size, mean, and of two or more posterior samples its standard deviation and 95 % interval.
+
+    .. math:: \bar m \pm t_{S-1}\,\sqrt{1 + 1/S}\;\mathrm{SD}(m_s)
+
+    of the samples' own means :math:`m_s`, so that errors of neighbours count together; see `interval_factor`. It tells
+    what the data leave open given the model: wrong scatter, calibration or motion are not in it.
+
+    ``labels`` and ``image`` are ``[z, y, x]``, ``samples`` ``[S, z, y, x]``.
+    """
+    rows = []
+    for label in (value for value in labels.unique().tolist() if value):
+        mask = labels == label
+        row = {
+            "voi": label,
+            "voxels": int(mask.sum()),
+            "volume_ml": int(mask.sum()) * math.prod(geometry.voxel_size) / 1e3,
+        }
+        row |= {"mean": float(image[mask].double().mean()), "sd": None, "low": None, "high": None, "unit": unit}
+        if samples is not None and len(samples) > 1:
+            sd = float(posterior_sd(samples[:, mask].double().mean(1), noises))
+            half = interval_factor(len(samples), noises) * sd
+            row |= {"sd": sd, "low": row["mean"] - half, "high": row["mean"] + half}
+        rows.append(row)
+    return rows
+
+
+def interval_factor(number: int, noises: str = "independent", probability: float = NOMINAL) -> float:
+    """Standard deviations on each side of the mean of so many samples that hold the truth with this probability.
+
+    Student's ``t`` of ``number - 1`` degrees of freedom, times ``sqrt(1 + 1 / number)``: the mean has an error of its
+    own, but for balanced noises, which add up to zero.
+    """
+    student = optional("scipy.stats", "intervals of few samples").t
+    factor = float(student.ppf(0.5 + probability / 2, number - 1))
+    return factor if noises == "balanced" else factor * math.sqrt(1 + 1 / number)
+
+
+def write_vois(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table as CSV."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
