@@ -72,7 +72,7 @@ def judge(reader: Reader, content: bytes) -> str:
         return "refused"
     except Broken as error:
         return f"nonsense accepted: {error}"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in last if "sirf_diffusion" in frame.filename]
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
