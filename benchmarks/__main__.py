@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from sirf_diffusion.cli.command_line import USER_ERRORS, common_options, run_command
 
-from . import structure
+from . import kills, long_run, structure
 from .bench import cli
+from .fuzz import campaign
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, epilog="example: python -m benchmarks run --suite quick"
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (cli, structure):
+    for module in (cli, structure, campaign, kills, long_run):
         module.add_parser(subparsers, common)
     return parser
 

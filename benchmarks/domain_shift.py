@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.bench.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
-from sirf_diffusion.files.outputs import atomic_path
+from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.methods import get_method

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.files.outputs import atomic_path
+from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 

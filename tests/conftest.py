@@ -10,6 +10,8 @@ import functools
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,10 +37,13 @@ def _reason_sirf() -> str:
 @functools.lru_cache
 def _reason_shim() -> str:
     """Empty if the compiled module of ``stir_priors`` is there, which is compiled once if STIR and a compiler are."""
+    from filelock import FileLock  # which PyTorch brings
+
     from stir_priors.build import ShimError, build
 
     try:
-        build()
+        with FileLock(Path(tempfile.gettempdir()) / f"stir-priors-tests-{os.getuid()}.lock"):
+            build()
     except ShimError as problem:
         return str(problem)
     return ""

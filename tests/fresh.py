@@ -6,10 +6,13 @@ Neither OpenMP's threads nor those of automatic differentiation survive a fork: 
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FRESH = multiprocessing.get_context("forkserver")
 # Modules of this folder are not found by all versions of Python's server.
@@ -21,6 +24,45 @@ FRESH.set_forkserver_preload(
         "torch._dynamo", "torch.distributed", "torch.nn.parallel",
     ]
 )  # fmt: skip
+
+
+def exit_code(work: Callable[[], Any], begin: Callable[[], Any] | None = None) -> int:
+    """That of a function (0 for None) in a process of its own, ``begin`` being called first; negative for a signal."""
+    process = FRESH.Process(target=_run, args=(work, begin))
+    process.start()
+    process.join(120)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive, f"{work} did not end"
+    return process.exitcode
+
+
+def _run(work: Callable[[], Any], begin: Callable[[], Any] | None) -> None:
+    if begin is not None:
+        begin()
+    sys.exit(work())
+
+
+@dataclass
+class DieAt:
+    """For `exit_code`: SIGKILL before the file operation of this number in a folder."""
+
+    number: int
+    events: tuple[str, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        left, folder = [self.number], str(self.folder)
+
+        def hook(event: str, arguments: tuple) -> None:
+            if event in events and any(folder in str(argument) for argument in arguments):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        events = self.events
+        sys.addaudithook(hook)
 
 
 def run(function: Callable, *arguments: object, cwd: Path, timeout: float = 300) -> tuple[int, str]:

@@ -149,6 +149,7 @@ def test_what_makes_no_sense_names_the_key(files, kind):
         ("model filename := MODEL\n  guidance weight := -1", None, ""),
         ("model filename := MODEL", "warning", "can use an MR or CT image and is given none"),
         ("model filename := MODEL\n  guidance weight := -2", "error", "weight := -2: expected a number of at least -1"),
+        ("model filename := MODEL\n  memory := yes", "error", "memory := yes: expected 0 or 1"),
         ("model filename := MODEL\n  guidance weight := much", "error", "guidance weight"),
         ("model filename := MODEL\n  anatomical image filename := absent.nii", "error", "no such file"),
         ("model filename := brain-fdg\n  anatomical image filename := MR", "error", "without anatomical images"),

@@ -119,23 +119,6 @@ def test_bowsher_prior(pet, tmp_path):
     np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
-def test_an_image_on_the_same_grid_is_not_touched(pet):
-    x, mr = image_of(pet, activity()), image_of(pet, activity() + 5)
-    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
-    prior.set_anatomical_image(mr)
-    prior.set_up(x)
-    assert torch.equal(prior.obj._anatomical.on(GRID), torch.from_numpy(mr.as_array()))
-
-
-def test_an_image_of_elsewhere_is_refused(pet):
-    x = image_of(pet, activity())
-    far = ImageGeometry(FINE.shape, FINE.voxel_size, (300.0, 0.0, 0.0))
-    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
-    prior.set_anatomical_image(image_of(pet, anatomy(), far))
-    with pytest.raises((ValueError, pet.error), match="covers only 0%"):
-        prior.set_up(x)
-
-
 def test_reconstructors_take_a_guided_model():
     """`guided_by` serves what binds the model itself: the scale is not known to the script."""
     from toy_objective import make_toy

@@ -18,8 +18,11 @@ def body(lung=0.027, water=0.096, metal=0):
 
 
 @pytest.mark.parametrize("image", [body(), body(metal=3), torch.zeros(2, 3, 3), body() * (torch.rand(8, 20, 20) > 0.3)])
-def test_tissue_in_1_per_cm_and_air_are_taken(image):
+def test_tissue_in_1_per_cm_and_air_are_taken(image, caplog):
     check_attenuation_units(image)
+    assert caplog.text == ""
+    check_attenuation_units(1.6 * image.clamp(max=1))
+    assert ("lower energy" in caplog.text) == bool(image.any())
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Interrupted(Execution):
             yield result
 
 
-def test_a_stopped_benchmark_goes_on_and_ends_alike(finished, tmp_path, model):
+def test_a_stopped_benchmark_goes_on_and_ends_alike(finished, tmp_path, model, caplog):
     whole, _ = finished
     suite = replace(TINY, methods=("mlem", "hqs"))
     first = Interrupted(9)
@@ -149,6 +149,11 @@ def test_a_stopped_benchmark_goes_on_and_ends_alike(finished, tmp_path, model):
     assert second.done == len(list((tmp_path / "runs").iterdir())) - 9
     expected = {(r["method"], r["variant"]): r["nrmse"] for r in whole.summary}
     assert all(r["nrmse"] == expected[r["method"], r["variant"]] for r in outcome.summary)
+    damaged = next((tmp_path / "runs").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    third = Interrupted(1)
+    Campaign(suite, tmp_path, {"score": model}, third).run()
+    assert f"{damaged} is damaged" in caplog.text
     third = Interrupted(0)
     Campaign(suite, tmp_path, {"score": model}, third).run()
 
@@ -200,7 +205,7 @@ def test_every_line_of_the_table_reconstructs(name, model, tmp_path_factory):
     assert float(image.min()) >= 0
     # Guidance by a random network in two steps gets nowhere; data steps find the activity all the same.
     if name not in ("naive", "dps"):
-        assert float(image.sum()) == pytest.approx(float(problem.truth.sum()), rel=0.5)
+        assert float(image.sum()) == pytest.approx(float(problem.truth.sum()), rel=0.6)
 
 
 def test_perfect_images_get_perfect_numbers():

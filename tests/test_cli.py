@@ -91,6 +91,7 @@ def test_recon_writes_a_complete_result(recon, scan, method):
         assert record["network_evaluations"] > 0
     if METHODS[method].samples:
         with h5py.File(out / "samples.h5") as file:
+            assert file.attrs["schema_version"] == 1
             samples = torch.from_numpy(file["samples"][:])
         assert samples.shape == (2, *geometry.shape)
         assert torch.allclose(samples.mean(0), image, rtol=1e-4, atol=1e-5 * float(image.max()))
@@ -165,8 +166,8 @@ def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys)
     assert recon(multiplicative=None, **{told: "yes"})[0] == 2
 
 
-@pytest.mark.parametrize(("power", "told"), [(1, "given twice"), (0, None), (-1, "correction")])
-def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acquisition, power, told):
+@pytest.mark.parametrize(("power", "told"), [(1, "given twice"), (0.35, None), (0, None), (-1, "correction")])
+def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acquisition, power, told, caplog):
     """Of efficiencies that vary with the distance from the axis, and are zero in places."""
     thick = replace(small_acquisition, attenuation=3 * small_acquisition.attenuation, multiplicative=None)
     attenuating = thick.objective().model.multiplicative_factors
@@ -177,6 +178,7 @@ def test_the_power_of_attenuation_in_the_factors_is_told_from_the_data(small_acq
     assert power_of_attenuation(factors, attenuating)[0] == pytest.approx(power, abs=0.01)
     if told is None:
         twice.objective()
+        assert ("falls a little" in caplog.text) == (power > 0)
     else:
         with pytest.raises(AcquisitionError, match=told):
             twice.objective()
@@ -438,7 +440,7 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
 
     calls = []
     monkeypatch.setattr(training, "train", lambda *a, **k: calls.append((a, k)), raising=False)
-    assert main(["train", "--recipe", "brain-fdg", "--out", str(tmp_path), "--max-steps", "3", "--no-resume"]) == 0
+    assert main(["train", "--recipe", "brain-fdg", "--out", str(tmp_path), "--max-steps", "3", "--restart"]) == 0
     assert calls[0][0] == ("brain-fdg", tmp_path)
     expected = {"work_dir": None, "max_steps": 3, "threads": None, "resume": False, "device": "auto", "data": None}
     assert expected.items() <= calls[0][1].items()

@@ -4,13 +4,14 @@ import csv
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from fresh import run
+from fresh import DieAt, exit_code, run
 from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
 
 from sirf_diffusion.cli import main
@@ -251,10 +252,19 @@ class TestWhatAFolderMeans:
         write_nifti(tmp_path / "a" / "template.nii.gz", activity(1))
         assert [i.image for i in find_images([tmp_path / "a"]) if not i.left_out] == [pet]
 
-    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu"])
+    @pytest.mark.parametrize("name", ["t1", "mr", "sub1_ct", "umap", "brain_mask", "mu", "T1_brain", "aparc+aseg",
+                                      "brainmask", "CTAC", "MNI152_T1_2mm_brain", "PET_mask"])  # fmt: skip
     def test_usual_names_of_other_images_are_known(self, tmp_path, name):
         images = bids(tmp_path / "a", "patient1", name)
         assert [i.image.name for i in find_images([images]) if not i.left_out] == ["patient1.nii.gz"]
+
+    def test_derivatives_and_source_data_of_a_bids_data_set_are_left_out(self, tmp_path):
+        names = "sub-01/pet/sub-01_pet", "derivatives/p/sub-01/pet/sub-01_desc-mean_pet", "sourcedata/x_pet"
+        root = bids(tmp_path, *names)
+        assert not any(i.left_out for i in find_images([root]))
+        (root / "dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
+        assert [i.left_out.split()[1] for i in find_images([root]) if i.left_out] == ["derivatives", "sourcedata"]
+        assert not any(i.left_out for i in find_images([root / "derivatives"]))
 
     def test_a_sidecar_tells_the_modality(self, tmp_path):
         root = bids(tmp_path / "a", "first", "second")
@@ -375,6 +385,10 @@ def build_and_die(at, *arguments):
     main(["data", "build", "--voxel-size", "4", "--no-crop", "--out", *arguments])
 
 
+def build_silently(build) -> None:
+    build()
+
+
 class TestInterruptions:
     @pytest.mark.parametrize(("at", "kept"), [(6, 2), (9, 4)], ids=["within a volume", "while putting together"])
     def test_a_killed_build_goes_on_and_ends_like_an_undisturbed_one(self, tmp_path, monkeypatch, at, kept):
@@ -397,6 +411,29 @@ class TestInterruptions:
         # subjects are hashed with other keys, so that splits may differ; the data do not
         digests = [[i.data_sha256 for i in VolumeFile(p).infos] for p in (killed, whole)]
         assert digests[0] == digests[1]
+
+    def test_killed_at_any_renaming_or_removal_the_same_build_ends_alike(self, tmp_path):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        whole, _ = build(tmp_path, path, key=bytes(32))
+        content, kills, known = whole.read_bytes(), 0, 0
+        whole.unlink()
+        again = partial(build, tmp_path, path, key=bytes(32))
+        events = ("os.rename", "os.remove", "os.rmdir")
+        while exit_code(partial(build_silently, again), DieAt(kills, events, tmp_path)) != 0:
+            _, outcomes = again()
+            known += [outcome.status for outcome in outcomes] == ["used"]
+            assert whole.read_bytes() == content
+            assert not (tmp_path / "out.h5.parts").exists()
+            whole.unlink()
+            kills += 1
+        assert kills > 8
+        assert known >= kills - 2
+
+    def test_begun_anew_it_forgets_other_settings(self, tmp_path):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        with pytest.raises(NothingUsable):
+            build(tmp_path, tmp_path / "missing.nii")
+        build(tmp_path, path, options=ImageOptions((3.0,) * 3, None), restart=True)
 
     def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path):
         path = write_nifti(tmp_path / "a.nii.gz", activity())

@@ -46,20 +46,10 @@ def parametric_head_of(seed: int = 9100):
 
 
 class TestThorax:
-    def test_organs_are_shares_of_a_body(self):
-        organs = thorax().organs
-        assert set(organs) == set(body.TISSUES)
-        inside = sum(organs.values())
-        assert min(v.min() for v in organs.values()) >= 0
-        assert inside.max() <= 1 + 1e-5
-        litres = {name: float(v.sum()) * 0.6**3 / 1000 for name, v in organs.items()}
-        assert 2 < litres["lung"] < 7
-        assert 0.7 < litres["liver"] < 3
-        assert 10 < float(inside.sum()) * 0.6**3 / 1000 < 40
-
     def test_axes_and_attenuation(self):
         """x to the left, y to the back, z to the feet; 1/cm."""
         organs, (nz, ny, nx) = thorax().organs, thorax().mr.shape
+        assert set(organs) == set(body.TISSUES)
 
         def centre(name):
             return [float(np.average(g, weights=organs[name])) for g in np.indices((nz, ny, nx))]
@@ -73,9 +63,8 @@ class TestThorax:
         assert mu[organs["muscle"] > 0.99].min() == pytest.approx(0.096, rel=0.01)
         assert 0.1 < mu.max() <= 0.1401
 
-    def test_same_seed_same_body_other_seed_other_body(self):
+    def test_same_seed_same_body(self):
         assert np.array_equal(body.simulate_thorax(9100, (56, 48, 72), 6.0).mr, thorax().mr)
-        assert not np.array_equal(thorax(9101).labels, thorax().labels)
 
     @pytest.mark.parametrize("tracer", body.BODY_TRACERS)
     def test_activity_and_its_lesions(self, tracer):
@@ -94,17 +83,23 @@ class TestThorax:
             assert set(np.unique(kinds)) <= {0, 2, 4}
 
 
-def test_parametric_heads_have_a_brain_with_a_cortex():
-    organs = parametric_head_of().organs
-    inside = sum(organs.values())
+@pytest.mark.parametrize(("simulated", "spacing", "litres"), [
+    (thorax, 0.6, {"lung": (2, 7), "liver": (0.7, 3)}),
+    (parametric_head_of, 0.4, {"grey": (0.3, 1.5), "white": (0.3, 1.5)}),
+])  # fmt: skip
+def test_organs_are_shares_of_a_body(simulated, spacing, litres):
+    organs = simulated().organs
     assert min(v.min() for v in organs.values()) >= 0
-    assert inside.max() <= 1 + 1e-5
-    litres = {name: float(v.sum()) * 0.4**3 / 1000 for name, v in organs.items()}
-    assert 1.0 < litres["grey"] + litres["white"] + litres["cerebellum"] < 2.5
-    assert litres["grey"] > 0.3
+    assert sum(organs.values()).max() <= 1 + 1e-5
+    for name, (least, most) in litres.items():
+        assert least < float(organs[name].sum()) * spacing**3 / 1000 < most
+    assert not np.array_equal(simulated(9101).mr, simulated().mr)
+
+
+def test_parametric_heads_have_the_brain_on_top():
+    organs = parametric_head_of().organs
     height = {name: np.average(np.arange(56), weights=v.sum((1, 2))) for name, v in organs.items()}
     assert height["grey"] < height["cerebellum"] < height["muscle"]
-    assert not np.array_equal(parametric_head_of(9101).mr, parametric_head_of().mr)
 
 
 class TestHeads:
@@ -183,7 +178,7 @@ class TestFiles:
         ]  # fmt: skip
         code, output = run(command_on_a_small_disk, room, command, cwd=tmp_path)
         assert code == 2
-        assert "cannot be written (File too large): free some space and give the same command again" in output
+        assert "File too large: free some space and give the same command again" in output
         assert "Traceback" not in output
         assert len(list((tmp_path / "a.h5.parts").glob("*.h5"))) == parts
         assert main(command) == 0
@@ -222,15 +217,15 @@ def _interrupt():
 
 def write_volumes(path, count=6, shape=(20, 24, 28), anatomy=True):
     """A file whose volume k has the value k + 1 inside."""
-    store = PartStore(path, "phantoms", {}, (2.0, 2.0, 2.0))
-    for k in range(count):
-        emission = np.zeros(shape, np.float32)
-        emission[3:-3, 3:-3, 3:-3] = 1
-        volume = Volume({"emission": emission * (k + 1), "mask": emission > 0}, (2.0, 2.0, 2.0), f"s{k}", "x", 1.0)
-        if anatomy and k % 2 == 0:
-            volume.arrays["anatomy"] = 10 * volume.arrays["emission"]
-        store.write(f"{k}", volume)
-    store.assemble([(f"{k}", f"{k}") for k in range(count)], (1, 0, 0), 0)
+    with PartStore(path, "phantoms", {}, (2.0, 2.0, 2.0)).held() as store:
+        for k in range(count):
+            emission = np.zeros(shape, np.float32)
+            emission[3:-3, 3:-3, 3:-3] = 1
+            volume = Volume({"emission": emission * (k + 1), "mask": emission > 0}, (2.0, 2.0, 2.0), f"s{k}", "x", 1.0)
+            if anatomy and k % 2 == 0:
+                volume.arrays["anatomy"] = 10 * volume.arrays["emission"]
+            store.write(f"{k}", volume)
+        store.assemble([(f"{k}", f"{k}") for k in range(count)], (1, 0, 0), 0)
     return VolumeFile(path)
 
 

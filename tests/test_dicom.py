@@ -1,6 +1,7 @@
 """DICOM series: slices where their own tags put them, each with its slope; what is no single volume is refused."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -86,7 +87,10 @@ def test_slices_of_a_tilted_gantry_stay_where_they_are(tmp_path, caplog):
         ("ImagePositionPatient", None, 3, r"ImagePositionPatient \(0020,0032\) is missing"),
         ("ImageOrientationPatient", None, 0, r"ImageOrientationPatient \(0020,0037\) is missing"),
         ("PixelSpacing", None, 0, r"PixelSpacing \(0028,0030\) is missing"),
-        ("RescaleSlope", None, 3, r"RescaleSlope \(0028,1053\) is missing in some"),
+        ("RescaleSlope", None, 3, "RescaleSlope is missing in some"),
+        ("RescaleIntercept", None, 3, "RescaleIntercept is missing in some"),
+        ("FrameOfReferenceUID", "1.2.3.9", 3, "differ in FrameOfReferenceUID: 1.2.3.4.6 and 1.2.3.9"),
+        ("Units", "CNTS", 3, "differ in Units"),
         ("ImagePositionPatient", [1, 2], 0, "must be 3 numbers"),
         ("PixelSpacing", [0, 3], 0, "PixelSpacing .* positive"),
         ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], 0, "unit vectors at right angles"),
@@ -124,9 +128,12 @@ def test_two_time_frames_are_refused_as_such(tmp_path, planes):
         read_source(dicom_series(tmp_path / "s", STORED[: 2 * planes], positions))
 
 
-def test_one_slice_has_the_thickness_of_its_tags(tmp_path):
+def test_one_slice_has_the_thickness_of_its_tags(tmp_path, caplog):
     image = read_source(dicom_series(tmp_path / "s", STORED[:1], POSITIONS[:1], SliceThickness=4.5))
     np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (4.5, 2, 3))
+    assert "give the folder" not in caplog.text
+    read_source(tmp_path / "s" / sorted(os.listdir(tmp_path / "s"))[0])
+    assert "give the folder" in caplog.text
     with pytest.raises(UnusableImage, match=r"SliceThickness \(0018,0050\) is missing"):
         read_source(dicom_series(tmp_path / "t", STORED[:1], POSITIONS[:1], SliceThickness=None))
 

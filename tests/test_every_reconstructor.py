@@ -27,7 +27,7 @@ def made(kind, objective, scale, **options):
         return kind(objective, STEPS, callbacks=options.get("callbacks", ()))
     if kind is MAPEM or kind == "bsrem":
         prior = (
-            ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), scale), 0.3, 0.5)
+            ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), scale), 0.3, 0.5, memory=True)
             if kind is MAPEM
             else RelativeDifferencePenalty(objective.geometry, 0.1 / scale, epsilon=0.01 * scale)
         )

@@ -40,11 +40,13 @@ def test_the_command_writes_samples_a_sheet_and_a_record(small_model, tmp_path, 
     words = ["models", "sample", str(small_model), "--num", "3", "--steps", "4", "--size", "16", "--sampler", "ode"]
     assert main([*words, "--planes", "8", "--out", str(tmp_path / "out")]) == 0
     with h5py.File(tmp_path / "out" / "samples.h5") as file:
+        assert file.attrs["schema_version"] == 1
         assert file["samples"].shape == (3, 8, 16, 16)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"samples.h5", "samples.png", "record.json"}
     assert main([*words, "--seed", "1", "--out", str(tmp_path / "out")]) == 2
-    assert main([*words[:4], "0", "--out", str(tmp_path / "other")]) == 2
-    assert "num" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words[:4], "0", "--out", str(tmp_path / "other")])
+    assert "--num" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("denoiser", [Gaussian(1.0, 0.5), identity])

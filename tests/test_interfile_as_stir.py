@@ -112,6 +112,7 @@ class TestInterfile33:
             ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
             ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
             ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),
+            ("(pixels) := +1.500000", "(pixels) := 1.0", "one pixel, or 1 mm"),
         ],
     )
     def test_what_is_no_single_image_is_refused_by_name(self, tmp_path, old, new, message):
@@ -194,3 +195,9 @@ def test_time_of_flight_is_refused_and_its_scanners_key_is_not(tmp_path):
     assert read_projection_data(header)[1].num_views == 8
     with pytest.raises(UnsupportedError, match="number of dimensions := 5"):
         read_projection_data(replace_in(header, "number of dimensions := 4", "number of dimensions := 5"))
+
+
+def test_words_do_not_replace_a_number_that_was_given_before(tmp_path):
+    lines = "energy window lower level[1] := 425\nenergy window lower level[1] := junk\n"
+    header = write_image_files(tmp_path, np.zeros(60), more=f"{lines}energy window upper level[1] := 650\n")
+    assert read_exam_info(header).energy_window == (425, 650)

@@ -1,11 +1,17 @@
 """Results on disk: whole or not at all, and never over another one."""
 
 import os
+import signal
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
-from sirf_diffusion.files.outputs import OutputError, OutputFolder, atomic_path, write_json
+from sirf_diffusion.files import atomic
+from sirf_diffusion.files.atomic import atomic_path
+from sirf_diffusion.files.outputs import OutputError, OutputFolder, write_json
+from sirf_diffusion.files.stopping import Stopped, stoppable
 from sirf_diffusion.files.versions import read_record
 
 
@@ -90,6 +96,29 @@ def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail_halfway()
     assert contents(tmp_path) == before
+
+
+def write_four(path):
+    with atomic.new_hdf5(path) as file:
+        for name in "abcd":
+            file.create_dataset(name, data=np.arange(5000), compression="gzip")
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_signal_while_hdf5_is_written_waits_for_the_whole_file(tmp_path, monkeypatch, at):
+    calls, write = [], atomic._Disk.write
+
+    def stopped(self, content):
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGTERM)
+        return write(self, content)
+
+    monkeypatch.setattr(atomic._Disk, "write", stopped)
+    with stoppable(), pytest.raises(Stopped):
+        write_four(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert all((file[name][:] == np.arange(5000)).all() for name in "abcd")
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -135,7 +135,7 @@ def z_middle(scanner):
 @pytest.mark.parametrize("offset", [0.0, math.pi / 32], ids=["template's offset", "half a detector off"])
 def test_a_coincidence_lies_on_the_line_of_its_bin(write, offset):
     scanner, template = small_scanner(), ProjDataGeometry.from_scanner(replace(SCANNER, view_offset=offset), 1, 5)
-    for event in random_events(25):
+    for event in random_events(12):
         found = bin_events(write(scanner, [event_block([event])]), template)
         layout, hit = found.geometry, found.prompts.nonzero().tolist()
         assert len(hit) == 1 - found.outside[0]

@@ -15,6 +15,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.callback import CallbackPenalty
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.priors import AnchorPenalty, BowsherPenalty, ScorePenalty
+from sirf_diffusion.reconstructors import MAPEM
 
 VOLUME = ImageGeometry((3, 3, 4), (3.0, 2.0, 2.5))
 PLANE = ImageGeometry((1, 4, 5), (3.0, 2.0, 2.5))
@@ -322,3 +323,40 @@ def test_the_anatomical_image_reaches_the_network():
     bound = conditional.on(GRID, 10.0, anatomical=activity(5), guidance=0.5)
     torch.testing.assert_close(penalty.gradient(activity()), ScorePenalty(bound, 0.3).gradient(activity()))
     assert not torch.allclose(plain, penalty.gradient(activity()))
+
+
+def test_with_memory_the_maximum_has_the_precision_of_the_images_and_not_of_noisy_ones():
+    """A Gaussian's denoiser is the proximal map of (x - mean)^2 / (2 variance), whatever the noise level."""
+    objective, _ = make_toy()
+    found = []
+    for penalty in (
+        ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), 1.5), SIGMA, 3.0, memory=True),
+        AnchorPenalty(torch.full(objective.geometry.shape, 1.5, dtype=torch.float64), 3.0 / (1.5**2 * 0.5)),
+    ):
+        run = MAPEM(objective, penalty, 400)
+        run.set_up()
+        found.append(run.process().get_output())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["network", "any denoiser"])
+def test_memory_is_moved_by_the_gradient_of_one_image_alone(bound):
+    model = unbound().on(GRID, 10.0) if bound else ResidualOf(mixture_denoiser(), 10.0)
+    penalty, x, v = ScorePenalty(model, SIGMA, BETA, memory=True), activity(), activity(1) - 20
+    penalty.set_up(GRID)
+    first = penalty.gradient(x)
+    noise = penalty.noise
+    slope = float(penalty.value(x + 1e-2 * v) - penalty.value(x - 1e-2 * v)) / 2e-2
+    along = penalty.hessian_times(x, v)
+    penalty.gradient(torch.stack([x, v]))
+    assert penalty.noise is noise
+    second = penalty.gradient(x)
+    assert slope == pytest.approx(float((second * v).sum()), rel=3e-2)
+    assert not torch.allclose(first, second)
+    assert float((v * along).sum()) <= float((v * penalty.curvature(x) * v).sum())
+    penalty.set_up(GRID)
+    torch.testing.assert_close(penalty.gradient(x), first)
+    plain = ScorePenalty(model, SIGMA, BETA)
+    torch.testing.assert_close(first, plain.gradient(x) * 0.9)
+    assert plain.noise is None
+    assert penalty.settings["memory"]

@@ -20,10 +20,13 @@ def options(scan, model, out, *more):
     return ["recon", *scan.options, "--model", str(model), "--out", str(out), *more]
 
 
-def test_two_processes_make_the_samples_of_one(small_scan, small_model, tmp_path, capsys):
-    more = ("--samples", "3", "--set", "num_steps=3", "--seed", "5")
-    assert main(options(small_scan, small_model, tmp_path / "one", *more)) == 0
-    assert main(options(small_scan, small_model, tmp_path / "two", *more, "--workers", "2")) == 0
+def test_two_processes_make_the_samples_of_one(small_scan, tmp_path, capsys):
+    """With a model that is shown an anatomical image."""
+    model = write_conditional_model(tmp_path / "guided.safetensors", voxel_size=4.0)
+    guided = ("--anatomical", small_scan.mr_hv, "--guidance", "0.5")
+    more = ("--samples", "3", "--set", "num_steps=3", "--seed", "5", *guided)
+    assert main(options(small_scan, model, tmp_path / "one", *more)) == 0
+    assert main(options(small_scan, model, tmp_path / "two", *more, "--workers", "2")) == 0
     assert "in 2 shares" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
     samples, images = [], []
@@ -49,7 +52,7 @@ def test_two_workers_of_a_cluster_make_the_samples_of_one_process(small_scan, sm
     more = ("--samples", "3", "--set", "num_steps=2", "--method", "hqs")
     assert main(options(small_scan, small_model, tmp_path / "one", *more)) == 0
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
     ) as cluster:
         more += ("--cluster", cluster.scheduler_address)
         assert main(options(small_scan, small_model, tmp_path / "two", *more)) == 0
@@ -86,15 +89,6 @@ def test_missing_samples_are_not_overlooked(small_acquisition, small_model):
     share = reconstruct(small_acquisition, "hqs", **options, members=(0, 2))
     with pytest.raises(ValueError, match="samples 0 to 2 once each"):
         merge(Study(small_acquisition, "hqs", **options), [share])
-
-
-def test_a_guided_model_sees_the_same_anatomy_in_every_share(small_scan, tmp_path):
-    guided = write_conditional_model(tmp_path / "guided.safetensors", voxel_size=4.0)
-    more = ("--samples", "2", "--set", "num_steps=2", "--anatomical", small_scan.mr_hv, "--guidance", "0.5")
-    for name, where in (("one", ()), ("two", ("--workers", "2"))):
-        assert main(options(small_scan, guided, tmp_path / name, *more, *where)) == 0
-    a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("one", "two"))
-    assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.max()))
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,12 @@ def test_errors_have_sirfs_value():
 def test_wrong_use_is_explained(call, message, image, template):
     with pytest.raises((pet.error, ValueError, TypeError), match=message):
         call(image, template)
+
+
+@pytest.mark.parametrize("name", ["ImageData", "AcquisitionData", "QuadraticPrior", "OSMAPOSLReconstructor"])
+def test_methods_that_only_sirf_has_say_so(name):
+    kind = getattr(pet, name)
+    thing = kind.__new__(kind)
+    with pytest.raises(AttributeError, match="no attribute 'get_more' in the embedded engine: use SIRF"):
+        thing.get_more()
+    assert not hasattr(thing, "__cuda_array_interface__")

@@ -284,11 +284,12 @@ def test_objective_is_the_likelihood_less_the_penalty_and_subsets_share_it(pet, 
     assert_close(total, penalised.gradient(image), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["score", "anchor", "python", "bowsher"])
+@pytest.mark.parametrize("name", ["score", "memory", "anchor", "python", "bowsher"])
 def test_they_work_in_sirfs_algorithms(scan, name):
     pet = scan.pet
     prior = {
         "score": lambda: pet.ScorePrior(model(), 0.5, intensity_scale=float(scan.truth.max())),
+        "memory": lambda: pet.ScorePrior(model(), 0.5, intensity_scale=float(scan.truth.max()), memory=True),
         "anchor": lambda: pet.AnchorPrior(scan.start),
         "python": lambda: pet.PythonPrior(Ridge()),
         "bowsher": lambda: pet.BowsherPrior(scan.truth),

@@ -11,9 +11,12 @@ import time
 import numpy as np
 import pytest
 from interrupts import heed_interrupts
+from par_files import par_text
 from stir_shim_blocks import python
 from stir_shim_scan import environment, run_python
 
+from sirf_diffusion.data import load_example
+from sirf_diffusion.interop.stir.python_blocks import ALLOW
 from stir_priors import build as building
 from stir_priors.build import ShimError, find_builds, find_stir
 
@@ -42,6 +45,48 @@ assert "Diffusion Score" in first.prior_names()
 assert torch.ones(3).sum() == 3
 """
     passes(code, cwd=tmp_path)
+
+
+COMPUTE = """
+import torch, numpy, sirf_diffusion, {0} as engine
+kind = getattr(engine, "ImageData", None) or engine.FloatVoxelsOnCartesianGrid.read_from_file
+image = kind(str(sirf_diffusion.load_example("brain2d").folder / "truth.hv"))
+values = image.as_array() if hasattr(image, "as_array") else __import__("stirextra").to_numpy(image)
+x = torch.from_numpy(numpy.array(values, numpy.float32))[None]
+assert torch.nn.functional.conv2d(x, torch.ones(1, 1, 3, 3)).sum() > 8 * x.sum() > 0
+"""
+
+
+@pytest.mark.parametrize("other", ["torch", "sirf_diffusion.models.score_model, h5py, matplotlib.pyplot"])
+@pytest.mark.parametrize("engine", [
+    pytest.param("stir", marks=pytest.mark.requires_stir), pytest.param("sirf.STIR", marks=pytest.mark.requires_sirf)
+])  # fmt: skip
+def test_engines_are_imported_before_and_after_ours(engine, other, tmp_path):
+    for order in (f"{engine}, {other}", f"{other}, {engine}"):
+        passes(f"import {order}\n{COMPUTE.format(engine)}", cwd=tmp_path)
+
+
+@needs_stir
+def test_nothing_beside_a_parameter_file_takes_the_place_of_an_installed_module(tmp_path):
+    """A run, and a prior that it may run, import none of these from the folder of the file."""
+    for name in ("numpy", "json", "torch", "sirf_diffusion", "safetensors", "colorsys"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n")
+    (tmp_path / "mine.py").write_text(
+        "import colorsys\nclass Prior:\n    def gradient(self, x, out): out[...] = colorsys.rgb_to_hsv(0, 0, 0)[2]\n"
+    )
+    example = load_example("brain2d").folder
+    keys = "penalisation factor := 1\nmodule := mine\nclass := Prior"
+    block = f"prior type := Python\nPython Parameters :=\n{keys}\nEND Python Parameters :="
+    text = par_text(example / "prompts.hs", "image", block, subsets=1, subiterations=1)
+    (tmp_path / "my.par").write_text(text)
+    variables = {name: value for name, value in environment().items() if name != ALLOW}
+    script = "import sys; sys.path.remove(''); from sirf_diffusion.cli.stir import main; sys.exit(main())"
+    for options, code in (([], 2), (["--python-module", "mine"], 0)):
+        words = [sys.executable, "-c", script, "run", *options, "OSMAPOSL", "my.par"]
+        done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert not (tmp_path / "was_run").exists()
+    assert (tmp_path / "image_1.hv").exists()
 
 
 @needs_stir

@@ -156,7 +156,7 @@ def edits():
         "v with VE": (metadata(schedule=VESchedule().to_config()), "variance-preserving"),
         "no voxel size": (metadata(voxel_size_mm=None), "voxel_size"),
         "voxel of nothing": (metadata(voxel_size_mm=[2, 0, 2]), "voxel_size"),
-        "voxel of NaN": (metadata(voxel_size_mm=[2, math.nan, 2]), "voxel_size"),
+        "voxel of NaN": (metadata(voxel_size_mm=[2, math.nan, 2]), "NaN is no number"),
         "unknown scale rule": (metadata(intensity_rule="max"), "intensity_rule"),
         "other architecture": (architecture(num_res_blocks=2), "missing"),
         "other width": (architecture(channels=[4, 12]), "has shape"),

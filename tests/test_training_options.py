@@ -13,6 +13,7 @@ from training_file import write_training_file
 from training_processes import RECIPE
 
 from sirf_diffusion.cli import main
+from sirf_diffusion.files.stopping import SIGNALS, Stopped
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import DDPMSchedule, ScoreModel, VESchedule, VPSchedule, load_model, save_model
 from sirf_diffusion.models.networks import NetworkConfig, build_network
@@ -219,17 +220,19 @@ def test_early_stopping_keeps_the_best_and_stops(data, tmp_path, monkeypatch):
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
 
 
-def test_asked_to_stop_it_finishes_the_step_and_writes_a_checkpoint(data, tmp_path, monkeypatch):
-    advance = TrainingState.advance
+@pytest.mark.parametrize("number", SIGNALS)
+def test_asked_to_stop_it_finishes_the_step_and_writes_a_checkpoint(data, tmp_path, monkeypatch, number):
+    advance, earlier = TrainingState.advance, signal.signal(number, signal.default_int_handler)
 
     def interrupted(self, one):
         if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return advance(self, one)
 
     monkeypatch.setattr(TrainingState, "advance", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match=signal.Signals(number).name):
         train(SHORT, tmp_path / "m.safetensors", data=data)
+    signal.signal(number, earlier)
     monkeypatch.undo()
     train(SHORT, tmp_path / "m.safetensors", data=data)
     train(SHORT, tmp_path / "n.safetensors", data=data)
@@ -239,7 +242,7 @@ def test_asked_to_stop_it_finishes_the_step_and_writes_a_checkpoint(data, tmp_pa
 def test_other_data_do_not_continue_a_training(data, tmp_path):
     train(SHORT, tmp_path / "m.safetensors", data=data, max_steps=1)
     other = write_training_file(tmp_path / "other.h5", ("train", "validation"))
-    with pytest.raises(ValueError, match="another recipe or other data"):
+    with pytest.raises(ValueError, match=r"another training: data.* differ"):
         train(SHORT, tmp_path / "m.safetensors", data=other)
 
 
@@ -293,7 +296,7 @@ def test_evaluation_makes_a_card_of_what_it_measured(data, tmp_path, capsys):
     assert "FAILED" in capsys.readouterr().out
     assert main(["models", "evaluate", str(tmp_path / "m.safetensors"), "--data", str(data), "--out",
                  str(tmp_path / "card")]) == 2  # fmt: skip
-    assert "not empty" in capsys.readouterr().err
+    assert "holds another result: size differ" in capsys.readouterr().err
     assert main(["models", "evaluate", "brain-fdg", "--data", str(data), "--out", str(tmp_path / "other")]) == 2
     assert "--voxel-size" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Every message of ``docs/troubleshooting.md`` is raised by what this file does for it, and is all that is shown."""
 
+import errno
 import os
 import re
 import shutil
@@ -227,6 +228,15 @@ MISSPELT = "prior type := Difusion Score\nDifusion Score Parameters :=\nEND Difu
 QUADRATIC = "prior type := Quadratic\nQuadratic Prior Parameters :=\nEND Quadratic Prior Parameters :="
 ECAT = "Bin Normalisation type := From ECAT8\nBin Normalisation From ECAT8 :=\nEnd Bin Normalisation From ECAT8 :="
 
+
+def no_space(p):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    p.patch.setattr(os, "fsync", full)
+    return p.recon()
+
+
 TRIGGERS = {
     # Files
     "cannot read header ...: No such file or directory": lambda p: p.recon(prompts=p.folder / "nothing.hs"),
@@ -261,6 +271,7 @@ TRIGGERS = {
     "is a file; give a folder": lambda p: p.recon(out=p.write()),
     "cannot be written: ... in ...": lambda p: p.recon(out=p.write() / "below"),
     "the result needs about ... MB, ... MB are free; make room": full_disk,
+    "No space left on device: free some space and give the same command again": no_space,
     # Models
     "is neither a bundled model nor a file; bundled models:": lambda p: p.recon(method="dds", model="liver"),
     "it is not a complete safetensors file": cut,

@@ -19,6 +19,7 @@ from benchmarks.bench.suites import Suite
 from benchmarks.bench.summary import Maps, summarise
 from benchmarks.bench.table import Line, get_line
 from sirf_diffusion.environment import software_versions
+from sirf_diffusion.files.lock import LOCK, locked
 from sirf_diffusion.files.outputs import jsonable, write_json
 from sirf_diffusion.study.execution import Execution
 
@@ -97,6 +98,10 @@ class Campaign:
 
     def run(self) -> Outcome:
         """Make what is missing, and write ``results.csv``, ``summary.csv``, ``search.json`` and ``results.h5``."""
+        with locked(self.folder / LOCK, ValueError):
+            return self._run()
+
+    def _run(self) -> Outcome:
         lines, unavailable = available_lines(self.suite, self.models)
         outcome = Outcome(self._about(), unavailable=unavailable)
         best = self._tuned(lines, outcome)

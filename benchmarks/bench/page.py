@@ -23,7 +23,7 @@ from benchmarks.bench.tables import (
     lesion_columns,
     markdown,
 )
-from sirf_diffusion.files.outputs import atomic_path
+from sirf_diffusion.files.atomic import atomic_path
 
 if TYPE_CHECKING:
     import pandas

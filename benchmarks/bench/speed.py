@@ -16,7 +16,8 @@ from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.environment import software_versions
-from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
+from sirf_diffusion.files.atomic import atomic_path
+from sirf_diffusion.files.outputs import jsonable, write_json
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner

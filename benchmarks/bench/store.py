@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import torch
 
 from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.runs import RunResult, RunSpec
-from sirf_diffusion.files.outputs import atomic_path, jsonable, write_json
+from sirf_diffusion.files.atomic import atomic_path, new_hdf5
+from sirf_diffusion.files.documents import check_regular
+from sirf_diffusion.files.outputs import is_ours, jsonable, write_json
 from sirf_diffusion.files.versions import KEY, check_version, read_record
+
+logger = logging.getLogger(__name__)
+_LARGEST = 2**28
 
 
 class Store:
@@ -48,22 +54,28 @@ class Store:
                     f"{found[differing[0]]!r} there, {identity[differing[0]]!r} asked for); give another folder"
                 )
             identity = {**found, **identity}
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and not all(is_ours(p.name) for p in self.folder.iterdir()):
             raise ValueError(
                 f"--out {folder} is not empty and holds no bench.json of this program; give another folder"
             )
-        (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(about, identity)
+        (self.folder / "runs").mkdir(exist_ok=True)
 
     def get(self, spec: RunSpec) -> RunResult | None:
         """The result of a run, None if it has not been made."""
         path = self._path(spec)
-        return read_run(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return read_run(path)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s is damaged (%s): its run is made again", path, error)
+            return None
 
     def put(self, result: RunResult) -> None:
         """Keep a result."""
-        with atomic_path(self._path(result.spec)) as temporary:
-            write_run(temporary, result)
+        write_run(self._path(result.spec), result)
 
     def _path(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / f"{spec.name}.h5"
@@ -71,8 +83,6 @@ class Store:
 
 def write_run(path: Path, result: RunResult) -> None:
     """One run as HDF5: its numbers as JSON, its images as data sets."""
-    import h5py
-
     about = {
         "spec": result.spec.to_dict(),
         "measures": result.measures,
@@ -80,7 +90,7 @@ def write_run(path: Path, result: RunResult) -> None:
         "failure": result.failure,
         "where": result.where,
     }
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs.update({KEY: 1, "run": json.dumps(jsonable(about), allow_nan=False)})
         for name in ("image", "sd"):
             values = getattr(result, name)
@@ -134,9 +144,7 @@ def run_rows(results: Iterable[RunResult]) -> list[dict[str, Any]]:
 def write_results(path: Path, about: Mapping[str, Any], summary: list[dict[str, Any]], rows: list[dict[str, Any]],
                   cases: Iterable[Case], maps: Mapping[str, Mapping[str, torch.Tensor]]) -> None:  # fmt: skip
     """All results in one HDF5 file: what was done, the tables as JSON, and the images that the report shows."""
-    import h5py
-
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs[KEY] = 1
         for name, value in (("about", about), ("summary", summary), ("runs", rows)):
             # A data set, because an attribute holds no more than 64 kB.
@@ -162,9 +170,10 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import h5py
 
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             check_version(file.attrs.get(KEY, 1))
-            about, summary = (json.loads(bytes(file[name][:]).decode()) for name in ("about", "summary"))
+            about, summary = (json.loads(bytes(file[name][:_LARGEST]).decode()) for name in ("about", "summary"))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a results.h5 of this program ({error})") from error
     return about, summary

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeVar
 
+from ..geometry.checks import LARGEST_COUNT, LARGEST_SEED, check_count, check_real
+
+T = TypeVar("T")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTERRUPTED = 130
 USER_ERROR = 2
 FAULT = 1
@@ -62,10 +69,43 @@ def add_command(
     return parser
 
 
+def whole(minimum: int = 1, maximum: int = LARGEST_COUNT) -> Callable[[str], int]:
+    """Type of an option that is an integer."""
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,40}", text) else text
+        return _checked(lambda: check_count("it", number, minimum, maximum))
+
+    return parse
+
+
+def seed(text: str) -> int:
+    """Type of an option that is a seed."""
+    return whole(0, LARGEST_SEED)(text)
+
+
+def real(minimum: float, maximum: float) -> Callable[[str], float]:
+    """Type of an option that is a finite number."""
+
+    def parse(text: str) -> float:
+        number = float(text) if _NUMBER.fullmatch(text) else text
+        return _checked(lambda: check_real("it", number, minimum, maximum))
+
+    return parse
+
+
+def _checked(check: Callable[[], T]) -> T:
+    try:
+        return check()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error!s:.200}") from error
+
+
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads, of all workers; default: as PyTorch has")
+    threads = "CPU threads, of all workers; default: as PyTorch has"
+    parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help=threads)
 
 
 def add_precision(parser: argparse._ActionsContainer, default: str = "auto") -> None:
@@ -104,15 +144,14 @@ def run_command(
     def log_warning(message: Warning | str, *where: object, **more: object) -> None:
         logging.getLogger(loggers[0]).warning("%s", message)
 
-    from ..study.stopping import stoppable
+    from ..files.stopping import stoppable
 
     try:
         if getattr(arguments, "threads", None) is not None:
             from ..environment import limit_threads
-            from ..geometry.checks import check_count
 
-            limit_threads(check_count("--threads", arguments.threads, 1, 4096))
-        with warnings.catch_warnings(), stoppable():
+            limit_threads(arguments.threads)
+        with _outlived("stdout"), _outlived("stderr"), warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
     except KeyboardInterrupt as stop:
@@ -120,10 +159,6 @@ def run_command(
             traceback.print_exc()
         print(f"\n{stop or 'interrupted'}", file=sys.stderr)
         return getattr(stop, "exit_code", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; nothing is wrong.
-        sys.stderr.close()
-        return 0
     except Exception as error:
         message = _out_of_memory(error)
         if message is None and isinstance(error, user_errors):
@@ -136,6 +171,49 @@ def run_command(
             message += "please report it, with what --debug shows"
         print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
         return code
+
+
+@contextmanager
+def _outlived(name: str) -> Iterator[None]:
+    """Let ``sys.stdout`` or ``sys.stderr`` take its text also if the reader (head, less) has gone: the work goes on."""
+    stream = getattr(sys, name)
+    if stream is None:
+        yield
+        return
+    patient = _Patient(stream)
+    setattr(sys, name, patient)
+    try:
+        yield
+        patient.flush()
+    finally:
+        setattr(sys, name, stream)
+
+
+class _Patient:
+    """A stream that goes on into nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write to a reader, if there is one."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
 
 
 def _one_message(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files.documents import read_text
 from . import data_petsird
-from .command_line import add_command
+from .command_line import add_command, real, seed, whole
 
 T = TypeVar("T")
 
@@ -104,12 +105,13 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     grid = build.add_argument_group("grid")
     grid.add_argument(
-        "--voxel-size", nargs="+", type=float, default=[2.0], metavar="MM",
+        "--voxel-size", nargs="+", type=real(0.5, 20), default=[2.0], metavar="MM",
         help="one number, or three for z, y, x; default: 2. Equal to the images' own: nothing is interpolated",
     )  # fmt: skip
     grid.add_argument(
-        "--margin", type=float, default=16.0, metavar="MM", help="air kept around the activity; default: %(default)g"
-    )
+        "--margin", type=real(0, 1e4), default=16.0, metavar="MM",
+        help="air kept around the activity; default: %(default)g",
+    )  # fmt: skip
     grid.add_argument("--no-crop", dest="margin", action="store_const", const=None, help="keep the whole field of view")
     _add_splits(build)
     build.add_argument("--add", action="store_true", help="add to a file that --out names (with its --key)")
@@ -118,46 +120,51 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         help="keep the key of the hashes in this private file (made if it does not exist): images that are added later "
         "are then known to be of the same subjects",
     )  # fmt: skip
-    build.add_argument("--overwrite", action="store_true", help="replace --out")
+    _add_anew(build)
     build.add_argument("--dry-run", action="store_true", help="list what would be taken as what, and end")
 
 
 def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     phantom.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
-    phantom.add_argument("--subjects", type=int, default=16, metavar="N", help="default: %(default)d")
+    phantom.add_argument("--subjects", type=whole(), default=16, metavar="N", help="default: %(default)d")
     phantom.add_argument("--tracer", default="fdg", metavar="NAME", help="see above; default: %(default)s")
     kinds = ("head", "head-parametric", "thorax")
     phantom.add_argument("--body", default="head", choices=kinds, help="default: %(default)s")
-    phantom.add_argument("--draws", type=int, default=1, metavar="K", help="uptakes per subject; default: 1")
+    phantom.add_argument("--draws", type=whole(1, 1000), default=1, metavar="K", help="uptakes per subject; default: 1")
     phantom.add_argument(
-        "--seed", dest="first", type=int, default=0, metavar="S", help="number of the first subject; default: 0"
+        "--seed", dest="first", type=whole(0), default=0, metavar="S", help="number of the first subject; default: 0"
     )
     phantom.add_argument(
         "--held-out", action="store_true", help="a test set of subjects that no bundled model has seen (seed >= 9000)"
     )
-    phantom.add_argument("--voxel-size", type=float, default=2.0, metavar="MM", help="default: %(default)g")
+    phantom.add_argument("--voxel-size", type=real(1, 10), default=2.0, metavar="MM", help="default: %(default)g")
     phantom.add_argument(
-        "--psf", dest="psf_fwhm", type=float, metavar="MM", help="FWHM of the blur; default: drawn at random"
+        "--psf", dest="psf_fwhm", type=real(0, 100), metavar="MM", help="FWHM of the blur; default: drawn at random"
     )
     phantom.add_argument(
-        "--lesions-in-mr", dest="in_mr", type=float, default=0.5, metavar="SHARE",
+        "--lesions-in-mr", dest="in_mr", type=real(0, 1), default=0.5, metavar="SHARE",
         help="how many show in the MR; default: 0.5",
     )  # fmt: skip
     phantom.add_argument(
         "--perturb", metavar="stripes|spikes", help="wrong in a known way, to study what a model makes of it"
     )
-    _add_splits(phantom, seed="split-seed")
-    phantom.add_argument("--workers", type=int, metavar="N", help="processes; default: one per processor")
-    phantom.add_argument("--overwrite", action="store_true", help="replace --out")
+    _add_splits(phantom, "split-seed")
+    phantom.add_argument("--workers", type=whole(1, 4096), metavar="N", help="processes; default: one per processor")
+    _add_anew(phantom)
 
 
-def _add_splits(parser: argparse.ArgumentParser, seed: str = "seed") -> None:
+def _add_anew(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever a stopped run kept")
+
+
+def _add_splits(parser: argparse.ArgumentParser, name: str = "seed") -> None:
     group = parser.add_argument_group("splits, by subject")
     group.add_argument(
-        "--split", dest="fractions", nargs=3, type=float, default=[0.8, 0.1, 0.1],
+        "--split", dest="fractions", nargs=3, type=real(0, 1e9), default=[0.8, 0.1, 0.1],
         metavar=("TRAIN", "VALIDATION", "TEST"), help="shares of the subjects; default: 0.8 0.1 0.1",
     )  # fmt: skip
-    group.add_argument(f"--{seed}", type=int, default=0, metavar="S", help="which subject goes where; default: 0")
+    group.add_argument(f"--{name}", type=seed, default=0, metavar="S", help="which subject goes where; default: 0")
 
 
 def run_build(arguments: argparse.Namespace) -> int:
@@ -186,8 +193,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     try:
         with _progress(len(inputs), "images", arguments.out) as bar:
             outcomes = build_from_images(
-                inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite, key=key,
-                progress=bar.update,
+                inputs, arguments.out, options, add=arguments.add, overwrite=arguments.overwrite,
+                restart=arguments.restart, key=key, progress=bar.update,
             )  # fmt: skip
     except NothingUsable as error:
         _print_outcomes(error.outcomes)
@@ -205,7 +212,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     with _progress(options.subjects * options.draws, "volumes", arguments.out) as bar:
         build_phantoms(
             arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
-            overwrite=arguments.overwrite, progress=bar.update,
+            overwrite=arguments.overwrite, restart=arguments.restart, progress=bar.update,
         )  # fmt: skip
     _print_summary(arguments.out)
     return 0
@@ -252,14 +259,16 @@ def _options(kind: type[T], arguments: argparse.Namespace) -> T:
 
 def _key_file(path: Path) -> bytes:
     """The key in a private file, which is made if it does not exist."""
-    import os
     import secrets
 
+    from ..files.atomic import atomic_path
+
     if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        with atomic_path(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_hex(32) + "\n", encoding="ascii")
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_text(path, 4096).strip())
     except ValueError:
         key = b""
     if len(key) < 16:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command_line import add_command
+
+if TYPE_CHECKING:
+    from ..files.outputs import OutputFolder
 
 _ABOUT = """\
 Bin a PETSIRD file of a cylindrical scanner into the sinograms of a template:
@@ -38,14 +41,19 @@ def add_parser(actions: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Bin, write, and say what was found."""
+    from ..files.outputs import OutputFolder
+
+    settings = {"file": str(arguments.file), "template": str(arguments.template)}
+    with OutputFolder(arguments.out, settings, overwrite=arguments.overwrite).held() as folder:
+        return _bin(arguments, folder)
+
+
+def _bin(arguments: argparse.Namespace, folder: OutputFolder) -> int:
     from tqdm import tqdm
 
     from ..files.interfile import read_projection_data_geometry, write_projection_data
-    from ..files.outputs import OutputFolder
     from ..interop.petsird import bin_events
 
-    settings = {"file": str(arguments.file), "template": str(arguments.template)}
-    folder = OutputFolder(arguments.out, settings, overwrite=arguments.overwrite).check()
     template = read_projection_data_geometry(arguments.template)
     with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", disable=not sys.stderr.isatty()) as bar:
         found = bin_events(arguments.file, template, lambda share: bar.update(share - bar.n))

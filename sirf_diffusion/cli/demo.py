@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine
+from .command_line import add_command, add_machine, seed, whole
 
 MODEL = "brain-fdg"
 #: What is best for the bundled slice, found on other noise realisations (benchmarks/low_count_slice.py): a fair rival.
@@ -36,8 +36,8 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=MODEL, metavar="NAME|FILE", help="score model; default: %(default)s")
     parser.add_argument("--data", default="brain2d", metavar="NAME|DIR", help="example data; default: %(default)s")
-    parser.add_argument("--samples", type=int, metavar="K", help="posterior samples; default: 5, or 2 with --quick")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--samples", type=whole(), metavar="K", help="posterior samples; default: 5, or 2 with --quick")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     add_machine(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..files.documents import parse_json
 from ..models.generation import SAMPLERS
-from .command_line import add_command, add_machine
+from .command_line import add_command, add_machine, real, seed, whole
 
 _ACTIONS = ("list", "show", "import", "evaluate", "sample")
 
@@ -77,8 +78,9 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
         help="of a network with class labels: the one to use always, or transverse,coronal,sagittal in their order",
     )
     parser.add_argument(
-        "--voxel-size", type=float, nargs="+", default=[2.0], metavar="MM", help="of its training images: one, or z y x"
-    )
+        "--voxel-size", type=real(0.01, 1e3), nargs="+", default=[2.0], metavar="MM",
+        help="of its training images: one, or z y x",
+    )  # fmt: skip
     parser.add_argument("--tracer", default="", help="tracer and body region in words")
     parser.add_argument("--licence", default="", help="licence of the weights")
 
@@ -96,10 +98,10 @@ def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card, new or empty")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the card")
     parser.add_argument("--split", metavar="NAME", help="test, validation or train; default: the first that is there")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
+        "--size", type=whole(1, 4096), metavar="PIXELS", help="side of the samples; default: 128, or that of the cubes"
     )
     add_machine(parser)
 
@@ -117,12 +119,12 @@ def _add_sample(actions: Any, common: argparse.ArgumentParser) -> None:
         example="sirf-diffusion models sample brain-fdg --num 16 --out prior",
     )
     parser.add_argument("model", metavar="NAME|FILE", help="a bundled model, or a .safetensors file")
-    parser.add_argument("--num", type=int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--num", type=whole(), default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm")
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="side; default: %(default)s")
-    parser.add_argument("--planes", type=int, default=1, metavar="N", help="planes of a volume; default: one slice")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    parser.add_argument("--steps", type=whole(), default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--size", type=whole(1, 4096), default=128, metavar="PIXELS", help="side; default: %(default)s")
+    parser.add_argument("--planes", type=whole(1, 4096), default=1, metavar="N", help="of a volume; default: one slice")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the samples")
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     add_machine(parser)
@@ -182,19 +184,21 @@ def _json_or_text(option: str, text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from ..training.evaluation.acceptance import evaluate
-    from ..training.evaluation.model_card import write_card
+    from ..training.evaluation.model_card import card_folder, write_card
 
-    evaluation = evaluate(
-        arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
-    )
-    card = write_card(evaluation, arguments.out)
+    settings = {name: getattr(arguments, name) for name in ("model", "data", "split", "size")}
+    with card_folder(arguments.out, settings).held() as folder:
+        evaluation = evaluate(
+            arguments.model, arguments.data, split=arguments.split, size=arguments.size, device=arguments.device
+        )
+        card = write_card(evaluation, folder)
     for line in evaluation.summary():
         print(line)
     print(f"the card is {card}")
@@ -202,10 +206,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    import h5py
     from tqdm.auto import tqdm
 
+    from ..files.atomic import new_hdf5
     from ..files.outputs import OutputFolder
+    from ..files.versions import KEY
     from ..models import ScoreModel
     from ..models.generation import generate
     from ..training.evaluation.acceptance import save_sheet
@@ -221,7 +226,8 @@ def _sample(arguments: argparse.Namespace) -> int:
             chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
             images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
         with folder.staged({"settings": settings}) as staging:
-            with h5py.File(staging / "samples.h5", "w") as file:
+            with new_hdf5(staging / "samples.h5") as file:
+                file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
                 data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
                 data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")
             save_sheet(images[:, shape[0] // 2], staging / "samples.png")

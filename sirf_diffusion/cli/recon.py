@@ -10,19 +10,21 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .command_line import add_command
+from ..files.documents import read_text
+from .command_line import USER_ERRORS, add_command, whole
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
 
 if TYPE_CHECKING:
+    from ..files.outputs import OutputFolder
     from ..study.reconstruction import Study
 
 _MANY = """\
 Reconstruct a list of studies. Each line of LIST holds the options of one `sirf-diffusion recon`, --out among them;
-empty lines and lines that begin with # are skipped. A line whose --out has a result already is left alone, and one that
-was stopped goes on where it was. To share the posterior samples of one study among workers, see `sirf-diffusion recon
---workers`.
+empty lines and lines that begin with # are skipped. A line whose --out has its result already is left alone, and one
+that was stopped goes on where it was. To share the posterior samples of one study among workers, see `sirf-diffusion
+recon --workers`.
 
 On a cluster, all paths must mean the same files everywhere.
 """
@@ -36,17 +38,16 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     summary = "reconstruct a list of studies"
     many = add_command(commands, common, "recon-many", run_many, summary=summary, about=_MANY, example=example)
     many.add_argument("list", type=Path, metavar="LIST", help="text file, one reconstruction per line")
-    many.add_argument("--workers", type=int, default=1, metavar="N", help="processes of this machine; default: 1")
+    workers = "processes of this machine; default: 1"
+    many.add_argument("--workers", type=whole(1, 4096), default=1, metavar="N", help=workers)
     many.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct and write."""
     from ..environment import software_versions
-    from ..files.outputs import OutputFolder
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
-    from ..study.guide import Guide
     from ..study.report import format_table
     from ..study.result import check_writers
     from ..study.shares import check_shared, run_shared
@@ -54,12 +55,50 @@ def run(arguments: argparse.Namespace) -> int:
 
     study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
     calibration = calibration_of(arguments.calibration, study)
-    adaptation, guide, par = study.adaptation, study.guide, study.par
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
         check_shared(study)
     check_writers(arguments.format, arguments.like, arguments.bids_json)
-    folder = OutputFolder(
+    folder = _folder_of(arguments, study)
+    with folder.held():
+        if folder.completed and not arguments.restart:
+            print(f"{arguments.out}: the result was whole already and only had to be put into place")
+            return 0
+        voxels = math.prod(study.read.geometry.shape)
+        more = {"contents": _contents(arguments, study), "software": software_versions(), "workers": arguments.workers}
+        study.checkpoint = folder.unfinished(more, restart=arguments.restart) / "run.safetensors"
+        # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
+        folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
+        result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
+        if arguments.calibration is not None:
+            result = result.calibrated(calibration)
+        if arguments.save_adapter is not None:
+            study.adaptation.save(arguments.save_adapter)
+            print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
+        result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
+    record = result.record
+    projections = record["projections"]
+    print(f"{arguments.out}: {record['title']}")
+    print(
+        f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
+        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s; besides "
+        f"{record['seconds']['data']:.1f} s for the data, {record['seconds']['check']:.1f} s to check the result"
+        + (f" in {len(record['shares'])} shares" if shared else "")
+    )
+    if vois := result.vois:
+        print(format_table(vois, COLUMNS))
+    if result.samples is not None and result.uncertainty is None:
+        print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
+    return 0
+
+
+def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
+    """Where the result goes, and what it depends on."""
+    from ..files.outputs import OutputFolder
+    from ..study.guide import Guide
+
+    guide, par, adaptation = study.guide, study.par, study.adaptation
+    return OutputFolder(
         arguments.out,
         {
             "method": arguments.method,
@@ -82,41 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
         },
         overwrite=arguments.overwrite,
     )
-    with folder.held():
-        if folder.completed and not arguments.restart:
-            print(f"{arguments.out}: the result was whole already and only had to be put into place")
-            return 0
-        voxels = math.prod(study.read.geometry.shape)
-        more = {"contents": _contents(arguments, study), "software": software_versions(), "workers": arguments.workers}
-        study.checkpoint = folder.unfinished(more, restart=arguments.restart) / "run.safetensors"
-        # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
-        folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
-        result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
-        if arguments.calibration is not None:
-            result = result.calibrated(calibration)
-        if arguments.save_adapter is not None:
-            adaptation.save(arguments.save_adapter)
-            print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
-        result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
-    record = result.record
-    projections = record["projections"]
-    print(f"{arguments.out}: {record['title']}")
-    print(
-        f"{projections['forward']:.4g} forward and {projections['back']:.4g} back projections, "
-        f"{record['network_evaluations']} network evaluations, {record['seconds']['total']:.1f} s; besides "
-        f"{record['seconds']['data']:.1f} s for the data, {record['seconds']['check']:.1f} s to check the result"
-        + (f" in {len(record['shares'])} shares" if shared else "")
-    )
-    if vois := result.vois:
-        print(format_table(vois, COLUMNS))
-    if result.samples is not None and result.uncertainty is None:
-        print("one sample has no standard deviation: no uncertainty.hv (--samples 5 gives one)")
-    return 0
 
 
 def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
-    from ..files.outputs import digest
+    from ..files.documents import digest
 
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
@@ -129,7 +138,7 @@ def run_many(arguments: argparse.Namespace) -> int:
     from ..study.execution import Execution
 
     execution, jobs = Execution(arguments.workers, arguments.cluster), read_list(arguments.list)
-    missing = [job for job in jobs if not (Path(job.out) / "record.json").is_file()]
+    missing = [job for job in jobs if not _is_done(job)]
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} have a result already")
     worst = 0
@@ -148,6 +157,27 @@ class Job:
     out: str
 
 
+class _Strict(argparse.ArgumentParser):
+    """Does not end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _is_done(job: Job) -> bool:
+    """Whether the result is there; one of other settings is not, and `recon` will refuse or replace it."""
+    from . import build_parser
+
+    if not (Path(job.out) / "record.json").is_file():
+        return False
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            arguments = build_parser().parse_args(["recon", *job.options])
+        return _folder_of(arguments, study_of(arguments)).holds_result()
+    except (SystemExit, *USER_ERRORS):
+        return False  # recon says why
+
+
 def read_list(path: Path) -> list[Job]:
     """The lines of a list.
 
@@ -157,13 +187,16 @@ def read_list(path: Path) -> list[Job]:
         If a line has no ``--out``, or two lines have the same.
     """
     jobs: dict[str, Job] = {}
-    find_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    find_out = _Strict(add_help=False, allow_abbrev=False)
     find_out.add_argument("--out")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        options = shlex.split(line, comments=True)
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            options = shlex.split(line, comments=True)
+            out = find_out.parse_known_args(options)[0].out
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
         if not options:
             continue
-        out = find_out.parse_known_args(options)[0].out
         if out is None:
             raise ValueError(f"{path}, line {number}: no --out, so the result would have no place")
         if out in jobs:
@@ -176,7 +209,7 @@ def read_list(path: Path) -> list[Job]:
 
 def reconstruct_line(job: Job) -> tuple[Job, int, str]:
     """Run ``sirf-diffusion recon`` with the options of a line, here; gives its exit code and what it said."""
-    from ..study.stopping import SIGNALS, Stopped
+    from ..files.stopping import SIGNALS, Stopped
     from . import main
 
     said = io.StringIO()

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..geometry.checks import check_real
+from ..geometry.checks import LARGEST_COUNT, check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
 from ..reconstructors.settings import SPEEDS
 from ..study.guide import TARGETS
 from ..study.reconstruction import CHECKPOINT_SECONDS
-from .command_line import add_machine, add_precision
+from .command_line import add_machine, add_precision, real, seed, whole
 
 if TYPE_CHECKING:
     from ..reconstructors.adaptation.network_adaptation import NetworkAdaptation
@@ -99,7 +99,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     anatomy.add_argument(
         "--guidance",
-        type=float,
+        type=real(-1e3, 1e3),
         default=0.0,
         metavar="W",
         help="weight of the anatomical image: 0 as trained (default), more exaggerates it, -1 none of it",
@@ -126,14 +126,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
-    method.add_argument(
-        "--speed", choices=SPEEDS, help=f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
-    )
-    method.add_argument(
-        "--target-iteration", type=float, metavar="N", help="of iso-likelihood: an MLEM iteration"
-    )
-    method.add_argument("--samples", type=int, metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
-    method.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    about = f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
+    method.add_argument("--speed", choices=SPEEDS, help=about)
+    iteration = "of iso-likelihood: an MLEM iteration"
+    method.add_argument("--target-iteration", type=real(0, LARGEST_COUNT), metavar="N", help=iteration)
+    method.add_argument("--samples", type=whole(), metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
+    method.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     _add_settings(method, "--set", "settings", "method")
     adaptation = parser.add_argument_group("adaptation of the network to the data, for methods that draw samples")
     adaptation.add_argument(
@@ -152,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_machine(group)
     add_precision(group)
     group.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="share the samples among N processes; default: 1"
+        "--workers", type=whole(1, 4096), default=1, metavar="N", help="share the samples among N processes; default: 1"
     )
     group.add_argument("--cluster", metavar="ADDRESS", help="or among the workers of a Dask scheduler")
     result = parser.add_argument_group("result")
@@ -160,7 +158,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     result.add_argument(
         "--checkpoint-every",
-        type=float,
+        type=real(0, 1e9),
         default=CHECKPOINT_SECONDS,
         metavar="SECONDS",
         help="how often the state of the run is kept, in --out; default: %(default)g",

@@ -17,10 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.outputs import OutputFolder, atomic_path, write_json
+from ..files.atomic import atomic_path
+from ..files.lock import LOCK, locked
+from ..files.outputs import OutputFolder, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
 from ..files.versions import read_record
+from ..files.workers import end_with_parent
+from ..geometry.checks import check_real
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
@@ -93,12 +97,12 @@ class Scan:
 
         Each point goes to ``report``, also one that was done before. ScanError if a run fails: what was finished stays.
         """
-        for factor in factors:
-            if factor not in self.points:
-                self.points[factor] = self._run(factor)
-                self._write()
-            report(self.points[factor])
-        self._write()
+        with locked(self.out / LOCK, ValueError):
+            for factor in factors:
+                if factor not in self.points:
+                    self.points[factor] = self._run(factor)
+                    self._write()
+                report(self.points[factor])
         points = sorted(self.points.values(), key=lambda point: point.factor)
         with atomic_path(self.out / "scan.png") as temporary:
             _figure(temporary, self.out, points, self.prior, self.reference)
@@ -109,15 +113,17 @@ class Scan:
         name = f"factor_{factor:g}".replace(".", "p")
         par, log = self.out / f"{name}.par", self.out / f"{name}.log"
         last = self._file.root.integer("number of subiterations", 1)
-        par.write_text(self._text(factor, self.out / name, last), encoding="utf-8", errors="surrogateescape")
+        with atomic_path(par) as temporary:
+            temporary.write_text(self._text(factor, self.out / name, last), encoding="utf-8", errors="surrogateescape")
         call = Call(self.program, par, (), self.variables)
         environment = Call(self.program, self.par, (), self.variables).environment()  # with this file's folder
         logger.info("%s := %g", PENALISATION_FACTOR, factor)
         start = time.monotonic()
         with log.open("wb") as stream:
             command = subprocess.run(
-                call.command(), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
-            )
+                call.command(), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False,
+                preexec_fn=end_with_parent,
+            )  # fmt: skip
         seconds = time.monotonic() - start
         text = log.read_text(encoding="utf-8", errors="replace")
         image = self.out / f"{name}_{last}.hv"
@@ -161,9 +167,11 @@ class Scan:
         folder = OutputFolder(self.out, self._settings(), record_name=_RECORD, advice="give another folder").check()
         if not folder.record_path.is_file():
             return {}
-        record = read_record(folder.record_path)
-        points = (Point(**point) for point in record["points"])
-        return {point.factor: point for point in points if (self.out / point.image).is_file()}
+        try:
+            points = [Point(**point) for point in read_record(folder.record_path)["points"]]
+            return {check_real("factor", point.factor): point for point in points if (self.out / point.image).is_file()}
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{folder.record_path} is damaged ({error}): give another folder") from error
 
     def _write(self) -> None:
         points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]

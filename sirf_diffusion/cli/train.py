@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine
+from .command_line import add_command, add_machine, whole
 
 
 def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -38,11 +38,10 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and figures; default: FILE.training"
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="end after this many steps instead of all")
-    parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the last checkpoint"
-    )
-    parser.add_argument("--samples-every", type=int, metavar="N", help="steps between sheets of samples; 0: none")
+    steps = whole(0, 2**40)
+    parser.add_argument("--max-steps", type=steps, metavar="N", help="end after this many steps instead of all")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
+    parser.add_argument("--samples-every", type=steps, metavar="N", help="steps between sheets of samples; 0: none")
     parser.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
     parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
     add_machine(parser)
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         work_dir=arguments.work_dir,
         max_steps=arguments.max_steps,
         threads=arguments.threads,
-        resume=arguments.resume,
+        resume=not arguments.restart,
         device=arguments.device,
         options=options,
     )

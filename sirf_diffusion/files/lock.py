@@ -50,7 +50,7 @@ def _acquired(path: Path, error: type[Exception]) -> int:
         except BlockingIOError:
             held = True
         except OSError:  # a file system without locks
-            held = not here or _lives(process)
+            held = not here or lives(process)
         if held:
             os.close(descriptor)
             remedy = "wait for it" if here else f"if it has ended, remove {path}"
@@ -78,7 +78,8 @@ def _host() -> tuple[str, str]:
     return socket.gethostname() or "-", boot
 
 
-def _lives(process: str) -> bool:
+def lives(process: str) -> bool:
+    """Whether there is a process of this number on this host."""
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):

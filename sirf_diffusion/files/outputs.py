@@ -1,17 +1,14 @@
 """Results on disk: written whole or not at all, and never over another result.
 
 A long computation must not end with a disk that cannot be written, and a folder must not mix two results.
-`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end;
-`atomic_path` does the same for a single file.
+`OutputFolder` checks both before the computation starts, and moves a complete result into place at its end.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .atomic import atomic_path, disk_errors, is_leftover, synchronise
 from .lock import LOCK, locked
 from .versions import KEY, read_record
 
@@ -40,7 +38,8 @@ class OutputFolder:
 
     Compute inside ``with folder.held():``, and write the result inside ``with folder.staged(record) as staging``. A
     new result is first written whole to a folder of its own, and one renaming of that folder makes it the result: what
-    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`.
+    is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`. While
+    files are moved into place there is no record: it goes first and comes last, and where there is none is no result.
 
     Parameters
     ----------
@@ -87,11 +86,18 @@ class OutputFolder:
         """The record of the result in this folder."""
         return self.path / self.record_name
 
+    def holds_result(self) -> bool:
+        """Whether the result of these settings is there already."""
+        try:
+            return self._difference() == ""
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def check(self) -> OutputFolder:
         """Refuse a path that cannot take this result; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"--out {self.path} is a file; give a folder")
-        if self.path.is_dir() and any(not _is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
+        if self.path.is_dir() and any(not is_ours(p.name) for p in self.path.iterdir()) and not self.overwrite:
             self._refuse_another_result()
         _check_writable(self.path)
         return self
@@ -145,11 +151,11 @@ class OutputFolder:
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
-                difference = _difference(read_record(folder / _SETTINGS), settings)
+                other = difference(read_record(folder / _SETTINGS), settings)
             except (OSError, ValueError) as error:
                 raise OutputError(f"--out {self.path} holds another unfinished run ({error}); {advice}") from error
-            if difference:
-                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {difference}; {advice}")
+            if other:
+                raise OutputError(f"--out {self.path} holds an unfinished run that differs: {other}; {advice}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -172,9 +178,12 @@ class OutputFolder:
             staging = self.path / UNFINISHED / "result"
             staging.mkdir(parents=True)
             try:
-                yield staging
+                with disk_errors(self.path):
+                    yield staging
                 files = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
                 write_json(staging / self.record_name, {"settings": self.settings, **record, "files": files})
+                for name in files:
+                    synchronise(staging / name)
                 write_json(staging / _JOURNAL, {"files": files, "earlier": self._earlier_files()})
                 os.replace(staging, self.path / COMPLETE)
             finally:
@@ -197,24 +206,27 @@ class OutputFolder:
         """Complete a result whose writing was cut off after it was whole, and remove what was cut off before."""
         if (self.path / COMPLETE).is_dir():
             self._put_into_place()
-            self.completed = self._difference() == ""
+            self.completed = self.holds_result()
         unfinished = self.path / UNFINISHED
         shutil.rmtree(unfinished / "result", ignore_errors=True)
-        for partial in (*self.path.glob(".partial-*"), *unfinished.glob(".*.part*")):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        for partial in (*self.path.glob(".*"), *unfinished.glob(".*")):
+            if partial.name.startswith(".partial-"):
+                shutil.rmtree(partial)
+            elif is_leftover(partial.name):
+                partial.unlink()
 
     def _put_into_place(self) -> None:
         """Exchange the earlier result for the complete one; can be cut off anywhere and called again."""
         complete = self.path / COMPLETE
         if (complete / _JOURNAL).exists():
-            journal = read_record(complete / _JOURNAL)
+            earlier, files = (_below(_entry(complete / _JOURNAL, key, list)) for key in ("earlier", "files"))
             if (complete / self.record_name).exists():
                 # The earlier record goes first: it must not stand beside new images.
-                for name in _below(journal["earlier"]):
-                    if name not in journal["files"]:
-                        (self.path / name).unlink(missing_ok=True)
-                for name in _below([*journal["files"], self.record_name]):
-                    if (complete / name).exists():
+                for name in earlier:
+                    if name not in files and (self.path / name).is_file():
+                        (self.path / name).unlink()
+                for name in [*files, self.record_name]:
+                    if (complete / name).is_file() and not (self.path / name).is_dir():
                         (self.path / name).parent.mkdir(exist_ok=True)
                         os.replace(complete / name, self.path / name)
             shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
@@ -224,14 +236,14 @@ class OutputFolder:
     def _earlier_files(self) -> list[str]:
         """Files of the result that is in the folder, as its record names them: nothing else is ever removed."""
         try:
-            names = read_record(self.record_path)["files"]
-        except (OSError, ValueError, KeyError, TypeError):
+            names = _entry(self.record_path, "files", list)
+        except OutputError:
             return []
         return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
 
     def _difference(self) -> str:
         """In what the result that is in the folder differs from these settings."""
-        return _difference(read_record(self.record_path)["settings"], self.settings)
+        return difference(_entry(self.record_path, "settings", dict), self.settings)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():
@@ -239,46 +251,11 @@ class OutputFolder:
                 f"--out {self.path} is not empty and holds no {self.record_name} of this program; {self.advice}"
             )
         try:
-            difference = self._difference()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            other = self._difference()
+        except OutputError as error:
             raise OutputError(f"--out {self.path} holds another result ({error}); {self.advice}") from error
-        if difference:
-            raise OutputError(f"--out {self.path} holds another result: {difference}; {self.advice}")
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and rename it on success; on failure remove it.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with atomic_path(folder / "note.txt") as temporary:
-    ...     _ = temporary.write_text("whole or not at all")
-    >>> [p.name for p in folder.iterdir()]
-    ['note.txt']
-    """
-    target = Path(path)
-    # The suffix is kept: image writers choose their format by it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names."""
-    total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if path.suffix in (".hs", ".hv"):
-        named = re.search(r"(?im)^\W*name of data file\s*:=\s*(\S.*?)\s*$", path.read_text("utf-8", "replace"))
-        paths += [path.parent / named[1]] if named and (path.parent / named[1]).is_file() else []
-    for each in paths:
-        with each.open("rb") as file:
-            while block := file.read(2**20):
-                total.update(block)
-    return total.hexdigest()
+        if other:
+            raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
@@ -309,14 +286,26 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _entry(path: Path, key: str, kind: type) -> Any:
+    """An entry of a JSON file of this program; OutputError unless it is of this type."""
+    try:
+        value = read_record(path).get(key)
+    except (OSError, ValueError) as error:
+        raise OutputError(str(error)) from error
+    if not isinstance(value, kind):
+        raise OutputError(f"{path} cannot be read: its {key!r} is {value!r:.40}")
+    return value
+
+
+def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The settings that differ, and both values of the first; empty if none does."""
     found, asked = _flat(found), _flat(asked)
     differing = sorted(k for k in {*found, *asked} if found.get(k) != asked.get(k))
     if not differing:
         return ""
     first = differing[0]
-    return f"{', '.join(differing)} differ ({first}: {found.get(first)!r} there, {asked.get(first)!r} asked for)"
+    there, here = f"{found.get(first)!r:.200}", f"{asked.get(first)!r:.200}"
+    return f"{', '.join(differing)} differ ({first}: {there} there, {here} asked for)"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -327,14 +316,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _below(names: Iterable[Any]) -> list[str]:
-    """Those names of files that lie below their folder."""
-    texts = [name for name in names if isinstance(name, str) and name]
-    return [name for name in texts if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    """Those names that files of a result may have: below their folder, and none of what stands there for a run."""
+    texts = [name for name in names if isinstance(name, str) and 0 < len(name.encode()) < 256 and "\0" not in name]
+    return [name for name in texts if Path(name).parts and not any(p[0] in "./" for p in Path(name).parts)]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     """Whether a file is there for a run that goes on or was cut off, and not part of a result."""
-    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-")
+    return name in (LOCK, UNFINISHED, COMPLETE) or name.startswith(".partial-") or is_leftover(name)
 
 
 def _check_writable(folder: Path) -> None:

@@ -6,11 +6,11 @@ refused, because what it says may mean something else.
 
 from __future__ import annotations
 
-import json
 import os
 from numbers import Integral
-from pathlib import Path
 from typing import Any
+
+from .documents import read_json
 
 KEY = "schema_version"
 
@@ -41,11 +41,9 @@ def read_record(path: str | os.PathLike[str], newest: int = 1) -> dict[str, Any]
     ValueError
         If it is no JSON object, or made by a newer version; the message names the file.
     """
+    content = read_json(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
         check_version(content.pop(KEY, 1), newest)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return content

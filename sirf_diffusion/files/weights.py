@@ -17,13 +17,13 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from .outputs import atomic_path
+from .atomic import atomic_path
+from .documents import parse_json
 from .versions import check_version
 
 Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
-_MAX_DEPTH = 32
 
 
 class WeightsFileError(ValueError):
@@ -82,10 +82,8 @@ class WeightsFormat:
         path, content = Path(path), self.content(tensors, document)
         if not path.parent.is_dir():
             raise FileNotFoundError(2, f"the folder of {self.what} does not exist: make it first", str(path))
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
     def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
@@ -117,10 +115,9 @@ class WeightsFormat:
         if len(text) < length:
             raise self._refusal(path, f"it is truncated: the header needs {length} bytes, the file has {len(text)}")
         try:
-            header = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise self._refusal(path, f"it is not a safetensors file: its header is not JSON ({error})") from error
-        metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+            metadata = parse_json(text.decode("utf-8")).pop("__metadata__", {})
+        except ValueError as error:
+            raise self._refusal(path, f"it is not a safetensors file: its header is not valid ({error})") from error
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise self._refusal(
                 path, "it is not a safetensors file: its header, or the metadata in it, is of another kind"
@@ -130,10 +127,7 @@ class WeightsFormat:
     def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if self.key not in metadata:
             raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
-        content = self.guarded(path, lambda: json.loads(metadata[self.key]))
-        if not isinstance(content, dict) or _depth(content) > _MAX_DEPTH:
-            problem = f"its {self.key!r} configuration is not valid: it is no dictionary of at most {_MAX_DEPTH} levels"
-            raise self._refusal(path, problem)
+        content = self.guarded(path, lambda: parse_json(metadata[self.key]))
         try:
             check_version(content.get(self.version_key), self.version, self.version_key)
         except ValueError as error:
@@ -161,8 +155,6 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
     with atomic_path(path) as temporary:
         save_file(_storable(tensors), temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -175,16 +167,6 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             raise ValueError(f"tensor {name!r} has shape {[*tensor.shape]}, expected {[*expected[name].shape]}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"tensor {name!r} has values that are not finite as {tensor.dtype}".replace("torch.", ""))
-
-
-def _depth(content: Any) -> int:
-    """Levels of dictionaries and lists in each other."""
-    level, depth = [content], 0
-    while level:
-        depth += 1
-        inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
-        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
-    return depth
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+#: Smallest and largest voxel in mm: beyond these, a number is a slip.
+VOXEL_SIZES = (1e-4, 1e5)
+_LIMITS = {"shape": (1, 10**5), "voxel_size": VOXEL_SIZES, "origin": (-1e7, 1e7)}
+_MOST_VOXELS = 2**31
+
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """A regular voxel grid in STIR's conventions; ValueError if a size is not positive or not three numbers were given.
+    """A regular voxel grid in STIR's conventions; ValueError for numbers that are not three or out of all use.
 
     Voxel ``(k, j, i)`` has its centre at
 
@@ -37,9 +42,13 @@ class ImageGeometry:
             values = tuple(kind(v) for v in getattr(self, name))
             if len(values) != 3:
                 raise ValueError(f"{name} needs three numbers (z, y, x), found {values}")
-            if name != "origin" and min(values) <= 0:
-                raise ValueError(f"{name} must be positive, found {values}")
+            low, high = _LIMITS[name]
+            if not all(low <= value <= high for value in values):
+                sign = "positive, " if low > 0 else ""
+                raise ValueError(f"{name} must be {sign}from {low:g} to {high:g}, found {values}")
             object.__setattr__(self, name, values)
+        if math.prod(self.shape) > _MOST_VOXELS:
+            raise ValueError(f"shape {self.shape} is of more than {_MOST_VOXELS} voxels")
 
     def is_near(self, other: ImageGeometry) -> bool:
         """Whether two grids agree within the digits that headers keep."""

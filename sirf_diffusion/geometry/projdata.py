@@ -24,6 +24,8 @@ __all__ = ["BlockStructure", "ProjDataGeometry", "Scanner", "Segment"]
 
 _logger = logging.getLogger(__name__)
 
+_MOST = 100_000
+
 
 @dataclass(frozen=True)
 class ProjDataGeometry:
@@ -59,11 +61,9 @@ class ProjDataGeometry:
         numbers = sorted(segment.num for segment in self.segments)
         if 0 not in numbers or numbers != list(range(numbers[0], numbers[-1] + 1)):
             raise ValueError(f"segments must be numbered without gaps and contain 0, found {numbers}")
-        if self.num_views <= 0 or self.num_tangential_positions <= 0:
-            raise ValueError(
-                "num_views and num_tangential_positions must be positive, found "
-                f"{self.num_views} and {self.num_tangential_positions}"
-            )
+        for name in ("num_views", "num_tangential_positions"):
+            if not 0 < getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} must be positive and at most {_MOST}, found {getattr(self, name)}")
         for segment in self.segments:
             compressed = segment.axial_positions_per_ring == 2
             most = 2 * self.scanner.num_rings - 1 if compressed else self.scanner.num_rings

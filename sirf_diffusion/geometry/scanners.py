@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ class Scanner:
 
 def standardise(text: str) -> str:
     """Fold a keyword or a name as Interfile does: case, ``!``, blanks, tabs and underscores do not matter."""
-    return re.sub(r"[\s_!]+", " ", text).strip().lower()
+    return " ".join(text.replace("_", " ").replace("!", " ").split()).lower()
 
 
 def find_scanner(name: str) -> Scanner | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files.documents import check_regular
 from ..geometry.detector_pairs import DetectorPairs
 from ..geometry.exam import ExamInfo, Radionuclide
 from ..geometry.projdata import ProjDataGeometry
@@ -128,6 +129,8 @@ def bin_events(
         bins = pairs.bins(detectors[first], rings[first], detectors[second], rings[second])
         np.add.at(efficiencies, bins[bins >= 0], efficiency(first, second[bins >= 0], alive))
         progress(0.5 + (first + 1) / len(rings) / 2)
+    if not np.isfinite(efficiencies).all():
+        raise PetsirdError(f"{path}: efficiencies overflow; the calibration factor must be too large")
     data = {kind: torch.from_numpy(array).reshape(geometry.shape) for kind, array in counts.items()}
     return BinnedEvents(
         data["prompts"], data.get("delayeds"), torch.from_numpy(efficiencies).reshape(geometry.shape),
@@ -140,12 +143,14 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
     import petsird
 
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             reader = petsird.BinaryPETSIRDReader(stream)
+            _bound(reader, path.stat().st_size)
             yield reader.read_header(), 0.0
             for block in reader.read_time_blocks():
                 yield block, stream.tell() / path.stat().st_size
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # the package raises whatever a damaged file leads it to
         found = str(error) or type(error).__name__
@@ -153,6 +158,21 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
             f"{path} cannot be read as binary PETSIRD by petsird {version('petsird')} ({found}): it is "
             "damaged, or was written by another version; install that one"
         ) from error
+
+
+def _bound(reader: Any, size: int) -> None:
+    """Refuse to take memory for more bytes than the file has: the package believes every length that it reads."""
+
+    def bounded(read: Callable[[int], Any]) -> Callable[[int], Any]:
+        def read_some(count: int) -> Any:
+            if count > size:
+                raise EOFError(f"a part of {count} bytes in a file of {size}")
+            return read(count)
+
+        return read_some
+
+    for name in ("read_view", "read_bytearray"):
+        setattr(reader._stream, name, bounded(getattr(reader._stream, name)))
 
 
 def _elements(block: Any, kind: str, scanner: Any, num_elements: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
 from ..models.storage import DEFAULT_MODEL
-from ..priors import NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty, ScorePenalty
+from ..priors import MEMORY, NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty, ScorePenalty
 
 if TYPE_CHECKING:
     from ..models import ScoreModel
@@ -149,6 +149,9 @@ class ScoreObject(GuidedObject):
         from the first one that has (until then the penalty is zero, with a warning).
     device
         Where the network runs.
+    memory
+        Whether the noise found is kept and shown to the denoiser again, which has less error: see `ScorePenalty`. Then
+        each gradient depends on those since ``set_up``.
     """
 
     def __init__(
@@ -158,9 +161,10 @@ class ScoreObject(GuidedObject):
         planes: str | None = None,
         intensity_scale: float | None = None,
         device: str = "auto",
+        memory: bool = MEMORY,
     ) -> None:
-        penalty = ScorePenalty(model, noise_level, planes=planes, intensity_scale=intensity_scale, device=device)
-        super().__init__(penalty)
+        options: dict[str, Any] = {"planes": planes, "intensity_scale": intensity_scale, "memory": memory}
+        super().__init__(ScorePenalty(model, noise_level, device=device, **options))
 
     def set_up(self, image: Any) -> None:
         super().set_up(image)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_count
 from ..geometry.images import ImageGeometry
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,16 @@ THREE_ORIENTATIONS = ("three", "alternating")
 #: First image voxel of z, y and x, and the one after the last.
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
+
+
+def checked_box(value: Any) -> Box | None:
+    """A box as a file has it; ValueError if it is none."""
+    if value is None:
+        return None
+    pairs = tuple(tuple(check_count("box", end, 0) for end in pair) for pair in value)
+    if len(pairs) != 3 or not all(len(pair) == 2 and pair[0] < pair[1] for pair in pairs):
+        raise ValueError(f"box must be three ranges (first, end), found {value!r}")
+    return pairs
 
 
 class GridAdapter:

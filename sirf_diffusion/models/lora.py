@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -66,7 +65,7 @@ class AdapterConfig:
         if self.rank is not None and (type(self.rank) is not int or not 0 <= self.rank <= 4096):
             found = f"found {self.rank!r}"
             raise ValueError(f"rank must be a whole number from 0 to 4096, or None for all weights, {found}")
-        check_real("scale", self.scale, -math.inf)
+        check_real("scale", self.scale, -1e6, 1e6)
         check_flag("biases", self.biases)
         for name in ("targets", "exclude"):
             try:

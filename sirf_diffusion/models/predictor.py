@@ -185,9 +185,16 @@ class Predictor:
         ``P^T`` of the resampling makes it a gradient on the image grid too. Without resampling it is
         ``x - denoise_at(x, sigma)``.
         """
-        u = self.to_latent(x)
-        removed = u - self._denoise_latent(u, sigma)
-        return (self._bound().to_latent_adjoint(removed) * self.intensity_scale).to(x.device)
+        return self.to_latent_adjoint(self.removed(x, sigma)).to(x.device)
+
+    def removed(self, x: Tensor, sigma: float, noise: Tensor | float = 0.0) -> Tensor:
+        """What denoising takes away of an image plus latent ``noise``: a latent image."""
+        u = self.to_latent(x) + noise
+        return u - self._denoise_latent(u, sigma)
+
+    def to_latent_adjoint(self, u: Tensor) -> Tensor:
+        """``c P^T u``, image units, of a latent image."""
+        return self._bound().to_latent_adjoint(u) * self.intensity_scale
 
     def _denoise_latent(self, w: Tensor, sigma: float) -> Tensor:
         """Clean latent image in ``w = u_0 + sigma z``: the schedule's own noisy image is ``gamma w``."""

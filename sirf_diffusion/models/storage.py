@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from ..geometry.checks import check_choice, check_real
+from ..geometry.images import VOXEL_SIZES
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
 from .schedules import PREDICTIONS, NoiseSchedule
@@ -186,8 +187,8 @@ def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: st
 
 
 def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:
-    """Three finite positive numbers (z, y, x) in mm, or a ValueError."""
+    """Three numbers (z, y, x) in mm that sizes of voxels may be, or a ValueError."""
     if not isinstance(voxel_size, (list, tuple)) or len(voxel_size) != 3:
         raise ValueError(f"voxel_size must be three numbers (z, y, x) in mm, found {voxel_size!r}")
-    z, y, x = (check_real("voxel_size (mm)", value, open_below=True) for value in voxel_size)
+    z, y, x = (check_real("voxel_size (mm)", value, *VOXEL_SIZES) for value in voxel_size)
     return z, y, x

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .image import SourceImage, UnusableImage, optional
+from ..files.documents import BoundedFile
+from .image import SourceImage, UnusableImage, optional, reading
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,13 @@ def read_dicom(path: Path) -> SourceImage:
     frames, affine, shape = place_series(path)
     values = np.empty(shape, np.float32)
     file, stored = None, np.empty(0)
-    for k, frame in enumerate(frames):
-        if frame.file != file:
-            file, stored = frame.file, _stored(frame.file, shape[1:])
-        slope, intercept = (frame.numbers(f"Rescale{name}", 1, d) for name, d in (("Slope", 1.0), ("Intercept", 0.0)))
-        values[k] = stored[frame.number] * slope + intercept
-    patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
+    with reading("a damaged DICOM file"):
+        for k, frame in enumerate(frames):
+            if frame.file != file:
+                file, stored = frame.file, _stored(frame.file, shape[1:])
+            slope, intercept = (frame.numbers(f"Rescale{n}", 1, d) for n, d in (("Slope", 1.0), ("Intercept", 0.0)))
+            values[k] = stored[frame.number] * slope + intercept
+        patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
     return SourceImage(values, affine, "DICOM", patient, modality)
 
 
@@ -54,15 +56,16 @@ def read_tags(path: Path) -> list[tuple[Path, Any]]:
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if not file.is_file():
             continue
-        try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
-            continue
-        except Exception as error:  # whatever damaged bytes lead to
-            raise UnusableImage("a damaged DICOM file", f"{file.name}: {type(error).__name__}: {error}") from error
-        if "Rows" in header:
-            found.append((file, header))
-    series = {str(header.get("SeriesInstanceUID")) for _, header in found}
+        with reading("a damaged DICOM file", f"{file.name}: "):
+            try:
+                with BoundedFile(file) as content:
+                    header = pydicom.dcmread(content, stop_before_pixels=True)
+            except pydicom.errors.InvalidDicomError:
+                continue
+            if "Rows" in header:
+                found.append((file, header))
+    with reading("a damaged DICOM file"):
+        series = {str(header.get("SeriesInstanceUID")) for _, header in found}
     if len(series) != 1:
         raise UnusableImage(f"the folder holds {len(series) or 'no DICOM'} series: one is expected")
     return found
@@ -121,6 +124,12 @@ def _macros(group: Any) -> list[Any]:
 
 def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     """Frames in the order of their places, the affine of ``(slice, row, column)`` to LPS mm, and the shape."""
+    # pydicom reads values when they are asked for, and raises whatever damaged bytes lead to.
+    with reading("a damaged DICOM file"):
+        return _placed(path)
+
+
+def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     frames = [frame for file, header in read_tags(path) for frame in _frames_of(file, header)]
     axes = _shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3)
     pixels = _shared(frames, "PixelSpacing", 2, 1e-4)
@@ -133,10 +142,16 @@ def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[i
         )
     if np.prod([float(n) for n in shape]) > _MAX_VOXELS:
         raise UnusableImage(f"{' x '.join(map(str, shape))} voxels are more than {_MAX_VOXELS}")
-    if len({frame.find("RescaleSlope") is None for frame in frames}) > 1:
-        raise UnusableImage("RescaleSlope (0028,1053) is missing in some of its slices")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if len({frame.find(name) is None for frame in frames}) > 1:
+            raise UnusableImage(f"{name} is missing in some of its slices")
+    for name in ("FrameOfReferenceUID", "Units", "PatientPosition"):
+        if len(found := sorted({str(frame.find(name)) for frame in frames})) > 1:
+            raise UnusableImage(f"its slices differ in {name}: {found[0]:.64} and {found[1]:.64}")
     if any(frame.find("ModalityLUTSequence") is not None for frame in frames):
         raise UnusableImage("values by a table (ModalityLUTSequence), which is not supported: convert it")
+    if len(frames) == 1 and path.is_file():
+        logger.warning("%s is one slice: of a series of several give the folder", path)
     axes = axes / lengths
     normal = np.cross(*axes)
     positions = np.asarray([frame.numbers("ImagePositionPatient", 3) for frame in frames])
@@ -196,8 +211,9 @@ def _stored(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Stored numbers ``[frame, row, column]``, by pydicom, or by SimpleITK where pydicom cannot decompress them."""
     import pydicom
 
-    try:
-        dataset = pydicom.dcmread(file)
+    with reading("no readable DICOM pixels", f"{file.name}: "):
+        with BoundedFile(file) as content:
+            dataset = pydicom.dcmread(content)
         try:
             return np.reshape(dataset.pixel_array, (-1, *shape))
         except (AttributeError, NotImplementedError, RuntimeError):
@@ -209,10 +225,6 @@ def _stored(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
         with tempfile.TemporaryDirectory() as folder:
             dataset.save_as(plain := Path(folder) / "image.dcm")
             return np.reshape(sitk.GetArrayFromImage(sitk.ReadImage(plain)), (-1, *shape))
-    except ImportError:
-        raise
-    except Exception as error:  # whatever damaged bytes lead to
-        raise UnusableImage("no readable DICOM pixels", f"{file.name}: {type(error).__name__}: {error}") from error
 
 
 def _without_rescaling(dataset: Any, element: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +74,17 @@ def check_affine(affine: NDArray[np.float64], *, sheared: bool = False) -> None:
     cosines = (columns / spacing).T @ (columns / spacing)
     if not sheared and np.abs(cosines - np.eye(3)).max() > 0.02:
         raise UnusableImage("its axes are not at right angles (a tilted gantry, or a wrong affine): resample it first")
+
+
+@contextmanager
+def reading(reason: str, name: str = "") -> Iterator[None]:
+    """Turn what a library makes of damaged bytes, which may be any exception, into UnusableImage."""
+    try:
+        yield
+    except (UnusableImage, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnusableImage(reason, f"{name}{type(error).__name__}: {error}") from error
 
 
 def optional(package: str, purpose: str) -> Any:

@@ -7,6 +7,7 @@ axes of DICOM and ITK: LPS (x to the left, y to the back, z to the head).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
 from .dicom import read_dicom
-from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional
+from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional, reading
 from .resampling import stir_grid
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
         raise UnusableImage("no such file", str(path))
     begin = b""
     if not path.is_dir():
+        if not path.is_file():  # a pipe would be waited for
+            raise UnusableImage("no regular file", str(path))
         with path.open("rb") as file:
             begin = file.read(132)
     name = path.name.lower()
@@ -96,16 +99,13 @@ def _read_interfile(path: Path) -> SourceImage:
 def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
     # Not by SimpleITK: it reads damaged files as zeros, and NaN as 0, without a word.
     nibabel = optional("nibabel", "NIfTI")
-    try:
+    with reading("no readable NIfTI image"):
         image = nibabel.load(path)
         header, dtype = image.header, image.get_data_dtype()
         values = _array(image, path) if dtype.kind in "iuf" else None
         places = [(int(header[f"{n}_code"]), getattr(header, f"get_{n}")(), n) for n in ("sform", "qform")]
         millimetres = _MILLIMETRES[header.get_xyzt_units()[0]]
-    except UnusableImage:
-        raise
-    except Exception as error:  # nibabel and zlib raise whatever damaged bytes lead to
-        raise UnusableImage("no readable NIfTI image", f"{type(error).__name__}: {error}") from error
+        spacing = [millimetres * float(v) for v in header.get_zooms()[:3]]
     if values is None:
         raise UnusableImage(f"values of type {dtype}: whole or real numbers are expected")
     while values.ndim > 3 and values.shape[-1] == 1:
@@ -118,7 +118,6 @@ def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
         return SourceImage(values, _scanners_place(places, values.shape, path), "NIfTI")
     if assumed is None:
         raise UnusableImage("its orientation is unknown (no qform, no sform): set it (data build takes --assume RAS)")
-    spacing = [millimetres * float(v) for v in header.get_zooms()[:3]]
     return SourceImage(values, _assumed_affine(assumed, spacing, values.shape), "NIfTI")
 
 
@@ -129,15 +128,16 @@ def _read_ecat(path: Path) -> SourceImage:
         # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
         if int.from_bytes(file.read(520)[516:], "big") > 2:
             raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
-    try:
+    with reading("no readable ECAT7 image"):
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
         kind, lies, number = int(header["file_type"]), int(header["patient_orientation"]), frames.get_nframes()
+        stored = math.prod(float(frames.subheaders[0][f"{a}_dimension"]) for a in "xyz")
+        if not 0 < stored <= path.stat().st_size:
+            raise UnusableImage(f"no readable ECAT7 image: {stored:g} voxels in {path.stat().st_size} bytes")
         # nibabel mirrors axes by this word, and adds offsets in cm to mm: neither is used
         values = frames.data_from_fileobj(0, orientation="neurological")[::-1, ::-1, ::-1]
         place = {n: np.asarray([float(frames.subheaders[0][f"{a}_{n}"]) for a in "xyz"]) for n in _ECAT_CM}
-    except Exception as error:  # nibabel raises whatever damaged bytes lead to
-        raise UnusableImage("no readable ECAT7 image", f"{type(error).__name__}: {error}") from error
     if kind not in _ECAT_IMAGES or number != 1:
         raise UnusableImage(f"an ECAT7 file of type {kind} with {number} time frames: one image is expected")
     if lies not in _ECAT_POSITIONS:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from ..geometry.checks import check_choice
 from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry

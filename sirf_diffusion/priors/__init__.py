@@ -8,9 +8,10 @@ from .bowsher import BowsherPenalty
 from .pls import ParallelLevelSetsPenalty
 from .quadratic import QuadraticPenalty
 from .rdp import RelativeDifferencePenalty, kappa_image
-from .score import NOISE_LEVEL, PENALISATION_FACTOR, ScorePenalty
+from .score import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR, ScorePenalty
 
 __all__ = [
+    "MEMORY",
     "NOISE_LEVEL",
     "PENALISATION_FACTOR",
     "AnchorPenalty",

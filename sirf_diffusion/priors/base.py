@@ -32,6 +32,8 @@ class Penalty(ABC):
     ----------
     geometry : ImageGeometry or None
         The image grid, once it is known.
+    noise : Tensor or None
+        What a penalty with memory keeps from one gradient to the next.
     has_value : bool
         Whether ``value`` is a formula whose derivative ``gradient`` is; a learned penalty only approximates one.
     has_gradient, has_hessian_diagonal, has_kappa : bool
@@ -53,6 +55,7 @@ class Penalty(ABC):
     has_kappa: bool = False
 
     geometry: ImageGeometry | None = None
+    noise: Tensor | None = None
     _kappa: Tensor | None = None
 
     def __init__(self, penalisation_factor: float) -> None:

@@ -200,28 +200,31 @@ class Reconstructor(ABC):
         return jsonable(fingerprint)
 
     def _kept_so_far(self, step: int) -> dict[str, Any]:
-        """Metadata of a checkpoint after a step."""
+        """Metadata of a checkpoint after a step; cheap, as one is made at every step and few are written."""
         self._identity = self._identity or self._fingerprint()
-        return jsonable(
-            {
-                "fingerprint": self._identity,
-                "cost": asdict(self._cost()),
-                "step": step,
-                "steps": self._steps,
-                "log_likelihood": self._trace,
-                "extras": self._extras,
-            }
-        )
+        return {
+            "fingerprint": self._identity,
+            "cost": asdict(self._cost()),
+            "step": step,
+            "steps": list(self._steps),
+            "log_likelihood": list(self._trace),
+            "extras": jsonable(self._extras),
+        }
 
-    def _take_over(self) -> tuple[dict[str, Tensor], int]:
-        """Tensors of the checkpoint to go on from, and steps done; none in a fresh run."""
+    def _take_over(self, *samples: int) -> tuple[dict[str, Tensor], int]:
+        """Tensors of the checkpoint to go on from, and steps done; none in a fresh run. ``samples``: how many."""
         if self._resumed is None:
             return {}, 0
-        kept = self._resumed.metadata
-        self._resumed.check(str(self.resume_from), self._fingerprint())
-        self._earlier, self._trace = Cost(**kept["cost"]), list(kept["log_likelihood"])
+        kept, tensors = self._resumed.metadata, self._resumed.tensors
+        self._resumed.check(self._fingerprint())
+        self._earlier, self._trace = Cost.of(kept["cost"]), list(kept["log_likelihood"])
         self._steps, self._extras = [dict(entry) for entry in kept["steps"]], dict(kept["extras"])
-        return {name: tensor.to(self.objective.device) for name, tensor in self._resumed.tensors.items()}, kept["step"]
+        with self._resumed.taken_up():
+            shape = (*samples, *self.objective.geometry.shape)
+            for x in (tensors["x"], tensors.get("best", tensors["x"])):
+                if tuple(x.shape) != shape or x.dtype != self._initial.dtype or bool((x < 0).any()):
+                    raise ValueError(f"an image is {x.dtype} of shape {tuple(x.shape)}, or negative; expected {shape}")
+        return {name: tensor.to(self.objective.device) for name, tensor in tensors.items()}, kept["step"]
 
     def _default_image(self) -> Tensor:
         """The starting image if none is given."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..files.weights import WeightsFormat
-from ..geometry.checks import check_count, check_real
-from .records import StepRecord
+from ..files.outputs import jsonable
+from ..files.weights import WeightsFileError, WeightsFormat
+from ..geometry.checks import check_count, check_finite, check_real
+from .records import Cost, StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -21,30 +24,55 @@ _FORMAT = WeightsFormat("a checkpoint of a reconstruction", "sirf_diffusion_chec
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on: tensors (images, chain, generator states) and JSON-able ``metadata``."""
+    """All that a run needs to go on: tensors (images, chain, generator states) and ``metadata``, written as JSON."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
+    path: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all: a kill leaves the old checkpoint or the new one."""
-        _FORMAT.write(path, self.tensors, self.metadata)
+        _FORMAT.write(path, self.tensors, jsonable(self.metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
-        """Read a checkpoint; ``FileNotFoundError`` or, for a file that is not a whole checkpoint, ``ValueError``."""
+        """Read a checkpoint; ``FileNotFoundError``, or for a file that is none or not whole `WeightsFileError`."""
         metadata, tensors, _ = _FORMAT.read(path)
         del metadata["version"]
-        return cls(tensors, metadata)
+        found = cls(tensors, metadata, str(path))
+        with found.taken_up():
+            check_count("step", metadata["step"], 0)
+            Cost.of(metadata["cost"])
+            for key in ("fingerprint", "extras"):
+                metadata[key] = {**metadata[key]}
+            metadata["log_likelihood"] = [float(value) for value in metadata["log_likelihood"]]
+            metadata["steps"] = [{**entry} for entry in metadata["steps"]]
+            for name, tensor in tensors.items():
+                check_finite(tensor, f"tensor {name!r}")
+        return found
 
-    def check(self, path: str | Path, expected: dict[str, Any]) -> None:
-        """Raise ``ValueError`` naming the first setting in which this run differs from the one that wrote the file."""
+    @contextmanager
+    def taken_up(self) -> Iterator[None]:
+        """What does not fit where a run goes on from this checkpoint is a `WeightsFileError` that names the file."""
+        try:
+            yield
+        except WeightsFileError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise WeightsFileError(
+                f"{self.path} cannot be read as a checkpoint of this run ({found:.300}): {_FORMAT.remedy} (--restart)"
+            ) from error
+
+    def check(self, expected: dict[str, Any]) -> None:
+        """Raise `WeightsFileError` naming the first setting in which this run differs from the one that wrote it."""
         found = self.metadata["fingerprint"]
         for key in sorted(set(found) | set(expected)):
             mine, theirs = expected.get(key), found.get(key)
             same = abs(mine - theirs) <= 1e-6 * abs(theirs) if _both_floats(mine, theirs) else mine == theirs
             if not same:
-                raise ValueError(f"checkpoint {path} is of another run: {key} was {theirs!r}, this run has {mine!r}")
+                found = f"{key} was {theirs!r:.200}, this run has {mine!r:.200}"
+                raise WeightsFileError(f"checkpoint {self.path} is of another run: {found}")
 
 
 class CheckpointCallback:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..engines.objective import Objective
+from ..geometry.checks import check_real
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,11 @@ class Cost:
         """What the counters show; ``network`` is whatever has one, such as a score model."""
         p, n = objective.counter, getattr(network, "counter", None)
         return cls(p.forward, p.back, getattr(n, "evaluations", 0), p.seconds, getattr(n, "seconds", 0.0))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Cost:
+        """Inverse of ``asdict``; a ValueError or TypeError for anything else."""
+        return cls(**{name: check_real(name, value) for name, value in values.items()})
 
     def to_record(self) -> dict[str, Any]:
         """The entries of a run's record."""

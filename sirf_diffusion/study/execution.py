@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
-from .workers import in_processes
+from ..files.workers import in_processes
 
 logger = logging.getLogger(__name__)
 

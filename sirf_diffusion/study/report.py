@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from ..geometry.images import ImageGeometry
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files.atomic import new_hdf5
 from ..files.outputs import OutputFolder
 from ..files.versions import KEY
 from ..geometry.checks import check_real
@@ -163,9 +164,7 @@ class Reconstruction:
             (staging / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
     def _write_samples(self, path: Path) -> None:
-        import h5py
-
-        with h5py.File(path, "w") as file:
+        with new_hdf5(path) as file:
             file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
             data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
             data.attrs["axes"] = "sample, z, y, x"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from ..geometry.exam import ExamInfo, position_of
 from ..geometry.images import ImageGeometry
 from ..patient.anatomical import AnatomicalImage

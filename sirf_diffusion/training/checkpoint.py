@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from ..files.versions import KEY, check_version
 from ..files.weights import WeightsFileError, WeightsFormat, write_tensors
 
@@ -47,9 +47,16 @@ def write_checkpoint(folder: Path, tensors: dict[str, Tensor], metadata: dict[st
             if path.exists():
                 os.replace(path, folder / PREVIOUS)
     except OSError as error:
+        problem = os.strerror(error.errno) if error.errno else str(error)
         kept = "the checkpoint before is kept: " if path.exists() else ""
-        reason = f"cannot be written ({error.strerror or error}); {kept}free some space and give the same command again"
+        reason = f"{problem}; {kept}free some space and give the same command again"
         raise OSError(error.errno, reason, str(path)) from error
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Remove both, so that a training that begins anew can never go on from them."""
+    for name in (NAME, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -60,8 +67,6 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | 
     CheckpointError
         If there are checkpoints and none of them is whole.
     """
-    for leftover in folder.glob(".*checkpoint*.part.safetensors"):
-        leftover.unlink(missing_ok=True)
     problems = []
     for path in (folder / NAME, folder / PREVIOUS):
         if not path.exists():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
+from ..files.documents import read_text
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
 from .data.augmentation import Augmentation
@@ -69,11 +69,9 @@ def read_configuration(path: str | os.PathLike[str]) -> Configuration:
         If it is not TOML, or has an unknown table or key, or a value of the wrong type or out of range; the message
         names the file and the entry.
     """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        raise ValueError(f"configuration {path}: expected a TOML file of at most {_LARGEST / 1e6:g} MB")
+    text = read_text(path, _LARGEST)
     try:
-        return configuration(_parse(path.read_text(encoding="utf-8")))
+        return configuration(_parse(text))
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"configuration {path}: {error}") from error
 

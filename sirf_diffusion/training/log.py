@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 
 
 class TrainingLog:
@@ -61,7 +61,8 @@ class TrainingLog:
         axes.axhline(1, color="0.6", linestyle="--")
         axes.set(xlabel="step", ylabel="error / best Gaussian filter", yscale="log")
         axes.legend(title="noise level", ncols=2, fontsize="small")
-        figure.savefig(self._figure, dpi=100)
+        with atomic_path(self._figure) as temporary:
+            figure.savefig(temporary, dpi=100)
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
+from ..files.stopping import SIGNALS, Stopped
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import corrupted
@@ -97,7 +98,8 @@ class TrainingLoop:
                     if saves or validates or stop:
                         self._save()
                     if stop:
-                        raise KeyboardInterrupt
+                        logger.warning("the training is kept up to step %d: the same command goes on there", state.step)
+                        raise Stopped(asked[0] if asked else signal.SIGTERM)
             finally:
                 batches.close()
                 if log is not None:
@@ -201,12 +203,12 @@ class TrainingLoop:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note the first SIGINT or SIGTERM instead of dying of it in the middle of a step; a second one works as ever."""
+    """Note the first signal that asks to end, instead of ending in the middle of a step; a second one works as ever."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..files.outputs import difference, jsonable
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .corruption import Example
@@ -98,7 +99,8 @@ class TrainingState:
         tensors, metadata = content
         if metadata.get("description") != self._description_text():
             raise CheckpointError(
-                f"the checkpoint in {work} belongs to another recipe or other data: choose another folder or remove it"
+                f"the checkpoint in {work} belongs to another training: {self._difference(metadata)}; --restart begins "
+                "anew, or choose another folder"
             )
         try:
             self._take_up(tensors, metadata)
@@ -133,6 +135,12 @@ class TrainingState:
             loss = part.loss(predicted)
             (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
         return loss.detach()
+
+    def _difference(self, metadata: dict[str, str]) -> str:
+        try:
+            return difference(json.loads(metadata["description"]), jsonable(self.description))
+        except (KeyError, ValueError, AttributeError, RecursionError):
+            return "it does not say which"
 
     def _description_text(self) -> str:
         return json.dumps(self.description, sort_keys=True)

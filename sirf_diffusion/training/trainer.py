@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..environment import limit_threads, select_device
+from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
 from ..models.storage import list_models
+from .checkpoint import forget_checkpoints
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
@@ -89,7 +92,7 @@ def train(
     start = None
     if init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
-    with processes(where) as peers:
+    with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():
         where = peers.device(where)
         if recipe.batch_size % (peers.world * recipe.accumulation):
             raise ValueError(
@@ -103,6 +106,8 @@ def train(
         loop = TrainingLoop(state, source, work, options)
         if resume:
             state.load(work)
+        elif peers.first:
+            forget_checkpoints(work)
         loop.advance(recipe.num_steps if max_steps is None else min(max_steps, recipe.num_steps))
         if peers.first:
             loop.export(out)

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from ..files.outputs import atomic_path
+from ..files.atomic import atomic_path
 from .data.volume_file import VolumeFile
 
 _MOST = 8

@@ -168,9 +168,15 @@ class Acquisition:
     def _check_given_once(self, factors: Tensor, attenuating: Tensor) -> None:
         power, error = power_of_attenuation(factors, attenuating)
         # 1 must be e^3 times as likely as 0 (or -1).
-        if abs(power) <= 0.5 + 3 * error**2:
-            return
         factors_file, image = self._name("multiplicative"), self._name("attenuation")
+        if abs(power) <= 0.5 + 3 * error**2:
+            if power > 0.2 + 3 * error:
+                logger.warning(
+                    "%s falls a little like the attenuation of %s (power %.2f; 0 without attenuation, 1 with it): it "
+                    "must not hold that of another or moved image",
+                    *(factors_file, image, power),
+                )
+            return
         if power < 0:
             raise AcquisitionError(
                 f"{factors_file} seems to hold attenuation *correction*: it grows like exp(+mu) along the rays through "

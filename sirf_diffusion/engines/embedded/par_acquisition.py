@@ -188,11 +188,11 @@ def _image_grid(block: ParBlock, projdata: ProjDataGeometry) -> ImageGeometry:
     if num_planes == -1:
         spans = direct.max_ring_difference > direct.min_ring_difference
         num_planes = direct.num_axial_positions if spans else 2 * direct.num_axial_positions - 1
-    return ImageGeometry(
-        (num_planes, size, size),
-        (scanner.ring_spacing / 2 / zoom_z, voxel, voxel),
-        (block.real("Z offset (in mm)", 0.0), 0.0, 0.0),
-    )
+    sizes, origin = (scanner.ring_spacing / 2 / zoom_z, voxel, voxel), (block.real("Z offset (in mm)", 0.0), 0.0, 0.0)
+    try:
+        return ImageGeometry((num_planes, size, size), sizes, origin)
+    except ValueError as problem:
+        raise ParFileError(f"{block.path}:{block.line}: the image that it asks for: {problem}") from problem
 
 
 def _required(block: ParBlock, name: str) -> str:

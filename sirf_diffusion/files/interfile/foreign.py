@@ -66,5 +66,8 @@ def _from_interfile_33(header: Header) -> None:
     if "medcon" in header.text("conversion program", "").lower():
         pixels = [header.number("scaling factor (mm/pixel)", index=k) for k in (1, 2)]
         spacing, unit = spacing * sum(pixels) / 2, "pixels"
+    elif spacing == 1 and abs(header.number("scaling factor (mm/pixel)") - 1) > 0.01:
+        advice = "add the key 'scaling factor (mm/pixel) [3]', which is in mm"
+        raise header.error(f"key '{name} := {header.text(name)}' may mean one pixel, or 1 mm: {advice}")
     _logger.warning("%s: '%s := %s' is taken as %s", header.path, name, header.text(name), unit)
     header.put("scaling factor (mm/pixel)", repr(spacing), 3)

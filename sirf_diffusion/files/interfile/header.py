@@ -16,7 +16,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
-from .keys import ALIASES, COUNTS, DATA_KINDS, ELEMENTS, KNOWN, LAYOUT, ONLY_PET, RING_DIFFERENCES, WITHOUT_VALUE
+from .keys import (
+    ALIASES,
+    COUNTS,
+    DATA_KINDS,
+    ELEMENTS,
+    KNOWN,
+    LAYOUT,
+    NUMBER_OR_WORDS,
+    ONLY_PET,
+    RING_DIFFERENCES,
+    WITHOUT_VALUE,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -107,7 +118,10 @@ class Header:
                 )
         elif index:
             raise self.error(f"key '{key}' takes no index, found [{index}]")
-        self._values.setdefault(key, {})[index or 1] = value
+        values = self._values.setdefault(key, {})
+        if key in NUMBER_OR_WORDS and values.get(index or 1) and value[0] not in "+-.0123456789":
+            return
+        values[index or 1] = value
         if key in COUNTS:
             self._resize(key)
         elif key == "type of data":

@@ -84,3 +84,9 @@ ALIASES = {
 }
 KNOWN = WITHOUT_VALUE | RING_DIFFERENCES | ELEMENTS.keys() | COUNTS.keys() | ONLY_PET | set(_SINGLE)
 KNOWN |= {key for _, key, _ in SCANNER_FIELDS} | set(SCANNER_BLOCKS.values())
+#: Numbers that may be words, which set nothing.
+NUMBER_OR_WORDS = frozenset((
+    "quantification units", "image relative start time (sec)", "image duration (sec)", "calibration factor",
+    "energy window lower level", "energy window upper level", "radionuclide halflife (sec)",
+    "radionuclide branching factor",
+))  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..atomic import atomic_path
 from .header import Header, InterfileError
 
 _logger = logging.getLogger(__name__)
@@ -110,21 +110,15 @@ def write_pair(header: Path, data: Path, lines: Sequence[str], arrays: Sequence[
     for target in (header, data):
         if target.is_dir():
             raise InterfileError(f"cannot write {target}: it is a folder")
-    token = f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    temporary = {target: target.with_name(f".{target.name}{token}") for target in (data, header)}
     try:
-        with temporary[data].open("xb") as file:
-            for array in arrays:
-                np.ascontiguousarray(array, dtype=dtype).tofile(file)
-        with temporary[header].open("x", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.write("\n".join(lines) + "\n")
-        for target in (data, header):
-            os.replace(temporary[target], target)
+        with atomic_path(header) as new_header, atomic_path(data) as new_data:
+            with new_data.open("wb") as file:
+                for array in arrays:
+                    np.ascontiguousarray(array, dtype=dtype).tofile(file)
+            with new_header.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                file.write("\n".join(lines) + "\n")
     except OSError as problem:
         raise InterfileError(f"cannot write {header}: {problem.strerror or problem}") from problem
-    finally:
-        for leftover in temporary.values():
-            leftover.unlink(missing_ok=True)
 
 
 def encoded(values: np.ndarray, shape: tuple[int, ...], number_format: str) -> tuple[np.ndarray, str, list[str], float]:

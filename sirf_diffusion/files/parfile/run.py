@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+from ...geometry.checks import LARGEST_COUNT
 from . import keys
 from .file import ParFile, ParFileError
 
@@ -68,7 +69,7 @@ class ParRun:
             ("number of subsets", 1 <= num_subsets <= 100_000),
             ("start at subset", 0 <= start < max(num_subsets, 1)),
             ("start at subiteration number", first >= 1),
-            ("number of subiterations", last >= first),
+            ("number of subiterations", first <= last <= LARGEST_COUNT),
             (keys.RELATIVE_CHANGE[0], 0 <= least <= 1),
             (keys.RELATIVE_CHANGE[1], most >= 1),
         ):

@@ -47,6 +47,12 @@ def _in_place(method: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: method(self, other, self)
 
 
+def missing(self: Any, name: str) -> Any:
+    """``__getattr__`` of a class that has some of the methods of SIRF's class of this name: says what to do instead."""
+    advice = "" if name.startswith("_") else " in the embedded engine: use SIRF, by get_engine('sirf')"
+    raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{advice}")
+
+
 class DataContainer:
     """Values on a grid with vector arithmetic; the base of `ImageData` and `AcquisitionData`.
 
@@ -58,6 +64,7 @@ class DataContainer:
     # NumPy leaves `number * container` and `array * container` to the container.
     __array_priority__ = 10
 
+    __getattr__ = missing
     _leading: tuple[int, ...] = ()
     supports_array_view = True
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...engines.embedded.acquisition_model import AcquisitionModel as LinearModel
 from ...engines.embedded.acquisition_model import attenuation_factors
 from ...engines.embedded.projector import Projector
-from .containers import error
+from .containers import error, missing
 from .data import AcquisitionData, ImageData
 from .processors import SeparableGaussianImageFilter
 
@@ -26,6 +26,8 @@ class AcquisitionSensitivityModel:
     other_src
         See above.
     """
+
+    __getattr__ = missing
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class AcquisitionModelUsingRayTracingMatrix:
 
     ``P`` is a Gaussian filter, ``a`` the additive and ``b`` the background term.
     """
+
+    __getattr__ = missing
 
     def __init__(self) -> None:
         self._num_lors = 2

@@ -11,7 +11,7 @@ from ...engines.embedded.poisson import PoissonObjective
 from ...engines.embedded.subsets import select_views
 from ...geometry.exam import ExamInfo
 from ...priors import Penalty
-from .containers import error
+from .containers import error, missing
 from .data import AcquisitionData, ImageData
 from .models import AcquisitionModelUsingRayTracingMatrix
 from .priors import Prior
@@ -47,6 +47,8 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
 
     Gradients of subsets are not scaled; each contains its share of the penalty's.
     """
+
+    __getattr__ = missing
 
     def __init__(self) -> None:
         self._data: AcquisitionData | None = None

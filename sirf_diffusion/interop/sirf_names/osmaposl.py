@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...reconstructors.em.osmaposl import make_positive
-from .containers import error
+from .containers import error, missing
 from .data import AcquisitionData, ImageData
 from .objective import PoissonLogLikelihoodWithLinearModelForMeanAndProjData, acquisition_ratio
 
@@ -23,6 +23,8 @@ class OSMAPOSLReconstructor:
     ``x A_k^T(y / q) / clip(s_k + grad / num_subsets, s_k / 10, 10 s_k)``. A strong penalty saturates the clip: how
     often is logged once per run. For an exact maximum use :class:`sirf_diffusion.MAPEM`.
     """
+
+    __getattr__ = missing
 
     def __init__(self, filename: str = "") -> None:
         if filename:

@@ -17,7 +17,7 @@ from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, Relat
 from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
-from .containers import error
+from .containers import error, missing
 from .data import ImageData
 from .processors import ImageDataProcessor
 
@@ -26,6 +26,8 @@ SIRF_EPSILON = 1e-7
 
 class Prior:
     """A penalty, subtracted from the log-likelihood by the objective function that it is given to."""
+
+    __getattr__ = missing
 
     def __init__(self, penalty: Penalty) -> None:
         self._penalty = penalty

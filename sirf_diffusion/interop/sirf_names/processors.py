@@ -8,12 +8,14 @@ import torch
 
 from ...engines.embedded.acquisition_model import GaussianBlur
 from ...geometry.images import ImageGeometry
-from .containers import error
+from .containers import error, missing
 from .data import ImageData
 
 
 class ImageDataProcessor:
     """Changes an image in some way."""
+
+    __getattr__ = missing
 
     def __init__(self) -> None:
         self._input: ImageData | None = None

@@ -7,7 +7,6 @@ with them before STIR reads it.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from ...files.documents import parse_json
 from ...files.parfile import ParKey, fold
 from ...files.parfile.keys import SLOTS
 
@@ -91,6 +91,13 @@ def count(minimum: int = 0) -> Callable[[str], int]:
     return read
 
 
+def flag(text: str) -> bool:
+    """STIR's 0 or 1."""
+    if text not in ("0", "1"):
+        raise ValueError("expected 0 or 1")
+    return text == "1"
+
+
 def noise_levels(text: str) -> list[float]:
     """One positive number, or several as a list ``{a, b, c}``."""
     inner = re.fullmatch(r"\{(.*)\}", text)
@@ -125,12 +132,9 @@ def choice(options: Callable[[], Any], *more: str, automatic: str | None = None)
 def arguments(text: str) -> dict[str, Any]:
     """Keyword arguments of a class, as a JSON object."""
     try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError) as problem:
+        return parse_json(text or "{}")
+    except ValueError as problem:
         raise ValueError(f'expected JSON such as {{"strength": 2}} ({problem})') from problem
-    if not isinstance(found, dict):
-        raise ValueError('expected a JSON object such as {"strength": 2}')
-    return found
 
 
 def _of(module: str, *names: str) -> Callable[[], object]:
@@ -164,6 +168,7 @@ BLOCKS = (
             _MODEL,
             BlockKey("noise level", _of("priors.score", "NOISE_LEVEL"), noise_levels),
             BlockKey("number of subiterations per noise level", "0", count()),
+            BlockKey("memory", lambda: int(bool(_of("priors.score", "MEMORY")())), flag),
             *_LOOKS,
             BlockKey("kappa filename"),
             *_ANATOMICAL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,21 +100,21 @@ def _check_input(key: ParKey, findings: Findings) -> None:
     if key.name in ("additive sinogram", "initial estimate", "precomputed denominator") and key.value in ("0", "1"):
         return
     path = Path(key.value)
-    if key.name == "anatomical image filename" and path.is_dir():  # a DICOM series
+    if key.name == "anatomical image filename" and os.path.isdir(path):  # a DICOM series
         return
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, false for names that the system rejects
         text = f"'{key.name} := {key.value}': no such file (names are relative to {Path.cwd()})"
         findings.error(key.line, text + (COMMENT if ";" in key.value else ""))
     elif path.suffix.lower() in (".hs", ".hv"):
         header = _header(path)
         name = "" if header is None else header.text("name of data file", "")
-        if name and not (path.parent / name).is_file():
+        if name and not os.path.isfile(path.parent / name):
             findings.error(key.line, f"{path} names the data file {name}, which is not there")
 
 
 def _check_output(key: ParKey, findings: Findings) -> None:
     folder = Path(key.value).parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         findings.error(key.line, f"'{key.name} := {key.value}': the folder {folder} does not exist; STIR makes none")
     if "." in Path(key.value).name:
         # Measured: with prefix a0.5, the headers of a0.5_9 and a0.5_18 are both written to a0.hv.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engines.stir.objective import StirObjective
+from ...files.atomic import disk_errors
 from ...files.parfile import ParFile, fold
 from ...files.parfile.run import ParRun
 
@@ -43,7 +44,8 @@ def stir_objective(run: ParRun, num_subsets: int) -> tuple[StirObjective, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "objective.par"
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with disk_errors(path):
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
         _check(path, run.par)
         try:
             reconstruction = stir.OSMAPOSLReconstruction3DFloat(str(path))

@@ -63,6 +63,7 @@ def score_settings_of(par: ParFile) -> tuple[str, dict[str, Any]]:
     if len(values["noise level"]) > 1:
         raise block.error("noise level", "is a list of noise levels, which STIR's OSMAPOSL goes through: give one")
     settings = {"penalisation_factor": values["penalisation factor"], "noise_level": values["noise level"][0]}
+    settings["memory"] = values["memory"]
     return values["model filename"], settings | ({"planes": values["planes"]} if values["planes"] else {})
 
 

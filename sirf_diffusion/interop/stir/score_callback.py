@@ -21,7 +21,7 @@ PER_LEVEL = "number of subiterations per noise level"
 
 
 class ScorePriorCallback(TensorPrior):
-    r"""Gradient :math:`\kappa^2\,(x - c\,D(x/c, \sigma)) / (c \sigma)^2`, without the penalisation factor.
+    r"""Gradient of the score penalty without the penalisation factor; ``memory`` begins anew at set-up.
 
     The noise level may be annealed: the prior counts the gradients that it is asked for since set-up, one per
     subiteration in STIR's algorithms, and goes on to the next level after every so many of them (``number of
@@ -50,8 +50,8 @@ class ScorePriorCallback(TensorPrior):
         self.curvature_depends_on_image = len(self.noise_levels) > 1 or scale is None
         self.num_gradients = 0
         model = model or values.model_of(options)
-        penalty = ScorePenalty(model, self.noise_levels[0], 1.0, planes=options["planes"], intensity_scale=scale)
-        super().__init__(penalty)
+        looks = {"planes": options["planes"], "intensity_scale": scale, "memory": options["memory"]}
+        super().__init__(ScorePenalty(model, self.noise_levels[0], 1.0, **looks))
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Read kappa, place the anatomical image and start at the first noise level."""

@@ -19,7 +19,7 @@ from ..storage import ModelConfig, ModelFileError, save_model
 from .check import check_denoising
 from .families import convert_diffusers, convert_drunet, convert_monai
 from .guided_diffusion import convert_guided_diffusion
-from .reading import UnsupportedNetworkError, read_json, read_weights
+from .reading import UnsupportedNetworkError, read_config, read_weights
 from .schedulers import Training, of_diffusers, of_monai, training
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def import_model(
     if path.is_dir():
         path, given, said = _diffusers_folder(path)
     if config is not None:
-        given = config if isinstance(config, dict) else read_json(Path(config))
+        given = config if isinstance(config, dict) else read_config(Path(config))
     weights = read_weights(path)
     kind = kind or _kind(weights, path)
     if kind not in CONVERTERS:
@@ -234,8 +234,8 @@ def _diffusers_folder(folder: Path) -> tuple[Path, dict[str, Any], Said]:
     weights = next((unet / name for name in _WEIGHTS if (unet / name).is_file()), None)
     if weights is None:
         raise UnsupportedNetworkError(f"{unet} has none of {', '.join(_WEIGHTS)}")
-    config = read_json(unet / "config.json")
+    config = read_config(unet / "config.json")
     for scheduler in (folder / "scheduler", folder.parent / "scheduler", folder):
         if (scheduler / "scheduler_config.json").is_file():
-            return weights, config, partial(of_diffusers, read_json(scheduler / "scheduler_config.json"))
+            return weights, config, partial(of_diffusers, read_config(scheduler / "scheduler_config.json"))
     return weights, config, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.documents import read_json
 from ...files.weights import MAX_FILE_BYTES, WeightsFormat
 from ..storage import ModelFileError
 
-_MAX_JSON_BYTES = 4 * 1024**2
 #: Keys under which training programs keep the weights among other things, the averaged ones first.
 _INSIDE = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "unet_state_dict", "unet")
 _PREFIXES = ("module.", "_orig_mod.", "unet.", "model.", "diffusion_model.", "denoise_fn.")
@@ -35,6 +34,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     else. Raises UnsupportedNetworkError if the file is damaged, needs unpickling, is larger than 4 GiB, or holds no
     state dictionary.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UnsupportedNetworkError(f"{path} is no regular file")
     if path.suffix == ".safetensors":
         content: Any = _FILE.read_any(path)[0]
     else:
@@ -52,17 +53,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.to(torch.float32) if value.is_floating_point() else value for name, value in weights.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON file that holds a dictionary."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"it has {path.stat().st_size} bytes, more than {_MAX_JSON_BYTES}")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedNetworkError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UnsupportedNetworkError(f"{path} must hold a JSON dictionary, found {type(content).__name__}")
-    return content
+        return read_json(path)
+    except ValueError as error:
+        raise UnsupportedNetworkError(str(error)) from error
 
 
 def plain_arguments(section: dict[str, Any], config: dict[str, Any], what: str) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class NetworkAdaptation(Adaptation):
         """Counters and the likelihood to stop at."""
         return {
             "target": self.coupling.target,
-            "losses": self._losses,
+            "losses": list(self._losses),
             "updates": self._updates,
             "skipped": self._skipped,
             "optimiser": self._optimiser is not None and self.chosen.carry_optimiser,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...engines.em import em_step, em_update
 from ...engines.objective import Evaluation, Objective
+from ...geometry.checks import check_choice, check_real
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,13 @@ class LikelihoodSchedule:
     target: float
     rule: str = "given"
     image: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("rule", self.rule, ("given", "split-half", "expected"))
+        check_real("target", self.target, -math.inf)
+        check_real("num_iterations", self.num_iterations, 0.0, len(self.values))
+        for value in self.values:
+            check_real("values", value, -math.inf)
 
     def at(self, fraction: float) -> float:
         """Log-likelihood at a fraction in [0, 1] of the way."""

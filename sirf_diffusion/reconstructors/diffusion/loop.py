@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import NativeImages, Objective
-from ...geometry.checks import check_count, check_seed
+from ...geometry.checks import check_count, check_real, check_seed
+from ...models.grid import checked_box
 from ..records import Cost, StepRecord
 from ..settings import Settings, kinds_of_default, make
 from ..view import bound, check_bound, seen_as_volume
@@ -190,9 +192,9 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._samples, self._given = None, initial_image is not None
         self._set_up_data_step()
         if self.model.geometry is None:
-            resumed = self._resumed and float(self._resumed.metadata["intensity_scale"])
+            resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", open_below=True))
             chosen = self.sampling_settings
-            box = (self._kept("box") or "object") if chosen.crop else None
+            box = (self._kept("box", checked_box) or "object") if chosen.crop else None
             options = {"sampling": True, "intensity_scale": resumed, "box": box}
             self.model = bound(self.model, self.objective, chosen.planes, chosen.extent, **options)
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
@@ -202,17 +204,14 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._preparation = self._spent() - start
         self._preparation.total = time.perf_counter() - began
         if self._resumed is not None:
-            self._resumed.check(str(self.resume_from), self._fingerprint())
-            self._preparation = Cost(**self._resumed.metadata["preparation"])
+            self._resumed.check(self._fingerprint())
+            self._preparation = self._kept("preparation", Cost.of)
 
     def process(self) -> DiffusionReconstructor:
         """Run the chain; returns the reconstructor itself."""
         super().process()
-        preparation = self._preparation
-        self.record["projections"] |= {
-            "preparation_forward": preparation.forward,
-            "preparation_back": preparation.back,
-        }
+        early = {"preparation_forward": self._preparation.forward, "preparation_back": self._preparation.back}
+        self.record["projections"] |= early
         self.record["model"] = {
             "hash": self.model.hash,
             "conditioning": self.model.conditioning,

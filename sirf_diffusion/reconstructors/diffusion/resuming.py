@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,21 +30,26 @@ class ResumableReconstructor(Reconstructor):
     adaptation: Adaptation | None
     noise: str
     num_steps: int
+    num_samples: int
     members: tuple[int, ...] | None = None
     _preparation: Cost
 
-    def _kept(self, part: str) -> Any:
-        """What the checkpoint has of a part; None in a fresh run."""
-        return None if self._resumed is None else self._resumed.metadata[part]
+    def _kept(self, part: str, read: Callable[[Any], Any]) -> Any:
+        """What the checkpoint has of a part, read; None in a fresh run."""
+        if self._resumed is None:
+            return None
+        with self._resumed.taken_up():
+            return read(self._resumed.metadata[part])
 
     def _set_up_data_step(self) -> None:
         if self.consistency is not None:
-            self.consistency.set_up(self.objective, self._kept("consistency"))
+            set_up = partial(self.consistency.set_up, self.objective)
+            set_up() if self._resumed is None else self._kept("consistency", set_up)
 
     def _set_up_adaptation(self) -> None:
         if self.adaptation is not None:
-            fixed = (self.objective, self.model, self.consistency, self.num_steps)
-            self.adaptation.set_up(*fixed, self._kept("adaptation"))
+            set_up = partial(self.adaptation.set_up, self.objective, self.model, self.consistency, self.num_steps)
+            set_up() if self._resumed is None else self._kept("adaptation", set_up)
             self.settings["adaptation"] = self.adaptation.settings
 
     def _checkpoint(self, chain: Chain) -> Checkpoint:
@@ -63,12 +70,18 @@ class ResumableReconstructor(Reconstructor):
         )
 
     def _resume(self, checkpoint: Checkpoint) -> Chain:
-        _, step = self._take_over()
-        if self.adaptation is not None:
-            kept = {n.removeprefix(_ADAPTED): t for n, t in checkpoint.tensors.items() if n.startswith(_ADAPTED)}
-            self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
-        device = self.objective.sensitivity().device
-        return Chain.of(checkpoint.tensors, step, self.model.device, device, self.noise, self.members)
+        number = self.num_samples if self.members is None else len(self.members)
+        _, step = self._take_over(number)
+        tensors, device = checkpoint.tensors, self.objective.sensitivity().device
+        with checkpoint.taken_up():
+            if self.adaptation is not None:
+                kept = {n.removeprefix(_ADAPTED): t for n, t in tensors.items() if n.startswith(_ADAPTED)}
+                self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
+            chain = Chain.of(tensors, step, self.model.device, device, self.noise, self.members)
+            expected = self.model.to_latent(chain.x.to(chain.u)).shape
+            if chain.u.shape != expected or len(chain.generators) != self.num_samples:
+                raise ValueError(f"noisy images of shape {tuple(chain.u.shape)}, expected {tuple(expected)}")
+            return chain
 
     def _fingerprint(self) -> dict[str, Any]:
         model = {

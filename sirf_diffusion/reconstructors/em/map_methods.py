@@ -10,8 +10,8 @@ from ...engines import as_objective
 from ...engines.objective import Objective
 from ...models.intensity import intensity_scale as estimate_intensity_scale
 from ...priors import Penalty, RelativeDifferencePenalty, ScorePenalty
-from ...priors.score import NOISE_LEVEL, PENALISATION_FACTOR
-from ..settings import Settings, count, make, real
+from ...priors.score import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR
+from ..settings import Settings, count, flag, make, real
 from ..view import bound, extent_setting, planes_setting
 from .mapem import MAPEM
 
@@ -105,13 +105,14 @@ class ScoreSettings(Settings):
     num_inner: int = count(1, "EM updates for each of them")
     penalisation_factor: float = real(
         PENALISATION_FACTOR,
-        "strength; 1 would be the Bayesian choice for the smoothed density, less was better on simulated slices",
+        "strength; 1 would be the Bayesian choice, less was better on simulated slices",
     )
     noise_level: float = real(
         NOISE_LEVEL,
         "noise level of the denoiser: small is sharp and rough, large is smooth and biased",
         open_below=True,
     )
+    memory: bool = flag(MEMORY, "whether the noise found is kept and shown to the denoiser again (plug-and-play)")
     planes: str | None = planes_setting()
     extent: float | None = extent_setting()
 
@@ -150,5 +151,5 @@ class ScoreMAP(MAPEM):
         objective = as_objective(objective)
         (chosen,) = make(self.parts(), settings, self.method)
         model = bound(model, objective, chosen.planes, chosen.extent)
-        prior = ScorePenalty(model, chosen.noise_level, chosen.penalisation_factor)
+        prior = ScorePenalty(model, chosen.noise_level, chosen.penalisation_factor, memory=chosen.memory)
         super().__init__(objective, prior, chosen.num_iterations, num_inner=chosen.num_inner, callbacks=callbacks)

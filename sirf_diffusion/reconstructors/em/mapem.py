@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engines.em import checked_order, em_update, inside, penalised_em_step
 from ...engines.objective import Objective
-from ...geometry.checks import check_count, check_finite
+from ...geometry.checks import check_count, check_finite, check_real
 from ...priors.base import Penalty
 from ..base import Reconstructor
 from ..records import Cost, StepRecord
@@ -104,7 +104,7 @@ class MAPEM(Reconstructor):
 
     def _run(self) -> Tensor:
         kept, done = self._take_over()
-        x = kept.get("x", self._initial)
+        x, self.prior.noise = kept.get("x", self._initial), kept.get("noise")
         iterates = self._closed_form(x, done) if self.prior.has_majoriser else self._bsrem(kept, done)
         for number, iterate in enumerate(iterates, start=done + 1):
             x = iterate.x
@@ -135,10 +135,15 @@ class MAPEM(Reconstructor):
                     x_em = em_update(self.objective, x, subset, evaluation=evaluation)
                     x = penalised_em_step(x_em, self.objective.sensitivity(subset), target, rho / number)
                     x = torch.where(mask, x, torch.zeros_like(x))
-            yield Iterate(x, log_likelihood, penalty)
+            noise = prior.noise
+            yield Iterate(x, log_likelihood, penalty, state={} if noise is None else {"noise": noise})
 
     def _bsrem(self, kept: dict[str, Tensor], done: int) -> Iterator[Iterate]:
         order = self.subset_order
+        if self._resumed is not None and "best" in kept:
+            with self._resumed.taken_up():
+                check_real("step", kept["step"], 0.0, 1.0, open_below=True)
+                check_count("left", kept["left"], 0)
         return bsrem(self.objective, self.prior, self._initial, self.num_iterations, order, kept, done)
 
     def _spent(self) -> Cost:

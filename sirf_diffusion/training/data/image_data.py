@@ -64,11 +64,12 @@ class ImageOptions:
 
 def build_from_images(
     inputs: Sequence[ImageInput], out: str | os.PathLike[str], options: ImageOptions | None = None, *,
-    add: bool = False, overwrite: bool = False, key: bytes | None = None, progress: Callable[[], None] = lambda: None,
+    add: bool = False, overwrite: bool = False, restart: bool = False, key: bytes | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:  # fmt: skip
     """Write images as training volumes; what cannot be used is listed and left out. A stopped build is continued.
 
-    ``progress`` is called after each image; for ``out``, ``add``, ``overwrite`` and ``key`` see `PartStore`. Returns
+    ``progress`` is called after each image; for the other options see `PartStore`. Returns
     what became of each input, in their order.
 
     Raises
@@ -80,7 +81,16 @@ def build_from_images(
     """
     options = options or ImageOptions()
     settings = {"margin": options.margin}
-    store = PartStore(out, "images", settings, options.voxel_size, add=add, overwrite=overwrite, key=key)
+    store = PartStore(
+        out, "images", settings, options.voxel_size, add=add, overwrite=overwrite, key=key, restart=restart
+    )
+    with store.held():
+        return _built(store, inputs, options, progress) if store.outcomes is None else store.outcomes
+
+
+def _built(
+    store: PartStore, inputs: Sequence[ImageInput], options: ImageOptions, progress: Callable[[], None]
+) -> list[Outcome]:
     keyed = []
     for source in inputs:
         name = str(source.image)

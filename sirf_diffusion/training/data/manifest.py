@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files.documents import parse_json, read_json, read_text
 from ...patient.dicom import read_tags
 from ...patient.image import UnusableImage
 from ...patient.readers import INTERFILE, NIFTI
@@ -20,12 +20,17 @@ from .volumes import SPLITS
 COLUMNS = ("subject", "image", "mr", "ct", "split")
 #: Largest table or sidecar that is read, in bytes.
 _LARGEST = 20_000_000
+_LONGEST = 4096
 #: Last words of the names of files that are no emission images: suffixes of BIDS, and what people call such files.
 _OTHER_KINDS = re.compile(
     r"t1|t2|t1w|t2w|t2starw|flair|pdw|mr|mri|mprage|ct|mask|seg|[ad]?seg|probseg|labels?|defacemask|bold|sbref|dwi|epi|"
-    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm"
+    r"asl|cbv|mu|u?-?map|mu-?map|ac-?map|atten\w*|phase\w*|magnitude\w*|m0scan|unit1|angio|xfm|ct-?ac|mr-?ac|brainmask"
 )
+#: The same for any word of a name that does not say PET.
+_OTHER_WORDS = re.compile(r"t1w?|t2w|mprage|flair|(brain)?mask|aseg|aparc|mni152\w*|ctac|mrac|u-?map|mumap")
 _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
+#: Folders of a BIDS data set that hold its images again, processed or as they came.
+_NOT_RAW = ("derivatives", "sourcedata")
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,18 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
 
     A folder stands for the Interfile, NIfTI and ECAT7 files and the DICOM series (one per folder) under it. Left
     out are files whose name, BIDS folder or sidecar tells another kind (``T1w``, ``mask``, ...), series of another
-    modality than PT, and files that tell nothing in a folder where others are PET by name (``*_pet``) or modality.
-    What does not exist is kept, to be reported.
+    modality than PT, derivatives and source data of a BIDS data set, and files that tell nothing in a folder where
+    others are PET by name (``*_pet``) or modality. What does not exist is kept, to be reported.
     """
     found = []
     for path in paths:
         inside = images_under(path)
         kinds = [_kind(image) for image in inside]
         for image, kind in zip(inside, kinds, strict=True):
+            part = image.relative_to(path).parts[0] if image != path else ""
             reason = "" if kind in ("", "PET") else f"{kind}, not PET"
+            if part in _NOT_RAW and (path / "dataset_description.json").is_file():
+                reason = f"in {part} of a BIDS data set: give that folder by itself"
             if not kind and "PET" in kinds:
                 reason = "nothing says that it is PET, as others of its folder do: name it *_pet, or give it by itself"
             found.append(ImageInput(image, left_out=reason))
@@ -106,6 +114,8 @@ def read_manifest(path: Path) -> list[ImageInput]:
             raise ValueError(f"{where}: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
         if not row.get("image"):
             raise ValueError(f"{where}: no 'image'")
+        if any("\0" in value or len(value) > _LONGEST for value in row.values()):
+            raise ValueError(f"{where}: a value of more than {_LONGEST} characters, or with a null character")
         if row.get("mr") and row.get("ct"):
             raise ValueError(f"{where}: both 'mr' and 'ct'; one anatomical image per volume")
         anatomy = row.get("mr") or row.get("ct")
@@ -192,10 +202,10 @@ def _kind(path: Path) -> str:
         return {"PT": "PET", "": ""}.get(modality, f"DICOM of modality {modality}")
     stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
     sidecar = path.with_name(f"{stem}.json")
-    if sidecar.is_file() and sidecar.stat().st_size < _LARGEST:
+    if sidecar.is_file():
         try:
-            modality = json.loads(sidecar.read_bytes()).get("Modality", "")
-        except (ValueError, AttributeError, RecursionError):
+            modality = read_json(sidecar, most=_LARGEST).get("Modality", "")
+        except ValueError:
             modality = ""
         if modality in ("PT", "PET"):
             return "PET"
@@ -206,6 +216,9 @@ def _kind(path: Path) -> str:
         return "PET"
     if _OTHER_KINDS.fullmatch(suffix.lower()):
         return f"{suffix} by its name"
+    words = re.split(r"[_+.\s-]+", stem.lower())
+    if not {"pet", "suv", "suvr"} & set(words) and (other := next(filter(_OTHER_WORDS.fullmatch, words), None)):
+        return f"{other} by its name"
     if stem.startswith("sub-") and "_" in stem:
         return "a BIDS name with another suffix than pet"
     return "in a BIDS folder of another kind" if path.parent.name in _BIDS_FOLDERS else ""
@@ -231,7 +244,7 @@ def _modality(path: Path) -> str:
 
 def _images_of(root: Path, participant: str, split: str, where: str) -> list[ImageInput]:
     """Images in the BIDS folder of a participant."""
-    if not re.fullmatch(r"[0-9A-Za-z-]+", participant):
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", participant):
         raise ValueError(f"{where}: participant_id must be letters and digits as in sub-01, found {participant!r}")
     subject = participant if participant.startswith("sub-") else f"sub-{participant}"
     folder = root / subject
@@ -243,18 +256,13 @@ def _images_of(root: Path, participant: str, split: str, where: str) -> list[Ima
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path}: expected a table, a file of at most {_LARGEST / 1e6:g} MB")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: export the table as CSV (UTF-8)") from error
+    text = read_text(path, _LARGEST)
     if path.suffix.lower() == ".json":
         try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            rows = parse_json(text, list)
+        except ValueError as error:
+            raise ValueError(f"{path} is no table: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} must be a list of objects, each with a key 'image'")
     else:
         first = text.splitlines()[0] if text.strip() else ""

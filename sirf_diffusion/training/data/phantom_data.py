@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
 
+from ...files.workers import in_processes
 from ...geometry.checks import check_choice, check_count, check_real
 from ...simulation import FIRST_HELD_OUT_SUBJECT, body, parametric_head, simulate_anatomy
 from ...simulation.lesions import lesions_in_mr
@@ -90,7 +92,7 @@ class PhantomOptions:
 
 def build_phantoms(
     out: str | os.PathLike[str], options: PhantomOptions, *, held_out: bool = False, workers: int | None = None,
-    overwrite: bool = False, progress: Callable[[], None] = lambda: None,
+    overwrite: bool = False, restart: bool = False, progress: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:  # fmt: skip
     """Simulate subjects and write them as training volumes: emission, MR, attenuation, labels, lesions.
 
@@ -115,16 +117,19 @@ def build_phantoms(
     if held_out and not is_held_out:
         raise ValueError(f"--held-out needs a seed of at least {FIRST_HELD_OUT_SUBJECT}, found {options.first}")
     settings = asdict(options) | {"held_out": held_out, "simulation_version": SIMULATION_VERSION}
-    store = PartStore(out, "phantoms", settings, (options.voxel_size,) * 3, overwrite=overwrite)
+    store = PartStore(out, "phantoms", settings, (options.voxel_size,) * 3, overwrite=overwrite, restart=restart)
     subjects = range(options.first, last + 1)
     parts = [(_key(s, draw), f"subject {s}, draw {draw}") for s in subjects for draw in range(options.draws)]
-    missing = [s for s in subjects if not all(store.done(_key(s, d)) for d in range(options.draws))]
-    done = range(len(subjects) - len(missing))
-    for _ in chain(done, _simulated(store, missing, options, workers)):
-        for _ in range(options.draws):
-            progress()
     fractions = (0.0, 0.0, 1.0) if held_out else options.fractions
-    return store.assemble(parts, fractions, options.split_seed)
+    with store.held():
+        if store.outcomes is not None:
+            return store.outcomes
+        missing = [s for s in subjects if not all(store.done(_key(s, d)) for d in range(options.draws))]
+        done = range(len(subjects) - len(missing))
+        for _ in chain(done, _simulated(store, missing, options, workers)):
+            for _ in range(options.draws):
+                progress()
+        return store.assemble(parts, fractions, options.split_seed)
 
 
 def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
@@ -178,13 +183,14 @@ def _key(subject: int, draw: int) -> str:
 
 def _simulated(store: PartStore, subjects: list[int], options: PhantomOptions, workers: int | None) -> Iterator[None]:
     """Write the volumes of subjects as parts, in several processes; yields after each subject."""
-    from joblib import Parallel, delayed, parallel_config
-
     workers = check_count("workers", os.cpu_count() or 1 if workers is None else workers)
+    write = partial(_write_subject, store, options)
+    if min(workers, len(subjects)) <= 1:
+        yield from map(write, subjects)
+        return
     try:
-        with parallel_config("loky", n_jobs=max(1, min(workers, len(subjects))), inner_max_num_threads=1):
-            parallel = Parallel(batch_size=1, return_as="generator_unordered")
-        yield from parallel(delayed(_write_subject)(store, subject, options) for subject in subjects)
+        for _ in in_processes(min(workers, len(subjects)), write, {subject: subject for subject in subjects}):
+            yield
     except BrokenProcessPool as error:
         raise MemoryError(
             f"a worker was killed, probably for memory: give fewer than {workers} --workers; the same command goes on "
@@ -192,6 +198,6 @@ def _simulated(store: PartStore, subjects: list[int], options: PhantomOptions, w
         ) from error
 
 
-def _write_subject(store: PartStore, subject: int, options: PhantomOptions) -> None:
+def _write_subject(store: PartStore, options: PhantomOptions, subject: int) -> None:
     for draw, volume in enumerate(simulate_volumes(subject, options)):
         store.write(_key(subject, draw), volume)

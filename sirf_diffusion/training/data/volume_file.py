@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import os
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...files.documents import parse_json
 from ...files.versions import check_version
 from .volumes import DTYPES, FORMAT, SCHEMA_VERSION, SPLITS
 
@@ -270,8 +270,7 @@ def _check(file: Any) -> None:
     for name in ("kind", "created_by", "axes", "intensity_rule"):
         if not isinstance(file.attrs[name], str):
             raise _WrongContent(f"has a {name} that is no text: build it anew")
-    if not isinstance(json.loads(file.attrs["settings"]), dict):
-        raise _WrongContent("has settings that are no table: build it anew")
+    parse_json(file.attrs["settings"])
     if "rejected" in file:
         for column in ("number", "source", "reason"):
             _check_dataset(file["rejected"], column, 1)

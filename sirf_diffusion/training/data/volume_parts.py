@@ -12,19 +12,24 @@ import hmac
 import json
 import os
 import secrets
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...files.outputs import atomic_path, jsonable
+from ...files.atomic import atomic_path, new_hdf5
+from ...files.documents import parse_json
+from ...files.lock import LOCK, locked
+from ...files.outputs import difference, jsonable, write_json
 from ...files.versions import KEY, read_record
 from .manifest import assign_splits
 from .volume_file import open_checked, rejected_inputs
-from .volumes import Volume, new_file, root_attributes, write_group
+from .volumes import Volume, root_attributes, write_group
+
+_SETTINGS, _ASSEMBLED = "settings.json", "assembled.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class NothingUsable(ValueError):
 
 
 class PartStore:
-    """Finished volumes of one build, and the file that they become.
+    """Finished volumes of one build, and the file that they become; to be used inside ``with store.held():``.
 
     Parameters
     ----------
@@ -62,6 +67,8 @@ class PartStore:
         Keep the volumes that ``out`` has, and add to them; or replace it.
     key
         Secret that names are hashed with; default a random one that is forgotten when the file is complete.
+    restart
+        Forget the parts of an earlier run.
 
     Raises
     ------
@@ -72,23 +79,47 @@ class PartStore:
 
     def __init__(
         self, out: str | os.PathLike[str], kind: str, settings: Mapping[str, Any], voxel_size: Sequence[float], *,
-        add: bool = False, overwrite: bool = False, key: bytes | None = None,
+        add: bool = False, overwrite: bool = False, key: bytes | None = None, restart: bool = False,
     ) -> None:  # fmt: skip
-        self.out, self.kind, self.add = Path(out), kind, add
+        self.out, self.kind, self.add, self.restart = Path(out), kind, add, restart
+        self.key = key or b""
         self.voxel_size = tuple(float(v) for v in voxel_size)
         self.settings = jsonable({"kind": kind, "voxel_size": self.voxel_size, **settings})
         self.folder = self.out.with_name(self.out.name + ".parts")
         if self.out.suffix not in (".h5", ".hdf5"):
             raise ValueError(f"--out {self.out}: training data are HDF5 files; give a name that ends in .h5")
-        if self.out.exists() and not (add or overwrite):
+        #: What became of the inputs, if an earlier run was cut off when the file was in place already.
+        self.outcomes = None if restart else self._earlier_outcomes(add or overwrite)
+        if self.out.exists() and not (add or overwrite) and self.outcomes is None:
             raise ValueError(f"{self.out} exists: --add adds to it, --overwrite replaces it")
         if add:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
             with open_checked(self.out) as file:
-                self._compare(json.loads(file.attrs["settings"]), f"{self.out}")
+                self._compare(parse_json(file.attrs["settings"]), f"{self.out}")
+
+    @contextmanager
+    def held(self) -> Iterator[PartStore]:
+        """Have the parts for this process alone.
+
+        Raises
+        ------
+        ValueError
+            If another process has them.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.key = self._take_up(key)
+        with locked(self.folder / LOCK, ValueError):
+            for part in self.folder.iterdir() if self.restart else ():
+                if part.name != LOCK:
+                    part.unlink()
+            self.key = self._take_up(self.key or None)
+            yield self
+            # What says that the file is there goes last: the next command finishes what is cut off here.
+            for part in sorted(self.folder.iterdir(), key=lambda path: path.name == _ASSEMBLED):
+                if self.outcomes is not None and part.name != LOCK:
+                    part.unlink()
+        with suppress(OSError):  # parts that are needed still
+            self.folder.rmdir()
 
     def hashed(self, text: str) -> str:
         """Keyed hash of a name: the same in one build, of no use to guess the name from."""
@@ -100,12 +131,12 @@ class PartStore:
 
     def write(self, key: str, volume: Volume) -> None:
         """Keep a finished volume."""
-        with new_file(self._part(key)) as file:
+        with new_hdf5(self._part(key)) as file:
             write_group(file, volume)
 
     def reject(self, key: str, reason: str) -> None:
         """Remember that an input was left out."""
-        with new_file(self._part(key)) as file:
+        with new_hdf5(self._part(key)) as file:
             file.attrs["reason"] = reason
 
     def assemble(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> list[Outcome]:
@@ -123,7 +154,7 @@ class PartStore:
         outcomes: list[Outcome] = []
         rejected: list[tuple[int, str, str]] = []
         whole = self.folder / "whole.h5"  # in here: what a kill leaves behind is removed with the parts
-        with new_file(whole) as file:
+        with new_hdf5(whole) as file:
             volumes = file.create_group("volumes")
             known: dict[str, str] = {}
             if self.add:
@@ -148,9 +179,19 @@ class PartStore:
         if all(o.status == "left out" for o in outcomes) and not self.add:
             whole.unlink()
             raise NothingUsable(outcomes)
+        write_json(self.folder / _ASSEMBLED, {"file": _identity(whole), "outcomes": [asdict(o) for o in outcomes]})
         os.replace(whole, self.out)
-        shutil.rmtree(self.folder)
+        self.outcomes = outcomes
         return outcomes
+
+    def _earlier_outcomes(self, replaces: bool) -> list[Outcome] | None:
+        try:
+            content = read_record(self.folder / _ASSEMBLED)
+            same = content["file"] == _identity(self.out)
+            return [Outcome(**outcome) for outcome in content["outcomes"]] if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            empty = self.folder.exists() and not (self.folder / _SETTINGS).exists()
+            return [] if empty and self.out.exists() and not replaces else None
 
     def _part(self, key: str) -> Path:
         return self.folder / f"{key}.h5"
@@ -176,7 +217,7 @@ class PartStore:
 
     def _take_up(self, key: bytes | None) -> bytes:
         """The key of these parts: that of an earlier run, else a new one. Compares the settings."""
-        record = self.folder / "settings.json"
+        record = self.folder / _SETTINGS
         if record.exists():
             try:
                 content = read_record(record)
@@ -194,10 +235,13 @@ class PartStore:
         return key
 
     def _compare(self, found: dict[str, Any], where: str) -> None:
-        differing = sorted(k for k in {*found, *self.settings} if found.get(k) != self.settings.get(k))
-        if differing:
-            name = differing[0]
+        if other := difference(found, self.settings):
             raise ValueError(
-                f"{where} was made with other settings: {', '.join(differing)} differ ({name}: {found.get(name)!r} "
-                f"there, {self.settings.get(name)!r} asked for); give the same, or another --out"
+                f"{where} was made with other settings: {other}; give the same, another --out, or --restart"
             )
+
+
+def _identity(path: Path) -> list[int]:
+    """What a file keeps when it is renamed, and shares with no other."""
+    state = path.stat()
+    return [state.st_ino, state.st_size, state.st_mtime_ns]

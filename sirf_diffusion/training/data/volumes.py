@@ -18,18 +18,13 @@ Subjects and sources are keyed hashes: there is no name, no path and no patient 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...files.outputs import atomic_path
 from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
 from ...models.conditioning import scaled_anatomical
@@ -149,49 +144,6 @@ def write_group(group: Any, volume: Volume) -> None:
         others = tuple(k for k in range(3) if k != axis)
         occupancy = volume.arrays["mask"].mean(axis=others, dtype=np.float64).astype(np.float32)
         group.attrs[f"occupancy_{letter}"] = occupancy
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Any]:
-    """An HDF5 file to write, whole or not at all.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, for example for a full disk; it has the file's name.
-    """
-    import h5py
-
-    with atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
-        with h5py.File(disk, "w") as file:
-            yield file
-        if disk.problem is not None:
-            reason = f"cannot be written ({disk.problem.strerror}): free some space and give the same command again"
-            raise OSError(disk.problem.errno, reason, str(path)) from disk.problem
-
-
-class _Disk(io.FileIO):
-    """A file that remembers why it could not be written: HDF5 does not survive a write that fails."""
-
-    problem: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        """Write all of it; says so in any case."""
-        rest = memoryview(content)
-        while len(rest) and self.problem is None:
-            try:
-                rest = rest[super().write(rest) :]
-            except OSError as error:
-                self.problem = error
-        return len(content)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size, if that works."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.problem = self.problem or error
-            return size or 0
 
 
 def root_attributes(kind: str, voxel_size: tuple[float, float, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files.atomic import atomic_path
 from ...models.generation import generate
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
@@ -227,7 +228,8 @@ def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
         axis = figure.add_subplot(rows, columns, k + 1)
         axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=2.2)
         axis.axis("off")
-    figure.savefig(path, dpi=90)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90)
 
 
 def _recipe(model: ScoreModel) -> Recipe:

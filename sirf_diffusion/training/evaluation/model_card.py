@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...files.outputs import jsonable, write_json
+from ...files.outputs import OutputFolder, jsonable
 from .acceptance import Evaluation, save_sheet
 
 
-def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
-    """Write ``README.md``, ``report.json`` and the figures into a new folder; returns the card's path.
+def card_folder(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> OutputFolder:
+    """A folder for a card; ``settings`` is what the evaluation depends on."""
+    return OutputFolder(path, settings, record_name="report.json", advice="give another folder")
 
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and is not empty.
-    """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(17, "the folder is not empty: choose another, or remove it", str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+
+def write_card(evaluation: Evaluation, card: OutputFolder) -> Path:
+    """Write ``README.md``, ``report.json`` and the figures; returns the card's path."""
+    with card.staged(_numbers(evaluation)) as folder:
+        _write(evaluation, folder)
+    return card / "README.md"
+
+
+def _write(evaluation: Evaluation, folder: Path) -> None:
     curves, level = evaluation.curves, "noise level (mean activity = 1)"
     denoising = {
         "best Gaussian filter": curves["gaussian"], "best non-local means": curves["non_local_means"],
@@ -37,10 +39,7 @@ def write_card(evaluation: Evaluation, folder: str | os.PathLike[str]) -> Path:
         "right": dict.fromkeys(curves["balance"], 1.0),
     }  # fmt: skip
     _draw(folder / "calibration.png", calibration, level, "ratio", xscale="log")
-    write_json(folder / "report.json", _numbers(evaluation))
-    card = folder / "README.md"
-    card.write_text("\n".join(_text(evaluation)) + "\n", encoding="utf-8")
-    return card
+    (folder / "README.md").write_text("\n".join(_text(evaluation)) + "\n", encoding="utf-8")
 
 
 def _draw(path: Path, curves: dict[str, dict[float, float]], xlabel: str, ylabel: str, **scales: str) -> None:

@@ -49,3 +49,22 @@ def stoppable() -> Iterator[None]:
     finally:
         for number in heeded:
             signal.signal(number, earlier[number])
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Here, signals wait: for calls of libraries that lose what is raised while they call back."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    for number in earlier:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked[0])

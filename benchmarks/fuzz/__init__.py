@@ -1,0 +1,1 @@
+"""Fuzzing: files as nobody should write them, given to everything here that reads files of users."""
