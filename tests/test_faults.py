@@ -77,7 +77,8 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(commands, tmp_path, na
     assert exit_code(partial(main, words), partial(heard, log, partial(limit_files, 3500))) == 2
     said = log.read_text().splitlines()[-1]
     assert "error: " in said
-    assert "File too large: free some space and give the same command again" in said
+    assert "File too large" in said
+    assert "free some space and give the same command again" in said
     assert str(tmp_path) in said
     assert exit_code(partial(main, words)) == 0
 
@@ -190,7 +191,8 @@ def test_training_data_that_are_cut_off_are_named(data, tmp_path):
 @pytest.mark.slow
 def test_run_after_run_a_process_holds_no_more(tmp_path):
     early, late = long_run.states(tmp_path, 28, every=14).values()
-    assert late[1:] == early[1:]
+    assert late[1] <= early[1]
+    assert late[2] <= early[2]
     assert late[0] < 1.1 * early[0]
 
 

@@ -97,8 +97,6 @@ def test_missing_samples_are_not_overlooked(small_acquisition, small_model):
         (("--method", "ddip", "--workers", "2"), "adapt one network"),
         (("--adapt", "steerable", "--workers", "2"), "adapt one network"),
         (("--method", "map-score", "--workers", "2"), "one image"),
-        (("--workers", "2", "--samples", "0"), "num_samples must be an integer of at least 1"),
-        (("--workers", "0"), "--workers must be at least 1"),
         (("--workers", "2", "--cluster", "tcp://nowhere:1"), "--workers is for this machine"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_filter_without_an_interval_is_never_called(folder):
     ("old", "new", "expected"),
     [
         ('{"axial": false}', "axial=false", "expected JSON"),
-        ('{"axial": false}', "[1]", "expected a JSON object"),
+        ('{"axial": false}', "[1]", "expected a JSON dictionary"),
         ("  penalisation factor", "  ; penalisation factor", "default is 0"),
         ("class := ", "; class := ", "no 'class'"),
     ],

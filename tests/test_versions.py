@@ -42,7 +42,8 @@ def read_training(folder):
 
 
 def read_parts(folder):
-    PartStore(folder.parent / folder.stem, "images", {"crop": True}, (4.0, 4.0, 4.0))
+    with PartStore(folder.parent / folder.stem, "images", {"crop": True}, (4.0, 4.0, 4.0)).held():
+        pass
 
 
 def read_bench(folder):

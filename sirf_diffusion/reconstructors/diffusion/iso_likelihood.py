@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class AscentOntoLevelSet(AscentToSchedule):
             return result
         images = [self._onto(x[None], result.target) for x in result.x]
         return replace(result, x=torch.cat(images), after=[float(self.objective.value(x[0])) for x in images])
+
+    def _tell_missed(self, *what: Any) -> None:
+        """Nothing is missed: EM steps follow."""
 
     def _onto(self, x: Tensor, target: float) -> Tensor:
         value, tolerance = float(self.objective.value(x[0])), _TOLERANCE * abs(target)
