@@ -25,7 +25,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         summary="reconstruct bundled example data by all methods",
         about="Reconstruct a bundled low-count brain slice by all methods, compare them with the truth, and "
         "reconstruct a few planes in 3D (not with --quick). Prints a table; writes metrics.json, comparison.png and "
-        "the images. Three to six minutes on two cores, one or two with --quick.",
+        "the images. Two to six minutes on two cores, one or two with --quick.",
         example="sirf-diffusion demo --out my-demo --quick",
     )
     parser.add_argument(
