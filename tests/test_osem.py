@@ -8,7 +8,9 @@ import torch
 from toy_objective import make_toy
 
 from sirf_diffusion.engines.em import em_step, em_update, herman_meyer_order, penalised_em_step
+from sirf_diffusion.files.weights import WeightsFileError
 from sirf_diffusion.reconstructors import MLEM, OSEM
+from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
 
 
 def run(reconstructor, initial=None):
@@ -139,3 +141,19 @@ def test_penalised_step_does_not_round_a_weak_anchor_to_zero():
 def test_em_step_keeps_what_a_subset_does_not_see():
     x, s = torch.ones(1, 1, 2), torch.tensor([[[2.0, 0.0]]])
     assert em_step(x, torch.tensor([[[2.0, 5.0]]]), s).flatten().tolist() == [2.0, 1.0]
+
+
+def test_a_checkpoint_whose_step_is_a_whole_float_goes_on(tmp_path):
+    objective, _ = make_toy((1, 6, 6))
+    whole = OSEM(objective, 3).process().get_output()
+    OSEM(objective, 3, callbacks=[CheckpointCallback(tmp_path / "c.safetensors", 2)]).process()
+    checkpoint = Checkpoint.load(tmp_path / "c.safetensors")
+    checkpoint.metadata["step"] = float(checkpoint.metadata["step"])
+    checkpoint.save(tmp_path / "c.safetensors")
+    resumed = OSEM(objective, 3)
+    resumed.resume_from = tmp_path / "c.safetensors"
+    assert torch.equal(resumed.process().get_output(), whole)
+    checkpoint.metadata["step"] = 1.5
+    checkpoint.save(tmp_path / "c.safetensors")
+    with pytest.raises(WeightsFileError, match="step must be an integer"):
+        Checkpoint.load(tmp_path / "c.safetensors")

@@ -41,7 +41,7 @@ class Checkpoint:
         del metadata["version"]
         found = cls(tensors, metadata, str(path))
         with found.taken_up():
-            check_count("step", metadata["step"], 0)
+            metadata["step"] = check_count("step", metadata["step"], 0)
             Cost.of(metadata["cost"])
             for key in ("fingerprint", "extras"):
                 metadata[key] = {**metadata[key]}
