@@ -29,8 +29,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
     about = (
         f"Reconstruct again and again, all methods in turn. Exit code 1: memory grew by more than {_MOST_GROWTH:.0%} "
+        f"after the first {_FIRST} runs, or descriptors or threads became more. Needs the tests beside it."
     )
-    about += f"after the first {_FIRST} runs, or descriptors or threads became more. Needs the tests beside it."
     parser = subparsers.add_parser(
         "long-run", parents=[common], help="memory of many reconstructions", description=about
     )

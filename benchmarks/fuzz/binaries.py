@@ -1,8 +1,7 @@
-"""Readers of binary files: weights, checkpoints, training volumes, foreign networks, images, list mode."""
+"""Readers of weights: models, adapters, checkpoints, training volumes, foreign networks."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import struct
@@ -15,17 +14,14 @@ import numpy as np
 import torch
 
 from sirf_diffusion.files.weights import WeightsFileError
-from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
-from sirf_diffusion.interop.petsird_scanner import PetsirdError
+from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
 from sirf_diffusion.models.importers.reading import UnsupportedNetworkError
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
 from sirf_diffusion.models.storage import ModelFileError
-from sirf_diffusion.patient.image import UnusableImage
 from sirf_diffusion.training.data.volume_file import VolumeFileError
 
 from .mutations import (
-    NUMBERS,
     any_value,
     changed_bytes,
     changed_json,
@@ -166,7 +162,6 @@ class RunCheckpoint(Reader):
     def prepare(self) -> list[bytes]:
         """Two of three epochs of OSEM, two of three steps of a sampler."""
         from sirf_diffusion.engines.embedded.acquisition import Acquisition
-        from sirf_diffusion.geometry.projdata import ProjDataGeometry
         from sirf_diffusion.reconstructors.checkpoint import CheckpointCallback
         from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
         from sirf_diffusion.reconstructors.em.osem import OSEM
@@ -184,6 +179,7 @@ class RunCheckpoint(Reader):
         ]
         samples = []
         for maker in self.makers:
+
             def stop(step: Any) -> None:
                 if step.step == 2:
                     raise StopIteration
@@ -389,203 +385,3 @@ def _change_structure(rng: Random, file: Any) -> None:
             else:
                 dtype = rng.choice(("f2", "f4", "i8", "u1", "S3", h5py.string_dtype()))
                 owner.create_dataset(name, shape, dtype, chunks=True if 0 not in shape and shape else None)
-
-
-class Nifti(Reader):
-    """NIfTI-1, plain and compressed."""
-
-    name, file, errors = "NIfTI", "image.nii", (UnusableImage,)
-    def prepare(self) -> list[bytes]:
-        """A small image."""
-        from nibabel import imageglobals
-
-        from sirf_diffusion.patient.writing import write_nifti
-
-        from .texts import _EXAM, GRID
-
-        imageglobals.logger.handlers = []
-        write_nifti(self.folder / "sample.nii.gz", torch.arange(147.0).reshape(3, 7, 7), GRID, _EXAM)
-        return [gzip.decompress((self.folder / "sample.nii.gz").read_bytes())]
-
-    def content(self, rng: Random) -> bytes:
-        """Fields of the header changed, bytes, or the compressed stream."""
-        data = bytearray(self.samples[0])
-        for _ in range(rng.choice((0, 1, 1, 2, 4))):
-            place = rng.choice((0, 40 + 2 * rng.randrange(8), 70, 72, 76 + 4 * rng.randrange(8), 108, 112, 116, 123,
-                                252, 254, 256 + 4 * rng.randrange(18), 344))  # fmt: skip
-            number = rng.choice(NUMBERS)
-            if place in (40, 70, 72, 252, 254) or 40 <= place < 56:
-                data[place : place + 2] = (int(number) if abs(number) < 2**70 else 0).__index__().to_bytes(
-                    16, "little", signed=True)[:2]  # fmt: skip
-            else:
-                data[place : place + 4] = np.float32(max(-3e38, min(3e38, number))).tobytes()
-        raw = changed_bytes(rng, bytes(data)) if rng.random() < 0.4 else bytes(data)
-        if rng.random() < 0.3:
-            raw = gzip.compress(raw, 1)
-            raw = changed_bytes(rng, raw) if rng.random() < 0.5 else raw
-        return raw
-
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
-
-        path = self.path
-        if self.path.read_bytes()[:2] == b"\x1f\x8b":
-            path = self.folder / "image.nii.gz"
-            path.write_bytes(self.path.read_bytes())
-        check_source(read_source(path))
-
-
-def check_source(image: Any) -> None:
-    """The promises of an image of the patient."""
-    promise(image.values.ndim == 3 and np.isfinite(image.values).all(), "values that are not finite")
-    promise(np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine)) > 0, "a place that is none")
-
-
-class Ecat(Nifti):
-    """ECAT7 images."""
-
-    name, file = "ECAT7", "image.v"
-
-    def prepare(self) -> list[bytes]:
-        """One frame of 7 x 7 x 3 voxels: main header, directory, subheader, values."""
-        main, directory, sub = bytearray(512), bytearray(512), bytearray(512)
-        main[:8] = b"MATRIX72"
-        struct.pack_into(">HHH", main, 46, 73, 328, 7)
-        struct.pack_into(">h", main, 328, 3)
-        struct.pack_into(">f", main, 144, 1.0)
-        struct.pack_into(">hhh", main, 352, 3, 1, 1)
-        struct.pack_into(">iiii", directory, 0, 30, 2, 0, 1)
-        struct.pack_into(">iiii", directory, 16, 0x01010001, 3, 4, 1)
-        struct.pack_into(">hhhhh", sub, 0, 6, 3, 7, 7, 3)
-        struct.pack_into(">ffff", sub, 10, 0, 0, 0, 1)
-        struct.pack_into(">f", sub, 26, 1.0)
-        struct.pack_into(">hh", sub, 30, 0, 146)
-        struct.pack_into(">fff", sub, 34, 0.4, 0.4, 0.3)
-        values = np.arange(147, dtype=">i2").tobytes()
-        return [bytes(main + directory + sub) + values.ljust(512, b"\0")]
-
-    def content(self, rng: Random) -> bytes:
-        """Changed bytes."""
-        return changed_bytes(rng, self.samples[0])
-
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
-
-        check_source(read_source(self.path))
-
-
-class Dicom(Reader):
-    """DICOM: single slices, and enhanced multi-frame files."""
-
-    name, file, errors = "DICOM", "image.dcm", (UnusableImage,)
-
-    def prepare(self) -> list[bytes]:
-        """A slice of a written series."""
-        return [_dicom(None)]
-
-    def made(self, rng: Random) -> bytes:
-        """Other tags."""
-        return _dicom(rng)
-
-    def content(self, rng: Random) -> bytes:
-        """Tags changed with pydicom, and bytes."""
-        base = self.samples[0] if rng.random() < 0.3 else self.variant(rng)
-        return base if rng.random() < 0.1 else changed_bytes(rng, base)
-
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
-
-        check_source(read_source(self.path))
-
-
-_TAGS = (
-    "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness",
-    "RescaleSlope", "RescaleIntercept", "NumberOfFrames", "BitsAllocated", "BitsStored", "SamplesPerPixel", "PatientID",
-    "Modality", "SeriesInstanceUID", "PhotometricInterpretation", "PixelRepresentation",
-)  # fmt: skip
-
-
-def _dicom(rng: Random | None) -> bytes:
-    """A DICOM file of one slice; with a generator, one with changed tags."""
-    import warnings
-
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
-    from pydicom.uid import PositronEmissionTomographyImageStorage as PET
-
-    data, meta = Dataset(), FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, PET
-    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.SOPClassUID, data.SeriesInstanceUID, data.PatientID, data.Modality = PET, "1.2", "p", "PT"
-    data.Rows = data.Columns = 7
-    data.PixelSpacing, data.ImageOrientationPatient = [4, 4], [1, 0, 0, 0, 1, 0]
-    data.ImagePositionPatient, data.SliceThickness, data.RescaleSlope, data.RescaleIntercept = [0, 0, 0], 3, 2, 0
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit = 15
-    data.PixelData = np.arange(49, dtype="<u2").tobytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(0 if rng is None else rng.choice((1, 2, 3))):
-            try:
-                name = rng.choice(_TAGS)
-                value = rng.choice((any_value(rng), [any_value(rng)] * rng.choice((1, 2, 3, 6)), None))
-                if rng.random() < 0.2 and name in data:
-                    delattr(data, name)
-                else:
-                    setattr(data, name, value)
-            except Exception:  # what pydicom does not take
-                continue
-        file = io.BytesIO()
-        try:
-            data.file_meta = meta
-            data.save_as(file, enforce_file_format=True)
-        except Exception:  # what pydicom does not write
-            return _dicom(None)
-    return file.getvalue()
-
-
-class Petsird(Reader):
-    """PETSIRD list mode."""
-
-    name, file, errors = "PETSIRD", "scan.petsird", (PetsirdError,)
-
-    def prepare(self) -> list[bytes]:
-        """A small scanner of the package's own generator."""
-        import math
-
-        import petsird
-        from petsird.helpers.generator import CylindricalBlocksInfo, get_scanner_info
-
-        scanner = get_scanner_info([CylindricalBlocksInfo(
-            crystal_length=(20.0, 35.0, 7.0), num_crystals_per_module=(1, 1, 2), num_modules_along_ring=16,
-            num_modules_along_axis=1, radius=90.0, arc=2 * math.pi, start_angle=0.0, module_spacing_along_axis=15.0,
-            number_of_tof_bins=2, tof_resolution=9.0, LLD=450.0, ULD=650.0, number_of_event_energy_bins=1,
-            energy_resolution=0.1, material_id=1,
-        )])  # fmt: skip
-        bins = [(9, 1), (20, 3), (31, 30)]
-        events = [petsird.CoincidenceEvent(detection_bins=list(pair), tof_idx=0) for pair in bins]
-        interval = petsird.TimeInterval(start=0, stop=1000)
-        block = petsird.EventTimeBlock(time_interval=interval, prompt_events=[[events]], delayed_events=[[[]]])
-        with petsird.BinaryPETSIRDWriter(str(self.path)) as writer:
-            writer.write_header(petsird.Header(scanner=scanner))
-            writer.write_time_blocks([petsird.TimeBlock.EventTimeBlock(block)])
-        ring = Scanner("ring", 2, 16, 90.0, 5.0, 7.0, 4.0, max_num_non_arccorrected_bins=15)
-        self.template = ProjDataGeometry.from_scanner(ring, span=1, max_ring_difference=1)
-        return [self.path.read_bytes()]
-
-    def content(self, rng: Random) -> bytes:
-        """Changed bytes."""
-        return changed_bytes(rng, self.samples[0])
-
-    def read(self) -> None:
-        """The sinograms."""
-        from sirf_diffusion.interop.petsird import bin_events
-
-        found = bin_events(self.path, self.template)
-        for values in (found.prompts, found.efficiencies):
-            promise(bool((values >= 0).all() & values.isfinite().all()), "counts or efficiencies out of range")
-        promise(all(0 <= s < 1e12 and 0 <= d < 1e12 for s, d in found.exam.time_frames), "a time that is none")

@@ -208,11 +208,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from ..files.atomic import new_hdf5
     from ..files.outputs import OutputFolder
-    from ..files.versions import KEY
+    from ..geometry.images import ImageGeometry
     from ..models import ScoreModel
     from ..models.generation import generate
+    from ..study.result import write_samples
     from ..training.evaluation.acceptance import save_sheet
 
     model = ScoreModel.load(arguments.model, arguments.device)
@@ -226,10 +226,8 @@ def _sample(arguments: argparse.Namespace) -> int:
             chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
             images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
         with folder.staged({"settings": settings}) as staging:
-            with new_hdf5(staging / "samples.h5") as file:
-                file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
-                data = file.create_dataset("samples", data=images.numpy(), compression="gzip")
-                data.attrs.update(axes="sample, z, y, x", voxel_size_mm=model.voxel_size, unit="network units")
+            geometry = ImageGeometry(shape, model.voxel_size)
+            write_samples(staging / "samples.h5", images, geometry, seed=arguments.seed, unit="network units")
             save_sheet(images[:, shape[0] // 2], staging / "samples.png")
     print(f"{arguments.out}: {arguments.num} images by {arguments.sampler}, mean activity {float(images.mean()):.3g}")
     return 0

@@ -90,7 +90,7 @@ class OutputFolder:
         """Whether the result of these settings is there already."""
         try:
             return self._difference() == ""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except OutputError:
             return False
 
     def check(self) -> OutputFolder:

@@ -124,7 +124,17 @@ class Reconstruction:
             if bids:
                 self._write_bids(staging)
             if self.samples is not None:
-                self._write_samples(staging / "samples.h5")
+                write_samples(
+                    staging / "samples.h5",
+                    self.samples,
+                    self.geometry,
+                    seed=self.record["seed"],
+                    method=self.record["method"],
+                    unit=self.record.get("unit", "image units"),
+                    patient_position=(self.exam.orientation, self.exam.rotation),
+                    time_frames_s=self.exam.time_frames,
+                    radionuclide=self.exam.radionuclide.name,
+                )
             (staging / "references.bib").write_text(bibtex(self.record["references"]), encoding="utf-8")
             if vois := self.vois:
                 write_vois(staging / "vois.csv", vois)
@@ -163,19 +173,14 @@ class Reconstruction:
             text = json.dumps(fields | {"Description": f"{what[name]}: {self.record['title']}"}, indent=2)
             (staging / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
-    def _write_samples(self, path: Path) -> None:
-        with new_hdf5(path) as file:
-            file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
-            data = file.create_dataset("samples", data=self.samples.numpy(), compression="gzip", chunks=True)
-            data.attrs["axes"] = "sample, z, y, x"
-            data.attrs["voxel_size_mm"] = self.geometry.voxel_size
-            data.attrs["origin_mm"] = self.geometry.origin
-            data.attrs["seed"] = self.record["seed"]
-            data.attrs["method"] = self.record["method"]
-            data.attrs["unit"] = self.record.get("unit", "image units")
-            data.attrs["patient_position"] = (self.exam.orientation, self.exam.rotation)
-            data.attrs["time_frames_s"] = self.exam.time_frames
-            data.attrs["radionuclide"] = self.exam.radionuclide.name
+
+def write_samples(path: Path, samples: Tensor, geometry: ImageGeometry, **about: Any) -> None:
+    """Write samples ``[S, z, y, x]`` as HDF5; ``about`` becomes attributes, ``unit`` among them."""
+    with new_hdf5(path) as file:
+        file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
+        data = file.create_dataset("samples", data=samples.numpy(), compression="gzip", chunks=True)
+        grid = {"axes": "sample, z, y, x", "voxel_size_mm": geometry.voxel_size, "origin_mm": geometry.origin}
+        data.attrs.update(grid | about)
 
 
 def check_writers(image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -196,6 +197,10 @@ class SirfObjective(Objective):
 
     def exam_info(self) -> ExamInfo:
         """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""
+        return self._exam
+
+    @cached_property
+    def _exam(self) -> ExamInfo:
         if self._data is None:
             return exam_info_of_written(self._template.write)
         return exam_info_of_written(self._data.prompts.write, "data.hs")  # SIRF's images made of data do not have it
