@@ -70,6 +70,24 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
     return image
 
 
+def read_frames(path: Path) -> list[SourceImage]:
+    """Frames of a dynamic image: a NIfTI file with four axes, a folder of images in the order of their names, or one
+    image as `read_source` reads it; checked as there, and on one grid.
+    """
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        frames = _nifti_frames(path, None)
+    elif path.is_dir() and (files := sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI + INTERFILE))):
+        frames = [read_source(file) for file in files]
+    else:
+        frames = [read_source(path)]
+    for frame in frames:
+        check_values(frame.values)
+        check_affine(frame.affine)
+        if frame.values.shape != frames[0].values.shape or not np.allclose(frame.affine, frames[0].affine, atol=1e-3):
+            raise UnusableImage("its frames are not on one grid")
+    return frames
+
+
 def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
     """Position of the patient as an Interfile header tells it; None if it does not.
 
@@ -97,6 +115,13 @@ def _read_interfile(path: Path) -> SourceImage:
 
 
 def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
+    frames = _nifti_frames(path, assumed)
+    if len(frames) > 1:
+        raise UnusableImage(f"an image of {len(frames)} frames instead of one volume: give single frames")
+    return frames[0]
+
+
+def _nifti_frames(path: Path, assumed: str | None) -> list[SourceImage]:
     # Not by SimpleITK: it reads damaged files as zeros, and NaN as 0, without a word.
     nibabel = optional("nibabel", "NIfTI")
     with reading("no readable NIfTI image"):
@@ -110,15 +135,18 @@ def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
         raise UnusableImage(f"values of type {dtype}: whole or real numbers are expected")
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    if values.ndim != 3:
+    if values.ndim not in (3, 4):
         raise UnusableImage(f"an image of shape {values.shape} instead of one volume: give single frames")
+    frames = [values] if values.ndim == 3 else list(np.moveaxis(values, -1, 0))
     scale = np.diag([millimetres] * 3 + [1.0])
     places = [(code, LPS_OF_RAS @ scale @ affine, name) for code, affine, name in places if code > 0]
     if places:
-        return SourceImage(values, _scanners_place(places, values.shape, path), "NIfTI")
+        affine = _scanners_place(places, values.shape[:3], path)
+        return [SourceImage(np.ascontiguousarray(frame), affine, "NIfTI") for frame in frames]
     if assumed is None:
         raise UnusableImage("its orientation is unknown (no qform, no sform): set it (data build takes --assume RAS)")
-    return SourceImage(values, _assumed_affine(assumed, spacing, values.shape), "NIfTI")
+    affine = _assumed_affine(assumed, spacing, values.shape[:3])
+    return [SourceImage(np.ascontiguousarray(frame), affine, "NIfTI") for frame in frames]
 
 
 def _read_ecat(path: Path) -> SourceImage:
