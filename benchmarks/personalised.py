@@ -94,7 +94,7 @@ def acquired(truth: Tensor, mu: Tensor, prompts: float, seed: tuple[int, ...]) -
 
 
 def compare(
-    slices: Sequence[dict[str, Tensor]], own: Path, levels: Sequence[float], subject: int, figure: Path
+    slices: Sequence[dict[str, Tensor]], own: Path, levels: Sequence[float], subject: int, figure: Path, samples: int
 ) -> list[dict[str, Any]]:
     """Rows of means over the planes, printed as they are made, and a figure of the first plane."""
     rows, shown = [], [("truth", slices[0]["truth"]), ("MR", slices[0]["mr"])]
@@ -104,7 +104,7 @@ def compare(
             for number, one in enumerate(slices):
                 data = acquired(one["truth"], one["mu"], prompts, (subject, number))
                 guide = {"anatomical": one["mr"]} if method == "MR-guided" else {}
-                result = reconstruct(data, "lisch", model=str(model), device="cpu", **guide)
+                result = reconstruct(data, "lisch", model=str(model), num_samples=samples, device="cpu", **guide)
                 found.append(measure(one, result.image))
                 verdicts.append(result.record["distribution"]["verdict"])
                 if number == 0:
@@ -116,7 +116,7 @@ def compare(
     return rows
 
 
-def wrong_subjects(bank: VolumeFile, own: Path, numbers: Sequence[int], prompts: float) -> int:
+def wrong_subjects(bank: VolumeFile, own: Path, numbers: Sequence[int], prompts: float, samples: int) -> int:
     """How many of other subjects' slices the fitness check warns of when this patient's model reconstructs them."""
     warned = 0
     for number in numbers:
@@ -124,7 +124,7 @@ def wrong_subjects(bank: VolumeFile, own: Path, numbers: Sequence[int], prompts:
         images = (bank.volume(number, name)[plane : plane + 1].float() for name in ("emission", "mu"))
         truth, mu = (centred(image, mmr_slice()[0].shape[1:]) for image in images)
         data = acquired(GREY_MATTER * truth, mu, prompts, (number,))
-        result = reconstruct(data, "lisch", model=str(own), device="cpu")
+        result = reconstruct(data, "lisch", model=str(own), num_samples=samples, device="cpu")
         check = result.record["distribution"]
         warned += check["verdict"] != "in distribution"
         print(f"subject {number}: {check['message']}", flush=True)
@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--patients", nargs="+", type=int, default=[9300, 9301])
     parser.add_argument("--prompts", nargs="+", type=float, default=[5e4, 2e5])
     parser.add_argument("--wrong", type=int, default=10, help="other subjects for the patient's model")
+    parser.add_argument("--planes", nargs="+", type=int, default=PLANES)
+    parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--options", nargs="*", default=[], help="of PersonalOptions: steps=300 ...")
     arguments = parser.parse_args(argv)
@@ -176,17 +178,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if number and not files[name].exists():
             build_phantoms(files[name], PhantomOptions("fdg", subjects=number, first=first), workers=arguments.workers)
     for subject in arguments.patients:
-        anatomy, slices = patient_slices(subject, PLANES)
+        anatomy, slices = patient_slices(subject, arguments.planes)
         mr, own = work / f"{subject}.nii.gz", work / f"{subject}.safetensors"
         if not mr.exists():
             write_patient_mr(mr, anatomy)
         execution = Execution(arguments.workers)
         made = personalise(files["bank"], mr, own, options=options, execution=execution, device="cpu")
         print(f"patient {subject}: {sum(not m.reason for m in made.members)} of {len(made.members)} members used")
-        rows = compare(slices, own, arguments.prompts, subject, work / f"{subject}.png")
+        rows = compare(slices, own, arguments.prompts, subject, work / f"{subject}.png", arguments.samples)
         print(format_table(rows, COLUMNS), flush=True)
         if arguments.wrong:
-            warned = wrong_subjects(VolumeFile(files["others"]), own, range(arguments.wrong), max(arguments.prompts))
+            others, prompts = VolumeFile(files["others"]), max(arguments.prompts)
+            warned = wrong_subjects(others, own, range(arguments.wrong), prompts, arguments.samples)
             print(f"patient {subject}: the check warned of {warned} of {arguments.wrong} other subjects", flush=True)
 
 

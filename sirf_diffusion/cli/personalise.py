@@ -59,7 +59,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         help="train low-rank changes of the weights (LoRA) of this rank; default: 0, all weights",
     )  # fmt: skip
     making.add_argument(
-        "--quick-registration", action="store_true", help="at half of the resolution: less than half of the time"
+        "--quick-registration", action="store_true", help="on voxels twice as large: faster, less sharp"
     )
     making.add_argument("--seed", type=seed, default=0, metavar="S", help="default: 0")
     group = parser.add_argument_group("run")

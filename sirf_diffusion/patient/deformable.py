@@ -48,12 +48,12 @@ class Quality:
     information_affine, information
         Mutual information in nats after the affine part, and after all of it.
     inverse_mm
-        Median distance over the head between a point and itself after this deformation and that of the two images
+        Median distance over what is judged between a point and itself after this deformation and that of the two images
         exchanged.
     overlap
         Dice coefficient of both heads.
     similarity
-        Correlation of the images over the head, their contrast normalised locally.
+        Correlation of the images over what is judged, their contrast normalised locally.
     smoothing
         Of the displacement, voxels.
     """
@@ -115,7 +115,7 @@ class Deformation:
 
 
 def register_deformable(
-    fixed: Array, moving: Array, voxel_size: Sequence[float], *, quick: bool = False
+    fixed: Array, moving: Array, voxel_size: Sequence[float], *, judged: Array | None = None, quick: bool = False
 ) -> Deformation:
     """Deform one subject's image onto another's: affine, then diffeomorphic demons.
 
@@ -131,8 +131,11 @@ def register_deformable(
         along each; shapes may differ.
     voxel_size
         ``(z, y, x)`` of both in mm.
+    judged
+        Image on the moving image's grid: inverse and similarity count where it is above a half, and the whole head
+        without it. Its PET, for a subject: necks and faces differ, and nobody looks there.
     quick
-        Leave the finest resolution out of the deformation: less than half of the time.
+        Find the deformation on voxels twice as large: an eighth of the time.
 
     Raises
     ------
@@ -146,16 +149,18 @@ def register_deformable(
         if image.ndim != 3 or min(image.shape) < 16 or not np.isfinite(image).all() or not image.max() > 0:
             raise ValueError(f"the {name} image, {image.shape}, cannot be registered: empty, not finite or small")
     spacing = tuple(float(v) for v in voxel_size[::-1])
-    target, source = (image_of(unit(image), spacing) for image in (fixed, moving))
+    whole_target, source = (image_of(unit(image), spacing) for image in (fixed, moving))
+    weight = None if judged is None else image_of(judged, spacing)
     with one_thread():
+        target, source = (_shrunk(image, 2) if quick else image for image in (whole_target, source))
         affine = linear_part(target, source)
         aligned = sitk.Resample(source, target, affine)
         contrasts = normalised(target), normalised(aligned)
         for smoothing in SMOOTHING:
-            inner = demons(*contrasts, smoothing, finest=not quick)
+            inner = demons(*contrasts, smoothing)
             whole = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(inner))])
             field = sitk.TransformToDisplacementField(
-                whole, sitk.sitkVectorFloat64, target.GetSize(), target.GetOrigin(), target.GetSpacing()
+                whole, sitk.sitkVectorFloat64, whole_target.GetSize(), whole_target.GetOrigin(), spacing
             )
             jacobian = _jacobian(field)
             if jacobian.min() > 0:
@@ -163,11 +168,12 @@ def register_deformable(
         back = demons(*contrasts[::-1], smoothing, finest=False)
         warped = sitk.Resample(source, target, whole)
         head = head_of(sitk.GetArrayFromImage(target))
-        alike = [sitk.GetArrayFromImage(image)[head] for image in (contrasts[0], normalised(warped))]
+        there = head if weight is None else head & (sitk.GetArrayFromImage(sitk.Resample(weight, target, whole)) > 0.5)
+        alike = [sitk.GetArrayFromImage(image)[there] for image in (contrasts[0], normalised(warped))]
         quality = Quality(
             float(jacobian.min()), float(jacobian.max()), information(target, aligned), information(target, warped),
-            _inverse_error(inner, back, head), dice(head, head_of(sitk.GetArrayFromImage(warped))),
-            float(np.corrcoef(*alike)[0, 1]), smoothing,
+            _inverse_error(inner, back, there), dice(head, head_of(sitk.GetArrayFromImage(warped))),
+            float(np.corrcoef(*alike)[0, 1]) if there.any() else 0.0, smoothing,
         )  # fmt: skip
         return Deformation(field, tuple(moving.shape), quality)
 

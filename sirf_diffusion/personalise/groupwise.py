@@ -25,8 +25,8 @@ from .atlas import Atlas
 Array = NDArray[np.float32]
 #: Rounds of deforming all subjects onto the template and making it anew.
 ROUNDS = 3
-_SMOOTHING = 2.0
-_SMOOTHED_MM = 4.0
+_SMOOTHING = 1.5
+_SMOOTHED_MM = 3.0
 
 
 @dataclass

@@ -97,7 +97,7 @@ def carry_over(
     limits
         What a registration must keep.
     quick
-        Register at half of the resolution, see `register_deformable`.
+        Register on voxels twice as large, see `register_deformable`.
     execution
         Where to compute.
     progress
@@ -161,7 +161,7 @@ def _take_member(
         return
     emission, mr = (bank.volume(index, name).float().numpy() for name in ("emission", "anatomy"))
     try:
-        found = register_deformable(target.mr, mr, target.voxel_size, quick=quick)
+        found = register_deformable(target.mr, mr, target.voxel_size, judged=emission, quick=quick)
         reasons = found.quality.reasons(limits)
         member_figure(figures / f"{key}.png", target.mr, found, mr, emission, index + 1, reasons)
         if reasons:
