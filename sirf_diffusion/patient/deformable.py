@@ -26,15 +26,15 @@ _REACH = 4.0
 class Limits:
     """What a registration must keep to be used, see `Quality`.
 
-    Of simulated heads right pairs reach 0.7 to 0.8 nats, an inverse within 4 mm, an overlap of 0.92
-    and a similarity of 0.69 and more; noise, a chest, another weighting or a head upside down (0.6) miss a limit.
+    Of simulated heads right pairs reach 0.7 to 1 nats, an inverse within 3 to 6 mm, an overlap of 0.92 and a similarity
+    of 0.69 to 0.86; noise, a chest, another weighting, or a head upside down or back to front (0.66) miss a limit.
     """
 
     jacobian: float = 0.0
-    inverse_mm: float = 5.5
+    inverse_mm: float = 6.5
     overlap: float = 0.85
     information: float = 0.4
-    similarity: float = 0.65
+    similarity: float = 0.67
 
 
 @dataclass(frozen=True)
