@@ -19,7 +19,7 @@ def member_figure(
 ) -> None:
     """The patient's MR, a member's MR on it in checks, its PET carried over, and the Jacobian, in two planes."""
     warped, pet = found.warp(mr), found.warp(emission)
-    z, x = _middle(target, 0), _middle(target, 2)
+    z, x = _middle(pet, 0), _middle(pet, 2)
     checks = (np.indices(target.shape) // 12).sum(0) % 2 == 0
     columns = [
         ("patient's MR", target, "gray", (0, 2)),
@@ -40,9 +40,10 @@ def member_figure(
 
 
 def pseudo_figure(path: Path, images: Sequence[Array], mr: Array) -> None:
-    """The patient's MR and some pseudo-PETs, middle transverse planes."""
-    z = _middle(mr, 0)
-    figure, axes = _sheet(1, 1 + len(images), "pseudo-PETs: what the prior is trained on")
+    """The mean of the members' MRs on the patient's anatomy, and some pseudo-PETs, a transverse plane."""
+    z = _middle(images[0], 0)
+    title = "mean of the members' MRs (sharp where registration is good), and pseudo-PETs: what the prior is trained on"
+    figure, axes = _sheet(1, 1 + len(images), title)
     axes[0][0].imshow(mr[z], cmap="gray", vmin=0, vmax=2)
     for axis, image in zip(axes[0][1:], images, strict=True):
         axis.imshow(image[z], cmap="gray_r", vmin=0, vmax=2.5, interpolation="nearest")
@@ -75,9 +76,9 @@ def _sheet(rows: int, columns: int, title: str) -> tuple[Any, Any]:
 
 
 def _middle(image: Array, axis: int) -> int:
-    """The slice through the middle of what is not air."""
+    """The slice through the middle of what emits."""
     others = tuple(k for k in range(3) if k != axis)
-    inside = np.flatnonzero((image > 0.2 * np.quantile(image, 0.99)).mean(others) > 0.05)
+    inside = np.flatnonzero((image > 0.5 * np.quantile(image, 0.99)).mean(others) > 0.05)
     return int(inside[len(inside) // 2]) if len(inside) else image.shape[axis] // 2
 
 

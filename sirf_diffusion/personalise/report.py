@@ -40,8 +40,9 @@ def write_report(made: Personalised, population: str, path: str | os.PathLike[st
             if not figure.name.startswith("."):
                 shutil.copyfile(figure, staging / figure.name)
         members, pseudo = VolumeFile(made.work / "members.h5"), VolumeFile(made.work / "pseudo.h5")
+        mr = sum(members.volume(k, "anatomy").float().numpy() for k in range(len(members))) / len(members)
         some = [pseudo.volume(k).float().numpy() for k in range(min(5, len(pseudo)))]
-        pseudo_figure(staging / "pseudo.png", some, members.volume(0, "anatomy").float().numpy())
+        pseudo_figure(staging / "pseudo.png", some, mr)
         curves_figure(staging / "denoising.png", curves)
         (staging / "index.html").write_text(_page(made, curves), encoding="utf-8")
     return folder / "index.html"
