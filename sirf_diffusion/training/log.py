@@ -13,15 +13,18 @@ class TrainingLog:
     """Writes a row at each validation; rows after the step that a resumed training starts from are left out.
 
     Columns of ``log.csv``: ``step``, ``seconds`` of computing since the row before, ``training_loss`` since then, and
-    ``rmse_sigma_S`` for each noise level ``S``. The row ``gaussian`` of ``reference.csv`` has the same for the best
-    Gaussian filter.
+    ``rmse_sigma_S`` for each noise level ``S`` (``rmse_dose_D`` for each dose ``D``). The row ``gaussian`` of
+    ``reference.csv`` has the same for the best Gaussian filter.
     """
 
-    def __init__(self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False) -> None:
-        self.path, self.reference = work / "log.csv", reference
+    def __init__(
+        self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False,
+        level: str = "sigma",
+    ) -> None:  # fmt: skip
+        self.path, self.reference, self._level = work / "log.csv", reference, level
         self._figure = work / "validation.png"
         self._rows = self._earlier(step)
-        names = [f"rmse_sigma_{s:g}" for s in reference]
+        names = [f"rmse_{level}_{s:g}" for s in reference]
         self._columns = ["step", "seconds", "training_loss", *names]
         _write(work / "reference.csv", [["filter", *names], ["gaussian", *(round(v, 5) for v in reference.values())]])
         self._board = _tensorboard(work / "tensorboard", step) if tensorboard else None
@@ -33,7 +36,7 @@ class TrainingLog:
         if self._board is not None:
             self._board.add_scalar("training loss", loss, step)
             for sigma, error in errors.items():
-                self._board.add_scalar(f"denoising error/sigma {sigma:g}", error, step)
+                self._board.add_scalar(f"denoising error/{self._level} {sigma:g}", error, step)
             self._board.flush()
         if errors:
             self._draw()
@@ -60,7 +63,7 @@ class TrainingLog:
             axes.plot([int(row[0]) for row in self._rows], curve, label=f"{sigma:g}")
         axes.axhline(1, color="0.6", linestyle="--")
         axes.set(xlabel="step", ylabel="error / best Gaussian filter", yscale="log")
-        axes.legend(title="noise level", ncols=2, fontsize="small")
+        axes.legend(title={"sigma": "noise level"}.get(self._level, self._level), ncols=2, fontsize="small")
         with atomic_path(self._figure) as temporary:
             figure.savefig(temporary, dpi=100)
 

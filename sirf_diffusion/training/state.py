@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..files.outputs import difference, jsonable
-from ..models.networks import build_network, memory_format
+from ..models.networks import memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .corruption import Example
 from .distributed import Processes
 from .fine_tuning import Start
 from .recipes import Recipe
+from .task import Example, ScoreTask
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class TrainingState:
     """Network, running average, optimiser and step of one process.
 
     ``provenance`` is what decides the result beside the recipe (the data): a checkpoint of anything else is refused.
+    ``task`` says what is trained; a score model if omitted.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class TrainingState:
         peers: Processes,
         start: Start | None = None,
         compiled: bool = False,
+        task: Any = None,
     ) -> None:
         self.recipe, self.device, self.peers = recipe, device, peers
-        self.network = build_network(recipe.architecture, seed=recipe.seed, device=device)
+        self.task = task or ScoreTask(recipe)
+        self.network = self.task.build(device)
         if start is not None:
             self.network.load_state_dict(start.weights)
         self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
@@ -49,7 +52,7 @@ class TrainingState:
         self.step = 0
         #: Values that go into the checkpoint as they are.
         self.notes: dict[str, Any] = {}
-        self.description = {"recipe": recipe.to_dict(), **provenance}
+        self.description = {"recipe": recipe.to_dict(), **provenance, **self.task.provenance}
         if start is not None:
             self.description["init"] = start.provenance
         # One network per plane: a batch may have no slice of a plane.
@@ -131,7 +134,7 @@ class TrainingState:
         alone = last or self.peers.world == 1
         with nullcontext() if alone else self._wrapped.no_sync():  # type: ignore[operator]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-                predicted = self._wrapped(part.images, part.time, class_labels=part.planes)
+                predicted = part.predicted_by(self._wrapped)
             loss = part.loss(predicted)
             (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
         return loss.detach()

@@ -23,10 +23,12 @@ from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
+from .enhancement import ENHANCEMENT_RECIPES, EnhancementRecipe, enhancement_stages
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
+from .task import ScoreTask
 
 
 def train(
@@ -42,7 +44,7 @@ def train(
     Parameters
     ----------
     recipe, out
-        Name in `RECIPES`, or a `Recipe`; and the model file (``.safetensors``) to write.
+        Name in `RECIPES` or `ENHANCEMENT_RECIPES`, or a `Recipe`; and the model file (``.safetensors``) to write.
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
@@ -50,7 +52,8 @@ def train(
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
-        Stop after this step in all, leaving a checkpoint to resume from; the model file is written as it stands.
+        Stop after this step in all (of each stage), leaving a checkpoint to resume from; the model file is written as
+        it stands.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
     threads, device, options
@@ -73,7 +76,8 @@ def train(
     """
     out = Path(out)
     if not isinstance(recipe, Recipe):
-        recipe = RECIPES[check_choice("recipe", recipe, tuple(sorted(RECIPES)))]
+        known = RECIPES | ENHANCEMENT_RECIPES
+        recipe = known[check_choice("recipe", recipe, tuple(sorted(known)))]
     if data is not None:
         recipe = replace(recipe, phantoms=None)
     for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
@@ -90,6 +94,8 @@ def train(
         limit_threads(threads)
     where = select_device(device)
     start = None
+    if isinstance(recipe, EnhancementRecipe) and init is not None:
+        raise ValueError("an enhancement model is trained from the start: leave --init out")
     if init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
     with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():
@@ -101,17 +107,22 @@ def train(
             )
         source = training_stream(_file(recipe, data, work, peers), recipe)
         options = options or RunOptions()
-        state = TrainingState(recipe, {"data": source.file.fingerprint}, where, peers, start, options.compiled)
-        _check_space(work, state)
-        loop = TrainingLoop(state, source, work, options)
-        if resume:
-            state.load(work)
-        elif peers.first:
-            forget_checkpoints(work)
-        loop.advance(recipe.num_steps if max_steps is None else min(max_steps, recipe.num_steps))
-        if peers.first:
-            loop.export(out)
-        peers.wait()
+        stages = [(ScoreTask(recipe), work, out)]
+        if isinstance(recipe, EnhancementRecipe):
+            stages = enhancement_stages(recipe, source, work, out)  # type: ignore[assignment]
+        for task, folder, result in stages:
+            own, provenance = task.recipe, {"data": source.file.fingerprint}
+            state = TrainingState(own, provenance, where, peers, start, options.compiled, task)
+            _check_space(folder, state)
+            loop = TrainingLoop(state, source, folder, options)
+            if resume:
+                state.load(folder)
+            elif peers.first:
+                forget_checkpoints(folder)
+            loop.advance(own.num_steps if max_steps is None else min(max_steps, own.num_steps))
+            if peers.first:
+                loop.export(result)
+            peers.wait()
     return out
 
 
