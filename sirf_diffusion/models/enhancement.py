@@ -125,6 +125,8 @@ class EnhancementModel(nn.Module):
     """
 
     hash: str = ""
+    #: Whether a network that was trained with CT images may do without.
+    without_ct: bool = False
 
     def __init__(self, config: EnhancementModelConfig) -> None:
         super().__init__()
@@ -202,13 +204,13 @@ class EnhancementModel(nn.Module):
     # As of score models, for what holds either: a light copy with a CT image, and a check before anything is computed.
 
     def guided_by(self, ct: Tensor | AnatomicalImage | str | os.PathLike[str] | None, guidance: float = 0.0) -> Any:
-        """A light copy that is shown this CT image; see `ScoreModel.guided_by`. There is no weight of guidance here."""
-        if guidance:
-            raise ValueError(f"an enhancement model has no guidance weight, found {guidance:g}: leave it at 0")
+        """A light copy that is shown this CT image, see `ScoreModel.guided_by`; guidance of -1 is to do without."""
+        if guidance not in (0, -1):
+            raise ValueError(f"guidance of an enhancement model is 0, or -1 (without a CT image), found {guidance:g}")
         if ct is not None and not self.sees_ct:
             raise ValueError("this enhancement model was trained without CT images: it takes none")
         copied = copy.copy(self)
-        copied._ct = ct
+        copied._ct, copied.without_ct = None if guidance else ct, guidance == -1
         return copied
 
     def check_anatomical(self, geometry: ImageGeometry) -> None:

@@ -110,18 +110,22 @@ class Enhancer:
     used_noise_level = None
 
     @torch.no_grad()
-    def enhance(self, x: Tensor, geometry: ImageGeometry) -> Enhanced:
+    def enhance(
+        self, x: Tensor, geometry: ImageGeometry, done: Tensor | None = None,
+        keep: Callable[[Tensor], None] | None = None,
+    ) -> Enhanced:  # fmt: skip
         """Image, samples and what was found out of an image ``[z, y, x]``; negative values count as 0.
 
-        Raises ValueError if the image is not finite or has no activity, or a CT image is missing.
+        ``done`` are the first samples, of an earlier run; ``keep`` is given all samples so far after each one. Raises
+        ValueError if the image is not finite or has no activity, or a CT image is missing.
         """
         check_finite(x, "the image")
         model = self.model
         if model.sees_ct and model._ct is None:
-            if not self.without_ct:
+            if not (self.without_ct or model.without_ct):
                 raise ValueError(
                     "the model was trained with CT images: give one (--ct), or say that it may do without one "
-                    "(--without-ct)"
+                    "(--without-ct, guidance -1)"
                 )
             logger.warning("enhanced without the CT image that the model was trained with")
         x = x.detach().to("cpu", torch.float32).clamp(min=0)
@@ -137,10 +141,11 @@ class Enhancer:
         self.used_dose = dose
         told = "" if self.dose_ratio is not None else " (estimated)"
         logger.info("dose ratio %.3g%s: from step %d of %d", dose, told, start, model.config.schedule.num_steps)
-        chains = [
-            grid.to_image(self._chain(u, ct, start, seen, k)).clamp_(min=0) * scale
-            for k in range(max(self.num_samples, 1))
-        ]
+        chains = [] if done is None else list(done)
+        while len(chains) < max(self.num_samples, 1):
+            chains.append(grid.to_image(self._chain(u, ct, start, seen, len(chains))).clamp_(min=0) * scale)
+            if keep is not None:
+                keep(torch.stack(chains))
         samples = torch.stack(chains) if self.num_samples else None
         image = chains[0] if samples is None else samples.mean(0)
         sd = None if samples is None or len(samples) < 2 else samples.std(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from .recipes import RECIPES, Recipe
 from .state import TrainingState
 from .task import ScoreTask
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     recipe: str | Recipe, out: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None,
@@ -52,8 +55,8 @@ def train(
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
-        Stop after this step in all (of each stage), leaving a checkpoint to resume from; the model file is written as
-        it stands.
+        Stop after this step in all (of all stages), leaving a checkpoint to resume from; the model file is written as
+        it stands, but for a first stage.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
     threads, device, options
@@ -110,6 +113,7 @@ def train(
         stages = [(ScoreTask(recipe), work, out)]
         if isinstance(recipe, EnhancementRecipe):
             stages = enhancement_stages(recipe, source, work, out)  # type: ignore[assignment]
+        left = 2**50 if max_steps is None else max_steps
         for task, folder, result in stages:
             own, provenance = task.recipe, {"data": source.file.fingerprint}
             state = TrainingState(own, provenance, where, peers, start, options.compiled, task)
@@ -119,10 +123,15 @@ def train(
                 state.load(folder)
             elif peers.first:
                 forget_checkpoints(folder)
-            loop.advance(own.num_steps if max_steps is None else min(max_steps, own.num_steps))
+            loop.advance(min(left, own.num_steps))
             if peers.first:
                 loop.export(result)
             peers.wait()
+            left -= own.num_steps
+            if left < 0:
+                if result != out:
+                    logger.warning("the training ended in its first stage: %s is written by the next one", out)
+                break
     return out
 
 
