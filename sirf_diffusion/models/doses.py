@@ -24,7 +24,7 @@ class DoseSchedule:
     Parameters
     ----------
     num_steps, lowest
-        ``T``, and ``d_T``, below 1.
+        ``T``, and ``d_T``, below 1. With one step there is one dose beside the standard.
     law
         One of `LAWS`.
 
@@ -45,7 +45,7 @@ class DoseSchedule:
     law: str = LAWS[0]
 
     def __post_init__(self) -> None:
-        check_count("num_steps", self.num_steps, 2, 100_000)
+        check_count("num_steps", self.num_steps, 1, 100_000)
         check_real("the lowest dose", self.lowest, 1e-4, 1, open_above=True)
         check_choice("law", self.law, LAWS)
 

@@ -27,6 +27,16 @@ _SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
+class Scans:
+    """Counts ``[n, 1, views, bins]`` of planes, expected to be ``factors * forward(image) + background``."""
+
+    counts: Tensor
+    factors: Tensor
+    background: Tensor
+    projector: Projector
+
+
+@dataclass(frozen=True)
 class LowDose:
     """Noisy images of what is diffused, ``[n, c, (z,) y, x]`` of voxels of this size, for doses ``[n]``.
 
@@ -54,7 +64,7 @@ class LowDose:
             sd = self.scan.gaussian_sd / dose.sqrt().reshape(-1, *[1] * (clean.ndim - 1))
             return clean + sd * torch.randn(clean.shape, generator=generator)
         planes = clean.movedim(1, 2).flatten(0, 2) if clean.ndim == 5 else clean.flatten(0, 1)
-        doses = dose.repeat_interleave(len(planes) // len(dose)).float()[:, None, None, None]
+        doses = dose.repeat_interleave(len(planes) // len(dose))
         height, width = planes.shape[-2:]
         side = max(height, width)
         # the corners of a patch are seen, too, if the grid is as wide as its diagonal
@@ -81,8 +91,10 @@ class LowDose:
     def _counts_per_unit(self, ring: _Ring) -> float:
         return self.scan.counts_per_ml * math.prod(self.voxel_size) / 1000 / ring.centre_sensitivity
 
-    def _binomial(self, ring: _Ring, clean: Tensor, dose: Tensor, generator: torch.Generator) -> Tensor:
-        clean = clean.clamp_min(0)
+    def scans(self, planes: Tensor, dose: Tensor, generator: torch.Generator) -> Scans:
+        """Exactly thinned counts of square planes ``[n, 1, y, x]``, at doses ``[n]``."""
+        ring, clean = _ring(planes.shape[-1], self.voxel_size), planes.clamp_min(0)
+        dose = dose.float()[:, None, None, None]
         body = gaussian_smooth(clean, ring.projector.geometry, 12.0)
         body = (body > 0.1 * body.amax((-3, -2, -1), keepdim=True)).float()
         path = ring.projector.forward(body) * self.voxel_size[2]
@@ -90,12 +102,14 @@ class LowDose:
         trues = factors * ring.projector.forward(clean)
         background = (self.scan.background * trues.mean((-3, -2, -1), keepdim=True)).clamp_min(_SMALLEST)
         standard = torch.poisson(trues + background, generator=generator)
-        counts = thinned(standard, dose, generator)
-        image = _osem(ring, counts, factors * dose, background * dose, self.scan.num_iterations)
+        return Scans(thinned(standard, dose, generator), factors * dose, background * dose, ring.projector)
+
+    def _binomial(self, ring: _Ring, clean: Tensor, dose: Tensor, generator: torch.Generator) -> Tensor:
+        image = _osem(ring, self.scans(clean, dose, generator), self.scan.num_iterations)
         return torch.where(ring.inside, image, clean)
 
     def _sinogram(self, ring: _Ring, values: Tensor, dose: Tensor, generator: torch.Generator) -> Tensor:
-        low = values.amin((-3, -2, -1), keepdim=True).clamp(max=0)
+        low, dose = values.amin((-3, -2, -1), keepdim=True).clamp(max=0), dose.float()[:, None, None, None]
         per_unit = _TYPICAL_ATTENUATION * self._counts_per_unit(ring)
         mean = (per_unit * ring.projector.forward(values - low)).clamp_min(0)
         deviation = (torch.poisson(mean * dose, generator=generator) / dose - mean) / per_unit
@@ -137,17 +151,17 @@ def _ring(side: int, voxel_size: tuple[float, float, float]) -> _Ring:
     return _Ring(side, voxel_size)
 
 
-def _osem(ring: _Ring, counts: Tensor, factors: Tensor, background: Tensor, num_iterations: int) -> Tensor:
-    """Images of a batch of scans, each with factors and background of its own, from a uniform image."""
+def _osem(ring: _Ring, scans: Scans, num_iterations: int) -> Tensor:
+    """Images of a batch of scans from uniform ones."""
     parts = [ring.projector.subset_views(k, ring.num_subsets) for k in herman_meyer_order(ring.num_subsets)]
     views = [list(part) if part is not None else slice(None) for part in parts]
-    sensitivities = [ring.projector.adjoint(factors[..., v, :], p) for v, p in zip(views, parts, strict=True)]
-    scale = counts.sum((-3, -2, -1), keepdim=True) / sum(sensitivities).sum((-3, -2, -1), keepdim=True)
+    factors = [scans.factors[..., view, :] for view in views]
+    sensitivities = [ring.projector.adjoint(f, p) for f, p in zip(factors, parts, strict=True)]
+    scale = scans.counts.sum((-3, -2, -1), keepdim=True) / sum(sensitivities).sum((-3, -2, -1), keepdim=True)
     image = scale.clamp_min(STARTING_FLOOR) * ring.inside
     for _ in range(num_iterations):
-        for view, part, sensitivity in zip(views, parts, sensitivities, strict=True):
-            a = factors[..., view, :]
-            expected = a * ring.projector.forward(image, part) + background
-            ratio = ring.projector.adjoint(a * counts[..., view, :] / expected.clamp_min(_SMALLEST), part)
-            image = image * ratio / sensitivity.clamp_min(_SMALLEST)
+        for view, part, factor, sensitivity in zip(views, parts, factors, sensitivities, strict=True):
+            expected = factor * ring.projector.forward(image, part) + scans.background
+            ratio = scans.counts[..., view, :] / expected.clamp_min(_SMALLEST)
+            image = image * ring.projector.adjoint(factor * ratio, part) / sensitivity.clamp_min(_SMALLEST)
     return image
