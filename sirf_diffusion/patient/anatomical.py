@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.frames import split_frame
 from ..geometry.exam import HEAD_FIRST_SUPINE, Position
 from ..geometry.images import ImageGeometry
 from .image import SourceImage, UnusableImage, density_of_ct
@@ -53,12 +54,11 @@ class AnatomicalImage:
 
         CT images (by their DICOM header, or values below -300) become density relative to water, as for training.
         """
-        path = Path(path)
         try:
             image = read_source(path)
         except UnusableImage as error:
             raise ValueError(f"the anatomical image {path} cannot be used: {error}") from error
-        digest = _digest(path, image)
+        digest = _digest(split_frame(path)[0], image)
         if image.modality == "CT" or (not image.modality and float(image.values.min()) < _LEAST_CT):
             logger.info("%s is taken for a CT image in Hounsfield units: converted to density", path)
             image = density_of_ct(image)
