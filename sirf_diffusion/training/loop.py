@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..files.stopping import SIGNALS, Stopped
+from ..models.lora import plain_weights
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import corrupted
@@ -189,7 +190,7 @@ class TrainingLoop:
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:
-        save_model(path, self.state.average.module.state_dict(), self._config(), weights_dtype="float16")
+        save_model(path, plain_weights(self.state.average.module), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
         config = self._config()

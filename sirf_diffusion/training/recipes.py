@@ -104,6 +104,7 @@ class Recipe:
         False, "", "with --init: keep [network], which has the model's levels and more below, or more attention"
     )
     validate_every: int = setting(1000, "validation", "steps between validations", 1, 2**40, name="every")
+    rank: int = setting(0, "optimiser", "with --init: rank of the weights' changes (LoRA); 0: all weights", 0, 4096)
     patience: int = setting(
         0, "validation", "validations without improvement before an early stop; 0: no early stop", 0, 2**40
     )
