@@ -39,7 +39,7 @@ from sirf_diffusion.study.reconstruction import reconstruct
 from sirf_diffusion.study.report import format_table
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.volume_file import VolumeFile
-from sirf_diffusion.training.enhancement import ENHANCEMENT_RECIPES
+from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES
 
 Image = Tensor
 SLICES, TUNING = 12, 2

@@ -3,126 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files.weights import WeightsFormat, check_tensors
 from ..geometry.images import ImageGeometry
-from ..models.doses import DoseSchedule
-from ..models.enhancement import EnhancementModel, EnhancementModelConfig, LowDoseConfig, noise_measure
+from ..models.enhancement import EnhancementModel, EnhancementModelConfig, noise_measure
 from ..models.latent import EnhancementConfig, EnhancementNetwork, build_autoencoder, told_time
-from ..models.networks import NetworkConfig
 from ..reconstructors.low_dose import LowDose
 from .corruption import over_images
-from .data.augmentation import Augmentation
-from .data.phantom_data import PhantomOptions
 from .data.slice_stream import SliceStream
+from .enhancement_recipes import EnhancementRecipe
 from .evaluation.doses import CleanValidation, DoseValidation
-from .evaluation.validation import validation_set
-from .recipes import Recipe, setting
+from .evaluation.validation import ValidationSet
+from .log import Curves
+from .loop import TrainingLoop
 
 #: Doses whose images' noise is noted in the model file.
 _TABLE = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.02)
 #: Weights of the autoencoder's losses beside the absolute error: of MONAI's discriminator, and of the latent's spread.
 _ADVERSARIAL, _SPREAD = 0.05, 1e-6
+_CPU = torch.device("cpu")
 _STAGE = WeightsFormat("an autoencoder of a training", "sirf_diffusion_autoencoder", "train it again")
 
 
-@dataclass(frozen=True)
-class EnhancementRecipe(Recipe):
-    """Everything that decides what a training of an enhancement model makes.
-
-    The UNet's loss is the squared error of the standard-dose image (or latent), over that of the image's own mean
-    square, times the square root of the dose. Steps of the diffusion are drawn uniformly. The autoencoder's is the
-    absolute error, with MONAI's patch discriminator; the published perceptual term needs a network that was trained
-    elsewhere, and is left out. Whole slices, or cubes, of side ``crops`` are scanned, and patches of
-    ``enhancement.patch`` around activity are shown to the network. Fields are those of `Recipe`, of which noise levels
-    and prediction have no meaning.
-    """
-
-    architecture: NetworkConfig = field(default_factory=lambda: NetworkConfig(num_class_embeds=0, spatial_dims=3))
-    enhancement: EnhancementConfig = field(default_factory=EnhancementConfig)
-    doses: DoseSchedule = field(default_factory=lambda: DoseSchedule(law="poisson"))
-    scan: LowDoseConfig = field(default_factory=LowDoseConfig)
-    autoencoder_steps: int = setting(10_000, "optimiser", "steps of the autoencoder", 1, 2**40)
-
-    enhances: ClassVar[bool] = True
-    unused: ClassVar[frozenset[str]] = frozenset((
-        "log_sigma_mean", "log_sigma_sd", "prediction", "time_input", "weighting", "sigma_data", "uniform_share",
-        "planes", "schedule", "patience", "grow",
-    ))  # fmt: skip
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "architecture", self.enhancement.network)
-        if min(self.crops) < self.enhancement.patch or any(c % self.enhancement.multiple for c in self.crops):
-            raise ValueError(
-                f"crops, which are scanned, must be at least patch = {self.enhancement.patch}, and multiples of "
-                f"{self.enhancement.multiple} for this network; found {self.crops}"
-            )
-        object.__setattr__(self, "planes", (0,))
-        super().__post_init__()
-        if self.patience:
-            raise ValueError("a training of an enhancement model does not stop early: patience must be 0")
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the network is shown the CT image."""
-        return self.enhancement.ct != "none"
-
-
-_SLICES = NetworkConfig(
-    channels=(32, 64, 96), attention_levels=(False, True, True), num_res_blocks=1, num_head_channels=32,
-    num_class_embeds=0, patch_size=2,
-)  # fmt: skip
-_EXACT = EnhancementConfig(_SLICES, ct="both", noise="binomial", compression=1, patch=64)
-_GENTLE = Augmentation(gamma_share=0.2, intensity=(0.8, 1.25), scale=0.1)
-_LATENT = EnhancementConfig(
-    NetworkConfig(
-        channels=(64, 128, 192), attention_levels=(False, True, True), num_res_blocks=1, num_head_channels=32,
-        num_class_embeds=0, spatial_dims=3,
-    ),
-)  # fmt: skip
-_SHARED: dict[str, Any] = {"augmentation": _GENTLE, "decay": "cosine", "validate_every": 500}
-
-#: Of the bundled model, and others; ``latent`` is the published method, for a data file.
-ENHANCEMENT_RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        EnhancementRecipe("latent", enhancement=_LATENT, crops=(96,), batch_size=4, cycles=(30_000,), **_SHARED),
-        EnhancementRecipe(
-            "body-fdg-enhance", "[18F]FDG, trunk", enhancement=_EXACT, doses=DoseSchedule(), cycles=(1000,),
-            crops=(112,), learning_rate=8e-4, warmup_steps=100,
-            phantoms=PhantomOptions("fdg", "trunk", 72, 2, voxel_size=4.0, fractions=(0.9, 0.1, 0.0)), **_SHARED,
-        ),
-        EnhancementRecipe(
-            "brain-fdg-enhance", "[18F]FDG, head", enhancement=_EXACT, doses=DoseSchedule(), cycles=(1000,),
-            crops=(128,), learning_rate=8e-4, warmup_steps=100, scan=LowDoseConfig(counts_per_ml=2e5),
-            phantoms=PhantomOptions("fdg", "head-ct", 72, 2, fractions=(0.9, 0.1, 0.0)), **_SHARED,
-        ),
-    )
-}  # fmt: skip
-
-
 def enhancement_stages(
-    recipe: EnhancementRecipe, source: SliceStream, work: Path, out: Path
-) -> Iterator[tuple[Any, Path, Path]]:
-    """Task, work folder and file of each stage; the next one is made when that of the one before is there."""
+    recipe: EnhancementRecipe, source: SliceStream, work: Path, out: Path, device: torch.device
+) -> Iterator[EnhancementStage]:
+    """The stages of a training; each is made when the file of the one before is there."""
     if recipe.enhancement.compression == 1:
-        yield EnhancementTask(recipe, source), work, out
+        yield EnhancementStage(recipe, source, work, out, device)
         return
     folder = work / "autoencoder"
     folder.mkdir(exist_ok=True)
-    first = AutoencoderTask(replace(recipe, cycles=(recipe.autoencoder_steps,)), source)
-    yield first, folder, folder / "autoencoder.safetensors"
-    _, weights, digest = _STAGE.read(folder / "autoencoder.safetensors")
+    file = folder / "autoencoder.safetensors"
+    yield AutoencoderStage(replace(recipe, cycles=(recipe.autoencoder_steps,)), source, folder, file, device)
+    _, weights, digest = _STAGE.read(file)
     autoencoder = build_autoencoder(recipe.enhancement)
     check_tensors(weights, autoencoder.state_dict())
     autoencoder.load_state_dict(weights)
-    yield EnhancementTask(recipe, source, autoencoder.eval().requires_grad_(False), digest), work, out
+    yield EnhancementStage(recipe, source, work, out, device, autoencoder.eval().requires_grad_(False), digest)
 
 
 @dataclass(frozen=True)
@@ -153,30 +77,33 @@ class Shown:
         return ((predicted.float() - self.clean).square() * over_images(self.weight, predicted)).mean()
 
 
-class EnhancementTask:
-    """The diffusion UNet, on images or the latents of an autoencoder that is there already."""
+class EnhancementStage:
+    """The diffusion UNet, on images or the latents of an autoencoder that is there already.
 
-    level = "dose"
+    ``network`` is untrained; ``work`` and ``out`` are the stage's folder and file, ``provenance`` what decides its
+    result beside recipe and data.
+    """
 
     def __init__(
-        self, recipe: EnhancementRecipe, source: SliceStream, autoencoder: nn.Module | None = None, digest: str = ""
-    ) -> None:
+        self, recipe: EnhancementRecipe, source: SliceStream, work: Path, out: Path,
+        device: torch.device = _CPU, autoencoder: nn.Module | None = None, digest: str = "",
+    ) -> None:  # fmt: skip
         self.recipe, self.autoencoder, self.voxel_size = recipe, autoencoder, source.file.voxel_size
-        self.latent_scale = 1.0
+        self.work, self.out, self.latent_scale = work, out, 1.0
         self.provenance: dict[str, Any] = {}
         if autoencoder is not None:
             images = torch.cat([source.batch(step, recipe.batch_size)[0][:, :1] for step in range(8)])
             with torch.no_grad():
                 self.latent_scale = float(torch.cat([autoencoder.encode(part)[0] for part in images.split(4)]).std())
             self.provenance = {"autoencoder": digest, "latent_scale": self.latent_scale}
+        with torch.random.fork_rng(devices=[]):  # weights are the same on every device
+            torch.default_generator.manual_seed(recipe.seed)
+            self.network = self._network().to(device)
 
-    def build(self, device: torch.device) -> nn.Module:
-        """The untrained network; its weights are the same on every device."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.recipe.seed)
-            return EnhancementNetwork(self.recipe.enhancement).to(device)
+    def _network(self) -> nn.Module:
+        return EnhancementNetwork(self.recipe.enhancement)
 
-    def example(self, images: Tensor, planes: Tensor, step: int, device: torch.device, rank: int, world: int) -> Shown:
+    def example(self, images: Tensor, step: int, device: torch.device, rank: int, world: int) -> Shown:
         """Clean images ``[n, 1 or 2, (z,) y, x]`` at doses of their own; a function of the seed and the step.
 
         Processes draw for the whole batch and keep their share, but for the noise, which follows from each image's own
@@ -197,14 +124,9 @@ class EnhancementTask:
         values = (noisy, told_time(dose), ct, clean, weight)
         return Shown(*(None if value is None else value.to(device) for value in values))
 
-    def validation(self, path: Path) -> DoseValidation | None:
+    def validation(self, images: ValidationSet) -> DoseValidation:
         """Slices or cubes of the validation subjects, at several doses."""
-        found = validation_set(path, self.recipe)
-        return None if found is None else DoseValidation(found, self)
-
-    def errors(self, validation: DoseValidation, network: nn.Module) -> dict[float, float]:
-        """Root mean squared error at each dose."""
-        return validation.errors(network)
+        return DoseValidation(images, self)
 
     def save(self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any]) -> None:
         """Write the model file."""
@@ -219,10 +141,6 @@ class EnhancementTask:
         if self.autoencoder is not None:
             model.autoencoder.load_state_dict(self.autoencoder.state_dict())
         model.save(path)
-
-    def draw_samples(self, path: Path, network: nn.Module, source: SliceStream) -> None:
-        """There is nothing to draw without an image to start from."""
-        raise ValueError("an enhancement model has no unconditional samples: leave samples_every at 0")
 
     def diffused(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -270,16 +188,13 @@ class EnhancementTask:
         return tuple(pairs)
 
 
-class AutoencoderTask(EnhancementTask):
+class AutoencoderStage(EnhancementStage):
     """The autoencoder, with a discriminator that goes when it is trained."""
 
-    def build(self, device: torch.device) -> nn.Module:
-        """Autoencoder and discriminator as one module."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.recipe.seed)
-            return AutoencoderAndCritic(self.recipe.enhancement).to(device)
+    def _network(self) -> nn.Module:
+        return AutoencoderAndCritic(self.recipe.enhancement)
 
-    def example(self, images: Tensor, planes: Tensor, step: int, device: torch.device, rank: int, world: int) -> Any:
+    def example(self, images: Tensor, step: int, device: torch.device, rank: int, world: int) -> Any:
         """Images, and the noise of their latents."""
         config, images = self.recipe.enhancement, images[:, :1]
         generator = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + step) * 4099 + rank)
@@ -287,10 +202,9 @@ class AutoencoderTask(EnhancementTask):
         noise = torch.randn((len(images), config.latent_channels, *size), generator=generator)
         return Reconstructed(images.to(device), noise.to(device))
 
-    def validation(self, path: Path) -> Any:
+    def validation(self, images: ValidationSet) -> CleanValidation:
         """Clean images."""
-        found = validation_set(path, self.recipe)
-        return None if found is None else CleanValidation(found, self)
+        return CleanValidation(images, self)
 
     def save(self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any]) -> None:
         """Write the autoencoder for the next stage."""
@@ -344,3 +258,28 @@ class Reconstructed:
         critic = judge(made_seen, False, for_discriminator=True) + judge(real_seen, True, for_discriminator=True)
         fooled = judge(seen_by_maker, True, for_discriminator=False)
         return (made - self.images).abs().mean() + _SPREAD * spread + _ADVERSARIAL * fooled + critic
+
+
+class EnhancementLoop(TrainingLoop):
+    """The loop around a stage."""
+
+    curves = Curves("dose", "dose")
+
+    def __init__(self, stage: EnhancementStage, *parts: Any) -> None:
+        self.stage = stage
+        super().__init__(*parts)
+
+    def _validation_set(self) -> Any:
+        found = super()._validation_set()
+        return None if found is None else self.stage.validation(found)
+
+    def _example(self, step: int) -> Any:
+        rank, world = self.peers.rank, self.peers.world
+        images, _ = self.source.batch(step, self.recipe.batch_size, rank, world)
+        return self.stage.example(images, step, self.state.device, rank, world)
+
+    def _save_model(self, path: Path) -> None:
+        self.stage.save(path, self.state.average.module, self.source, self._provenance())
+
+    def _draw_samples(self) -> None:
+        raise ValueError("an enhancement model has no unconditional samples: leave --samples-every out")

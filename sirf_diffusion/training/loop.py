@@ -13,16 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..files.stopping import SIGNALS, Stopped
+from ..models.lora import plain_weights
+from ..models.score_model import ScoreModel
+from ..models.storage import ModelConfig, save_model
+from .corruption import corrupted
 from .data.slice_stream import SliceStream, prefetched
-from .evaluation.validation import relative_error
-from .log import TrainingLog
+from .evaluation.acceptance import save_sheet, unconditional_samples
+from .evaluation.validation import relative_error, validation_set
+from .log import SIGMA, Curves, TrainingLog
 from .recipes import check_settings, setting
 from .state import TrainingState
 
@@ -48,10 +53,13 @@ class RunOptions:
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
+    #: What the validation's errors are of.
+    curves: ClassVar[Curves] = SIGMA
+
     def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
-        self.recipe, self.peers, self.task = state.recipe, state.peers, state.task
-        self.validation = self.task.validation(source.file.path) if self.peers.first else None
+        self.recipe, self.peers = state.recipe, state.peers
+        self.validation = self._validation_set() if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:
                 raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
@@ -67,7 +75,7 @@ class TrainingLoop:
         log = None
         if self.peers.first:
             reference = self.validation.gaussian_errors() if self.validation else {}
-            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard, self.task.level)
+            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard, self.curves)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
         bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
@@ -111,10 +119,13 @@ class TrainingLoop:
         else:
             self._save_model(out)
 
+    def _validation_set(self) -> Any:
+        return validation_set(self.source.file.path, self.recipe)
+
     def _example(self, step: int) -> Any:
         rank, world = self.peers.rank, self.peers.world
         images, planes = self.source.batch(step, self.recipe.batch_size, rank, world)
-        return self.task.example(images, planes, step, self.state.device, rank, world)
+        return corrupted(self.recipe, images, planes, step, self.state.device, rank, world)
 
     def _flush(self) -> None:
         """Add up the losses since the last time; they must be finite."""
@@ -138,7 +149,8 @@ class TrainingLoop:
         if log is not None:
             errors: dict[float, float] = {}
             if self.validation is not None:
-                errors = self.task.errors(self.validation, self.state.average.module)
+                network = self.state.average.module
+                errors = self.validation.network_errors(network, self.recipe.prediction, self.recipe.time_input)
             notes["validation"] = {f"{sigma:g}": round(error, 5) for sigma, error in errors.items()}
             log.add(self.state.step, seconds, total / max(count, 1), errors)
             if self.recipe.patience:
@@ -170,18 +182,34 @@ class TrainingLoop:
         self._saved = self.state.step
         self.peers.wait()
 
-    def _save_model(self, path: Path) -> None:
-        recipe, state = self.recipe, self.state
+    def _provenance(self) -> dict[str, Any]:
+        """What a model file says of its training."""
+        state = self.state
         training = {
-            "recipe": recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
+            "recipe": self.recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
             "torch": torch.__version__, "device": state.device.type,
         }  # fmt: skip
-        training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
-        self.task.save(path, state.average.module, self.source, training)
+        return training | {key: value for key, value in state.description.items() if key in ("data", "init")}
+
+    def _config(self) -> ModelConfig:
+        recipe = self.recipe
+        return ModelConfig(
+            recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
+            tracer=recipe.tracer or self.source.file.tracer,
+            licence="Apache-2.0" if recipe.simulated else "", training=self._provenance(),
+        )  # fmt: skip
+
+    def _save_model(self, path: Path) -> None:
+        save_model(path, plain_weights(self.state.average.module), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
-        path = self.work / f"samples-{self.state.step:07d}.png"
-        self.task.draw_samples(path, self.state.average.module, self.source)
+        config = self._config()
+        model = ScoreModel(
+            self.state.average.module, config.schedule, config.prediction, config.voxel_size,
+            time_input=config.time_input, architecture=config.architecture,
+        )  # fmt: skip
+        images = unconditional_samples(model, 8, max(self.recipe.crops), num_steps=30)
+        save_sheet(images, self.work / f"samples-{self.state.step:07d}.png")
 
 
 @contextmanager

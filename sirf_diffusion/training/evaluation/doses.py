@@ -19,12 +19,12 @@ DOSES = (0.5, 0.25, 0.1, 0.05, 0.02)
 class DoseValidation:
     """Fixed noisy images at each dose; made once."""
 
-    def __init__(self, images: ValidationSet, task: Any) -> None:
-        self.images, self.task = images, task
+    def __init__(self, images: ValidationSet, stage: Any) -> None:
+        self.images, self.stage = images, stage
         self._noisy: dict[float, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
 
-    def errors(self, network: nn.Module) -> dict[float, float]:
-        """Of a network."""
+    def network_errors(self, network: nn.Module, *_: Any) -> dict[float, float]:
+        """Root mean squared error of a network at each dose."""
         device = next(network.parameters()).device
 
         def clean(noisy: Tensor, dose: float, ct: Tensor | None) -> Tensor:
@@ -42,13 +42,13 @@ class DoseValidation:
         return {dose: min(scan[dose] for scan in scans) for dose in scans[0]}
 
     def _decoded(self, values: Tensor) -> Tensor:
-        task = self.task
-        return values if task.autoencoder is None else task.autoencoder.decode(values * task.latent_scale)
+        stage = self.stage
+        return values if stage.autoencoder is None else stage.autoencoder.decode(values * stage.latent_scale)
 
     @torch.no_grad()
     def _errors(self, clean: Any) -> dict[float, float]:
         result = {}
-        for dose in (d for d in DOSES if d >= self.task.recipe.doses.lowest):
+        for dose in (d for d in DOSES if d >= self.stage.recipe.doses.lowest):
             if dose not in self._noisy:
                 self._noisy[dose] = list(self._at(dose))
             total, count = 0.0, 0
@@ -59,24 +59,24 @@ class DoseValidation:
         return result
 
     def _at(self, dose: float) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        task = self.task
+        stage = self.stage
         for truth, _, ct, _ in self.images.groups(dose):
             generator = torch.Generator().manual_seed(int(1e6 * dose))
-            noisy = task.low_dose(task.diffused(truth), torch.full((len(truth),), dose), generator)
-            yield noisy, truth, ct if task.recipe.conditional else None
+            noisy = stage.low_dose(stage.diffused(truth), torch.full((len(truth),), dose), generator)
+            yield noisy, truth, ct if stage.recipe.conditional else None
 
 
 class CleanValidation(DoseValidation):
     """What an autoencoder makes of clean images, beside averaging over the voxels of its latent."""
 
-    def errors(self, network: nn.Module) -> dict[float, float]:
+    def network_errors(self, network: nn.Module, *_: Any) -> dict[float, float]:
         """Of an `AutoencoderAndCritic`, as if of dose 1."""
         device = next(network.parameters()).device
         return self._of(lambda images: network.autoencoder.reconstruct(images.to(device)).cpu())
 
     def gaussian_errors(self) -> dict[float, float]:
         """Of the averages."""
-        factor = self.task.recipe.enhancement.compression
+        factor = self.stage.recipe.enhancement.compression
 
         def averaged(images: Tensor) -> Tensor:
             pool = functional.avg_pool3d if images.ndim == 5 else functional.avg_pool2d
