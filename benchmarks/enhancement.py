@@ -113,7 +113,13 @@ def filters() -> dict[str, dict[Any, Callable[[Image, ImageGeometry], Image]]]:
     def bm4d(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
         from bm4d import bm4d as block_matching
 
-        return lambda volume: block_matching(volume, sigma)
+        def body(volume: np.ndarray) -> np.ndarray:
+            y, x = (np.flatnonzero((volume > 0.1).mean((0, other)) > 0.02) for other in (2, 1))
+            part, result = (slice(None), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)), volume.copy()
+            result[part] = block_matching(volume[part], sigma)
+            return result
+
+        return body
 
     known: dict[str, dict[Any, Any]] = {
         "gaussian": {w: partial(lambda x, grid, w: gaussian_smooth(x, grid, w), w=w) for w in (4, 6, 8, 10, 13, 16)},
@@ -189,7 +195,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         noisy = {case.number: case.noisy(low_dose, dose) for case in everything}
         methods: dict[str, Callable[[Case], Image]] = {"low dose": lambda case: noisy[case.number]}  # noqa: B023
         for name, settings in known.items():
-            if name == "bm4d" and dose not in arguments.bm4d:
+            if arguments.only not in (None, name) or (name == "bm4d" and arguments.only is None):
                 continue
             errors = {
                 setting: sum(float((apply(noisy[c.number], c.grid(size)) - c.truth).square().mean()) for c in tuning)
@@ -198,13 +204,18 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             best = min(errors, key=errors.__getitem__)
             print(f"dose {dose:g}: {name} {best}", flush=True)
             methods[f"{name} {best}"] = lambda c, apply=settings[best]: apply(noisy[c.number], c.grid(size))  # noqa: B023
-        kinds = {"enhance": (dose, True, 1), "enhance, 8 steps": (dose, True, 8), "enhance, auto dose": (None, True, 1),
-                 "enhance, no CT": (dose, False, 1)}  # fmt: skip
-        for label, (ratio, ct, steps) in kinds.items():
-            methods[label] = partial(_enhanced, model, noisy, ratio, ct and model.sees_ct, steps)
+        kinds = {"enhance": (dose, True, {}), "enhance, auto dose": (None, True, {}),
+                 "enhance, no CT": (dose, False, {}),
+                 "enhance, slices alone": (dose, True, {"axial_fwhm": 0.0})}  # fmt: skip
+        if dose == arguments.doses[0]:
+            kinds["enhance, 8 steps"] = (dose, True, {"num_steps": 8})
+        for label, (ratio, ct, options) in kinds.items():
+            methods[label] = partial(_enhanced, model, noisy, ratio, ct and model.sees_ct, options)
         if arguments.unet is not None:
             unet = EnhancementModel.load(arguments.unet, "cpu")
-            methods["unet of one dose"] = partial(_enhanced, unet, noisy, dose, True, 1)
+            methods["unet of one dose"] = partial(_enhanced, unet, noisy, dose, True, {})
+        if arguments.only is not None:
+            methods = {name: method for name, method in methods.items() if name.startswith(arguments.only)}
         for name, method in methods.items():
             images = {case.number: method(case) for case in tested}
             found = [measures(images[c.number], noisy[c.number], c) for c in tested]
@@ -214,6 +225,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             mean["invented"] = sum(invented(images[c.number], c, c.grid(size)) for c in tested)
             middle = [_psnr_of_slice(images[c.number][SLICES // 2], c) for c in tested]
             yield {"dose": dose, "method": name, **mean, "slice psnr": float(np.mean(middle)), "cases": len(tested)}
+        if arguments.only is not None:
+            continue
         errors = {
             s: sum(float((reconstructed(c, low_dose, dose, s) - c.truth[SLICES // 2]).square().mean()) for c in tuning)
             for s in (0.5, 2.0, 8.0, 32.0)
@@ -224,11 +237,12 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _enhanced(
-    model: EnhancementModel, noisy: dict[int, Image], ratio: float | None, with_ct: bool, steps: int, case: Case
-) -> Image:
+    model: EnhancementModel, noisy: dict[int, Image], ratio: float | None, with_ct: bool, options: dict[str, Any],
+    case: Case,
+) -> Image:  # fmt: skip
     grid = case.grid(model.config.voxel_size)
     shown = model.guided_by(case.ct) if with_ct else model
-    return Enhancer(shown, ratio, num_steps=steps, without_ct=True)(noisy[case.number], grid)
+    return Enhancer(shown, ratio, without_ct=True, **options)(noisy[case.number], grid)
 
 
 def _psnr_of_slice(image: Image, case: Case) -> float:
@@ -248,9 +262,9 @@ def figure(path: Path, arguments: argparse.Namespace) -> None:
     axes = drawn.subplots(3, 5)
     for row, case in zip(axes, everything[:3], strict=True):
         low = case.noisy(low_dose, dose)
-        better = _enhanced(model, {case.number: low}, dose, model.sees_ct, 1, case)
+        better = _enhanced(model, {case.number: low}, dose, model.sees_ct, {}, case)
         shown = [case.ct, low, gaussian_smooth(low, case.grid(size), 8.0), better, case.truth]
-        peak = 0.5 * float(case.truth[k].max())
+        peak = 1.2 * float(case.truth[k].flatten().quantile(0.97))
         titles = ("CT", "dose 1/10, OSEM", "Gaussian 8 mm", "enhanced", "truth")
         for axis, image, title in zip(row, shown, titles, strict=True):
             high, colours = (1.6, "gray") if title == "CT" else (peak, "gray_r")
@@ -269,9 +283,8 @@ def main() -> None:
     parser.add_argument("--train-unet", type=float, metavar="D", help="train the UNet of this dose into --out, and end")
     parser.add_argument("--steps", type=int, metavar="N", help="of that training; default: those of the recipe")
     parser.add_argument("--unet", metavar="FILE", help="supervised UNet of one dose")
-    parser.add_argument("--doses", type=float, nargs="+", default=[0.25, 0.1, 0.05], metavar="D")
-    several = "at these doses, which takes minutes a case; default: none"
-    parser.add_argument("--bm4d", type=float, nargs="+", default=[], metavar="D", help=several)
+    parser.add_argument("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.05], metavar="D")
+    parser.add_argument("--only", metavar="FILTER", help="this one alone, such as bm4d, which takes minutes a case")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--figure", type=Path, metavar="PNG")
     arguments = parser.parse_args()
@@ -285,8 +298,10 @@ def main() -> None:
         return
     if arguments.figure is not None:
         figure(arguments.figure, arguments)
-    found = list(rows(arguments))
-    write_json(arguments.out / "results.json", {"rows": found})
+    found = []
+    for row in rows(arguments):
+        found.append(row)
+        write_json(arguments.out / "results.json", {"rows": found})
     columns = {"dose": ".3g", "method": "s", "psnr": ".2f", "ssim": ".4f", "total %": ".2f", "organ %": ".1f",
                "contrast": ".2f", "invented": ".0f", "slice psnr": ".2f"}  # fmt: skip
     print(format_table(found, columns))

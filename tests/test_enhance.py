@@ -198,8 +198,23 @@ def test_one_step_from_the_standard_dose_or_many_keep_the_scale():
     once, scaled = (Enhancer(model, 0.1)(factor * image, geometry) for factor in (1.0, 1000.0))
     torch.testing.assert_close(scaled, 1000 * once, rtol=1e-3, atol=1e-2)
     result = Enhancer(model, 0.1, num_steps=4).enhance(image, geometry)
-    assert result.start_step == DoseSchedule().step_of(0.1)
+    assert result.dose == 0.1
+    _, gain = Enhancer(model, 0.1)._with_neighbours(image, geometry)
+    assert result.start_step == DoseSchedule().step_of(0.1 * gain)
     assert result.intensity_scale == pytest.approx(intensity_scale(image, geometry))
+
+
+@pytest.mark.parametrize("spacing", [4.0, 2.0])
+def test_neighbouring_planes_lend_a_slice_their_counts(spacing):
+    """The variance of white noise falls by the gain in dose; a plane of half the width has half the counts."""
+    geometry, noise = ImageGeometry((60, 16, 16), (spacing, 4.0, 4.0)), torch.randn(60, 16, 16, generator=seeded())
+    for width in (0.0, 6.0):
+        smooth, gain = Enhancer(make_model(), axial_fwhm=width)._with_neighbours(noise, geometry)
+        less = float(noise[6:-6].var() / smooth[6:-6].var())
+        assert gain == pytest.approx(less * spacing / 4, rel=0.1)
+    volumes = Enhancer(make_model(replace(LATENT, ct="none")))
+    assert volumes._with_neighbours(noise, geometry)[1] == 1
+    assert volumes._with_neighbours(noise, geometry)[0] is noise
 
 
 def test_a_chain_adds_the_counts_that_are_missing(monkeypatch):

@@ -45,6 +45,8 @@ def add_parsers(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     steps = "network evaluations; default: 1, or 8 for each sample"
     parser.add_argument("--steps", type=whole(1, 1000), metavar="N", help=steps)
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the samples; default: 0")
+    axial = "smoothing along the axis before a network of slices, which sees each alone; default: 6"
+    parser.add_argument("--axial-fwhm", type=real(0, 50), default=6.0, metavar="MM", help=axial)
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever a stopped run kept")
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     add_machine(parser)
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     what = Enhancement(
         arguments.image, EnhancementModel.load(arguments.model, arguments.device), arguments.ct, arguments.dose_ratio,
-        arguments.steps, arguments.samples, arguments.seed, arguments.without_ct,
+        arguments.steps, arguments.samples, arguments.seed, arguments.without_ct, arguments.axial_fwhm,
     )  # fmt: skip
     folder = OutputFolder(arguments.out, what.settings(), overwrite=arguments.overwrite)
     with folder.held():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.checks import check_count, check_finite, check_real
+from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 from ..models import ScoreModel
 from ..models.denoiser import Denoiser
@@ -26,11 +27,17 @@ logger = logging.getLogger(__name__)
 OVERLAP, _VOXELS_AT_ONCE = 0.25, 2**19
 #: Steps of a chain that draws samples, unless it is told.
 SAMPLE_STEPS = 8
+#: Of the smoothing along the axis before a network of slices, mm: about the scanner's own blur.
+AXIAL_FWHM = 6.0
 
 
 @dataclass(frozen=True)
 class Enhanced:
-    """Images ``[z, y, x]`` in image units; ``samples`` ``[S, z, y, x]`` and ``sd`` where several were drawn."""
+    """Images ``[z, y, x]`` in image units; ``samples`` ``[S, z, y, x]`` and ``sd`` where several were drawn.
+
+    ``dose`` is that of the image, as given or estimated; ``start_step`` is that of what the network sees, which has
+    more counts where planes are averaged.
+    """
 
     image: Tensor
     dose: float
@@ -65,6 +72,9 @@ class Enhancer:
         Image units per network unit; None estimates it.
     without_ct
         Whether a model that was trained with CT images may do without one.
+    axial_fwhm
+        Of a Gaussian along the axis, in mm, before a network of slices, which sees each slice alone: its neighbours
+        lend it their counts. Of a network of volumes, without effect.
 
     Raises
     ------
@@ -75,7 +85,7 @@ class Enhancer:
     def __init__(
         self, model: EnhancementModel, dose_ratio: float | None = None, *, num_steps: int | None = None,
         num_samples: int = 0, seed: int = 0, scale: float | None = None, without_ct: bool = False,
-        progress: Callable[[], None] = lambda: None,
+        axial_fwhm: float = AXIAL_FWHM, progress: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         if dose_ratio is not None:
             check_real("the dose ratio", dose_ratio, 0, 1, open_below=True)
@@ -87,6 +97,7 @@ class Enhancer:
         self.num_samples = check_count("num_samples", num_samples, 0, 1000)
         self.num_steps = num_steps or (SAMPLE_STEPS if num_samples else 1)
         self.without_ct, self.progress = without_ct, progress
+        self.axial_fwhm = check_real("axial_fwhm", axial_fwhm, 0, 50)
         self.used_dose: float | None = None
 
     def __call__(self, x: Tensor, geometry: ImageGeometry) -> Tensor:
@@ -136,8 +147,9 @@ class Enhancer:
         u = grid.to_latent(x / scale)
         ct = model.ct_on(geometry)
         ct = None if ct is None else grid.to_latent(ct)
-        dose = self.dose_ratio if self.dose_ratio is not None else model.estimated_dose(u, seen)
-        start = model.config.schedule.step_of(dose)
+        u, gain = self._with_neighbours(u, seen)
+        dose = self.dose_ratio if self.dose_ratio is not None else min(model.estimated_dose(u, seen) / gain, 1.0)
+        start = model.config.schedule.step_of(min(dose * gain, 1.0))
         self.used_dose = dose
         told = "" if self.dose_ratio is not None else " (estimated)"
         logger.info("dose ratio %.3g%s: from step %d of %d", dose, told, start, model.config.schedule.num_steps)
@@ -150,6 +162,24 @@ class Enhancer:
         image = chains[0] if samples is None else samples.mean(0)
         sd = None if samples is None or len(samples) < 2 else samples.std(0)
         return Enhanced(image, dose, start, scale, samples, sd)
+
+    def _with_neighbours(self, u: Tensor, grid: ImageGeometry) -> tuple[Tensor, float]:
+        """Planes averaged along the axis for a network of slices, and by how much their doses grow.
+
+        The noise of neighbouring planes is taken for independent, and counts of a plane for proportional to its width.
+        """
+        config = self.model.config
+        if config.architecture.spatial_dims == 3:
+            return u, 1.0
+        gain = grid.voxel_size[0] / config.voxel_size[0]
+        if self.axial_fwhm == 0 or len(u) == 1:
+            return u, gain
+        line = ImageGeometry((2 * len(u) - 1, 1, 1), (grid.voxel_size[0], 1.0, 1.0))
+        middle = torch.zeros(line.shape)
+        middle[len(u) - 1] = 1
+        weights = gaussian_smooth(middle, line, self.axial_fwhm)
+        flat = ImageGeometry(grid.shape, (grid.voxel_size[0], 1e5, 1e5))  # pixels too large to be smoothed
+        return gaussian_smooth(u, flat, self.axial_fwhm), gain / float(weights.square().sum())
 
     def _chain(self, u: Tensor, ct: Tensor | None, start: int, grid: ImageGeometry, number: int) -> Tensor:
         """Standard-dose estimate ``[z, y, x]``, network units; number of the sample."""

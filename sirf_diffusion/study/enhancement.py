@@ -16,7 +16,7 @@ from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_finite
 from ..models.enhancement import EnhancementModel
 from ..patient.derived import OriginalImage
-from ..reconstructors.enhancement import Enhanced, Enhancer
+from ..reconstructors.enhancement import AXIAL_FWHM, Enhanced, Enhancer
 from ..reconstructors.references import bibtex
 from .report import figure_of_views
 from .result import write_samples
@@ -37,10 +37,11 @@ class Enhancement:
     num_samples: int = 0
     seed: int = 0
     without_ct: bool = False
+    axial_fwhm: float = AXIAL_FWHM
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on."""
-        names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct")
+        names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct", "axial_fwhm")
         named = {name: getattr(self, name) for name in names}
         return named | {"dose_ratio": self.dose_ratio or "auto", "model": self.model.hash}
 
@@ -64,8 +65,10 @@ class Enhancement:
         state = folder.unfinished({"contents": self.contents()}, restart=restart) / "run.safetensors"
         voxels = values.numel()
         folder.check_space(4 * voxels * (3 + 3 * self.num_samples))
-        options = {"num_steps": self.num_steps, "seed": self.seed, "without_ct": self.without_ct, "progress": progress}
-        enhancer = Enhancer(model, self.dose_ratio, num_samples=self.num_samples, **options)
+        enhancer = Enhancer(
+            model, self.dose_ratio, num_steps=self.num_steps, num_samples=self.num_samples, seed=self.seed,
+            without_ct=self.without_ct, axial_fwhm=self.axial_fwhm, progress=progress,
+        )  # fmt: skip
         result = enhancer.enhance(values, geometry, *self._kept(state, geometry.shape))
         record = {
             "title": f"enhanced from a dose of {result.dose:.3g} of the standard",
