@@ -128,11 +128,13 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
 def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
     from ..files.documents import digest
+    from ..files.frames import split_frame
 
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
-    return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}
+    files = {name: split_frame(path)[0] for name, path in named.items() if path is not None}
+    return {name: digest(path) for name, path in files.items() if path.exists()}
 
 
 def run_many(arguments: argparse.Namespace) -> int:

@@ -174,7 +174,8 @@ class Study:
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
         self._labels(objective)
-        placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
+        shown = getattr(self.score_model, "in_channels", 1) > 1  # a personalised model was compared with its MR
+        placed = self.guide.place(data, exam, early.image) if shown else None
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical, early.image)
         keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
@@ -223,7 +224,7 @@ class Study:
             "data": {**objective.describe(), "exam": asdict(exam)},
             "engine": objective.engine,
             "device": str(device),
-            "model": None if bound is None else _describe_model(bound),
+            "model": None if bound is None else _describe_model(bound, self.guide),
             "anatomical": None if placed is None else {**placed.record, "guidance": self.guide.guidance},
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
@@ -329,11 +330,13 @@ def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
 
 
-def _describe_model(model: Any) -> dict[str, Any]:
+def _describe_model(model: Any, guide: Guide) -> dict[str, Any]:
+    made_for = model.metadata["training"].get("personalised")
     return {
         "sha256": model.hash,
         "voxel_size_mm": model.voxel_size,
         "planes": model.planes,
         "precision": model.precision,
         "metadata": model.metadata,
+        **({} if made_for is None else {"made_for": made_for, "mr_compared": guide.anatomical is not None}),
     }
