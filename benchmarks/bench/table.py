@@ -122,7 +122,7 @@ _LINES = (
     Line("dps", "DPS", "dps", {"num_steps": 200}, {"strength": Range(400.0, 1.0, 1e5, 2.5)}, **_SCORE),
     Line("dds-published", "DDS as published", "dds",
          {"num_steps": 100, "eta": 0.1, "num_inner": 4, "anchor_exponent": 0.0, "smoothing": 0.0,
-          "axial_rdp": 1.0},
+          "axial_rdp": 1.0, "reference_steps": 0},
          {"anchor_strength": Range(10.0, 0.01, 1e3)}, **_SCORE),
     Line("dds", "DDS, tuned", "dds", {},
          {"anchor_strength": Range(5.0, 0.01, 1e3), "smoothing": Range(8.0, 1.0, 40.0, 1.5),
