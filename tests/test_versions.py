@@ -19,6 +19,7 @@ from sirf_diffusion.files.outputs import OutputFolder
 from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.files.weights import WeightsFormat, write_tensors
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.h_transform import HTransform
 from sirf_diffusion.models.lora import Adapter
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint
 from sirf_diffusion.training.checkpoint import digest, read_checkpoint
@@ -55,6 +56,9 @@ def read_bench(folder):
 READERS = {
     "model.safetensors": (lambda path: ScoreModel.load(path), ""),
     "adapter.safetensors": (lambda path: Adapter.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""),
+    "h-transform.safetensors": (
+        lambda path: HTransform.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""
+    ),
     "checkpoint.safetensors": (lambda path: Checkpoint.load(path), ""),
     "training": (read_training, "checkpoint.safetensors"),
     "training.h5": (lambda path: VolumeFile(path).close(), ""),

@@ -116,7 +116,7 @@ class DEFTReconstructor(DiffusionReconstructor):
     def set_up(self, initial_image: Any = None) -> None:
         """As of `DiffusionReconstructor`; reads the h-transform, and compares the data with those of its training.
 
-        HTransformFileError if its file cannot be used, ValueError if it belongs to another score model.
+        HTransformFileError if its file cannot be used, or belongs to another score model.
         """
         self.h = HTransform.load(self.sampling_settings.h_transform, self.model)  # type: ignore[attr-defined]
         super().set_up(initial_image)
