@@ -88,7 +88,7 @@ def test_untrained_it_samples_the_prior(base, tmp_path):
         def _starting_image(self):
             return self.objective.early_image()
 
-    options = {"num_steps": 6, "eta": 0.0, "num_samples": 2, "seed": 4}
+    options = {"num_steps": 6, "eta": 0.0, "solver": "ddim", "num_samples": 2, "seed": 4}
     steered = DEFTReconstructor(
         objective, bound(base, objective), h_transform=str(saved(tmp_path, base, False)), **options
     ).process()

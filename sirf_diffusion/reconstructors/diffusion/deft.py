@@ -37,7 +37,7 @@ class SteeredSampling(Sampling):
     num_steps: int = count(5, "noise levels, 5 to 100; more cost time and change little", minimum=2)
     eta: float = real(0.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0)
     crop: bool = flag(True, "whether the networks look at the object only, as in training")
-    solver: str = choice("ddim", "of what order a step is, as of `dds`", SOLVERS)
+    solver: str = choice("multistep", "order of a step: `ddim` the first; `multistep` the second", SOLVERS)
     h_transform: str = setting(
         DEFAULT_H_TRANSFORM, "the network that steers: a bundled name, or a file of `train --supervised`",
         _name_or_file, "name or file",
