@@ -137,6 +137,7 @@ _LINES = (
     Line("lisch-mr", "LiSch, MR-guided", "lisch", {"role": "conditional"},
          {"guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),
     *(Line(name, METHODS[name].title, name, **_SCORE) for name in ("ddip", "steerable")),
+    Line("deft", "DEFT, supervised", "deft", planes=("slice",), **_SCORE),
 )  # fmt: skip
 
 LINES: dict[str, Line] = {line.name: line for line in _LINES}
