@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..engines import PROJECTORS
 from ..files.documents import read_text
 from .command_line import USER_ERRORS, add_command, whole
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
@@ -111,6 +112,7 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
             **({} if adaptation is None else {"adaptation": adaptation.settings, "adapter": arguments.adapter}),
             **({} if guide == Guide() else {"anatomical": asdict(guide)}),
             **({} if par is None else {"engine": par.engine, "keep_prior": par.keep_prior}),
+            **({} if study.projector == PROJECTORS[0] else {"projector": study.projector}),
             **{
                 name: value
                 for name in ("attenuation_in_factors", "calibration", "like", "vois")

@@ -79,6 +79,14 @@ class AnatomicalImage:
         image = SourceImage(array, stir_grid(geometry).affine, "Interfile")
         return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this image from others: SHA-256 of the file, and of values and place, which a copy keeps."""
+        place = np.round(self.image.affine, 3) + 0.0  # no -0
+        values = np.ascontiguousarray(self.image.values, np.float32)
+        digest = hashlib.sha256(str(values.shape).encode() + place.tobytes() + values.tobytes())
+        return {"mr_sha256": self.sha256, "mr_values_sha256": digest.hexdigest()}
+
     def grid(self, geometry: ImageGeometry) -> PatientGrid:
         """A reconstruction's grid in the coordinates of the image."""
         return stir_grid(geometry, self._position())
