@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def _read_ecat(path: Path, frame: int | None) -> SourceImage:
         # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
         if int.from_bytes(file.read(520)[516:], "big") > 2:
             raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
-    with reading("no readable ECAT7 image"):
+    with reading("no readable ECAT7 image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # frames need not be stored in their order
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
         kind, lies = int(header["file_type"]), int(header["patient_orientation"])
