@@ -73,7 +73,7 @@ def test_samples_are_right(folder, monkeypatch, path):
 def test_check_lists_what_the_file_asks_for(folder, capsys):
     assert main(["check", str(OSMAPOSL)]) == 0
     output = capsys.readouterr().out
-    assert re.search(r"prior +Diffusion Score \(penalisation factor 0.2, model filename brain-fdg, noise level", output)
+    assert re.search(r"prior +Diffusion Score \(penalisation factor 0.4, model filename brain-fdg, noise level", output)
     assert re.search(r"matrix +Ray Tracing", output)
     assert re.search(r"input file +prompts.hs", output)
     assert "built-in table" in output

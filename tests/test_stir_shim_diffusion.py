@@ -81,6 +81,7 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
         **MODEL,
         penalisation_factor=0.01,
         noise_level=0.3,
+        memory=0,
         intensity_scale=0.5,
         kappa_filename=kappa,
         gradient_filename_prefix="gradient",
