@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.kill_commands import Command, Products, commands
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-_PATIENCE = 300.0
+_PATIENCE = 1800.0
 _COLUMNS = {
     "command": "s", "signal": "s", "kills": "d", "resumes": "d", "equal_bits": "d", "blocked": "d", "false_files": "d",
     "left_over": "d", "living_on": "d", "other_exit": "d",

@@ -205,7 +205,7 @@ def test_setters_may_be_called_after_set_up(pet):
     score.set_up(x)
     score.set_noise_level(0.6)
     assert score.get_noise_level() == 0.6
-    plain = core("score", pet, 0.2, sigma=0.6).gradient(tensor(x))
+    plain = core("score", pet, 0.4, sigma=0.6).gradient(tensor(x))
     assert_close(score.gradient(x), plain, 1e-4)
     score.set_kappa(kappa)
     assert_close(score.gradient(x), plain * tensor(kappa) ** 2, 1e-4)

@@ -38,6 +38,18 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and figures; default: FILE.training"
     )
+    parser.add_argument(
+        "--supervised", action="store_true",
+        help="train an h-transform for `recon --method deft`, which steers the score model --init by the data",
+    )  # fmt: skip
+    parser.add_argument("--scanner", type=Path, metavar="F.hs", help="with --supervised: header of one sinogram")
+    parser.add_argument(
+        "--counts", type=_counts, metavar="LOW:HIGH", help="with --supervised: prompts of the scans; default: 2e4:2e6"
+    )
+    parser.add_argument(
+        "--pool", type=whole(0, 10**6), metavar="N", help="with --supervised: slices with noise, used again and again "
+        "with other scans, which saves half of the time; default: 0, all are new"
+    )  # fmt: skip
     steps = whole(0, 2**40)
     parser.add_argument("--max-steps", type=steps, metavar="N", help="end after this many steps instead of all")
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
@@ -51,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from ..training import train
     from ..training.configuration import DEFAULT, default_text, read_configuration
+    from ..training.supervised import SLICES
     from ..training.trainer import RunOptions
 
     if arguments.print_config:
@@ -67,6 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
              "tensorboard": arguments.tensorboard or None}  # fmt: skip
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    supervision = _supervision(arguments)
+    if supervision is not None and arguments.config is None:
+        recipe = SLICES
     train(
         recipe,
         arguments.out,
@@ -78,5 +94,28 @@ def run(arguments: argparse.Namespace) -> int:
         resume=not arguments.restart,
         device=arguments.device,
         options=options,
+        supervision=supervision,
     )
     return 0
+
+
+def _supervision(arguments: argparse.Namespace) -> Any:
+    from ..training.data.scans import ScanOptions
+    from ..training.supervised import Supervision
+
+    if not arguments.supervised:
+        if any(v is not None for v in (arguments.scanner, arguments.counts, arguments.pool)):
+            raise ValueError("--scanner, --counts and --pool are for --supervised")
+        return None
+    if arguments.init is None or arguments.scanner is None or arguments.data is None or arguments.recipe is not None:
+        raise ValueError("--supervised needs --init MODEL, --data FILE and --scanner F.hs, and takes no --recipe")
+    scans = ScanOptions() if arguments.counts is None else ScanOptions(counts=arguments.counts)
+    return Supervision(arguments.init, arguments.scanner, scans, arguments.pool or 0)
+
+
+def _counts(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected LOW:HIGH, such as 2e4:2e6, found {text!r}") from None
+    return low, high

@@ -13,20 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..files.stopping import SIGNALS, Stopped
+from ..models.lora import plain_weights
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import corrupted
 from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
 from .evaluation.validation import relative_error, validation_set
-from .log import TrainingLog
+from .log import SIGMA, Curves, TrainingLog
 from .recipes import check_settings, setting
 from .state import TrainingState
 
@@ -52,10 +53,13 @@ class RunOptions:
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
+    #: What the validation's errors are of.
+    curves: ClassVar[Curves] = SIGMA
+
     def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
-        self.validation = validation_set(source.file.path, self.recipe) if self.peers.first else None
+        self.validation = self._validation_set() if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:
                 raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
@@ -71,7 +75,7 @@ class TrainingLoop:
         log = None
         if self.peers.first:
             reference = self.validation.gaussian_errors() if self.validation else {}
-            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard)
+            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard, self.curves)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
         bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
@@ -114,6 +118,9 @@ class TrainingLoop:
                 shutil.copyfile(best, temporary)
         else:
             self._save_model(out)
+
+    def _validation_set(self) -> Any:
+        return validation_set(self.source.file.path, self.recipe)
 
     def _example(self, step: int) -> Any:
         rank, world = self.peers.rank, self.peers.world
@@ -189,7 +196,7 @@ class TrainingLoop:
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:
-        save_model(path, self.state.average.module.state_dict(), self._config(), weights_dtype="float16")
+        save_model(path, plain_weights(self.state.average.module), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
         config = self._config()

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..geometry.checks import check_choice, check_real
+from ..models.h_transform import NUM_INPUTS
 from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
@@ -104,6 +105,7 @@ class Recipe:
         False, "", "with --init: keep [network], which has the model's levels and more below, or more attention"
     )
     validate_every: int = setting(1000, "validation", "steps between validations", 1, 2**40, name="every")
+    rank: int = setting(0, "optimiser", "with --init: rank of the weights' changes (LoRA); 0: all weights", 0, 4096)
     patience: int = setting(
         0, "validation", "validations without improvement before an early stop; 0: no early stop", 0, 2**40
     )
@@ -129,8 +131,10 @@ class Recipe:
         if self.architecture.num_networks == 3 and set(self.planes) != {0, 1, 2}:
             raise ValueError(f"planes = {self.planes} leave some of the three networks untrained: use 0, 1 and 2")
         check_time_input(self.architecture, self.time_input)
-        if self.architecture.in_channels > 2:
-            raise ValueError("a network in training takes 1 (noisy) or 2 (noisy, anatomical) images")
+        if self.architecture.in_channels not in (1, 2, NUM_INPUTS):
+            raise ValueError(
+                f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
+            )
 
     @property
     def simulated(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..files.outputs import difference, jsonable
+from ..models.lora import attach_low_rank
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .corruption import Example
@@ -42,10 +43,13 @@ class TrainingState:
         self.network = build_network(recipe.architecture, seed=recipe.seed, device=device)
         if start is not None:
             self.network.load_state_dict(start.weights)
+        if recipe.rank and start is None:
+            raise ValueError("rank (low-rank fine-tuning) needs a model to start from: give --init")
+        free = attach_low_rank(self.network, recipe.rank, recipe.seed) if recipe.rank else self.network.parameters()
         self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=self._blend).eval().requires_grad_(False)
         self.average.n_averaged.fill_(1)  # the weights at the start count: the first step is blended, not copied
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, foreach=True)
+        self.optimiser = torch.optim.Adam(free, lr=recipe.learning_rate, foreach=True)
         self.step = 0
         #: Values that go into the checkpoint as they are.
         self.notes: dict[str, Any] = {}
@@ -118,7 +122,7 @@ class TrainingState:
             network.load_state_dict({n.removeprefix(part): v for n, v in tensors.items() if n.startswith(part)})
         if self.step:
             for name, parameter in self.network.named_parameters():
-                if f"optimiser/{name}/step" not in tensors:  # of a plane of which no slice was seen yet
+                if f"optimiser/{name}/step" not in tensors:  # not trained, or of a plane of which no slice was seen yet
                     continue
                 state = {"step": tensors[f"optimiser/{name}/step"]}
                 for key in ("exp_avg", "exp_avg_sq"):

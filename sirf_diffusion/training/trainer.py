@@ -17,6 +17,7 @@ from ..environment import limit_threads, select_device
 from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
+from ..models.h_transform import NUM_INPUTS
 from ..models.storage import list_models
 from .checkpoint import forget_checkpoints
 from .data.phantom_data import PhantomOptions, build_phantoms
@@ -27,13 +28,14 @@ from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
+from .supervised import ScanStream, SupervisedLoop, Supervision
 
 
 def train(
     recipe: str | Recipe, out: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None,
     init: str | os.PathLike[str] | None = None, work_dir: str | os.PathLike[str] | None = None,
     max_steps: int | None = None, threads: int | None = None, resume: bool = True, device: str = "auto",
-    options: RunOptions | None = None,
+    options: RunOptions | None = None, supervision: Supervision | None = None,
 ) -> Path:  # fmt: skip
     """Train a recipe and write its model file.
 
@@ -55,6 +57,8 @@ def train(
         Continue from the checkpoint in ``work_dir`` if there is one.
     threads, device, options
         CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
+    supervision
+        Score model, scanner and scans of a supervised training: the file written is that of an h-transform.
 
     Returns
     -------
@@ -90,7 +94,11 @@ def train(
         limit_threads(threads)
     where = select_device(device)
     start = None
-    if init is not None or recipe.init:
+    if supervision is not None:
+        recipe = supervision.checked(recipe)
+    elif recipe.architecture.in_channels == NUM_INPUTS:
+        raise ValueError(f"a network of {NUM_INPUTS} input images is for a supervised training (--supervised)")
+    elif init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
     with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():
         where = peers.device(where)
@@ -99,11 +107,13 @@ def train(
                 f"batch_size = {recipe.batch_size} must be a multiple of processes x accumulation = "
                 f"{peers.world} x {recipe.accumulation}"
             )
-        source = training_stream(_file(recipe, data, work, peers), recipe)
-        options = options or RunOptions()
-        state = TrainingState(recipe, {"data": source.file.fingerprint}, where, peers, start, options.compiled)
+        source = training_stream(_file(recipe, data, work, peers), recipe, ScanStream if supervision else SliceStream)
+        options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
+        provenance |= supervision.provenance() if supervision else {}
+        state = TrainingState(recipe, provenance, where, peers, start, options.compiled)
         _check_space(work, state)
-        loop = TrainingLoop(state, source, work, options)
+        parts = (state, source, work, options)
+        loop = SupervisedLoop(supervision, *parts) if supervision else TrainingLoop(*parts)
         if resume:
             state.load(work)
         elif peers.first:
@@ -115,7 +125,9 @@ def train(
     return out
 
 
-def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream:
+def training_stream(
+    path: str | os.PathLike[str], recipe: Recipe, kind: type[SliceStream] = SliceStream
+) -> SliceStream:
     """What a recipe trains on: the training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
 
     Raises
@@ -124,7 +136,7 @@ def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream
         If the file cannot be used, or the recipe is conditional and the file has no anatomical images.
     """
     file = VolumeFile(path, "train")
-    stream = SliceStream(
+    stream = kind(
         file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
         augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -137,7 +138,8 @@ class PoissonObjective(Objective):
         number = largest_num_subsets(self.model.projector.basic_views, num_subsets)
         if number == self.num_subsets:
             return self
-        other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)
+        other = copy.copy(self)
+        other.num_subsets, other.counter, other._sensitivities = number, ProjectionCounter(), {}
         other.sensitivity()  # like that of every objective, made beforehand and not counted
         other.counter = self.counter
         return other
