@@ -25,6 +25,10 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
+    parser.add_argument(
+        "--latent", action="store_true", help="train an enhancement model (`sirf-diffusion enhance`) on standard-dose "
+        "images, and CT: an autoencoder, then the diffusion of its latents",
+    )  # fmt: skip
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--recipe", metavar="NAME", help="bundled recipe, for example brain-fdg; simulates its own data")
     how.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration; see --print-config")
@@ -38,6 +42,18 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and figures; default: FILE.training"
     )
+    parser.add_argument(
+        "--supervised", action="store_true",
+        help="train an h-transform for `recon --method deft`, which steers the score model --init by the data",
+    )  # fmt: skip
+    parser.add_argument("--scanner", type=Path, metavar="F.hs", help="with --supervised: header of one sinogram")
+    parser.add_argument(
+        "--counts", type=_counts, metavar="LOW:HIGH", help="with --supervised: prompts of the scans; default: 2e4:2e6"
+    )
+    parser.add_argument(
+        "--pool", type=whole(0, 10**6), metavar="N", help="with --supervised: slices with noise, used again and again "
+        "with other scans, which saves half of the time; default: 0, all are new"
+    )  # fmt: skip
     steps = whole(0, 2**40)
     parser.add_argument("--max-steps", type=steps, metavar="N", help="end after this many steps instead of all")
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
@@ -51,22 +67,30 @@ def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from ..training import train
     from ..training.configuration import DEFAULT, default_text, read_configuration
+    from ..training.enhancement_recipes import ENHANCEMENT_RECIPES
+    from ..training.supervised import SLICES
     from ..training.trainer import RunOptions
 
+    default = ENHANCEMENT_RECIPES["latent"] if arguments.latent else DEFAULT
     if arguments.print_config:
-        print(default_text(), end="")
+        print(default_text(default), end="")
         return 0
     if arguments.out is None:
         raise ValueError("--out FILE is needed: the model file to write")
     if arguments.recipe is None and arguments.data is None:
         raise ValueError("give --data FILE (a file of `sirf-diffusion data`), or --recipe NAME for simulated subjects")
-    recipe, options = arguments.recipe or DEFAULT, RunOptions()
+    if arguments.latent and (arguments.supervised or arguments.recipe not in (None, *ENHANCEMENT_RECIPES)):
+        raise ValueError(f"--latent goes with --recipe {', '.join(ENHANCEMENT_RECIPES)}, and not with --supervised")
+    recipe, options = arguments.recipe or default, RunOptions()
     if arguments.config is not None:
-        configured = read_configuration(arguments.config)
+        configured = read_configuration(arguments.config, default)
         recipe, options = configured.recipe, configured.options
     given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
              "tensorboard": arguments.tensorboard or None}  # fmt: skip
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    supervision = _supervision(arguments)
+    if supervision is not None and arguments.config is None:
+        recipe = SLICES
     train(
         recipe,
         arguments.out,
@@ -78,5 +102,28 @@ def run(arguments: argparse.Namespace) -> int:
         resume=not arguments.restart,
         device=arguments.device,
         options=options,
+        supervision=supervision,
     )
     return 0
+
+
+def _supervision(arguments: argparse.Namespace) -> Any:
+    from ..training.data.scans import ScanOptions
+    from ..training.supervised import Supervision
+
+    if not arguments.supervised:
+        if any(v is not None for v in (arguments.scanner, arguments.counts, arguments.pool)):
+            raise ValueError("--scanner, --counts and --pool are for --supervised")
+        return None
+    if arguments.init is None or arguments.scanner is None or arguments.data is None or arguments.recipe is not None:
+        raise ValueError("--supervised needs --init MODEL, --data FILE and --scanner F.hs, and takes no --recipe")
+    scans = ScanOptions() if arguments.counts is None else ScanOptions(counts=arguments.counts)
+    return Supervision(arguments.init, arguments.scanner, scans, arguments.pool or 0)
+
+
+def _counts(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected LOW:HIGH, such as 2e4:2e6, found {text!r}") from None
+    return low, high

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,12 @@ class Predictor:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape ``(Z', Y', X')`` of a latent image."""
-        return self._bound().latent_geometry.shape
+        return self.latent_geometry.shape
+
+    @property
+    def latent_geometry(self) -> ImageGeometry:
+        """Grid of a latent image."""
+        return self._bound().latent_geometry
 
     @property
     def network_input(self) -> tuple[tuple[int, ...], float]:
@@ -144,6 +149,19 @@ class Predictor:
         self.counter.evaluations += math.prod(u.shape[:-3]) * passes
         self.counter.seconds += self._clock() - start
         return denoised_and_noise(self.prediction, output, u, gamma, nu)
+
+    def seen_by(
+        self, network: Network, architecture: NetworkConfig | None, images: Tensor, time: float, turn: int | None = None
+    ) -> Tensor:
+        """Output of another network for latent images ``[..., in, Z', Y', X']``, seen as this model's network sees its.
+
+        ``time`` is what the network is told, see `network_time`. Seconds are counted with the model's own.
+        """
+        start = self._clock()
+        with torch.no_grad():
+            output = replace(self._coverage, network=network, architecture=architecture)(images, time, turn)
+        self.counter.seconds += self._clock() - start
+        return output
 
     def to_latent(self, x: Tensor) -> Tensor:
         """Image in image units to latent image in network units: ``u = P x / c``."""

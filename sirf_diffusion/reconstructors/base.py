@@ -67,6 +67,8 @@ class Reconstructor(ABC):
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    #: Bundled model, of a method that works with one alone.
+    default_model: ClassVar[str] = ""
     #: Adaptation of the network that is part of the method.
     own_adaptation: ClassVar[Any] = None
     num_iterations: int = 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import Field
+from typing import Any
 
 from .base import Reconstructor
+from .diffusion.sampling import Sampling
 from .methods import ADAPTATIONS, METHODS
 from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed
 
@@ -44,7 +47,9 @@ def _items(option: str, parts: Sequence[type[Settings]]) -> Iterator[str]:
 
 def settings_table(method: type[Reconstructor]) -> str:
     """Settings of a method with their defaults, without those that all samplers share."""
-    return _table(method.parts(), without=_shared())
+    shared = _shared()
+    own = [e for part in method.parts() for e in listed(part)]
+    return _table(method.parts(), without=[e.name for e in own if shared.get(e.name) == _said(e)])
 
 
 def speed_table() -> str:
@@ -83,14 +88,13 @@ def adaptation_table() -> str:
     return "\n".join(rows)
 
 
-def _shared() -> list[str]:
-    """Names of the settings that every sampler has, with one default and one meaning."""
-    of_samplers = [
-        {e.name: (e.default, e.metadata["about"]) for part in method.parts() for e in listed(part)}
-        for method in METHODS.values()
-        if method.samples
-    ]
-    return [name for name, said in of_samplers[0].items() if all(other.get(name) == said for other in of_samplers)]
+def _shared() -> dict[str, Any]:
+    """The settings that every sampler has, with default and meaning; a method may have others of the same name."""
+    return {entry.name: _said(entry) for entry in listed(Sampling)}
+
+
+def _said(entry: Field[Any]) -> Any:
+    return entry.default, entry.metadata["about"]
 
 
 def _table(parts: Sequence[type[Settings]], without: Sequence[str]) -> str:

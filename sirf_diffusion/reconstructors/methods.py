@@ -24,6 +24,7 @@ _CLASSES = (
     "diffusion.hqs:HQSReconstructor",
     "diffusion.lisch:LikelihoodScheduledReconstructor",
     "diffusion.iso_likelihood:IsoLikelihoodReconstructor",
+    "diffusion.deft:DEFTReconstructor",
     "adaptation.ddip:DDIPReconstructor",
     "adaptation.ddip:SteerableReconstructor",
 )

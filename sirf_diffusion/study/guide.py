@@ -144,6 +144,6 @@ def load_model_for(
     from ..models.storage import DEFAULT_MODEL
 
     if model is None:
-        logger.info("no score model given: %s, the default", DEFAULT_MODEL)
-        model = DEFAULT_MODEL
+        model = method.default_model or DEFAULT_MODEL
+        logger.info("no score model given: %s, the default", model)
     return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model

@@ -13,10 +13,11 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from ..engines import PROJECTORS
 from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
-from ..geometry.checks import check_count, check_real, check_seed
+from ..geometry.checks import check_choice, check_count, check_real, check_seed
 from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
@@ -82,6 +83,8 @@ class Study:
     members
         Make only these of the samples ``0`` to ``num_samples - 1``; `.shares.merge` puts such results
         together.
+    projector
+        Of data of SIRF and STIR: ``"toolkit"`` (default) or ``"embedded"``, see `sirf_diffusion.as_objective`.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     vois
@@ -118,6 +121,7 @@ class Study:
     subset_order: Sequence[int] | None = None
     prior: Any = None
     members: Sequence[int] | None = None
+    projector: str = PROJECTORS[0]
     engine: str | None = None
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
@@ -138,6 +142,7 @@ class Study:
         if chosen.samples:
             self.num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
         check_seed("seed", self.seed)
+        check_choice("projector", self.projector, PROJECTORS)
         check_real("checkpoint_every", self.checkpoint_every)
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
@@ -146,7 +151,8 @@ class Study:
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
-            self.par = ParData(path, self.method, self.engine or "auto", self.keep_prior, self.attenuation_in_factors)
+            options = self.projector, self.keep_prior, self.attenuation_in_factors
+            self.par = ParData(path, self.method, self.engine or "auto", *options)
             settings, model, self.guide = self.par.completed(settings, model, self.guide)
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
@@ -236,7 +242,7 @@ class Study:
             return self.par.read()
         if isinstance(self.data, InterfileData):
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
-        return data_of(self.data)
+        return data_of(self.data, projector=self.projector, device=self._device)
 
     def _labels(self, objective: Objective) -> Tensor | None:
         """VOIs on the image's grid, asked for before the work as well: they may lie elsewhere."""

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files.atomic import atomic_path
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the curves of a validation are of, in names of columns and in words, and what they are relative to."""
+
+    name: str = "sigma"
+    title: str = "noise level"
+    reference: str = "gaussian"
+    relative_to: str = "best Gaussian filter"
+
+
+SIGMA = Curves()
 
 
 class TrainingLog:
@@ -14,16 +28,19 @@ class TrainingLog:
 
     Columns of ``log.csv``: ``step``, ``seconds`` of computing since the row before, ``training_loss`` since then, and
     ``rmse_sigma_S`` for each noise level ``S``. The row ``gaussian`` of ``reference.csv`` has the same for the best
-    Gaussian filter.
+    Gaussian filter. `Curves` has other names.
     """
 
-    def __init__(self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False) -> None:
-        self.path, self.reference = work / "log.csv", reference
+    def __init__(
+        self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False, curves: Curves = SIGMA
+    ) -> None:
+        self.path, self.reference, self.curves = work / "log.csv", reference, curves
         self._figure = work / "validation.png"
         self._rows = self._earlier(step)
-        names = [f"rmse_sigma_{s:g}" for s in reference]
+        names = [f"rmse_{self.curves.name}_{s:g}" for s in reference]
         self._columns = ["step", "seconds", "training_loss", *names]
-        _write(work / "reference.csv", [["filter", *names], ["gaussian", *(round(v, 5) for v in reference.values())]])
+        values = [self.curves.reference, *(round(v, 5) for v in reference.values())]
+        _write(work / "reference.csv", [["filter", *names], values])
         self._board = _tensorboard(work / "tensorboard", step) if tensorboard else None
 
     def add(self, step: int, seconds: float, loss: float, errors: dict[float, float]) -> None:
@@ -33,7 +50,7 @@ class TrainingLog:
         if self._board is not None:
             self._board.add_scalar("training loss", loss, step)
             for sigma, error in errors.items():
-                self._board.add_scalar(f"denoising error/sigma {sigma:g}", error, step)
+                self._board.add_scalar(f"denoising error/{self.curves.name} {sigma:g}", error, step)
             self._board.flush()
         if errors:
             self._draw()
@@ -59,8 +76,8 @@ class TrainingLog:
             curve = [float(row[column]) / best for row in self._rows]
             axes.plot([int(row[0]) for row in self._rows], curve, label=f"{sigma:g}")
         axes.axhline(1, color="0.6", linestyle="--")
-        axes.set(xlabel="step", ylabel="error / best Gaussian filter", yscale="log")
-        axes.legend(title="noise level", ncols=2, fontsize="small")
+        axes.set(xlabel="step", ylabel=f"error / {self.curves.relative_to}", yscale="log")
+        axes.legend(title=self.curves.title, ncols=2, fontsize="small")
         with atomic_path(self._figure) as temporary:
             figure.savefig(temporary, dpi=100)
 

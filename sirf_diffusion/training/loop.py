@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from .corruption import corrupted
 from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
 from .evaluation.validation import relative_error, validation_set
-from .log import TrainingLog
+from .log import SIGMA, Curves, TrainingLog
 from .recipes import check_settings, setting
 from .state import TrainingState
 
@@ -53,10 +53,13 @@ class RunOptions:
 class TrainingLoop:
     """A training from where its state is to a step: batches, validation, logs and checkpoints around the steps."""
 
+    #: What the validation's errors are of.
+    curves: ClassVar[Curves] = SIGMA
+
     def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
-        self.validation = validation_set(source.file.path, self.recipe) if self.peers.first else None
+        self.validation = self._validation_set() if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:
                 raise ValueError("patience (early stopping) needs validation subjects, and the data have none")
@@ -72,7 +75,7 @@ class TrainingLoop:
         log = None
         if self.peers.first:
             reference = self.validation.gaussian_errors() if self.validation else {}
-            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard)
+            log = TrainingLog(self.work, state.step, reference, self.options.tensorboard, self.curves)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
         bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
@@ -115,6 +118,9 @@ class TrainingLoop:
                 shutil.copyfile(best, temporary)
         else:
             self._save_model(out)
+
+    def _validation_set(self) -> Any:
+        return validation_set(self.source.file.path, self.recipe)
 
     def _example(self, step: int) -> Any:
         rank, world = self.peers.rank, self.peers.world
@@ -176,17 +182,21 @@ class TrainingLoop:
         self._saved = self.state.step
         self.peers.wait()
 
-    def _config(self) -> ModelConfig:
-        recipe, state = self.recipe, self.state
+    def _provenance(self) -> dict[str, Any]:
+        """What a model file says of its training."""
+        state = self.state
         training = {
-            "recipe": recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
+            "recipe": self.recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
             "torch": torch.__version__, "device": state.device.type,
         }  # fmt: skip
-        training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
+        return training | {key: value for key, value in state.description.items() if key in ("data", "init")}
+
+    def _config(self) -> ModelConfig:
+        recipe = self.recipe
         return ModelConfig(
             recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
             tracer=recipe.tracer or self.source.file.tracer,
-            licence="Apache-2.0" if recipe.simulated else "", training=training,
+            licence="Apache-2.0" if recipe.simulated else "", training=self._provenance(),
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:

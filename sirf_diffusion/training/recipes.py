@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..geometry.checks import check_choice, check_real
+from ..models.h_transform import NUM_INPUTS
 from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
@@ -130,8 +131,14 @@ class Recipe:
         if self.architecture.num_networks == 3 and set(self.planes) != {0, 1, 2}:
             raise ValueError(f"planes = {self.planes} leave some of the three networks untrained: use 0, 1 and 2")
         check_time_input(self.architecture, self.time_input)
-        if self.architecture.in_channels > 2:
-            raise ValueError("a network in training takes 1 (noisy) or 2 (noisy, anatomical) images")
+        if self.architecture.in_channels not in (1, 2, NUM_INPUTS):
+            raise ValueError(
+                f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
+            )
+
+    #: Names of fields that mean nothing to this kind of training, and whether it is of an enhancement model.
+    unused: ClassVar[frozenset[str]] = frozenset()
+    enhances: ClassVar[bool] = False
 
     @property
     def simulated(self) -> bool:

@@ -17,23 +17,27 @@ from ..environment import limit_threads, select_device
 from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
+from ..models.h_transform import NUM_INPUTS
 from ..models.storage import list_models
 from .checkpoint import forget_checkpoints
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
+from .enhancement import EnhancementLoop, enhancement_stages
+from .enhancement_recipes import ENHANCEMENT_RECIPES, EnhancementRecipe
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
+from .supervised import ScanStream, SupervisedLoop, Supervision
 
 
 def train(
     recipe: str | Recipe, out: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None,
     init: str | os.PathLike[str] | None = None, work_dir: str | os.PathLike[str] | None = None,
     max_steps: int | None = None, threads: int | None = None, resume: bool = True, device: str = "auto",
-    options: RunOptions | None = None,
+    options: RunOptions | None = None, supervision: Supervision | None = None,
 ) -> Path:  # fmt: skip
     """Train a recipe and write its model file.
 
@@ -50,11 +54,14 @@ def train(
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
-        Stop after this step in all, leaving a checkpoint to resume from; the model file is written as it stands.
+        Stop after this step in all (of all stages), leaving a checkpoint to resume from; the model file is written as
+        it stands, but for a first stage.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
     threads, device, options
         CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
+    supervision
+        Score model, scanner and scans of a supervised training: the file written is that of an h-transform.
 
     Returns
     -------
@@ -73,7 +80,8 @@ def train(
     """
     out = Path(out)
     if not isinstance(recipe, Recipe):
-        recipe = RECIPES[check_choice("recipe", recipe, tuple(sorted(RECIPES)))]
+        known = RECIPES | ENHANCEMENT_RECIPES
+        recipe = known[check_choice("recipe", recipe, tuple(sorted(known)))]
     if data is not None:
         recipe = replace(recipe, phantoms=None)
     for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
@@ -90,7 +98,13 @@ def train(
         limit_threads(threads)
     where = select_device(device)
     start = None
-    if init is not None or recipe.init:
+    if isinstance(recipe, EnhancementRecipe) and (init is not None or supervision is not None):
+        raise ValueError("an enhancement model is trained from the start and on images alone: leave --init out")
+    if supervision is not None:
+        recipe = supervision.checked(recipe)
+    elif recipe.architecture.in_channels == NUM_INPUTS:
+        raise ValueError(f"a network of {NUM_INPUTS} input images is for a supervised training (--supervised)")
+    elif init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
     with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():
         where = peers.device(where)
@@ -99,23 +113,41 @@ def train(
                 f"batch_size = {recipe.batch_size} must be a multiple of processes x accumulation = "
                 f"{peers.world} x {recipe.accumulation}"
             )
-        source = training_stream(_file(recipe, data, work, peers), recipe)
-        options = options or RunOptions()
-        state = TrainingState(recipe, {"data": source.file.fingerprint}, where, peers, start, options.compiled)
-        _check_space(work, state)
-        loop = TrainingLoop(state, source, work, options)
-        if resume:
-            state.load(work)
-        elif peers.first:
-            forget_checkpoints(work)
-        loop.advance(recipe.num_steps if max_steps is None else min(max_steps, recipe.num_steps))
-        if peers.first:
-            loop.export(out)
-        peers.wait()
+        source = training_stream(_file(recipe, data, work, peers), recipe, ScanStream if supervision else SliceStream)
+        options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
+        left = 2**50 if max_steps is None else max_steps
+        if isinstance(recipe, EnhancementRecipe):
+            for stage in enhancement_stages(recipe, source, work, out, where):
+                told = provenance | stage.provenance
+                state = TrainingState(stage.recipe, told, where, peers, None, options.compiled, stage.network)
+                _run(EnhancementLoop(stage, state, source, stage.work, options), stage.out, left, resume)
+                if (left := left - stage.recipe.num_steps) < 0:
+                    break
+            return out
+        provenance |= supervision.provenance() if supervision else {}
+        state = TrainingState(recipe, provenance, where, peers, start, options.compiled)
+        parts = (state, source, work, options)
+        _run(SupervisedLoop(supervision, *parts) if supervision else TrainingLoop(*parts), out, left, resume)
     return out
 
 
-def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream:
+def _run(loop: TrainingLoop, out: Path, last: int, resume: bool) -> None:
+    """Train from the checkpoint, or the start, up to a step, and write the model file."""
+    state, work, peers = loop.state, loop.work, loop.peers
+    _check_space(work, state)
+    if resume:
+        state.load(work)
+    elif peers.first:
+        forget_checkpoints(work)
+    loop.advance(min(last, loop.recipe.num_steps))
+    if peers.first:
+        loop.export(out)
+    peers.wait()
+
+
+def training_stream(
+    path: str | os.PathLike[str], recipe: Recipe, kind: type[SliceStream] = SliceStream
+) -> SliceStream:
     """What a recipe trains on: the training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
 
     Raises
@@ -124,7 +156,7 @@ def training_stream(path: str | os.PathLike[str], recipe: Recipe) -> SliceStream
         If the file cannot be used, or the recipe is conditional and the file has no anatomical images.
     """
     file = VolumeFile(path, "train")
-    stream = SliceStream(
+    stream = kind(
         file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
         augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
     )  # fmt: skip

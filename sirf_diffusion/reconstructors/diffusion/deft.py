@@ -1,0 +1,162 @@
+"""PET-DEFT: a frozen score model, steered at every noise level by a network that sees the likelihood's gradient."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...engines.objective import Objective
+from ...models.h_transform import HTransform, counts_per_voxel, non_negative
+from ..settings import SPEEDS, choice, count, flag, real, setting
+from .chain import Chain
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
+from .lisch import AscentToSchedule
+from .loop import Denoised, DiffusionReconstructor
+from .sampling import SOLVERS, Sampling
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_H_TRANSFORM = "brain-fdg-deft"
+
+
+def _name_or_file(name: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError(f"{name} must be the name of a bundled h-transform or a file, found {value!r}")
+    return os.fspath(value)
+
+
+@dataclass(frozen=True)
+class SteeredSampling(Sampling):
+    """Settings of the loop, for few steps; the h-transform among them."""
+
+    num_steps: int = count(5, "noise levels, 5 to 100; more cost time and change little", minimum=2)
+    eta: float = real(0.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0)
+    crop: bool = flag(True, "whether the networks look at the object only, as in training")
+    solver: str = choice("multistep", "order of a step: `ddim` the first; `multistep` the second", SOLVERS)
+    h_transform: str = setting(
+        DEFAULT_H_TRANSFORM, "the network that steers: a bundled name, or a file of `train --supervised`",
+        _name_or_file, "name or file",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinalConsistency(AscentToSchedule):
+    """Nothing, but after the last noise level, if wanted, the ascent to the likelihood of the truth.
+
+    The network has used the data already. Where they are unlike those of its training, the ascent puts right what it
+    missed.
+    """
+
+    name: ClassVar[str] = "ascent after the last noise level"
+
+    final_consistency: bool = flag(False, "after the last noise level, ascend to the likelihood's target as lisch does")
+
+    def set_up(self, objective: Objective, state: dict[str, Any] | None = None) -> None:
+        """Compute the schedule, if it is wanted, or take it over."""
+        if self.final_consistency:
+            super().set_up(objective, state)
+        else:
+            DataConsistency.set_up(self, objective)
+
+    def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
+        """Ascend after the last noise level."""
+        if self.final_consistency and step.index + 1 == step.num_steps:
+            return super().__call__(prior_image, step)
+        return DataStepResult(prior_image.clamp(min=0))
+
+    def summary(self) -> dict[str, Any]:
+        """The schedule, if there is one."""
+        return super().summary() if self.final_consistency else {}
+
+    def state(self) -> dict[str, Any]:
+        """As `summary`, for a resumed run."""
+        return super().state() if self.final_consistency else {}
+
+    def early_image(self) -> Tensor | None:
+        """The last MLEM image of the schedule, if there is one."""
+        return super().early_image() if self.final_consistency else None
+
+
+class DEFTReconstructor(DiffusionReconstructor):
+    r"""PET-DEFT: the diffusion loop whose clean images are those of an h-transform beside the score model.
+
+    .. math:: v = D(u_t), \quad e = v \nabla L / s, \quad u_0 = [\hat u_0(u_t, v, e)]_+, \quad
+              \epsilon = (u_t - \gamma u_0) / \nu
+
+    with :math:`\hat u_0` of `sirf_diffusion.models.h_transform.HTransform`: one network pass more than unconditional
+    sampling, and one forward and one back projection, at each noise level. The noise is recomputed after the clip, so
+    that image and noise remain a pair. Webber et al. 2025, MICCAI, arXiv:2506.24034.
+
+    The network was trained at certain counts and on a certain scanner; other data give a warning, which the record has
+    under ``h_transform``. Parameters are those of `DiffusionReconstructor`; ``model`` must be the score model that the
+    h-transform was trained with.
+    """
+
+    method: ClassVar[str] = "deft"
+    title: ClassVar[str] = "DEFT"
+    about: ClassVar[str] = "supervised: five denoising steps that a trained network steers by the data"
+    references: ClassVar[tuple[str, ...]] = ("Webber2025deft", "Denker2024", "Song2020")
+    sampling: ClassVar[type[Sampling]] = SteeredSampling
+    data_step: ClassVar[type[DataConsistency]] = FinalConsistency
+    #: For the schedule of the final consistency, as of lisch.
+    num_subsets: ClassVar[int] = 2
+    default_model: ClassVar[str] = "brain-fdg"
+
+    @classmethod
+    def check_speed(cls, speed: str | None) -> None:
+        """It is as fast as it can be: a ValueError for any speed but the default."""
+        if speed not in (None, SPEEDS[0]):
+            raise ValueError(f"{cls.method} has no speed to choose, found {speed!r}: set num_steps")
+
+    def set_up(self, initial_image: Any = None) -> None:
+        """As of `DiffusionReconstructor`; reads the h-transform, and compares the data with those of its training.
+
+        HTransformFileError if its file cannot be used, or belongs to another score model.
+        """
+        self.h = HTransform.load(self.sampling_settings.h_transform, self.model)  # type: ignore[attr-defined]
+        super().set_up(initial_image)
+        model, objective = self.model, self.objective
+        volumes = model.latent_geometry.voxel_volume / objective.geometry.voxel_volume
+        self._counts = model.to_latent(objective.sensitivity()) * model.intensity_scale**2 * volumes
+        found = counts_per_voxel(self._counts, model.to_latent(objective.early_image()))
+        scanner = objective.describe().get("scanner")
+        self.outside: list[str] = self.h.outside(found, objective.geometry.shape[0], scanner)
+        if self.outside:
+            logger.warning(
+                "these data are unlike those that the h-transform was trained with (%s): its image may be wrong. "
+                "Compare with lisch, or set final_consistency",
+                "; ".join(self.outside),
+            )
+
+    def process(self) -> DEFTReconstructor:
+        """Run the chain; returns the reconstructor itself."""
+        super().process()
+        self.record["h_transform"] = {"sha256": self.h.sha256, "outside_training": self.outside}
+        return self
+
+    def denoise(self, chain: Chain, model: Any) -> Denoised:
+        """The clean images that score model and data agree on, not negative, and the noise that goes with them."""
+        step = self._level(chain)
+        turn = orientation_of_step(step.index, self.num_steps)
+        v, _ = model.predict(chain.u, step.t, turn)
+        parts = [self._increment(x) for x in model.to_image(v).split(self.batch_size)]
+        u0 = self.h.estimate(model, chain.u, v, step.t, model.to_latent(torch.cat(parts)).to(v), self._counts, turn)
+        u0, eps = non_negative(model.schedule, chain.u, u0, step.t)
+        return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
+
+    def _increment(self, image: Tensor) -> Tensor:
+        """What one EM update adds to images, image units."""
+        part = self.consistency
+        x = part.admissible(image.to(part.sensitivity))
+        return x * self.objective.gradient(x) / torch.where(part.inside, part.sensitivity, torch.ones_like(x[0]))
+
+    def _starting_image(self) -> Tensor:
+        return self._initial if self._given else self.objective.early_image()
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return super()._fingerprint() | {"h_transform": self.h.sha256}
