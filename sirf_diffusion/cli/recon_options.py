@@ -105,7 +105,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--anatomical",
         type=Path,
         metavar="FILE",
-        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series",
+        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series; a "
+        "personalised model only makes sure that it is its patient's",
     )
     anatomy.add_argument(
         "--guidance",

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Least share of the reconstruction's patient, or else of the smaller of the two images, that must be covered.
 MIN_COVERAGE = 0.5
 #: Less than this gives a warning.
-_ALL = 0.95
+ALL = 0.95
 #: No MR image has values below this; air in a CT image has -1000.
 _LEAST_CT = -300.0
 
@@ -127,7 +127,7 @@ class AnatomicalImage:
         share = share_inside(points, self.image.affine, self.image.values.shape)
         if share < MIN_COVERAGE:
             raise ValueError(self._elsewhere(share, "the patient in the emission image"))
-        if share < _ALL:
+        if share < ALL:
             logger.warning(
                 "the anatomical image %s covers %.0f %% of the patient in the emission image: the network sees air "
                 "elsewhere",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..geometry.checks import check_choice, check_real
 from ..models.h_transform import NUM_INPUTS
@@ -135,6 +135,10 @@ class Recipe:
             raise ValueError(
                 f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
             )
+
+    #: Names of fields that mean nothing to this kind of training, and whether it is of an enhancement model.
+    unused: ClassVar[frozenset[str]] = frozenset()
+    enhances: ClassVar[bool] = False
 
     @property
     def simulated(self) -> bool:
