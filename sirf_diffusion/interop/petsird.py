@@ -100,6 +100,8 @@ def bin_events(
         value = block.value
         if isinstance(block, TimeBlock.EventTimeBlock):
             start, stop = value.time_interval.start, value.time_interval.stop
+            if stop < start:
+                raise PetsirdError(f"{path}: a time block of events ends at {stop} ms, before it starts ({start} ms)")
             span = (min(start, span[0]), max(stop, span[1])) if span else (start, stop)
             times.append((start, stop))
             for kind, array in counts.items():
