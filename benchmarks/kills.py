@@ -150,6 +150,7 @@ def _start(command: Command, out: Path) -> Any:
 def _child(name: str, folder: Path, out: Path, prepare: bool) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and what it starts too
     log = os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)

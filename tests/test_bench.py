@@ -30,6 +30,7 @@ from benchmarks.bench.tables import changes
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import methods as defaults
 from sirf_diffusion.reconstructors.diffusion.chain import balanced
+from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.execution import Execution
 
 SPEC = CaseSpec("slice", 9000, 2e4)
@@ -191,7 +192,8 @@ def test_every_line_of_the_table_reconstructs(name, model, tmp_path_factory):
     from small_scan import write_conditional_model
 
     line = LINES[name]
-    models = {"score": ScoreModel.load(model)}
+    own = line.builder in METHODS and METHODS[line.builder].default_model
+    models = {"score": ScoreModel.load(own or model)}
     if "conditional" in line.models:
         models["conditional"] = ScoreModel.load(write_conditional_model(tmp_path_factory.mktemp("m") / "c.safetensors"))
     problem = Problem(tiny_case(SPEC), 1, models, torch.device("cpu"))

@@ -8,6 +8,7 @@ from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale, list_models
+from sirf_diffusion.models.h_transform import find_h_transform, list_h_transforms, read_h_transform
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.study.reconstruction import reconstruct
@@ -38,6 +39,17 @@ def test_is_bundled_small_and_says_where_it_comes_from(name):
     assert training["steps"] == recipe.num_steps
     assert training["init"]["sha256"]
     assert training["recipe"] == training["recipe"] | jsonable(recipe.to_dict())
+
+
+def test_the_bundled_h_transform_is_small_and_helps_its_score_model(example):
+    """One step: the prior's mean against what the data make of it."""
+    assert list_h_transforms() == ["brain-fdg-deft"]
+    assert find_h_transform("brain-fdg-deft").stat().st_size <= 8e6
+    config = read_h_transform(find_h_transform("brain-fdg-deft"))
+    assert config.base_sha256 == ScoreModel.load(config.base).hash
+    result = reconstruct(example.acquisition, "deft", num_samples=2, seed=1)
+    assert result.record["model"]["sha256"] == config.base_sha256
+    assert nrmse(result.image, example.truth) < 0.35
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4, 0.8, 1.6])

@@ -15,6 +15,7 @@ from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.coverage import budget_bytes
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
 from sirf_diffusion.reconstructors.diffusion.consistency import smooth_direction
 from sirf_diffusion.reconstructors.diffusion.sampling import extrapolated
@@ -71,6 +72,16 @@ def test_threads_draw_from_the_generators_what_one_would():
     chains = [Chain.start(torch.zeros(3, 4, 4, device=device), 1.0, 3, 0, "balanced") for device in ("cpu", META)]
     here, there = ([g.get_state() for g in chain.generators] for chain in chains)
     assert all(map(torch.equal, here, there))
+
+
+def test_batches_do_not_shrink_as_pytorch_keeps_memory(monkeypatch):
+    free, reserved = 60e9, 0.0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - reserved, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0.0)
+    expected = budget_bytes(torch.device("cuda"))
+    reserved = 30e9
+    assert budget_bytes(torch.device("cuda")) == expected
 
 
 def test_smoothing_keeps_its_weights_on_the_device():

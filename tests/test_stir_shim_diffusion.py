@@ -38,7 +38,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     monkeypatch.chdir(tmp_path)
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
-    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale)})
+    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale), "memory": "0"})
     block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
@@ -81,6 +81,7 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
         **MODEL,
         penalisation_factor=0.01,
         noise_level=0.3,
+        memory=0,
         intensity_scale=0.5,
         kappa_filename=kappa,
         gradient_filename_prefix="gradient",

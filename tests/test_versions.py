@@ -20,6 +20,7 @@ from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.files.weights import WeightsFormat, write_tensors
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.enhancement import EnhancementModel
+from sirf_diffusion.models.h_transform import HTransform
 from sirf_diffusion.models.lora import Adapter
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint
 from sirf_diffusion.training.checkpoint import digest, read_checkpoint
@@ -57,6 +58,9 @@ READERS = {
     "model.safetensors": (lambda path: ScoreModel.load(path), ""),
     "enhancement.safetensors": (lambda path: EnhancementModel.load(path, "cpu"), ""),
     "adapter.safetensors": (lambda path: Adapter.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""),
+    "h-transform.safetensors": (
+        lambda path: HTransform.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""
+    ),
     "checkpoint.safetensors": (lambda path: Checkpoint.load(path), ""),
     "training": (read_training, "checkpoint.safetensors"),
     "training.h5": (lambda path: VolumeFile(path).close(), ""),

@@ -117,12 +117,12 @@ _LINES = (
     Line("pnp-nlm", "plug-and-play, non-local means", "nlm", {"num_iterations": 20, "num_inner": 3},
          {"penalisation_factor": Range(1.0, 1e-3, 1e3, 3.0), "noise_level": Range(0.2, 0.02, 2.0)}, planes=("slice",)),
     Line("map-score", "MAP-EM, score prior", "map-score", {"num_iterations": 60},
-         {"noise_level": Range(0.2, 0.03, 2.0), "penalisation_factor": Range(0.2, 1e-3, 1e2)}, models=("score",)),
+         {"noise_level": Range(0.4, 0.03, 2.0), "penalisation_factor": Range(0.4, 1e-3, 1e2)}, models=("score",)),
     Line("naive", "naive score", "naive", {"num_steps": 200}, {"strength": Range(0.05, 1e-4, 1e2, 3.0)}, **_SCORE),
     Line("dps", "DPS", "dps", {"num_steps": 200}, {"strength": Range(400.0, 1.0, 1e5, 2.5)}, **_SCORE),
     Line("dds-published", "DDS as published", "dds",
          {"num_steps": 100, "eta": 0.1, "num_inner": 4, "anchor_exponent": 0.0, "smoothing": 0.0,
-          "axial_rdp": 1.0},
+          "axial_rdp": 1.0, "reference_steps": 0},
          {"anchor_strength": Range(10.0, 0.01, 1e3)}, **_SCORE),
     Line("dds", "DDS, tuned", "dds", {},
          {"anchor_strength": Range(5.0, 0.01, 1e3), "smoothing": Range(8.0, 1.0, 40.0, 1.5),
@@ -137,6 +137,7 @@ _LINES = (
     Line("lisch-mr", "LiSch, MR-guided", "lisch", {"role": "conditional"},
          {"guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),
     *(Line(name, METHODS[name].title, name, **_SCORE) for name in ("ddip", "steerable")),
+    Line("deft", "DEFT, supervised", "deft", planes=("slice",), **_SCORE),
 )  # fmt: skip
 
 LINES: dict[str, Line] = {line.name: line for line in _LINES}

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
 from sirf_diffusion.models.doses import DoseSchedule
 from sirf_diffusion.models.enhancement import EnhancementModel, EnhancementModelConfig, LowDoseConfig
+from sirf_diffusion.models.h_transform import HTransform, HTransformConfig, HTransformFileError
 from sirf_diffusion.models.importers.reading import UnsupportedNetworkError
 from sirf_diffusion.models.latent import EnhancementConfig
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
@@ -132,6 +134,33 @@ class AdapterFile(Reader):
         adapter = Adapter.load(self.path, self.model)
         promise(all(bool(t.isfinite().all()) for t in adapter.tensors().values()), "weights not finite")
         promise(abs(adapter.config.scale) < 1e30, f"a scale of {adapter.config.scale}")
+
+
+class HTransformFile(Reader):
+    """H-transforms of a model."""
+
+    name, file, errors = "h-transform", "h.safetensors", (HTransformFileError,)
+
+    def prepare(self) -> list[bytes]:
+        """One for a tiny model."""
+        self.model = tiny_model()
+        config = HTransformConfig(replace(TINY, in_channels=5), "tiny", self.model.hash, (1.0, 2.0))
+        HTransform(build_network(config.architecture), self.model, config).save(self.path)
+        return [self.path.read_bytes()]
+
+    def content(self, rng: Random) -> bytes:
+        """Mostly the document in the header changed, else header or bytes."""
+        sample = rng.choice(self.samples)
+        key = "sirf_diffusion_h_transform"
+        return changed_bytes(rng, sample) if rng.random() < 0.25 else changed_weights(rng, sample, key)
+
+    def read(self) -> None:
+        """The network, whose weights are finite, of this model, and its ranges in order."""
+        h = HTransform.load(self.path, self.model)
+        promise(all(bool(t.isfinite().all()) for t in h.network.state_dict().values()), "weights not finite")
+        low, high = h.config.counts
+        promise(0 < low <= high < 1e30 and h.config.base_sha256 == self.model.hash, f"counts from {low} to {high}")
+        json.dumps(h.config.to_dict(), allow_nan=False)
 
 
 class TrainingCheckpoint(Reader):

@@ -249,7 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if any(tally.unclean for tally in tallies) else 0
 
 
-def _steps(done: int, wanted: int, size: int = 50_000) -> list[int]:
+def _steps(done: int, wanted: int, size: int = 10_000) -> list[int]:
     """Where to note the tally: at most every ``size`` inputs."""
     return [*range((done // size + 1) * size, wanted, size), wanted] if done < wanted else []
 

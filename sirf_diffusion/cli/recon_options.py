@@ -43,6 +43,8 @@ adaptations of the network (--adapt):
 
 --list-settings METHOD lists their settings with default, range and meaning.
 
+NAME#2 is the second time frame of a file with several, wherever a file is named.
+
 The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
 model's in-plane voxel size (the scanner's default bin size without a model).
 
@@ -103,7 +105,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--anatomical",
         type=Path,
         metavar="FILE",
-        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series",
+        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series; a "
+        "personalised model only makes sure that it is its patient's",
     )
     anatomy.add_argument(
         "--guidance",

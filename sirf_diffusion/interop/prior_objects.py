@@ -135,7 +135,7 @@ class GuidedObject(AnatomicalObject):
 
 
 class ScoreObject(GuidedObject):
-    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 0.2 unless set.
+    """A diffusion model as a penalty, see `sirf_diffusion.priors.ScorePenalty`; penalisation factor 0.4 unless set.
 
     Parameters
     ----------
@@ -151,8 +151,8 @@ class ScoreObject(GuidedObject):
     device
         Where the network runs.
     memory
-        Whether the noise found is kept and shown to the denoiser again, which has less error: see `ScorePenalty`. Then
-        each gradient depends on those since ``set_up``.
+        Whether the noise found is kept and shown to the denoiser again, see `ScorePenalty`: then each gradient depends
+        on those since ``set_up``. Without, a noise level of 0.3 and a factor of 0.2 suit.
     """
 
     def __init__(

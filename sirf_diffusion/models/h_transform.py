@@ -140,7 +140,7 @@ class HTransform:
     def load(cls, name_or_path: str | os.PathLike[str], base: ScoreModel) -> HTransform:
         """Of a bundled name or of a file, for the score model that it was trained with.
 
-        Raises HTransformFileError if there is no such file or it cannot be used, ValueError for another score model.
+        Raises HTransformFileError if there is no such file, it cannot be used, or belongs to another score model.
         """
         path = find_h_transform(name_or_path)
         document, tensors, digest = _FORMAT.read(path)
@@ -154,7 +154,10 @@ class HTransform:
             return network.requires_grad_(False).eval(), config
 
         network, config = _FORMAT.guarded(path, fill)
-        loaded = cls(network, base, config)
+        try:
+            loaded = cls(network, base, config)
+        except ValueError as error:
+            raise HTransformFileError(f"{path}: {error}") from error
         loaded.sha256 = digest
         return loaded
 

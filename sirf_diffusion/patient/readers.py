@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,25 @@ def read_source(path: str | os.PathLike[str], assumed: str | None = None) -> Sou
     return image
 
 
+def read_frames(path: Path) -> list[SourceImage]:
+    """Frames of a dynamic image: a NIfTI file with four axes, a folder of images in the order of their names, or one
+    image as `read_source` reads it; checked as there, and on one grid.
+    """
+    names: list[str | os.PathLike[str]] = [path]
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        with reading("no readable NIfTI image"):
+            shape = optional("nibabel", "NIfTI").load(path).shape
+        if len(shape) > 3 and shape[3] > 1:
+            names = [f"{path}#{number}" for number in range(1, shape[3] + 1)]
+    elif path.is_dir():
+        names = sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI + INTERFILE)) or names
+    frames = [read_source(name) for name in names]
+    for frame in frames:
+        if frame.values.shape != frames[0].values.shape or not np.allclose(frame.affine, frames[0].affine, atol=1e-3):
+            raise UnusableImage("its frames are not on one grid")
+    return frames
+
+
 def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
     """Position of the patient as an Interfile header tells it; None if it does not.
 
@@ -132,7 +152,8 @@ def _read_ecat(path: Path, frame: int | None) -> SourceImage:
         # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
         if int.from_bytes(file.read(520)[516:], "big") > 2:
             raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
-    with reading("no readable ECAT7 image"):
+    with reading("no readable ECAT7 image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # frames need not be stored in their order
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
         kind, lies = int(header["file_type"]), int(header["patient_orientation"])

@@ -79,8 +79,8 @@ def carry_over(
     *,
     least: int,
     limits: Limits | None = None,
+    quick: bool = False,
     execution: Execution | None = None,
-    restart: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Member]:
     """Write ``out``, a file of training volumes: each good member's PET and MR on the patient's grid.
@@ -96,10 +96,10 @@ def carry_over(
         Members that must be good.
     limits
         What a registration must keep.
+    quick
+        Register on voxels twice as large, see `register_deformable`.
     execution
         Where to compute.
-    restart
-        Begin anew.
     progress
         Called after each member.
 
@@ -109,8 +109,6 @@ def carry_over(
         If fewer than ``least`` members can be used: the registration of this patient's MR failed.
     """
     execution, parts = execution or Execution(), out.with_name(out.name + ".parts")
-    if restart:
-        out.unlink(missing_ok=True)
     if out.exists():
         shutil.rmtree(parts, ignore_errors=True)
         for _ in range(len(bank)):
@@ -118,9 +116,9 @@ def carry_over(
     else:
         figures = out.parent / "members"
         figures.mkdir(exist_ok=True)
-        settings = {"bank": bank.fingerprint, **target.identity}
+        settings = {"bank": bank.fingerprint, "quick": quick, **target.identity}
         # Nothing here is a name: a key that everybody knows makes the same file again.
-        store = PartStore(out, "warped", settings, target.voxel_size, key=bytes(32), restart=restart)
+        store = PartStore(out, "warped", settings, target.voxel_size, key=bytes(32))
         with store.held():
             jobs = []
             for index in range(len(bank)):
@@ -128,7 +126,7 @@ def carry_over(
                     progress()
                 else:
                     jobs.append(index)
-            work = partial(_take_member, store, bank, target, limits or Limits(), figures)
+            work = partial(_take_member, store, bank, target, limits or Limits(), quick, figures)
             for _ in execution.results(work, jobs):
                 progress()
             try:
@@ -154,7 +152,7 @@ def outcomes(path: Path) -> list[Member]:
 
 
 def _take_member(
-    store: PartStore, bank: VolumeFile, target: Target, limits: Limits, figures: Path, index: int
+    store: PartStore, bank: VolumeFile, target: Target, limits: Limits, quick: bool, figures: Path, index: int
 ) -> None:
     """Register one member and keep what comes of it."""
     info, key = bank.infos[index], _key(index)
@@ -163,7 +161,7 @@ def _take_member(
         return
     emission, mr = (bank.volume(index, name).float().numpy() for name in ("emission", "anatomy"))
     try:
-        found = register_deformable(target.mr, mr, target.voxel_size)
+        found = register_deformable(target.mr, mr, target.voxel_size, judged=emission, quick=quick)
         reasons = found.quality.reasons(limits)
         member_figure(figures / f"{key}.png", target.mr, found, mr, emission, index + 1, reasons)
         if reasons:

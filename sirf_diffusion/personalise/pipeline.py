@@ -15,7 +15,7 @@ from ..files.outputs import difference, jsonable, write_json
 from ..files.versions import read_record
 from ..geometry.checks import check_count, check_real, check_seed
 from ..models.score_model import ScoreModel
-from ..models.storage import find_model, load_model, read_config, save_model
+from ..models.storage import load_model, save_model
 from ..patient.deformable import Limits
 from ..study.execution import Execution
 from ..training.data.augmentation import Augmentation
@@ -29,6 +29,11 @@ from .pseudo import build_pseudo_pets
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
+#: What a run keeps in its folder, its settings last: all that a restart removes.
+_KEPT = (
+    "members", "members.h5", "members.h5.parts", "pseudo.h5", "pseudo.h5.parts", "training", "tuned.safetensors",
+    _SETTINGS,
+)  # fmt: skip
 #: Of an anatomy whose place is known: it is neither mirrored nor turned far.
 _AUGMENTATION = Augmentation(
     flip=0.0, axial_flip=0.0, rotation=6.0, scale=0.03, shift=0.05, intensity=(0.7, 1.4), gamma=(0.75, 1.35)
@@ -51,6 +56,8 @@ class PersonalOptions:
         Of the changes of the weights (LoRA); 0: all weights are trained.
     seed
         Same seed, same machine, same model.
+    quick_registration
+        Register on voxels twice as large: an eighth of the time, and less sharp.
     limits
         What a registration must keep.
     """
@@ -62,6 +69,7 @@ class PersonalOptions:
     learning_rate: float = 2e-4
     rank: int = 0
     seed: int = 0
+    quick_registration: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -132,6 +140,8 @@ def personalise(
     if not out.parent.is_dir():
         raise FileNotFoundError(2, "the folder of the model does not exist: make it first", str(out))
     file, start = VolumeFile(bank), ScoreModel.load(model)
+    if start.architecture is None:
+        raise ValueError(f"{model} does not tell its network: it cannot be trained further")
     if start.in_channels != 1:
         raise ValueError(f"{model} takes an MR: personalisation is for models that take none, such as brain-fdg")
     if any(abs(a / b - 1) > 0.05 for a, b in zip(file.voxel_size, start.voxel_size, strict=True)):
@@ -151,7 +161,7 @@ def personalise(
         _take_up(work, settings, out, restart)
         members = carry_over(
             file, target, work / "members.h5", least=options.least_members, limits=options.limits,
-            execution=execution, progress=progress("members", len(file)),
+            quick=options.quick_registration, execution=execution, progress=progress("members", len(file)),
         )  # fmt: skip
         pseudo = work / "pseudo.h5"
         build_pseudo_pets(
@@ -160,18 +170,17 @@ def personalise(
         )  # fmt: skip
         tuned = work / "tuned.safetensors"
         train(
-            recipe_of(start, options), tuned, data=pseudo, init=find_model(model), work_dir=work / "training",
+            recipe_of(start, options, max(target.mr.shape)), tuned, data=pseudo, init=model, work_dir=work / "training",
             device=device, options=RunOptions(checkpoint_every=50),
         )  # fmt: skip
         _stamp(tuned, out, settings, members)
     return Personalised(out, members, work)
 
 
-def recipe_of(start: ScoreModel, options: PersonalOptions) -> Recipe:
-    """The training that a personalisation is."""
-    side = 48 if start.spatial_dims == 3 else 96
-    multiple = start.multiple
-    crops = tuple(-(-crop // multiple) * multiple for crop in ((side,) if side == 48 else (side, side, 128)))
+def recipe_of(start: ScoreModel, options: PersonalOptions, extent: int) -> Recipe:
+    """The training that a personalisation is, on images with sides of up to ``extent`` voxels."""
+    sides = (48,) if start.spatial_dims == 3 else (96, 96, 128)
+    crops = tuple(-(-min(side, extent) // start.multiple) * start.multiple for side in sides)
     orientations = start.architecture.num_class_embeds or start.architecture.num_networks
     return Recipe(
         "personalised", start.metadata["tracer"], start.architecture, crops=crops, batch_size=options.batch_size,
@@ -188,7 +197,7 @@ def denoising_curves(work: Path, models: Mapping[str, str | os.PathLike[str]]) -
     curves = {}
     for name, path in models.items():
         model = ScoreModel.load(path)
-        found = validation_set(work / "pseudo.h5", recipe_of(model, PersonalOptions()))
+        found = validation_set(work / "pseudo.h5", recipe_of(model, PersonalOptions(), 128))
         curves[name] = found.network_errors(model.network, model.prediction, model.time_input)
     return curves
 
@@ -197,9 +206,9 @@ def _take_up(work: Path, settings: Mapping[str, Any], out: Path, restart: bool) 
     """Compare with the run that the folder holds, or begin one."""
     record = work / _SETTINGS
     if restart:
-        for path in work.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in _KEPT:
+            path = work / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if record.exists():
         try:
             found = read_record(record)
@@ -210,7 +219,7 @@ def _take_up(work: Path, settings: Mapping[str, Any], out: Path, restart: bool) 
             advice = "--restart begins anew, or give another --out"
             raise ValueError(f"{work} holds another personalisation: {other}; {advice}")
         return
-    if out.exists():
+    if out.exists() and not restart:
         raise ValueError(f"{out} exists and was made by another run: remove it, or give another --out")
     write_json(record, settings)
 
@@ -227,8 +236,3 @@ def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Me
     }
     config = replace(config, training=config.training | {"personalised": jsonable(made_for)})
     save_model(out, network.state_dict(), config, weights_dtype="float16")
-
-
-def made_for(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What a personalised model says of its patient and bank; None for another model."""
-    return read_config(find_model(path)).training.get("personalised")

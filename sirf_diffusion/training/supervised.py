@@ -58,6 +58,8 @@ _WATER, _AIR = 0.096, 0.05
 _COUNT_LEVELS, _VALIDATION_SLICES = 5, 12
 #: The object and this many pixels around it are what the networks are shown.
 _MARGIN = 2
+#: A slice with more than this times its intensity scale anywhere is not learnt from: another is drawn, so often.
+_MOST_CONTRAST, _ATTEMPTS = 8.0, 20
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,11 @@ class SupervisedLoop(TrainingLoop):
 
     def _view(self, number: int) -> View:
         """A slice, its noise and what the score model makes of it: a pure function of its number."""
-        recipe = self.recipe
+        recipe, attempt = self.recipe, 0
         images = self.source.batch(number, 1)[0]
+        while _is_odd(images[0, :1], self.simulator.geometry) and attempt < _ATTEMPTS:
+            attempt += 1
+            images = self.source.batch(number + attempt * 2**32, 1)[0]
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
         sigma = draw_noise_levels(replace(recipe, batch_size=1, accumulation=1), generator)
         factor = 0.85 + 0.3 * float(torch.rand(1, generator=generator))
@@ -277,6 +282,11 @@ class SupervisedLoop(TrainingLoop):
 
 
 _UNCHANGED = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, intensity=(1.0, 1.0), anatomy_intensity=(1.0, 1.0), shift=0.0)
+
+
+def _is_odd(emission: Tensor, geometry: ImageGeometry) -> bool:
+    """Whether a slice has little but a hot spot: what its intensity scale is hangs on chance."""
+    return float(emission.max()) > _MOST_CONTRAST * intensity_scale(emission, geometry)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class PoissonObjective(Objective):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
         self.counter = ProjectionCounter()
         self._sensitivities: dict[int | None, Tensor] = {}
+        self._early: Tensor | None = None
 
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
         """Project ``x [..., z, y, x]`` once; see :class:`~sirf_diffusion.engines.objective.Evaluation`.
@@ -139,7 +140,7 @@ class PoissonObjective(Objective):
         if number == self.num_subsets:
             return self
         other = copy.copy(self)
-        other.num_subsets, other.counter, other._sensitivities = number, ProjectionCounter(), {}
+        other.num_subsets, other.counter, other._sensitivities, other._early = number, ProjectionCounter(), {}, None
         other.sensitivity()  # like that of every objective, made beforehand and not counted
         other.counter = self.counter
         return other

@@ -15,6 +15,8 @@ from ... import __version__
 from ...files.interfile import InterfileError, read_projection_data_geometry
 from ...files.parfile import ParFile, ParFileError
 from ...geometry.projdata import ProjDataGeometry
+from ..em import early_em_image
+from ..objective import EARLY_UPDATES
 from .acquisition_model import AcquisitionModel
 from .par_acquisition import ADVICE, related_views
 from .poisson import PoissonObjective
@@ -114,6 +116,12 @@ class StandInObjective(PoissonObjective):
     def to_image(self, x: Tensor) -> Any:
         """A new image of the toolkit."""
         return self.toolkit.to_image(x.cpu())
+
+    def early_image(self) -> Tensor:
+        """In these subsets, as the toolkit's, so that scale and box of the object are those that it would give."""
+        if self._early is None:
+            self._early = early_em_image(self, EARLY_UPDATES)
+        return self._early
 
     @property
     def engine(self) -> dict[str, str]:

@@ -69,6 +69,8 @@ class Header:
         self._counts = {"dimensions": 2, "offsets": 0, "data sets": 1, "frames": 0, "windows": 1, "types": 1}
         self._settled = self._is_pet = False
         for key, index, value in self._lines():
+            if stir and key == "%sms-mi version number":
+                raise self.unsupported(f"a Siemens header ('{key}')", "STIR or SIRF to convert it")
             if not stir or key not in KNOWN:
                 if stir:
                     self._unknown[key] = None
@@ -108,6 +110,8 @@ class Header:
         if self._settled and key in LAYOUT:
             raise self.error(f"key '{key}' must stand before the ring differences per segment")
         if not value:
+            if key in COUNTS:  # without a value the number stays, but STIR makes room for as many anew
+                self._resize(key)
             return
         if key in WITHOUT_VALUE:
             index = 0
@@ -132,7 +136,7 @@ class Header:
             self._elements = {key: group for key, group in ELEMENTS.items() if group != "windows"}
 
     def _resize(self, key: str) -> None:
-        number = self.integer(key, minimum=1)
+        number = self.integer(key, 2 if key == "number of dimensions" else 1, minimum=1)
         self._counts[COUNTS[key]] = number
         if key == "number of dimensions":
             self._counts["offsets"] = number

@@ -182,8 +182,6 @@ def _read_layout(header: Header) -> tuple[ProjDataGeometry, list[Segment], bool]
 def _check_supported(header: Header) -> None:
     if "list" in header.text("data format", "").lower():
         raise header.unsupported(f"list-mode data ('data format := {header.text('data format')}')")
-    if "%sms-mi version number" in header:
-        raise header.unsupported("a Siemens header ('%sms-mi version number')", "STIR or SIRF to convert it")
     if standardise(header.text("imaging modality", "PT")) in ("nm", "nucmed", "spect"):
         raise header.unsupported("SPECT data ('imaging modality := NM')")
     dimensions = header.integer("number of dimensions", 2)

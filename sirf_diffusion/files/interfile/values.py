@@ -59,10 +59,11 @@ def _offset(header: Header, size: int, in_turn: bool) -> int:
     key, offset = "data offset in bytes", 0
     for frame in range(1 if in_turn else header.frame, header.frame + 1):
         told = header.integer(key, 0, minimum=0, index=frame)
-        if frame > 1 and (0 < told < offset + size if in_turn else told == 0):
-            least = f"at least {offset + size}" if in_turn else "given"
-            raise header.error(f"key '{key} [{frame}]' must be {least} for a time frame of {size} bytes, found {told}")
-        offset = told or offset + size * (frame > 1)
+        if frame > 1 and not in_turn and not header.text(key, "", index=frame):
+            raise header.error(f"key '{key} [{frame}]' is missing: where the time frame begins is not known")
+        if frame > 1 and in_turn and 0 < told < offset + size:
+            raise header.error(f"key '{key} [{frame}]' must be at least {offset + size}, found {told}")
+        offset = offset + size if in_turn and frame > 1 and told == 0 else told
     return offset
 
 

@@ -37,7 +37,7 @@ class SteeredSampling(Sampling):
     num_steps: int = count(5, "noise levels, 5 to 100; more cost time and change little", minimum=2)
     eta: float = real(0.0, "share of fresh noise, 0 to 1; with 0, only the first noise is random", maximum=1.0)
     crop: bool = flag(True, "whether the networks look at the object only, as in training")
-    solver: str = choice("ddim", "of what order a step is, as of `dds`", SOLVERS)
+    solver: str = choice("multistep", "order of a step: `ddim` the first; `multistep` the second", SOLVERS)
     h_transform: str = setting(
         DEFAULT_H_TRANSFORM, "the network that steers: a bundled name, or a file of `train --supervised`",
         _name_or_file, "name or file",
@@ -116,7 +116,7 @@ class DEFTReconstructor(DiffusionReconstructor):
     def set_up(self, initial_image: Any = None) -> None:
         """As of `DiffusionReconstructor`; reads the h-transform, and compares the data with those of its training.
 
-        HTransformFileError if its file cannot be used, ValueError if it belongs to another score model.
+        HTransformFileError if its file cannot be used, or belongs to another score model.
         """
         self.h = HTransform.load(self.sampling_settings.h_transform, self.model)  # type: ignore[attr-defined]
         super().set_up(initial_image)
