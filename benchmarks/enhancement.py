@@ -190,12 +190,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = EnhancementModel.load(arguments.model, "cpu")
     size = model.config.voxel_size
     low_dose, known = LowDose(model.config.scan, "binomial", size), filters()
-    tested, tuning = everything[:-TUNING], everything[-TUNING:]
+    tested, tuning = everything[:-TUNING][: arguments.cases], everything[-TUNING:]
     for dose in arguments.doses:
-        noisy = {case.number: case.noisy(low_dose, dose) for case in everything}
+        noisy = {case.number: case.noisy(low_dose, dose) for case in (*tested, *tuning)}
         methods: dict[str, Callable[[Case], Image]] = {"low dose": lambda case: noisy[case.number]}  # noqa: B023
         for name, settings in known.items():
-            if arguments.only not in (None, name) or (name == "bm4d" and arguments.only is None):
+            skipped = name != "gaussian" if arguments.quick else name == "bm4d" and arguments.only is None
+            if skipped or arguments.only not in (None, name):
                 continue
             errors = {
                 setting: sum(float((apply(noisy[c.number], c.grid(size)) - c.truth).square().mean()) for c in tuning)
@@ -207,7 +208,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         kinds = {"enhance": (dose, True, {}), "enhance, auto dose": (None, True, {}),
                  "enhance, no CT": (dose, False, {}),
                  "enhance, slices alone": (dose, True, {"axial_fwhm": 0.0})}  # fmt: skip
-        if dose == arguments.doses[0]:
+        if arguments.quick:
+            kinds = {"enhance": kinds["enhance"]}
+        elif dose == arguments.doses[0]:
             kinds["enhance, 8 steps"] = (dose, True, {"num_steps": 8})
         for label, (ratio, ct, options) in kinds.items():
             methods[label] = partial(_enhanced, model, noisy, ratio, ct and model.sees_ct, options)
@@ -225,7 +228,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             mean["invented"] = sum(invented(images[c.number], c, c.grid(size)) for c in tested)
             middle = [_psnr_of_slice(images[c.number][SLICES // 2], c) for c in tested]
             yield {"dose": dose, "method": name, **mean, "slice psnr": float(np.mean(middle)), "cases": len(tested)}
-        if arguments.only is not None:
+        if arguments.only is not None or arguments.quick:
             continue
         errors = {
             s: sum(float((reconstructed(c, low_dose, dose, s) - c.truth[SLICES // 2]).square().mean()) for c in tuning)
@@ -285,6 +288,8 @@ def main() -> None:
     parser.add_argument("--unet", metavar="FILE", help="supervised UNet of one dose")
     parser.add_argument("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.05], metavar="D")
     parser.add_argument("--only", metavar="FILTER", help="this one alone, such as bm4d, which takes minutes a case")
+    parser.add_argument("--quick", action="store_true", help="the Gaussian filter and enhancement alone")
+    parser.add_argument("--cases", type=int, default=10, metavar="N", help="of the ten; default: all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--figure", type=Path, metavar="PNG")
     arguments = parser.parse_args()

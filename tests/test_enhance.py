@@ -90,6 +90,20 @@ def test_the_network_sees_patients_as_in_training_however_they_lay(tmp_path, pos
     assert read_exam_info(tmp_path / "again.hv") == read_exam_info(path)
 
 
+def test_one_time_frame_of_several_is_written_alone(tmp_path):
+    import nibabel
+
+    write_nifti(tmp_path / "one.nii", activity())
+    one = nibabel.load(tmp_path / "one.nii")
+    both = np.stack([one.get_fdata(), 2 * one.get_fdata()], -1).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(both, one.affine), tmp_path / "two.nii")
+    original = OriginalImage.read(f"{tmp_path}/two.nii#2")
+    original.write(tmp_path / "again.nii.gz", original.values, "")
+    again = nibabel.load(tmp_path / "again.nii.gz")
+    np.testing.assert_allclose(again.get_fdata(), both[..., 1], rtol=1e-6)
+    np.testing.assert_allclose(again.affine, one.affine)
+
+
 def test_dicom_keeps_units_position_and_time_frame(tmp_path):
     import pydicom
 

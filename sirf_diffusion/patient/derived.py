@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.atomic import atomic_path
+from ..files.frames import split_frame
 from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS
 from ..geometry.images import ImageGeometry
 from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
@@ -57,6 +58,8 @@ class OriginalImage:
             raise ValueError(f"the image {path} cannot be used: {error}") from error
         if source.kind not in ("Interfile", "NIfTI", "DICOM"):
             raise ValueError(f"{path}: {source.kind} is not written: convert it to Interfile, NIfTI or DICOM")
+        if source.kind == "DICOM" and split_frame(path)[1] is not None:
+            raise ValueError(f"{path}: one time frame of a DICOM folder is not written: give a folder of that frame")
         if source.kind == "DICOM" and len({frame.file for frame in place_series(path)[0]}) != len(source.values):
             raise ValueError(f"{path}: multi-frame DICOM is not written: convert it to one file per slice")
         axes = _nearest_axes(source.affine)
@@ -124,12 +127,13 @@ class OriginalImage:
 
     def _write_nifti(self, path: Path, stored: NDArray[np.float32]) -> None:
         nibabel = optional("nibabel", "NIfTI")
-        original = nibabel.load(self.path)
+        original = nibabel.load(split_frame(self.path)[0])
         header = original.header.copy()
         header.set_data_dtype(np.float32)
         header.set_slope_inter(1, 0)
         kind = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Image) else nibabel.Nifti1Image
-        image = kind(stored.reshape(original.shape), None, header)
+        alone = stored.size == np.prod(original.shape)  # else one time frame of several
+        image = kind(stored.reshape(original.shape) if alone else stored, None, header)
         with atomic_path(path) as temporary:
             temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..environment import software_versions
 from ..files.documents import digest
+from ..files.frames import split_frame
 from ..files.outputs import OutputFolder
 from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_finite
@@ -48,7 +49,7 @@ class Enhancement:
     def contents(self) -> dict[str, str]:
         """SHA-256 of the files that it depends on."""
         paths = {"image": self.image, "ct": self.ct}
-        return {name: digest(path) for name, path in paths.items() if path is not None}
+        return {name: digest(split_frame(path)[0]) for name, path in paths.items() if path is not None}
 
     def run(self, folder: OutputFolder, *, restart: bool = False, progress: Any = lambda: None) -> dict[str, Any]:
         """Enhance into a folder that is held; returns the record. A stopped run goes on after its last sample.
