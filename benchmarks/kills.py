@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.kill_commands import Command, Products, commands
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-_PATIENCE = 300.0
+_PATIENCE = 1800.0
 _COLUMNS = {
     "command": "s", "signal": "s", "kills": "d", "resumes": "d", "equal_bits": "d", "blocked": "d", "false_files": "d",
     "left_over": "d", "living_on": "d", "other_exit": "d",
@@ -150,6 +150,7 @@ def _start(command: Command, out: Path) -> Any:
 def _child(name: str, folder: Path, out: Path, prepare: bool) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and what it starts too
     log = os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)

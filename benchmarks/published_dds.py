@@ -118,7 +118,8 @@ def main() -> None:
             if name == "straightforward":
                 images[name] = straightforward(objective, model, network, *settings.values(), anchor=10.0, eta=0.85)
             else:
-                run = DDSReconstructor(objective, network, **settings, anchor_strength=10.0, eta=0.85)
+                chosen = {"anchor_strength": 10.0, "eta": 0.85, "reference_steps": 0}
+                run = DDSReconstructor(objective, network, **settings, **chosen)
                 images[name] = run.process().get_output()
             spent = Cost.now(objective, network) - before
             spent.total = time.perf_counter() - began

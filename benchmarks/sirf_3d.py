@@ -5,6 +5,7 @@ Usage::
     OMP_NUM_THREADS=2 python benchmarks/sirf_3d.py                                      # 16 rings, quality
     OMP_NUM_THREADS=2 python benchmarks/sirf_3d.py --rings 64 --size 344 --steps 2      # 127 x 344 x 344, memory
     ... --views 18                                              # the same memory but for the data, sooner
+    ... --rings 12 --rays 5 --methods lisch --speeds accurate balanced --projectors toolkit embedded
 
 A simulated head that no bundled model was trained on, in Siemens mMR geometry: span 11, segments 0, +1, -1, 126
 views, ``2 rings - 1`` planes. Poisson counts on SIRF's own projections, attenuation and a uniform background of
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import resource
 import sys
@@ -28,12 +30,14 @@ import torch
 from torch import Tensor
 
 import sirf_diffusion
+from sirf_diffusion.engines import PROJECTORS
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
-from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.reconstructors.methods import build_reconstructor
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
+from sirf_diffusion.reconstructors.settings import SPEEDS
 from sirf_diffusion.simulation import simulate_activity, simulate_anatomy
 from sirf_diffusion.study.metrics import nrmse
 
@@ -69,7 +73,7 @@ def head(geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
     return images[0], images[1]
 
 
-def simulate(pet: Any, rings: int, views: int, size: int, counts_per_plane: float) -> tuple[Any, Tensor]:
+def simulate(pet: Any, rings: int, views: int, size: int, counts_per_plane: float, rays: int) -> tuple[Any, Tensor]:
     """A set-up objective function of SIRF and the truth."""
     layout = template(rings, views)
     geometry = ImageGeometry((2 * rings - 1, size, size), (2.03125, 2.08626, 2.08626))
@@ -80,6 +84,7 @@ def simulate(pet: Any, rings: int, views: int, size: int, counts_per_plane: floa
     image.initialise(geometry.shape, geometry.voxel_size)
     activity, mu = head(geometry)
     model = pet.AcquisitionModelUsingRayTracingMatrix()
+    model.set_num_tangential_LORs(rays)
     model.set_up(prompts, image)
     projected = model.forward(pet.to_image(activity, image)).as_array()
     # A projection is an integral in mm divided by the voxel size in x; mu is in 1/cm.
@@ -122,7 +127,10 @@ def main() -> None:
     parser.add_argument("--rings", type=int, default=16)
     parser.add_argument("--views", type=int, default=126, help="a divisor of 252, and a multiple of 6")
     parser.add_argument("--size", type=int, default=128, help="voxels in y and x")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="default: the speed's")
+    parser.add_argument("--rays", type=int, default=2, help="of SIRF's projector, for each bin")
+    parser.add_argument("--speeds", nargs="+", choices=SPEEDS, default=SPEEDS[:1])
+    parser.add_argument("--projectors", nargs="+", choices=PROJECTORS, default=PROJECTORS[:1])
     parser.add_argument("--counts-per-plane", type=float, default=1e5)
     parser.add_argument("--epochs", type=int, default=5, help="of OSEM, at most")
     parser.add_argument("--em-iterations", type=float, default=7.0, help="where LiSch ends its likelihood schedule")
@@ -140,35 +148,52 @@ def main() -> None:
         sys.stdout.write("| " + " | ".join(map(str, cells)) + " |\n")
         sys.stdout.flush()
 
-    obj, truth = simulate(pet, arguments.rings, arguments.views, arguments.size, arguments.counts_per_plane)
+    obj, truth = simulate(
+        pet, arguments.rings, arguments.views, arguments.size, arguments.counts_per_plane, arguments.rays
+    )
     objective = sirf_diffusion.as_objective(obj)
-    write("image", "method", "NRMSE", "forward", "back", "seconds", "projector (s)", "network (s)", "peak memory (GiB)")
-    write(*["---"] * 9)
+    write(
+        *("image", "method", "speed", "projector", "NRMSE", "difference", "forward", "back"),
+        *("seconds", "processor (s)", "projector (s)", "network (s)", "peak memory (GiB)"),
+    )
+    write(*["---"] * 13)
+    shape = " x ".join(map(str, truth.shape))
     start = time.perf_counter()
     x, epoch = best_osem(objective, truth, arguments.epochs)
     seconds = f"{time.perf_counter() - start:.0f}"
-    shape = " x ".join(map(str, truth.shape))
-    write(shape, f"OSEM, epoch {epoch}", f"{nrmse(x, truth):.3f}", "", "", seconds, "", "", _peak())
-    scale = intensity_scale(x, objective.geometry)
-    model = ScoreModel.load("brain-fdg").on(objective.geometry, scale, arguments.planes, extent=BRAIN_MM)
-    for method in arguments.methods:
-        settings: dict[str, Any] = {"num_steps": arguments.steps}
+    write(
+        shape,
+        f"OSEM, epoch {epoch}",
+        "",
+        PROJECTORS[0],
+        f"{nrmse(x, truth):.3f}",
+        *[""] * 3,
+        seconds,
+        *[""] * 3,
+        _peak(),
+    )
+    for method, speed in itertools.product(arguments.methods, arguments.speeds):
+        model = ScoreModel.load("brain-fdg", precision="float32" if speed == SPEEDS[0] else "auto")
+        settings = METHODS[method].with_settings({"planes": arguments.planes}, volume=True, speed=speed)
+        settings |= {"extent": BRAIN_MM} | ({} if arguments.steps is None else {"num_steps": arguments.steps})
         if method == "lisch":
             settings["num_em_iterations"] = arguments.em_iterations
-        made = build_reconstructor(
-            method, objective, settings, model=model, intensity_scale=scale, num_samples=arguments.samples
-        )
-        image = objective.to_tensor(made.process().get_output())
-        spent, projections = made.record["seconds"], made.record["projections"]
-        write(
-            shape,
-            f"{method}, {arguments.steps} steps, {arguments.samples} samples",
-            f"{nrmse(image, truth):.3f}",
-            f"{projections['forward']:.1f}",
-            f"{projections['back']:.1f}",
-            *(f"{spent[part]:.0f}" for part in ("total", "projector", "network")),
-            _peak(),
-        )
+        first: Tensor | None = None
+        for projector in arguments.projectors:
+            began = time.perf_counter(), time.process_time()
+            objective = sirf_diffusion.as_objective(obj, projector=projector)
+            made = build_reconstructor(method, objective, settings, model=model, num_samples=arguments.samples)
+            image = objective.to_tensor(made.process().get_output())
+            seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+            first = image if first is None else first
+            spent, projections = made.record["seconds"], made.record["projections"]
+            write(
+                *(shape, f"{method}, {arguments.samples} samples", speed, projector, f"{nrmse(image, truth):.3f}"),
+                f"{float((image - first).norm() / first.norm()):.4f}",
+                *(f"{projections[part]:.1f}" for part in ("forward", "back")),
+                *(f"{part:.0f}" for part in (*seconds, spent["projector"], spent["network"])),
+                _peak(),
+            )
     del redirector
 
 

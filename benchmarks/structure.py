@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("interop", "data"),
     ("simulation",),
     ("study", "training"),
+    ("personalise",),
     ("cli",),
 )
 LONGEST = 350

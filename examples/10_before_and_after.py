@@ -36,8 +36,7 @@ def before(scan, initial_image):
 
 def after(scan, initial_image):
     objective = pet.make_Poisson_loglikelihood(scan.prompts, acq_model=scan.acq_model)
-    prior = pet.ScorePrior("brain-fdg", noise_level=0.4)  # changed
-    prior.set_penalisation_factor(0.2)  # changed: does not depend on counts or units
+    prior = pet.ScorePrior("brain-fdg")  # changed: its strength does not depend on counts or units
     prior.set_up(initial_image)
     objective.set_prior(prior)
     return osmaposl(objective, initial_image)

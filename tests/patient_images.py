@@ -140,3 +140,27 @@ def write_dicom(folder: Path, stir: np.ndarray, skip: int | None = None, modalit
     stored = np.stack([np.round(from_feet[k] / slopes[k]) for k in kept]).astype(np.int16)
     positions = [(0, 0, k * VOXEL) for k in kept]
     return dicom_series(folder, stored, positions, change, PixelSpacing=[VOXEL, VOXEL], kind=modality)
+
+
+def write_ecat(path: Path, frames: Sequence[np.ndarray], code: int = 3) -> Path:
+    """Time frames ``[z, y, x]`` of 16 bits, big-endian, stored last first; voxels and offsets are in cm."""
+    import nibabel
+
+    ecat, blocks = nibabel.ecat, []
+    header, matrices = np.zeros((), ecat.hdr_dtype), np.zeros((32, 4), ">i4")
+    header["magic_number"], header["file_type"], header["patient_orientation"] = b"MATRIX72v", 7, code
+    header["ecat_calibration_factor"], header["num_frames"], header["sw_version"] = 2.0, len(frames), 72
+    matrices[0], start = (31 - len(frames), 2, 0, len(frames)), 3
+    for row, (number, stored) in enumerate(reversed(list(enumerate(frames, start=1))), start=1):
+        sub = np.zeros((), ecat.subhdr_dtype)
+        sub["data_type"], sub["num_dimensions"], sub["scale_factor"] = 6, 3, 0.5
+        for k, axis in enumerate("xyz"):
+            sub[f"{axis}_dimension"], sub[f"{axis}_pixel_size"] = stored.shape[2 - k], (0.2, 0.3, 0.4)[k]
+            sub[f"{axis}_offset"] = (1.0, -2.0, 3.0)[k]
+        content = sub.astype(sub.dtype.newbyteorder(">")).tobytes().ljust(512, b"\0") + stored.tobytes()
+        blocks.append(content.ljust(-len(content) // 512 * -512, b"\0"))
+        matrices[row] = (0x1010000 + number, start, start + len(blocks[-1]) // 512 - 1, 1)
+        start += len(blocks[-1]) // 512
+    main = header.astype(header.dtype.newbyteorder(">")).tobytes().ljust(512, b"\0")
+    path.write_bytes(main + matrices.tobytes() + b"".join(blocks))
+    return path

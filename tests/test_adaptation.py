@@ -187,7 +187,7 @@ def test_the_image_target_is_the_data_step_of_hqs(objective, model):
     adaptation, changed, u = adapted(DDIPAdaptation, objective, model, num_inner=4, beta=2.0, smoothing=0.0, cap=False)
     step = DiffusionStep(0, 1, 0.3, float(model.schedule.sigma(0.3)))
     u0, _ = changed.predict(u, step.t)
-    em = PenalisedEM(4, 2.0)
+    em = PenalisedEM(4, 2.0, reference_steps=0)
     em.set_up(objective)
     em.set_scale(SCALE)
     expected = changed.to_latent(em(changed.to_image(u0), step).x)

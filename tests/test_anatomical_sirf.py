@@ -64,7 +64,7 @@ def given(pet, kind, folder):
 @pytest.mark.parametrize("early", [True, False], ids=["before set_up", "after set_up"])
 def test_score_prior(pet, tmp_path, kind, early, caplog):
     x, mr = image_of(pet, activity()), given(pet, kind, tmp_path)
-    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE, memory=False)
     if not early:
         prior.set_up(x)
     with caplog.at_level(logging.INFO, "sirf_diffusion"):
@@ -78,7 +78,7 @@ def test_score_prior(pet, tmp_path, kind, early, caplog):
     assert prior.get_guidance() == 0.5
     resampled = AnatomicalImage.of(anatomy(), FINE).on(GRID)
     expected = sirf_diffusion.priors.ScorePenalty(
-        conditional().on(GRID, SCALE, "three", anatomical=resampled, guidance=0.5), 0.4, 0.2
+        conditional().on(GRID, SCALE, "three", anatomical=resampled, guidance=0.5), 0.4, memory=False
     ).gradient(activity())
     for gradient in found:
         np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -86,7 +86,7 @@ def test_score_prior(pet, tmp_path, kind, early, caplog):
 
 def test_guidance_may_change_and_the_image_may_go(pet):
     x = image_of(pet, activity())
-    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE)
+    prior = pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE, memory=False)
     prior.set_anatomical_image(image_of(pet, anatomy(), FINE))
     prior.set_up(x)
     guided = prior.get_gradient(x).as_array()

@@ -6,6 +6,7 @@ import torch
 from sirf_diffusion.data import load_example
 from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.geometry.gaussian import gaussian_smooth
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale, list_models
 from sirf_diffusion.models.h_transform import find_h_transform, list_h_transforms, read_h_transform
 from sirf_diffusion.reconstructors.methods import METHODS
@@ -60,6 +61,30 @@ def test_denoises_better_than_the_best_gaussian_filter(model, example, sigma):
     error = float((model.on(geometry, c).denoise_at(noisy, sigma) - truth).square().mean())
     best = min(float((gaussian_smooth(noisy, geometry, width) - truth).square().mean()) for width in WIDTHS_MM)
     assert error < 0.8 * best
+
+
+@pytest.mark.slow
+def test_the_enhancement_model_is_small_and_beats_the_best_gaussian_filter_on_a_held_out_trunk():
+    from sirf_diffusion.models.enhancement import EnhancementModel
+    from sirf_diffusion.models.storage import find_model
+    from sirf_diffusion.reconstructors.enhancement import Enhancer
+    from sirf_diffusion.reconstructors.low_dose import LowDose
+    from sirf_diffusion.training.data.phantom_data import PhantomOptions, simulate_volumes
+
+    name = "body-fdg-enhance"
+    assert name not in list_models()
+    assert name in list_models(enhancing=True)
+    assert find_model(name).stat().st_size <= 16e6
+    model = EnhancementModel.load(name, "cpu")
+    assert (model.config.licence, model.config.training["steps"]) == ("Apache-2.0", 1000)
+    volume = simulate_volumes(9300, PhantomOptions("fdg", "trunk", 1, first=9300, voxel_size=4.0))[0]
+    truth, ct = (torch.from_numpy(volume.arrays[key][40:52]).float() for key in ("emission", "anatomy"))
+    geometry, doses = ImageGeometry(tuple(truth.shape), (4.0, 4.0, 4.0)), torch.full((12,), 0.1)
+    low = LowDose(model.config.scan, "binomial", geometry.voxel_size)
+    noisy = low(truth[:, None], doses, torch.Generator().manual_seed(1))[:, 0]
+    error = float((Enhancer(model.guided_by(ct), 0.1)(noisy, geometry) - truth).square().mean())
+    best = min(float((gaussian_smooth(noisy, geometry, w) - truth).square().mean()) for w in (4, 6, 8, 10, 13))
+    assert error < 0.85 * best
 
 
 @pytest.mark.slow

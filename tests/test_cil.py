@@ -32,7 +32,7 @@ def make_function(name, shape=SHAPE):
     elif name == "rdp":
         return PriorFunction(RelativeDifferencePenalty(grid, 3.0, epsilon=0.02), lower=0.0, num_iterations=500)
     elif name == "score":
-        prior = ScorePenalty(ResidualOf(mixture_denoiser(), 1.5), 0.3, 0.2)
+        prior = ScorePenalty(ResidualOf(mixture_denoiser(), 1.5), 0.3, 0.2, memory=False)
     else:
         return NegatedObjective(make_toy(shape, dtype=torch.float32)[0])
     return PriorFunction(prior, num_iterations=500)
@@ -121,7 +121,7 @@ def test_lipschitz_constants_bound_gradient_differences():
 
 
 def test_an_unfinished_proximal_operator_says_so_once(caplog):
-    prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.05)
+    prior = ScorePenalty(ResidualOf(mixture_denoiser()), 0.05, memory=False)
     function = PriorFunction(prior, num_iterations=2)
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         for _ in range(2):

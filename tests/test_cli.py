@@ -448,7 +448,8 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
 
 
 COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
-            "models", "models list", "models show", "models import", "models evaluate"]  # fmt: skip
+            "atlas", "personalise", "models", "models list", "models show", "models import",
+            "models evaluate"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

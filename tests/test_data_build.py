@@ -165,7 +165,7 @@ class TestWhatCannotBeUsed:
             "negative": write_nifti(tmp_path / "negative.nii.gz", good - 0.9),
             "no such file": tmp_path / "missing.nii.gz",
             "no readable NIfTI": tmp_path / "noise.nii.gz",
-            "instead of one volume": tmp_path / "dynamic.nii.gz",
+            "2 time frames: choose one by NAME#1": tmp_path / "dynamic.nii.gz",
             "wrong sizes": write_nifti(tmp_path / "metres.nii.gz", good, voxel=0.004),
             "right angles": tmp_path / "sheared.nii.gz",
             "unknown kind": tmp_path / "image.png",
@@ -177,7 +177,7 @@ class TestWhatCannotBeUsed:
         (tmp_path / "image.png").write_bytes(b"png")
         (tmp_path / "broken.hv").write_text("!INTERFILE :=\nname of data file := nothing.v\n")
         frames = nibabel.Nifti1Image(np.stack([good, 2 * good], -1), np.diag([4, 4, 4, 1]))
-        nibabel.save(frames, inputs["instead of one volume"])
+        nibabel.save(frames, inputs["2 time frames: choose one by NAME#1"])
         shear = np.diag([4.0, 4.0, 4.0, 1.0])
         shear[0, 1] = 2.0
         sheared = nibabel.Nifti1Image(good, shear)

@@ -45,6 +45,45 @@ def parametric_head_of(seed: int = 9100):
     return parametric_head.simulate_parametric_head(seed, (56, 64, 56), 4.0)
 
 
+class TestTrunk:
+    def test_builds_arms_and_places_vary(self):
+        """Volumes of bodies and of arms (beside the trunk at half its height), and where the lungs end."""
+        trunks = [body.simulate_trunk(seed, (40, 36, 56), 8.0) for seed in range(9100, 9112)]
+        assert set(trunks[0].organs) == set(body.TRUNK_TISSUES)
+        widths = [int((sum(t.organs.values())[20:35].max((0, 1)) > 0.5).sum()) for t in trunks]
+        assert max(widths) > 1.25 * min(widths)
+        ends = [float(np.average(np.indices(t.mr.shape)[0], weights=t.organs["lung"])) for t in trunks]
+        assert max(ends) - min(ends) > 5
+        assert np.array_equal(body.simulate_trunk(9100, (40, 36, 56), 8.0).mu, trunks[0].mu)
+        for trunk in trunks[:3]:
+            total = sum(trunk.organs.values())
+            assert total.min() > -1e-5
+            assert total.max() < 1 + 1e-5
+
+    def test_breathing_blurs_along_z_and_keeps_the_activity(self):
+        activity = np.random.default_rng(0).random((40, 6, 6), np.float32)
+        blurred = [body.breathe(activity, 9100, draw, 4.0) for draw in range(6)]
+        assert all(b.mean() == pytest.approx(activity.mean(), rel=0.02) for b in blurred)
+        assert min(b[18:22].std() for b in blurred) < 0.8 * activity[18:22].std()
+        assert np.array_equal(blurred[1], body.breathe(activity, 9100, 1, 4.0))
+
+    @pytest.mark.parametrize("kind", ["trunk", "head-ct"])
+    def test_they_come_with_ct(self, kind):
+        """Bone brighter than soft tissue, lung darker, air 0; not the T1 image."""
+        options = PhantomOptions("fdg", kind, subjects=1, first=9100, voxel_size=8.0 if kind == "trunk" else 4.0)
+        volume = simulate_volumes(9100, options)[0]
+        assert volume.modality == "CT"
+        ct, labels = volume.arrays["anatomy"], volume.arrays["labels"]
+        names = dict(enumerate(volume.label_names, 1))
+        mean = {name: float(ct[labels == k].mean()) for k, name in names.items() if (labels == k).sum() > 20}
+        bone = next(name for name in mean if "bone" in name or "skull" in name)
+        soft = "liver" if kind == "trunk" else next(name for name in mean if "grey" in name)
+        assert mean[bone] > 1.2 * mean[soft]
+        assert float(ct[labels == 0].mean()) < 0.2 * mean[soft]
+        if kind == "trunk":
+            assert mean["lung"] < 0.5 * mean["liver"]
+
+
 class TestThorax:
     def test_axes_and_attenuation(self):
         """x to the left, y to the back, z to the feet; 1/cm."""

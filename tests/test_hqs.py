@@ -51,3 +51,21 @@ def test_the_pull_grows_as_the_noise_falls():
     HQSReconstructor.published(objective, model, num_steps=12, num_inner=20, callbacks=[record]).process()
     distances = [float((x - image).norm()) for x in record.images]
     assert distances == sorted(distances, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(HQSReconstructor, "beta"), (DDSReconstructor, "anchor_strength")], ids=["hqs", "dds"]
+)
+@pytest.mark.parametrize(("num_steps", "reference_steps"), [(6, 12), (6, 6), (12, 6)])
+def test_the_pull_is_in_proportion_to_the_noise_levels(kind, name, num_steps, reference_steps):
+    objective, truth = make_toy((1, 8, 8))
+    model = ToyModel(Fixed(truth.roll(3, -1) + 0.1), VESchedule(0.01, 40.0)).on(objective.geometry, 1.0)
+
+    def image(strength, reference):
+        settings = {"num_steps": num_steps, "reference_steps": reference, name: strength}
+        return kind.published(objective, model, **settings).process().get_output()
+
+    expected = image(30.0 * num_steps / reference_steps, 0)
+    torch.testing.assert_close(image(30.0, reference_steps), expected, rtol=1e-5, atol=1e-6)
+    assert kind.defaults()["num_steps"] == kind.defaults()["reference_steps"]
+    assert kind.defaults("volumes")["num_steps"] == kind.defaults("volumes")["reference_steps"]

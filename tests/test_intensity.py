@@ -9,6 +9,7 @@ from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.simulation import simulate_anatomy
 from sirf_diffusion.simulation.tracer import draw_activity
 from sirf_diffusion.simulation.tracers import TRACERS
+from sirf_diffusion.training.data.volumes import Volume
 
 #: Subjects and draws in which dopamine transporters are highest over the rest of the head: 6 to 7.3 times.
 HOTTEST = {19: (4,), 33: (4,), 5: (4,)}
@@ -90,6 +91,49 @@ def test_a_hot_object_does_not_take_the_scale_over(air, ratio, radius_mm):
         wanted = intensity_scale(x, geometry)
         hot = hot_ball(x, geometry, radius_mm, float(ratio))
         assert intensity_scale(hot, geometry) == pytest.approx(wanted, rel=0.15)
+
+
+def ellipsoid(geometry, centre, radii):
+    """Which voxels of a volume lie within, mm from the middle."""
+    axes = [(torch.arange(n) - n // 2) * s for n, s in zip(geometry.shape, geometry.voxel_size, strict=True)]
+    places = zip(torch.meshgrid(*axes, indexing="ij"), centre, radii, strict=True)
+    return sum(((place - middle) / radius) ** 2 for place, middle, radius in places) < 1
+
+
+BODY = ImageGeometry((40, 88, 88), (5.0, 5.0, 5.0))
+
+
+def body():
+    """Trunk with a liver of 2.2 and lungs of 0.3 times its activity."""
+    x = torch.full(BODY.shape, 0.02)
+    for centre, radii, activity in (
+        ((0, 0, 0), (400, 140, 190), 1.0), ((60, -20, -90), (60, 60, 70), 2.2), ((60, 0, 80), (60, 80, 50), 0.3),
+    ):  # fmt: skip
+        x[ellipsoid(BODY, centre, radii)] = activity
+    return x
+
+
+@pytest.mark.parametrize("radius_mm", [10, 15, 20, 25, 35])
+@pytest.mark.parametrize("place", [(-70, 20, 0), (0, 0, 170), (20, 0, 90)], ids=["bladder", "injection", "lung tumour"])
+def test_one_hot_organ_of_a_body_does_not_take_the_scale_over(place, radius_mm):
+    x = body()
+    wanted, organ = intensity_scale(x, BODY), ellipsoid(BODY, place, (radius_mm,) * 3)
+    for ratio in (3, 4, 6, 8, 40):
+        hot = torch.where(organ, float(ratio), x).numpy()
+        volume = Volume.from_image(hot, BODY.voxel_size, subject="s", source="s")
+        assert volume.intensity_scale == pytest.approx(wanted, rel=0.12), ratio
+        assert bool(volume.notes) == (ratio > 5), (ratio, volume.notes)
+
+
+@pytest.mark.parametrize("radius_mm", [10, 15, 20])
+def test_one_hot_ball_in_a_brain_does_not_take_the_scale_over(radius_mm):
+    """Below 6 times the scale it counts as a lesion; simulated heads have such."""
+    example = load_example("brain3d")
+    geometry = example.acquisition.geometry
+    wanted, ball = intensity_scale(example.truth, geometry), ellipsoid(geometry, (0, 20, -15), (radius_mm,) * 3)
+    for ratio, most in ((3, 1.25), (5, 1.55), (6, 1.15), (8, 1.02), (15, 1.02), (40, 1.02)):
+        scale = intensity_scale(torch.where(ball, ratio * wanted, example.truth), geometry)
+        assert 0.97 < scale / wanted < most, ratio
 
 
 def test_the_scale_is_continuous_where_an_object_becomes_a_hot_one():

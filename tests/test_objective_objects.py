@@ -114,9 +114,9 @@ def test_a_loop_of_em_updates_up_to_the_target_is_lisch(scan):
 
 def test_plain_gradient_ascent_finds_the_maximum_of_the_anchored_objective():
     """One noise level, many inner updates: another algorithm of the user's meets HQS at the maximum."""
-    objective, likelihood, _ = toy(HQSObjective, num_steps=1, beta=300.0)
+    objective, likelihood, _ = toy(HQSObjective, num_steps=1, beta=300.0, reference_steps=0)
     model = ToyModel(Fixed(objective.get_denoised_image() / 1.5), VESchedule(0.01, 2.0)).on(likelihood.geometry, 1.5)
-    sampler = HQSReconstructor(likelihood.divided(1), model, num_steps=1, num_inner=2000, beta=300.0)
+    sampler = HQSReconstructor(likelihood.divided(1), model, num_steps=1, num_inner=2000, beta=300.0, reference_steps=0)
     x = objective.admissible(objective.get_denoised_image())
     scaling = 1 / (objective.get_subset_sensitivity(-1) + objective.anchor_strength)
     for _ in range(2000):
@@ -167,7 +167,7 @@ def test_targets_rise_from_level_to_level_and_the_pull_strengthens():
         scheduled.advance(x)
     assert targets == sorted(set(targets))
     assert targets[-1] == pytest.approx(scheduled.schedule.target)
-    anchored, _, x = toy(HQSObjective, num_steps=5, beta=1.0)
+    anchored, _, x = toy(HQSObjective, num_steps=5, beta=1.0, reference_steps=0)
     strengths = []
     while not anchored.finished:
         strengths.append(anchored.anchor_strength * anchored.noise_level**2)

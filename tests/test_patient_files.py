@@ -6,7 +6,17 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from patient_images import LPS_OF_RAS, NAME, PATIENT_ID, SIGNS, dicom_series, lps_of, phantom, points_of
+from patient_images import (
+    LPS_OF_RAS,
+    NAME,
+    PATIENT_ID,
+    SIGNS,
+    dicom_series,
+    lps_of,
+    phantom,
+    points_of,
+    write_ecat,
+)
 
 from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
@@ -92,21 +102,8 @@ def test_what_is_damaged_or_no_image_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("code", "position"), [(3, ("head_in", "supine")), (0, ("feet_in", "prone"))])
 def test_ecat7_lies_where_its_offsets_in_cm_say(tmp_path, code, position):
-    ecat = nibabel.ecat
     stored = np.random.default_rng(1).integers(0, 30000, (4, 6, 5)).astype(">i2")  # [z, y, x]
-    header, sub = np.zeros((), ecat.hdr_dtype), np.zeros((), ecat.subhdr_dtype)
-    header["magic_number"], header["file_type"], header["patient_orientation"] = b"MATRIX72v", 7, code
-    header["ecat_calibration_factor"], header["num_frames"], header["sw_version"] = 2.0, 1, 72
-    sub["data_type"], sub["num_dimensions"], sub["scale_factor"] = 6, 3, 0.5
-    for k, axis in enumerate("xyz"):
-        sub[f"{axis}_dimension"], sub[f"{axis}_pixel_size"] = stored.shape[2 - k], (0.2, 0.3, 0.4)[k]
-        sub[f"{axis}_offset"] = (1.0, -2.0, 3.0)[k]
-    matrices = np.zeros((32, 4), ">i4")
-    matrices[0], matrices[1] = (30, 2, 0, 1), (0x1010001, 3, 3, 1)
-    blocks = [header.astype(header.dtype.newbyteorder(">")).tobytes(), matrices.tobytes()]
-    blocks += [sub.astype(sub.dtype.newbyteorder(">")).tobytes(), stored.tobytes()]
-    path = tmp_path / "a.v"
-    path.write_bytes(b"".join(block.ljust(512, b"\0") for block in blocks))
+    path = write_ecat(tmp_path / "a.v", [stored], code)
     image = read_source(path)
     np.testing.assert_allclose(image.values, stored.transpose(2, 1, 0))
     signs = np.asarray(SIGNS[position])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sirf_diffusion.reconstructors import MAPEM
 VOLUME = ImageGeometry((3, 3, 4), (3.0, 2.0, 2.5))
 PLANE = ImageGeometry((1, 4, 5), (3.0, 2.0, 2.5))
 SCALE, SIGMA, BETA = 5.0, 0.6, 0.7
+PlainPenalty = partial(ScorePenalty, memory=False)
 
 
 def image(seed=0, grid=VOLUME, *leading):
@@ -55,8 +57,8 @@ def make(name, grid=VOLUME, late=False):
         "pls": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5),
         "pls in plane": lambda: priors.ParallelLevelSetsPenalty(given, BETA, mr, 0.3, 0.5, only_2d=True),
         "patch": lambda: PatchPenalty(grid, BETA, 0.3),
-        "gaussian": lambda: ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, BETA),
-        "mixture": lambda: ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, BETA),
+        "gaussian": lambda: PlainPenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, BETA),
+        "mixture": lambda: PlainPenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, BETA),
         "user's": lambda: CallbackPenalty(Ridge(), BETA),
     }[name]()
 
@@ -233,9 +235,9 @@ def test_images_and_numbers_of_a_penalty_may_change_after_set_up():
         (lambda: AnchorPenalty(torch.zeros(1, 2, 2)).set_up(VOLUME), ValueError, "anchor image has shape"),
         (lambda: ScorePenalty(object(), SIGMA), TypeError, "residual"),
         (lambda: ScorePenalty(ResidualOf(mixture_denoiser()), 0.0), ValueError, "noise level"),
-        (lambda: ScorePenalty(unbound(), intensity_scale=-1.0), ValueError, "intensity_scale"),
+        (lambda: PlainPenalty(unbound(), intensity_scale=-1.0), ValueError, "intensity_scale"),
         (lambda: ScorePenalty("no-such-model"), ValueError, "no-such-model"),
-        (lambda: ScorePenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
+        (lambda: PlainPenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
         (lambda: make("rdp").gradient(torch.ones(2, 3, 5)), ValueError, "expected"),
     ],
 )
@@ -259,26 +261,26 @@ def activity(seed=0):
 
 def test_it_is_the_negative_log_density_of_noisy_images_whatever_their_unit():
     """Bayes: with beta 1 the value is -log p(x / c) up to a constant, so its differences are exact."""
-    penalty = ScorePenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, 1.0)
+    penalty = PlainPenalty(ResidualOf(mixture_denoiser(), SCALE), SIGMA, 1.0)
     x, y = image(), image(1)
     expected = mixture_log_density(x / SCALE, SIGMA) - mixture_log_density(y / SCALE, SIGMA)
     assert float(penalty.value(y) - penalty.value(x)) == pytest.approx(float(expected), rel=2e-2)
-    unit = ScorePenalty(ResidualOf(mixture_denoiser(), 1.0), SIGMA, 1.0)
+    unit = PlainPenalty(ResidualOf(mixture_denoiser(), 1.0), SIGMA, 1.0)
     torch.testing.assert_close(penalty.gradient(x), unit.gradient(x / SCALE) / SCALE)
-    gaussian = ScorePenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, 1.0)
+    gaussian = PlainPenalty(ResidualOf(gaussian_denoiser(0.5, 1.0), SCALE), SIGMA, 1.0)
     torch.testing.assert_close(gaussian.gradient(x), (x - SCALE) / (SCALE**2 * (0.5 + SIGMA**2)))
-    identity = ScorePenalty(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
+    identity = PlainPenalty(ResidualOf(lambda u, sigma: u, SCALE), SIGMA)
     assert float(identity.gradient(x).abs().max()) < 1e-12
 
 
 def test_factor_zero_asks_nothing_of_the_network():
     model = ResidualOf(mixture_denoiser(), SCALE)
-    assert not ScorePenalty(model, SIGMA, 0.0).gradient(image()).any()
+    assert not PlainPenalty(model, SIGMA, 0.0).gradient(image()).any()
     assert model.calls == 0
 
 
 def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
-    penalty = ScorePenalty(unbound(), 0.3, 2.0)
+    penalty = PlainPenalty(unbound(), 0.3, 2.0)
     penalty.set_up(GRID)
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         for _ in range(2):
@@ -289,7 +291,7 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
     penalty.gradient(activity())
     c = intensity_scale(activity(), GRID)
     assert penalty.intensity_scale == c
-    expected = ScorePenalty(unbound().on(GRID, c), 0.3, 2.0)
+    expected = PlainPenalty(unbound().on(GRID, c), 0.3, 2.0)
     for x in (activity(), 3 * activity(1)):
         torch.testing.assert_close(penalty.gradient(x), expected.gradient(x))
         torch.testing.assert_close(penalty.curvature(x), expected.curvature(x))
@@ -299,29 +301,29 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
 
 def test_the_scale_comes_from_the_data_where_an_objective_is_given():
     objective, _ = make_toy((1, 16, 16), num_bins=400)
-    penalty = ScorePenalty(unbound())
+    penalty = PlainPenalty(unbound())
     penalty.set_up(objective.geometry, objective)
     assert penalty.intensity_scale == unbound().for_data(objective).intensity_scale
 
 
 def test_settings_of_the_score_penalty_may_change_after_set_up():
-    penalty = ScorePenalty(unbound(), 0.3, intensity_scale=10.0)
+    penalty = PlainPenalty(unbound(), 0.3, intensity_scale=10.0)
     penalty.set_up(GRID)
     penalty.gradient(activity())
     penalty.noise_level, penalty.penalisation_factor = 0.6, 5.0
-    expected = ScorePenalty(unbound().on(GRID, 10.0), 0.6, 5.0)
+    expected = PlainPenalty(unbound().on(GRID, 10.0), 0.6, 5.0)
     torch.testing.assert_close(penalty.gradient(activity()), expected.gradient(activity()))
     assert expected.intensity_scale == 10.0
 
 
 def test_the_anatomical_image_reaches_the_network():
     conditional = ScoreModel(MeanFromAnatomy(), VPSchedule(), multiple=4, in_channels=2)
-    penalty = ScorePenalty(conditional, 0.3, intensity_scale=10.0)
+    penalty = PlainPenalty(conditional, 0.3, intensity_scale=10.0)
     penalty.set_up(GRID)
     plain = penalty.gradient(activity())
     penalty.set_anatomical(activity(5), guidance=0.5)
     bound = conditional.on(GRID, 10.0, anatomical=activity(5), guidance=0.5)
-    torch.testing.assert_close(penalty.gradient(activity()), ScorePenalty(bound, 0.3).gradient(activity()))
+    torch.testing.assert_close(penalty.gradient(activity()), PlainPenalty(bound, 0.3).gradient(activity()))
     assert not torch.allclose(plain, penalty.gradient(activity()))
 
 
@@ -356,7 +358,11 @@ def test_memory_is_moved_by_the_gradient_of_one_image_alone(bound):
     assert float((v * along).sum()) <= float((v * penalty.curvature(x) * v).sum())
     penalty.set_up(GRID)
     torch.testing.assert_close(penalty.gradient(x), first)
-    plain = ScorePenalty(model, SIGMA, BETA)
+    penalty.gradient(x)
+    slow = penalty.noise
+    penalty.noise_level *= 2  # the pull of what was found stays
+    torch.testing.assert_close(penalty.noise, 4 * slow)
+    plain = PlainPenalty(model, SIGMA, BETA)
     torch.testing.assert_close(first, plain.gradient(x) * 0.9)
     assert plain.noise is None
     assert penalty.settings["memory"]

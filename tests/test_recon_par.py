@@ -358,6 +358,22 @@ def test_stir_and_embedded_engine_give_the_image_of_stirs_own_program(par, recon
 
 
 @pytest.mark.requires_stir
+@pytest.mark.parametrize("method", ["osem", "dds"])
+def test_the_embedded_projector_gives_the_image_of_stirs(par, recon, model, method, tmp_path):
+    more = [] if method == "osem" else ["--model", model, "--samples", 2, "--set", "num_steps=4"]
+    images = []
+    for projector in ("toolkit", "embedded"):
+        out = tmp_path / projector
+        code, _ = recon(par(), method, *more, "--projector", projector, "--out", out, engine="stir")
+        assert code == 0
+        images.append(read_image(out / "reconstruction.hv")[0])
+        record = json.loads((out / "record.json").read_text(encoding="utf-8"))
+        assert ("projector" in record["engine"]) == (projector == "embedded")
+        assert record["engine"]["name"] == "stir"
+    assert 0 < relative(*images) < 0.01
+
+
+@pytest.mark.requires_stir
 def test_map_of_both_engines_agrees_with_the_prior_kept(par, recon):
     images = []
     for engine in ("stir", "embedded"):

@@ -150,7 +150,7 @@ def model():
 
 def made(name, pet):
     return {
-        "score": lambda: pet.ScorePrior(model(), SIGMA, intensity_scale=SCALE),
+        "score": lambda: pet.ScorePrior(model(), SIGMA, intensity_scale=SCALE, memory=False),
         "anchor": lambda: pet.AnchorPrior(random_image(pet, 3), random_image(pet, 4)),
         "python": lambda: pet.PythonPrior(Ridge()),
         "bowsher": lambda: pet.BowsherPrior(random_image(pet, 5), num_neighbours=5),
@@ -161,7 +161,7 @@ def core(name, pet, factor=1.0, sigma=SIGMA):
     """The tensor prior that it is."""
     three, four, five = (tensor(random_image(pet, seed)) for seed in (3, 4, 5))
     penalty = {
-        "score": lambda: priors.ScorePenalty(model(), sigma, factor, intensity_scale=SCALE),
+        "score": lambda: priors.ScorePenalty(model(), sigma, factor, intensity_scale=SCALE, memory=False),
         "anchor": lambda: priors.AnchorPenalty(three, factor, four),
         "python": lambda: priors.AnchorPenalty(torch.zeros_like(three), factor),
         "bowsher": lambda: priors.BowsherPenalty(GRID, factor, five, 5),
@@ -177,7 +177,7 @@ def core(name, pet, factor=1.0, sigma=SIGMA):
 def test_they_are_sirf_priors_around_the_tensor_priors(pet, name):
     prior, x, direction = made(name, pet), random_image(pet), random_image(pet, 1)
     assert isinstance(prior, pet.Prior)
-    assert prior.get_penalisation_factor() == pytest.approx(0.2 if name == "score" else 1)
+    assert prior.get_penalisation_factor() == pytest.approx(0.4 if name == "score" else 1)
     prior.set_up(x)
     for factor in (1.0, 4.0):  # may change after set_up
         prior.set_penalisation_factor(factor)
@@ -205,7 +205,7 @@ def test_setters_may_be_called_after_set_up(pet):
     score.set_up(x)
     score.set_noise_level(0.6)
     assert score.get_noise_level() == 0.6
-    plain = core("score", pet, 0.2, sigma=0.6).gradient(tensor(x))
+    plain = core("score", pet, 0.4, sigma=0.6).gradient(tensor(x))
     assert_close(score.gradient(x), plain, 1e-4)
     score.set_kappa(kappa)
     assert_close(score.gradient(x), plain * tensor(kappa) ** 2, 1e-4)

@@ -73,7 +73,7 @@ def test_samples_are_right(folder, monkeypatch, path):
 def test_check_lists_what_the_file_asks_for(folder, capsys):
     assert main(["check", str(OSMAPOSL)]) == 0
     output = capsys.readouterr().out
-    assert re.search(r"prior +Diffusion Score \(penalisation factor 0.2, model filename brain-fdg, noise level", output)
+    assert re.search(r"prior +Diffusion Score \(penalisation factor 0.4, model filename brain-fdg, noise level", output)
     assert re.search(r"matrix +Ray Tracing", output)
     assert re.search(r"input file +prompts.hs", output)
     assert "built-in table" in output
@@ -117,8 +117,8 @@ def test_keys_of_stir_that_look_wrong_are_warnings(folder):
 def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
     default = ("  noise level := 0.3\n", "")
     assert not checking.check(edited(folder, default)).findings
-    stronger = ("penalisation factor := 0.2", "penalisation factor := 0.3")
-    for largest, *changes in (("0.12", ("noise level := 0.3", "noise level := 0.2")), ("0.27", default, stronger)):
+    stronger = ("penalisation factor := 0.4", "penalisation factor := 0.3")
+    for largest, *changes in (("0.12", ("noise level := 0.4", "noise level := 0.2")), ("0.27", default, stronger)):
         (finding,) = checking.check(edited(folder, *changes)).findings
         assert finding.level == "warning"
         assert f"above 3 level^2 = {largest}." in finding.text
@@ -131,7 +131,7 @@ def test_program_and_data_must_suit_the_file(folder):
 
 
 def test_variables(folder):
-    path = edited(folder, ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}"))
+    path = edited(folder, ("penalisation factor := 0.4", "penalisation factor := ${FACTOR}"))
     assert errors_of(path, variables={"FACTOR": "0.4"}) == []
     assert main(["check", str(path), "FACTOR=0.4"]) == 0
     assert main(["check", str(path), "FACTOR=strong"]) == 2
@@ -245,7 +245,7 @@ def test_run_becomes_the_program_with_the_variables(folder, monkeypatch):
     monkeypatch.setattr(run, "find_build", lambda: type("Build", (), {"program": lambda self, name: f"/bin/{name}"})())
     seen = []
     monkeypatch.setattr(run.os, "execve", lambda *call: seen.append(call))
-    path = edited(folder, ("penalisation factor := 0.2", "penalisation factor := ${FACTOR}"))
+    path = edited(folder, ("penalisation factor := 0.4", "penalisation factor := ${FACTOR}"))
     assert main(["run", "OSMAPOSL", str(path), "FACTOR=0.4"]) == 1  # comes back only here
     executable, command, environment = seen[0]
     assert (executable, command) == ("/bin/OSMAPOSL", ["/bin/OSMAPOSL", str(path)])
@@ -321,7 +321,7 @@ def test_a_scan_that_fails_keeps_what_it_has(fake_program, capsys):
 
 def test_scan_refuses_a_folder_of_another_scan(fake_program):
     scan.Scan(OSMAPOSL, Path("out")).run([0.5])
-    other = edited(fake_program, ("noise level := 0.3", "noise level := 0.4"))
+    other = edited(fake_program, ("noise level := 0.4", "noise level := 0.4"))
     with pytest.raises(ValueError, match="parameter file"):
         scan.Scan(other, Path("out"))
     os.utime("prompts.hs", (1, 1))

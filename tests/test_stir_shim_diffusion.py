@@ -38,7 +38,7 @@ def test_ossps_with_the_score_prior_converges_to_the_analytic_map_image(stir, mo
     monkeypatch.chdir(tmp_path)
     scan = simulate(tmp_path, counts=5e6)  # no empty bins, which make the steps of STIR's OSSPS tiny
     sigma, scale, factor = 0.3, 12.0, 2000.0
-    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale)})
+    callback = score_callback(scan, {"noise level": str(sigma), "intensity scale": str(scale), "memory": "0"})
     block = python("held", factor, module="sirf_diffusion.interop.stir.callbacks", token=hold(callback))
     par = scan.par(
         "map", block, algorithm="OSSPS", subsets=1, subiterations=100, extra="relaxation gamma := 0", initial="start.hv"
@@ -81,6 +81,7 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
         **MODEL,
         penalisation_factor=0.01,
         noise_level=0.3,
+        memory=0,
         intensity_scale=0.5,
         kappa_filename=kappa,
         gradient_filename_prefix="gradient",
@@ -154,4 +155,20 @@ def test_the_post_filter_is_the_denoiser(scan):
     assert ran.returncode == 0, ran.output
     expected = Denoiser(ScoreModel.load("brain-fdg"), 0.4, num_steps=3)(noisy, scan.geometry).numpy()
     assert relative(scan.image("denoised"), expected) < 1e-4
+    assert relative(expected, noisy.numpy()) > 0.05
+
+
+def test_the_post_filter_takes_an_enhancement_model(scan):
+    from sirf_diffusion.models.enhancement import EnhancementModel
+    from sirf_diffusion.reconstructors.enhancement import Enhancer
+
+    noisy, model = torch.from_numpy(scan.run("grainy")), "body-fdg-enhance"
+    block = processor(
+        "Postfilter type", "Diffusion Denoiser", model_filename=model, dose_ratio=0.1, guidance_weight=-1, device="cpu"
+    )
+    (scan.folder / "enhance.par").write_text(f"PostFilteringParameters :=\n{block}END PostFiltering Parameters :=\n")
+    ran = run_program("postfilter", "enhanced", "grainy_8.hv", "enhance.par", cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    expected = Enhancer(EnhancementModel.load(model, "cpu"), 0.1, without_ct=True)(noisy, scan.geometry).numpy()
+    assert relative(scan.image("enhanced"), expected) < 1e-4
     assert relative(expected, noisy.numpy()) > 0.05

@@ -124,7 +124,7 @@ def _dip(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstruc
 
 def _nlm(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
     denoiser = NonLocalMeans(problem.case.geometry, problem.scale)
-    prior = ScorePenalty(denoiser, settings.pop("noise_level"), settings.pop("penalisation_factor"))
+    prior = ScorePenalty(denoiser, settings.pop("noise_level"), settings.pop("penalisation_factor"), memory=False)
     return MAPEM(problem.objective(), prior, **settings)
 
 

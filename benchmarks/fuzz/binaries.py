@@ -17,8 +17,11 @@ import torch
 from sirf_diffusion.files.weights import WeightsFileError
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
+from sirf_diffusion.models.doses import DoseSchedule
+from sirf_diffusion.models.enhancement import EnhancementModel, EnhancementModelConfig, LowDoseConfig
 from sirf_diffusion.models.h_transform import HTransform, HTransformConfig, HTransformFileError
 from sirf_diffusion.models.importers.reading import UnsupportedNetworkError
+from sirf_diffusion.models.latent import EnhancementConfig
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
 from sirf_diffusion.models.storage import ModelFileError
 from sirf_diffusion.training.data.volume_file import VolumeFileError
@@ -74,6 +77,38 @@ class Model(Reader):
         low, high = (float(model.schedule.sigma(t)) for t in (model.schedule.t_min, model.schedule.t_max))
         promise(0 <= low < high < 1e30, f"noise levels from {low} to {high}")
         json.dumps(model.metadata, allow_nan=False)
+
+
+def tiny_enhancer() -> EnhancementModel:
+    """An enhancement model with random weights."""
+    config = EnhancementConfig(TINY, ct="both", noise="binomial", compression=1, patch=8)
+    about = EnhancementModelConfig(config, DoseSchedule(), LowDoseConfig(), noise_by_dose=((1.0, 0.1), (0.1, 0.3)))
+    return EnhancementModel(about)
+
+
+class EnhancementFile(Reader):
+    """Enhancement models: header and weights."""
+
+    name, file, errors = "enhancement model", "enhancement.safetensors", (ModelFileError,)
+
+    def prepare(self) -> list[bytes]:
+        """One without an autoencoder."""
+        tiny_enhancer().save(self.path)
+        return [self.path.read_bytes()]
+
+    def content(self, rng: Random) -> bytes:
+        """Mostly the document in the header changed, else header or bytes."""
+        sample = rng.choice(self.samples)
+        if rng.random() < 0.25:
+            return changed_bytes(rng, sample)
+        return changed_weights(rng, sample, "sirf_diffusion_enhancement")
+
+    def read(self) -> None:
+        """The model, whose weights are finite and whose doses fall."""
+        model = EnhancementModel.load(self.path, "cpu")
+        promise(all(bool(t.isfinite().all()) for t in model.state_dict().values()), "weights not finite")
+        promise(bool((model.config.schedule.doses.diff() < 0).all()), "doses that rise")
+        json.dumps(model.config.to_dict(), allow_nan=False)
 
 
 class AdapterFile(Reader):

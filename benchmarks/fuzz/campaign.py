@@ -37,10 +37,10 @@ _HEAVY = ["monai.networks.nets.diffusion_model_unet", "torch._dynamo", "h5py", "
 
 def readers() -> dict[str, type[Reader]]:
     """All kinds of files, by name."""
-    from . import binaries, images, texts
+    from . import binaries, images, list_mode, texts
 
     kinds: list[type[Reader]] = []
-    for module in (texts, binaries, images):
+    for module in (texts, binaries, images, list_mode):
         found = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Reader)]
         kinds += [kind for kind in found if kind.__module__ == module.__name__ and "name" in vars(kind)]
     return {kind.name: kind for kind in kinds}
@@ -249,7 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if any(tally.unclean for tally in tallies) else 0
 
 
-def _steps(done: int, wanted: int, size: int = 50_000) -> list[int]:
+def _steps(done: int, wanted: int, size: int = 10_000) -> list[int]:
     """Where to note the tally: at most every ``size`` inputs."""
     return [*range((done // size + 1) * size, wanted, size), wanted] if done < wanted else []
 

@@ -1,4 +1,4 @@
-"""Readers of the patient's images and of list mode: NIfTI, ECAT7, DICOM, PETSIRD."""
+"""Readers of the patient's images: NIfTI, ECAT7, DICOM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
-from sirf_diffusion.interop.petsird_scanner import PetsirdError
 from sirf_diffusion.patient.image import UnusableImage
 
 from .mutations import (
@@ -179,46 +177,3 @@ def _dicom(rng: Random | None) -> bytes:
         except Exception:  # what pydicom does not write
             return _dicom(None)
     return file.getvalue()
-
-
-class Petsird(Reader):
-    """PETSIRD list mode."""
-
-    name, file, errors = "PETSIRD", "scan.petsird", (PetsirdError,)
-
-    def prepare(self) -> list[bytes]:
-        """A small scanner of the package's own generator."""
-        import math
-
-        import petsird
-        from petsird.helpers.generator import CylindricalBlocksInfo, get_scanner_info
-
-        scanner = get_scanner_info([CylindricalBlocksInfo(
-            crystal_length=(20.0, 35.0, 7.0), num_crystals_per_module=(1, 1, 2), num_modules_along_ring=16,
-            num_modules_along_axis=1, radius=90.0, arc=2 * math.pi, start_angle=0.0, module_spacing_along_axis=15.0,
-            number_of_tof_bins=2, tof_resolution=9.0, LLD=450.0, ULD=650.0, number_of_event_energy_bins=1,
-            energy_resolution=0.1, material_id=1,
-        )])  # fmt: skip
-        bins = [(9, 1), (20, 3), (31, 30)]
-        events = [petsird.CoincidenceEvent(detection_bins=list(pair), tof_idx=0) for pair in bins]
-        interval = petsird.TimeInterval(start=0, stop=1000)
-        block = petsird.EventTimeBlock(time_interval=interval, prompt_events=[[events]], delayed_events=[[[]]])
-        with petsird.BinaryPETSIRDWriter(str(self.path)) as writer:
-            writer.write_header(petsird.Header(scanner=scanner))
-            writer.write_time_blocks([petsird.TimeBlock.EventTimeBlock(block)])
-        ring = Scanner("ring", 2, 16, 90.0, 5.0, 7.0, 4.0, max_num_non_arccorrected_bins=15)
-        self.template = ProjDataGeometry.from_scanner(ring, span=1, max_ring_difference=1)
-        return [self.path.read_bytes()]
-
-    def content(self, rng: Random) -> bytes:
-        """Changed bytes."""
-        return changed_bytes(rng, self.samples[0])
-
-    def read(self) -> None:
-        """The sinograms."""
-        from sirf_diffusion.interop.petsird import bin_events
-
-        found = bin_events(self.path, self.template)
-        for values in (found.prompts, found.efficiencies):
-            promise(bool((values >= 0).all() & values.isfinite().all()), "counts or efficiencies out of range")
-        promise(all(0 <= s < 1e12 and 0 <= d < 1e12 for s, d in found.exam.time_frames), "a time that is none")

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import data, demo, doctor, models, recon, train
+from . import atlas, data, demo, doctor, enhance, models, personalise, recon, train
 from .command_line import USER_ERRORS, Parser, common_options, run_command
 
 
@@ -29,6 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sirf-diffusion {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, recon, data, train, doctor, models):
+    for module in (demo, recon, enhance, data, train, personalise, atlas, doctor, models):
         module.add_parsers(commands, common)
     return parser

@@ -41,14 +41,18 @@ _BUILD_EXAMPLES = """\
 _PHANTOM = """\
 Simulate subjects: heads (a deformed MNI152 brain in a synthetic head), or other heads and chests of parametric shapes
 that share neither code nor template with the first, to evaluate a model on what it has never seen. With a tracer's
-uptake, regional variation, hot and cold lesions that show in the MR or do not, the scanner's blur, a T1-weighted MR,
-attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same data.
+uptake, regional variation, hot and cold lesions that show in the MR or do not, the scanner's blur, a T1-weighted MR
+(CT with head-ct and trunk), attenuation in 1/cm, tissue labels and a map of the lesions. Same seed, same data. A trunk
+is a thorax with bowel and arms, of more builds, and blurred by breathing.
 
 tracers:
   head             fdg fdg-typical amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine
                    amino-acid any various
   head-parametric  fdg amyloid dpa714 any
+  head-ct          fdg fdg-typical amyloid amyloid-positive amyloid-negative florbetapir dpa714 tau dopamine
+                   amino-acid any various
   thorax           fdg psma any
+  trunk            fdg psma any
   "any" draws the uptake of every tissue at random; "various" mixes all but amyloid and TSPO tracers (dpa714)
 """
 
@@ -128,7 +132,7 @@ def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     phantom.add_argument("--out", required=True, type=Path, metavar="F.h5", help="file to write")
     phantom.add_argument("--subjects", type=whole(), default=16, metavar="N", help="default: %(default)d")
     phantom.add_argument("--tracer", default="fdg", metavar="NAME", help="see above; default: %(default)s")
-    kinds = ("head", "head-parametric", "thorax")
+    kinds = ("head", "head-parametric", "head-ct", "thorax", "trunk")
     phantom.add_argument("--body", default="head", choices=kinds, help="default: %(default)s")
     phantom.add_argument("--draws", type=whole(1, 1000), default=1, metavar="K", help="uptakes per subject; default: 1")
     phantom.add_argument(

@@ -146,21 +146,32 @@ def _name_means_show(parser: argparse.ArgumentParser) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     from ..models import list_models, read_config
+    from ..models.enhancement import EnhancementModel
     from ..models.storage import find_model
 
     for name in list_models():
         config = read_config(find_model(name))
         millimetres = " x ".join(f"{v:.4g}" for v in config.voxel_size)
         print(f"{name}  tracer {config.tracer}, voxels of {millimetres} mm (z, y, x), licence {config.licence}")
+    for name in list_models(enhancing=True):
+        about = EnhancementModel.load(name, "cpu").config
+        millimetres = " x ".join(f"{v:.4g}" for v in about.voxel_size)
+        print(f"{name}  enhances images; tracer {about.tracer}, voxels of {millimetres} mm, licence {about.licence}")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from ..files.outputs import jsonable
     from ..models import ScoreModel
+    from ..models.enhancement import EnhancementModel
 
-    model = ScoreModel.load(arguments.model)
+    if EnhancementModel.is_one(arguments.model):
+        model = EnhancementModel.load(arguments.model, "cpu")
+        about = jsonable({"sha256": model.hash, **model.config.to_dict()})
+    else:
+        about = describe_model(ScoreModel.load(arguments.model))
     print(f"{arguments.model}")
-    print(json.dumps(describe_model(model), indent=2))
+    print(json.dumps(about, indent=2))
     return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..engines import PROJECTORS
 from ..files.documents import read_text
 from .command_line import USER_ERRORS, add_command, whole
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
@@ -111,6 +112,7 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
             **({} if adaptation is None else {"adaptation": adaptation.settings, "adapter": arguments.adapter}),
             **({} if guide == Guide() else {"anatomical": asdict(guide)}),
             **({} if par is None else {"engine": par.engine, "keep_prior": par.keep_prior}),
+            **({} if study.projector == PROJECTORS[0] else {"projector": study.projector}),
             **{
                 name: value
                 for name in ("attenuation_in_factors", "calibration", "like", "vois")
@@ -126,11 +128,13 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
 def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
     from ..files.documents import digest
+    from ..files.frames import split_frame
 
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
-    return {name: digest(Path(path)) for name, path in named.items() if path is not None and Path(path).exists()}
+    files = {name: split_frame(path)[0] for name, path in named.items() if path is not None}
+    return {name: digest(path) for name, path in files.items() if path.exists()}
 
 
 def run_many(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engines import PROJECTORS
 from ..geometry.checks import LARGEST_COUNT, check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
@@ -41,6 +42,8 @@ adaptations of the network (--adapt):
 {_listed(ADAPTATIONS)}
 
 --list-settings METHOD lists their settings with default, range and meaning.
+
+NAME#2 is the second time frame of a file with several, wherever a file is named.
 
 The grid of the image is that of --initial, else of --attenuation, else the scanner's whole field of view with the
 model's in-plane voxel size (the scanner's default bin size without a model).
@@ -89,13 +92,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "stir", "embedded"),
         help="with --par: who reads it; default: auto, STIR if its Python module is installed",
     )
+    data.add_argument(
+        "--projector",
+        choices=PROJECTORS,
+        default=PROJECTORS[0],
+        help="of what STIR reads: its own (toolkit, default), or the embedded engine's (embedded), many times faster; "
+        "cylindrical scanners, no TOF, no list mode",
+    )
     data.add_argument("--keep-prior", action="store_true", help="with --par: run the file's own prior")
     anatomy = parser.add_argument_group("anatomical image, for models that were trained with one")
     anatomy.add_argument(
         "--anatomical",
         type=Path,
         metavar="FILE",
-        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series",
+        help="MR or CT on any grid, which is resampled: Interfile, NIfTI, or a folder with one DICOM series; a "
+        "personalised model only makes sure that it is its patient's",
     )
     anatomy.add_argument(
         "--guidance",
@@ -240,6 +251,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         guidance=arguments.guidance,
         register_to=arguments.register,
         adaptation=_adaptation_of(arguments),
+        projector=arguments.projector,
         engine=arguments.engine,
         keep_prior=arguments.keep_prior,
         attenuation_in_factors=in_factors,

@@ -25,6 +25,10 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
+    parser.add_argument(
+        "--latent", action="store_true", help="train an enhancement model (`sirf-diffusion enhance`) on standard-dose "
+        "images, and CT: an autoencoder, then the diffusion of its latents",
+    )  # fmt: skip
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--recipe", metavar="NAME", help="bundled recipe, for example brain-fdg; simulates its own data")
     how.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration; see --print-config")
@@ -63,19 +67,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from ..training import train
     from ..training.configuration import DEFAULT, default_text, read_configuration
+    from ..training.enhancement_recipes import ENHANCEMENT_RECIPES
     from ..training.supervised import SLICES
     from ..training.trainer import RunOptions
 
+    default = ENHANCEMENT_RECIPES["latent"] if arguments.latent else DEFAULT
     if arguments.print_config:
-        print(default_text(), end="")
+        print(default_text(default), end="")
         return 0
     if arguments.out is None:
         raise ValueError("--out FILE is needed: the model file to write")
     if arguments.recipe is None and arguments.data is None:
         raise ValueError("give --data FILE (a file of `sirf-diffusion data`), or --recipe NAME for simulated subjects")
-    recipe, options = arguments.recipe or DEFAULT, RunOptions()
+    if arguments.latent and (arguments.supervised or arguments.recipe not in (None, *ENHANCEMENT_RECIPES)):
+        raise ValueError(f"--latent goes with --recipe {', '.join(ENHANCEMENT_RECIPES)}, and not with --supervised")
+    recipe, options = arguments.recipe or default, RunOptions()
     if arguments.config is not None:
-        configured = read_configuration(arguments.config)
+        configured = read_configuration(arguments.config, default)
         recipe, options = configured.recipe, configured.options
     given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
              "tensorboard": arguments.tensorboard or None}  # fmt: skip

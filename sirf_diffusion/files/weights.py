@@ -24,6 +24,11 @@ from .versions import check_version
 Result = TypeVar("Result")
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
+#: What files are that are given in place of others, by the key of their document.
+_KINDS = {
+    "sirf_diffusion": "a score model, for reconstruction",
+    "sirf_diffusion_enhancement": "an enhancement model, for sirf-diffusion enhance and image filters",
+}
 
 
 class WeightsFileError(ValueError):
@@ -126,7 +131,8 @@ class WeightsFormat:
 
     def _document(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if self.key not in metadata:
-            raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration")
+            is_one = next((f"; it is {kind}" for key, kind in _KINDS.items() if key in metadata), "")
+            raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration{is_one}")
         content = self.guarded(path, lambda: parse_json(metadata[self.key]))
         try:
             check_version(content.get(self.version_key), self.version, self.version_key)

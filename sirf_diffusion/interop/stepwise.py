@@ -238,19 +238,21 @@ class StepwiseObjective(ABC):
 class HQSObjective(StepwiseObjective):
     r"""The likelihood with a pull to the denoised image, as in half-quadratic splitting.
 
-    .. math:: \Phi_k(x) = L(x) - \frac{\rho_k}{2} \lVert x - v \rVert^2, \qquad \rho_k = \beta / (c\,\sigma_k)^2
+    .. math:: \Phi_k(x) = L(x) - \frac{\rho_k}{2} \lVert x - v \rVert^2, \qquad
+        \rho_k = \frac{K}{K_0} \frac{\beta}{(c\,\sigma_k)^2}
 
     ``v`` is the denoised image at noise level :math:`\sigma_k`. The objective is concave; a data step may stop long
     before its maximum. A subset has its own share of the likelihood and ``1 / num_subsets`` of the pull. The scheme is
     that of :class:`~sirf_diffusion.reconstructors.diffusion.hqs.HQSReconstructor`.
 
-    The parameters are those of :class:`StepwiseObjective`, and ``beta``, the weight of the prior.
+    The parameters are those of :class:`StepwiseObjective`, and ``beta``, the weight of the prior at ``reference_steps``
+    noise levels :math:`K_0`.
     """
 
     @property
     def anchor_strength(self) -> float:
         r""":math:`\rho_k`, counts per image unit squared."""
-        return self._ready().consistency.beta / (self.intensity_scale * self.noise_level) ** 2
+        return self._ready().consistency.pull(self._level.step)
 
     def _sampler(self, objective: Objective) -> DiffusionReconstructor:
         return HQSReconstructor(objective, self._model, **self._settings)

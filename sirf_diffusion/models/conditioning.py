@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,35 @@ def check_guidance(in_channels: int, has_anatomical: bool, guidance: float) -> N
             "this model was trained without anatomical images: it takes neither an anatomical image nor guidance; "
             "use a model with two input images, or an anatomical prior such as BowsherPrior"
         )
+
+
+def unless_own(
+    anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None, training: Mapping[str, Any]
+) -> Tensor | AnatomicalImage | str | os.PathLike[str] | None:
+    """The anatomical image that a network is to be shown: None for the MR that a personalised model was made for.
+
+    Such a model knows its patient's anatomy and takes no image; the MR that is given says whose data these are.
+    ``training`` is the provenance in the model's metadata. Raises ValueError if the model was made for another MR.
+    """
+    made_for = training.get("personalised")
+    if anatomical is None or not isinstance(made_for, Mapping):
+        return anatomical
+    if isinstance(anatomical, Tensor):
+        raise ValueError(
+            "a personalised model is shown no MR, and values on a grid do not tell whether they are those of the "
+            "patient that it was made for: give the MR's file, or leave it out"
+        )
+    from ..patient.anatomical import AnatomicalImage
+
+    image = anatomical if isinstance(anatomical, AnatomicalImage) else AnatomicalImage.read(anatomical)
+    if not any(made_for.get(name) == value for name, value in image.identity.items()):
+        raise ValueError(
+            f"the model was made for another patient's MR (SHA-256 {made_for.get('mr_sha256')!s:.12}...) than "
+            f"{image.source} (SHA-256 {image.sha256:.12}...): it would draw this patient with the other's anatomy. Use "
+            "the model that was made for this MR, or a model of a population"
+        )
+    logger.info("%s is the MR that the model was made for; the network is not shown it", image.source)
+    return None
 
 
 def make_conditioning(

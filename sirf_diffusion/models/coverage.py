@@ -189,7 +189,9 @@ def largest_block(
 def budget_bytes(device: torch.device) -> float:
     """Memory that the activations of one network call may take."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] * CUDA_BUDGET_SHARE
+        # What PyTorch keeps for itself and does not use is free, too: or batches would shrink from call to call.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + kept) * CUDA_BUDGET_SHARE
     return float(CPU_BUDGET_BYTES)
 
 

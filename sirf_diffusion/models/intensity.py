@@ -24,6 +24,10 @@ HOT_RATIO, HOT_AREA_MM2 = 8.3, 8000.0
 #: The same for what covers less than 4.8 cm^2 of each plane; up to 6.4 cm^2 the one ratio goes over to the other. In
 #: simulated heads what is more than 3.5 times as hot as the rest, a striatum, covers at least 5.9 cm^2 of a plane.
 _SMALL_RATIO, _SMALL_MM2, _LARGE_MM2 = 3.5, 480.0, 640.0
+#: The same for one compact object within a volume: up to 50 cm^3 or 1.5 % of the tissue, and no more spread out than
+#: 1.6 times a ball; up to 1.3 times that volume and 2.2 times a ball one ratio goes over to the other. Striata, which
+#: are two, are spread out more.
+_COMPACT_RATIO, _COMPACT_MM3, _COMPACT_SHARE, _WIDE, _COMPACT, _SPREAD = 4.0, 50e3, 0.015, 1.3, 1.6, 2.2
 #: From this times the ratio on the scale is that of the rest alone.
 _ALONE = 1.12
 
@@ -38,9 +42,10 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     of its maximum. Smoothing first makes the threshold follow tissue and not the hottest noisy voxel, so that an early
     OSEM image gives nearly the scale that the true image would. ``intensity_scale(a * x) = a * intensity_scale(x)``.
 
-    Where an object (bladder, injection site) is more than 8.3 times as hot as the rest, or 3.5 times if it covers less
-    than 4.8 cm^2 of each transverse plane, the mean is taken from 0.2 to 1 of ``1.5 R`` instead, with ``R`` from
-    `tissue_level`; within 12 % of that ratio one mean goes over to the other.
+    Where an object (bladder, injection site) is more than 8.3 times as hot as the rest, 3.5 times if it covers less
+    than 4.8 cm^2 of each transverse plane, or 4 times if it is one compact object within a volume, the mean is taken
+    from 0.2 to 1 of ``1.5 R`` instead, with ``R`` from `tissue_level`; within 12 % of that ratio one mean goes over to
+    the other.
 
     Parameters
     ----------
@@ -80,9 +85,30 @@ def hot_object(smoothed: Tensor, geometry: ImageGeometry) -> tuple[float, float]
     maximum, tissue = float(smoothed.max()), tissue_level(smoothed, geometry)
     pixels = (smoothed > max(THRESHOLD * maximum, 1.8 * tissue)).flatten(1).sum(1).max()
     area = float(pixels) * geometry.voxel_size[1] * geometry.voxel_size[2]
-    large = math.log(max(area, _SMALL_MM2) / _SMALL_MM2) / math.log(_LARGE_MM2 / _SMALL_MM2)
-    ratio = _SMALL_RATIO * (HOT_RATIO / _SMALL_RATIO) ** min(large, 1.0)
-    return tissue, min(max(math.log(maximum / (ratio * tissue)) / math.log(_ALONE), 0.0), 1.0)
+    volume, spread = _extent(smoothed > max(0.4 * maximum, 1.8 * tissue), geometry)
+    large = _position(area, _SMALL_MM2, _LARGE_MM2)
+    rest = float((smoothed > THRESHOLD * 1.5 * tissue).sum()) * math.prod(geometry.voxel_size)
+    limit = max(_COMPACT_MM3, _COMPACT_SHARE * rest)
+    wide = max(_position(volume, limit, _WIDE * limit), _position(spread, _COMPACT, _SPREAD))
+    ratios = [low * (HOT_RATIO / low) ** share for low, share in ((_SMALL_RATIO, large), (_COMPACT_RATIO, wide))]
+    return tissue, _position(maximum / tissue, min(ratios), _ALONE * min(ratios))
+
+
+def _position(value: float, low: float, high: float) -> float:
+    """Where a value lies between two others on a scale of logarithms, from 0 to 1."""
+    return min(max(math.log(max(value, low) / low) / math.log(high / low), 0.0), 1.0)
+
+
+def _extent(mask: Tensor, geometry: ImageGeometry) -> tuple[float, float]:
+    """Volume of an object, mm^3, and its mean square distance from its middle, that of a ball 1, infinite if cut."""
+    size = torch.tensor(geometry.voxel_size, dtype=torch.float64, device=mask.device)
+    voxels = mask.nonzero() * size
+    volume = len(voxels) * float(size.prod())
+    planes = mask.flatten(1).sum(1)
+    if 2 * max(int(planes[0]), int(planes[-1])) >= int(planes.max()):
+        return volume, math.inf
+    radius = (0.75 / math.pi * volume) ** (1 / 3)
+    return volume, float(voxels.var(0, correction=0).sum()) / (0.6 * radius**2)
 
 
 def object_box(x: Tensor, geometry: ImageGeometry) -> Box:

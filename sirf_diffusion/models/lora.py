@@ -99,6 +99,31 @@ class LowRank(nn.Module):
         return weight.clone().add_(change, alpha=self.scale)
 
 
+def attach_low_rank(network: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
+    """Make low-rank changes of a network's layers, and nothing else of it, trainable; returns them. See AdapterConfig.
+
+    For a training; `plain_weights` are what comes of it. Layers that embed time and orientation stay as they are.
+    """
+    generator, config, free = torch.Generator().manual_seed(seed), AdapterConfig(rank=rank), []
+    network.requires_grad_(False)
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, _LAYERS) and config.chooses(name):
+            change = LowRank(layer.weight, rank, config.scale, generator)
+            parametrize.register_parametrization(layer, "weight", change, unsafe=True)
+            free += [change.up.requires_grad_(), change.down.requires_grad_()]
+    return free
+
+
+def plain_weights(network: nn.Module) -> dict[str, Tensor]:
+    """State of a network, the changes of `attach_low_rank` being part of its weights."""
+    state = {name: value for name, value in network.state_dict().items() if ".parametrizations." not in f".{name}"}
+    with torch.no_grad():
+        for name, layer in network.named_modules():
+            if parametrize.is_parametrized(layer, "weight"):
+                state[f"{name}.weight"] = layer.weight.detach()
+    return state
+
+
 class Adapter:
     """A score model with weights that may change, on a copy of its network; the given model is never touched.
 

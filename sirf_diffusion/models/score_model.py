@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..environment import fast_in_bfloat16, faster_precision, select_device
 from ..geometry.checks import check_choice, check_count, check_real
 from ..geometry.images import ImageGeometry
-from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning
+from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, unless_own
 from .coverage import Network
 from .grid import THREE_ORIENTATIONS, Box, GridAdapter
 from .intensity import INTENSITY_RULES, object_box
@@ -282,7 +282,7 @@ class ScoreModel(Predictor):
         known = 0 if self.architecture is None else self.architecture.num_class_embeds
         if planes in THREE_ORIENTATIONS and known in (1, 2):
             raise ValueError(f"planes={planes!r} needs a network of three orientations, found {known}")
-        anatomical = self._anatomical if anatomical is None else anatomical
+        anatomical = unless_own(self._anatomical if anatomical is None else anatomical, self.metadata["training"])
         guidance = self._guidance if guidance is None else guidance
         grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent, box)
         grid.log()
@@ -296,10 +296,10 @@ class ScoreModel(Predictor):
     def guided_by(self, anatomical: Anatomical | None, guidance: float = 0.0) -> ScoreModel:
         """A light copy, not bound to a grid, that shows the network this anatomical image wherever it is bound.
 
-        For what binds the model itself: reconstructors, priors and filters.
-
+        For what binds the model itself: reconstructors, priors and filters. A personalised model only compares it.
         ``anatomical`` and ``guidance`` are those of `on`; None is no image. ValueError if they do not suit the network.
         """
+        anatomical = unless_own(anatomical, self.metadata["training"])
         check_guidance(self.in_channels, anatomical is not None, guidance)
         copied = copy.copy(self)
         copied.geometry = copied._scale = copied._grid = None

@@ -106,9 +106,10 @@ class ModelConfig:
         return cls(voxel_size=content["voxel_size_mm"], **values)
 
 
-def list_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.name[: -len(_SUFFIX)] for path in BUNDLED.glob(f"*{_SUFFIX}"))
+def list_models(enhancing: bool = False) -> list[str]:
+    """Names of the score models that come with the package, or of the models that enhance images."""
+    names = sorted(path.name[: -len(_SUFFIX)] for path in BUNDLED.glob(f"*{_SUFFIX}"))
+    return [name for name in names if name.endswith("-enhance") == enhancing]
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
@@ -116,12 +117,12 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises ModelFileError if there is neither such a model nor such a file.
     """
-    if isinstance(name_or_path, str) and name_or_path in list_models():
+    if isinstance(name_or_path, str) and name_or_path in list_models() + list_models(True):
         return BUNDLED / f"{name_or_path}{_SUFFIX}"
     path = Path(name_or_path)
     if path.is_file():
         return path
-    bundled = ", ".join(list_models()) or "none in this installation"
+    bundled = ", ".join(list_models() + list_models(True)) or "none in this installation"
     raise ModelFileError(
         f"{os.fspath(name_or_path)!r} is neither a bundled model nor a file; bundled models: {bundled}. "
         f"Give one of these names, or the path of a {_SUFFIX} file"

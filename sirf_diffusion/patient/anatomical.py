@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.frames import split_frame
 from ..geometry.exam import HEAD_FIRST_SUPINE, Position
 from ..geometry.images import ImageGeometry
 from .image import SourceImage, UnusableImage, density_of_ct
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Least share of the reconstruction's patient, or else of the smaller of the two images, that must be covered.
 MIN_COVERAGE = 0.5
 #: Less than this gives a warning.
-_ALL = 0.95
+ALL = 0.95
 #: No MR image has values below this; air in a CT image has -1000.
 _LEAST_CT = -300.0
 
@@ -53,12 +54,11 @@ class AnatomicalImage:
 
         CT images (by their DICOM header, or values below -300) become density relative to water, as for training.
         """
-        path = Path(path)
         try:
             image = read_source(path)
         except UnusableImage as error:
             raise ValueError(f"the anatomical image {path} cannot be used: {error}") from error
-        digest = _digest(path, image)
+        digest = _digest(split_frame(path)[0], image)
         if image.modality == "CT" or (not image.modality and float(image.values.min()) < _LEAST_CT):
             logger.info("%s is taken for a CT image in Hounsfield units: converted to density", path)
             image = density_of_ct(image)
@@ -78,6 +78,14 @@ class AnatomicalImage:
         array = np.ascontiguousarray(values.numpy())
         image = SourceImage(array, stir_grid(geometry).affine, "Interfile")
         return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this image from others: SHA-256 of the file, and of values and place, which a copy keeps."""
+        place = np.round(self.image.affine, 3) + 0.0  # no -0
+        values = np.ascontiguousarray(self.image.values, np.float32)
+        digest = hashlib.sha256(str(values.shape).encode() + place.tobytes() + values.tobytes())
+        return {"mr_sha256": self.sha256, "mr_values_sha256": digest.hexdigest()}
 
     def grid(self, geometry: ImageGeometry) -> PatientGrid:
         """A reconstruction's grid in the coordinates of the image."""
@@ -119,7 +127,7 @@ class AnatomicalImage:
         share = share_inside(points, self.image.affine, self.image.values.shape)
         if share < MIN_COVERAGE:
             raise ValueError(self._elsewhere(share, "the patient in the emission image"))
-        if share < _ALL:
+        if share < ALL:
             logger.warning(
                 "the anatomical image %s covers %.0f %% of the patient in the emission image: the network sees air "
                 "elsewhere",

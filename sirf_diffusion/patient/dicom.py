@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.documents import BoundedFile
+from ..files.frames import choose_frame
 from .image import SourceImage, UnusableImage, optional, reading
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,14 @@ _MAX_VOXELS = 2**31
 _MAX_TILT = 45.0
 
 
-def read_dicom(path: Path) -> SourceImage:
+def read_dicom(path: Path, chosen: int | None = None) -> SourceImage:
     """The one series in a folder, or one file: rescaled values ``[slice, row, column]`` and their place.
 
-    Slices of a tilted gantry keep the place that their tags give: the affine is sheared, which is logged. Raises
-    UnusableImage if there is not one series, a tag is missing, or slices do not make up one volume, and ImportError
-    without pydicom.
+    ``chosen``: number of a time frame, from 1, of a dynamic series. Slices of a tilted gantry keep the place that their
+    tags give: the affine is sheared, which is logged. Raises UnusableImage if there is not one series, a tag is
+    missing, or slices do not make up one volume, and ImportError without pydicom.
     """
-    frames, affine, shape = place_series(path)
+    frames, affine, shape = place_series(path, chosen)
     values = np.empty(shape, np.float32)
     file, stored = None, np.empty(0)
     with reading("a damaged DICOM file"):
@@ -122,15 +123,17 @@ def _macros(group: Any) -> list[Any]:
     return [element.value[0] for element in group if element.VR == "SQ" and element.value]
 
 
-def place_series(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
+def place_series(path: Path, chosen: int | None = None) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     """Frames in the order of their places, the affine of ``(slice, row, column)`` to LPS mm, and the shape."""
     # pydicom reads values when they are asked for, and raises whatever damaged bytes lead to.
     with reading("a damaged DICOM file"):
-        return _placed(path)
+        return _placed(path, chosen)
 
 
-def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
+def _placed(path: Path, chosen: int | None) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, ...]]:
     frames = [frame for file, header in read_tags(path) for frame in _frames_of(file, header)]
+    if chosen is not None:
+        frames = _of_one_time(frames, chosen)
     axes = _shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3)
     pixels = _shared(frames, "PixelSpacing", 2, 1e-4)
     shape = (len(frames), *(int(_shared(frames, name, 1)[0]) for name in ("Rows", "Columns")))
@@ -162,6 +165,44 @@ def _placed(path: Path) -> tuple[list[_Frame], NDArray[np.float64], tuple[int, .
     return frames, affine, shape
 
 
+#: Tags that number time frames, and those that give their times.
+_TIMES = (
+    ("TemporalPositionIdentifier",), ("TemporalPositionIndex",), ("FrameReferenceTime",), ("FrameAcquisitionDateTime",),
+    ("AcquisitionDateTime",), ("AcquisitionDate", "AcquisitionTime"),
+)  # fmt: skip
+
+
+def _of_one_time(frames: list[_Frame], chosen: int) -> list[_Frame]:
+    """The slices of one time frame: those of the n-th time at each place."""
+    normal = np.cross(*_shared(frames, "ImageOrientationPatient", 6, 1e-3).reshape(2, 3))
+    heights = np.asarray([frame.numbers("ImagePositionPatient", 3) @ normal for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    places = np.split(order, np.flatnonzero(np.diff(heights[order]) >= 0.01) + 1)
+    number = len(places[0])
+    for names in _TIMES:
+        times = [tuple(_time(frame.find(name)) for name in names) for frame in frames]
+        if all(len({times[k] for k in place}) == len(place) == number for place in places):
+            try:
+                index = choose_frame(chosen, number) - 1
+            except ValueError as error:
+                raise UnusableImage(str(error)) from error
+            logger.info("time frame %d of %d by %s", chosen, number, " and ".join(names))
+            return [frames[sorted(place, key=lambda k: times[k])[index]] for place in places]
+    tags = ", ".join(" and ".join(names) for names in _TIMES)
+    raise UnusableImage(
+        f"its time frames cannot be told apart: {len(places)} places have {min(map(len, places))} to "
+        f"{max(map(len, places))} slices, expected as many times at each, by one of {tags}"
+    )
+
+
+def _time(value: Any) -> tuple[float, str]:
+    """Numbers before words, each in its order."""
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return math.inf, str(value)
+
+
 def _shared(frames: list[_Frame], keyword: str, count: int, tolerance: float = 0.0) -> NDArray[np.float64]:
     """Numbers that must be the same in all frames."""
     values = np.asarray([frame.numbers(keyword, count) for frame in frames])
@@ -184,7 +225,7 @@ def _step(frames: list[_Frame], positions: NDArray[np.float64], normal: NDArray[
     if distances.min() < 0.01:
         raise UnusableImage(
             f"several slices at one place, {1 + int((distances >= 0.01).sum())} places for {len(frames)} slices: time "
-            "frames, gates, echoes or copies? Give one time frame per folder"
+            "frames, gates, echoes or copies? Choose a time frame by NAME#1, NAME#2, ..., or give one per folder"
         )
     # Positions may be rounded to 0.1 mm.
     if np.ptp(distances) > 0.1 * distances.mean() + 0.15:

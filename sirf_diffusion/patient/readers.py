@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.frames import choose_frame, split_frame
 from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
 from .dicom import read_dicom
 from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional, reading
@@ -35,17 +37,21 @@ _ECAT_POSITIONS = {
     0: ("feet_in", "prone"), 1: ("head_in", "prone"), 2: ("feet_in", "supine"), 3: HEAD_FIRST_SUPINE, 8: None,
 }  # fmt: skip
 _ECAT_CM = ("pixel_size", "offset")
+#: Reasons that an Interfile image cannot be used, by a word of the error.
+_REASONS = {"finite": "values that are not finite", "time frames: choose": "several time frames and none is chosen"}
 #: No gzip file is more than this many times smaller than what it holds.
 _MAX_COMPRESSION = 1100
 
 
-def read_source(path: Path, assumed: str | None = None) -> SourceImage:
+def read_source(path: str | os.PathLike[str], assumed: str | None = None) -> SourceImage:
     """Read one image, an Interfile header, NIfTI, DICOM or ECAT7 file, or a folder with one DICOM series, and check it.
 
-    ``assumed``: axes of images that do not tell theirs, three letters such as ``RAS``. Raises UnusableImage if it
-    cannot be read, is not one three-dimensional image, has values that are not finite or all the same, or its place in
-    the patient is unknown or impossible, and ImportError if the package that reads this format is not installed.
+    ``NAME#2`` is the second time frame of a dynamic image, of any format. ``assumed``: axes of images that do not tell
+    theirs, three letters such as ``RAS``. Raises UnusableImage if it cannot be read, is not one three-dimensional
+    image, has values that are not finite or all the same, or its place in the patient is unknown or impossible, and
+    ImportError if the package that reads this format is not installed.
     """
+    named, (path, frame) = path, split_frame(path)
     if not path.exists():
         raise UnusableImage("no such file", str(path))
     begin = b""
@@ -56,18 +62,37 @@ def read_source(path: Path, assumed: str | None = None) -> SourceImage:
             begin = file.read(132)
     name = path.name.lower()
     if path.is_dir() or begin[128:] == b"DICM":
-        image = read_dicom(path)
+        image = read_dicom(path, frame)
     elif name.endswith(NIFTI):
-        image = _read_nifti(path, assumed)
+        image = _read_nifti(path, assumed, frame)
     elif begin.startswith(b"MATRIX7"):
-        image = _read_ecat(path)
+        image = _read_ecat(path, frame)
     elif name.endswith(INTERFILE) or b"INTERFILE" in begin.upper():
-        image = _read_interfile(path)
+        image = _read_interfile(named)
     else:
         raise UnusableImage("unknown kind of file: Interfile, NIfTI, DICOM files or folders and ECAT7 are read")
     check_values(image.values)
     check_affine(image.affine, sheared=image.kind == "DICOM")
     return image
+
+
+def read_frames(path: Path) -> list[SourceImage]:
+    """Frames of a dynamic image: a NIfTI file with four axes, a folder of images in the order of their names, or one
+    image as `read_source` reads it; checked as there, and on one grid.
+    """
+    names: list[str | os.PathLike[str]] = [path]
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        with reading("no readable NIfTI image"):
+            shape = optional("nibabel", "NIfTI").load(path).shape
+        if len(shape) > 3 and shape[3] > 1:
+            names = [f"{path}#{number}" for number in range(1, shape[3] + 1)]
+    elif path.is_dir():
+        names = sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI + INTERFILE)) or names
+    frames = [read_source(name) for name in names]
+    for frame in frames:
+        if frame.values.shape != frames[0].values.shape or not np.allclose(frame.affine, frames[0].affine, atol=1e-3):
+            raise UnusableImage("its frames are not on one grid")
+    return frames
 
 
 def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
@@ -83,35 +108,34 @@ def patient_position(header_file: str | os.PathLike[str]) -> Position | None:
         raise UnusableImage("its patient position cannot be used", str(error)) from error
 
 
-def _read_interfile(path: Path) -> SourceImage:
+def _read_interfile(path: str | os.PathLike[str]) -> SourceImage:
     from ..files.interfile import InterfileError, read_image
 
     try:
         image, geometry = read_image(path)
     except InterfileError as error:
-        reason = "values that are not finite" if "finite" in str(error) else "no readable Interfile image"
+        words = str(error)
+        reason = next((r for w, r in _REASONS.items() if w in words), "no readable Interfile image")
         raise UnusableImage(reason, str(error)) from error
     position = patient_position(path)
     affine = stir_grid(geometry, position or HEAD_FIRST_SUPINE).affine
     return SourceImage(image.numpy(), affine, "Interfile", position=position)
 
 
-def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
+def _read_nifti(path: Path, assumed: str | None, frame: int | None) -> SourceImage:
     # Not by SimpleITK: it reads damaged files as zeros, and NaN as 0, without a word.
     nibabel = optional("nibabel", "NIfTI")
     with reading("no readable NIfTI image"):
         image = nibabel.load(path)
         header, dtype = image.header, image.get_data_dtype()
-        values = _array(image, path) if dtype.kind in "iuf" else None
+        values = _array(image, path, frame) if dtype.kind in "iuf" else None
         places = [(int(header[f"{n}_code"]), getattr(header, f"get_{n}")(), n) for n in ("sform", "qform")]
         millimetres = _MILLIMETRES[header.get_xyzt_units()[0]]
         spacing = [millimetres * float(v) for v in header.get_zooms()[:3]]
     if values is None:
         raise UnusableImage(f"values of type {dtype}: whole or real numbers are expected")
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
     if values.ndim != 3:
-        raise UnusableImage(f"an image of shape {values.shape} instead of one volume: give single frames")
+        raise UnusableImage(f"an image of shape {values.shape} instead of one volume")
     scale = np.diag([millimetres] * 3 + [1.0])
     places = [(code, LPS_OF_RAS @ scale @ affine, name) for code, affine, name in places if code > 0]
     if places:
@@ -121,25 +145,32 @@ def _read_nifti(path: Path, assumed: str | None) -> SourceImage:
     return SourceImage(values, _assumed_affine(assumed, spacing, values.shape), "NIfTI")
 
 
-def _read_ecat(path: Path) -> SourceImage:
-    """One frame of ECAT7; its axes are the scanner's, as STIR's are."""
+def _read_ecat(path: Path, frame: int | None) -> SourceImage:
+    """One time frame of ECAT7; its axes are the scanner's, as STIR's are."""
     ecat = optional("nibabel", "ECAT7").ecat
     with path.open("rb") as file:
         # a list of more than 31 frames goes on in another block; nibabel would follow a circle for ever
         if int.from_bytes(file.read(520)[516:], "big") > 2:
             raise UnusableImage("an ECAT7 file with more than 31 time frames: one image is expected")
-    with reading("no readable ECAT7 image"):
+    with reading("no readable ECAT7 image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # frames need not be stored in their order
         image = ecat.EcatImage.from_filename(str(path))
         frames, header = image.get_subheaders(), image.header
-        kind, lies, number = int(header["file_type"]), int(header["patient_orientation"]), frames.get_nframes()
-        stored = math.prod(float(frames.subheaders[0][f"{a}_dimension"]) for a in "xyz")
+        kind, lies = int(header["file_type"]), int(header["patient_orientation"])
+        if kind not in _ECAT_IMAGES:
+            raise UnusableImage(f"an ECAT7 file of type {kind}: an image is expected")
+        # The lowest nine bits number the frame, the others plane, gate, data and bed.
+        numbers = {int(n) & 511: row for row, n in enumerate(image.get_mlist()[:, 0]) if n > 0}
+        if len(numbers) != len(frames.subheaders):
+            raise UnusableImage("an ECAT7 file with several gates or bed positions: one image is expected")
+        row = numbers[sorted(numbers)[_chosen(frame, len(numbers))]]
+        sub = frames.subheaders[row]
+        stored = math.prod(float(sub[f"{a}_dimension"]) for a in "xyz")
         if not 0 < stored <= path.stat().st_size:
             raise UnusableImage(f"no readable ECAT7 image: {stored:g} voxels in {path.stat().st_size} bytes")
         # nibabel mirrors axes by this word, and adds offsets in cm to mm: neither is used
-        values = frames.data_from_fileobj(0, orientation="neurological")[::-1, ::-1, ::-1]
-        place = {n: np.asarray([float(frames.subheaders[0][f"{a}_{n}"]) for a in "xyz"]) for n in _ECAT_CM}
-    if kind not in _ECAT_IMAGES or number != 1:
-        raise UnusableImage(f"an ECAT7 file of type {kind} with {number} time frames: one image is expected")
+        values = frames.data_from_fileobj(row, orientation="neurological")[::-1, ::-1, ::-1]
+        place = {n: np.asarray([float(sub[f"{a}_{n}"]) for a in "xyz"]) for n in _ECAT_CM}
     if lies not in _ECAT_POSITIONS:
         raise UnusableImage(f"its patient position (ECAT7 code {lies}) is none of head or feet first, supine or prone")
     if (position := _ECAT_POSITIONS[lies]) is None:
@@ -151,11 +182,24 @@ def _read_ecat(path: Path) -> SourceImage:
     return SourceImage(np.asarray(values, np.float32), affine, "ECAT7", position=position)
 
 
-def _array(image: Any, path: Path) -> NDArray[np.float32]:
+def _chosen(frame: int | None, number: int) -> int:
+    """The index of the time frame to read, from 0."""
+    try:
+        return choose_frame(frame, number) - 1
+    except ValueError as error:
+        raise UnusableImage(str(error)) from error
+
+
+def _array(image: Any, path: Path, frame: int | None) -> NDArray[np.float32]:
     promised = float(np.prod([float(n) for n in image.shape])) * image.get_data_dtype().itemsize
     if promised > _MAX_COMPRESSION * path.stat().st_size:
         raise UnusableImage(f"no readable NIfTI image: {promised:.3g} bytes in a file of {path.stat().st_size}")
-    return np.asarray(image.dataobj, dtype=np.float32)
+    shape = image.shape[:3], [n for n in image.shape[3:] if n != 1]
+    if len(shape[1]) > 1:
+        raise UnusableImage(f"an image of shape {image.shape} instead of one volume")
+    index = _chosen(frame, math.prod(shape[1]))
+    place = tuple(index if n != 1 else 0 for n in image.shape[3:])
+    return np.asarray(image.dataobj[(..., *place)], dtype=np.float32)
 
 
 def _scanners_place(

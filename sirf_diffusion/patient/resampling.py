@@ -87,6 +87,12 @@ def resample(image: SourceImage, grid: PatientGrid, *, labels: bool = False) -> 
     return sitk.GetArrayFromImage(moved)
 
 
+def interpolates(image: SourceImage, affine: NDArray[np.float64]) -> bool:
+    """Whether `resample` to a grid of this affine gives other values than the image's own."""
+    to_source = _without_rounding(np.linalg.inv(image.affine) @ affine)
+    return not np.array_equal(to_source, np.round(to_source))
+
+
 def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> NDArray[np.float32]:
     """Values convolved with a Gaussian of these standard deviations in voxels, by axis."""
     sitk = optional("SimpleITK", "resampling images")

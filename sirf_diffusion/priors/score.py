@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The score prior's defaults wherever it is offered: class, objects of SIRF, blocks of STIR's parameter files, commands.
-NOISE_LEVEL = 0.3
-PENALISATION_FACTOR = 0.2
-MEMORY = False
+NOISE_LEVEL = 0.4
+PENALISATION_FACTOR = 0.4
+MEMORY = True
 # With memory: which share of a change of the noise is kept at once, and how strongly that change pulls. The image in
 # the end does not depend on them; One Step Late exploded where their sum times factor over squared level was 6.7.
 MEMORY_RATE, MEMORY_PULL = 0.1, 0.8
@@ -129,6 +129,7 @@ class ScorePenalty(Penalty):
             model = ScoreModel.load(model, device=device)
         if not hasattr(model, "residual"):
             raise TypeError(f"model must offer residual(x, sigma), found {type(model).__name__}; give a ScoreModel")
+        self.noise: Tensor | None = None
         self.model, self.planes, self.noise_level = model, planes, noise_level
         is_bound = not hasattr(model, "for_data") or model.geometry is not None
         self._bound: Any = model if is_bound else None
@@ -140,7 +141,6 @@ class ScorePenalty(Penalty):
         self._guidance: float | None = None
         self._warned = False
         self.memory = check_flag("memory", memory)
-        self.forget()
         self.set_kappa(kappa)
 
     @property
@@ -150,7 +150,10 @@ class ScorePenalty(Penalty):
 
     @noise_level.setter
     def noise_level(self, value: float) -> None:
-        self._noise_level = _positive("the noise level", value)
+        value = _positive("the noise level", value)
+        if self.noise is not None:  # its pull, noise over squared level, stays
+            self.noise = self.noise * (value / self._noise_level) ** 2
+        self._noise_level = value
 
     @property
     def intensity_scale(self) -> float | None:

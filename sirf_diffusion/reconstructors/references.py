@@ -15,8 +15,10 @@ _ENGINES = {"stir": ("Thielemans2012",), "sirf": ("Ovtchinnikov2020", "Thieleman
 def references(
     method: Any, engine: Mapping[str, str], adaptation: Any = None, model: Any = None, guidance: float = 0.0
 ) -> list[str]:
-    """Keys of what a run used: its method, adaptation, slices in three orientations, guidance by an image, engine."""
+    """Keys of what a run used: method, adaptation, personalised model, three orientations, guidance, engine."""
     keys = [*method.references, *getattr(adaptation, "references", ())]
+    training = getattr(model, "metadata", {}).get("training", {})
+    keys += ["WebberPersonalised2025"] * ("personalised" in training)
     keys += ["Lee2023"] * (getattr(model, "planes", None) in THREE_ORIENTATIONS) + ["Ho2022"] * (guidance != 0)
     return list(dict.fromkeys([*keys, *_ENGINES.get(engine["name"], ())]))
 

@@ -1,10 +1,10 @@
-"""Chests with upper abdomen, of parametric organs."""
+"""Chests with upper abdomen, and more varied trunks with arms, of parametric organs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .parametric import ParametricAnatomy, Shaper, Tissue, begin, finish
+from .parametric import ParametricAnatomy, Shaper, Tissue, Volume, begin, finish
 
 #: Organs in the order of their labels.
 TISSUES = {
@@ -32,6 +32,15 @@ BODY_TRACERS: dict[str, dict[str, tuple[float, float]]] = {
     "any": dict.fromkeys(TISSUES, (0.05, 5.0)),
 }  # fmt: skip
 
+#: Of trunks: the same and bowel.
+TRUNK_TISSUES = TISSUES | {"bowel": Tissue(0.096, 0.4)}
+#: Density relative to water in their CT images.
+DENSITIES = {
+    "fat": 0.92, "muscle": 1.05, "lung": 0.28, "mediastinum": 1.03, "blood": 1.04, "myocardium": 1.05, "liver": 1.06,
+    "stomach": 1.01, "spleen": 1.05, "kidney": 1.03, "marrow": 1.15, "bone": 1.5, "bowel": 1.0,
+}  # fmt: skip
+TRUNK_TRACERS = {name: ranges | {"bowel": (0.3, 3.0)} for name, ranges in BODY_TRACERS.items()}
+
 
 def simulate_thorax(
     seed: int, shape: tuple[int, int, int] = (136, 112, 176), voxel_size: float = 2.5
@@ -51,6 +60,59 @@ def simulate_thorax(
     _abdomen(s)
     _skeleton(s)
     return finish(s, TISSUES, seed)
+
+
+def simulate_trunk(
+    seed: int, shape: tuple[int, int, int] = (160, 112, 176), voxel_size: float = 2.5
+) -> ParametricAnatomy:
+    """Draw one trunk: a chest of `simulate_thorax` with more in it, and less alike.
+
+    Lean and stout, with bowel, the arms up, down or out of sight, and anywhere between the neck and the hips. Arguments
+    and errors are those of `simulate_thorax`.
+    """
+    s = begin(32, seed, shape, voxel_size, (2.0, 6.0))
+    build = np.exp(s.rng.normal(0, [0.06, 0.08]))
+    s.x, s.y = (c / np.float32(f) for c, f in zip((s.x, s.y), build, strict=True))
+    s.z = s.z + np.float32(s.rng.uniform(-60, 60))
+    _torso(s)
+    _arms(s)
+    _chest(s)
+    _bowel(s)
+    _abdomen(s)
+    _skeleton(s)
+    return finish(s, TRUNK_TISSUES, seed)
+
+
+def breathe(activity: Volume, seed: int, draw: int, voxel_size: float) -> Volume:
+    """Blur an activity ``[z, y, x]`` along z by up to 20 mm of breathing, most in the middle, least at the ends."""
+    from scipy.ndimage import uniform_filter1d
+
+    rng = np.random.default_rng([33, seed, draw])
+    width = max(1, round(rng.uniform(0, 20) / voxel_size))
+    z = (np.arange(len(activity)) - len(activity) / 2) * voxel_size - rng.uniform(-60, 60)
+    share = np.exp(-0.5 * (z / 70) ** 2).astype(np.float32)[:, None, None]
+    return activity + share * (uniform_filter1d(activity, width, axis=0, mode="nearest") - activity)
+
+
+def _arms(s: Shaper) -> None:
+    """Beside the trunk, beside the head, or not in sight."""
+    where = s.rng.choice(["up", "down", "away"], p=[0.5, 0.35, 0.15])
+    if where == "away":
+        return
+    for side in (-1, 1):
+        centre, length = ((115 * side, 10, -190), 95) if where == "up" else ((205 * side, 25, 60), 320)
+        arm = s.blob(centre, (40, 45, length), power=2.6, jitter=6.0)
+        s.organs["fat"] = np.maximum(s.organs["fat"], arm * (1 - s.organs["muscle"]))
+        s.put("muscle", s.blob(centre, (32, 36, length), power=2.6, jitter=2.0))
+        s.put("bone", s.blob(centre, (9, 9, length), jitter=2.0))
+
+
+def _bowel(s: Shaper) -> None:
+    """Loops in front of the spine, below liver and stomach, in fat."""
+    s.put("fat", s.blob((0, -8, 190), (125, 72, 130), power=2.4) * np.float32(s.rng.uniform(0.3, 1)))
+    for _ in range(s.rng.integers(6, 16)):
+        centre = (s.rng.uniform(-90, 90), s.rng.uniform(-55, 20), s.rng.uniform(140, 260))
+        s.put("bowel", s.blob(centre, tuple(s.rng.uniform(12, 32, 3)), jitter=0.0))
 
 
 def _torso(s: Shaper) -> None:

@@ -48,15 +48,16 @@ def draw_lesions(rng: np.random.Generator, anatomy: HeadAnatomy, at_most: int) -
 
 
 def soft_ellipsoid(
-    shape: tuple[int, ...], centre: Sequence[float], radii: Sequence[float] | NDArray[np.float64], factor: float
-) -> Lesion:
-    """A lesion of given centre and radii, both in voxels, with an edge of about a tenth of the radius."""
+    shape: tuple[int, ...], centre: Sequence[float], radii: Sequence[float] | NDArray[np.float64], factor: float,
+    softness: float = 0.08,
+) -> Lesion:  # fmt: skip
+    """A lesion of given centre and radii, both in voxels, with an edge of about ``softness`` times the radius."""
     reach = [int(np.ceil(1.6 * r)) + 1 for r in radii]
     box = tuple(slice(max(0, int(c) - h), int(c) + h + 1) for c, h in zip(centre, reach, strict=True))
     ranges = [np.arange(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)]
     grid = np.meshgrid(*ranges, indexing="ij")
     r = np.sqrt(sum(((g - c) / radius) ** 2 for g, c, radius in zip(grid, centre, radii, strict=True)))
-    soft = 1 / (1 + np.exp(np.clip((r - 1) / 0.08, -30, 30)))
+    soft = 1 / (1 + np.exp(np.clip((r - 1) / softness, -30, 30)))
     return Lesion(box, soft.astype(np.float32), factor)
 
 

@@ -162,13 +162,14 @@ def finish(shaper: Shaper, tissues: Mapping[str, Tissue], seed: int) -> Parametr
 
 def waves(rng: np.random.Generator, shape: tuple[int, ...], voxel_size: float, length: float) -> Volume:
     """A smooth random field of about unit variance: 24 cosine waves with wavelengths of ``length`` mm and more."""
-    total = np.zeros(shape, np.float32)
+    along, across = [], []
     for _ in range(24):
         direction = rng.standard_normal(3)
         direction *= 2 * np.pi * voxel_size / (length * rng.uniform(1, 3) * np.linalg.norm(direction))
         phase = rng.uniform(0, 2 * np.pi)
         # cos(a + b + c) as the real part of a product of three factors: one exponential per axis, not per voxel
         z, y, x = (np.exp(1j * d * np.arange(n)).astype(np.complex64) for d, n in zip(direction, shape, strict=True))
-        plane = (y[:, None] * x[None, :] * np.complex64(np.exp(1j * phase)))[None]
-        total += z.real[:, None, None] * plane.real - z.imag[:, None, None] * plane.imag
-    return total / np.float32(np.sqrt(12))
+        plane = (y[:, None] * x[None, :] * np.complex64(np.exp(1j * phase))).ravel()
+        along += [z.real, -z.imag]
+        across += [plane.real, plane.imag]
+    return (np.stack(along, 1) @ np.stack(across)).reshape(shape) / np.float32(np.sqrt(12))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines import Objective, as_objective
+from ..engines import PROJECTORS, Objective, as_objective
 from ..engines.embedded.acquisition import Acquisition
 from ..engines.embedded.subsets import basic_views, largest_num_subsets
 from ..geometry.images import ImageGeometry
@@ -78,8 +78,12 @@ class InterfileData:
         return data_of(acquisition, initial=initial)
 
 
-def data_of(given: Any, **options: Any) -> Data:
+def data_of(
+    given: Any, *, projector: str = PROJECTORS[0], device: str | torch.device = "cpu", **options: Any
+) -> Data:
     """Data of an acquisition, or of whatever ``sirf_diffusion.as_objective`` takes; ``options`` are those of `Data`.
+
+    ``projector`` and ``device`` are those of ``as_objective``.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def data_of(given: Any, **options: Any) -> Data:
         For anything else.
     """
     if not isinstance(given, Acquisition):
-        likelihood = as_objective(given)
+        likelihood = as_objective(given, projector=projector, device=device)
 
         def as_it_is(num_subsets: int, device: torch.device, exact: bool = False) -> Objective:
             # Its subsets are the caller's choice and serve all methods.

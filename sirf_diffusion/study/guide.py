@@ -51,7 +51,8 @@ class Guide:
         Raises
         ------
         ValueError
-            If the model takes no anatomical image and one is given, or it takes one and there is none.
+            If the model takes no anatomical image and one is given, or it takes one and there is none, or it was made
+            for another patient's MR.
         """
         if self.register_to is not None:
             if self.register_to not in TARGETS:
@@ -66,10 +67,13 @@ class Guide:
                     f"--guidance out, or use one of {others}"
                 )
             return
-        from ..models.conditioning import check_guidance
+        from ..models.conditioning import check_guidance, unless_own
 
-        in_channels = getattr(model, "in_channels", 1)
-        check_guidance(in_channels, self.anatomical is not None, self.guidance)
+        in_channels, training = getattr(model, "in_channels", 1), getattr(model, "metadata", {}).get("training", {})
+        shown = unless_own(self.anatomical, training)
+        check_guidance(in_channels, shown is not None, self.guidance)
+        if shown is None and self.register_to is not None:
+            raise ValueError("a personalised model is not shown the MR: leave --register out")
         if in_channels > 1 and self.anatomical is None and self.guidance != -1 and not model.is_guided:
             raise ValueError(
                 "this model was trained with anatomical images (MR or CT) and there is none: give one (--anatomical "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engines import PROJECTORS, as_objective
 from ..engines.embedded.subsets import basic_views, divide_views, largest_num_subsets
 from ..files.parfile import ParFile, ParFileError
 from ..files.parfile.run import ParRun
@@ -31,6 +32,8 @@ class ParData:
         Name of the method.
     engine
         Who reads the data: ``"stir"``, ``"embedded"``, or ``"auto"``, STIR where its Python module is installed.
+    projector
+        Whose projector is used of what STIR reads, see `sirf_diffusion.as_objective`.
     keep_prior
         Run the file's own prior: ``map-rdp`` a relative difference or quadratic prior, ``map-score`` a Diffusion Score
         prior.
@@ -41,6 +44,7 @@ class ParData:
     path: str
     method: str
     engine: str = "auto"
+    projector: str = PROJECTORS[0]
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
 
@@ -134,7 +138,14 @@ class ParData:
                 latest, _ = stir_objective(self.run, num_subsets)
             return latest
 
-        return Data(objective, made.geometry), None if self.run.initial_estimate is None else made.to_tensor(image)
+        def embedded(num_subsets: int, device: torch.device, exact: bool = False) -> Any:
+            if str(device) not in stand_ins:
+                stand_ins[str(device)] = as_objective(made, projector=self.projector, device=device)
+            return stand_ins[str(device)] if exact else stand_ins[str(device)].with_subsets(num_subsets)
+
+        stand_ins: dict[str, Any] = {}
+        data = Data(objective if self.projector == PROJECTORS[0] else embedded, made.geometry)
+        return data, None if self.run.initial_estimate is None else made.to_tensor(image)
 
     def _check_attenuation(self) -> None:
         """By the embedded engine, which has to be able to read the file."""

@@ -13,10 +13,11 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from ..engines import PROJECTORS
 from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
-from ..geometry.checks import check_count, check_real, check_seed
+from ..geometry.checks import check_choice, check_count, check_real, check_seed
 from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
@@ -82,6 +83,8 @@ class Study:
     members
         Make only these of the samples ``0`` to ``num_samples - 1``; `.shares.merge` puts such results
         together.
+    projector
+        Of data of SIRF and STIR: ``"toolkit"`` (default) or ``"embedded"``, see `sirf_diffusion.as_objective`.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     vois
@@ -118,6 +121,7 @@ class Study:
     subset_order: Sequence[int] | None = None
     prior: Any = None
     members: Sequence[int] | None = None
+    projector: str = PROJECTORS[0]
     engine: str | None = None
     keep_prior: bool = False
     attenuation_in_factors: bool | None = None
@@ -138,6 +142,7 @@ class Study:
         if chosen.samples:
             self.num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
         check_seed("seed", self.seed)
+        check_choice("projector", self.projector, PROJECTORS)
         check_real("checkpoint_every", self.checkpoint_every)
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
@@ -146,7 +151,8 @@ class Study:
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
-            self.par = ParData(path, self.method, self.engine or "auto", self.keep_prior, self.attenuation_in_factors)
+            options = self.projector, self.keep_prior, self.attenuation_in_factors
+            self.par = ParData(path, self.method, self.engine or "auto", *options)
             settings, model, self.guide = self.par.completed(settings, model, self.guide)
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
@@ -168,7 +174,8 @@ class Study:
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
         self._labels(objective)
-        placed = None if self.score_model is None else self.guide.place(data, exam, early.image)
+        shown = getattr(self.score_model, "in_channels", 1) > 1  # a personalised model was compared with its MR
+        placed = self.guide.place(data, exam, early.image) if shown else None
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical, early.image)
         keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
@@ -217,7 +224,7 @@ class Study:
             "data": {**objective.describe(), "exam": asdict(exam)},
             "engine": objective.engine,
             "device": str(device),
-            "model": None if bound is None else _describe_model(bound),
+            "model": None if bound is None else _describe_model(bound, self.guide),
             "anatomical": None if placed is None else {**placed.record, "guidance": self.guide.guidance},
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
@@ -236,7 +243,7 @@ class Study:
             return self.par.read()
         if isinstance(self.data, InterfileData):
             return self.data.read(None if self.score_model is None else tuple(self.score_model.voxel_size[1:]))
-        return data_of(self.data)
+        return data_of(self.data, projector=self.projector, device=self._device)
 
     def _labels(self, objective: Objective) -> Tensor | None:
         """VOIs on the image's grid, asked for before the work as well: they may lie elsewhere."""
@@ -324,11 +331,13 @@ def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
 
 
-def _describe_model(model: Any) -> dict[str, Any]:
+def _describe_model(model: Any, guide: Guide) -> dict[str, Any]:
+    made_for = model.metadata["training"].get("personalised")
     return {
         "sha256": model.hash,
         "voxel_size_mm": model.voxel_size,
         "planes": model.planes,
         "precision": model.precision,
         "metadata": model.metadata,
+        **({} if made_for is None else {"made_for": made_for, "mr_compared": guide.anatomical is not None}),
     }

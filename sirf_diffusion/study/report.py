@@ -134,28 +134,35 @@ def report_figure(
 
     A volume is shown in its three middle planes (transverse, coronal, sagittal), a single plane alone.
     """
+    rows = [("reconstruction", image, "gray_r")]
+    if uncertainty is not None:
+        rows.append(("standard deviation", uncertainty, "magma"))
+    if anatomical is not None:
+        rows.append(("anatomical image", anatomical, "gray"))
+    figure_of_views(path, [(*row, 0.0, float(row[1].max()) or 1.0) for row in rows], geometry, title, trace)
+
+
+def figure_of_views(
+    path: str | os.PathLike[str], stacks: Sequence[tuple[str, Tensor, str, float, float]], geometry: ImageGeometry,
+    title: str = "", trace: Trace | None = None,
+) -> None:  # fmt: skip
+    """Draw the middle planes of images on one grid, a row each: name, image, colours, lowest and highest value."""
     from matplotlib.figure import Figure
 
-    stacks = [("reconstruction", image, "gray_r")]
-    if uncertainty is not None:
-        stacks.append(("standard deviation", uncertainty, "magma"))
-    if anatomical is not None:
-        stacks.append(("anatomical image", anatomical, "gray"))
-    views = _views(image.shape, geometry)
+    views = _views(stacks[0][1].shape, geometry)
     columns = len(views) + (trace is not None)
     figure = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained")
     axes = figure.subplots(len(stacks), columns, squeeze=False)
-    for row, (name, volume, colours) in enumerate(stacks):
-        peak = float(volume.max()) or 1.0
+    for row, (name, volume, colours, low, high) in enumerate(stacks):
         for column, (view, index, aspect) in enumerate(views):
-            shown = _show(axes[row][column], volume[index], 0, peak, colours, aspect)
+            shown = _show(axes[row][column], volume[index], low, high, colours, aspect)
             axes[row][column].set_axis_off()
             axes[row][column].set_title(f"{name}, {view}", fontsize=8)
         figure.colorbar(shown, ax=list(axes[row][: len(views)]), fraction=0.03, pad=0.01)
         if trace is not None and row > 0:
             axes[row][-1].set_axis_off()
     if trace is not None:
-        _plot_traces(axes[0][-1], [Panel("this run", image, trace=trace)], None)
+        _plot_traces(axes[0][-1], [Panel("this run", stacks[0][1], trace=trace)], None)
     if title:
         figure.suptitle(title, fontsize=9)
     _save(figure, path)

@@ -10,7 +10,6 @@ from typing import Any
 from ..files.documents import read_text
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
-from .data.augmentation import Augmentation
 from .loop import RunOptions
 from .recipes import Recipe
 
@@ -26,10 +25,14 @@ DEFAULT = Recipe(
 )  # fmt: skip
 
 _TABLES = ("", "data", "noise", "optimiser", "validation")
-#: Fields of `Recipe` by table and key of the file.
-_KEYS = {
-    table: {i.metadata["key"] or i.name: i for i in fields(Recipe) if i.metadata.get("table") == table}
-    for table in _TABLES
+#: Tables that are one object each, with what is said of them.
+_PARTS = {
+    "schedule": "vp (beta_min, beta_max), ve (sigma_min, sigma_max), ddpm (num_train_steps, beta_start, beta_end, "
+    "betas, zero_snr)",
+    "augmentation": "random changes of the training images, see sirf_diffusion.training.Augmentation",
+    "enhancement": "see sirf_diffusion.models.latent.EnhancementConfig",
+    "doses": "of the diffusion, see sirf_diffusion.models.doses.DoseSchedule",
+    "scan": "that lower doses are drawn of, see sirf_diffusion.models.enhancement.LowDoseConfig",
 }
 _NETWORK = {
     "channels": "channels of each resolution level",
@@ -46,10 +49,6 @@ _NETWORK = {
     "norm_eps": "added to the variance by the normalisation",
     "kind": "unet, or drunet: a convolutional denoiser (takes channels and num_res_blocks; prediction x0, schedule ve)",
 }
-_SCHEDULE = (
-    "vp (beta_min, beta_max), ve (sigma_min, sigma_max), ddpm (num_train_steps, beta_start, beta_end, betas, zero_snr)"
-)
-_AUGMENTATION = "random changes of the training images, see sirf_diffusion.training.Augmentation"
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Configuration:
     options: RunOptions
 
 
-def read_configuration(path: str | os.PathLike[str]) -> Configuration:
-    """Configuration of a TOML file; what it does not mention has its default.
+def read_configuration(path: str | os.PathLike[str], default: Recipe = DEFAULT) -> Configuration:
+    """Configuration of a TOML file; what it does not mention is as in ``default``.
 
     Raises
     ------
@@ -71,49 +70,72 @@ def read_configuration(path: str | os.PathLike[str]) -> Configuration:
     """
     text = read_text(path, _LARGEST)
     try:
-        return configuration(_parse(text))
+        return configuration(_parse(text), default)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"configuration {path}: {error}") from error
 
 
-def configuration(content: dict[str, Any]) -> Configuration:
+def configuration(content: dict[str, Any], default: Recipe = DEFAULT) -> Configuration:
     """Configuration of parsed TOML."""
+    keys_of, parts = _keys(default), _parts(default)
     tables = {"": {k: v for k, v in content.items() if not isinstance(v, dict)}}
     tables |= {k: v for k, v in content.items() if isinstance(v, dict)}
-    unknown = sorted(set(tables) - {*_KEYS, "network", "schedule", "augmentation", "run"})
-    if unknown:
-        known = [*(name for name in _KEYS if name), "network", "schedule", "augmentation", "run"]
+    known = [*(name for name in keys_of if name), "network", *parts, "run"]
+    if unknown := sorted(set(tables) - {"", *known}):
         raise ValueError(f"unknown tables {unknown}; known are {known}")
     changes: dict[str, Any] = {}
-    for table, keys in _KEYS.items():
+    for table, keys in keys_of.items():
         for key, value in _known(table, tables.get(table, {}), keys).items():
-            changes[keys[key].name] = _like(table, key, value, getattr(DEFAULT, keys[key].name))
+            changes[keys[key].name] = _like(table, key, value, getattr(default, keys[key].name))
+    network = _network(tables.get("network", {}), default.architecture)
     if "network" in tables:
-        changes["architecture"] = _network(tables["network"])
-    if "schedule" in tables:
-        changes["schedule"] = _schedule(tables["schedule"])
-    changes["augmentation"] = _filled("augmentation", tables, Augmentation())
+        changes["architecture"] = network
+    for table, part in parts.items():
+        if table == "schedule":
+            changes |= {"schedule": _schedule(tables[table])} if table in tables else {}
+        else:
+            part = replace(part, network=network) if table == "enhancement" else part
+            changes[table] = _filled(table, tables, part)
     if changes.get("prediction") == "edm":
         noise = {"prediction": "v", "weighting": "edm", "log_sigma_mean": -1.2, "log_sigma_sd": 1.2}
         changes = noise | changes | {"prediction": "v"}
-    return Configuration(replace(DEFAULT, **changes), _filled("run", tables, RunOptions()))
+    return Configuration(replace(default, **changes), _filled("run", tables, RunOptions()))
 
 
-def default_text() -> str:
+def default_text(default: Recipe = DEFAULT) -> str:
     """The defaults as a TOML file that `read_configuration` reads, each with a line that says what it is."""
-    lines = ["# Configuration of `sirf-diffusion train --data F.h5 --config THIS --out MODEL`: the defaults."]
-    for table, keys in _KEYS.items():
+    latent = "--latent " if default.enhances else ""
+    lines = [f"# Configuration of `sirf-diffusion train {latent}--data F.h5 --config THIS --out MODEL`: the defaults."]
+    for table, keys in _keys(default).items():
         lines += ["", f"[{table}]"] if table else [""]
-        lines += [_line(key, getattr(DEFAULT, i.name), i.metadata["text"]) for key, i in keys.items()]
+        lines += [_line(key, getattr(default, i.name), i.metadata["text"]) for key, i in keys.items()]
     lines += ["", "[network]"]
-    lines += [_line(key, getattr(DEFAULT.architecture, key), text) for key, text in _NETWORK.items()]
-    lines += ["", f"[schedule]  # {_SCHEDULE}"]
-    lines += [_line(key, value) for key, value in DEFAULT.schedule.to_config().items()]
-    lines += ["", f"[augmentation]  # {_AUGMENTATION}"]
-    lines += [_line(item.name, getattr(DEFAULT.augmentation, item.name)) for item in fields(Augmentation)]
+    lines += [_line(key, getattr(default.architecture, key), text) for key, text in _NETWORK.items()]
+    for table, part in _parts(default).items():
+        values = part.to_config() if table == "schedule" else _plain(part)
+        lines += ["", f"[{table}]  # {_PARTS[table]}", *(_line(key, value) for key, value in values.items())]
     lines += ["", "[run]  # has no influence on the result"]
     lines += [_line(i.name, i.default, i.metadata["text"]) for i in fields(RunOptions)]
     return "\n".join(lines) + "\n"
+
+
+def _keys(default: Recipe) -> dict[str, dict[str, Any]]:
+    """Fields of a recipe by table and key of the file; without those that mean nothing to this kind."""
+    items = [item for item in fields(default) if item.name not in default.unused]
+    return {
+        table: {i.metadata["key"] or i.name: i for i in items if i.metadata.get("table") == table} for table in _TABLES
+    }
+
+
+def _parts(default: Recipe) -> dict[str, Any]:
+    """The objects of a recipe that have a table of their own."""
+    known = [table for table in _PARTS if hasattr(default, table) and table not in default.unused]
+    return {table: getattr(default, table) for table in known}
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """Settings of an object; a network in it has its own table."""
+    return {item.name: getattr(part, item.name) for item in fields(part) if item.name != "network"}
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -127,8 +149,8 @@ def _parse(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _network(table: dict[str, Any]) -> NetworkConfig:
-    defaults = {item.name: getattr(DEFAULT.architecture, item.name) for item in fields(NetworkConfig)}
+def _network(table: dict[str, Any], default: NetworkConfig) -> NetworkConfig:
+    defaults = {item.name: getattr(default, item.name) for item in fields(NetworkConfig)}
     _known("network", table, defaults)
     if table.get("spatial_dims", 2) == 3 or table.get("num_networks", 1) != 1 or table.get("kind") == "drunet":
         defaults["num_class_embeds"] = 0
@@ -147,7 +169,7 @@ def _schedule(table: dict[str, Any]) -> NoiseSchedule:
 
 def _filled(table: str, tables: dict[str, dict[str, Any]], default: Any) -> Any:
     """The dataclass ``default`` with the values of a table."""
-    entries = _known(table, tables.get(table, {}), {item.name for item in fields(default)})
+    entries = _known(table, tables.get(table, {}), _plain(default))
     return replace(default, **{k: _like(table, k, v, getattr(default, k)) for k, v in entries.items()})
 
 

@@ -34,6 +34,10 @@ class Example:
         values = (self.images, self.time, self.planes, self.target, self.weight)
         return Example(*(None if value is None else value[chosen] for value in values))
 
+    def predicted_by(self, network: Any) -> Tensor:
+        """What a network makes of the images."""
+        return network(self.images, self.time, class_labels=self.planes)
+
     def loss(self, predicted: Tensor) -> Tensor:
         """Mean squared error, weighted image by image."""
         error = (predicted.float() - self.target).square()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..files.stopping import SIGNALS, Stopped
+from ..models.lora import plain_weights
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
 from .corruption import corrupted
@@ -181,21 +182,25 @@ class TrainingLoop:
         self._saved = self.state.step
         self.peers.wait()
 
-    def _config(self) -> ModelConfig:
-        recipe, state = self.recipe, self.state
+    def _provenance(self) -> dict[str, Any]:
+        """What a model file says of its training."""
+        state = self.state
         training = {
-            "recipe": recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
+            "recipe": self.recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
             "torch": torch.__version__, "device": state.device.type,
         }  # fmt: skip
-        training |= {key: value for key, value in state.description.items() if key in ("data", "init")}
+        return training | {key: value for key, value in state.description.items() if key in ("data", "init")}
+
+    def _config(self) -> ModelConfig:
+        recipe = self.recipe
         return ModelConfig(
             recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
             tracer=recipe.tracer or self.source.file.tracer,
-            licence="Apache-2.0" if recipe.simulated else "", training=training,
+            licence="Apache-2.0" if recipe.simulated else "", training=self._provenance(),
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:
-        save_model(path, self.state.average.module.state_dict(), self._config(), weights_dtype="float16")
+        save_model(path, plain_weights(self.state.average.module), self._config(), weights_dtype="float16")
 
     def _draw_samples(self) -> None:
         config = self._config()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..geometry.checks import check_choice, check_real
 from ..models.h_transform import NUM_INPUTS
@@ -105,6 +105,7 @@ class Recipe:
         False, "", "with --init: keep [network], which has the model's levels and more below, or more attention"
     )
     validate_every: int = setting(1000, "validation", "steps between validations", 1, 2**40, name="every")
+    rank: int = setting(0, "optimiser", "with --init: rank of the weights' changes (LoRA); 0: all weights", 0, 4096)
     patience: int = setting(
         0, "validation", "validations without improvement before an early stop; 0: no early stop", 0, 2**40
     )
@@ -134,6 +135,10 @@ class Recipe:
             raise ValueError(
                 f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
             )
+
+    #: Names of fields that mean nothing to this kind of training, and whether it is of an enhancement model.
+    unused: ClassVar[frozenset[str]] = frozenset()
+    enhances: ClassVar[bool] = False
 
     @property
     def simulated(self) -> bool:

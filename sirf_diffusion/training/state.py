@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..files.outputs import difference, jsonable
+from ..models.lora import attach_low_rank
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .corruption import Example
 from .distributed import Processes
 from .fine_tuning import Start
 from .recipes import Recipe
@@ -27,6 +27,7 @@ class TrainingState:
     """Network, running average, optimiser and step of one process.
 
     ``provenance`` is what decides the result beside the recipe (the data): a checkpoint of anything else is refused.
+    ``network`` is an untrained one, if it is not that of the recipe's architecture.
     """
 
     def __init__(
@@ -37,15 +38,19 @@ class TrainingState:
         peers: Processes,
         start: Start | None = None,
         compiled: bool = False,
+        network: nn.Module | None = None,
     ) -> None:
         self.recipe, self.device, self.peers = recipe, device, peers
-        self.network = build_network(recipe.architecture, seed=recipe.seed, device=device)
+        self.network = network or build_network(recipe.architecture, seed=recipe.seed, device=device)
         if start is not None:
             self.network.load_state_dict(start.weights)
+        if recipe.rank and start is None:
+            raise ValueError("rank (low-rank fine-tuning) needs a model to start from: give --init")
+        free = attach_low_rank(self.network, recipe.rank, recipe.seed) if recipe.rank else self.network.parameters()
         self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=self._blend).eval().requires_grad_(False)
         self.average.n_averaged.fill_(1)  # the weights at the start count: the first step is blended, not copied
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, foreach=True)
+        self.optimiser = torch.optim.Adam(free, lr=recipe.learning_rate, foreach=True)
         self.step = 0
         #: Values that go into the checkpoint as they are.
         self.notes: dict[str, Any] = {}
@@ -58,7 +63,7 @@ class TrainingState:
             self._wrapped = torch.compile(self._wrapped)  # type: ignore[assignment]
         self.network.train()
 
-    def advance(self, example: Example) -> Tensor:
+    def advance(self, example: Any) -> Tensor:
         """One step of the optimiser on this process' share of the batch; returns its loss as a tensor on the device."""
         recipe = self.recipe
         for group in self.optimiser.param_groups:
@@ -118,7 +123,7 @@ class TrainingState:
             network.load_state_dict({n.removeprefix(part): v for n, v in tensors.items() if n.startswith(part)})
         if self.step:
             for name, parameter in self.network.named_parameters():
-                if f"optimiser/{name}/step" not in tensors:  # of a plane of which no slice was seen yet
+                if f"optimiser/{name}/step" not in tensors:  # not trained, or of a plane of which no slice was seen yet
                     continue
                 state = {"step": tensors[f"optimiser/{name}/step"]}
                 for key in ("exp_avg", "exp_avg_sq"):
@@ -126,12 +131,12 @@ class TrainingState:
                     state[key] = torch.empty_like(parameter).copy_(tensors[f"optimiser/{name}/{key}"]).detach()
                 self.optimiser.state[parameter] = state
 
-    def _backward(self, part: Example, last: bool) -> Tensor:
+    def _backward(self, part: Any, last: bool) -> Tensor:
         """Add the gradient of a part of the batch; processes exchange theirs with the last."""
         alone = last or self.peers.world == 1
         with nullcontext() if alone else self._wrapped.no_sync():  # type: ignore[operator]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-                predicted = self._wrapped(part.images, part.time, class_labels=part.planes)
+                predicted = part.predicted_by(self._wrapped)
             loss = part.loss(predicted)
             (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()
         return loss.detach()

@@ -24,6 +24,8 @@ from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .distributed import Processes, processes
+from .enhancement import EnhancementLoop, enhancement_stages
+from .enhancement_recipes import ENHANCEMENT_RECIPES, EnhancementRecipe
 from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
@@ -52,7 +54,8 @@ def train(
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
-        Stop after this step in all, leaving a checkpoint to resume from; the model file is written as it stands.
+        Stop after this step in all (of all stages), leaving a checkpoint to resume from; the model file is written as
+        it stands, but for a first stage.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one.
     threads, device, options
@@ -77,7 +80,8 @@ def train(
     """
     out = Path(out)
     if not isinstance(recipe, Recipe):
-        recipe = RECIPES[check_choice("recipe", recipe, tuple(sorted(RECIPES)))]
+        known = RECIPES | ENHANCEMENT_RECIPES
+        recipe = known[check_choice("recipe", recipe, tuple(sorted(known)))]
     if data is not None:
         recipe = replace(recipe, phantoms=None)
     for name, value, least in (("threads", threads, 1), ("max_steps", max_steps, 0)):
@@ -94,6 +98,8 @@ def train(
         limit_threads(threads)
     where = select_device(device)
     start = None
+    if isinstance(recipe, EnhancementRecipe) and (init is not None or supervision is not None):
+        raise ValueError("an enhancement model is trained from the start and on images alone: leave --init out")
     if supervision is not None:
         recipe = supervision.checked(recipe)
     elif recipe.architecture.in_channels == NUM_INPUTS:
@@ -109,20 +115,34 @@ def train(
             )
         source = training_stream(_file(recipe, data, work, peers), recipe, ScanStream if supervision else SliceStream)
         options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
+        left = 2**50 if max_steps is None else max_steps
+        if isinstance(recipe, EnhancementRecipe):
+            for stage in enhancement_stages(recipe, source, work, out, where):
+                told = provenance | stage.provenance
+                state = TrainingState(stage.recipe, told, where, peers, None, options.compiled, stage.network)
+                _run(EnhancementLoop(stage, state, source, stage.work, options), stage.out, left, resume)
+                if (left := left - stage.recipe.num_steps) < 0:
+                    break
+            return out
         provenance |= supervision.provenance() if supervision else {}
         state = TrainingState(recipe, provenance, where, peers, start, options.compiled)
-        _check_space(work, state)
         parts = (state, source, work, options)
-        loop = SupervisedLoop(supervision, *parts) if supervision else TrainingLoop(*parts)
-        if resume:
-            state.load(work)
-        elif peers.first:
-            forget_checkpoints(work)
-        loop.advance(recipe.num_steps if max_steps is None else min(max_steps, recipe.num_steps))
-        if peers.first:
-            loop.export(out)
-        peers.wait()
+        _run(SupervisedLoop(supervision, *parts) if supervision else TrainingLoop(*parts), out, left, resume)
     return out
+
+
+def _run(loop: TrainingLoop, out: Path, last: int, resume: bool) -> None:
+    """Train from the checkpoint, or the start, up to a step, and write the model file."""
+    state, work, peers = loop.state, loop.work, loop.peers
+    _check_space(work, state)
+    if resume:
+        state.load(work)
+    elif peers.first:
+        forget_checkpoints(work)
+    loop.advance(min(last, loop.recipe.num_steps))
+    if peers.first:
+        loop.export(out)
+    peers.wait()
 
 
 def training_stream(

@@ -62,8 +62,6 @@ def compare_trees(folders: list[str]) -> None:
             text = path.read_text(encoding="latin-1")
             copy.write_text(re.sub(r"(?im)^(!?name of data file *:=).*$", r"\1 zeros", text), encoding="latin-1")
             theirs, ours = read_by_stir(copy, kind, False), _guarded(our_numbers, copy, kind, False)
-            if theirs and ours and ours[5] == -1:
-                theirs[5] = -1  # STIR looks half-lives up by the radionuclide's name if built with its data base
             agree = theirs is not None and ours is not None and cell(ours, theirs) == "="
             what = "equal" if agree else "DIFFERENT" if ours else "refused by us" if theirs else "refused by both"
             counts[what] += 1

@@ -20,7 +20,8 @@ from .acquisition import Acquisition
 logger = logging.getLogger(__name__)
 
 _REFUSAL = "the embedded engine has no counterpart of"
-_ADVICE = "use --engine stir, with STIR's Python module installed"
+#: Ends messages about what STIR can read.
+ADVICE = "; use --engine stir, with STIR's Python module installed"
 _ENOUGH_RAYS = 10
 _RAYS = "number of rays in tangential direction to trace for each bin"
 
@@ -35,7 +36,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     """
     block = run.par.objective()
     if block.name != f"{PROJECTION_DATA} parameters":
-        raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} '{block.name}'; {_ADVICE}")
+        raise ParFileError(f"{block.path}:{block.line}: {_REFUSAL} '{block.name}'{ADVICE}")
     _check_objective(block, run.num_subsets)
     related_views = _read_projector_pair(block)
     prompts = _required(block, "input file")
@@ -90,7 +91,7 @@ def _read_normalisation(
     elif kind == "from attenuation image":
         _read_attenuation(block, terms)
     else:
-        raise ParFileError(f"{where.path}:{block.line}: {_REFUSAL} the normalisation '{kind}'; {_ADVICE}")
+        raise ParFileError(f"{where.path}:{block.line}: {_REFUSAL} the normalisation '{kind}'{ADVICE}")
 
 
 def _read_attenuation(block: ParBlock, terms: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ def _read_attenuation(block: ParBlock, terms: dict[str, Any]) -> None:
     if kind == "matrix" and projector is not None:
         _read_ray_tracing(projector)
     elif kind not in ("", "ray tracing"):
-        raise block.error("forward projector type", f"({kind}) has no counterpart in the embedded engine; {_ADVICE}")
+        raise block.error("forward projector type", f"({kind}) has no counterpart in the embedded engine{ADVICE}")
     path = _required(block, "attenuation image filename")
     terms["attenuation"], terms["attenuation_geometry"] = read_image(path)
     terms["sources"]["attenuation"] = path
@@ -111,9 +112,9 @@ def _check_objective(block: ParBlock, num_subsets: int) -> None:
     check_keys(block, {*BLOCKS[PROJECTION_DATA]} - {"time frame definition filename"}, _REFUSAL)
     for name in ("zero end planes of segment 0", "use time-of-flight sensitivities"):
         if block.boolean(name):
-            raise block.error(name, f"has no counterpart in the embedded engine; {_ADVICE}")
+            raise block.error(name, f"has no counterpart in the embedded engine{ADVICE}")
     if block.integer("time frame number", 1) != 1:
-        raise block.error("time frame number", f"must be 1 for the embedded engine; {_ADVICE}")
+        raise block.error("time frame number", f"must be 1 for the embedded engine{ADVICE}")
     if not block.boolean("use subset sensitivities", True) and num_subsets > 1:
         raise block.error(
             "use subset sensitivities", "must be 1: the embedded engine has the sensitivity of each subset"
@@ -130,7 +131,7 @@ def _read_projector_pair(block: ParBlock) -> int:
     kind, pair = block.object("projector pair type")
     if kind != "matrix" or pair is None:
         found = kind or "not given: STIR then takes a forward projector that is no adjoint of the back projector"
-        raise block.error("projector pair type", f"must be Matrix, found {found}; {_ADVICE}")
+        raise block.error("projector pair type", f"must be Matrix, found {found}{ADVICE}")
     return _read_ray_tracing(pair)
 
 
@@ -142,13 +143,8 @@ def _read_ray_tracing(block: ParBlock) -> int:
     the embedded engine by 14 % with one ray (STIR's default), 8 % with 2, 3 % with 5 and 0.4 % with 10.
     """
     check_keys(block, {"matrix type"}, _REFUSAL)
-    kind, matrix = block.object("matrix type")
-    if kind != "ray tracing" or matrix is None:
-        raise block.error("matrix type", f"must be Ray Tracing, found {kind or 'none'}; {_ADVICE}")
-    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE, *_RELATED_VIEWS}, _REFUSAL)
-    for name, expected in _MUST_BE.items():
-        if matrix.boolean(name, expected) != expected:
-            raise matrix.error(name, f"must be {int(expected)}; {_ADVICE}")
+    number = related_views(block)
+    _, matrix = block.object("matrix type")
     if (num_rays := matrix.integer(_RAYS, 1)) < _ENOUGH_RAYS:
         logger.warning(
             "%s:%d: the embedded engine integrates over the whole width of a bin, as STIR does with 10 rays and more; "
@@ -157,6 +153,18 @@ def _read_ray_tracing(block: ParBlock) -> int:
             matrix.line,
             num_rays,
         )
+    return number
+
+
+def related_views(block: ParBlock) -> int:
+    """The number of views that share a subset by the matrix of a block; ParFileError for another than the engine's."""
+    kind, matrix = block.object("matrix type")
+    if kind != "ray tracing" or matrix is None:
+        raise block.error("matrix type", f"must be Ray Tracing, found {kind or 'none'}{ADVICE}")
+    check_keys(matrix, _OF_NO_EFFECT | {_RAYS, *_MUST_BE, *_RELATED_VIEWS}, _REFUSAL)
+    for name, expected in _MUST_BE.items():
+        if matrix.boolean(name, expected) != expected:
+            raise matrix.error(name, f"must be {int(expected)}{ADVICE}")
     return next((number for name, number in _RELATED_VIEWS.items() if matrix.boolean(name, True)), 1)
 
 
@@ -167,7 +175,7 @@ def _check_segments(block: ParBlock, projdata: ProjDataGeometry) -> None:
         raise block.error(
             "maximum absolute segment number to process",
             f"({highest}) leaves out segments of {block.text('input file')}, which has them up to {there}: the "
-            f"embedded engine uses all. Extract the segments with STIR's SSRB or stir_subsinograms; or {_ADVICE}",
+            f"embedded engine uses all. Extract the segments with STIR's SSRB or stir_subsinograms; {ADVICE}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -52,6 +53,7 @@ class PoissonObjective(Objective):
             raise ValueError("prompts are zero in all bins: there is nothing to reconstruct")
         self.counter = ProjectionCounter()
         self._sensitivities: dict[int | None, Tensor] = {}
+        self._early: Tensor | None = None
 
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
         """Project ``x [..., z, y, x]`` once; see :class:`~sirf_diffusion.engines.objective.Evaluation`.
@@ -137,7 +139,8 @@ class PoissonObjective(Objective):
         number = largest_num_subsets(self.model.projector.basic_views, num_subsets)
         if number == self.num_subsets:
             return self
-        other = PoissonObjective(self.model, self.prompts, number, files=self._files, exam=self._exam)
+        other = copy.copy(self)
+        other.num_subsets, other.counter, other._sensitivities, other._early = number, ProjectionCounter(), {}, None
         other.sensitivity()  # like that of every objective, made beforehand and not counted
         other.counter = self.counter
         return other

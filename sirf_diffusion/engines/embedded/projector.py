@@ -81,6 +81,7 @@ class Projector:
         self._grid = InPlaneGrid(geometry)
         self._check_position()
         self._edges = strip_edges(projdata.tangential_positions().to(self.device))
+        self._narrowest = float((self._edges[1] - self._edges[0]).min())  # once: a GPU would be waited for
         self._angles = projdata.view_angles().tolist()
         self._groups = group_segments(geometry, projdata, self._grid)
         self.basic_views = basic_views(geometry, projdata, related_views)
@@ -227,8 +228,7 @@ class Projector:
     def _blocks(self, job: _Job, group: SegmentGroup) -> list[_Job]:
         """Parts of a job whose weights take a small part of the memory."""
         dy, dx = self._grid.pixel_size
-        left, right = self._edges
-        shadow = 1 + 1.3 * max(dx, dy) / float((right - left).min())
+        shadow = 1 + 1.3 * max(dx, dy) / self._narrowest
         per_view = math.prod(self._grid.shape) * shadow * _BYTES_PER_WEIGHT * len(group.members)
         step = max(1, int(self.max_bytes / 8 / per_view))
         return [job.part(slice(i, i + step)) for i in range(0, len(job.base), step)]

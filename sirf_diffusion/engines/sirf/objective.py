@@ -68,6 +68,8 @@ class SirfObjective(Objective):
                     f"obj must be a Poisson log-likelihood of sirf.STIR, found {type(obj).__name__} without {method}()"
                 )
         self.obj = obj
+        #: The model as SIRF's Python class, which has its terms; what SIRF hands back has not.
+        self._model = acquisition_model or getattr(obj, "known_acquisition_model", None)
         self.num_subsets = int(obj.get_num_subsets())
         self.counter = ProjectionCounter()
         model = acquisition_model if acquisition_model is not None else model_of(obj)
@@ -204,6 +206,14 @@ class SirfObjective(Objective):
         if self._data is None:
             return exam_info_of_written(self._template.write)
         return exam_info_of_written(self._data.prompts.write, "data.hs")  # SIRF's images made of data do not have it
+
+    def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
+        """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
+        from ..embedded.stand_in import StandInObjective
+        from .stand_in import toolkit_data
+
+        prompts = None if self._data is None else self._data.prompts
+        return StandInObjective(self, toolkit_data(self.obj, prompts, self._model, self.to_image), device)
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""

@@ -34,7 +34,7 @@ class StirCounts:
         obj.get_normalisation().set_up(data.get_exam_info(), data.get_proj_data_info())
         self.background = np.zeros_like(self.prompts)
         if self._additive is not None:
-            self.background = self._detected(self._additive)
+            self.background = self.detected(self._additive)
 
     @property
     def num_prompts(self) -> float:
@@ -53,7 +53,7 @@ class StirCounts:
         projection = stir.ProjDataInMemory(self._data.get_exam_info(), self._data.get_proj_data_info())
         self._obj.get_projector_pair().get_forward_projector().forward_project(projection, image)
         values = projection.as_array()
-        return self._detected(values if self._additive is None else values + self._additive)
+        return self.detected(values if self._additive is None else values + self._additive)
 
     def expected_log_likelihood(self, image: Any) -> tuple[float, float]:
         """Mean and standard deviation of the truth's log-likelihood if ``image`` predicts the counts as it does."""
@@ -70,7 +70,7 @@ class StirCounts:
         lowest = y * _SMALLEST_QUOTIENT
         return float((y * np.log(lowest) - lowest).sum())
 
-    def _detected(self, values: np.ndarray) -> np.ndarray:
+    def detected(self, values: np.ndarray) -> np.ndarray:
         """``m`` times values of all bins, of the bins in use."""
         import stir
 

@@ -150,6 +150,13 @@ class StirObjective(Objective):
     def exam_info(self) -> ExamInfo:
         return exam_info_of_written(self._template.write_to_file)
 
+    def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
+        """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
+        from ..embedded.stand_in import StandInObjective
+        from .stand_in import toolkit_data
+
+        return StandInObjective(self, toolkit_data(self.stir_objective, self._known_counts, self.to_image), device)
+
     def _known_counts(self) -> StirCounts:
         if self._counts is None:
             with self.counter.timed():

@@ -18,39 +18,72 @@ _MODALITIES = {
     "pt": "PT", "pet": "PT", "nm": "NM", "nucmed": "NM", "spect": "NM", "mr": "MR", "mri": "MR", "ct": "CT",
     "cat": "CT", "us": "US", "ultrasound": "US", "optical": "Optical",
 }  # fmt: skip
+#: Half-life in seconds and branching ratio that STIR 6.5 has of each radionuclide, whatever a header tells of them.
+_KNOWN = (
+    ("PT", 18, "Fluorine", "F", 6584.04, 0.9686),
+    ("PT", 11, "Carbon", "C", 1221.66, 0.9975),
+    ("PT", 13, "Nitrogen", "N", 598.02, 0.99818),
+    ("PT", 15, "Oxygen", "O", 122.46, 0.99885),
+    ("PT", 68, "Gallium", "Ga", 4069.8, 0.8768),
+    ("PT", 68, "Germanium", "Ge", 23410080.0, 1.0),
+    ("PT", 90, "Yttrium", "Y", 230549.76, 3.19e-5),
+    ("NM", "99m", "Technetium", "Tc", 21624.12, 0.885),
+    ("NM", 67, "Gallium", "Ga", 281776.32, 0.213),
+    ("NM", 177, "Lutetium", "Lu", 574300.8, 0.1109),
+    ("NM", 90, "Yttrium", "Y", 230549.76, 0.99983),
+)
+_NUCLIDES = {
+    (modality, name): Radionuclide(f"^{mass}^{element}", half_life, ratio)
+    for modality, mass, element, symbol, half_life, ratio in _KNOWN
+    for name in (f"^{mass}^{element}", f"{mass}{symbol}", f"{symbol}-{mass}")
+}
+_NUCLIDES |= {("PT", "default"): _NUCLIDES["PT", "18F"], ("NM", "default"): _NUCLIDES["NM", "99mTc"]}
 
 
 def read_exam_info(path: str | os.PathLike[str]) -> ExamInfo:
-    """Exam information of a header (``.hs`` or ``.hv``); its data file is not looked at.
+    """Exam information of a header (``.hs`` or ``.hv``), or of one time frame (``NAME#2``); no data file is looked at.
 
     Raises InterfileError if the header cannot be read or a key has no meaning.
     """
     header = image_header(path)
-    num_frames = header.integer("number of time frames", 1, minimum=1)
+    numbers = [header.frame] if header.frame_chosen else range(1, min(header.num_frames, 10_000) + 1)
     frames = [
         (
             header.number_unless_words("image relative start time (sec)", 0.0, k),
             header.number_unless_words("image duration (sec)", 0.0, k),
         )
-        for k in range(1, min(num_frames, 10_000) + 1)
+        for k in numbers
     ]
     window = tuple(header.number_unless_words(f"energy window {side} level", -1.0) for side in ("lower", "upper"))
-    nuclide = Radionuclide(
-        name=header.text("radionuclide name", header.text("isotope name", "unknown")),
-        half_life=_positive(header.number_unless_words("radionuclide halflife (sec)", -1.0)),
-        branching_ratio=_positive(header.number_unless_words("radionuclide branching factor", -1.0)),
-    )
+    modality = _MODALITIES.get(standardise(header.text("imaging modality", "")), "unknown")
     return ExamInfo(
         orientation=header.choice("patient orientation", ORIENTATIONS, "unknown"),
         rotation=header.choice("patient rotation", ROTATIONS, "unknown"),
-        modality=_MODALITIES.get(standardise(header.text("imaging modality", "")), "unknown"),
+        modality=modality,
         originating_system=header.text("originating system", ""),
         time_frames=tuple(frames) if any(start or duration for start, duration in frames) else (),
         start_time=_start_time(header),
-        radionuclide=nuclide,
+        radionuclide=_radionuclide(header, modality),
         calibration_factor=_positive(header.number_unless_words("calibration factor", -1.0)),
         energy_window=(window[0], window[1]) if min(window) > 0 else None,
     )
+
+
+def _radionuclide(header: Header, modality: str) -> Radionuclide:
+    """By its name, as STIR has it in its data base, else by what the header tells."""
+    name = header.text("radionuclide name", header.text("isotope name", "unknown"))
+    numbers = {
+        key: _positive(header.number_unless_words(f"radionuclide {key}", -1.0))
+        for key in ("halflife (sec)", "branching factor")
+    }
+    if (known := _NUCLIDES.get((modality, name))) is None:
+        return Radionuclide(name, *numbers.values())
+    for (key, told), taken in zip(numbers.items(), (known.half_life, known.branching_ratio), strict=True):
+        if told and abs(told / taken - 1) > 1e-3:
+            _logger.warning(
+                "%s: 'radionuclide %s := %g' is not used: %s has %g, as in STIR", header.path, key, told, name, taken
+            )
+    return known
 
 
 def exam_lines(exam: ExamInfo, image: bool) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
+from ..frames import choose_frame, split_frame
 from .keys import (
     ALIASES,
     COUNTS,
@@ -54,19 +55,22 @@ class Header:
     Parameters
     ----------
     path
-        Header file.
+        Header file; ``NAME#2`` for its second time frame.
     stir
         By STIR's rules; otherwise every key is kept, whatever its index and place, as for headers of other programs.
     """
 
     def __init__(self, path: str | os.PathLike[str], stir: bool = True) -> None:
-        self.path, self._stir = Path(path), stir
+        self.path, self._asked = split_frame(path)
+        self._stir = stir
         self._values: dict[str, dict[int, str]] = {}
         self._unknown: dict[str, None] = {}
         self._elements = dict(ELEMENTS)
         self._counts = {"dimensions": 2, "offsets": 0, "data sets": 1, "frames": 0, "windows": 1, "types": 1}
         self._settled = self._is_pet = False
         for key, index, value in self._lines():
+            if stir and key == "%sms-mi version number":
+                raise self.unsupported(f"a Siemens header ('{key}')", "STIR or SIRF to convert it")
             if not stir or key not in KNOWN:
                 if stir:
                     self._unknown[key] = None
@@ -106,6 +110,8 @@ class Header:
         if self._settled and key in LAYOUT:
             raise self.error(f"key '{key}' must stand before the ring differences per segment")
         if not value:
+            if key in COUNTS:  # without a value the number stays, but STIR makes room for as many anew
+                self._resize(key)
             return
         if key in WITHOUT_VALUE:
             index = 0
@@ -130,7 +136,7 @@ class Header:
             self._elements = {key: group for key, group in ELEMENTS.items() if group != "windows"}
 
     def _resize(self, key: str) -> None:
-        number = self.integer(key, minimum=1)
+        number = self.integer(key, 2 if key == "number of dimensions" else 1, minimum=1)
         self._counts[COUNTS[key]] = number
         if key == "number of dimensions":
             self._counts["offsets"] = number
@@ -142,6 +148,27 @@ class Header:
         for name in self._elements.keys() & self._values.keys():
             most = self._counts.get(self._elements[name], 1)
             self._values[name] = {k: text for k, text in self._values[name].items() if k <= most}
+
+    @property
+    def num_frames(self) -> int:
+        """Number of time frames."""
+        return self.integer("number of time frames", 1, minimum=1)
+
+    @property
+    def frame_chosen(self) -> bool:
+        """Whether the name asked for a time frame."""
+        return self._asked is not None
+
+    @property
+    def frame(self) -> int:
+        """The time frame that is read, from 1."""
+        try:
+            return choose_frame(self._asked, self.num_frames)
+        except InterfileError:
+            raise
+        except ValueError as problem:
+            found = f"('number of time frames := {self.num_frames}')"
+            raise UnsupportedError(f"{self.path}: {problem} {found}") from problem
 
     def error(self, text: str) -> InterfileError:
         """Exception whose message begins with the header's path."""
@@ -182,9 +209,10 @@ class Header:
             raise self.error(f"key '{key}' must be one of {', '.join(by_name.values())}; found '{value:.40}'")
         return by_name[standardise(value)]
 
-    def integer(self, key: str, default: int | None = None, minimum: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, minimum: int | None = None, index: int = 1) -> int:
         """Whole number; what follows it is a comment."""
-        return self._integer(self.text(key, None if default is None else str(default)), key, minimum)
+        text = self.text(key, None if default is None else str(default), index)
+        return self._integer(text, _shown(key, index), minimum)
 
     def number(self, key: str, default: float | None = None, index: int = 1) -> float:
         """Finite number; what follows it is a comment."""

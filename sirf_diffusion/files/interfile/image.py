@@ -22,13 +22,14 @@ _AXES = ("x", "y", "z")
 def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometry]:
     """Read one image: ``float32`` ``[z, y, x]``, and its grid.
 
-    The header (``.hv`` or any name) is one that STIR reads, which gives STIR's values, one of Siemens (``.v.hdr``), or
-    a single image in Interfile 3.3 (``.h33``); integers of 1 to 8 bytes and floats of 4 or 8, either byte order. The
-    centre of the first voxel lies at the header's 'first pixel offset (mm)' (up to the header's rounding); without that
-    of z the origin is 0.
+    ``NAME#2`` is the second time frame of a dynamic image. The header (``.hv`` or any name) is one that STIR reads,
+    which gives STIR's values, one of Siemens (``.v.hdr``), or a single image in Interfile 3.3 (``.h33``); integers of 1
+    to 8 bytes and floats of 4 or 8, either byte order. The centre of the first voxel lies at the header's 'first pixel
+    offset (mm)' (up to the header's rounding); without that of z the origin is 0.
 
     Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
-    finite, and UnsupportedError if there are several time frames or image data types, or the axes are not x, y, z.
+    finite, and UnsupportedError if there are several time frames and none is chosen, several image data types, or the
+    axes are not x, y, z.
     """
     header = image_header(path)
     _check_single_image(header)
@@ -43,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ImageGeometr
         geometry = ImageGeometry(shape, voxel_size, origin)
     except ValueError as problem:
         raise header.error(str(problem)) from problem
-    scale = scale_factors(header, shape[0])
+    scale = scale_factors(header, shape[0], header.frame)
     values = read_values(header, math.prod(shape)).reshape(shape)
     with np.errstate(over="ignore", invalid="ignore"):
         image = values.astype(np.float32) * scale[:, None, None]
@@ -115,10 +116,8 @@ def _origin(first: float, num_before: int, voxel_size: float) -> float:
 def _check_single_image(header: Header) -> None:
     if (kind := header.choice("PET data type", DATA_TYPES, "Image")) != "Image":
         raise header.error(f"'PET data type := {kind}' is no image (projection data are read by read_projection_data)")
-    for key in ("number of time frames", "number of image data types"):
-        num = header.integer(key, 1, minimum=1)
-        if num > 1:
-            raise header.unsupported(f"'{key} := {num}'", "STIR or SIRF to extract one of them")
+    if (num := header.integer("number of image data types", 1, minimum=1)) > 1:
+        raise header.unsupported(f"'number of image data types := {num}'", "STIR or SIRF to extract one of them")
     dimensions = header.integer("number of dimensions", 2)
     if dimensions != 3:
         raise header.error(f"key 'number of dimensions' must be 3 for an image, found {dimensions}")

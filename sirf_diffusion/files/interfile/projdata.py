@@ -28,21 +28,23 @@ _BY_SINOGRAM = ("tangential coordinate", "view", "axial coordinate", "segment")
 def read_projection_data(path: str | os.PathLike[str]) -> tuple[torch.Tensor, ProjDataGeometry]:
     """Read non-TOF projection data of a cylinder: ``float32`` ``[sinogram, view, tangential]`` and its layout.
 
-    Both of STIR's storage orders, integers of 1 to 8 bytes and floats of 4 or 8, either byte order, a scale factor and
-    a data offset are understood. The scanner is that of 'originating system', with all values that the header (``.hs``)
-    gives taken from the header. Segments are put in the order 0, +1, -1, +2, ... whatever their order in the file, so
-    that data of different files can be combined.
+    ``NAME#2`` is the second time frame of dynamic data. Both of STIR's storage orders, integers of 1 to 8 bytes and
+    floats of 4 or 8, either byte order, a scale factor and data offsets are understood. The scanner is that of
+    'originating system', with all values that the header (``.hs``) gives taken from the header. Segments are put in the
+    order 0, +1, -1, +2, ... whatever their order in the file, so that data of different files can be combined.
 
     Raises InterfileError if a key is missing or has no meaning, the data file is missing or short, or values are not
     finite, and UnsupportedError for time-of-flight, list-mode, SPECT and Siemens headers, scanners made of blocks, and
-    several time frames.
+    several time frames of which none is chosen.
     """
     header = Header(path)
     geometry, stored, by_view = _read_layout(header)
-    scale = scale_factors(header, len(stored))
-    if (scale != scale[0]).any():
-        raise header.error("key 'image scaling factor' differs between segments; projection data need a single one")
-    data = _in_segment_order(read_values(header, geometry.num_bins), stored, geometry, by_view)
+    scale = scale_factors(header, len(stored), header.frame)
+    # STIR has the first factor for all time frames.
+    if (scale != scale[0]).any() or scale[0] != scale_factors(header, len(stored), 1)[0]:
+        where = "differs between segments or time frames"
+        raise header.error(f"key 'image scaling factor' {where}; projection data need a single one")
+    data = _in_segment_order(read_values(header, geometry.num_bins, in_turn=True), stored, geometry, by_view)
     with np.errstate(over="ignore", invalid="ignore"):
         data *= scale[0]
     check_finite(header, data)
@@ -180,8 +182,6 @@ def _read_layout(header: Header) -> tuple[ProjDataGeometry, list[Segment], bool]
 def _check_supported(header: Header) -> None:
     if "list" in header.text("data format", "").lower():
         raise header.unsupported(f"list-mode data ('data format := {header.text('data format')}')")
-    if "%sms-mi version number" in header:
-        raise header.unsupported("a Siemens header ('%sms-mi version number')", "STIR or SIRF to convert it")
     if standardise(header.text("imaging modality", "PT")) in ("nm", "nucmed", "spect"):
         raise header.unsupported("SPECT data ('imaging modality := NM')")
     dimensions = header.integer("number of dimensions", 2)
@@ -191,8 +191,6 @@ def _check_supported(header: Header) -> None:
         raise header.error(f"key 'number of dimensions' must be 4 for projection data, found {dimensions}")
     if (kind := header.choice("PET data type", DATA_TYPES, "Image")) != "Emission":
         raise header.error(f"key 'PET data type' must be Emission for projection data, found {kind}")
-    if (frames := header.integer("number of time frames", 1)) > 1:
-        raise header.unsupported(f"several time frames ('number of time frames := {frames}')", "STIR to extract one")
     key = "Scanner geometry (BlocksOnCylindrical/Cylindrical/Generic)"
     if (shape := header.text(key, "Cylindrical")) != "Cylindrical":
         raise header.unsupported(f"a scanner that is no cylinder ('{key} := {shape}')", "STIR or SIRF")

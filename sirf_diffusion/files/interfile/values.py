@@ -23,8 +23,8 @@ _NUMBER_FORMATS = ("bit", "ascii", "signed integer", "unsigned integer", "float"
 _RESCALING = {"rescale slope": 1.0, "rescale intercept": 0.0, "rescale offset": 0.0}
 
 
-def read_values(header: Header, num_values: int) -> np.ndarray:
-    """The stored numbers before scaling, in native byte order; the file's size is checked before allocating."""
+def read_values(header: Header, num_values: int, in_turn: bool = False) -> np.ndarray:
+    """The stored numbers of a time frame before scaling, in native byte order; the file's size is checked first."""
     # The defaults are STIR's.
     number_format = header.choice("number format", _NUMBER_FORMATS, "unsigned integer")
     size = header.integer("number of bytes per pixel", minimum=1)
@@ -32,8 +32,7 @@ def read_values(header: Header, num_values: int) -> np.ndarray:
         raise header.unsupported(f"'number format := {number_format}' with {size} bytes per pixel")
     order = header.choice("imagedata byte order", ("LITTLEENDIAN", "BIGENDIAN"), "BIGENDIAN")
     dtype = np.dtype(_NUMBER_TYPES[number_format, size]).newbyteorder("<" if order == "LITTLEENDIAN" else ">")
-    offset = header.integer("data offset in bytes", 0, minimum=0)
-    path = _data_path(header)
+    offset, path = _offset(header, num_values * dtype.itemsize, in_turn), _data_path(header)
     expected = offset + num_values * dtype.itemsize
     if not os.path.isfile(path):  # unlike Path.is_file, false for names that the system rejects
         advice = "correct the key 'name of data file' or put the file there"
@@ -44,7 +43,7 @@ def read_values(header: Header, num_values: int) -> np.ndarray:
             f"its data file {path} is too short: expected {expected} bytes ({num_values} values of "
             f"{dtype.itemsize} bytes after an offset of {offset}), found {found}"
         )
-    if found > expected and path.resolve() != header.path.resolve():
+    if found > expected and header.num_frames == 1 and path.resolve() != header.path.resolve():
         _logger.warning("%s: its data file %s has %d bytes more than needed", header.path, path, found - expected)
     try:
         values = np.fromfile(path, dtype=dtype, count=num_values, offset=offset)
@@ -55,17 +54,33 @@ def read_values(header: Header, num_values: int) -> np.ndarray:
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def scale_factors(header: Header, num: int) -> np.ndarray:
-    """One factor or ``num`` of them: 'image scaling factor', or else 'quantification units'."""
+def _offset(header: Header, size: int, in_turn: bool) -> int:
+    """Where the chosen time frame begins: as told, or ``in_turn`` after the one before, as STIR has both."""
+    key, offset = "data offset in bytes", 0
+    for frame in range(1 if in_turn else header.frame, header.frame + 1):
+        told = header.integer(key, 0, minimum=0, index=frame)
+        if frame > 1 and not in_turn and not header.text(key, "", index=frame):
+            raise header.error(f"key '{key} [{frame}]' is missing: where the time frame begins is not known")
+        if frame > 1 and in_turn and 0 < told < offset + size:
+            raise header.error(f"key '{key} [{frame}]' must be at least {offset + size}, found {told}")
+        offset = offset + size if in_turn and frame > 1 and told == 0 else told
+    return offset
+
+
+def scale_factors(header: Header, num: int, frame: int) -> np.ndarray:
+    """One factor of a time frame or ``num`` of them: 'image scaling factor', or else 'quantification units'."""
     for ending, neutral in _RESCALING.items():
         for key, index in header.keys_ending(ending):
             if header.number(key, neutral, index) != neutral:
                 raise header.error(f"key '{key}' is not obeyed: scale the values and set it to {neutral:g}")
-    factors = header.numbers("image scaling factor") if "image scaling factor" in header else [1.0]
+    key = "image scaling factor"
+    factors = header.numbers(key, frame) if header.text(key, "", index=frame) else [1.0]
     if len(factors) not in (1, num):
         raise header.error(f"key 'image scaling factor' needs 1 or {num} values, found {len(factors)}")
     units = header.number_unless_words("quantification units", 1.0)
     if units != 1.0:
+        if header.num_frames > 1:
+            raise header.error("key 'quantification units' is not read with several time frames")
         if all(factor == 1.0 for factor in factors):
             factors = [units]
         elif any(factor != units for factor in factors):

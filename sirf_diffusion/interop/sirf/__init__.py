@@ -1,7 +1,7 @@
 """SIRF's engine for scripts: every name of ``sirf.STIR``, and this package's priors and processors beside them.
 
-Objective functions made here remember their acquisition data, which SIRF itself does not hand back: reconstructors
-then have the log-likelihoods of subsets, and need fewer projections.
+Objective functions made here remember their acquisition data and model, which SIRF itself does not hand back:
+reconstructors then have the log-likelihoods of subsets, need fewer projections, and may take the embedded projector.
 
 Examples
 --------
@@ -42,9 +42,10 @@ _OURS = {
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
     _stir.PoissonLogLikelihoodWithLinearModelForMeanAndProjData
 ):
-    """SIRF's log-likelihood of sinograms, which also remembers them and its prior."""
+    """SIRF's log-likelihood of sinograms, which also remembers them, their model and its prior."""
 
     known_acquisition_data: Any = None
+    known_acquisition_model: Any = None
     known_prior: Any = None
 
     def set_prior(self, prior: Any) -> None:
@@ -56,6 +57,11 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
         """Set the acquisition data."""
         super().set_acquisition_data(ad)
         self.known_acquisition_data = ad
+
+    def set_acquisition_model(self, am: Any) -> None:
+        """Set the acquisition model."""
+        super().set_acquisition_model(am)
+        self.known_acquisition_model = am
 
     def set_input_filename(self, name: str) -> None:
         """Let STIR read the acquisition data from a file."""

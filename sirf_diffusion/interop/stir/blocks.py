@@ -184,6 +184,7 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("noise level", "0", number()),
+            BlockKey("dose ratio", "0", number(0, 1)),
             BlockKey("number of steps", "1", count(1)),
             *_LOOKS,
             *_ANATOMICAL,

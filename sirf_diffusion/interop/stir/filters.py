@@ -18,6 +18,7 @@ from ...models.denoiser import Denoiser
 from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
 from ...reconstructors.diffusion.sampling import reverse_times
+from ...reconstructors.enhancement import Enhancer, image_filter
 from . import values
 from .blocks import num_chain_steps
 from .views import as_tensor
@@ -127,17 +128,22 @@ class SamplerCallback:
 
 
 class DenoiserCallback:
-    """A `sirf_diffusion.models.denoiser.Denoiser` that works in place on STIR's image."""
+    """A `Denoiser`, or an `Enhancer`, that works in place on STIR's image."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser | Enhancer) -> None:
         self.denoiser = denoiser
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> DenoiserCallback:
-        """That of a block's values: noise level and intensity scale of 0 are estimated from each image."""
-        model, level, scale = values.model_of(options), options["noise level"], options["intensity scale"]
-        steps, planes = options["number of steps"], options["planes"]
-        return cls(Denoiser(model, level or None, num_steps=steps, planes=planes, intensity_scale=scale or None))
+        """That of a block's values: noise level, dose ratio and intensity scale of 0 are estimated from each image."""
+        made = image_filter(
+            options["model filename"], options["device"], options["precision"],
+            noise_level=options["noise level"] or None, num_steps=options["number of steps"],
+            planes=options["planes"], intensity_scale=options["intensity scale"] or None,
+            dose_ratio=options["dose ratio"] or None,
+        )  # fmt: skip
+        made.model = values.guided(made.model, options)
+        return cls(made)
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Take the grid; the intensity scale may have to wait for an image."""

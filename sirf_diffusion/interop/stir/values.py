@@ -16,7 +16,11 @@ from ...patient import AnatomicalImage
 
 def model_of(values: Mapping[str, Any]) -> ScoreModel:
     """The model of a block, not bound to a grid, with its anatomical image (not yet resampled) and guidance weight."""
-    model = ScoreModel.load(values["model filename"], values["device"], values["precision"])
+    return guided(ScoreModel.load(values["model filename"], values["device"], values["precision"]), values)
+
+
+def guided(model: Any, values: Mapping[str, Any]) -> Any:
+    """The model with the anatomical image and the weight of a block; a ValueError that names the image's key."""
     filename, weight = values["anatomical image filename"], values["guidance weight"]
     if not filename and not weight:
         return model

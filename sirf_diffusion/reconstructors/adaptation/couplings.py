@@ -146,7 +146,7 @@ class ThroughProjector(Coupling):
         self, model: ScoreModel, u: Tensor, step: DiffusionStep, num_updates: int, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The loss divided by the net counts, which makes it a number without unit."""
-        rho = self.em.beta / (self.em.intensity_scale * step.sigma) ** 2
+        rho = self.em.pull(step)
         anchor: Tensor | None = None
         for _ in range(num_updates):
             u0, _ = model.predict_with_gradient(u, step.t)

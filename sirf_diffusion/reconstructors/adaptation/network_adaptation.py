@@ -137,7 +137,8 @@ class NetworkAdaptation(Adaptation):
         (self.chosen,) = make((self.group,), settings, f"the adaptation {self.name}")
         chosen = self.chosen
         self.config = AdapterConfig(chosen.rank, chosen.scale, chosen.targets, biases=chosen.biases)
-        self.coupling = COUPLINGS[chosen.coupling](PenalisedEM(chosen.num_inner, chosen.beta), chosen.smoothing)
+        data_step = PenalisedEM(chosen.num_inner, chosen.beta, reference_steps=0)
+        self.coupling = COUPLINGS[chosen.coupling](data_step, chosen.smoothing)
         self.start_file = None if adapter is None else Path(adapter)
         self.seed = check_seed("seed", seed)
         self.adapter: Adapter | None = None

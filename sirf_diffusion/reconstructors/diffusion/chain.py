@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,15 @@ class Chain:
     def noise(self) -> Tensor:
         """Fresh noise, each sample from its own generator on the CPU: the same numbers on every device."""
         shape = self.u.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        if self.u.device.type == "cpu":
+            drawn = [torch.randn(shape, generator=g) for g in self.generators]
+        else:  # each generator draws in one thread, while a GPU would wait
+            with ThreadPoolExecutor(len(self.generators)) as pool:
+                drawn = list(pool.map(lambda g: torch.randn(shape, generator=g), self.generators))
+        noise = torch.stack([one.to(self.u) for one in drawn])
         if self.noises == "balanced":
             noise = balanced(noise)  # over all samples, wherever the others are
-        return (noise if self.members is None else noise[list(self.members)]).to(self.u)
+        return noise if self.members is None else noise[list(self.members)]
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, by name."""

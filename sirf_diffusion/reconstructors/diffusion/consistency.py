@@ -40,6 +40,14 @@ class DiffusionStep:
     sigma_next: float = 0.0
 
 
+def share_of_levels(step: DiffusionStep, reference_steps: int) -> float:
+    """What a pull to the denoised image that adds up over noise levels is multiplied by; 1 at ``reference_steps``.
+
+    With fewer levels each of them holds the image less, so that data and network keep their balance. 0: 1 always.
+    """
+    return step.num_steps / reference_steps if reference_steps else 1.0
+
+
 def smooth_direction(
     preconditioner: Tensor, gradient: Tensor, geometry: ImageGeometry, smoothing: float, sigma: float
 ) -> Tensor:

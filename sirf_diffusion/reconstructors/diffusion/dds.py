@@ -13,7 +13,7 @@ from ...engines.objective import Objective
 from ...priors import Penalty
 from ..em.map_methods import relative_difference_penalty
 from ..settings import count, real
-from .consistency import DataConsistency, DataStepResult, DiffusionStep, smooth_direction
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, share_of_levels, smooth_direction
 from .loop import DiffusionReconstructor
 
 
@@ -23,12 +23,12 @@ class AnchoredAscent(DataConsistency):
 
     .. math::
         x \leftarrow x + \frac{x}{s + x (\rho + h)} \left[ n\, \nabla L_k(x) + \rho\,(v - x) - \nabla R(x) \right],
-        \qquad \rho = \lambda\, \sigma^{-e} / c^2
+        \qquad \rho = \frac{K}{K_0} \frac{\lambda}{\sigma^e c^2}
 
-    for subset ``k`` of ``n``, with ``v`` the denoised image, ``R`` an optional penalty (``prior``, or ``axial_rdp``
-    in a volume) and ``h`` its curvature, the strength :math:`\lambda` and the exponent ``e`` of the anchor. The subsets
-    go in Herman-Meyer order, counted through all noise levels. Without anchor and penalty, and with one subset, a step
-    is one MLEM update.
+    for subset ``k`` of ``n`` at one of ``K`` noise levels, with the ``reference_steps`` :math:`K_0`, ``v`` the denoised
+    image, ``R`` an optional penalty (``prior``, or ``axial_rdp`` in a volume) and ``h`` its curvature, the strength
+    :math:`\lambda` and the exponent ``e`` of the anchor. The subsets go in Herman-Meyer order, counted through all
+    noise levels. Without anchor and penalty, and with one subset, a step is one MLEM update.
 
     The published form leaves :math:`\rho` and ``h`` out of the preconditioner, which is unstable where
     :math:`x (\rho + h) > s`, at low counts; both have the same fixed points. :math:`\lambda` is the precision of a
@@ -45,11 +45,15 @@ class AnchoredAscent(DataConsistency):
         5.0,
         "larger stays nearer to the denoised image, in network units",
         volumes=0.6,
-        balanced=3.5,
-        balanced_volumes=0.42,
-        fast=1.5,
-        fast_volumes=0.18,
         published=10.0,
+    )
+    reference_steps: int = count(
+        40,
+        "noise levels that `anchor_strength` is meant for: with fewer it is less in proportion; 0: the same, however "
+        "many",
+        minimum=0,
+        volumes=60,
+        published=0,
     )
     anchor_exponent: float = real(
         1.0,
@@ -95,7 +99,8 @@ class AnchoredAscent(DataConsistency):
         geometry, num_subsets, penalty = self.objective.geometry, self.objective.num_subsets, vars(self)["penalty"]
         order = herman_meyer_order(num_subsets)
         anchor = self.admissible(prior_image)
-        x, rho = anchor, self.anchor_strength * step.sigma**-self.anchor_exponent / self.intensity_scale**2
+        strength = self.anchor_strength * share_of_levels(step, self.reference_steps)
+        x, rho = anchor, strength * step.sigma**-self.anchor_exponent / self.intensity_scale**2
         before: list[float] | None = None
         for inner in range(self.num_inner):
             number = step.index * self.num_inner + inner

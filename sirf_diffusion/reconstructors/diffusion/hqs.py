@@ -10,7 +10,7 @@ from torch import Tensor
 from ...engines.em import em_update, herman_meyer_order, penalised_em_step
 from ...engines.objective import Evaluation
 from ..settings import count, real
-from .consistency import DataConsistency, DataStepResult, DiffusionStep
+from .consistency import DataConsistency, DataStepResult, DiffusionStep, share_of_levels
 from .loop import DiffusionReconstructor
 
 
@@ -18,11 +18,13 @@ from .loop import DiffusionReconstructor
 class PenalisedEM(DataConsistency):
     r"""EM towards the maximiser of the likelihood with a quadratic pull to the denoised image.
 
-    .. math:: \max_x\ L(x) - \frac{\rho_k}{2} \lVert x - v \rVert^2, \qquad \rho_k = \beta / (c\,\sigma_k)^2
+    .. math:: \max_x\ L(x) - \frac{\rho_k}{2} \lVert x - v \rVert^2, \qquad
+        \rho_k = \frac{K}{K_0} \frac{\beta}{(c\,\sigma_k)^2}
 
-    ``v`` is the denoised image at relative noise level :math:`\sigma_k`. Each update is De Pierro's closed form,
-    which has no step size, keeps the image positive and, with one subset, never lowers that objective. Subsets share
-    the pull (:math:`\rho_k / n` each) and go in Herman-Meyer order, counted through all noise levels.
+    at level ``k`` of ``K``, with the ``reference_steps`` :math:`K_0`. ``v`` is the denoised image at relative noise
+    level :math:`\sigma_k`. Each update is De Pierro's closed form, which has no step size, keeps the image positive
+    and, with one subset, never lowers that objective. Subsets share the pull (:math:`\rho_k / n` each) and go in
+    Herman-Meyer order, counted through all noise levels.
     """
 
     name: ClassVar[str] = "penalised EM"
@@ -34,12 +36,19 @@ class PenalisedEM(DataConsistency):
         "known to within the noise level",
         open_below=True,
         volumes=5.0,
-        balanced=8.4,
-        balanced_volumes=3.5,
-        fast=3.6,
-        fast_volumes=1.5,
         published=1.0,
     )
+    reference_steps: int = count(
+        40,
+        "noise levels that `beta` is meant for: with fewer it is less in proportion; 0: the same, however many",
+        minimum=0,
+        volumes=60,
+        published=0,
+    )
+
+    def pull(self, step: DiffusionStep) -> float:
+        r""":math:`\rho_k`, counts per image unit squared."""
+        return self.beta * share_of_levels(step, self.reference_steps) / (self.intensity_scale * step.sigma) ** 2
 
     def __call__(
         self, prior_image: Tensor, step: DiffusionStep, evaluation: Evaluation | None = None
@@ -52,7 +61,7 @@ class PenalisedEM(DataConsistency):
         num_subsets = self.objective.num_subsets
         order = herman_meyer_order(num_subsets)
         given = evaluation
-        rho = self.beta / (self.intensity_scale * step.sigma) ** 2 / num_subsets
+        rho = self.pull(step) / num_subsets
         x = self.admissible(prior_image)
         before: list[float] | None = None
         for inner in range(self.num_inner):

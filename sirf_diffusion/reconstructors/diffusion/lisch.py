@@ -84,7 +84,7 @@ class AscentToSchedule(DataConsistency):
         2.5,
         "how strongly the denoised image holds the data step; 0 is the published step",
         volumes=0.4,
-        balanced=2.0,
+        balanced=1.5,
         balanced_volumes=0.4,
         published=0.0,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...engines import PROJECTORS, as_objective
 from ...engines.objective import NativeImages, Objective
 from ...geometry.checks import check_count, check_real, check_seed
 from ...models.grid import checked_box
@@ -81,8 +82,9 @@ class DiffusionReconstructor(ResumableReconstructor):
         one, samples are no longer independent.
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
-    speed
-        ``"accurate"``, ``"balanced"`` or ``"fast"``: which defaults the settings have.
+    speed, projector
+        ``"accurate"``, ``"balanced"`` or ``"fast"``: which defaults the settings have. Whose projector is used of data
+        of SIRF or STIR, see `sirf_diffusion.as_objective`.
     resume_from
         File written by ``CheckpointCallback``; everything else must be as in the run that wrote it.
     callbacks
@@ -121,11 +123,12 @@ class DiffusionReconstructor(ResumableReconstructor):
         adaptation: Adaptation | None = None,
         batch_size: int | None = None,
         speed: str | None = None,
+        projector: str = PROJECTORS[0],
         resume_from: str | Path | None = None,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
         **settings: Any,
     ) -> None:
-        super().__init__(objective, callbacks=callbacks)
+        super().__init__(as_objective(objective, projector=projector), callbacks=callbacks)
         parts = self.parts() if consistency is None else (self.sampling,)
         self.check_speed(speed)
         kinds = kinds_of_default(speed, volume=seen_as_volume(model, self.objective, settings.get("planes")))
@@ -145,9 +148,8 @@ class DiffusionReconstructor(ResumableReconstructor):
             "num_samples": self.num_samples,
             "seed": self.seed,
             **({} if self.consistency is None else self.consistency.settings),
+            **({} if self.adaptation is None else {"adaptation": self.adaptation.settings}),
         }
-        if self.adaptation is not None:
-            self.settings["adaptation"] = self.adaptation.settings
         check_bound(model, self.objective, chosen.planes, chosen.extent, chosen.crop)
         self._samples: Tensor | None = None
         self._preparation = Cost()
@@ -329,8 +331,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         )
         if data.after is not None:
             self._trace.append(sum(data.after) / len(data.after))
-        began = time.perf_counter()
-        stop = self._notify(record)
+        began, stop = time.perf_counter(), self._notify(record)
         self._listening += time.perf_counter() - began
         return stop
 

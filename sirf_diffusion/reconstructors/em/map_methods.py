@@ -104,12 +104,11 @@ class ScoreSettings(Settings):
     num_iterations: int = count(60, "network evaluations", quick=30)
     num_inner: int = count(1, "EM updates for each of them")
     penalisation_factor: float = real(
-        PENALISATION_FACTOR,
-        "strength; 1 would be the Bayesian choice, less was better on simulated slices",
+        PENALISATION_FACTOR, "strength, which depends neither on counts nor on units; 0.2 without memory"
     )
     noise_level: float = real(
         NOISE_LEVEL,
-        "noise level of the denoiser: small is sharp and rough, large is smooth and biased",
+        "noise level of the denoiser: small is sharp and rough, large is smooth and biased; 0.3 without memory",
         open_below=True,
     )
     memory: bool = flag(MEMORY, "whether the noise found is kept and shown to the denoiser again (plug-and-play)")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files.frames import split_frame
 from ...geometry.checks import check_real
 from ...patient.image import SourceImage, UnusableImage, density_of_ct
 from ...patient.readers import read_source
@@ -183,8 +184,8 @@ def _box(mask: NDArray[np.bool_], margin: Sequence[float]) -> tuple[slice, ...]:
 
 def _state(path: Path | None) -> str:
     """A file's name, size and time: what tells whether it has been dealt with already."""
-    if path is None or not path.exists():
+    if path is None or not (file := split_frame(path)[0]).exists():
         return str(path)
-    status = path.stat()
-    size = sum(1 for _ in path.iterdir()) if path.is_dir() else status.st_size
+    status = file.stat()
+    size = sum(1 for _ in file.iterdir()) if file.is_dir() else status.st_size
     return f"{path.resolve()} {size} {status.st_mtime_ns}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files.documents import parse_json, read_json, read_text
+from ...files.frames import split_frame
 from ...patient.dicom import read_tags
 from ...patient.image import UnusableImage
 from ...patient.readers import INTERFILE, NIFTI
@@ -151,7 +152,7 @@ def subject_of(source: ImageInput, patient: str = "") -> str:
     found = re.search(r"(?:^|[/_\\])(sub-[0-9A-Za-z]+)", str(source.image))
     if source.subject or found:
         return source.subject or found[1]
-    return f"patient {patient}" if patient else f"image {source.image.resolve()}"
+    return f"patient {patient}" if patient else f"image {split_frame(source.image)[0].resolve()}"
 
 
 def assign_splits(
@@ -197,6 +198,7 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 def _kind(path: Path) -> str:
     """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
+    path = split_frame(path)[0]
     if path.is_dir() or (path.is_file() and _is_dicom(path)):
         modality = _modality(path)
         return {"PT": "PET", "": ""}.get(modality, f"DICOM of modality {modality}")

@@ -27,12 +27,19 @@ from .volumes import Volume
 SIMULATION_VERSION = 1
 #: Field of view in mm (z, y, x) of each kind of phantom.
 FIELDS_OF_VIEW = {
-    "head": (224.0, 256.0, 224.0), "head-parametric": (224.0, 256.0, 224.0), "thorax": (340.0, 280.0, 440.0),
+    "head": (224.0, 256.0, 224.0), "head-parametric": (224.0, 256.0, 224.0), "head-ct": (224.0, 256.0, 224.0),
+    "thorax": (340.0, 280.0, 440.0), "trunk": (400.0, 288.0, 448.0),
 }  # fmt: skip
 #: Names of the tracers of each kind.
 BODIES = {
-    "head": tuple(TRACERS), "head-parametric": tuple(parametric_head.HEAD_TRACERS), "thorax": tuple(body.BODY_TRACERS),
+    "head": tuple(TRACERS), "head-parametric": tuple(parametric_head.HEAD_TRACERS), "head-ct": tuple(TRACERS),
+    "thorax": tuple(body.BODY_TRACERS), "trunk": tuple(body.TRUNK_TRACERS),
 }  # fmt: skip
+#: Kinds whose anatomical image is CT (density relative to water) instead of MR.
+WITH_CT = ("head-ct", "trunk")
+_MNI = ("head", "head-ct")
+#: Attenuation of water at 511 keV in 1/cm, and the noise of a CT image, relative to water.
+_WATER, _CT_NOISE = 0.096, 0.02
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class PhantomOptions:
     Attributes
     ----------
     tracer, body
-        A name in `BODIES`; ``head`` (deformed MNI152), ``head-parametric`` or ``thorax`` (both without any template).
+        A name in `BODIES`; ``head`` (deformed MNI152), ``head-parametric`` or ``thorax`` (both without any template);
+        ``head-ct`` and ``trunk``, which come with CT in place of MR.
     subjects, draws, first
         Number of subjects, activity distributions of each, and the first one's seed; the others follow.
     voxel_size
@@ -76,7 +84,7 @@ class PhantomOptions:
         check_count("subjects", self.subjects, 1, 10**6)
         check_count("draws", self.draws, 1, 1000)
         check_count("seed", self.first, 0, 10**6 - 1)
-        check_real("voxel_size", self.voxel_size, 1.0, 4.0 if self.body == "head" else 10.0)
+        check_real("voxel_size", self.voxel_size, 1.0, 4.0 if self.body in _MNI else 10.0)
         check_real("the share of lesions in the MR", self.in_mr, 0.0, 1.0)
         if self.psf_fwhm is not None:
             check_real("the blur's FWHM in mm", self.psf_fwhm, 0.0, 100.0)
@@ -135,7 +143,7 @@ def build_phantoms(
 def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
     """All draws on one subject."""
     volumes, voxel_size = [], (options.voxel_size,) * 3
-    draws = (_heads if options.body == "head" else _parametric)(subject, options)
+    draws = (_heads if options.body in _MNI else _parametric)(subject, options)
     for draw, (tracer, names, (activity, mr, mu, labels, lesions)) in enumerate(draws):
         if options.perturb is not None:
             activity = PERTURBATIONS[options.perturb](activity, options.voxel_size, 1000 * subject + draw)
@@ -143,7 +151,7 @@ def simulate_volumes(subject: int, options: PhantomOptions) -> list[Volume]:
             activity, voxel_size, subject=f"{options.body} {subject}", source="simulated", tracer=tracer,
             label_names=tuple(names), details={"seed": subject, "draw": draw},
         )  # fmt: skip
-        volume.add_anatomy(mr, "MR")
+        volume.add_anatomy(mr, "CT" if options.body in WITH_CT else "MR")
         volume.arrays |= {"mu": mu, "labels": labels, "lesions": lesions}
         volumes.append(volume)
     return volumes
@@ -160,21 +168,39 @@ def _heads(subject: int, options: PhantomOptions) -> Iterator[Draw]:
         activity, lesions = draw_activity(anatomy, draw, tracer.contrast(subject, draw), options.psf_fwhm)
         rng = np.random.default_rng([23, subject, draw])
         t1, kinds = lesions_in_mr(rng, anatomy.t1, lesions, options.in_mr)
+        if options.body in WITH_CT:
+            t1 = _ct(anatomy.mu / _WATER, kinds, 1000 * subject + draw)
         # The simulated head has z to the top; files have STIR's z, to the feet.
         arrays = [a[::-1] for a in (activity, t1, anatomy.mu, anatomy.labels, kinds)]
         yield tracer.title, anatomy.tissues, arrays
 
 
 def _parametric(subject: int, options: PhantomOptions) -> Iterator[Draw]:
-    if options.body == "thorax":
-        anatomy = body.simulate_thorax(subject, options.shape, options.voxel_size)
-        uptake, hot = body.BODY_TRACERS[options.tracer], body.HOT_LESIONS
+    if options.body in ("thorax", "trunk"):
+        simulate = body.simulate_thorax if options.body == "thorax" else body.simulate_trunk
+        tracers = body.BODY_TRACERS if options.body == "thorax" else body.TRUNK_TRACERS
+        anatomy = simulate(subject, options.shape, options.voxel_size)
+        uptake, hot = tracers[options.tracer], body.HOT_LESIONS
     else:
         anatomy = parametric_head.simulate_parametric_head(subject, options.shape, options.voxel_size)
         uptake, hot = parametric_head.HEAD_TRACERS[options.tracer], parametric_head.HOT_LESIONS
     for draw in range(options.draws):
         activity, mr, kinds = draw_parametric_activity(anatomy, draw, uptake, hot, options.psf_fwhm, options.in_mr)
+        if options.body == "trunk":
+            density = sum(np.float32(body.DENSITIES[name]) * share for name, share in anatomy.organs.items())
+            mr = _ct(density, kinds, 1000 * subject + draw)
+            activity = body.breathe(activity, subject, draw, options.voxel_size)
         yield options.tracer, anatomy.organs, (activity, mr, anatomy.mu, anatomy.labels, kinds)
+
+
+def _ct(density: np.ndarray, lesions: np.ndarray, seed: int) -> np.ndarray:
+    """A CT image, relative to water: with noise; lesions that show, which matters in the lungs, are as water.
+
+    It is taken at one moment, and is not blurred as PET is.
+    """
+    density = np.where(np.isin(lesions, (1, 3)), np.maximum(density, 1), density)
+    noise = np.random.default_rng([34, seed]).standard_normal(density.shape)
+    return np.clip(density + _CT_NOISE * noise, 0, None).astype(np.float32)
 
 
 def _key(subject: int, draw: int) -> str:

@@ -153,6 +153,12 @@ class VolumeFile:
         self._kept[key] = tensor
         return tensor
 
+    def details(self, prefix: str) -> list[dict[str, float]]:
+        """Numbers that each volume has as attributes whose names begin so, without the beginning."""
+        with _errors_of(self.path):
+            groups = [self._open()["volumes"][info.name].attrs for info in self.infos]
+            return [{k.removeprefix(prefix): float(a[k]) for k in a if k.startswith(prefix)} for a in groups]
+
     def check_values(self, *names: str) -> None:
         """Read these arrays of all volumes once, so that what is wrong shows before a training and not in it.
 

@@ -82,7 +82,7 @@ class ValidationSet:
     def gaussian_errors(self) -> dict[float, float]:
         """The same for a Gaussian filter whose width is the best of a scan, at each noise level."""
         return {
-            sigma: min(self.error(lambda u, *_, f=fwhm: _smooth(u, f), sigma) for fwhm in GAUSSIAN_FWHM_PIXELS)
+            sigma: min(self.error(lambda u, *_, f=fwhm: smoothed_slices(u, f), sigma) for fwhm in GAUSSIAN_FWHM_PIXELS)
             for sigma in self.sigmas
         }
 
@@ -195,8 +195,8 @@ def non_local_means(images: Tensor, sigma: float, strengths: tuple[float, ...] =
     return [total / weight for total, weight in zip(totals, weights, strict=True)]
 
 
-def _smooth(images: Tensor, fwhm_pixels: float) -> Tensor:
-    # A slice [n, 1, h, w] is a volume of one plane.
+def smoothed_slices(images: Tensor, fwhm_pixels: float) -> Tensor:
+    """Slices ``[n, 1, h, w]``, or cubes, after a Gaussian filter: a slice is a volume of one plane."""
     geometry = ImageGeometry(tuple(images.shape[-3:]), (1.0, 1.0, 1.0))
     return gaussian_smooth(images, geometry, fwhm_pixels)
 

@@ -1,0 +1,176 @@
+"""Images that are made of an image, in its own file format: everything but the values stays as it was."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..files.atomic import atomic_path
+from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS
+from ..geometry.images import ImageGeometry
+from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
+from .dicom import place_series
+from .image import SourceImage, UnusableImage, optional
+from .readers import read_source
+from .resampling import coverage, interpolates, resample
+
+logger = logging.getLogger(__name__)
+
+#: Tags that tell of stored values.
+_OF_OLD_VALUES = (
+    "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OriginalImage:
+    """An image of a file, seen along the axes ``(z, y, x)`` that lie nearest to STIR's, without interpolation.
+
+    ``values`` ``[z, y, x]``, z to the feet, y to the back, x to the left, as training images lie; ``affine`` takes
+    their indices to LPS mm. ``geometry`` has their voxel sizes, and no place.
+    """
+
+    path: Path
+    source: SourceImage
+    values: Tensor
+    geometry: ImageGeometry
+    affine: NDArray[np.float64]
+    axes: tuple[int, ...]
+    flipped: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> OriginalImage:
+        """From Interfile, NIfTI, or a DICOM series; a ValueError that names the file if it cannot be used."""
+        path = Path(path)
+        try:
+            source = read_source(path)
+        except UnusableImage as error:
+            raise ValueError(f"the image {path} cannot be used: {error}") from error
+        if source.kind not in ("Interfile", "NIfTI", "DICOM"):
+            raise ValueError(f"{path}: {source.kind} is not written: convert it to Interfile, NIfTI or DICOM")
+        if source.kind == "DICOM" and len({frame.file for frame in place_series(path)[0]}) != len(source.values):
+            raise ValueError(f"{path}: multi-frame DICOM is not written: convert it to one file per slice")
+        axes = _nearest_axes(source.affine)
+        affine = source.affine[:, [*axes, 3]]
+        values = source.values.transpose(axes)
+        towards = (-affine[2, 0], affine[1, 1], affine[0, 2])  # to the feet, the back, the left
+        flipped = tuple(axis for axis, direction in enumerate(towards) if direction < 0)
+        for axis in flipped:
+            affine[:3, 3] += (values.shape[axis] - 1) * affine[:3, axis]
+            affine[:3, axis] *= -1
+        z, y, x = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
+        seen = torch.from_numpy(np.ascontiguousarray(np.flip(values, flipped), np.float32))
+        return cls(path, source, seen, ImageGeometry(tuple(seen.shape), (z, y, x)), affine, axes, flipped)
+
+    def anatomical(self, path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
+        """An MR or CT image on these voxels ``[z, y, x]``, resampled where it has others; and what a record says.
+
+        Raises ValueError if it cannot be used, or less than half of either image lies in the other.
+        """
+        read = AnatomicalImage.read(path)
+        other, size = read.image, self.geometry.voxel_size
+        if self.source.kind == other.kind == "Interfile" and None in (self.source.position, other.position):
+            # Both are in the scanner's coordinates, and the one that is silent means the same patient.
+            signs = [np.asarray(POSITIONS[image.position or HEAD_FIRST_SUPINE]) for image in (self.source, other)]
+            other = replace(other, affine=np.diag([*(signs[0] * signs[1]), 1.0]) @ other.affine)
+        grid: Any = _View(self.geometry.shape, self.affine)
+        covered = coverage(other, grid)
+        back: Any = _View(other.values.shape, other.affine)
+        common = max(covered, coverage(SourceImage(self.values.numpy(), self.affine, ""), back))
+        if common < MIN_COVERAGE:
+            raise ValueError(f"{path} and {self.path} have only {common:.0%} in common: are they of one patient?")
+        if covered < ALL:
+            logger.warning("%s covers %.0f %% of %s: the rest is taken for air", path, 100 * covered, self.path)
+        sizes = [round(float(v), 5) for v in np.linalg.norm(other.affine[:3, :3], axis=0)]
+        record = {
+            "file": str(path), "sha256": read.sha256, "modality": other.modality or None,
+            "resampled": interpolates(other, self.affine),
+            "from": {"shape": list(other.values.shape), "voxel_size_mm": sizes},
+            "to": {"shape": list(self.geometry.shape), "voxel_size_mm": [round(v, 5) for v in size]},
+        }  # fmt: skip
+        return torch.from_numpy(np.array(resample(other, grid), np.float32)), record
+
+    def name(self, stem: str) -> str:
+        """Name of a file (of DICOM: a folder) of this format."""
+        return stem + {"Interfile": ".hv", "NIfTI": ".nii.gz", "DICOM": ""}[self.source.kind]
+
+    def write(self, path: Path, values: Tensor, description: str) -> None:
+        """Write other values ``[z, y, x]`` in the format and place of the original, with all that its header tells.
+
+        ``path`` is called as `name` says. DICOM: a new series, marked as derived, each file with new UIDs.
+        """
+        if tuple(values.shape) != self.geometry.shape or not bool(torch.isfinite(values).all()):
+            raise ValueError(f"a finite image of shape {self.geometry.shape} is expected, found {tuple(values.shape)}")
+        array = np.flip(values.detach().to("cpu", torch.float32).numpy(), self.flipped)
+        stored = np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+        if self.source.kind == "Interfile":
+            from ..files.interfile import read_exam_info, read_image, write_image
+
+            exam = read_exam_info(self.path)
+            write_image(path, torch.from_numpy(stored), read_image(self.path)[1], exam=exam)
+        elif self.source.kind == "NIfTI":
+            self._write_nifti(path, stored)
+        else:
+            self._write_dicom(path, stored, description)
+
+    def _write_nifti(self, path: Path, stored: NDArray[np.float32]) -> None:
+        nibabel = optional("nibabel", "NIfTI")
+        original = nibabel.load(self.path)
+        header = original.header.copy()
+        header.set_data_dtype(np.float32)
+        header.set_slope_inter(1, 0)
+        kind = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Image) else nibabel.Nifti1Image
+        image = kind(stored.reshape(original.shape), None, header)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+
+    def _write_dicom(self, folder: Path, stored: NDArray[np.float32], description: str) -> None:
+        pydicom = optional("pydicom", "DICOM")
+        folder.mkdir(parents=True)
+        series, told = pydicom.uid.generate_uid(), description[:64]
+        for frame, plane in zip(place_series(self.path)[0], stored, strict=True):
+            dataset = pydicom.dcmread(frame.file)
+            uid = pydicom.uid.generate_uid()
+            slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            dataset.SeriesInstanceUID, dataset.SeriesDescription = series, told
+            dataset.DerivationDescription = description[:1024]
+            kinds = list(dataset.get("ImageType") or [])
+            dataset.ImageType = ["DERIVED", *(kinds[1:] or ["SECONDARY"])]
+            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+            dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.9e}", 0
+            for keyword in _OF_OLD_VALUES:
+                if keyword in dataset:
+                    delattr(dataset, keyword)
+            dataset.PixelData = np.round(plane / slope).clip(-32768, 32767).astype("<i2").tobytes()
+            dataset["PixelData"].VR = "OW"
+            dataset.save_as(folder / f"{frame.file.stem}.dcm", enforce_file_format=True)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What resampling asks of a grid."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
+def _nearest_axes(affine: NDArray[np.float64]) -> tuple[int, int, int]:
+    """Which array axes run nearest to the patient's z, y and x; each once."""
+    cosines = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    chosen: dict[int, int] = {}
+    for place in np.argsort(-cosines, axis=None):
+        direction, axis = (int(v) for v in np.unravel_index(place, cosines.shape))
+        if direction not in chosen and axis not in chosen.values():
+            chosen[direction] = axis
+    return chosen[2], chosen[1], chosen[0]

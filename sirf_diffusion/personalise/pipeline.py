@@ -1,0 +1,238 @@
+"""One patient's model: a bank of other subjects and the patient's MR in, a model file out; each stage goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..files.lock import LOCK, locked
+from ..files.outputs import difference, jsonable, write_json
+from ..files.versions import read_record
+from ..geometry.checks import check_count, check_real, check_seed
+from ..models.score_model import ScoreModel
+from ..models.storage import load_model, save_model
+from ..patient.deformable import Limits
+from ..study.execution import Execution
+from ..training.data.augmentation import Augmentation
+from ..training.data.volume_file import VolumeFile
+from ..training.evaluation.validation import validation_set
+from ..training.recipes import Recipe
+from ..training.trainer import RunOptions, train
+from .members import Member, Target, carry_over
+from .pseudo import build_pseudo_pets
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = "settings.json"
+#: What a run keeps in its folder, its settings last: all that a restart removes.
+_KEPT = (
+    "members", "members.h5", "members.h5.parts", "pseudo.h5", "pseudo.h5.parts", "training", "tuned.safetensors",
+    _SETTINGS,
+)  # fmt: skip
+#: Of an anatomy whose place is known: it is neither mirrored nor turned far.
+_AUGMENTATION = Augmentation(
+    flip=0.0, axial_flip=0.0, rotation=6.0, scale=0.03, shift=0.05, intensity=(0.7, 1.4), gamma=(0.75, 1.35)
+)
+
+
+@dataclass(frozen=True)
+class PersonalOptions:
+    """How a model is made for one patient.
+
+    Parameters
+    ----------
+    pseudo_pets
+        Mixtures to train on; one in nine is kept for validation.
+    least_members
+        Members of the bank that must be registered well; with fewer no model is made.
+    steps, batch_size, learning_rate
+        Of the fine-tuning.
+    rank
+        Of the changes of the weights (LoRA); 0: all weights are trained.
+    seed
+        Same seed, same machine, same model.
+    quick_registration
+        Register on voxels twice as large: an eighth of the time, and less sharp.
+    limits
+        What a registration must keep.
+    """
+
+    pseudo_pets: int = 54
+    least_members: int = 6
+    steps: int = 800
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    rank: int = 0
+    seed: int = 0
+    quick_registration: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        check_count("pseudo_pets", self.pseudo_pets, 9, 10_000)
+        check_count("least_members", self.least_members, 2)
+        check_count("steps", self.steps)
+        check_count("batch_size", self.batch_size, 1, 4096)
+        check_real("learning_rate", self.learning_rate, 0.0, 1.0)
+        check_count("rank", self.rank, 0, 4096)
+        check_seed("seed", self.seed)
+
+
+@dataclass(frozen=True)
+class Personalised:
+    """The model file, what became of each member of the bank, and the folder with what was made on the way."""
+
+    model: Path
+    members: list[Member]
+    work: Path
+
+
+def personalise(
+    bank: str | os.PathLike[str],
+    mr: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: str = "brain-fdg",
+    options: PersonalOptions | None = None,
+    execution: Execution | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    progress: Callable[[str, int], Callable[[], None]] = lambda stage, total: lambda: None,
+) -> Personalised:
+    """Make a score model for one patient's anatomy (Webber et al. 2025, TRPMS): it is shown no MR when it is used.
+
+    The MRs of a bank of PET and MR are registered to the patient's; the PETs are carried along, mixed, and a model of
+    a population is trained further on the mixtures. A run that was stopped goes on where it was, to the same bits.
+
+    Parameters
+    ----------
+    bank
+        HDF5 file of ``sirf-diffusion data build`` (with MRs) or ``data phantom``.
+    mr
+        The patient's MR: NIfTI, Interfile, or a folder with one DICOM series; of the bank's weighting.
+    out
+        Model file (``.safetensors``) to write.
+    model
+        Model of the population, a name or a file, that takes no MR; on the voxel size of the bank.
+    options, execution, device
+        Settings; where registrations and mixtures are computed; device of the training.
+    work_dir
+        Folder for all that is kept on the way; default ``<out>.personalise`` beside the model file.
+    restart
+        Begin anew.
+    progress
+        Given a stage's name and the number of its parts, returns what is called after each part.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be used, too few members can be registered, the model takes an MR or has other voxels than the
+        bank, or the work folder holds another run.
+    """
+    options, out = options or PersonalOptions(), Path(out)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"the model is a file whose name ends in .safetensors, found {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(2, "the folder of the model does not exist: make it first", str(out))
+    file, start = VolumeFile(bank), ScoreModel.load(model)
+    if start.architecture is None:
+        raise ValueError(f"{model} does not tell its network: it cannot be trained further")
+    if start.in_channels != 1:
+        raise ValueError(f"{model} takes an MR: personalisation is for models that take none, such as brain-fdg")
+    if any(abs(a / b - 1) > 0.05 for a, b in zip(file.voxel_size, start.voxel_size, strict=True)):
+        raise ValueError(
+            f"the bank {bank} has voxels of {file.voxel_size} mm, the model {model} of {start.voxel_size} mm: build "
+            "the bank with the model's voxel size"
+        )
+    if not file.has_anatomy:
+        raise ValueError(f"the bank {bank} has no MRs: build it with --mr")
+    target = Target.read(mr, file.voxel_size)
+    settings = {
+        "bank": file.fingerprint, **target.identity, "model": start.hash, "options": asdict(options),
+    }  # fmt: skip
+    work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".personalise")
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work / LOCK, ValueError):
+        _take_up(work, settings, out, restart)
+        members = carry_over(
+            file, target, work / "members.h5", least=options.least_members, limits=options.limits,
+            quick=options.quick_registration, execution=execution, progress=progress("members", len(file)),
+        )  # fmt: skip
+        pseudo = work / "pseudo.h5"
+        build_pseudo_pets(
+            work / "members.h5", pseudo, file.voxel_size, options.pseudo_pets, seed=options.seed,
+            tracer=file.tracer, execution=execution, progress=progress("pseudo-PETs", options.pseudo_pets),
+        )  # fmt: skip
+        tuned = work / "tuned.safetensors"
+        train(
+            recipe_of(start, options, max(target.mr.shape)), tuned, data=pseudo, init=model, work_dir=work / "training",
+            device=device, options=RunOptions(checkpoint_every=50),
+        )  # fmt: skip
+        _stamp(tuned, out, settings, members)
+    return Personalised(out, members, work)
+
+
+def recipe_of(start: ScoreModel, options: PersonalOptions, extent: int) -> Recipe:
+    """The training that a personalisation is, on images with sides of up to ``extent`` voxels."""
+    sides = (48,) if start.spatial_dims == 3 else (96, 96, 128)
+    crops = tuple(-(-min(side, extent) // start.multiple) * start.multiple for side in sides)
+    orientations = start.architecture.num_class_embeds or start.architecture.num_networks
+    return Recipe(
+        "personalised", start.metadata["tracer"], start.architecture, crops=crops, batch_size=options.batch_size,
+        cycles=(options.steps,), learning_rate=options.learning_rate, warmup_steps=min(50, options.steps),
+        ema_decay=0.995, log_sigma_mean=-0.4, seed=options.seed, decay="cosine", augmentation=_AUGMENTATION,
+        schedule=start.schedule, prediction=start.prediction, time_input=start.time_input, rank=options.rank,
+        planes=(0, 1, 2) if orientations == 3 or start.spatial_dims == 3 else (0,),
+        validate_every=max(1, options.steps // 2),
+    )  # fmt: skip
+
+
+def denoising_curves(work: Path, models: Mapping[str, str | os.PathLike[str]]) -> dict[str, dict[float, float]]:
+    """Denoising errors of models on the pseudo-PETs that were kept from the training, by noise level."""
+    curves = {}
+    for name, path in models.items():
+        model = ScoreModel.load(path)
+        found = validation_set(work / "pseudo.h5", recipe_of(model, PersonalOptions(), 128))
+        curves[name] = found.network_errors(model.network, model.prediction, model.time_input)
+    return curves
+
+
+def _take_up(work: Path, settings: Mapping[str, Any], out: Path, restart: bool) -> None:
+    """Compare with the run that the folder holds, or begin one."""
+    record = work / _SETTINGS
+    if restart:
+        for name in _KEPT:
+            path = work / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if record.exists():
+        try:
+            found = read_record(record)
+            other = difference({key: found.get(key) for key in settings}, jsonable(settings))
+        except ValueError as error:
+            raise ValueError(f"{work} holds another personalisation ({error}): --restart begins anew") from error
+        if other:
+            advice = "--restart begins anew, or give another --out"
+            raise ValueError(f"{work} holds another personalisation: {other}; {advice}")
+        return
+    if out.exists() and not restart:
+        raise ValueError(f"{out} exists and was made by another run: remove it, or give another --out")
+    write_json(record, settings)
+
+
+def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Member]) -> None:
+    """The trained model with what it was made for in it."""
+    network, config, _ = load_model(tuned)
+    made_for = {
+        **{key: value for key, value in settings.items() if key.startswith("mr_")},
+        "bank": settings["bank"],
+        "members": sum(not m.reason for m in members),
+        "left_out": sum(bool(m.reason) for m in members),
+        "options": settings["options"],
+    }
+    config = replace(config, training=config.training | {"personalised": jsonable(made_for)})
+    save_model(out, network.state_dict(), config, weights_dtype="float16")

@@ -1,0 +1,120 @@
+"""One image enhanced: read, enhanced, and written in its own format with a record and a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..environment import software_versions
+from ..files.documents import digest
+from ..files.outputs import OutputFolder
+from ..files.weights import WeightsFileError, WeightsFormat
+from ..geometry.checks import check_finite
+from ..models.enhancement import EnhancementModel
+from ..patient.derived import OriginalImage
+from ..reconstructors.enhancement import AXIAL_FWHM, Enhanced, Enhancer
+from ..reconstructors.references import bibtex
+from .report import figure_of_views
+from .result import write_samples
+
+_CHECKPOINT = WeightsFormat("a checkpoint of an enhancement", "sirf_diffusion_enhancement_run", "give --restart")
+REFERENCES = ("Jiang2023",)
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """What is to be enhanced and how; fields as of `~sirf_diffusion.reconstructors.enhancement.Enhancer`."""
+
+    image: Path
+    model: EnhancementModel
+    ct: Path | None = None
+    dose_ratio: float | None = None
+    num_steps: int | None = None
+    num_samples: int = 0
+    seed: int = 0
+    without_ct: bool = False
+    axial_fwhm: float = AXIAL_FWHM
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on."""
+        names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct", "axial_fwhm")
+        named = {name: getattr(self, name) for name in names}
+        return named | {"dose_ratio": self.dose_ratio or "auto", "model": self.model.hash}
+
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of the files that it depends on."""
+        paths = {"image": self.image, "ct": self.ct}
+        return {name: digest(path) for name, path in paths.items() if path is not None}
+
+    def run(self, folder: OutputFolder, *, restart: bool = False, progress: Any = lambda: None) -> dict[str, Any]:
+        """Enhance into a folder that is held; returns the record. A stopped run goes on after its last sample.
+
+        Raises ValueError if image, CT image or settings cannot be used, and OutputError as the folder does.
+        """
+        started = time.perf_counter()
+        original = OriginalImage.read(self.image)
+        values, geometry = original.values, original.geometry
+        model, ct, about = self.model, None, None
+        if self.ct is not None:
+            ct, about = original.anatomical(self.ct)
+            model = model.guided_by(ct)
+        state = folder.unfinished({"contents": self.contents()}, restart=restart) / "run.safetensors"
+        voxels = values.numel()
+        folder.check_space(4 * voxels * (3 + 3 * self.num_samples))
+        enhancer = Enhancer(
+            model, self.dose_ratio, num_steps=self.num_steps, num_samples=self.num_samples, seed=self.seed,
+            without_ct=self.without_ct, axial_fwhm=self.axial_fwhm, progress=progress,
+        )  # fmt: skip
+        result = enhancer.enhance(values, geometry, *self._kept(state, geometry.shape))
+        record = {
+            "title": f"enhanced from a dose of {result.dose:.3g} of the standard",
+            "dose_ratio": result.dose, "dose_ratio_from": "given" if self.dose_ratio else "noise of the image",
+            "start_step": result.start_step, "steps": enhancer.num_steps, "samples": self.num_samples,
+            "intensity_scale": result.intensity_scale,
+            "model": {"sha256": model.hash, "tracer": model.config.tracer, "noise": model.config.architecture.noise},
+            "format": original.source.kind, "ct": about, "references": list(REFERENCES),
+            "activity": {"before": float(values.double().sum()), "after": float(result.image.double().sum())},
+            "software": software_versions(), "seconds": time.perf_counter() - started,
+        }  # fmt: skip
+        with folder.staged(record) as staging:
+            self._write(staging, original, result, ct, record["title"])
+        return record
+
+    def _kept(self, path: Path, shape: tuple[int, ...]) -> tuple[Tensor | None, Any]:
+        """Samples of an earlier run, and what keeps the samples of this one."""
+        if not self.num_samples:
+            return None, None
+
+        def keep(samples: Tensor) -> None:
+            _CHECKPOINT.write(path, {"samples": samples}, {})
+
+        if not path.exists():
+            return None, keep
+        _, tensors, _ = _CHECKPOINT.read(path)
+        samples = tensors.get("samples")
+        if samples is None or tuple(samples.shape[1:]) != shape or len(samples) > self.num_samples:
+            raise WeightsFileError(f"{path} does not fit this run: give --restart")
+        check_finite(samples, str(path))
+        return samples, keep
+
+    def _write(self, staging: Path, original: OriginalImage, result: Enhanced, ct: Tensor | None, title: str) -> None:
+        original.write(staging / original.name("enhanced"), result.image, f"sirf-diffusion: {title}")
+        if result.sd is not None:
+            text = "sirf-diffusion: standard deviation of samples"
+            original.write(staging / original.name("uncertainty"), result.sd, text)
+        if result.samples is not None:
+            write_samples(staging / "samples.h5", result.samples, original.geometry, seed=self.seed, unit="image units")
+        (staging / "references.bib").write_text(bibtex(REFERENCES), encoding="utf-8")
+        values, image = original.values, result.image
+        peak = float(image.flatten()[:: max(1, image.numel() // 10**6)].quantile(0.998)) or 1.0
+        rows = [("before", values, "gray_r", 0.0, peak), ("after", image, "gray_r", 0.0, peak),
+                ("after - before", image - values, "RdBu_r", -peak / 2, peak / 2)]  # fmt: skip
+        if result.sd is not None:
+            rows.append(("standard deviation", result.sd, "magma", 0.0, float(result.sd.max()) or 1.0))
+        if ct is not None:
+            rows.append(("CT", ct, "gray", 0.0, float(ct.max()) or 1.0))
+        figure_of_views(staging / "report.png", rows, original.geometry, title)

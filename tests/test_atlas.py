@@ -1,0 +1,98 @@
+"""The atlas: velocities, the mean shape of deformed and moving subjects, curves, and what it is used for."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+from sirf_diffusion.cli import main
+from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.patient import read_source
+from sirf_diffusion.priors import AnchorPenalty
+from sirf_diffusion.study.metrics import nrmse
+from sirf_diffusion.training.data.volume_file import VolumeFile
+
+pytest.importorskip("SimpleITK")
+pytest.importorskip("scipy")
+
+from benchmarks.atlas import cohort
+from sirf_diffusion.patient.velocity import compose, exponential, logarithm
+from sirf_diffusion.personalise.atlas import Atlas
+from sirf_diffusion.personalise.groupwise import Subject, build_atlas
+
+MM = 8.0
+
+
+@lru_cache
+def known():
+    """Four deformed, moving, noisy subjects."""
+    return cohort(4, 2, MM, deformation=10.0, noise=0.05)
+
+
+def test_exponential_and_logarithm_undo_each_other():
+    like, displacement = known().like, known().displacements[0]
+    v = logarithm(displacement, like)
+    np.testing.assert_allclose(exponential(v, like), displacement, atol=0.5)
+    assert np.abs(compose(displacement, exponential(-v, like), like)).max() < 1.5
+    assert np.abs(displacement - v).max() > 0.5
+
+
+@lru_cache
+def made():
+    build_atlas(known().subjects, (MM,) * 3, rounds=0)
+    affine = known().shape_error()
+    atlas = build_atlas(known().subjects, (MM,) * 3, rounds=2)
+    return atlas, affine, known().shape_error()
+
+
+def test_the_template_is_nearer_to_the_mean_shape_than_an_affine_mean():
+    _, affine, deformed = made()
+    assert deformed < 0.75 * affine
+
+
+def test_it_is_kept_and_used(tmp_path):
+    atlas = made()[0]
+    atlas.save(tmp_path / "A.h5", tracer="[18F]test")
+    again = Atlas.load(tmp_path / "A.h5")
+    np.testing.assert_allclose(again.frames, atlas.frames, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(again.labels, atlas.labels)
+    assert VolumeFile(tmp_path / "A.h5").tracer == "[18F]test"
+    paths = again.write_images(tmp_path / "images")
+    assert [p.name for p in paths] == ["mean.hv", "frame-00.hv", "frame-01.hv", "curves.csv"]
+    image, geometry = read_image(tmp_path / "images" / "frame-01.hv")
+    assert float(AnchorPenalty(image).value(image)) == 0
+    assert geometry.voxel_size == (MM,) * 3
+    table = (tmp_path / "images" / "curves.csv").read_text().splitlines()
+    assert table[0] == "label,frame 0,frame 1"
+    patient = build_atlas([known().subjects[1]], (MM,) * 3, rounds=0)
+    patient.write_images(tmp_path / "patient")
+    early, geometry = read_image(tmp_path / "patient" / "mean.hv")
+    frames, quality = again.onto(read_source(tmp_path / "patient" / "mean.hv"), geometry)
+    assert quality.jacobian > 0
+    before, after = (nrmse(torch.from_numpy(f.mean(0)), early) for f in (again.frames, frames))
+    assert after < 0.7 * before
+    assert len(table) == 1 + len(again.curves)
+
+
+def test_the_command_reads_dynamic_images(tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    for number, subject in enumerate(known().subjects[:2]):
+        values = np.moveaxis(subject.frames, 0, -1).transpose(2, 1, 0, 3)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-MM, -MM, MM, 1])), tmp_path / f"{number}.nii.gz")
+    files = [str(tmp_path / f"{number}.nii.gz") for number in range(2)]
+    arguments = ["--voxel-size", str(MM), "--rounds", "0", "--out", str(tmp_path / "A.h5")]
+    assert main(["atlas", "--subjects", *files, *arguments, "--images", str(tmp_path / "images")]) == 0
+    assert len(Atlas.load(tmp_path / "A.h5").frames) == 2
+    assert main(["atlas", "--subjects", *files, *arguments]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["atlas", "--subjects", *files, *arguments, "--overwrite", "--mr", files[0]]) == 2
+    assert "1 images for 2 subjects" in capsys.readouterr().err
+
+
+def test_what_is_no_set_of_subjects_is_refused():
+    one, two = np.ones((2, 16, 16, 16), np.float32), np.ones((3, 16, 16, 16), np.float32)
+    with pytest.raises(ValueError, match=r"numbers of frames \[2, 3\]"):
+        build_atlas([Subject(one), Subject(two)], (MM,) * 3)
+    with pytest.raises(ValueError, match="subject 2 has a frame that is empty"):
+        build_atlas([Subject(one), Subject(one * [[[[1]]], [[[0]]]])], (MM,) * 3)

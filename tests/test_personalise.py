@@ -1,0 +1,262 @@
+"""A model for one patient: registrations that are good are used, others never; pseudo-PETs; resuming; whose model."""
+
+import hashlib
+import json
+import shutil
+import signal
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from fresh import DieAt, exit_code
+from small_scan import write_small_scan
+from tiny_model import tiny_model
+
+from sirf_diffusion.cli import main
+from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.storage import read_config
+from sirf_diffusion.patient.deformable import Limits, Quality, dice, register_deformable
+from sirf_diffusion.personalise import PersonalOptions, personalise
+from sirf_diffusion.personalise.members import outcomes
+from sirf_diffusion.personalise.pipeline import recipe_of
+from sirf_diffusion.personalise.pseudo import mix
+from sirf_diffusion.personalise.report import write_report
+from sirf_diffusion.simulation.parametric_head import simulate_parametric_head
+from sirf_diffusion.training import train
+from sirf_diffusion.training.data.phantom_data import PhantomOptions, build_phantoms
+
+pytest.importorskip("nilearn")
+pytest.importorskip("SimpleITK")
+
+SHAPE, VOXEL = (56, 64, 56), 4.0
+
+
+@lru_cache
+def head(seed: int):
+    """MR and labels (grey matter 1) ``[z, y, x]`` of a subject: every one is the same template, deformed anew."""
+    from sirf_diffusion.simulation import simulate_anatomy
+
+    anatomy = simulate_anatomy(seed, SHAPE, VOXEL)
+    return anatomy.t1[::-1].copy(), anatomy.labels[::-1].copy()
+
+
+@lru_cache
+def registered(fixed: int, moving: int):
+    return register_deformable(head(fixed)[0], head(moving)[0], (VOXEL,) * 3)
+
+
+def test_grey_matter_of_other_subjects_comes_onto_the_patients():
+    found = {member: registered(9200, member) for member in (9201, 9202, 9203)}
+    after = [dice(d.warp(head(m)[1], labels=True) == 1, head(9200)[1] == 1) for m, d in found.items()]
+    assert np.median(after) >= 0.75
+    for one in found.values():
+        assert one.quality.reasons() == []
+        assert one.jacobian.min() > 0
+
+
+GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"jacobian": 0.0}, "folds"),
+        ({"jacobian": float("nan")}, "folds"),
+        ({"information": 0.5}, "mutual information"),
+        ({"inverse_mm": 9.0}, "inverse"),
+        ({"overlap": 0.5}, "overlap"),
+        ({"similarity": 0.5}, "correlate"),
+    ],
+)
+def test_each_gate_closes(change, reason):
+    assert GOOD.reasons() == []
+    reasons = replace(GOOD, **change).reasons()
+    assert len(reasons) == 1
+    assert reason in reasons[0]
+
+
+@pytest.mark.parametrize("wrong", ["noise", "upside down", "inverted contrast"])
+def test_what_is_no_such_head_is_left_out(wrong):
+    mr = head(9201)[0]
+    image = {
+        "noise": lambda: np.random.default_rng(0).random(SHAPE).astype(np.float32),
+        "upside down": lambda: mr[::-1].copy(),
+        "inverted contrast": lambda: np.where(mr > 0.1, 1.6 - mr, 0).clip(0),
+    }[wrong]()
+    assert register_deformable(head(9200)[0], image, (VOXEL,) * 3).quality.reasons()
+
+
+def test_the_same_registration_on_any_number_of_threads():
+    import SimpleITK as sitk
+
+    pair, warped = [head(seed)[0][8:36, 16:48, 14:42] for seed in (9200, 9201)], []
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    try:
+        for threads in (1, 3):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+            warped.append(register_deformable(*pair, (VOXEL,) * 3).warp(pair[1]))
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    np.testing.assert_array_equal(*warped)
+
+
+MM = 8.0
+LENIENT = Limits(inverse_mm=12.0, similarity=0.3)
+OPTIONS = PersonalOptions(pseudo_pets=9, least_members=2, steps=4, batch_size=2, limits=LENIENT)
+
+
+def write_mr(path, seed):
+    """The MR of a parametric head as NIfTI, which has z to the head."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(simulate_parametric_head(seed, (28, 32, 28), MM).mr[::-1].copy())
+    image.SetSpacing((MM,) * 3)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A bank of three heads and one without an MR, two patients' MRs, a small model; and the model for the first."""
+    folder = tmp_path_factory.mktemp("personal")
+    build_phantoms(folder / "bank.h5", PhantomOptions(body="head-parametric", subjects=4, voxel_size=MM), workers=1)
+    with h5py.File(folder / "bank.h5", "r+") as file:
+        group = file["volumes/00002"]
+        del group["anatomy"]
+        group.attrs.update({"modality": "", "anatomy_sha256": ""})
+    for name, seed in (("own", 50), ("other", 51)):
+        write_mr(folder / f"{name}.nii.gz", seed)
+    population = tiny_model()
+    population.voxel_size = (MM,) * 3
+    population.save(folder / "population.safetensors")
+    make(folder, folder / "P.safetensors")
+    return folder
+
+
+def make(folder, out, options=OPTIONS, **others):
+    torch.set_num_threads(1)
+    bank, model = others.pop("bank", folder / "bank.h5"), str(others.pop("model", folder / "population.safetensors"))
+    return personalise(bank, folder / "own.nii.gz", out, model=model, options=options, device="cpu", **others)
+
+
+def test_the_model_tells_its_patient_and_its_members(folder):
+    made_for = read_config(folder / "P.safetensors").training["personalised"]
+    assert made_for["mr_sha256"] == hashlib.sha256((folder / "own.nii.gz").read_bytes()).hexdigest()
+    assert (made_for["members"], made_for["left_out"]) == (3, 1)
+    found = outcomes(folder / "P.safetensors.personalise" / "members.h5")
+    assert [m.reason for m in found] == ["", "", "nothing instead of an MR", ""]
+    assert all(m.quality["jacobian"] > 0 for m in found if not m.reason)
+    before = ScoreModel.load(folder / "population.safetensors")
+    assert ScoreModel.load(folder / "P.safetensors").hash != before.hash
+
+
+def test_killed_at_every_stage_it_ends_at_the_same_bits(folder, tmp_path):
+    work, stages = partial(make, folder, tmp_path / "P.safetensors"), set()
+    for renamings in (4, 8, 8, 8, 1):
+        assert exit_code(partial(silently, work), DieAt(renamings, ("os.rename",), tmp_path)) == -signal.SIGKILL
+        stages.add(frozenset(path.name for path in (tmp_path / "P.safetensors.personalise").glob("*.*")))
+    assert not (tmp_path / "P.safetensors").exists()
+    work()
+    assert len(stages) >= 3
+    assert (tmp_path / "P.safetensors").read_bytes() == (folder / "P.safetensors").read_bytes()
+
+
+def test_low_rank_changes_become_part_of_the_weights(folder, tmp_path):
+    shutil.copytree(folder / "P.safetensors.personalise", tmp_path / "work")
+    training = tmp_path / "work" / "training"
+    recipe = replace(recipe_of(ScoreModel.load(folder / "population.safetensors"), OPTIONS, 32), rank=2)
+    before = ScoreModel.load(folder / "population.safetensors").network.state_dict()
+    shutil.rmtree(training)
+    options = {"data": tmp_path / "work" / "pseudo.h5", "init": folder / "population.safetensors", "device": "cpu"}
+    train(recipe, tmp_path / "a.safetensors", max_steps=2, **options)
+    train(recipe, tmp_path / "a.safetensors", **options)
+    train(recipe, tmp_path / "b.safetensors", **options)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    for name, weight in ScoreModel.load(tmp_path / "a.safetensors").network.state_dict().items():
+        change = (weight - before[name]).reshape(len(weight), -1)
+        assert torch.linalg.matrix_rank(change, atol=3e-3) <= 2  # of what float16 keeps
+
+
+def silently(work):
+    work()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": replace(OPTIONS, least_members=4)}, "only 3 of 4 members"),
+        ({"options": replace(OPTIONS, limits=Limits(jacobian=0.9))}, "only 0 of 4 members .* folds"),
+        ({"model": "brain-fdg"}, "voxels of"),
+        ({"model": "brain-fdg-mr"}, "takes an MR"),
+    ],
+)
+def test_what_cannot_be_personalised_is_refused(folder, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder, tmp_path / "P.safetensors", **change)
+    assert not (tmp_path / "P.safetensors").exists()
+
+
+def test_another_run_in_the_work_folder_is_refused(folder):
+    with pytest.raises(ValueError, match=r"another personalisation: options.seed differ"):
+        make(folder, folder / "P.safetensors", replace(OPTIONS, seed=1))
+
+
+def test_a_pseudo_pet_is_a_mixture_with_lesions_now_and_then():
+    members = [torch.full((8, 9, 10), float(k), dtype=torch.float16) for k in (1, 2, 3)]
+    drawn = [mix(members, (4.0, 4.0, 4.0), np.random.default_rng(seed)) for seed in range(20)]
+    np.testing.assert_array_equal(drawn[3], mix(members, (4.0, 4.0, 4.0), np.random.default_rng(3)))
+    medians = [float(np.median(image)) for image in drawn]
+    assert all(1 <= median <= 3 for median in medians)
+    assert len(set(medians)) > 15
+    assert any(image.max() > 1.2 * np.median(image) for image in drawn)
+    assert any(image.min() < 0.8 * np.median(image) for image in drawn)
+
+
+class TestWhosePatientItIs:
+    def recon(self, folder, out, *options):
+        scan = write_small_scan(out.parent / "scan")
+        more = ("--set", "num_steps=2", "--samples", "1", "--device", "cpu", "--out", str(out))
+        return main(["recon", *scan.options, "--model", str(folder / "P.safetensors"), *more, *options])
+
+    def test_the_record_says_for_which_mr_the_model_was_made(self, folder, tmp_path):
+        copy = tmp_path / "copy.nii"
+        nibabel = pytest.importorskip("nibabel")
+        nibabel.save(nibabel.load(folder / "own.nii.gz"), copy)
+        assert self.recon(folder, tmp_path / "out", "--anatomical", str(copy)) == 0
+        model = json.loads((tmp_path / "out" / "record.json").read_text())["model"]
+        assert model["made_for"]["mr_sha256"] == hashlib.sha256((folder / "own.nii.gz").read_bytes()).hexdigest()
+        assert model["mr_compared"] is True
+
+    def test_another_patients_mr_is_refused(self, folder, tmp_path, capsys):
+        assert self.recon(folder, tmp_path / "out", "--anatomical", str(folder / "other.nii.gz")) == 2
+        assert "made for another patient's MR" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_at_every_door(self, folder):
+        model, geometry = ScoreModel.load(folder / "P.safetensors"), ImageGeometry((1, 16, 16), (MM,) * 3)
+        bound = model.guided_by(folder / "own.nii.gz").on(geometry, 1.0)
+        assert torch.isfinite(bound.denoise_at(torch.ones(geometry.shape), 0.2)).all()
+        for door in (model.guided_by, lambda mr: model.on(geometry, 1.0, anatomical=mr)):
+            with pytest.raises(ValueError, match="another patient's MR"):
+                door(folder / "other.nii.gz")
+            with pytest.raises(ValueError, match="give the MR's file"):
+                door(torch.ones(geometry.shape))
+
+
+def test_the_command_and_its_page(folder, capsys):
+    arguments = ["personalise", "--bank", folder / "bank.h5", "--mr", folder / "own.nii.gz", "--out",
+                 folder / "C.safetensors", "--model", folder / "population.safetensors", "--report", folder / "report",
+                 "--steps", "2", "--batch-size", "2", "--min-members", "4", "--workers", "1"]  # fmt: skip
+    assert main([str(a) for a in arguments]) == 2
+    assert "members of the bank could be registered" in capsys.readouterr().err
+    made = make(folder, folder / "P.safetensors")
+    page = write_report(made, str(folder / "population.safetensors"), folder / "report").read_text()
+    assert "3 of 4 members" in page
+    assert "nothing instead of an MR" in page
+    files = {path.name for path in (folder / "report").iterdir()}
+    assert {"00000.png", "denoising.png", "pseudo.png", "report.json"} <= files
