@@ -112,7 +112,7 @@ def test_the_command_lists_each_setting_with_default_range_and_meaning(name, cap
             assert entry.metadata["allowed"] in lines[at]
             assert lines[at + 1].strip()
     if name == "lisch":
-        told = "in volumes 0.4, balanced 2.0, balanced in volumes 0.4, published 0.0 (number in [0, inf))"
+        told = "in volumes 0.4, balanced 1.5, balanced in volumes 0.4, published 0.0 (number in [0, inf))"
         assert f"  --set anchor_strength=2.5, {told}" in lines
         assert not any("](" in line for line in lines)
 

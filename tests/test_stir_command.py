@@ -115,10 +115,10 @@ def test_keys_of_stir_that_look_wrong_are_warnings(folder):
 
 
 def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
-    default = ("  noise level := 0.3\n", "")
+    default = ("  noise level := 0.4\n", "")
     assert not checking.check(edited(folder, default)).findings
-    stronger = ("penalisation factor := 0.4", "penalisation factor := 0.3")
-    for largest, *changes in (("0.12", ("noise level := 0.4", "noise level := 0.2")), ("0.27", default, stronger)):
+    stronger = ("penalisation factor := 0.4", "penalisation factor := 0.5")
+    for largest, *changes in (("0.12", ("noise level := 0.4", "noise level := 0.2")), ("0.48", default, stronger)):
         (finding,) = checking.check(edited(folder, *changes)).findings
         assert finding.level == "warning"
         assert f"above 3 level^2 = {largest}." in finding.text
@@ -321,7 +321,7 @@ def test_a_scan_that_fails_keeps_what_it_has(fake_program, capsys):
 
 def test_scan_refuses_a_folder_of_another_scan(fake_program):
     scan.Scan(OSMAPOSL, Path("out")).run([0.5])
-    other = edited(fake_program, ("noise level := 0.4", "noise level := 0.4"))
+    other = edited(fake_program, ("noise level := 0.4", "noise level := 0.3"))
     with pytest.raises(ValueError, match="parameter file"):
         scan.Scan(other, Path("out"))
     os.utime("prompts.hs", (1, 1))
