@@ -5,9 +5,11 @@ import struct
 
 import pytest
 import torch
+from small_scan import write_small_model, write_small_scan
 from tiny_model import tiny_model
 from toy_objective import make_toy
 
+from sirf_diffusion.cli import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import as_objective
 from sirf_diffusion.engines.em import em_update
@@ -23,6 +25,7 @@ from sirf_diffusion.models.h_transform import (
     read_h_transform,
     sharpened,
 )
+from sirf_diffusion.reconstructors.checkpoint import CheckpointCallback
 from sirf_diffusion.reconstructors.diffusion.deft import DEFTReconstructor
 from sirf_diffusion.reconstructors.diffusion.loop import DiffusionReconstructor
 
@@ -213,6 +216,53 @@ def test_inputs_do_not_depend_on_the_unit_and_survive_no_sensitivity():
     assert shown.shape == (2, 5, 1, 8, 8)
     assert bool(torch.isfinite(shown).all())
     assert counts_per_voxel(counts, torch.ones(1, 8, 8)) == pytest.approx(2.5)
+
+
+def steered(objective, base, path, **options):
+    return DEFTReconstructor(objective, bound(base, objective), h_transform=str(path), seed=3, **options)
+
+
+@pytest.mark.filterwarnings("ignore:step 5 of 5")
+def test_final_consistency_ends_at_the_likelihood_of_the_truth(base, tmp_path):
+    objective, _ = make_toy(SHAPE, dtype=torch.float32)
+    path = saved(tmp_path, base)
+    options = {"final_consistency": True, "num_em_iterations": 6.0, "anchor_strength": 0.0}
+    made = steered(objective, base, path, **options).process()
+    target = made.record["schedule"]["target"]
+    assert float(objective.value(made.get_samples()[0])) == pytest.approx(target, rel=1e-3)
+    assert "schedule" not in steered(objective, base, path).process().record
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(base, tmp_path):
+    objective, _ = make_toy(SHAPE, dtype=torch.float32)
+    path, kept = saved(tmp_path, base), tmp_path / "run.safetensors"
+    whole = steered(objective, base, path, num_samples=2).process().get_samples()
+
+    def stop(record):
+        if record.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steered(objective, base, path, num_samples=2, callbacks=[CheckpointCallback(kept), stop]).process()
+    options = {"num_samples": 2, "resume_from": kept}
+    assert torch.equal(steered(objective, base, path, **options).process().get_samples(), whole)
+    with pytest.raises(ValueError, match="h_transform"):
+        steered(objective, base, saved(tmp_path, base, False), **options).process()
+
+
+def test_the_command_records_what_was_outside_the_training(tmp_path, caplog):
+    scan = write_small_scan(tmp_path / "scan")
+    model = write_small_model(tmp_path / "model.safetensors")
+    base = ScoreModel.load(model)
+    h = HTransform(build_network(ARCHITECTURE), base, config_for(base, counts=(1e5, 1e6), num_planes=1, scanner="S"))
+    h.save(tmp_path / "h.safetensors")
+    words = ["--method", "deft", "--model", str(model), "--set", f"h_transform={tmp_path / 'h.safetensors'}"]
+    assert main(["recon", *scan.options, *words, "--samples", "2", "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert len(record["h_transform"]["outside_training"]) >= 2
+    assert record["h_transform"]["sha256"] == h.sha256
+    assert "unlike those that the h-transform was trained with" in caplog.text
+    assert main(["recon", *scan.options, *words[:2], "--model", str(model), "--out", str(tmp_path / "other")]) == 2
 
 
 def native_objective(engine):

@@ -229,6 +229,7 @@ class Study:
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
             "trace": reconstructor.record["trace"],
+            **{key: reconstructor.record[key] for key in ("h_transform",) if key in reconstructor.record},
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
         record["seconds"]["data"] = time.perf_counter() - began - record["seconds"]["total"]
