@@ -91,6 +91,12 @@ class TestReadImage:
         assert len(warnings_of(caplog)) == 1
         assert "'decay corrected', 'second oddity'" in warnings_of(caplog)[0]
 
+    def test_bytes_that_are_no_text_are_written_out_in_messages(self, tmp_path, caplog):
+        header = write_image_files(tmp_path, np.zeros(60), more="oddity := 1\n")
+        header.write_bytes(header.read_bytes().replace(b"oddity", b"odd\xffity"))
+        read_image(header)
+        assert r"'odd\xffity'" in warnings_of(caplog)[0]
+
 
 class TestReadProjectionData:
     @pytest.mark.parametrize("number", NUMBER_TYPES, ids=lambda n: n[2])

@@ -167,11 +167,11 @@ def test_record_tells_engine_file_prior_and_subsets(par, recon):
 def test_all_methods_run_from_a_par_file(par, recon, model, method):
     more = []
     if METHODS[method].uses_model:
-        more += ["--model", model]
+        more += ["--model", METHODS[method].default_model or model]
     if METHODS[method].samples:
         more += ["--samples", 1]
-    name = "num_iterations" if method.startswith("map") else "num_steps"
-    code, out = recon(par(), method, *more, "--set", f"{name}=2")
+    number = "num_iterations=2" if method.startswith("map") else "num_steps=5"
+    code, out = recon(par(), method, *more, "--set", number)
     assert code == 0
     assert read_image(out / "reconstruction.hv")[0].isfinite().all()
 

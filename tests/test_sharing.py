@@ -13,7 +13,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
 from sirf_diffusion.study.shares import merge, share_out
 
-UNADAPTED = [name for name, method in METHODS.items() if method.samples and method.own_adaptation is None]
+UNADAPTED = [name for name, m in METHODS.items() if m.samples and m.own_adaptation is None and not m.default_model]
 
 
 def options(scan, model, out, *more):

@@ -64,6 +64,11 @@ def read_text(path: str | os.PathLike[str], most: int = _MAX_BYTES) -> str:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
+def printable(text: str) -> str:
+    r"""Text in which bytes that were no UTF-8 (kept as surrogates) are written out, such as ``\xff``: for messages."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def read_json(path: str | os.PathLike[str], kind: type = dict, most: int = _MAX_BYTES) -> Any:
     """A JSON file that holds a dictionary, or a list; see `read_text` and `parse_json`."""
     text = read_text(path, most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from datetime import datetime
@@ -11,8 +10,6 @@ from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, Radionuclide
 from ...geometry.scanners import standardise
 from .foreign import image_header
 from .header import Header
-
-_logger = logging.getLogger(__name__)
 
 _MODALITIES = {
     "pt": "PT", "pet": "PT", "nm": "NM", "nucmed": "NM", "spect": "NM", "mr": "MR", "mri": "MR", "ct": "CT",
@@ -80,9 +77,7 @@ def _radionuclide(header: Header, modality: str) -> Radionuclide:
         return Radionuclide(name, *numbers.values())
     for (key, told), taken in zip(numbers.items(), (known.half_life, known.branching_ratio), strict=True):
         if told and abs(told / taken - 1) > 1e-3:
-            _logger.warning(
-                "%s: 'radionuclide %s := %g' is not used: %s has %g, as in STIR", header.path, key, told, name, taken
-            )
+            header.warn(f"'radionuclide {key} := {told:g}' is not used: {name} has {taken:g}, as in STIR")
     return known
 
 
@@ -137,5 +132,5 @@ def _start_time(header: Header) -> datetime | None:
         text = f"{date} {found[1]}.{found[2] or '0'}{found[3] or ''}"
         return datetime.strptime(text, "%Y:%m:%d %H:%M:%S.%f" + ("%z" if found[3] else ""))
     except ValueError as problem:
-        _logger.warning("%s: study date '%s' and time '%s' are not read: %s", header.path, date, time, problem)
+        header.warn(f"study date '{date:.40}' and time '{time:.40}' are not read: {problem}")
         return None

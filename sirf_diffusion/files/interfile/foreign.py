@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from .header import Header
-
-_logger = logging.getLogger(__name__)
 
 _SIEMENS_KEYS = {
     "scale factor (mm/pixel)": "scaling factor (mm/pixel)",
@@ -69,5 +66,5 @@ def _from_interfile_33(header: Header) -> None:
     elif spacing == 1 and abs(header.number("scaling factor (mm/pixel)") - 1) > 0.01:
         advice = "add the key 'scaling factor (mm/pixel) [3]', which is in mm"
         raise header.error(f"key '{name} := {header.text(name)}' may mean one pixel, or 1 mm: {advice}")
-    _logger.warning("%s: '%s := %s' is taken as %s", header.path, name, header.text(name), unit)
+    header.warn(f"'{name} := {header.text(name)}' is taken as {unit}")
     header.put("scaling factor (mm/pixel)", repr(spacing), 3)

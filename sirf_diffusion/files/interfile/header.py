@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
+from ..documents import printable
 from ..frames import choose_frame, split_frame
 from .keys import (
     ALIASES,
@@ -40,6 +41,9 @@ _NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?
 
 class InterfileError(ValueError):
     """A header or its data file is missing, unreadable, contradictory or cannot be written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class UnsupportedError(InterfileError):
@@ -174,6 +178,10 @@ class Header:
         """Exception whose message begins with the header's path."""
         return InterfileError(f"{self.path}: {text}")
 
+    def warn(self, text: str) -> None:
+        """Log a warning that begins with the header's path."""
+        _logger.warning("%s: %s", self.path, printable(text))
+
     def unsupported(self, text: str, engine: str = "STIR") -> UnsupportedError:
         """Exception that names an engine that can read the file."""
         return UnsupportedError(f"{self.path}: {text}, which the embedded engine does not support; use {engine}")
@@ -223,7 +231,7 @@ class Header:
         text = self.text(key, repr(default), index)
         if text[0] in "+-.0123456789":
             return self._number(text, _shown(key, index))
-        _logger.warning("%s: '%s := %.40s' is no number; taken as not given, as in STIR", self.path, key, text)
+        self.warn(f"'{key} := {text:.40}' is no number; taken as not given, as in STIR")
         return default
 
     def integers(self, key: str, index: int = 1, minimum: int | None = None) -> list[int]:
@@ -272,14 +280,14 @@ class Header:
         """The first of a list without braces, as STIR reads it; two numbers may be one with a decimal comma."""
         if not self._stir or "," not in text or re.fullmatch(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?", text):
             return text
-        _logger.warning("%s: '%s := %.40s' is a list without braces: its first value counts", self.path, key, text)
+        self.warn(f"'{key} := {text:.40}' is a list without braces: its first value counts")
         return text.partition(",")[0]
 
     def warn_of_unread_keys(self) -> None:
         """Say once which keys STIR would not know either."""
         if self._unknown:
             names = ", ".join(f"'{key:.60}'" for key in sorted(self._unknown)[:50])
-            _logger.warning("%s: ignored unknown keys: %s", self.path, names)
+            self.warn(f"ignored unknown keys: {names}")
 
 
 def _shown(key: str, index: int) -> str:

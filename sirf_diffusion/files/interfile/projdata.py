@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Iterable
@@ -18,8 +17,6 @@ from .header import Header, InterfileError
 from .keys import DATA_TYPES
 from .scanner import read_scanner, scanner_lines
 from .values import check_finite, encoded, output_paths, read_values, scale_factors, write_pair
-
-_logger = logging.getLogger(__name__)
 
 _BY_VIEW = ("tangential coordinate", "axial coordinate", "view", "segment")
 _BY_SINOGRAM = ("tangential coordinate", "view", "axial coordinate", "segment")
@@ -170,11 +167,9 @@ def _read_layout(header: Header) -> tuple[ProjDataGeometry, list[Segment], bool]
     except ValueError as problem:
         raise header.error(str(problem)) from problem
     if scanner.max_num_views % num_views:
-        _logger.warning(
-            "%s: %d views are not a divisor of the scanner's %d; view angles are not adjusted for mashing, as in STIR",
-            header.path,
-            num_views,
-            scanner.max_num_views,
+        header.warn(
+            f"{num_views} views are not a divisor of the scanner's {scanner.max_num_views}; view angles are not "
+            "adjusted for mashing, as in STIR"
         )
     return geometry, stored, labels == _BY_VIEW
 
@@ -205,7 +200,7 @@ def _read_segments(header: Header, sizes: list[int]) -> list[Segment]:
             raise header.error(f"{num} segments ('matrix size [4]') need {num} {what}, found {len(values)}")
     ranges = [(min(pair), max(pair)) for pair in zip(low, high, strict=True)]
     if ranges != list(zip(low, high, strict=True)):
-        _logger.warning("%s: exchanged minimum and maximum ring differences where minimum > maximum", header.path)
+        header.warn("exchanged minimum and maximum ring differences where minimum > maximum")
     sums = sorted(map(sum, ranges))
     if 0 not in sums or len(set(sums)) != num:
         raise header.error(
@@ -219,12 +214,12 @@ def _is_arc_corrected(header: Header) -> bool:
     words = header.items("applied corrections") if "applied corrections" in header else []
     corrections = [standardise(word) for word in words if word]
     if not corrections:
-        _logger.warning("%s: no 'applied corrections'; taken as arc-corrected data, as STIR does", header.path)
+        header.warn("no 'applied corrections'; taken as arc-corrected data, as STIR does")
         return True
     arc = {"arc correction", "arc corrected"}
     others = [word for word in corrections if word not in arc | {"none"}]
     if others:
-        _logger.warning("%s: 'applied corrections' %s make no difference here", header.path, ", ".join(others))
+        header.warn(f"'applied corrections' {', '.join(others)} make no difference here")
     return not arc.isdisjoint(corrections)
 
 
@@ -237,5 +232,5 @@ def _bin_size(header: Header, default: float) -> float:
             raise header.error(f"arc-corrected data need the key '{key}' or 'default bin size (cm)'")
         return default
     if default > 0 and not math.isclose(value, default, abs_tol=0.01):
-        _logger.warning("%s: '%s' gives bins of %g mm, the scanner's are %g mm", header.path, key, value, default)
+        header.warn(f"'{key}' gives bins of {value:g} mm, the scanner's are {default:g} mm")
     return value

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
 from ...geometry.scanners import BlockStructure, Scanner, find_scanner
 from .header import Header
 from .keys import SCANNER_BLOCKS, SCANNER_FIELDS, SCANNER_OPTIONAL
-
-_logger = logging.getLogger(__name__)
 
 
 def read_scanner(header: Header) -> Scanner:
@@ -50,18 +47,14 @@ def read_scanner(header: Header) -> Scanner:
             key = SCANNER_BLOCKS[f"num_{axis}_crystals_per_block"]
             raise header.error(f"key '{key}' is missing, which STIR needs where it is told the blocks per bucket")
     if unusual:
-        _logger.warning(
-            "%s: values differ from what is known of scanner '%s', those of the header are used: %s",
-            header.path,
-            known.name if known else name,
-            "; ".join(unusual),
+        header.warn(
+            f"values differ from what is known of scanner '{known.name if known else name}', those of the header are "
+            f"used: {'; '.join(unusual)}"
         )
     if "view offset (degrees)" not in header and known is not None and known.view_offset:
-        _logger.warning(
-            "%s: no key 'view offset (degrees)'; taken as 0, as STIR does, although scanner '%s' has %.4g degrees",
-            header.path,
-            known.name,
-            math.degrees(known.view_offset),
+        header.warn(
+            f"no key 'view offset (degrees)'; taken as 0, as STIR does, although scanner '{known.name}' has "
+            f"{math.degrees(known.view_offset):.4g} degrees"
         )
     return Scanner(
         name=known.name if known else name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy as np
 
 from ..atomic import atomic_path
 from .header import Header, InterfileError
-
-_logger = logging.getLogger(__name__)
 
 _NUMBER_TYPES = {
     **{("signed integer", n): f"i{n}" for n in (1, 2, 4, 8)},
@@ -44,7 +41,7 @@ def read_values(header: Header, num_values: int, in_turn: bool = False) -> np.nd
             f"{dtype.itemsize} bytes after an offset of {offset}), found {found}"
         )
     if found > expected and header.num_frames == 1 and path.resolve() != header.path.resolve():
-        _logger.warning("%s: its data file %s has %d bytes more than needed", header.path, path, found - expected)
+        header.warn(f"its data file {path} has {found - expected} bytes more than needed")
     try:
         values = np.fromfile(path, dtype=dtype, count=num_values, offset=offset)
     except OSError as problem:

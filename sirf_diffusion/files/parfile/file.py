@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..documents import printable
 from .reader import TreeReader
 from .tree import ParBlock, ParFileError, ParKey, ParProblem, fold
 
@@ -82,7 +83,7 @@ class ParFile:
             message = f"{root.path}:{problem.line}: {problem.text}"
             if not problem.harmless:
                 raise ParFileError(message)
-            logger.warning(message)
+            logger.warning(printable(message))
         return cls(root.path, text, root, reader.problems)
 
     def objective(self) -> ParBlock:

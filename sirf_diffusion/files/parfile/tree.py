@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ...geometry.scanners import standardise as fold
+from ..documents import printable
 
 _Number = TypeVar("_Number", int, float)
 _HUGE = 1e300
@@ -14,6 +15,9 @@ _HUGE = 1e300
 
 class ParFileError(ValueError):
     """A parameter file that cannot be read, or not as it was meant; the message begins with ``file:line:``."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
