@@ -55,7 +55,7 @@ def check_same_numbers(stand_in):
 @pytest.mark.requires_sirf
 @pytest.mark.parametrize("example", ["brain2d", "brain3d"])
 def test_numbers_are_sirfs(pet, example, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "sirf_diffusion")
     stand_in = as_objective(bundled(pet, example, num_rays=5).objective(pet, NUM_SUBSETS), projector="embedded")
     check_same_numbers(stand_in)
     assert 0 < stand_in.difference < 0.003
