@@ -85,7 +85,9 @@ def test_bfloat16_is_read(network, tmp_path):
 
     path = tmp_path / "b.safetensors"
     tensors = {name: t.to(torch.bfloat16).contiguous() for name, t in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, path, metadata={METADATA_KEY: json.dumps(CONFIG.to_dict())})
+    safetensors.torch.save_file(
+        tensors, path, metadata={METADATA_KEY: json.dumps({"format_version": 1, **CONFIG.to_dict()})}
+    )
     assert {p.dtype for p in load_model(path)[0].parameters()} == {torch.float32}
 
 
@@ -176,7 +178,10 @@ def edits():
 def test_whole_numbers_are_no_weights(file):
     import safetensors.torch
 
-    tensors, metadata = safetensors.torch.load_file(file), {METADATA_KEY: json.dumps(read_config(file).to_dict())}
+    tensors, metadata = (
+        safetensors.torch.load_file(file),
+        {METADATA_KEY: json.dumps({"format_version": 1, **read_config(file).to_dict()})},
+    )
     name = min(tensors)
     safetensors.torch.save_file({**tensors, name: tensors[name].long()}, file, metadata)
     with pytest.raises(ModelFileError, match=rf"{re.escape(name)}' has type torch.int64"):
@@ -236,7 +241,9 @@ def test_weights_that_are_not_finite_are_refused(network, tmp_path):
     path = tmp_path / "nan.safetensors"
     tensors = {name: t.clone() for name, t in network.state_dict().items()}
     tensors["conv_in.conv.bias"][1] = math.nan
-    safetensors.torch.save_file(tensors, path, metadata={METADATA_KEY: json.dumps(CONFIG.to_dict())})
+    safetensors.torch.save_file(
+        tensors, path, metadata={METADATA_KEY: json.dumps({"format_version": 1, **CONFIG.to_dict()})}
+    )
     with pytest.raises(ModelFileError, match=r"conv_in\.conv\.bias.*not finite"):
         load_model(path)
 

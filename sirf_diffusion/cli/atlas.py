@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, real, whole
-from .personalise import bars
+from .command_line import add_command, bars, real, whole
 
 _ABOUT = """\
 Make a 4D atlas of dynamic PET: motion between the frames of a subject is taken out, every frame of every subject is

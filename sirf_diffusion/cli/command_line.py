@@ -108,6 +108,14 @@ def add_machine(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=whole(1, 4096), metavar="N", help=threads)
 
 
+def add_workers(parser: argparse._ActionsContainer) -> None:
+    """Declare ``--workers`` and ``--cluster``."""
+    parser.add_argument(
+        "--workers", type=whole(1, 4096), default=1, metavar="N", help="processes of this machine; default: 1"
+    )
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
+
+
 def add_precision(parser: argparse._ActionsContainer, default: str = "auto") -> None:
     """Declare ``--precision``, see `ScoreModel.load`."""
     parser.add_argument(
@@ -230,3 +238,23 @@ def _out_of_memory(error: Exception) -> str | None:
     if not known and not (isinstance(error, (RuntimeError, OSError)) and any(text in words.lower() for text in told)):
         return None
     return f"out of memory ({words[:160] or kind}): take a smaller batch, fewer samples or workers, or a smaller image"
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Bars with the time left, one after the other: given a stage's name and its parts, what to call after each."""
+    from tqdm import tqdm
+
+    opened: list[Any] = []
+
+    def begin(stage: str, total: int) -> Callable[[], None]:
+        while opened:
+            opened.pop().close()
+        opened.append(tqdm(total=total, desc=stage, disable=not sys.stderr.isatty()))
+        return opened[0].update
+
+    try:
+        yield begin
+    finally:
+        while opened:
+            opened.pop().close()

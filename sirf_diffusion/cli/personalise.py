@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine, real, seed, whole
+from .command_line import add_command, add_machine, add_workers, bars, real, seed, whole
 
 _ABOUT = """\
 Make a score model for one patient's anatomy: the MRs of a bank of subjects with PET and MR are registered to the
@@ -68,14 +65,6 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     group.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
 
 
-def add_workers(group: Any) -> None:
-    """Declare ``--workers`` and ``--cluster``."""
-    group.add_argument(
-        "--workers", type=whole(1, 4096), default=1, metavar="N", help="processes of this machine; default: 1"
-    )
-    group.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Register, mix, train, report."""
     from ..personalise.pipeline import PersonalOptions, personalise
@@ -98,23 +87,3 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(f"report: {write_report(made, arguments.model, arguments.report)}")
     return 0
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Bars with the time left, one after the other: given a stage's name and its parts, what to call after each."""
-    from tqdm import tqdm
-
-    opened: list[Any] = []
-
-    def begin(stage: str, total: int) -> Callable[[], None]:
-        while opened:
-            opened.pop().close()
-        opened.append(tqdm(total=total, desc=stage, disable=not sys.stderr.isatty()))
-        return opened[0].update
-
-    try:
-        yield begin
-    finally:
-        while opened:
-            opened.pop().close()

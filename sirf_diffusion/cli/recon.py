@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..engines import PROJECTORS
 from ..files.documents import read_text
-from .command_line import USER_ERRORS, add_command, whole
+from .command_line import USER_ERRORS, add_command, add_workers
 from .recon_options import ABOUT, EXAMPLES, FILES, add_options, calibration_of, study_of
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     summary = "reconstruct a list of studies"
     many = add_command(commands, common, "recon-many", run_many, summary=summary, about=_MANY, example=example)
     many.add_argument("list", type=Path, metavar="LIST", help="text file, one reconstruction per line")
-    workers = "processes of this machine; default: 1"
-    many.add_argument("--workers", type=whole(1, 4096), default=1, metavar="N", help=workers)
-    many.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler instead, such as tcp://host:8786")
+    add_workers(many)
 
 
 def run(arguments: argparse.Namespace) -> int:

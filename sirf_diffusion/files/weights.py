@@ -28,6 +28,7 @@ _MAX_HEADER_BYTES = 4 * 1024**2
 _KINDS = {
     "sirf_diffusion": "a score model, for reconstruction",
     "sirf_diffusion_enhancement": "an enhancement model, for sirf-diffusion enhance and image filters",
+    "sirf_diffusion_h_transform": "an h-transform, for recon --method deft (--set h_transform=FILE)",
 }
 
 
@@ -52,7 +53,7 @@ class WeightsFormat:
     version_key: str = "version"
 
     def document(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """The JSON document of a file, read without the tensors; raises as `read` does."""
+        """The JSON document of a file but for its version, read without the tensors; raises as `read` does."""
         with self._opened(Path(path)) as file:
             return self._document(Path(path), self._header(Path(path), file))
 
@@ -138,7 +139,7 @@ class WeightsFormat:
             check_version(content.get(self.version_key), self.version, self.version_key)
         except ValueError as error:
             raise self._refusal(path, f"{error}, or {self.remedy}") from None
-        return content
+        return {key: value for key, value in content.items() if key != self.version_key}
 
     def _tensors(self, path: Path, file: BinaryIO) -> tuple[dict[str, Tensor], str]:
         """All tensors, and the SHA-256 of the file; the library refuses those that do not lie in it."""

@@ -106,7 +106,6 @@ class EnhancementModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EnhancementModelConfig:
         """Checked contents; ValueError for an unknown or missing key."""
-        content = {key: value for key, value in content.items() if key != "version"}
         if set(content) != {item.name for item in fields(cls)}:
             raise ValueError(f"the configuration must have the keys {sorted(item.name for item in fields(cls))}")
         parts: dict[str, Any] = {"architecture": EnhancementConfig.from_dict(content["architecture"])}

@@ -89,10 +89,9 @@ class HTransformConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> HTransformConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        values = {key: value for key, value in content.items() if key != "version"}
-        if missing := sorted(set(cls.__dataclass_fields__).symmetric_difference(values)):
-            raise ValueError(f"the configuration has missing or unknown keys {missing}")
-        return cls(**values | {"architecture": NetworkConfig.from_dict(values["architecture"])})
+        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(content)):
+            raise ValueError(f"the configuration has missing or unknown keys {wrong}")
+        return cls(**content | {"architecture": NetworkConfig.from_dict(content["architecture"])})
 
 
 class HTransform:

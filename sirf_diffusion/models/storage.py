@@ -87,7 +87,6 @@ class ModelConfig:
         """Contents as a dictionary that JSON can hold; `from_dict` is its inverse."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "voxel_size"}
         return values | {
-            "format_version": FORMAT_VERSION,
             "architecture": self.architecture.to_dict(),
             "schedule": self.schedule.to_config(),
             "voxel_size_mm": list(self.voxel_size),
@@ -96,11 +95,11 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"format_version", "voxel_size_mm"}
+        wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"voxel_size_mm"}
         if set(content) != wanted:
             missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
             raise ValueError(f"the model configuration misses the keys {missing} and has unknown keys {unknown}")
-        values = {key: value for key, value in content.items() if key not in ("format_version", "voxel_size_mm")}
+        values = {key: value for key, value in content.items() if key != "voxel_size_mm"}
         values["architecture"] = NetworkConfig.from_dict(content["architecture"])
         values["schedule"] = NoiseSchedule.from_config(content["schedule"])
         return cls(voxel_size=content["voxel_size_mm"], **values)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .image import optional
+from .image import simpleitk
 
 Array = NDArray[np.float32]
 #: Iterations at half and all of the resolution, and at each coarser one down to voxels of about 16 mm.
@@ -102,7 +102,7 @@ class Deformation:
         """An image on the moving image's grid ``[z, y, x]``, on that of the fixed one: linear, labels the nearest."""
         if values.shape != self.moving_size:
             raise ValueError(f"an image of shape {values.shape} cannot be warped: expected {self.moving_size}")
-        sitk = _sitk()
+        sitk = simpleitk()
         image = image_of(values, self.field.GetSpacing())
         kind = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
         transform = sitk.DisplacementFieldTransform(sitk.Image(self.field))
@@ -144,7 +144,7 @@ def register_deformable(
     ValueError
         If an image is too small, not finite or empty, or the affine part fails.
     """
-    sitk = _sitk()
+    sitk = simpleitk()
     for name, image in (("fixed", fixed), ("moving", moving)):
         if image.ndim != 3 or min(image.shape) < 16 or not np.isfinite(image).all() or not image.max() > 0:
             raise ValueError(f"the {name} image, {image.shape}, cannot be registered: empty, not finite or small")
@@ -181,7 +181,7 @@ def register_deformable(
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Here, SimpleITK computes on one thread, so that sums come out alike on every machine of a kind."""
-    process = _sitk().ProcessObject
+    process = simpleitk().ProcessObject
     threads = process.GetGlobalDefaultNumberOfThreads()
     process.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -192,7 +192,7 @@ def one_thread() -> Iterator[None]:
 
 def linear_part(fixed: Any, moving: Any, *, rigid: bool = False) -> Any:
     """The affine, or rigid, transform of SimpleITK with the greatest mutual information, from both centres of mass."""
-    sitk = _sitk()
+    sitk = simpleitk()
     fixed, moving = (_shrunk(image, 2) for image in (fixed, moving))
     kind = sitk.Euler3DTransform if rigid else sitk.AffineTransform
     start = sitk.CenteredTransformInitializer(
@@ -222,7 +222,7 @@ def demons(fixed: Any, moving: Any, smoothing: float, *, finest: bool = True) ->
     ``smoothing`` is that of the displacement, in voxels of each resolution; without the ``finest``, an eighth of the
     time.
     """
-    sitk = _sitk()
+    sitk = simpleitk()
     coarse = max(0, round(math.log2(_COARSEST / fixed.GetSpacing()[0])) - 1)
     iterations, field = [_COARSE] * coarse + list(ITERATIONS), None
     for level, number in enumerate(iterations if finest else iterations[:-1]):
@@ -240,10 +240,10 @@ def demons(fixed: Any, moving: Any, smoothing: float, *, finest: bool = True) ->
 
 def information(fixed: Any, moving: Any) -> float:
     """Mutual information of two images of one grid, nats."""
-    method = _sitk().ImageRegistrationMethod()
+    method = simpleitk().ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInitialTransform(_sitk().TranslationTransform(3))
+    method.SetInitialTransform(simpleitk().TranslationTransform(3))
     return -method.MetricEvaluate(fixed, moving)
 
 
@@ -252,20 +252,16 @@ def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return 2 * float((first & second).sum()) / max(float(first.sum() + second.sum()), 1.0)
 
 
-def _sitk() -> Any:
-    return optional("SimpleITK", "registration")
-
-
 def image_of(values: NDArray[Any], spacing: Sequence[float]) -> Any:
     """An image of SimpleITK with its middle at 0."""
-    image = _sitk().GetImageFromArray(np.ascontiguousarray(values, np.float32))
+    image = simpleitk().GetImageFromArray(np.ascontiguousarray(values, np.float32))
     image.SetSpacing(spacing)
     image.SetOrigin([-0.5 * (n - 1) * s for n, s in zip(image.GetSize(), spacing, strict=True)])
     return image
 
 
 def _like(field: Any) -> Any:
-    sitk = _sitk()
+    sitk = simpleitk()
     image = sitk.Image(field.GetSize(), sitk.sitkFloat32)
     image.CopyInformation(field)
     return image
@@ -279,7 +275,7 @@ def unit(values: Array) -> Array:
 
 def normalised(image: Any) -> Any:
     """Contrast to the mean of the neighbourhood, over its standard deviation."""
-    sitk = _sitk()
+    sitk = simpleitk()
     reach = _REACH * image.GetSpacing()[0]
     mean = sitk.SmoothingRecursiveGaussian(image, reach)
     variance = sitk.SmoothingRecursiveGaussian((image - mean) ** 2, reach)
@@ -289,24 +285,24 @@ def normalised(image: Any) -> Any:
 def _shrunk(image: Any, factor: int) -> Any:
     if factor == 1:
         return image
-    sitk = _sitk()
+    sitk = simpleitk()
     factors = [min(factor, max(1, n // 4)) for n in image.GetSize()]
     return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, 0.5 * factor * image.GetSpacing()[0]), factors)
 
 
 def _jacobian(field: Any) -> Array:
-    return _sitk().GetArrayFromImage(_sitk().DisplacementFieldJacobianDeterminant(field)).astype(np.float32)
+    return simpleitk().GetArrayFromImage(simpleitk().DisplacementFieldJacobianDeterminant(field)).astype(np.float32)
 
 
 def head_of(values: Array) -> NDArray[np.bool_]:
-    sitk = _sitk()
+    sitk = simpleitk()
     smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(sitk.GetImageFromArray(values), 2.0))
     return smooth > 0.2 * np.quantile(smooth, 0.98)
 
 
 def _inverse_error(there: Any, back: Any, head: NDArray[np.bool_]) -> float:
     """Median distance in mm of points of the head from themselves, there and back."""
-    sitk = _sitk()
+    sitk = simpleitk()
     moved = sitk.Resample(
         back, there, sitk.DisplacementFieldTransform(sitk.Image(there)), sitk.sitkLinear, 0.0, back.GetPixelID()
     )

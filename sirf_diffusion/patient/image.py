@@ -93,3 +93,8 @@ def optional(package: str, purpose: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(f'{purpose} needs {package}: pip install "sirf-diffusion[mr]"') from error
+
+
+def simpleitk() -> Any:
+    """SimpleITK, for registrations."""
+    return optional("SimpleITK", "registration")

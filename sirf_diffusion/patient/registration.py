@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .image import SourceImage, optional
+from .image import SourceImage, simpleitk
 from .resampling import PatientGrid, grid_over, resample, share_inside, smoothed
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class _Pair:
     """Two images ready to be compared by SimpleITK; motions are three angles in degrees and three shifts in mm."""
 
     def __init__(self, fixed: SourceImage, moving: SourceImage) -> None:
-        self.sitk = optional("SimpleITK", "registration")
+        self.sitk = simpleitk()
         box, values = _around_the_patient(fixed)
         self.centre, self.points = _patient(box, values)
         self.fixed = self._as_itk(values, box)
@@ -219,7 +219,7 @@ class _Pair:
 
 
 def _transform(motion: Any, centre: Any) -> Any:
-    transform = optional("SimpleITK", "registration").Euler3DTransform()
+    transform = simpleitk().Euler3DTransform()
     transform.SetCenter([float(v) for v in centre])
     transform.SetParameters([*(math.radians(v) for v in motion[:3]), *(float(v) for v in motion[3:])])
     return transform

@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .image import optional
+from .image import simpleitk
 
 Field = NDArray[np.float64]
 
 
 def as_image(field: Field, like: Any) -> Any:
     """A field as a vector image of SimpleITK."""
-    image = optional("SimpleITK", "registration").GetImageFromArray(np.ascontiguousarray(field), isVector=True)
+    image = simpleitk().GetImageFromArray(np.ascontiguousarray(field), isVector=True)
     image.CopyInformation(like)
     return image
 
 
 def as_transform(field: Field, like: Any) -> Any:
     """A displacement as a transform of SimpleITK."""
-    return optional("SimpleITK", "registration").DisplacementFieldTransform(as_image(field, like))
+    return simpleitk().DisplacementFieldTransform(as_image(field, like))
 
 
 def compose(first: Field, second: Field, like: Any) -> Field:
     """The displacement of moving by ``first``, and from there by ``second``."""
-    sitk = optional("SimpleITK", "registration")
+    sitk = simpleitk()
     moved = sitk.Resample(as_image(second, like), like, as_transform(first, like), sitk.sitkLinear, 0.0)
     return first + sitk.GetArrayFromImage(moved)
 

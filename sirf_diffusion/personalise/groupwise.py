@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..patient.deformable import demons, head_of, image_of, linear_part, normalised, one_thread, unit
-from ..patient.image import UnusableImage, optional
+from ..patient.image import UnusableImage, simpleitk
 from ..patient.readers import read_frames, read_source
 from ..patient.resampling import grid_over, resample
 from ..patient.velocity import Field, as_transform, exponential, logarithm
@@ -45,7 +45,7 @@ class Subject:
 
     def carried(self, values: NDArray[Any], like: Any, frame: int | None = None, labels: bool = False) -> Array:
         """An image of the subject on the template's grid."""
-        sitk = _sitk()
+        sitk = simpleitk()
         parts = [] if frame is None else [self.motions[frame]]
         parts.append(self.affine)
         if self.velocity is not None:
@@ -56,7 +56,7 @@ class Subject:
 
     def displacement(self, like: Any) -> Array:
         """Where each voxel of the template lies in the subject, without motion: mm, ``[z, y, x, 3]`` (x, y, z)."""
-        sitk = _sitk()
+        sitk = simpleitk()
         parts = [self.affine]
         if self.velocity is not None:
             parts.append(as_transform(exponential(self.velocity, like), like))
@@ -109,7 +109,7 @@ def build_atlas(
     with one_thread():
         for subject in subjects:
             subject.motions = _motions(subject.frames, spacing)
-            subject.affine, subject.velocity = _sitk().AffineTransform(3), None
+            subject.affine, subject.velocity = simpleitk().AffineTransform(3), None
             progress()
         if len(subjects) > 1:
             _align(subjects, like)
@@ -128,7 +128,7 @@ def build_atlas(
 
 def _motions(frames: Array, spacing: tuple[float, ...]) -> list[Any]:
     """Rigid motion of each frame onto the mean of all, the mean being made anew once."""
-    sitk = _sitk()
+    sitk = simpleitk()
     identity = [sitk.Euler3DTransform() for _ in frames]
     if len(frames) == 1:
         return identity
@@ -145,7 +145,7 @@ def _align(subjects: Sequence[Subject], like: Any) -> None:
     """Affine maps of the subjects onto their mean, with a mean of identity."""
     from scipy.linalg import expm, logm
 
-    sitk = _sitk()
+    sitk = simpleitk()
     means = [s.frames.mean(0) for s in subjects]
     images = [image_of(unit(m), like.GetSpacing()) for m in means]
     template = images[0]
@@ -171,7 +171,7 @@ def _velocity(subject: Subject, template: Array, like: Any) -> Field:
         inside = head_of(target)
         weights.append(float(smooth[inside].mean() / max(float((moving - smooth)[inside].std()), 1e-6)) ** 2)
         pair = [normalised(image_of(unit(_smooth(v, spacing)), spacing)) for v in (target, moving)]
-        displacement = _sitk().GetArrayFromImage(demons(*pair, _SMOOTHING))
+        displacement = simpleitk().GetArrayFromImage(demons(*pair, _SMOOTHING))
         velocities.append(logarithm(displacement.astype(np.float64), like))
     return np.average(velocities, axis=0, weights=weights)
 
@@ -201,7 +201,7 @@ def _vote(subjects: Sequence[Subject], like: Any) -> NDArray[np.uint8] | None:
 
 
 def _smooth(values: Array, spacing: Sequence[float]) -> Array:
-    sitk = _sitk()
+    sitk = simpleitk()
     return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image_of(values, spacing), _SMOOTHED_MM))
 
 
@@ -213,11 +213,7 @@ def _matrix(transform: Any) -> NDArray[np.float64]:
 
 
 def _affine(matrix: NDArray[np.float64]) -> Any:
-    return _sitk().AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
-
-
-def _sitk() -> Any:
-    return optional("SimpleITK", "registration")
+    return simpleitk().AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
 
 
 def read_subjects(

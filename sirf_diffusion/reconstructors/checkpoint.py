@@ -38,7 +38,6 @@ class Checkpoint:
     def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint; ``FileNotFoundError``, or for a file that is none or not whole `WeightsFileError`."""
         metadata, tensors, _ = _FORMAT.read(path)
-        del metadata["version"]
         found = cls(tensors, metadata, str(path))
         with found.taken_up():
             metadata["step"] = check_count("step", metadata["step"], 0)

@@ -143,8 +143,8 @@ class EnhancementStage:
         model.save(path)
 
     def diffused(self, images: Tensor) -> Tensor:
+        """The images themselves, or their latents."""
         with torch.no_grad():
-            # what is diffused: the images themselves, or their latents
             return images if self.autoencoder is None else self.autoencoder.encode(images)[0] / self.latent_scale
 
     def _patches(self, generator: torch.Generator, *images: Tensor | None) -> list[Tensor | None]:

@@ -255,14 +255,11 @@ class SupervisedLoop(TrainingLoop):
         return self._errors(network)
 
     def _save_model(self, path: Path) -> None:
-        recipe, supervision, provenance = self.recipe, self.supervision, self.supervision.provenance()
+        recipe, supervision = self.recipe, self.supervision
         config = HTransformConfig(
             recipe.architecture, Path(supervision.base).stem, supervision.model.hash, self._counts,
             scanner=supervision.layout.scanner.name, voxel_size=self.simulator.geometry.voxel_size,
-            tracer=recipe.tracer or self.source.file.tracer, licence="",
-            training={"recipe": recipe.to_dict(), "steps": self.state.step, **provenance,
-                      "validation": self.state.notes.get("validation", {}), "torch": torch.__version__,
-                      "data": self.source.file.fingerprint},
+            tracer=recipe.tracer or self.source.file.tracer, training=self._provenance() | supervision.provenance(),
         )  # fmt: skip
         save_h_transform(path, self.state.average.module.state_dict(), config)
 
