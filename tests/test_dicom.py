@@ -101,6 +101,8 @@ def test_slices_of_a_tilted_gantry_stay_where_they_are(tmp_path, caplog):
         ("ImagePositionPatient", [-10, -20, -9.5], 5, "do not lie in a row"),
         ("SeriesInstanceUID", "1.2.3.9", 5, "holds 2 series"),
         ("SamplesPerPixel", 3, 0, "colour images"),
+        ("RescaleType", "HU", 3, "differ in RescaleType"),
+        ("HighBit", 14, 0, "HighBit 14 does not suit BitsStored 16"),
     ],
 )
 def test_what_is_missing_or_contradicts_itself_is_refused_by_name(tmp_path, tag, value, from_slice, reason):
@@ -119,6 +121,35 @@ def test_positions_may_be_rounded(tmp_path, digits):
     positions = np.round(np.linspace((0, 0, 0), (0.7, 0, 5 * 2.03125), 6), digits)
     image = read_source(dicom_series(tmp_path / "s", STORED, positions))
     np.testing.assert_allclose(image.affine[:3, 0], (0.14, 0, 2.03125), atol=0.02)
+
+
+def test_a_missing_slice_of_a_small_animal_is_seen(tmp_path):
+    positions = [(0, 0, 0.1 * (k + (k > 2))) for k in range(6)]
+    with pytest.raises(UnusableImage, match=r"slices are missing: .* vary from 0.1 to 0.2 mm"):
+        read_source(dicom_series(tmp_path / "s", STORED, positions, PixelSpacing=[0.1, 0.1]))
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_values_by_a_mapping_to_real_world_values_alone(tmp_path, enhanced):
+    def mapping(k):
+        item = pydicom.Dataset()
+        item.RealWorldValueSlope, item.RealWorldValueIntercept = SLOPES[k], -3.0 * k
+        return [item]
+
+    def change(k, tags):
+        del tags["RescaleSlope"], tags["RescaleIntercept"]
+        tags["RealWorldValueMappingSequence"] = mapping(k)
+
+    if enhanced:
+        multiframe(tmp_path / "s", slopes=(None,) * 6)
+        data = pydicom.dcmread(tmp_path / "s" / "all.dcm")
+        for k, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+            frame.RealWorldValueMappingSequence = mapping(k)
+        data.save_as(tmp_path / "s" / "all.dcm")
+    else:
+        dicom_series(tmp_path / "s", STORED, POSITIONS, change)
+    expected = STORED * np.reshape(SLOPES, (6, 1, 1)) - 3 * np.arange(6)[:, None, None]
+    np.testing.assert_allclose(read_source(tmp_path / "s").values, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("planes", [1, 2, 3])

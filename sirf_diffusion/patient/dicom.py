@@ -41,8 +41,7 @@ def read_dicom(path: Path, chosen: int | None = None) -> SourceImage:
         for k, frame in enumerate(frames):
             if frame.file != file:
                 file, stored = frame.file, _stored(frame.file, shape[1:])
-            slope, intercept = (frame.numbers(f"Rescale{n}", 1, d) for n, d in (("Slope", 1.0), ("Intercept", 0.0)))
-            values[k] = stored[frame.number] * slope + intercept
+            values[k] = stored[frame.number] * frame.scaling("Slope", 1.0) + frame.scaling("Intercept", 0.0)
         patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
     return SourceImage(values, affine, "DICOM", patient, modality)
 
@@ -102,10 +101,20 @@ class _Frame:
             raise UnusableImage(f"{name} must be {count} numbers, found {found!s:.60}")
         return numbers
 
+    def scaling(self, part: str, default: float) -> NDArray[np.float64]:
+        """Slope or intercept: of the rescaling, or else of the one mapping to real-world values."""
+        if any(self.find(f"Rescale{name}") is not None for name in ("Slope", "Intercept")):
+            return self.numbers(f"Rescale{part}", 1, default)
+        if self.find("RealWorldValueLUTData") is not None:
+            raise UnusableImage("values by a table (RealWorldValueLUTData), which is not supported: convert it")
+        return self.numbers(f"RealWorldValue{part}", 1, default)
+
 
 def _frames_of(file: Path, header: Any) -> list[_Frame]:
     if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise UnusableImage("colour images (SamplesPerPixel, PhotometricInterpretation): grey values are expected")
+    if "HighBit" in header and header.HighBit + 1 != header.BitsStored:
+        raise UnusableImage(f"HighBit {header.HighBit} does not suit BitsStored {header.BitsStored}: convert it")
     number = int(_Frame(file, 0, (header,)).numbers("NumberOfFrames", 1, 1.0)[0])
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     if number > 1 and len(groups) != number:
@@ -115,7 +124,8 @@ def _frames_of(file: Path, header: Any) -> list[_Frame]:
             "(PerFrameFunctionalGroupsSequence): convert it to one file per slice"
         )
     shared = [macro for group in header.get("SharedFunctionalGroupsSequence") or [] for macro in _macros(group)]
-    return [_Frame(file, k, (*(_macros(groups[k]) if groups else ()), *shared, header)) for k in range(number)]
+    shared += [header, *(header.get("RealWorldValueMappingSequence") or [])[:1]]
+    return [_Frame(file, k, (*(_macros(groups[k]) if groups else ()), *shared)) for k in range(number)]
 
 
 def _macros(group: Any) -> list[Any]:
@@ -145,10 +155,10 @@ def _placed(path: Path, chosen: int | None) -> tuple[list[_Frame], NDArray[np.fl
         )
     if np.prod([float(n) for n in shape]) > _MAX_VOXELS:
         raise UnusableImage(f"{' x '.join(map(str, shape))} voxels are more than {_MAX_VOXELS}")
-    for name in ("RescaleSlope", "RescaleIntercept"):
+    for name in ("RescaleSlope", "RescaleIntercept", "RealWorldValueSlope"):
         if len({frame.find(name) is None for frame in frames}) > 1:
             raise UnusableImage(f"{name} is missing in some of its slices")
-    for name in ("FrameOfReferenceUID", "Units", "PatientPosition"):
+    for name in ("FrameOfReferenceUID", "Units", "RescaleType", "DecayCorrection", "PatientPosition"):
         if len(found := sorted({str(frame.find(name)) for frame in frames})) > 1:
             raise UnusableImage(f"its slices differ in {name}: {found[0]:.64} and {found[1]:.64}")
     if any(frame.find("ModalityLUTSequence") is not None for frame in frames):
@@ -227,8 +237,8 @@ def _step(frames: list[_Frame], positions: NDArray[np.float64], normal: NDArray[
             f"several slices at one place, {1 + int((distances >= 0.01).sum())} places for {len(frames)} slices: time "
             "frames, gates, echoes or copies? Choose a time frame by NAME#1, NAME#2, ..., or give one per folder"
         )
-    # Positions may be rounded to 0.1 mm.
-    if np.ptp(distances) > 0.1 * distances.mean() + 0.15:
+    # Positions may be rounded to 0.1 mm; a missing slice doubles a distance.
+    if np.ptp(distances) > min(0.1 * distances.mean() + 0.15, 0.5 * float(np.median(distances))):
         raise UnusableImage(
             f"slices are missing: their distances by ImagePositionPatient vary from {distances.min():.3g} to "
             f"{distances.max():.3g} mm"
