@@ -19,6 +19,7 @@ from sirf_diffusion.files.interfile import (
     read_projection_data_geometry,
     write_image,
 )
+from sirf_diffusion.patient import UnusableImage, read_source
 
 TABLE = list(csv.DictReader((Path(__file__).parent / "reference" / "header_table.csv").open(encoding="utf-8")))
 
@@ -61,6 +62,13 @@ def test_mu_maps_of_siemens_and_their_tools(tmp_path, dialect, units):
     image, geometry = read_image(header)
     assert np.array_equal(image.numpy(), values)
     assert geometry.voxel_size == (2.03125, 2.5, 2.08626)
+    position = "FFP" if units == "1/cm" else "HFDR"
+    replace_in(header, "patient orientation := head_in", f"%patient orientation := {position}")
+    if position == "FFP":
+        assert read_source(header).position == ("feet_in", "prone")
+    else:
+        with pytest.raises(UnusableImage, match=r"must be one of .*HFS.*'HFDR'"):
+            read_source(header)
 
 
 INTERFILE_33 = """!INTERFILE :=

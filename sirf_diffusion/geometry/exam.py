@@ -24,6 +24,10 @@ POSITIONS: dict[Position, tuple[int, int, int]] = {
     ("feet_in", "prone"): (1, -1, 1),
 }
 HEAD_FIRST_SUPINE: Position = ("head_in", "supine")
+#: DICOM's words (0018,5100) for those positions, which Siemens' headers have too.
+DICOM_POSITIONS: dict[str, Position] = {
+    "HFS": HEAD_FIRST_SUPINE, "HFP": ("head_in", "prone"), "FFS": ("feet_in", "supine"), "FFP": ("feet_in", "prone"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ HOT_RATIO, HOT_AREA_MM2 = 8.3, 8000.0
 #: The same for what covers less than 4.8 cm^2 of each plane; up to 6.4 cm^2 the one ratio goes over to the other. In
 #: simulated heads what is more than 3.5 times as hot as the rest, a striatum, covers at least 5.9 cm^2 of a plane.
 _SMALL_RATIO, _SMALL_MM2, _LARGE_MM2 = 3.5, 480.0, 640.0
-#: The same for one compact object within a volume: up to 50 cm^3 or 1.5 % of the tissue, and no more spread out than
-#: 1.6 times a ball; up to 1.3 times that volume and 2.2 times a ball one ratio goes over to the other. Striata, which
-#: are two, are spread out more.
-_COMPACT_RATIO, _COMPACT_MM3, _COMPACT_SHARE, _WIDE, _COMPACT, _SPREAD = 4.0, 50e3, 0.015, 1.3, 1.6, 2.2
+#: The same for one compact object: up to 50 cm^3 or 1.5 % of the tissue, and no more spread out than 1.6 times a ball;
+#: where first or last plane cut it, up to 30 cm^2, and a disc. Up to 1.3 times that size and 2.2 times that spread one
+#: ratio goes over to the other. Striata, which are two, are spread out more.
+_COMPACT_RATIO, _COMPACT_MM3, _COMPACT_SHARE, _COMPACT_MM2 = 4.0, 50e3, 0.015, 3000.0
+_WIDE, _COMPACT, _SPREAD = 1.3, 1.6, 2.2
 #: From this times the ratio on the scale is that of the rest alone.
 _ALONE = 1.12
 
@@ -43,9 +44,8 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     OSEM image gives nearly the scale that the true image would. ``intensity_scale(a * x) = a * intensity_scale(x)``.
 
     Where an object (bladder, injection site) is more than 8.3 times as hot as the rest, 3.5 times if it covers less
-    than 4.8 cm^2 of each transverse plane, or 4 times if it is one compact object within a volume, the mean is taken
-    from 0.2 to 1 of ``1.5 R`` instead, with ``R`` from `tissue_level`; within 12 % of that ratio one mean goes over to
-    the other.
+    than 4.8 cm^2 of each transverse plane, or 4 times if it is one compact object, the mean is taken from 0.2 to 1 of
+    ``1.5 R`` instead, with ``R`` from `tissue_level`; within 12 % of that ratio one mean goes over to the other.
 
     Parameters
     ----------
@@ -83,13 +83,14 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
 def hot_object(smoothed: Tensor, geometry: ImageGeometry) -> tuple[float, float]:
     """Activity of the tissue, see `tissue_level`, and whether a smoothed image has a hot object: 0 no, 1 yes."""
     maximum, tissue = float(smoothed.max()), tissue_level(smoothed, geometry)
+    if maximum <= _SMALL_RATIO * tissue:
+        return tissue, 0.0
     pixels = (smoothed > max(THRESHOLD * maximum, 1.8 * tissue)).flatten(1).sum(1).max()
     area = float(pixels) * geometry.voxel_size[1] * geometry.voxel_size[2]
-    volume, spread = _extent(smoothed > max(0.4 * maximum, 1.8 * tissue), geometry)
-    large = _position(area, _SMALL_MM2, _LARGE_MM2)
     rest = float((smoothed > THRESHOLD * 1.5 * tissue).sum()) * math.prod(geometry.voxel_size)
-    limit = max(_COMPACT_MM3, _COMPACT_SHARE * rest)
-    wide = max(_position(volume, limit, _WIDE * limit), _position(spread, _COMPACT, _SPREAD))
+    size, spread = _extent(smoothed > max(0.4 * maximum, 1.8 * tissue), geometry, rest)
+    large = _position(area, _SMALL_MM2, _LARGE_MM2)
+    wide = max(_position(size, 1.0, _WIDE), _position(spread, _COMPACT, _SPREAD))
     ratios = [low * (HOT_RATIO / low) ** share for low, share in ((_SMALL_RATIO, large), (_COMPACT_RATIO, wide))]
     return tissue, _position(maximum / tissue, min(ratios), _ALONE * min(ratios))
 
@@ -99,16 +100,18 @@ def _position(value: float, low: float, high: float) -> float:
     return min(max(math.log(max(value, low) / low) / math.log(high / low), 0.0), 1.0)
 
 
-def _extent(mask: Tensor, geometry: ImageGeometry) -> tuple[float, float]:
-    """Volume of an object, mm^3, and its mean square distance from its middle, that of a ball 1, infinite if cut."""
-    size = torch.tensor(geometry.voxel_size, dtype=torch.float64, device=mask.device)
-    voxels = mask.nonzero() * size
-    volume = len(voxels) * float(size.prod())
-    planes = mask.flatten(1).sum(1)
-    if 2 * max(int(planes[0]), int(planes[-1])) >= int(planes.max()):
-        return volume, math.inf
-    radius = (0.75 / math.pi * volume) ** (1 / 3)
-    return volume, float(voxels.var(0, correction=0).sum()) / (0.6 * radius**2)
+def _extent(mask: Tensor, geometry: ImageGeometry, tissue_mm3: float) -> tuple[float, float]:
+    """Size of an object over that of the largest compact one, and its mean square distance from its middle, a ball's 1.
+
+    Of an object that the first or the last plane cuts, the plane with the most of it counts, and a disc for a ball.
+    """
+    planes, limit, size = mask.flatten(1).sum(1), max(_COMPACT_MM3, _COMPACT_SHARE * tissue_mm3), geometry.voxel_size
+    if cut := 2 * max(int(planes[0]), int(planes[-1])) >= int(planes.max()):
+        mask, limit, size = mask[int(planes.argmax())], _COMPACT_MM2, size[1:]
+    voxels = mask.nonzero() * torch.tensor(size, dtype=torch.float64, device=mask.device)
+    measure = len(voxels) * math.prod(size)
+    square = measure / math.pi / 2 if cut else 0.6 * (0.75 / math.pi * measure) ** (2 / 3)
+    return measure / limit, float(voxels.var(0, correction=0).sum()) / square
 
 
 def object_box(x: Tensor, geometry: ImageGeometry) -> Box:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..geometry.checks import check_choice
-from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
+from ..geometry.exam import DICOM_POSITIONS, HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
 from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, UnusableImage, optional
@@ -27,13 +27,6 @@ logger = logging.getLogger(__name__)
 
 #: What values of a PET image may be, in DICOM's words (0054,1001).
 UNITS = ("BQML", "PROPCNTS", "PROPCPS", "CNTS", "CPS", "GML", "NONE")
-#: DICOM's words for how the patient lies (0018,5100).
-_POSITIONS = {
-    "HFS": ("head_in", "supine"),
-    "HFP": ("head_in", "prone"),
-    "FFS": ("feet_in", "supine"),
-    "FFP": ("feet_in", "prone"),
-}
 _PET = "1.2.840.10008.5.1.4.1.1.128"
 #: What is taken from the reference series: the patient and the study, and of PET the tracer and the scanner.
 _OF_STUDY = (
@@ -137,7 +130,7 @@ def _position(exam: ExamInfo | None, path: Path, reference: Any = None) -> Posit
 
 
 def _told(reference: Any) -> Position | None:
-    return _POSITIONS.get(str(reference.get("PatientPosition", "")))
+    return DICOM_POSITIONS.get(str(reference.get("PatientPosition", "")))
 
 
 def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any) -> Any:
@@ -164,7 +157,7 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
             "SeriesDescription": "sirf-diffusion", "NumberOfSlices": num_planes, "CountsSource": "EMISSION",
             "FrameReferenceTime": 1000 * start, "ActualFrameDuration": round(1000 * duration),
             "DecayCorrection": "NONE",
-            "PatientPosition": next(word for word, position in _POSITIONS.items() if position == grid.position),
+            "PatientPosition": next(word for word, position in DICOM_POSITIONS.items() if position == grid.position),
             "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 1,
             "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "Rows": rows, "Columns": columns,
             "PixelSpacing": [dy, dx], "SliceThickness": dz,

@@ -6,10 +6,11 @@ import os
 import re
 from datetime import datetime
 
-from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, Radionuclide
+from ...geometry.exam import DICOM_POSITIONS, ORIENTATIONS, ROTATIONS, ExamInfo, Radionuclide
 from ...geometry.scanners import standardise
 from .foreign import image_header
 from .header import Header
+from .keys import SIEMENS_POSITION
 
 _MODALITIES = {
     "pt": "PT", "pet": "PT", "nm": "NM", "nucmed": "NM", "spect": "NM", "mr": "MR", "mri": "MR", "ct": "CT",
@@ -53,9 +54,15 @@ def read_exam_info(path: str | os.PathLike[str]) -> ExamInfo:
     ]
     window = tuple(header.number_unless_words(f"energy window {side} level", -1.0) for side in ("lower", "upper"))
     modality = _MODALITIES.get(standardise(header.text("imaging modality", "")), "unknown")
+    orientation, rotation = (
+        header.choice(f"patient {key}", words, "unknown")
+        for key, words in (("orientation", ORIENTATIONS), ("rotation", ROTATIONS))
+    )
+    if (orientation, rotation) == ("unknown", "unknown") and SIEMENS_POSITION in header:
+        orientation, rotation = DICOM_POSITIONS[header.choice(SIEMENS_POSITION, DICOM_POSITIONS)]
     return ExamInfo(
-        orientation=header.choice("patient orientation", ORIENTATIONS, "unknown"),
-        rotation=header.choice("patient rotation", ROTATIONS, "unknown"),
+        orientation=orientation,
+        rotation=rotation,
         modality=modality,
         originating_system=header.text("originating system", ""),
         time_frames=tuple(frames) if any(start or duration for start, duration in frames) else (),

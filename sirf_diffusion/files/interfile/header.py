@@ -28,6 +28,7 @@ from .keys import (
     NUMBER_OR_WORDS,
     ONLY_PET,
     RING_DIFFERENCES,
+    SIEMENS_POSITION,
     WITHOUT_VALUE,
 )
 
@@ -76,7 +77,7 @@ class Header:
             if stir and key == "%sms-mi version number":
                 raise self.unsupported(f"a Siemens header ('{key}')", "STIR or SIRF to convert it")
             if not stir or key not in KNOWN:
-                if stir:
+                if stir and key != SIEMENS_POSITION:
                     self._unknown[key] = None
                 self._values.setdefault(key, {})[max(1, index)] = value
             elif key not in ONLY_PET or self._is_pet:

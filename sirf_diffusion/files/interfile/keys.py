@@ -74,6 +74,8 @@ _SINGLE = (
     "distance between blocks in transaxial direction (cm)", "name of crystal map", "effective central bin size (cm)",
     "applied corrections",
 )  # fmt: skip
+#: Of Siemens' headers and of tools that write images from them; not known to STIR's readers of images.
+SIEMENS_POSITION = "%patient orientation"
 DATA_KINDS = ("Static", "Dynamic", "Tomographic", "Curve", "ROI", "PET", "Other")
 DATA_TYPES = ("Emission", "Transmission", "Blank", "AttenuationCorrection", "Normalisation", "Image")
 ALIASES = {
