@@ -237,6 +237,46 @@ def probes() -> dict[str, tuple[float, Any]]:
         add(f"linear {key}", lambda c, m=modelled: bool(m(c).is_linear()))
     add("direct with background", lambda c: c.model(c.additive).direct(c.truth))
 
+    # What changes after set_up: f, g two widths, k sizes, n norm, s set_up, t on another grid, p, q process on these.
+    for order in ("fspgp", "fsgp", "fsq", "fpq", "fspkp", "fspnp", "fptp", "fpgsp"):
+        add(f"gaussian changed {order}", lambda c, o=order: _of_a_changed_filter(c, o))
+    prior_changes = {
+        "factor": lambda p, c: p.set_penalisation_factor(2), "kappa": lambda p, c: p.set_kappa(c.other),
+        "alpha": lambda p, c: p.set_alpha(3), "eta": lambda p, c: p.set_eta(3),
+        "anatomical": lambda p, c: p.set_anatomical_image(c.random(SHAPE, 9)),
+    }  # fmt: skip
+    for key, change in prior_changes.items():
+        add(
+            f"PLS then {key}",
+            lambda c, f=change: (lambda p: (f(p, c), p.value(c.image))[1])(c.prior("PLSPrior", c.image)),
+        )
+
+    def kappa_refilled(c: Case) -> Any:
+        prior, kappa = c.prior("QuadraticPrior", c.image), c.random(SHAPE)
+        prior.set_kappa(kappa)
+        kappa.fill(3)
+        return prior.value(c.image)
+
+    add("kappa refilled", kappa_refilled)
+    for term in ("additive", "background"):
+
+        def later(c: Case, t: str = term) -> Any:
+            model = c.model()
+            getattr(model, f"set_{t}_term")(c.additive)
+            return model.forward(c.truth)
+
+        add(f"{term} after set_up", later, PROJECTED)
+        add(f"objective, {term} set after it was made", lambda c, t=term: _of_a_late_term(c, t), 1e-4)
+        add(f"objective, {term} refilled", lambda c, t=term: _of_a_refilled_background(c, t), 1e-4)
+
+    def raised(c: Case) -> Any:
+        recon, image = c.pet.OSMAPOSLReconstructor(), c.truth - 1
+        recon.set_objective_function(c.objective())
+        recon.set_up(image)
+        return image
+
+    add("set_up raises in place", raised)
+
     def refilled(c: Case, term: str, value: float, use: Any) -> Any:
         given = (c.factors if term == "factors" else c.additive).clone()
         model = c.model(**{term: given})
@@ -276,6 +316,35 @@ def probes() -> dict[str, tuple[float, Any]]:
     add("OSEM", lambda c: c.osem(), RATIO)
     add("OSEM, RDP", lambda c: c.osem(c.prior("RelativeDifferencePrior", c.truth)), RATIO)
     return found
+
+
+def _of_a_changed_filter(c: Case, order: str) -> Any:
+    found, image = c.pet.SeparableGaussianImageFilter(), c.random((3, 9, 9))
+    wider = c.an_image(image.as_array(), (3, 9, 9), (8.0, 4.0, 5.0))
+    steps = {
+        "f": lambda: found.set_fwhms((4, 5, 6)), "g": lambda: found.set_fwhms((8, 8, 8)),
+        "k": lambda: found.set_max_kernel_sizes((3, 3, 3)), "n": lambda: found.set_normalise(False),
+        "s": lambda: found.set_up(image), "t": lambda: found.set_up(wider),
+        "p": lambda: found.process(image), "q": lambda: found.process(wider),
+    }  # fmt: skip
+    return [done for step, done in [(step, steps[step]()) for step in order] if step in "pq"]
+
+
+def _made(c: Case, model: Any, change: Any) -> Any:
+    objective = c.pet.make_Poisson_loglikelihood(c.prompts, acq_model=model)
+    change()
+    objective.set_up(c.truth)
+    return objective.value(c.truth + 0.5)
+
+
+def _of_a_late_term(c: Case, term: str) -> Any:
+    model = c.model(c.additive)
+    return _made(c, model, lambda: getattr(model, f"set_{term}_term")(3 * c.additive))
+
+
+def _of_a_refilled_background(c: Case, term: str) -> Any:
+    given = {"additive": c.additive.clone(), "background": c.additive.clone()}
+    return _made(c, c.model(**given), lambda: given[term].fill(1.0))
 
 
 def _of_a_refilled_term(c: Case) -> Any:

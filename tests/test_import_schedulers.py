@@ -94,6 +94,27 @@ def test_other_schedulers_of_diffusers_are_refused_by_name(config, message):
         of_diffusers(config)
 
 
+def test_networks_of_latent_images_are_refused(tmp_path):
+    folder = diffusers_folder(tmp_path / "ldm", WEIGHTS, ABOUT["unet"], {"num_train_timesteps": 500})
+    if not (folder / "unet").is_dir():
+        folder = tmp_path / "pipeline"
+        folder.mkdir()
+        (tmp_path / "ldm").rename(folder / "unet")
+    (folder / "vae").mkdir()
+    for given in (folder, folder / "unet"):
+        with pytest.raises(
+            UnsupportedNetworkError, match="has the folder vae: its network denoises what an autoencoder"
+        ):
+            import_model(given, tmp_path / "m.safetensors")
+    torch.save(unet().state_dict(), tmp_path / "unet.pt")
+    for other in ({"_target_": "monai.networks.nets.AutoencoderKL"}, {"_target_": "LatentDiffusionInferer"}):
+        bundle = {"network_def": {"_target_": "DiffusionModelUNet", **ARGUMENTS}, "parts": {"other": other}}
+        with pytest.raises(UnsupportedNetworkError, match=f"has a {other['_target_'].rpartition('.')[2]}: its network"):
+            import_model(
+                tmp_path / "unet.pt", tmp_path / "m.safetensors", config=bundle, schedule="ddpm", prediction="eps"
+            )
+
+
 MONAI = {
     "linear": ("DDPMScheduler", {}),
     "scaled-linear": ("DDIMScheduler", {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195}),

@@ -80,6 +80,17 @@ def test_units_of_nifti_are_read(tmp_path, units, factor):
     np.testing.assert_allclose(read_source(path).affine, LPS_OF_RAS @ SCANNER, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [0.0, -2.0, float("nan")])
+@pytest.mark.parametrize("place", ["qform", "sform"])
+def test_voxel_sizes_that_are_none_are_not_made_up(tmp_path, size, place):
+    path = nifti(tmp_path / "a.nii", **{place: (SCANNER, 1)})
+    content = bytearray(path.read_bytes())
+    content[80:84] = np.float32(size).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UnusableImage, match="must be positive"):
+        read_source(path)
+
+
 def test_what_is_damaged_or_no_image_is_refused(tmp_path):
     good = nifti(tmp_path / "a.nii", (SCANNER, 1)).read_bytes()
     huge = bytearray(good)

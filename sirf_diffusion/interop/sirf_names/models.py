@@ -166,9 +166,21 @@ class AcquisitionModelUsingRayTracingMatrix:
     def linear_model(self) -> LinearModel:
         """The engine's own model, for this package's reconstructors."""
         if self._model is None:
-            raise error("AcquisitionModel.set_up() call missing, or a term was changed after it")
+            raise error("AcquisitionModel.set_up() call missing, or sensitivity or processor were changed after it")
         self.refresh(self._model)
         return self._model
+
+    def kept(self) -> AcquisitionModelUsingRayTracingMatrix:
+        """The model as SIRF's objective functions keep it: its terms are those of now.
+
+        An additive term alone may be refilled later; together with a background term both are copied.
+        """
+        model = AcquisitionModelUsingRayTracingMatrix()
+        model._sensitivity, model._additive, model._background = self._sensitivity, self._additive, self._background
+        if self._background is not None:
+            model._background = self._background.clone()
+            model._additive = None if self._additive is None else self._additive.clone()
+        return model
 
     def refresh(self, model: LinearModel) -> None:
         """Take up the present values of the additive and background terms, which may change after ``set_up``."""
@@ -265,7 +277,8 @@ class AcquisitionModelUsingRayTracingMatrix:
     def _checked(self, term: AcquisitionData) -> AcquisitionData:
         if not isinstance(term, AcquisitionData):
             raise error(f"expected AcquisitionData, found {type(term).__name__}")
-        self._model = None
+        if self._templates is not None:
+            self._templates[0]._check_same(term)
         return term
 
     def _set_up_templates(self) -> tuple[AcquisitionData, ImageData]:

@@ -53,6 +53,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
     def __init__(self) -> None:
         self._data: AcquisitionData | None = None
         self._acquisition_model: AcquisitionModelUsingRayTracingMatrix | None = None
+        self._kept: AcquisitionModelUsingRayTracingMatrix | None = None
         self._prior: Prior | Penalty | None = None
         self._num_subsets = 1
         self._likelihood: ImageObjective | None = None
@@ -65,7 +66,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
     def set_acquisition_model(self, am: AcquisitionModelUsingRayTracingMatrix) -> None:
         if not isinstance(am, AcquisitionModelUsingRayTracingMatrix):
             raise error(f"expected AcquisitionModelUsingRayTracingMatrix, found {type(am).__name__}")
-        self._acquisition_model, self._likelihood = am, None
+        self._acquisition_model, self._kept, self._likelihood = am, am.kept(), None
 
     def set_num_subsets(self, n: int) -> None:
         """Number of subsets of views; takes effect at the next ``set_up``."""
@@ -87,8 +88,9 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
     def set_up(self, image: ImageData) -> None:
         if self._data is None or self._acquisition_model is None:
             raise error("objective function needs acquisition data and an acquisition model before set_up()")
-        self._acquisition_model.set_up(self._data, image)
-        model = self._acquisition_model.linear_model
+        self._kept._processor = self._acquisition_model._processor
+        self._kept.set_up(self._data, image)
+        model = self._kept.linear_model
         # What reconstructors give tells of the patient what the template does, or else the data.
         exam = self._data.exam if image.exam == ExamInfo() else image.exam
         self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets, exam=exam)
@@ -100,7 +102,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         """The log-likelihood without penalty, for this package's reconstructors, which then give :class:`ImageData`."""
         if self._likelihood is None:
             raise error("objective function is not set up (or was changed since): call set_up(image)")
-        self._acquisition_model.refresh(self._likelihood.model)
+        self._kept.refresh(self._likelihood.model)
         return self._likelihood
 
     @property

@@ -78,6 +78,8 @@ class OSMAPOSLReconstructor:
         self._limits = (float(value), self._limits[1])
 
     def set_up(self, image: ImageData) -> None:
+        """Set the objective function up; raises values of the image that are not positive, in place, as STIR does."""
+        image.tensor.copy_(make_positive(image.tensor))
         objective = self._required()
         objective.set_num_subsets(self._num_subsets)
         objective.set_up(image)

@@ -42,7 +42,7 @@ class Prior:
         return self._penalty.penalisation_factor
 
     def set_kappa(self, image: ImageData) -> None:
-        """Image that scales the penalty locally; may be changed after ``set_up``."""
+        """Image that scales the penalty locally, it or its values changed at any time."""
         self._penalty.set_kappa(image.tensor)
         self._kappa = image
 
@@ -57,6 +57,8 @@ class Prior:
         """The penalty as a function of tensors, for this package's reconstructors."""
         if self._penalty.geometry is None:
             raise error(f"{type(self).__name__}.set_up() call missing")
+        if self._kappa is not None:
+            self._penalty.set_kappa(self._kappa.tensor)
         return self._penalty
 
     def get_value(self, image: ImageData) -> float:
@@ -126,6 +128,13 @@ class PLSPrior(Prior):
     def __init__(self) -> None:
         super().__init__(_StirPLS(penalisation_factor=0.0))
         self._anatomical: ImageData | None = None
+        self._eta = self._penalty.eta
+
+    def set_up(self, image: ImageData) -> None:
+        """Take up ``eta`` and the anatomical image as they are now."""
+        self._penalty.set_anatomical(None if self._anatomical is None else self._anatomical.tensor.clone())
+        self._penalty.set_scales(self._penalty.alpha, self._eta)
+        super().set_up(image)
 
     def set_only_2D(self, tf: bool) -> None:
         """Whether differences between planes are left out; before ``set_up``."""
@@ -142,15 +151,14 @@ class PLSPrior(Prior):
         return self._penalty.alpha
 
     def set_eta(self, v: float) -> None:
-        """Unit of the anatomical image: its edges are well above it."""
-        self._penalty.set_scales(self._penalty.alpha, v)
+        """Unit of the anatomical image: its edges are well above it; before ``set_up``."""
+        self._eta = v
 
     def get_eta(self) -> float:
-        return self._penalty.eta
+        return self._eta
 
     def set_anatomical_image(self, image: ImageData) -> None:
-        """MR or CT image on the grid of the reconstruction."""
-        self._penalty.set_anatomical(image.tensor.clone())
+        """MR or CT image on the grid of the reconstruction; before ``set_up``."""
         self._anatomical = image
 
     def set_anatomical_filename(self, filename: str | os.PathLike[str]) -> None:

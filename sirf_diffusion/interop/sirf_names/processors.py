@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from ...engines.embedded.acquisition_model import GaussianBlur
 from ...geometry.images import ImageGeometry
 from .containers import error, missing
 from .data import ImageData
+
+logger = logging.getLogger(__name__)
 
 
 class ImageDataProcessor:
@@ -41,13 +44,17 @@ class ImageDataProcessor:
 
 
 class SeparableGaussianImageFilter(ImageDataProcessor):
-    """Gaussian smoothing along the three axes; as an acquisition model's processor, its resolution model."""
+    """Gaussian smoothing along the three axes; as an acquisition model's processor, its resolution model.
+
+    As in SIRF, settings and voxel sizes are those of the last ``set_up``, or else of the first image.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.fwhms: tuple[float, float, float] = (0.0, 0.0, 0.0)
         self.max_kernel_sizes: tuple[int, int, int] = (-1, -1, -1)
         self.normalise = True
+        self._kept: tuple | None = None
 
     def set_fwhms(self, fwhms: Sequence[float]) -> None:
         """Full widths at half maximum ``(z, y, x)`` in mm."""
@@ -67,10 +74,19 @@ class SeparableGaussianImageFilter(ImageDataProcessor):
 
     def blur(self, geometry: ImageGeometry) -> GaussianBlur:
         """The filter for tensors of a grid."""
-        return GaussianBlur(geometry, self.fwhms, torch.device("cpu"), self.max_kernel_sizes, self.normalise)
+        present = geometry.voxel_size, self.fwhms, self.max_kernel_sizes, self.normalise
+        if self._kept is None:
+            self._kept = present
+        elif self._kept != present:
+            logger.warning("the Gaussian filter stays as it was set up, as in SIRF: call set_up(image) after changes")
+        sizes, *settings = self._kept
+        grid = ImageGeometry(geometry.shape, sizes)
+        return GaussianBlur(grid, settings[0], torch.device("cpu"), *settings[1:])
 
     def set_up(self, image: ImageData) -> None:
-        """Nothing to prepare; there for scripts that call it."""
+        """Take up settings and voxel sizes."""
+        self._kept = None
+        self.blur(image.geometry)
 
     def apply(self, image: ImageData) -> None:
         """Smooth an image in place, with zeros outside it."""

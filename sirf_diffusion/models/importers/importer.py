@@ -20,7 +20,7 @@ from .check import check_denoising
 from .families import convert_diffusers, convert_drunet, convert_monai
 from .guided_diffusion import convert_guided_diffusion
 from .reading import UnsupportedNetworkError, read_config, read_weights
-from .schedulers import Training, of_diffusers, of_monai, training
+from .schedulers import Training, of_diffusers, of_monai, training, works_on_latents
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ _SCALING = {
     "": "how the network's training images were scaled is not known: where their mean over emitting voxels was not 1, "
     "fine-tune it (sirf-diffusion train --init FILE --data ...)",
 }
+_LATENT = "its network denoises what an autoencoder makes of images, not images"
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -110,6 +111,8 @@ def import_model(
     if not given and kind not in ("guided-diffusion", "drunet"):
         raise ValueError(f"a {kind} network needs the arguments it was built with: give config (a JSON file)")
     if kind == "monai":
+        if latent := works_on_latents(given):
+            raise UnsupportedNetworkError(f"the configuration has a {latent}: {_LATENT}")
         said = partial(of_monai, given)
     try:
         architecture, converted = CONVERTERS[kind](weights, given)
@@ -231,6 +234,8 @@ def _kind(weights: dict[str, Tensor], path: Path) -> str:
 def _diffusers_folder(folder: Path) -> tuple[Path, dict[str, Any], Said]:
     """Weights, configuration and scheduler of a UNet's folder or a pipeline's."""
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    if coder := next((n for n in ("vae", "vqvae") if unet.name == "unet" and (unet.parent / n).is_dir()), None):
+        raise UnsupportedNetworkError(f"{unet.parent} has the folder {coder}: {_LATENT}")
     weights = next((unet / name for name in _WEIGHTS if (unet / name).is_file()), None)
     if weights is None:
         raise UnsupportedNetworkError(f"{unet} has none of {', '.join(_WEIGHTS)}")

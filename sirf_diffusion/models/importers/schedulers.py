@@ -187,6 +187,12 @@ def of_monai(config: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     return meant[0] if meant else None
 
 
+def works_on_latents(config: dict[str, Any]) -> str:
+    """The class in a bundle's configuration that says that its network denoises latent images; empty if none does."""
+    names = (str(section.get("_target_", "")).rpartition(".")[2] for section in _dictionaries(config))
+    return next((n for n in names if any(word in n.lower() for word in ("autoencoder", "vqvae", "latent"))), "")
+
+
 def _of_monai(name: str, config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     what, steps = f"scheduler {name}", config.get("num_train_timesteps", 1000)
     if name not in _MONAI:
