@@ -110,7 +110,10 @@ def test_dicom_keeps_units_position_and_time_frame(tmp_path):
     told = {"Units": "BQML", "PatientPosition": "HFS", "ActualFrameDuration": 120000, "FrameReferenceTime": 5.0,
             "FrameOfReferenceUID": "1.2.3", "AcquisitionTime": "101500", "DecayCorrection": "START"}  # fmt: skip
     stored = (1000 * activity()).astype(np.int16)
-    dicom_series(tmp_path / "in", stored, [(0, 0, 4.0 * k) for k in range(len(stored))], **told)
+    mapping = pydicom.Dataset()
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = 2.0, 0.0
+    stale = {"RealWorldValueMappingSequence": [mapping], "LargestPixelValueInSeries": 999, "LargestImagePixelValue": 9}
+    dicom_series(tmp_path / "in", stored, [(0, 0, 4.0 * k) for k in range(len(stored))], **told, **stale)
     original = OriginalImage.read(tmp_path / "in")
     original.write(tmp_path / "out", 3 * original.values, "three times")
     assert float((OriginalImage.read(tmp_path / "out").values - 3 * original.values).abs().max()) < 1
@@ -122,6 +125,7 @@ def test_dicom_keeps_units_position_and_time_frame(tmp_path):
     for file in after:
         assert {name: file[name].value for name in told} == told
         assert file.ImageType[0] == "DERIVED"
+        assert not set(stale) & set(file.dir())
         assert file.PatientID == before[0].PatientID
 
 

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: Tags that tell of stored values.
 _OF_OLD_VALUES = (
-    "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "RealWorldValueMappingSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
 )  # fmt: skip
 
 
