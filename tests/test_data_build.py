@@ -241,6 +241,26 @@ class TestWhatAFolderMeans:
         assert len(VolumeFile(out)) == 2
         assert [n for n, _, _ in rejected_inputs(out)] == [o.number for o in outcomes if o.status == "left out"]
 
+    def test_pet_without_attenuation_correction_is_left_out_of_a_folder(self, tmp_path):
+        names = [f"sub-01/pet/sub-01_rec-{r}_pet" for r in ("acstat", "nacstat")]
+        root = bids(tmp_path / "bids", *names, "sub-02/pet/sub-02_pet")
+        (root / "sub-02" / "pet" / "sub-02_pet.json").write_text('{"Modality": "PT", "AttenuationCorrection": "NONE"}')
+        found = {i.image.name[:-7]: i.left_out for i in find_images([root])}
+        said = "PET without attenuation correction: give it by itself if it is meant"
+        assert found == {"sub-01_rec-acstat_pet": "", "sub-01_rec-nacstat_pet": said, "sub-02_pet": said}
+        assert not find_images([root / f"{names[1]}.nii.gz"])[0].left_out
+
+    @pytest.mark.parametrize(("corrections", "taken"), [(["DECY", "ATTN"], True), (["DECY", "RAN"], False), ("", True)])
+    def test_dicom_tells_whether_attenuation_was_corrected(self, tmp_path, corrections, taken):
+        pydicom = pytest.importorskip("pydicom")
+        write_dicom(tmp_path / "a" / "pet", activity())
+        for file in (tmp_path / "a" / "pet").iterdir():
+            data = pydicom.dcmread(file)
+            data.CorrectedImage = corrections
+            data.save_as(file)
+        assert [not image.left_out for image in find_images([tmp_path / "a"])] == [taken]
+        assert not find_images([tmp_path / "a" / "pet"])[0].left_out
+
     @pytest.mark.parametrize("modality", ["MR", "CT", "NM"])
     def test_series_of_another_modality_are_left_out_and_a_stray_file_hides_none(self, tmp_path, modality):
         pytest.importorskip("pydicom")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ _OTHER_KINDS = re.compile(
 #: The same for any word of a name that does not say PET.
 _OTHER_WORDS = re.compile(r"t1w?|t2w|mprage|flair|(brain)?mask|aseg|aparc|mni152\w*|ctac|mrac|u-?map|mumap")
 _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
+_UNCORRECTED = "PET without attenuation correction"
 #: Folders of a BIDS data set that hold its images again, processed or as they came.
 _NOT_RAW = ("derivatives", "sourcedata")
 
@@ -65,9 +67,11 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
         for image, kind in zip(inside, kinds, strict=True):
             part = image.relative_to(path).parts[0] if image != path else ""
             reason = "" if kind in ("", "PET") else f"{kind}, not PET"
+            if kind == _UNCORRECTED:
+                reason = "" if image == path else f"{kind}: give it by itself if it is meant"
             if part in _NOT_RAW and (path / "dataset_description.json").is_file():
                 reason = f"in {part} of a BIDS data set: give that folder by itself"
-            if not kind and "PET" in kinds:
+            if not kind and {"PET", _UNCORRECTED} & set(kinds):
                 reason = "nothing says that it is PET, as others of its folder do: name it *_pet, or give it by itself"
             found.append(ImageInput(image, left_out=reason))
     return found
@@ -197,25 +201,22 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
 
 
 def _kind(path: Path) -> str:
-    """``PET`` if name, sidecar or modality say so, empty if they say nothing, else what they say; no names."""
+    """``PET`` if name, sidecar or modality say so, or `_UNCORRECTED`; empty if they say nothing, else what they say."""
     path = split_frame(path)[0]
     if path.is_dir() or (path.is_file() and _is_dicom(path)):
         modality = _modality(path)
-        return {"PT": "PET", "": ""}.get(modality, f"DICOM of modality {modality}")
+        return {"PT": "PET", "": "", _UNCORRECTED: modality}.get(modality, f"DICOM of modality {modality}")
     stem = re.sub(r"(\.nii|\.v)?\.\w+$", "", path.name, flags=re.IGNORECASE)
-    sidecar = path.with_name(f"{stem}.json")
+    sidecar, told = path.with_name(f"{stem}.json"), {}
     if sidecar.is_file():
-        try:
-            modality = read_json(sidecar, most=_LARGEST).get("Modality", "")
-        except ValueError:
-            modality = ""
-        if modality in ("PT", "PET"):
-            return "PET"
-        if modality in ("MR", "CT", "NM", "US", "SEG"):
-            return f"an image of modality {modality} by its sidecar"
-    suffix = stem.rsplit("_", 1)[-1]
-    if suffix.lower() == "pet":
-        return "PET"
+        with contextlib.suppress(ValueError):
+            told = read_json(sidecar, most=_LARGEST)
+    modality, suffix = told.get("Modality", ""), stem.rsplit("_", 1)[-1]
+    if modality in ("MR", "CT", "NM", "US", "SEG"):
+        return f"an image of modality {modality} by its sidecar"
+    if modality in ("PT", "PET") or suffix.lower() == "pet":
+        attenuation = str(told.get("AttenuationCorrection", "")).strip().lower()
+        return _UNCORRECTED if attenuation in ("no", "none") or re.search(r"_rec-nac(stat|dyn)", stem) else "PET"
     if _OTHER_KINDS.fullmatch(suffix.lower()):
         return f"{suffix} by its name"
     words = re.split(r"[_+.\s-]+", stem.lower())
@@ -239,8 +240,11 @@ def _modality(path: Path) -> str:
     """Modality of a DICOM series; empty if that cannot be told, which reading it will explain."""
     try:
         header = read_tags(path)[0][1]
+        corrections = str(header.get("CorrectedImage") or "")
     except (UnusableImage, ImportError):
         return ""
+    if header.get("Modality") == "PT" and corrections and "ATTN" not in corrections:
+        return _UNCORRECTED
     return re.sub(r"\W", "", str(header.get("Modality", "")))[:16]
 
 
