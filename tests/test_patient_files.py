@@ -198,6 +198,7 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
     write_dicom(tmp_path / "plain", image, geometry, exam)
     plain = pydicom.dcmread(tmp_path / "plain" / "00001.dcm")
     assert plain.RadiopharmaceuticalInformationSequence[0].RadionuclideHalfLife == pytest.approx(6586.2)
+    assert (plain.StudyDate, plain.StudyTime, plain.SeriesTime) == ("20260102", "100000", "100100")
     assert (NAME, PATIENT_ID) != (str(plain.PatientName), plain.PatientID) == ("", "")
 
 

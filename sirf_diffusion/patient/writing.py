@@ -165,7 +165,8 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
         },
     )  # fmt: skip
     for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
-        _set(tags, {f"{of}{name}": begin.strftime(form) if begin else "" for of in ("Series", "Acquisition")})
+        times = {"Study": exam.start_time, "Series": begin, "Acquisition": begin}
+        _set(tags, {f"{of}{name}": time.strftime(form) if time else "" for of, time in times.items()})
     if reference is not None:
         for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
             if name in reference:

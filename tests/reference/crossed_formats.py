@@ -2,7 +2,8 @@
 
     python tests/reference/crossed_formats.py
 
-Looks for dcm2niix, medcon and plastimatch on the PATH (``pip install dcm2niix``; Debian has packages of the other two).
+Looks for dcm2niix, dcm2niix4pet, medcon and plastimatch on the PATH (``pip install dcm2niix pypet2bids``; Debian has
+packages of the other two).
 plastimatch 1.9.4 writes the slope of a DICOM series with six decimals: if that rounds down, the hottest voxels wrap
 round to negative values (with a maximum of 3.707, whatever the patient position). That of the phantom here does not.
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +106,9 @@ def pairs(
 
     if shutil.which("dcm2niix"):
         yield "DICOM: this program -> dcm2niix (NIfTI) -> this program", by_way_of("dcm2niix", "-o", ".", dicom)
+    if shutil.which("dcm2niix4pet"):
+        get = by_way_of("dcm2niix4pet", dicom, "-d", "sub-01_pet.nii.gz", pattern="*.nii.gz")
+        yield "DICOM: this program -> pypet2bids (NIfTI) -> this program", get
     if shutil.which("plastimatch"):
         for kind, given in (("DICOM", dicom), ("NIfTI", nifti)):
             for form, output, name in (("NIfTI", "--output-img", "x.nii"), ("DICOM", "--output-dicom", "x")):
@@ -125,7 +130,7 @@ def pairs(
 def main() -> int:
     worst = 0.0
     for position in POSITIONS:
-        exam = ExamInfo(orientation=position[0], rotation=position[1])
+        exam = ExamInfo(*position, start_time=datetime(2026, 1, 2, 3, 4, 5))
         values = phantom(GEOMETRY.shape, stir_grid(GEOMETRY, position).affine)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
