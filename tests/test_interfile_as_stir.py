@@ -119,6 +119,7 @@ class TestInterfile33:
             ("status := Reconstructed", "status := Acquired", "acquisition in Interfile 3.3"),
             ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
             ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
+            ("images := 3", "images := 3\nmatrix initial element [1] := left", "left"),
             ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),
             ("(pixels) := +1.500000", "(pixels) := 1.0", "one pixel, or 1 mm"),
         ],

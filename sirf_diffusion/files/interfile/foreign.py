@@ -15,6 +15,12 @@ _ONE_OF = (
     "number of time frames", "number of energy windows", "number of time slots", "number of time windows",
     "number of detector heads", "number of frame groups", "number of image data types",
 )  # fmt: skip
+#: Words for axes as STIR has them.
+_AXES = (
+    ("slice orientation", 1, ("transverse", "transaxial", "unknown")),
+    ("matrix initial element", 1, ("right", "unknown")),
+    ("matrix initial element", 2, ("anterior", "unknown")),
+)
 _SLICE_SPACINGS = (
     "centre-centre slice separation (pixels)",
     "center-center slice separation (pixels)",
@@ -33,6 +39,9 @@ def image_header(path: str | os.PathLike[str]) -> Header:
         _from_interfile_33(header)
     else:
         return Header(path)
+    for key, index, usual in _AXES:
+        if (told := header.text(key, usual[0], index)).lower() not in usual:
+            raise header.unsupported(f"'{key} [{index}] := {told}'", f"an image with {usual[0]}")
     for key in _ONE_OF:
         if header.integer(key, 1) > 1:
             raise header.unsupported(f"'{key} := {header.text(key)}'", "the program that wrote it to extract one image")
@@ -44,8 +53,6 @@ def _from_interfile_33(header: Header) -> None:
     status = header.text("process status", "acquired" if "number of projections" in header else "").lower()
     if status == "acquired":
         raise header.unsupported("an acquisition in Interfile 3.3 ('number of projections')", "STIR")
-    if header.text("slice orientation", "transverse").lower() not in ("transverse", "transaxial", "unknown"):
-        raise header.unsupported(f"'slice orientation := {header.text('slice orientation')}'", "transverse slices")
     sizes = {header.integer(k, minimum=1) for k in ("number of slices", "total number of images") if k in header}
     if len(sizes) != 1:
         raise header.error(f"keys 'number of slices' and 'total number of images' differ ({sizes}): several images?")
