@@ -138,6 +138,7 @@ def test_a_ct_image_of_another_grid_is_resampled_and_said(files, tmp_path, capsy
 @pytest.mark.parametrize(("model", "options", "words"), [
     ("ct", (), "trained with CT images: give one"), ("plain", ("--ct", "CT"), "trained without CT images"),
     ("plain", ("--dose-ratio", "2"), "dose-ratio"), ("plain", ("--steps", "0"), "steps"),
+    ("plain", ("--steps", "1", "--samples", "2"), "they would be alike"),
     ("brain", (), "not an enhancement model"),
 ])  # fmt: skip
 def test_what_does_not_suit_is_one_line(files, tmp_path, capsys, model, options, words):
