@@ -89,7 +89,8 @@ def any_value(rng: Random, near: Any = None) -> Any:
     if isinstance(near, bool) or not isinstance(near, (int, float, str)):
         return str(near) if rng.random() < 0.5 else [near]
     if isinstance(near, str):
-        return rng.choice((near * 2, near[:-1], near.upper(), near + "\n", [near], near.encode("utf-8", "surrogatepass").hex()))
+        coded = near.encode("utf-8", "surrogatepass").hex()
+        return rng.choice((near * 2, near[:-1], near.upper(), near + "\n", [near], coded))
     return rng.choice((-near, near + 1, near * 2, near * 10**6, str(near), [near], float(near), near / 3))
 
 
