@@ -1,4 +1,4 @@
-"""A batch of scans of one scanner that the embedded engine projects together: EM and OSEM of all their images at once."""
+"""A batch of scans of one scanner, projected together: EM and OSEM of all their images at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans simulated while a network learns to use their data: another system, background and count level each time."""
+"""Scans simulated during a training: efficiencies, background and counts are drawn anew for each."""
 
 from __future__ import annotations
 
