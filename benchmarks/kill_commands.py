@@ -66,6 +66,31 @@ num_head_channels = 8
 [run]
 checkpoint_every = 1
 """
+_LATENT = """\
+[data]
+crops = [32]
+[optimiser]
+batch_size = 4
+cycles = [20]
+autoencoder_steps = 20
+precision = "float32"
+[validation]
+every = 10
+[network]
+channels = [8, 8]
+attention_levels = [false, false]
+num_res_blocks = 1
+norm_num_groups = 4
+num_head_channels = 8
+spatial_dims = 2
+[enhancement]
+noise = "gaussian"
+compression = 2
+autoencoder_channels = 8
+patch = 16
+[run]
+checkpoint_every = 1
+"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,9 @@ def commands(data: Path, write: bool = True) -> list[Command]:
     training = ("--data", files["volumes.h5"], "--config", files["train.toml"])
     foreign = (files["unet.pt"], "--config", files["unet.json"], "--schedule", "ddpm", "--prediction", "eps")
     judged = (files["model.safetensors"], "--data", files["volumes.h5"])
+    steered = ("--supervised", "--init", files["base.safetensors"], "--scanner", files["ring.hs"])
+    with_ct = ("--model", files["enhance.safetensors"], "--dose-ratio", "0.1", "--samples", "4", "--steps", "10")
+    frames = ("--subjects", files["early.nii"], files["late.nii"], "--voxel-size", "8", "--rounds", "1")
     found = [
         Command("recon osem", recon("--method", "osem", "--set", "num_iterations=40"), images),
         Command("recon map-rdp", recon("--method", "map-rdp", "--set", "num_iterations=40"), images),
@@ -105,6 +133,13 @@ def commands(data: Path, write: bool = True) -> list[Command]:
         Command("data phantom", _main(*phantom, "--voxel-size", "8", "--workers", "2", out="p.h5"), whole("p.h5")),
         Command("data build", _main("data", "build", *pictures, out="b.h5"), whole("b.h5")),
         Command("train", _main("train", *training, out="m.safetensors"), whole("m.safetensors")),
+        Command("train --supervised", _main("train", *training[:2], *steered, "--config", files["steered.toml"],
+                out="h.safetensors"), whole("h.safetensors")),
+        Command("train --latent", _main("train", *training[:2], "--latent", "--config", files["latent.toml"],
+                out="l.safetensors"), whole("l.safetensors")),
+        Command("enhance", _main("enhance", files["images"][0], *with_ct), images),
+        Command("personalise", _personalise(files), whole("p.safetensors")),
+        Command("atlas", _atlas(frames), lambda folder: whole("a.h5")(folder) | images(folder)),
         Command("models import", _main("models", "import", *foreign, out="i.safetensors"), whole("i.safetensors")),
         Command("models evaluate", _main("models", "evaluate", *judged, "--size", "16"), _card),
         Command("benchmarks run", _benchmark, _runs),
@@ -181,6 +216,26 @@ def _recon_many(files: dict[str, Any]) -> Callable[[Path], int]:
     return run
 
 
+def _personalise(files: dict[str, Any]) -> Callable[[Path], int]:
+    """Of heads with voxels of 8 mm: a registration need not be as good as the command asks for."""
+
+    def run(folder: Path) -> int:
+        from sirf_diffusion.patient.deformable import Limits
+        from sirf_diffusion.personalise import PersonalOptions, personalise
+
+        limits = Limits(inverse_mm=12.0, similarity=0.3)
+        options = PersonalOptions(pseudo_pets=9, least_members=2, steps=40, batch_size=2, limits=limits)
+        made = {"model": str(files["wide.safetensors"]), "options": options, "device": "cpu"}
+        personalise(files["bank.h5"], files["mr.nii.gz"], folder / "p.safetensors", **made)
+        return 0
+
+    return run
+
+
+def _atlas(frames: tuple[Any, ...]) -> Callable[[Path], int]:
+    return lambda folder: _main("atlas", *frames, "--images", folder / "out", out="a.h5")(folder)
+
+
 def _benchmark(folder: Path) -> int:
     from bench_cases import TINY, tiny_case
 
@@ -216,7 +271,11 @@ def small_files(data: Path, write: bool = True) -> dict[str, Any]:
     sys.path[:] = [tests, *(path for path in sys.path if path != tests)]
     from small_scan import SmallScan
 
-    names = ("model.safetensors", "volumes.h5", "key", "osem.par", "map.par", "train.toml", "unet.pt", "unet.json")
+    names = (
+        "model.safetensors", "base.safetensors", "wide.safetensors", "enhance.safetensors", "volumes.h5", "bank.h5",
+        "mr.nii.gz", "early.nii", "late.nii", "ring.hs", "key", "osem.par", "map.par", "train.toml", "steered.toml",
+        "latent.toml", "unet.pt", "unet.json",
+    )  # fmt: skip
     files: dict[str, Any] = {name: data / name for name in names}
     files |= {"scan": SmallScan(data / "scan", None, None), "images": [data / f"{k}.hv" for k in range(6)]}
     if write:
@@ -232,6 +291,7 @@ def _write(data: Path, files: dict[str, Any]) -> None:
     from training_file import write_training_file
 
     scan = write_small_scan(data / "scan").folder
+    _write_more(files)
     write_small_model(files["model.safetensors"])
     write_training_file(files["volumes.h5"])
     for k, path in enumerate(files["images"]):
@@ -239,7 +299,38 @@ def _write(data: Path, files: dict[str, Any]) -> None:
     torch.save(unet().state_dict(), files["unet.pt"])
     texts = {
         "key": "ab" * 32, "osem.par": _PAR.format(scan=scan, prior=""), "map.par": _PAR.format(scan=scan, prior=_PRIOR),
-        "train.toml": TRAINING, "unet.json": json.dumps(ARGUMENTS),
+        "train.toml": TRAINING, "latent.toml": _LATENT,
+        "steered.toml": TRAINING.replace("[16]", "[32]\nplanes = [0]").replace("work]", "work]\nin_channels = 5"),
+        "unet.json": json.dumps(ARGUMENTS),
     }  # fmt: skip
     for name, text in texts.items():
         files[name].write_text(text)
+
+
+def _write_more(files: dict[str, Any]) -> None:
+    """What supervised training, enhancement, personalisation and atlas read."""
+    import nibabel
+    import numpy as np
+    import torch
+    from test_enhance import make_model
+    from test_personalise import MM, write_mr
+    from test_supervised import layout
+    from tiny_model import tiny_model
+
+    from sirf_diffusion.files.interfile import write_projection_data
+    from sirf_diffusion.simulation.parametric_head import simulate_parametric_head
+    from sirf_diffusion.training.data.phantom_data import PhantomOptions, build_phantoms
+
+    for name, size in (("base", 4.0), ("wide", MM)):
+        model = tiny_model()
+        model.voxel_size = (size,) * 3
+        model.save(files[f"{name}.safetensors"])
+    make_model().save(files["enhance.safetensors"])
+    ring = layout()
+    write_projection_data(files["ring.hs"], torch.zeros(ring.shape), ring)
+    build_phantoms(files["bank.h5"], PhantomOptions(body="head-parametric", subjects=3, voxel_size=MM), workers=1)
+    write_mr(files["mr.nii.gz"], 50)
+    for seed, name in enumerate(("early.nii", "late.nii")):
+        head = simulate_parametric_head(60 + seed, (28, 32, 28), MM)
+        frames = np.stack([head.mr, np.sqrt(np.clip(head.mr, 0, None))], -1)[::-1].transpose(2, 1, 0, 3)
+        nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(frames), np.diag([-MM, -MM, MM, 1])), files[name])

@@ -156,7 +156,11 @@ def _child(name: str, folder: Path, out: Path, prepare: bool) -> None:
         os.dup2(log, stream)
     os.chdir(folder)
     command = next(c for c in commands(folder / "data", write=False) if c.name == name)
-    sys.exit(command.prepare(out) if prepare else command.run(out))
+    try:
+        sys.exit(command.prepare(out) if prepare else command.run(out))
+    except KeyboardInterrupt:  # of a script: Python then ends of the signal, multiprocessing with 1
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _unfinished(path: Path) -> bool:

@@ -1,10 +1,12 @@
 """The atlas: velocities, the mean shape of deformed and moving subjects, curves, and what it is used for."""
 
-from functools import lru_cache
+import signal
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
 import torch
+from fresh import DieAt, exit_code
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import read_image
@@ -75,12 +77,39 @@ def test_it_is_kept_and_used(tmp_path):
     assert len(table) == 1 + len(again.curves)
 
 
-def test_the_command_reads_dynamic_images(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Dynamic images of two subjects."""
     nibabel = pytest.importorskip("nibabel")
-    for number, subject in enumerate(known().subjects[:2]):
+    paths = [str(tmp_path_factory.mktemp("dynamic") / f"{number}.nii.gz") for number in range(2)]
+    for path, subject in zip(paths, known().subjects, strict=False):
         values = np.moveaxis(subject.frames, 0, -1).transpose(2, 1, 0, 3)
-        nibabel.save(nibabel.Nifti1Image(values, np.diag([-MM, -MM, MM, 1])), tmp_path / f"{number}.nii.gz")
-    files = [str(tmp_path / f"{number}.nii.gz") for number in range(2)]
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-MM, -MM, MM, 1])), path)
+    return paths
+
+
+def test_killed_it_ends_at_the_same_bits(files, tmp_path, capsys):
+    def words(name, *more):
+        out = ["--out", str(tmp_path / f"{name}.h5"), "--images", str(tmp_path / name)]
+        return ["atlas", "--subjects", *files, "--voxel-size", str(MM), "--rounds", "1", *out, *more]
+
+    assert main(words("whole")) == 0
+    for renamings in (4, 5, 9, 3):
+        killed = exit_code(partial(main, words("killed")), DieAt(renamings, ("os.rename",), tmp_path))
+        assert killed == -signal.SIGKILL
+        assert not (tmp_path / "killed.h5").exists()
+    kept = {path.name for path in (tmp_path / "killed.h5.atlas").iterdir()}
+    assert {"motions-1.safetensors", "affine.safetensors", "velocity-0-1.safetensors"} <= kept
+    assert main(words("killed", "--rounds", "2")) == 2
+    assert "another run: rounds differ" in capsys.readouterr().err
+    assert main(words("killed")) == 0
+    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    for name in ("mean.v", "frame-01.v", "curves.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert {path.name for path in tmp_path.glob("killed*")} == {"killed", "killed.h5"}
+
+
+def test_the_command_reads_dynamic_images(files, tmp_path, capsys):
     arguments = ["--voxel-size", str(MM), "--rounds", "0", "--out", str(tmp_path / "A.h5")]
     assert main(["atlas", "--subjects", *files, *arguments, "--images", str(tmp_path / "images")]) == 0
     assert len(Atlas.load(tmp_path / "A.h5").frames) == 2

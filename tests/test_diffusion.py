@@ -12,7 +12,7 @@ from sirf_diffusion.engines.objective import Evaluation
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
-from sirf_diffusion.reconstructors.diffusion.chain import balanced, posterior_sd
+from sirf_diffusion.reconstructors.diffusion.chain import Chain, balanced, posterior_sd
 from sirf_diffusion.reconstructors.diffusion.consistency import Adaptation
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
 from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
@@ -98,6 +98,17 @@ def test_a_model_that_is_bound_already_is_not_cropped_in_silence(caplog):
     objective, _ = make_toy((1, 8, 8))
     DDSReconstructor(objective, bound_model(objective), crop=True)
     assert "crop=True has no effect" in caplog.text
+
+
+def test_noise_is_the_same_wherever_a_box_begins():
+    """Two early images that differ a little may have boxes that differ by a voxel or two."""
+    chains = []
+    for first in (2, 3):
+        box = (slice(0, 2), slice(first, 10), slice(first, 10))
+        mean = torch.zeros(2, 10 - first, 10 - first)
+        chains.append(Chain.start(mean, 1.0, 3, 0, "balanced", None, ((2, 12, 12), box)))
+    assert torch.equal(chains[0].u[..., 1:, 1:], chains[1].u)
+    assert torch.equal(*[chain.noise()[..., -7:, -7:] for chain in chains])
 
 
 @each_method

@@ -75,6 +75,25 @@ def test_the_result_has_the_format_and_place_of_the_image(files, tmp_path, image
         assert (tmp_path / "out" / name).stat().st_size > 100
 
 
+@pytest.mark.parametrize(("image", "named"), [("pet.hv", "both"), ("dicom", "nifti"), ("psl.nii", "both")])
+def test_nifti_of_any_format_lies_where_the_image_does(files, tmp_path, image, named):
+    assert enhance(files, image, tmp_path / "out", "--dose-ratio", "0.1", "--format", named) == 0
+    before, after = OriginalImage.read(files / image), OriginalImage.read(tmp_path / "out/enhanced.nii.gz")
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
+    expected = Enhancer(EnhancementModel.load(files / "plain.safetensors", "cpu"), 0.1)(before.values, before.geometry)
+    torch.testing.assert_close(after.values, expected, rtol=1e-5, atol=1e-5)
+    assert (tmp_path / "out" / before.name("enhanced")).exists() == (named == "both")
+
+
+def test_an_interfile_image_becomes_dicom_of_a_study(files, tmp_path, capsys):
+    assert enhance(files, "pet.hv", tmp_path / "out", "--dose-ratio", "0.1", "--like", str(files / "dicom")) == 0
+    before, after = OriginalImage.read(tmp_path / "out/enhanced.hv"), OriginalImage.read(tmp_path / "out/dicom")
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-3)
+    assert float((after.values - before.values).abs().max()) < 1e-3 * float(before.values.max())
+    assert enhance(files, "pet.nii.gz", tmp_path / "no", "--like", str(files / "dicom")) == 2
+    assert "--like is for Interfile" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("position", [("head_in", "prone"), ("feet_in", "supine")])
 def test_the_network_sees_patients_as_in_training_however_they_lay(tmp_path, position):
     from sirf_diffusion.patient import PatientGrid, resample
@@ -138,6 +157,7 @@ def test_a_ct_image_of_another_grid_is_resampled_and_said(files, tmp_path, capsy
 @pytest.mark.parametrize(("model", "options", "words"), [
     ("ct", (), "trained with CT images: give one"), ("plain", ("--ct", "CT"), "trained without CT images"),
     ("plain", ("--dose-ratio", "2"), "dose-ratio"), ("plain", ("--steps", "0"), "steps"),
+    ("plain", ("--steps", "1", "--samples", "2"), "they would be alike"),
     ("brain", (), "not an enhancement model"),
 ])  # fmt: skip
 def test_what_does_not_suit_is_one_line(files, tmp_path, capsys, model, options, words):

@@ -179,6 +179,7 @@ def test_a_box_is_seen_as_in_the_whole_image(name):
         part.geometry, [float(c[sum(ends) // 2]) for c, ends in zip(centres(part.geometry), box, strict=True)], 9.0
     )
     there = tuple(slice(o, o + n) for o, n in zip(offsets, (z, y, x), strict=True))
+    assert (part.window, whole.window) == ((whole.latent_geometry.shape, there), None)
     latent = part.to_latent(image)
     torch.testing.assert_close(latent, whole.to_latent(image)[there])
     assert bool(part.covered[tuple(slice(*ends) for ends in box)].all())

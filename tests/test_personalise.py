@@ -202,7 +202,7 @@ def test_what_cannot_be_personalised_is_refused(folder, tmp_path, change, messag
 
 
 def test_another_run_in_the_work_folder_is_refused(folder):
-    with pytest.raises(ValueError, match=r"another personalisation: options.seed differ"):
+    with pytest.raises(ValueError, match=r"another run: options.seed differ"):
         make(folder, folder / "P.safetensors", replace(OPTIONS, seed=1))
 
 

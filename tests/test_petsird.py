@@ -214,6 +214,9 @@ def test_efficiencies_are_the_packages(write, layout):
     found = bin_events(write(scanner, [event_block(events)]), layout)
     np.testing.assert_allclose(found.efficiencies.flatten(), expected, rtol=1e-5)
     assert ((found.efficiencies > 0) == (found.prompts > 0)).all()
+    stored.module_pair_sgidlut[0][0][17][0] = -5
+    with pytest.raises(ValueError, match="below -1"):
+        bin_events(write(scanner, [event_block(events)]), layout)
     stored.detection_bin_efficiencies = stored.module_pair_sgidlut = stored.module_pair_efficiencies_vectors = []
     stored.calibration_factor = 1.0
     plain = bin_events(write(scanner, [event_block([])]), layout).efficiencies
@@ -326,6 +329,7 @@ def test_damaged_files_are_refused(write, tmp_path):
         content[: len(content) // 2],
         content[:-20],
         content.replace(b"PETSIRD", b"PETS"),
+        content[:9] + b"\xff\xff\x7f" + content[9:],  # a description of the format that is longer than the file
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged cannot be read as binary PETSIRD"):

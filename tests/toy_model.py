@@ -40,6 +40,8 @@ class ToyModel:
         found = intensity_scale or estimate(objective.early_image(), objective.geometry)
         return self.on(objective.geometry, found)
 
+    window = None
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         z, y, x = self.geometry.shape

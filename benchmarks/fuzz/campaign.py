@@ -31,7 +31,6 @@ from .reader import Broken, Reader
 #: Longest time for an input, s of the processor, and without a sign of life, s of the clock; memory beside 4 times the
 #: input, bytes; unclean inputs that are kept.
 LONGEST_TIME, NO_SIGN, MEMORY, KEPT = 5.0, 900.0, 64 * 2**20, 40
-_EVERY = 200
 _HEAVY = ["monai.networks.nets.diffusion_model_unet", "torch._dynamo", "h5py", "pydicom", "nibabel", "petsird"]
 
 
@@ -112,9 +111,9 @@ def _work(name: str, seed: int, first: int, last: int, folder: str, state: Any) 
     kept = 0
     with (place / "unclean.jsonl").open("a") as unclean:
         for number in range(first, last):
-            if (number - first) % _EVERY == 0:
-                _limit_memory()
+            _limit_memory(None)  # making an input may take more than reading it
             content = input_of(reader, seed, number)
+            _limit_memory(2 * MEMORY + 4 * LONGEST)
             state[0], began, resident = number, time.process_time(), _reset_peak()
             end = judge(reader, content)
             took, peak = time.process_time() - began, max(0, _peak() - resident)
@@ -136,11 +135,13 @@ def _work(name: str, seed: int, first: int, last: int, folder: str, state: Any) 
     state[0] = last
 
 
-def _limit_memory() -> None:
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
+def _limit_memory(more: int | None) -> None:
+    """Let the process have so many bytes more than it has; None: as many as there are."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEMORY + 4 * LONGEST, hard))
+    if more is not None:
+        with open("/proc/self/statm") as file:
+            more += int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (hard if more is None else more, hard))
 
 
 def _spent(process: int | None) -> float:

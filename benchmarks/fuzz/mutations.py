@@ -89,7 +89,8 @@ def any_value(rng: Random, near: Any = None) -> Any:
     if isinstance(near, bool) or not isinstance(near, (int, float, str)):
         return str(near) if rng.random() < 0.5 else [near]
     if isinstance(near, str):
-        return rng.choice((near * 2, near[:-1], near.upper(), near + "\n", [near], near.encode().hex()))
+        coded = near.encode("utf-8", "surrogatepass").hex()
+        return rng.choice((near * 2, near[:-1], near.upper(), near + "\n", [near], coded))
     return rng.choice((-near, near + 1, near * 2, near * 10**6, str(near), [near], float(near), near / 3))
 
 
@@ -110,7 +111,7 @@ def changed_tree(rng: Random, tree: Any) -> Any:
     elif kind == 7 and isinstance(owner, dict):
         owner[rng.choice(WORDS)] = any_value(rng, value)
     elif kind == 8 and isinstance(owner, list):
-        owner[key:key] = [value] * rng.choice((1, 2, 500))
+        owner[key:key] = [value] * rng.choice((1, 2, 2 if isinstance(value, (dict, list)) else 500))
     else:
         owner[key] = rng.choice(([value], {"": value}, [value, value], copy.deepcopy(tree)))
     return root[0]

@@ -16,6 +16,8 @@ template and deformations take turns. --out has one volume for each frame; with 
 or to anchor it to (AnchorPrior), and their curves (curves.csv).
 
 A dynamic image is a NIfTI file with four axes, or a folder with one image for each frame, in the order of their names.
+A run that was stopped goes on after its last whole registration when the same command is given again: until the end
+A.h5.atlas beside --out keeps the deformations.
 """
 
 
@@ -46,37 +48,68 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--onto", type=Path, metavar="IMAGE.hv",
         help="with --images: deform the frames onto this image of a patient (Interfile, same tracer), on its grid",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out, and another result in --images")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever a stopped run kept")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, register, write."""
-    from ..files.interfile import read_image
-    from ..patient import read_source
+    """Read, register, write; a run that was stopped goes on after its last whole registration."""
+    import shutil
+
+    from ..files.documents import digest
+    from ..files.outputs import OutputFolder
+    from ..files.work import KeptArrays, work_folder
     from ..personalise.groupwise import build_atlas, read_subjects
 
-    if arguments.out.exists() and not arguments.overwrite:
-        raise ValueError(f"{arguments.out} exists: --overwrite replaces it")
+    out, overwrite = arguments.out, arguments.overwrite
     if arguments.onto is not None and arguments.images is None:
         raise ValueError("--onto says where the images of --images go: give a folder for them")
-    if arguments.out.suffix not in (".h5", ".hdf5"):
-        raise ValueError(f"--out {arguments.out}: an atlas is an HDF5 file; give a name that ends in .h5")
+    if out.suffix not in (".h5", ".hdf5") or out.is_dir():
+        raise ValueError(f"--out {out}: an atlas is an HDF5 file; give a name that ends in .h5")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(2, "the folder of the atlas does not exist: make it first", str(out))
     sizes = arguments.voxel_size * (3 if len(arguments.voxel_size) == 1 else 1)
     if len(sizes) != 3:
         raise ValueError(f"--voxel-size takes one number or three, found {len(sizes)}")
+    work = out.with_name(out.name + ".atlas")
+    if out.exists() and not (overwrite or work.exists()):
+        raise ValueError(f"{out} exists: --overwrite replaces it")
     dynamic = [[path] for path in arguments.subjects] if arguments.subjects else [arguments.frames]
     subjects = read_subjects(dynamic, sizes, mrs=arguments.mr, labels=arguments.labels)
-    with bars() as progress:
-        parts = len(subjects) * (1 + (arguments.rounds if len(subjects) > 1 else 0))
-        atlas = build_atlas(subjects, sizes, rounds=arguments.rounds, progress=progress("subjects", parts))
-    atlas.save(arguments.out, overwrite=arguments.overwrite, tracer=arguments.tracer)
-    print(f"{arguments.out}: {len(atlas.frames)} frames of {len(subjects)} subjects")
+    files = {"subjects": arguments.subjects or arguments.frames, "mr": arguments.mr, "labels": arguments.labels}
+    settings = {name: [digest(path) for path in paths] for name, paths in files.items()}
+    settings |= {"voxel_size": sizes, "rounds": arguments.rounds}
+    images = None
     if arguments.images is not None:
-        frames = geometry = None
-        if arguments.onto is not None:
-            frames, quality = atlas.onto(read_source(arguments.onto), geometry := read_image(arguments.onto)[1])
-            print(f"onto {arguments.onto}: {quality.to_dict()}")
-            if quality.jacobian <= 0:
-                raise ValueError(f"--onto {arguments.onto}: the deformation folds; no images are written")
-        print(f"{len(atlas.write_images(arguments.images, frames, geometry))} files in {arguments.images}")
+        onto = {} if arguments.onto is None else {"onto": digest(arguments.onto)}
+        images = OutputFolder(arguments.images, settings | onto, overwrite=overwrite).check()
+    with (
+        work_folder(work, settings, ["*.safetensors"], result=out, replace=overwrite, restart=arguments.restart),
+        bars() as progress,
+    ):
+        parts = len(subjects) * (1 + (arguments.rounds if len(subjects) > 1 else 0))
+        tick = progress("subjects", parts)
+        atlas = build_atlas(subjects, sizes, rounds=arguments.rounds, progress=tick, kept=KeptArrays(work))
+        if images is not None:
+            _write_images(atlas, images, arguments.onto)
+        atlas.save(out, overwrite=True, tracer=arguments.tracer)  # last: with it the run is complete
+        print(f"{out}: {len(atlas.frames)} frames of {len(subjects)} subjects")
+        for path in work.glob("*.safetensors"):
+            path.unlink()
+        shutil.rmtree(work)
     return 0
+
+
+def _write_images(atlas: Any, folder: Any, onto: Path | None) -> None:
+    from ..files.interfile import read_image
+    from ..patient import read_source
+
+    frames = geometry = None
+    if onto is not None:
+        frames, quality = atlas.onto(read_source(onto), geometry := read_image(onto)[1])
+        print(f"onto {onto}: {quality.to_dict()}")
+        if quality.jacobian <= 0:
+            raise ValueError(f"--onto {onto}: the deformation folds; no images are written")
+    with folder.staged({"title": "4D atlas"}) as staging:
+        written = atlas.write_images(staging, frames, geometry)
+    print(f"{len(written)} files in {folder.path}")

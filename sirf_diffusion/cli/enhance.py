@@ -10,9 +10,9 @@ from .command_line import add_command, add_machine, real, seed, whole
 
 _ABOUT = """\
 Estimate the image of the standard dose from one of a lower dose. IMAGE is Interfile, NIfTI, or a folder with a DICOM
-series; the result has the same format, grid, units, patient position and time frame. Written to --out: the enhanced
-image, with several samples their standard deviation (uncertainty) and samples.h5, report.png (before, after,
-difference, CT), record.json, references.bib.
+series; the result has the same format (or --format), grid, units, patient position and time frame. Written to --out:
+the enhanced image, with several samples their standard deviation (uncertainty) and samples.h5, report.png (before,
+after, difference, CT), record.json, references.bib.
 
 If the sinograms are there, reconstruct instead (`sirf-diffusion recon`): an image does not tell what its counts do.
 A run that was stopped goes on after its last whole sample when the same command is given again.
@@ -47,6 +47,10 @@ def add_parsers(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the samples; default: 0")
     axial = "smoothing along the axis before a network of slices, which sees each alone; default: 6"
     parser.add_argument("--axial-fwhm", type=real(0, 50), default=6.0, metavar="MM", help=axial)
+    written = "of the images: as IMAGE (default), NIfTI, or both"
+    parser.add_argument("--format", choices=("same", "nifti", "both"), default="same", help=written)
+    like = "of an Interfile image: write a DICOM PET series too, of the study of this series"
+    parser.add_argument("--like", type=Path, metavar="DICOM", help=like)
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever a stopped run kept")
     parser.add_argument("--overwrite", action="store_true", help="replace another result in --out")
     add_machine(parser)
@@ -64,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     what = Enhancement(
         arguments.image, EnhancementModel.load(arguments.model, arguments.device), arguments.ct, arguments.dose_ratio,
         arguments.steps, arguments.samples, arguments.seed, arguments.without_ct, arguments.axial_fwhm,
+        arguments.format, arguments.like,
     )  # fmt: skip
     folder = OutputFolder(arguments.out, what.settings(), overwrite=arguments.overwrite)
     with folder.held():

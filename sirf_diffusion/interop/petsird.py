@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -147,6 +147,7 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
     try:
         check_regular(path)
         with path.open("rb") as stream:
+            _check_schema(stream, path.stat().st_size)
             reader = petsird.BinaryPETSIRDReader(stream)
             _bound(reader, path.stat().st_size)
             yield reader.read_header(), 0.0
@@ -160,6 +161,18 @@ def _read(path: Path) -> Iterator[tuple[Any, float]]:
             f"{path} cannot be read as binary PETSIRD by petsird {version('petsird')} ({found}): it is "
             "damaged, or was written by another version; install that one"
         ) from error
+
+
+def _check_schema(stream: BinaryIO, size: int) -> None:
+    """Refuse a description of the format that is longer than the file; the package would take memory for it first."""
+    length = 0
+    for place, byte in enumerate(stream.read(14)[9:]):  # after a word of five bytes and a version of four: base 128
+        length |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            break
+    if length > size:
+        raise EOFError(f"a description of {length} bytes in a file of {size}")
+    stream.seek(0)
 
 
 def _bound(reader: Any, size: int) -> None:

@@ -204,4 +204,6 @@ def _rows(table: Any, num_modules: int) -> list[np.ndarray] | None:
     rows = [np.array(row, dtype=np.int64) for row in table[0][0]]
     if [row.size for row in rows] != list(range(1, num_modules + 1)):
         raise PetsirdError(f"module_pair_sgidlut must be a lower triangle of {num_modules} rows")
+    if min(row.min() for row in rows) < -1:
+        raise PetsirdError("module_pair_sgidlut holds numbers below -1, which is a pair that is not in coincidence")
     return rows

@@ -90,6 +90,8 @@ class GridAdapter:
         if extent is not None and not 0 < extent < math.inf:
             raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
         self.geometry, self.planes, self.extent, self.box = geometry, planes, extent, box
+        #: With a box, the shape of the latent grid without it, and what of that the box is.
+        self.window: tuple[tuple[int, ...], tuple[slice, ...]] | None = None
         axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
         self._axes = (
             _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),
@@ -113,6 +115,7 @@ class GridAdapter:
                 *(low + (high - low) // 2 - axis.size // 2 for axis, (low, high) in zip((y, x), in_plane, strict=True)),
             )
             origin = tuple(o + n * axis.spacing for o, n, axis in zip(origin, moved, (z, y, x), strict=True))
+            self.window = (z.size, y.size, x.size), tuple(slice(*place) for place in places)
             z, y, x = (axis.cropped(low, high) for axis, (low, high) in zip((z, y, x), places, strict=True))
             self._axes = (z, y, x)
         self.latent_geometry = ImageGeometry((z.size, y.size, x.size), (z.spacing, y.spacing, x.spacing), origin)

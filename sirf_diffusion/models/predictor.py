@@ -96,6 +96,11 @@ class Predictor:
         return self.latent_geometry.shape
 
     @property
+    def window(self) -> tuple[tuple[int, ...], tuple[slice, ...]] | None:
+        """Of a model that is bound to a box: shape of the latent grid without it, and what of that the box is."""
+        return self._bound().window
+
+    @property
     def latent_geometry(self) -> ImageGeometry:
         """Grid of a latent image."""
         return self._bound().latent_geometry

@@ -119,7 +119,11 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_path, str) and name_or_path in list_models() + list_models(True):
         return BUNDLED / f"{name_or_path}{_SUFFIX}"
     path = Path(name_or_path)
-    if path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # longer than a name may be, or with a null byte
+        found = False
+    if found:
         return path
     bundled = ", ".join(list_models() + list_models(True)) or "none in this installation"
     raise ModelFileError(

@@ -20,9 +20,10 @@ from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS
 from ..geometry.images import ImageGeometry
 from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
 from .dicom import place_series
-from .image import SourceImage, UnusableImage, optional
+from .image import LPS_OF_RAS, SourceImage, UnusableImage, optional
 from .readers import read_source
 from .resampling import coverage, interpolates, resample
+from .writing import save_nifti, write_dicom, write_nifti
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +112,7 @@ class OriginalImage:
 
         ``path`` is called as `name` says. DICOM: a new series, marked as derived, each file with new UIDs.
         """
-        if tuple(values.shape) != self.geometry.shape or not bool(torch.isfinite(values).all()):
-            raise ValueError(f"a finite image of shape {self.geometry.shape} is expected, found {tuple(values.shape)}")
-        array = np.flip(values.detach().to("cpu", torch.float32).numpy(), self.flipped)
-        stored = np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+        stored = self._stored(values)
         if self.source.kind == "Interfile":
             from ..files.interfile import read_exam_info, read_image, write_image
 
@@ -124,6 +122,29 @@ class OriginalImage:
             self._write_nifti(path, stored)
         else:
             self._write_dicom(path, stored, description)
+
+    def convert(self, path: Path, values: Tensor, like: str | os.PathLike[str] | None = None) -> None:
+        """Write other values ``[z, y, x]`` as NIfTI, in the scanner's coordinates; with ``like`` as DICOM PET.
+
+        ``path`` ends in ``.nii.gz``, or is a folder to make; ``like`` as of `write_dicom`, for Interfile alone.
+        """
+        stored, kind = self._stored(values), self.source.kind
+        if kind == "Interfile":
+            from ..files.interfile import read_exam_info, read_image
+
+            about = torch.from_numpy(stored), read_image(self.path)[1], read_exam_info(self.path)
+            write_nifti(path, *about) if like is None else write_dicom(path, *about, like)
+        elif kind == "NIfTI":
+            self._write_nifti(path, stored)
+        else:
+            save_nifti(path, stored, LPS_OF_RAS @ self.source.affine)
+
+    def _stored(self, values: Tensor) -> NDArray[np.float32]:
+        """Values ``[z, y, x]`` along the axes of the file."""
+        if tuple(values.shape) != self.geometry.shape or not bool(torch.isfinite(values).all()):
+            raise ValueError(f"a finite image of shape {self.geometry.shape} is expected, found {tuple(values.shape)}")
+        array = np.flip(values.detach().to("cpu", torch.float32).numpy(), self.flipped)
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
     def _write_nifti(self, path: Path, stored: NDArray[np.float32]) -> None:
         nibabel = optional("nibabel", "NIfTI")

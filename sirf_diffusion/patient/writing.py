@@ -59,13 +59,17 @@ def write_nifti(
     grid in STIR's coordinates; another shape or name is a ``ValueError``. ``exam`` says how the patient lay; unknown
     stands for head first, supine, which is logged.
     """
-    nibabel = optional("nibabel", "NIfTI")
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: a NIfTI image must be called .nii or .nii.gz")
     values = _checked(image, geometry)
     affine = LPS_OF_RAS @ stir_grid(geometry, _position(exam, path)).affine[:, [2, 1, 0, 3]]
-    nifti = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)
+    save_nifti(path, values.transpose(2, 1, 0), affine)
+
+
+def save_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+    """Write values ``[i, j, k]`` whose affine takes indices to RAS mm, scanner's coordinates."""
+    nifti = optional("nibabel", "NIfTI").Nifti1Image(values, affine)
     nifti.set_qform(affine, 1)
     nifti.set_sform(affine, 1)
     nifti.header.set_xyzt_units("mm")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def build_atlas(
     *,
     rounds: int = ROUNDS,
     progress: Callable[[], None] = lambda: None,
+    kept: Callable[[str, Callable[[], NDArray[Any]]], NDArray[Any]] = lambda name, make: make(),
 ) -> Atlas:
     """Make the atlas of subjects with as many frames each; what brings each onto it is kept in the subjects.
 
@@ -91,6 +93,9 @@ def build_atlas(
     progress
         Called after each subject in each round, and once for each subject before: ``(rounds + 1) * len(subjects)``
         times.
+    kept
+        Gives the array of a name, or makes it: `~sirf_diffusion.files.work.KeptArrays` of a folder, so that a run that
+        was stopped goes on.
 
     Raises
     ------
@@ -107,17 +112,20 @@ def build_atlas(
     shape = np.max([s.frames.shape[1:] for s in subjects], axis=0)
     like = image_of(np.zeros(shape, np.float32), spacing)
     with one_thread():
-        for subject in subjects:
-            subject.motions = _motions(subject.frames, spacing)
+        for number, subject in enumerate(subjects):
+            motions = kept(f"motions-{number}", partial(_motions, subject.frames, spacing))
+            subject.motions = [_affine(matrix) for matrix in motions]
             subject.affine, subject.velocity = simpleitk().AffineTransform(3), None
             progress()
         if len(subjects) > 1:
-            _align(subjects, like)
+            for subject, matrix in zip(subjects, kept("affine", partial(_aligned, subjects, like)), strict=True):
+                subject.affine = _affine(matrix)
         scales = [float(s.frames.mean(0)[head_of(s.frames.mean(0))].mean()) for s in subjects]
         template = _template(subjects, scales, like)
-        for _ in range(rounds if len(subjects) > 1 else 0):
-            for subject in subjects:
-                subject.velocity = _velocity(subject, template, like)
+        for turn in range(rounds if len(subjects) > 1 else 0):
+            for number, subject in enumerate(subjects):
+                make = partial(_velocity, subject, template, like)
+                subject.velocity = kept(f"velocity-{turn}-{number}", make)
                 progress()
             middle = np.mean([s.velocity for s in subjects], axis=0)
             for subject in subjects:
@@ -126,23 +134,20 @@ def build_atlas(
         return Atlas(template, tuple(voxel_size), _mean_mr(subjects, like), _vote(subjects, like))
 
 
-def _motions(frames: Array, spacing: tuple[float, ...]) -> list[Any]:
-    """Rigid motion of each frame onto the mean of all, the mean being made anew once."""
+def _motions(frames: Array, spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """Rigid motion ``[time, 4, 4]`` of each frame onto the mean of all, the mean being made anew once."""
     sitk = simpleitk()
-    identity = [sitk.Euler3DTransform() for _ in frames]
-    if len(frames) == 1:
-        return identity
-    moved, motions = frames, identity
-    for _ in range(2):
+    moved, motions = frames, [sitk.Euler3DTransform() for _ in frames]
+    for _ in range(2 if len(frames) > 1 else 0):
         target = image_of(_smooth(moved.mean(0), spacing), spacing)
         motions = [linear_part(target, image_of(_smooth(f, spacing), spacing), rigid=True) for f in frames]
         pairs = zip(frames, motions, strict=True)
         moved = np.stack([sitk.GetArrayFromImage(sitk.Resample(image_of(f, spacing), target, m)) for f, m in pairs])
-    return motions
+    return np.stack([_matrix(m) for m in motions])
 
 
-def _align(subjects: Sequence[Subject], like: Any) -> None:
-    """Affine maps of the subjects onto their mean, with a mean of identity."""
+def _aligned(subjects: Sequence[Subject], like: Any) -> NDArray[np.float64]:
+    """Affine maps ``[subject, 4, 4]`` of the subjects onto their mean, with a mean of identity."""
     from scipy.linalg import expm, logm
 
     sitk = simpleitk()
@@ -150,15 +155,12 @@ def _align(subjects: Sequence[Subject], like: Any) -> None:
     images = [image_of(unit(m), like.GetSpacing()) for m in means]
     template = images[0]
     for _ in range(2):
-        for subject, image in zip(subjects, images, strict=True):
-            subject.affine = linear_part(template, image)
-        matrices = [_matrix(s.affine) for s in subjects]
-        back = np.linalg.inv(expm(np.mean([logm(m).real for m in matrices], axis=0)).real)
-        for subject, matrix in zip(subjects, matrices, strict=True):
-            subject.affine = _affine(matrix @ back)
-        pairs = zip(images, subjects, strict=True)
-        carried = [sitk.GetArrayFromImage(sitk.Resample(image, like, s.affine)) for image, s in pairs]
+        matrices = np.stack([_matrix(linear_part(template, image)) for image in images])
+        matrices = matrices @ np.linalg.inv(expm(np.mean([logm(m).real for m in matrices], axis=0)).real)
+        pairs = zip(images, matrices, strict=True)
+        carried = [sitk.GetArrayFromImage(sitk.Resample(image, like, _affine(m))) for image, m in pairs]
         template = image_of(np.mean(carried, axis=0), like.GetSpacing())
+    return matrices
 
 
 def _velocity(subject: Subject, template: Array, like: Any) -> Field:

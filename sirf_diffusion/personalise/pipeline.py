@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..files.lock import LOCK, locked
-from ..files.outputs import difference, jsonable, write_json
-from ..files.versions import read_record
+from ..files.outputs import jsonable
+from ..files.work import work_folder
 from ..geometry.checks import check_count, check_real, check_seed
 from ..models.score_model import ScoreModel
 from ..models.storage import load_model, save_model
@@ -28,12 +26,8 @@ from .pseudo import build_pseudo_pets
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = "settings.json"
-#: What a run keeps in its folder, its settings last: all that a restart removes.
-_KEPT = (
-    "members", "members.h5", "members.h5.parts", "pseudo.h5", "pseudo.h5.parts", "training", "tuned.safetensors",
-    _SETTINGS,
-)  # fmt: skip
+#: What a run keeps in its folder.
+_KEPT = ("members", "members.h5", "members.h5.parts", "pseudo.h5", "pseudo.h5.parts", "training", "tuned.safetensors")
 #: Of an anatomy whose place is known: it is neither mirrored nor turned far.
 _AUGMENTATION = Augmentation(
     flip=0.0, axial_flip=0.0, rotation=6.0, scale=0.03, shift=0.05, intensity=(0.7, 1.4), gamma=(0.75, 1.35)
@@ -156,9 +150,7 @@ def personalise(
         "bank": file.fingerprint, **target.identity, "model": start.hash, "options": asdict(options),
     }  # fmt: skip
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".personalise")
-    work.mkdir(parents=True, exist_ok=True)
-    with locked(work / LOCK, ValueError):
-        _take_up(work, settings, out, restart)
+    with work_folder(work, settings, _KEPT, result=out, replace=False, restart=restart):
         members = carry_over(
             file, target, work / "members.h5", least=options.least_members, limits=options.limits,
             quick=options.quick_registration, execution=execution, progress=progress("members", len(file)),
@@ -200,28 +192,6 @@ def denoising_curves(work: Path, models: Mapping[str, str | os.PathLike[str]]) -
         found = validation_set(work / "pseudo.h5", recipe_of(model, PersonalOptions(), 128))
         curves[name] = found.network_errors(model.network, model.prediction, model.time_input)
     return curves
-
-
-def _take_up(work: Path, settings: Mapping[str, Any], out: Path, restart: bool) -> None:
-    """Compare with the run that the folder holds, or begin one."""
-    record = work / _SETTINGS
-    if restart:
-        for name in _KEPT:
-            path = work / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if record.exists():
-        try:
-            found = read_record(record)
-            other = difference({key: found.get(key) for key in settings}, jsonable(settings))
-        except ValueError as error:
-            raise ValueError(f"{work} holds another personalisation ({error}): --restart begins anew") from error
-        if other:
-            advice = "--restart begins anew, or give another --out"
-            raise ValueError(f"{work} holds another personalisation: {other}; {advice}")
-        return
-    if out.exists() and not restart:
-        raise ValueError(f"{out} exists and was made by another run: remove it, or give another --out")
-    write_json(record, settings)
 
 
 def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Member]) -> None:

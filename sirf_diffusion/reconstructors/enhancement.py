@@ -96,6 +96,8 @@ class Enhancer:
         self.model, self.dose_ratio, self.scale, self.seed = model, dose_ratio, scale, seed
         self.num_samples = check_count("num_samples", num_samples, 0, 1000)
         self.num_steps = num_steps or (SAMPLE_STEPS if num_samples else 1)
+        if num_samples and self.num_steps == 1:
+            raise ValueError("samples take noise between steps: with num_steps = 1 they would be alike; give 2 or more")
         self.without_ct, self.progress = without_ct, progress
         self.axial_fwhm = check_real("axial_fwhm", axial_fwhm, 0, 50)
         self.used_dose: float | None = None
@@ -151,6 +153,8 @@ class Enhancer:
         dose = self.dose_ratio if self.dose_ratio is not None else min(model.estimated_dose(u, seen) / gain, 1.0)
         start = model.config.schedule.step_of(min(dose * gain, 1.0))
         self.used_dose = dose
+        if self.num_samples and start == 0:
+            logger.warning("the image has the standard dose already: its samples are all alike")
         told = "" if self.dose_ratio is not None else " (estimated)"
         logger.info("dose ratio %.3g%s: from step %d of %d", dose, told, start, model.config.schedule.num_steps)
         chains = [] if done is None else list(done)

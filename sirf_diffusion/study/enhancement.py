@@ -20,7 +20,7 @@ from ..patient.derived import OriginalImage
 from ..reconstructors.enhancement import AXIAL_FWHM, Enhanced, Enhancer
 from ..reconstructors.references import bibtex
 from .report import figure_of_views
-from .result import write_samples
+from .result import check_writers, write_samples
 
 _CHECKPOINT = WeightsFormat("a checkpoint of an enhancement", "sirf_diffusion_enhancement_run", "give --restart")
 REFERENCES = ("Jiang2023",)
@@ -39,10 +39,13 @@ class Enhancement:
     seed: int = 0
     without_ct: bool = False
     axial_fwhm: float = AXIAL_FWHM
+    image_format: str = "same"
+    like: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on."""
-        names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct", "axial_fwhm")
+        names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct", "axial_fwhm", "image_format",
+                 "like")  # fmt: skip
         named = {name: getattr(self, name) for name in names}
         return named | {"dose_ratio": self.dose_ratio or "auto", "model": self.model.hash}
 
@@ -59,6 +62,9 @@ class Enhancement:
         started = time.perf_counter()
         original = OriginalImage.read(self.image)
         values, geometry = original.values, original.geometry
+        if self.like is not None and original.source.kind != "Interfile":
+            raise ValueError(f"--like is for Interfile: {self.image} is {original.source.kind}, and stays in its place")
+        check_writers("hv" if self.image_format == "same" else "nifti", self.like)
         model, ct, about = self.model, None, None
         if self.ct is not None:
             ct, about = original.anatomical(self.ct)
@@ -103,10 +109,16 @@ class Enhancement:
         return samples, keep
 
     def _write(self, staging: Path, original: OriginalImage, result: Enhanced, ct: Tensor | None, title: str) -> None:
-        original.write(staging / original.name("enhanced"), result.image, f"sirf-diffusion: {title}")
-        if result.sd is not None:
-            text = "sirf-diffusion: standard deviation of samples"
-            original.write(staging / original.name("uncertainty"), result.sd, text)
+        images = {"enhanced": (result.image, title), "uncertainty": (result.sd, "standard deviation of samples")}
+        for name, (image, what) in images.items():
+            if image is None:
+                continue
+            if self.image_format != "nifti":
+                original.write(staging / original.name(name), image, f"sirf-diffusion: {what}")
+            if self.image_format != "same" and not (staging / f"{name}.nii.gz").exists():
+                original.convert(staging / f"{name}.nii.gz", image)
+        if self.like is not None:
+            original.convert(staging / "dicom", result.image, self.like)
         if result.samples is not None:
             write_samples(staging / "samples.h5", result.samples, original.geometry, seed=self.seed, unit="image units")
         (staging / "references.bib").write_text(bibtex(REFERENCES), encoding="utf-8")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 #: How the noises of the samples of one run belong together.
 NOISES = ("balanced", "independent")
+Window = tuple[tuple[int, ...], tuple[slice, ...]] | None
 
 
 @dataclass
@@ -19,6 +20,8 @@ class Chain:
 
     ``previous`` are the latent data-consistent images that a multistep solver remembers.
     ``generators`` are those of all samples of the run; ``members`` tells which of them are here, None for all.
+    ``window`` is that of the model's `~sirf_diffusion.models.grid.GridAdapter`: noise is drawn for the whole grid and
+    cut, so that it is the same wherever a box begins and ends.
     """
 
     u: Tensor
@@ -28,6 +31,7 @@ class Chain:
     step: int = 0
     members: tuple[int, ...] | None = None
     previous: Tensor | None = None
+    window: Window = None
 
     @classmethod
     def start(
@@ -38,22 +42,27 @@ class Chain:
         seed: int,
         noises: str = "independent",
         members: tuple[int, ...] | None = None,
+        window: Window = None,
     ) -> Chain:
         """``u = mean + nu z`` for every sample, with a latent image ``mean [z, y, x]``."""
         generators = [torch.Generator().manual_seed(sample_seed(seed, k)) for k in range(num_samples)]
         number = num_samples if members is None else len(members)
-        chain = cls(mean.expand(number, *mean.shape).clone(), None, generators, noises, members=members)
+        chain = cls(mean.expand(number, *mean.shape).clone(), None, generators, noises, members=members, window=window)
         chain.u += nu * chain.noise()
         return chain
 
     def noise(self) -> Tensor:
         """Fresh noise, each sample from its own generator on the CPU: the same numbers on every device."""
-        shape = self.u.shape[1:]
+        shape, part = self.window or (self.u.shape[1:], ...)
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return torch.randn(shape, generator=generator)[part]
+
         if self.u.device.type == "cpu":
-            drawn = [torch.randn(shape, generator=g) for g in self.generators]
+            drawn = [draw(g) for g in self.generators]
         else:  # each generator draws in one thread, while a GPU would wait
             with ThreadPoolExecutor(len(self.generators)) as pool:
-                drawn = list(pool.map(lambda g: torch.randn(shape, generator=g), self.generators))
+                drawn = list(pool.map(draw, self.generators))
         noise = torch.stack([one.to(self.u) for one in drawn])
         if self.noises == "balanced":
             noise = balanced(noise)  # over all samples, wherever the others are
@@ -78,13 +87,15 @@ class Chain:
         image: torch.device,
         noises: str,
         members: tuple[int, ...] | None = None,
+        window: Window = None,
     ) -> Chain:
         """Inverse of :meth:`tensors`."""
         generators = [torch.Generator() for name in tensors if name.startswith("generator_")]
         for k, generator in enumerate(generators):
             generator.set_state(tensors[f"generator_{k}"])
         previous = tensors["previous"].to(latent) if "previous" in tensors else None
-        return cls(tensors["u"].to(latent), tensors["x"].to(image), generators, noises, step, members, previous)
+        u, x = tensors["u"].to(latent), tensors["x"].to(image)
+        return cls(u, x, generators, noises, step, members, previous, window)
 
 
 def balanced(noise: Tensor) -> Tensor:

@@ -279,11 +279,11 @@ class DiffusionReconstructor(ResumableReconstructor):
         return DataStepResult.joined([self.consistency(group, step) for group in groups])
 
     def begin(self) -> Chain:
-        """The state of a run before its first step; needs :meth:`set_up`."""
-        # Not from pure noise: at a finite noise level the missing mean would bias every sample.
-        schedule, t = self.model.schedule, self.times[0]
-        mean = float(schedule.gamma(t)) * self.model.to_latent(self._starting_image().to(self.model.device))
-        return Chain.start(mean, float(schedule.nu(t)), self.num_samples, self.seed, self.noise, self.members)
+        """The state before the first step, no pure noise: a missing mean would bias samples; needs :meth:`set_up`."""
+        model, schedule, t = self.model, self.model.schedule, self.times[0]
+        mean = float(schedule.gamma(t)) * model.to_latent(self._starting_image().to(model.device))
+        nu = float(schedule.nu(t))
+        return Chain.start(mean, nu, self.num_samples, self.seed, self.noise, self.members, model.window)
 
     def denoise(self, chain: Chain, model: ScoreModel) -> Denoised:
         """First part of a step: what the model finds in the chain's noisy images."""

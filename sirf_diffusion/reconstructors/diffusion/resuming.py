@@ -77,7 +77,8 @@ class ResumableReconstructor(Reconstructor):
             if self.adaptation is not None:
                 kept = {n.removeprefix(_ADAPTED): t for n, t in tensors.items() if n.startswith(_ADAPTED)}
                 self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
-            chain = Chain.of(tensors, step, self.model.device, device, self.noise, self.members)
+            model = self.model
+            chain = Chain.of(tensors, step, model.device, device, self.noise, self.members, model.window)
             expected = self.model.to_latent(chain.x.to(chain.u)).shape
             if chain.u.shape != expected or len(chain.generators) != self.num_samples:
                 raise ValueError(f"noisy images of shape {tuple(chain.u.shape)}, expected {tuple(expected)}")

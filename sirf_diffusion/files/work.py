@@ -1,0 +1,84 @@
+"""The folder beside a result in which a long computation keeps its parts, so that a stopped one goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .lock import LOCK, locked
+from .outputs import difference, jsonable, write_json
+from .versions import read_record
+from .weights import WeightsFileError, WeightsFormat
+
+_SETTINGS = "settings.json"
+_ARRAY = WeightsFormat("a part of an unfinished run", "sirf_diffusion_part", "give --restart")
+
+
+@contextmanager
+def work_folder(
+    path: Path, settings: Mapping[str, Any], names: Sequence[str], *, result: Path, replace: bool, restart: bool
+) -> Iterator[bool]:
+    """Have a folder for the run with these settings; gives whether an earlier one goes on.
+
+    Parameters
+    ----------
+    path
+        The folder; made if it is not there.
+    settings
+        What the result depends on.
+    names
+        Patterns of what is kept: all that ``restart`` removes.
+    result
+        The file that is made; unless ``replace``, a new run refuses one that exists.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a run with other settings, another process has it, or the result exists.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path / LOCK, ValueError):
+        record = path / _SETTINGS
+        for kept in [p for name in (*names, _SETTINGS) for p in path.glob(name)] if restart else []:
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+        goes_on = record.exists()
+        if goes_on:
+            try:
+                found = read_record(record)
+                other = difference({key: found.get(key) for key in settings}, jsonable(settings))
+            except ValueError as error:
+                raise ValueError(f"{path} holds another run ({error}): --restart begins anew") from error
+            if other:
+                raise ValueError(f"{path} holds another run: {other}; --restart begins anew, or give another --out")
+        elif result.exists() and not (replace or restart):
+            raise ValueError(f"{result} exists and was made by another run: remove it, or give another --out")
+        else:
+            write_json(record, settings)
+        yield goes_on
+
+
+@dataclass(frozen=True)
+class KeptArrays:
+    """Arrays that are made once: ``KeptArrays(folder)(name, make)`` reads what an earlier call of ``make`` gave."""
+
+    folder: Path
+
+    def __call__(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of this name; raises WeightsFileError if what is kept is damaged."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            made = make()
+            _ARRAY.write(path, {"values": torch.from_numpy(np.ascontiguousarray(made))}, {})
+            return made
+        _, tensors, _ = _ARRAY.read(path)
+        if "values" not in tensors:
+            raise WeightsFileError(f"{path} holds no such part: give --restart")
+        return tensors["values"].numpy()
