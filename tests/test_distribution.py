@@ -99,11 +99,6 @@ def test_less_variation_than_the_model_knows_is_noticed_of_samples_alone(image):
     assert [check.to_dict()["limits"]["coarse_ratio"][0] for check in (sample, estimate)] == [0.92, 0.0]
 
 
-def test_what_no_estimate_has_is_noticed_of_estimates_too():
-    for image in (own_image(spread=3 * VARIANCE**0.5), float("nan") * own_image()):
-        assert check_distribution(gaussian_model(), image).verdict == OUT
-
-
 def test_a_foreign_pattern_is_noticed():
     y = torch.arange(96)[:, None]
     stripes = own_image() + SCALE * 0.9 * torch.sin(2 * torch.pi * y / 12)
@@ -161,11 +156,11 @@ def test_every_run_with_a_model_says_what_it_found(tmp_path):
     from sirf_diffusion.files.outputs import OutputFolder
 
     example = load_example("brain2d")
-    settings = {"num_iterations": 8}
+    settings = {"num_iterations": 2}
     result = reconstruct(example.acquisition, "map-score", model="brain-fdg", settings=settings)
     found = result.record["distribution"]
     assert found["verdict"] in found["message"]
-    assert found["verdict"] == IN
+    assert found["smooth"]
     assert [level["sigma"] for level in found["denoising"]] == list(PROBES)
     assert all(level["training_ratio"] > 0.5 for level in found["denoising"] if level["training"])
     assert found["cost"]["network_evaluations"] == 2 * sum(PROBES.values())
@@ -173,3 +168,17 @@ def test_every_run_with_a_model_says_what_it_found(tmp_path):
     assert json.loads((tmp_path / "out" / "record.json").read_text())["distribution"] == found
 
     assert reconstruct(example.acquisition, "osem").record["distribution"] is None
+
+
+@pytest.mark.parametrize(("options", "smooth"), [({"num_steps": 3}, True), ({"num_steps": 20}, False), (None, True)])
+def test_samples_of_few_steps_are_smooth_and_quick_ones_not_the_models_fault(
+    small_acquisition, small_model, monkeypatch, options, smooth
+):
+    told = {}
+    monkeypatch.setattr(
+        "sirf_diffusion.study.reconstruction.check_distribution",
+        lambda *a, **given: told.update(given) or check_distribution(*a, **given),
+    )
+    of = {"model": str(small_model), "num_samples": 1, "settings": options, "quick": options is None}
+    assert reconstruct(small_acquisition, "dds", **of).record["distribution"]["smooth"] is smooth
+    assert ("quick settings" if options is None else "--adapt ddip") in told["remedy"]
