@@ -102,6 +102,8 @@ def test_killed_it_ends_at_the_same_bits(files, tmp_path, capsys):
     assert {"motions-1.safetensors", "affine.safetensors", "velocity-0-1.safetensors"} <= kept
     assert main(words("killed", "--rounds", "2")) == 2
     assert "another run: rounds differ" in capsys.readouterr().err
+    assert main(words("other", "--labels", *files)) == 2
+    assert not (tmp_path / "other.h5.atlas").exists()
     assert main(words("killed")) == 0
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     for name in ("mean.v", "frame-01.v", "curves.csv"):

@@ -195,7 +195,7 @@ def test_numbers_of_modules_do_not_matter(write):
 def test_efficiencies_are_the_packages(write, layout):
     from petsird.helpers import get_detection_efficiency
 
-    from sirf_diffusion.interop.petsird_scanner import find_elements
+    from sirf_diffusion.interop.petsird_scanner import efficiencies_of, find_elements
 
     # One module is in coincidence with one other, half the ring away.
     scanner = small_scanner()
@@ -217,6 +217,9 @@ def test_efficiencies_are_the_packages(write, layout):
     stored.module_pair_sgidlut[0][0][17][0] = -5
     with pytest.raises(ValueError, match="below -1"):
         bin_events(write(scanner, [event_block(events)]), layout)
+    stored.module_pair_sgidlut[0][0][17][0] = 2**70
+    with pytest.raises(ValueError, match="of no group"):
+        efficiencies_of(scanner, 192, {})
     stored.detection_bin_efficiencies = stored.module_pair_sgidlut = stored.module_pair_efficiencies_vectors = []
     stored.calibration_factor = 1.0
     plain = bin_events(write(scanner, [event_block([])]), layout).efficiencies

@@ -107,7 +107,15 @@ def missing(volume, path):
     del volume.attrs["notes"]
 
 
+def list_of_numbers(volume, path):
+    del volume.attrs["split"]
+    values = np.empty(1, object)
+    values[0] = np.arange(3)
+    volume.attrs.create("split", values, dtype=h5py.vlen_dtype(np.int64))
+
+
 @pytest.mark.parametrize(("change", "words"), [
+    (list_of_numbers, "neither numbers nor text"),
     (enlarged, "mask"), (elsewhere, "as a link"), (raw, "in the file itself"), (missing, "notes"),
 ])  # fmt: skip
 def test_a_hostile_file_is_one_documented_error(tmp_path, change, words):

@@ -54,8 +54,6 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, register, write; a run that was stopped goes on after its last whole registration."""
-    import shutil
-
     from ..files.documents import digest
     from ..files.outputs import OutputFolder
     from ..files.work import KeptArrays, work_folder
@@ -96,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{out}: {len(atlas.frames)} frames of {len(subjects)} subjects")
         for path in work.glob("*.safetensors"):
             path.unlink()
-        shutil.rmtree(work)
     return 0
 
 

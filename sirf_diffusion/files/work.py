@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ def work_folder(
 ) -> Iterator[bool]:
     """Have a folder for the run with these settings; gives whether an earlier one goes on.
 
+    A folder in which nothing is kept at the end is gone afterwards.
+
     Parameters
     ----------
     path
@@ -45,24 +47,36 @@ def work_folder(
         If the folder holds a run with other settings, another process has it, or the result exists.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path / LOCK, ValueError):
-        record = path / _SETTINGS
-        for kept in [p for name in (*names, _SETTINGS) for p in path.glob(name)] if restart else []:
-            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
-        goes_on = record.exists()
-        if goes_on:
+    record = path / _SETTINGS
+
+    def kept() -> list[Path]:
+        return [found for name in names for found in path.glob(name)]
+
+    try:
+        with locked(path / LOCK, ValueError):
+            for old in [*kept(), *path.glob(_SETTINGS)] if restart else []:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            goes_on = record.exists()
+            if goes_on:
+                try:
+                    found = read_record(record)
+                    other = difference({key: found.get(key) for key in settings}, jsonable(settings))
+                except ValueError as error:
+                    raise ValueError(f"{path} holds another run ({error}): --restart begins anew") from error
+                if other:
+                    raise ValueError(f"{path} holds another run: {other}; --restart begins anew, or give another --out")
+            elif result.exists() and not (replace or restart):
+                raise ValueError(f"{result} exists and was made by another run: remove it, or give another --out")
+            else:
+                write_json(record, settings)
             try:
-                found = read_record(record)
-                other = difference({key: found.get(key) for key in settings}, jsonable(settings))
-            except ValueError as error:
-                raise ValueError(f"{path} holds another run ({error}): --restart begins anew") from error
-            if other:
-                raise ValueError(f"{path} holds another run: {other}; --restart begins anew, or give another --out")
-        elif result.exists() and not (replace or restart):
-            raise ValueError(f"{result} exists and was made by another run: remove it, or give another --out")
-        else:
-            write_json(record, settings)
-        yield goes_on
+                yield goes_on
+            finally:
+                if not kept():
+                    record.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # not empty
+            path.rmdir()
 
 
 @dataclass(frozen=True)

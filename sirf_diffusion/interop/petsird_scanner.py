@@ -201,7 +201,10 @@ def _rows(table: Any, num_modules: int) -> list[np.ndarray] | None:
     """The symmetry group of each module with itself and those before it; ``None`` where the file has no table."""
     if not any(any(row) for row in table or ()):
         return None
-    rows = [np.array(row, dtype=np.int64) for row in table[0][0]]
+    try:
+        rows = [np.array(row, dtype=np.int64) for row in table[0][0]]
+    except OverflowError as error:
+        raise PetsirdError(f"module_pair_sgidlut holds numbers of no group: {error}") from error
     if [row.size for row in rows] != list(range(1, num_modules + 1)):
         raise PetsirdError(f"module_pair_sgidlut must be a lower triangle of {num_modules} rows")
     if min(row.min() for row in rows) < -1:

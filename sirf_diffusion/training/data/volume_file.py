@@ -320,6 +320,7 @@ def _info(name: str, group: Any) -> VolumeInfo:
 def _check_dataset(group: Any, name: str, dimensions: int) -> Any:
     """The data set, if its size can be: HDF5 believes any shape and reads from any file that a data set names."""
     dataset = _own(group, name)
+    _check_type(dataset.id, name)
     room = _MOST_COMPRESSED * dataset.id.get_storage_size() + 4096
     if dataset.is_virtual or dataset.external or dataset.ndim != dimensions:
         raise _WrongContent(f"has {name} that is no array of {dimensions} axes in the file itself: build it anew")
@@ -340,5 +341,15 @@ def _own(group: Any, name: str) -> Any:
 
 def _check_attributes(owner: Any, where: str) -> None:
     for name in owner.attrs:
-        if owner.attrs.get_id(name).get_storage_size() > _LONGEST:
+        attribute = owner.attrs.get_id(name)
+        if attribute.get_storage_size() > _LONGEST:
             raise _WrongContent(f"has an attribute {name[:40]!r} of {where} that is larger than 1 MB")
+        _check_type(attribute, f"an attribute {name[:40]!r} of {where}")
+
+
+def _check_type(stored: Any, what: str) -> None:
+    """HDF5 does not survive damage in values whose length is told elsewhere, but for texts."""
+    from h5py import h5t
+
+    if stored.get_type().get_class() not in (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM):
+        raise _WrongContent(f"has {what} that is neither numbers nor text: build it anew")
