@@ -138,7 +138,7 @@ def _reconstruct(case: TestCase, method: str, model: ScoreModel, rdp: float) -> 
 
 
 def _check(model: ScoreModel, image: torch.Tensor, geometry: ImageGeometry) -> DistributionCheck:
-    return check_distribution(model.on(geometry, intensity_scale(image, geometry)), image)
+    return check_distribution(model.on(geometry, intensity_scale(image, geometry)), image, samples=image[None])
 
 
 def _print(name: str, check: DistributionCheck) -> None:

@@ -177,7 +177,7 @@ def reconstructed(case: Case, low_dose: LowDose, dose: float, factor: float) -> 
     scans, k = low_dose.scans(planes, torch.full((len(planes),), dose), generator), SLICES // 2
     background = (scans.background[k] / scans.factors[k].clamp_min(1e-12)).expand(scans.factors[k].shape)
     data = Acquisition(
-        scans.counts[k], scans.projector.projdata, scans.projector.geometry, multiplicative=scans.factors[k],
+        scans.prompts[k], scans.projector.projdata, scans.projector.geometry, multiplicative=scans.factors[k],
         additive=background.contiguous(),
     )  # fmt: skip
     image = reconstruct(data, "map-rdp", settings={"penalisation_factor": factor}).image[0]

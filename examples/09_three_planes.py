@@ -19,7 +19,7 @@ def main():
     recon = sirf_diffusion.DDSReconstructor(
         obj_fun,
         sirf_diffusion.ScoreModel.load(args.model, device="auto"),
-        num_steps=4 if args.quick else args.steps,
+        num_steps=3 if args.quick else args.steps,
         num_samples=args.samples,
         seed=args.seed,
         planes="alternating",  # as volumes are seen anyway; "transverse" would be each plane by itself

@@ -48,7 +48,7 @@ def further(scan, initial_image):
     objective.set_up(initial_image)  # changed
 
     model = sirf_diffusion.ScoreModel.load("brain-fdg")  # changed
-    steps, samples = (6, 1) if args.quick else (30, 2)
+    steps, samples = (3, 1) if args.quick else (30, 2)
     recon = sirf_diffusion.LikelihoodScheduledReconstructor(  # changed
         objective, model, num_steps=steps, num_samples=samples
     )

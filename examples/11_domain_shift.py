@@ -43,7 +43,7 @@ def main():
         recon = sirf_diffusion.LikelihoodScheduledReconstructor(
             objective,
             model,
-            num_steps=4 if args.quick else args.steps,
+            num_steps=2 if args.quick else args.steps,
             num_samples=1 if args.quick else args.samples,
             seed=args.seed,
             # low-rank changes of the network's weights, for this scan only: the model stays as it is

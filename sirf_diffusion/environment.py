@@ -7,10 +7,12 @@ import logging
 import os
 import platform
 from functools import lru_cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING:  # workers that compute without PyTorch start in a tenth of the time
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ def select_device(name: str = "auto") -> torch.device:
     ValueError
         If the name is unknown, or CUDA is asked for and not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -45,6 +49,7 @@ def select_device(name: str = "auto") -> torch.device:
 
 def limit_threads(number: int) -> None:
     """Compute in at most so many threads: PyTorch, OpenMP and BLAS, loaded or not yet, and child processes."""
+    import torch
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(number)
@@ -62,6 +67,8 @@ def fast_in_bfloat16(device: torch.device) -> bool | None:
 
     None if that cannot be told: of a CPU only newer releases of PyTorch do.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     tell = getattr(torch.cpu, "get_capabilities", None)
@@ -87,6 +94,7 @@ def software_versions() -> dict[str, str]:
     return versions | {name: v for name in _PACKAGES if (v := version_of(name)) is not None}
 
 
+@lru_cache
 def version_of(package: str) -> str | None:
     """Version of an installed package; None if it is not installed."""
     try:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def ratios(check):
 def test_the_model_s_own_images_are_denoised_as_well_as_it_expects(planes):
     shape = (1, 96, 96) if planes == "transverse" else (16, 32, 32)
     geometry = ImageGeometry(shape, (2.0, 2.0, 2.0))
-    check = check_distribution(gaussian_model(geometry, planes), own_image(geometry=geometry))
+    image = own_image(geometry=geometry)
+    check = check_distribution(gaussian_model(geometry, planes), image, samples=image[None])
     assert [level.sigma for level in check.denoising] == list(PROBES)
     assert check.network_evaluations == (2 * sum(PROBES.values()) if planes == "transverse" else 2 * len(PROBES))
     for level in check.denoising:
@@ -81,11 +83,20 @@ def test_more_variation_than_the_model_knows_is_noticed():
     assert found[-1].recommendation in found[-1].message
 
 
-def test_less_variation_than_the_model_knows_is_noticed():
-    check = check_distribution(gaussian_model(), own_image(spread=0.6 * VARIANCE**0.5))
-    assert check.coarse_ratio < 0.8
-    assert check.fine_ratio < 1.05
-    assert check.verdict == "unusual"
+@pytest.mark.parametrize("image", [own_image(spread=0.6 * VARIANCE**0.5), "estimate"], ids=["smooth", "estimate"])
+def test_less_variation_than_the_model_knows_is_noticed_of_samples_alone(image):
+    """The model's own estimate of a noisy image has less, too: of estimates, nothing follows."""
+    model = gaussian_model()
+    if isinstance(image, str):
+        noise = torch.randn(GEOMETRY.shape, generator=torch.Generator().manual_seed(1))
+        image = model.denoise_at(own_image() + 0.3 * SCALE * noise, 0.3)
+    sample, estimate = (check_distribution(model, image, samples=s) for s in (image[None], None))
+    assert sample.coarse_ratio == estimate.coarse_ratio < 0.9
+    assert sample.fine_ratio < 1.05
+    assert (sample.verdict, estimate.verdict) == ("unusual", IN)
+    assert "as smooth images have" in estimate.message
+    assert estimate.recommendation == ""
+    assert [check.to_dict()["limits"]["coarse_ratio"][0] for check in (sample, estimate)] == [0.92, 0.0]
 
 
 def test_a_foreign_pattern_is_noticed():
@@ -94,12 +105,19 @@ def test_a_foreign_pattern_is_noticed():
     assert check_distribution(gaussian_model(), stripes).verdict == OUT
 
 
-def test_noise_and_patterns_are_noticed_by_the_bundled_model():
-    model, example = ScoreModel.load("brain-fdg"), load_example("brain2d")
+@lru_cache
+def bundled():
+    """A bundled model on the grid of the bundled slice, that, and the check of its truth."""
+    example = load_example("brain2d")
     truth, geometry = example.truth, example.acquisition.geometry
-    model = model.on(geometry, intensity_scale(truth, geometry))
+    model = ScoreModel.load("brain-fdg").on(geometry, intensity_scale(truth, geometry))
     objective = example.acquisition.objective()
-    check = check_distribution(model, truth, objective=objective)
+    return model, example, check_distribution(model, truth, samples=truth[None], objective=objective)
+
+
+def test_noise_and_patterns_are_noticed_by_the_bundled_model():
+    model, example, check = bundled()
+    truth = example.truth
     assert check.verdict == IN
     assert abs(check.likelihood.deviations) < 4
     assert check.network_evaluations == 2 * sum(PROBES.values())
@@ -109,12 +127,10 @@ def test_noise_and_patterns_are_noticed_by_the_bundled_model():
 
 
 def test_too_close_a_fit_is_no_fault_of_the_model():
-    example = load_example("brain2d")
+    _, example, in_distribution = bundled()
     objective = example.acquisition.objective(9)
     x = OSEM(objective, num_iterations=6).process().get_output()
-    model = ScoreModel.load("brain-fdg").on(example.acquisition.geometry, intensity_scale(x, objective.geometry))
-    in_distribution = check_distribution(model, example.truth)
-    overfitted = check_distribution(model, x, objective=objective)
+    overfitted = check_distribution(gaussian_model(objective.geometry), x, objective=objective)
     assert overfitted.likelihood.deviations > LIKELIHOOD_LIMIT
     judged = replace(in_distribution, likelihood=overfitted.likelihood)
     assert judged.verdict == "unusual"
@@ -144,6 +160,7 @@ def test_every_run_with_a_model_says_what_it_found(tmp_path):
     result = reconstruct(example.acquisition, "map-score", model="brain-fdg", settings=settings)
     found = result.record["distribution"]
     assert found["verdict"] in found["message"]
+    assert found["smooth"]
     assert [level["sigma"] for level in found["denoising"]] == list(PROBES)
     assert all(level["training_ratio"] > 0.5 for level in found["denoising"] if level["training"])
     assert found["cost"]["network_evaluations"] == 2 * sum(PROBES.values())
@@ -151,3 +168,17 @@ def test_every_run_with_a_model_says_what_it_found(tmp_path):
     assert json.loads((tmp_path / "out" / "record.json").read_text())["distribution"] == found
 
     assert reconstruct(example.acquisition, "osem").record["distribution"] is None
+
+
+@pytest.mark.parametrize(("options", "smooth"), [({"num_steps": 3}, True), ({"num_steps": 20}, False), (None, True)])
+def test_samples_of_few_steps_are_smooth_and_quick_ones_not_the_models_fault(
+    small_acquisition, small_model, monkeypatch, options, smooth
+):
+    told = {}
+    monkeypatch.setattr(
+        "sirf_diffusion.study.reconstruction.check_distribution",
+        lambda *a, **given: told.update(given) or check_distribution(*a, **given),
+    )
+    of = {"model": str(small_model), "num_samples": 1, "settings": options, "quick": options is None}
+    assert reconstruct(small_acquisition, "dds", **of).record["distribution"]["smooth"] is smooth
+    assert ("quick settings" if options is None else "--adapt ddip") in told["remedy"]

@@ -169,7 +169,9 @@ def changed(path, out, change):
     [
         (lambda d: d.update(version=2), "version"),
         (lambda d: d.update(counts=[2, 1]), "the lower first"),
-        (lambda d: d.update(counts=[1]), "must be 2 numbers"),
+        (lambda d: d.update(counts=[1]), "must be two numbers"),
+        (lambda d: d.update(counts=[1, 1e30]), r"in \(0, 1e\+12\]"),
+        (lambda d: d.update(voxel_size=[1, 1, 1e9]), "voxel_size"),
         (lambda d: d.update(extra=1), r"\['extra'\]"),
         (lambda d: d.pop("base"), r"\['base'\]"),
         (lambda d: d["architecture"].update(in_channels=1), "takes 5 images"),

@@ -87,7 +87,7 @@ def test_what_is_no_such_head_is_left_out(wrong):
         "upside down": lambda: mr[::-1].copy(),
         "inverted contrast": lambda: np.where(mr > 0.1, 1.6 - mr, 0).clip(0),
     }[wrong]()
-    assert register_deformable(head(9200)[0], image, (VOXEL,) * 3).quality.reasons()
+    assert register_deformable(head(9200)[0], image, (VOXEL,) * 3, quick=True).quality.reasons()
 
 
 def test_the_same_registration_on_any_number_of_threads():
@@ -157,12 +157,12 @@ def test_the_model_tells_its_patient_and_its_members(folder):
 
 def test_killed_at_every_stage_it_ends_at_the_same_bits(folder, tmp_path):
     work, stages = partial(make, folder, tmp_path / "P.safetensors"), set()
-    for renamings in (4, 8, 8, 8, 1):
+    for renamings in (5, 14, 12):  # among the members, the pseudo-PETs, the steps of the training
         assert exit_code(partial(silently, work), DieAt(renamings, ("os.rename",), tmp_path)) == -signal.SIGKILL
         stages.add(frozenset(path.name for path in (tmp_path / "P.safetensors.personalise").glob("*.*")))
     assert not (tmp_path / "P.safetensors").exists()
     work()
-    assert len(stages) >= 3
+    assert len(stages) == 3
     assert (tmp_path / "P.safetensors").read_bytes() == (folder / "P.safetensors").read_bytes()
 
 

@@ -170,7 +170,7 @@ def test_all_methods_run_from_a_par_file(par, recon, model, method):
         more += ["--model", METHODS[method].default_model or model]
     if METHODS[method].samples:
         more += ["--samples", 1]
-    number = "num_iterations=2" if method.startswith("map") else "num_steps=5"
+    number = "num_iterations=2" if method.startswith("map") else "num_steps=3"
     code, out = recon(par(), method, *more, "--set", number)
     assert code == 0
     assert read_image(out / "reconstruction.hv")[0].isfinite().all()

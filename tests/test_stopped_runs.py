@@ -65,7 +65,7 @@ def listed(folder: Path) -> set[str]:
 def test_killed_at_every_renaming_it_goes_on_to_the_same_bits(command, tmp_path, method):
     assert main(command(method, "whole")) == 0
     kills = 0
-    while (code := in_child(command(method), DieAt(2 + 2 * kills, ("os.rename",), tmp_path))) != 0:
+    while (code := in_child(command(method), DieAt(2 + 3 * kills, ("os.rename",), tmp_path))) != 0:
         assert code == -signal.SIGKILL
         kills += 1
     assert kills > 2
@@ -243,7 +243,7 @@ def runs(process: str) -> bool:
 
 
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp_path, monkeypatch):
-    more = ("--workers", "2", "--set", "num_steps=100")
+    more = ("--workers", "2", "--set", "num_steps=40")
     process = FRESH.Process(target=main, args=(command("dds", "out", *more),))
     process.start()
     deadline = time.monotonic() + 300
@@ -263,6 +263,6 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp
     steps = []
     monkeypatch.setattr(CheckpointCallback, "__call__", lambda self, step: steps.append(step.step))
     assert main(command("dds", "out", *more)) == 0
-    assert len(steps) < 2 * 100
+    assert len(steps) < 2 * 40
     assert main(command("dds", "whole", *more)) == 0
     assert images(tmp_path / "out") == images(tmp_path / "whole")

@@ -161,12 +161,13 @@ def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor,
     """Truth, attenuation, MR and regions of some planes of a subject."""
     from scipy.ndimage import gaussian_filter
 
-    from sirf_diffusion.simulation import TracerContrast, simulate_activity, simulate_anatomy
+    from sirf_diffusion.simulation import TracerContrast, simulate_activity
 
     from .acquisition import centred
+    from .domain_shift import anatomy_of
 
     rng = np.random.default_rng([44, subject])
-    anatomy = simulate_anatomy(subject)
+    anatomy = anatomy_of(subject)
     first = int(rng.integers(56, 76)) - shape[0] // 2
     planes = slice(first, first + shape[0])
     activity = GREY_MATTER * simulate_activity(

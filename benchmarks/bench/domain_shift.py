@@ -160,7 +160,7 @@ def simulate_subject(name: str, subject: int) -> Subject:
             f"{FIRST_TUNING_SUBJECT} on for tuning, from 9000 on for results"
         )
     shift, plane = CASES[name], PLANES[subject % len(PLANES)]
-    original = _anatomy(subject)
+    original = anatomy_of(subject)
     _, own = _reference(subject)
     changed = original if shift.anatomy is None else shift.anatomy(original)
     added = [] if shift.lesions is None else shift.lesions(original, plane)
@@ -174,13 +174,14 @@ def simulate_subject(name: str, subject: int) -> Subject:
 
 
 @lru_cache(maxsize=2)
-def _anatomy(subject: int) -> HeadAnatomy:
+def anatomy_of(subject: int) -> HeadAnatomy:
+    """The head that all cases of a subject are made of; not to be changed."""
     return simulate_anatomy(subject)
 
 
 @lru_cache(maxsize=2)
 def _reference(subject: int) -> tuple[Array, list[Lesion]]:
-    return draw_activity(_anatomy(subject), 0, TRACERS["fdg"].contrast(subject, 0), REFERENCE_PSF)
+    return draw_activity(anatomy_of(subject), 0, TRACERS["fdg"].contrast(subject, 0), REFERENCE_PSF)
 
 
 def atrophied(anatomy: HeadAnatomy, width_mm: float = 4.0) -> HeadAnatomy:

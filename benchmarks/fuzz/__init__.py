@@ -1,1 +1,1 @@
-"""Fuzzing: files as nobody should write them, given to everything here that reads files of users."""
+"""Fuzzing: damaged and hostile files for every reader of users' files."""

@@ -1,4 +1,4 @@
-"""Expectation maximisation with any objective: the step that reconstructors are built from, and an early image."""
+"""Expectation maximisation (EM) with any objective: one update, and an early image by a few of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods of list-mode data, of which STIR 6.5 tells neither the expected counts nor the right value."""
+"""Objective functions of list-mode data: STIR 6.5 gives neither their expected counts nor the right log-likelihood."""
 
 from __future__ import annotations
 

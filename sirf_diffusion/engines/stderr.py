@@ -1,4 +1,4 @@
-"""Silence for STIR's complaints about what was only asked in order to see whether it complains."""
+"""Keep STIR's messages from standard error while it is asked for what it may refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file, written whole or not at all, also on a disk that is full: that is said by the file's name."""
+"""Write one file completely or not at all; errors, as of a full disk, name the file."""
 
 from __future__ import annotations
 

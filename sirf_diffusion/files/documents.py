@@ -1,4 +1,4 @@
-"""Texts and JSON from outside: where kind, size and depth of such a file are checked before it is used."""
+"""Text and JSON files of users: kind of file, size and depth of nesting are checked first."""
 
 from __future__ import annotations
 

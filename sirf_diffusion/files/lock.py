@@ -1,4 +1,4 @@
-"""One process at a time: a lock file that names its holder, and outlives no process."""
+"""A lock file that lets one process at a time use a folder; it names its holder and holds only while that runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, as an exception: what is being done can be put away first."""
+"""Signals that ask a process to end, turned into an exception, so that its state can be saved first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes of this machine, which put their work away when asked to stop and end with their parent."""
+"""Worker processes of this machine: they save their work when asked to stop, and end with their parent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any
-
-import torch
 
 from ..environment import thread_variables
 from .stopping import SIGNALS, Stopped
@@ -38,10 +36,11 @@ def in_processes(number: int, function: Callable[[Any], Any], jobs: Mapping[int,
     KeyboardInterrupt
         If this process or a worker is asked to stop; the others are then asked too, and waited for.
     """
+    import torch
     from joblib.externals.loky import ProcessPoolExecutor, as_completed, wait
 
     variables = thread_variables(max(1, torch.get_num_threads() // number))
-    executor = ProcessPoolExecutor(number, env=variables, initializer=_begin, initargs=(os.getpid(),))
+    executor = ProcessPoolExecutor(min(number, len(jobs)), env=variables, initializer=_begin, initargs=(os.getpid(),))
     futures = [executor.submit(_numbered, function, key, job) for key, job in jobs.items()]
     try:
         for future in as_completed(futures):

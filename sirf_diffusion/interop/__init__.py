@@ -1,4 +1,4 @@
-"""Everything that other people's programs hold: objects for scripts of SIRF and CIL, and what STIR calls."""
+"""Objects for scripts of SIRF and CIL, and what STIR calls."""
 
 from __future__ import annotations
 

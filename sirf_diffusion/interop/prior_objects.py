@@ -1,4 +1,4 @@
-"""What scripts hold of this package's priors and image processor: the same methods on SIRF's objects and our engine's.
+"""Priors and image processor as objects for scripts: one set of methods for SIRF's images and the embedded engine's.
 
 Each class is mixed into one of an engine, which turns its images into tensors: `values`, `grid`, `position`.
 """

@@ -1,4 +1,4 @@
-"""Images drawn from a score model's prior alone: what it takes for likely where there are no data."""
+"""Images drawn from a score model alone, without data."""
 
 from __future__ import annotations
 

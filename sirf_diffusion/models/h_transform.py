@@ -16,7 +16,7 @@ from ..geometry.checks import check_choice, check_count, check_real
 from .networks import NetworkConfig, build_network, memory_format, network_time
 from .schedules import NoiseSchedule
 from .score_model import ScoreModel
-from .storage import BUNDLED
+from .storage import BUNDLED, checked_voxel_size
 
 #: What the network is shown: the noisy image, the base model's clean image, the EM increment, that increment sharpened,
 #: and the logarithm of the counts.
@@ -73,11 +73,11 @@ class HTransformConfig:
                 raise ValueError(f"{name} must be text, found {getattr(self, name)!r}")
         if not isinstance(self.training, dict):
             raise ValueError(f"training must be a dictionary, found {self.training!r}")
-        for name, size in (("counts", 2), ("voxel_size", 3)):
-            values = getattr(self, name)
-            if not isinstance(values, (list, tuple)) or len(values) != size:
-                raise ValueError(f"{name} must be {size} numbers, found {values!r}")
-            object.__setattr__(self, name, tuple(check_real(name, v, open_below=True) for v in values))
+        if not isinstance(self.counts, (list, tuple)) or len(self.counts) != 2:
+            raise ValueError(f"counts must be two numbers, found {self.counts!r}")
+        counts = tuple(check_real("counts", value, 0, 1e12, open_below=True) for value in self.counts)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "voxel_size", checked_voxel_size(self.voxel_size))
         if self.counts[0] > self.counts[1]:
             raise ValueError(f"counts must be a range, the lower first, found {self.counts}")
         check_count("num_planes", self.num_planes, 1, 10**5)

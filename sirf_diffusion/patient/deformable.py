@@ -1,4 +1,4 @@
-"""Deformable registration of two subjects' images of one kind, and what is needed to leave a failed one out."""
+"""Deformable registration of two subjects' images of one kind, with measures of quality to reject a failed one by."""
 
 from __future__ import annotations
 

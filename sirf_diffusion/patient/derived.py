@@ -1,4 +1,4 @@
-"""Images that are made of an image, in its own file format: everything but the values stays as it was."""
+"""Write an image with new values in the file format of the original; everything else is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rigid registration of an anatomical image to an emission or attenuation image, with what is needed to distrust it."""
+"""Rigid registration of an anatomical image to an emission or attenuation image; warns where it may have failed."""
 
 from __future__ import annotations
 

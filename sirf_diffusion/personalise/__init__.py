@@ -1,4 +1,4 @@
-"""Models for one patient, and atlases: what other subjects' images, carried onto one anatomy, tell of it."""
+"""Models for one patient, and atlases, made of other subjects' images that are registered to one anatomy."""
 
 from .atlas import Atlas
 from .groupwise import Subject, build_atlas

@@ -1,4 +1,4 @@
-"""Figures for the eye to judge a personalisation by."""
+"""Figures of a personalisation: registrations, pseudo-PETs, denoising errors."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..engines.em import STARTING_FLOOR, herman_meyer_order
 from ..engines.embedded.projector import Projector
+from ..engines.embedded.scans import Scans
 from ..engines.embedded.subsets import largest_num_subsets
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
@@ -24,16 +24,6 @@ from ..models.enhancement import LowDoseConfig
 _WATER_PER_MM, _TYPICAL_ATTENUATION = 0.0096, 0.15
 _SUBSETS = 14
 _SMALLEST = 1e-9
-
-
-@dataclass(frozen=True)
-class Scans:
-    """Counts ``[n, 1, views, bins]`` of planes, expected to be ``factors * forward(image) + background``."""
-
-    counts: Tensor
-    factors: Tensor
-    background: Tensor
-    projector: Projector
 
 
 @dataclass(frozen=True)
@@ -102,10 +92,11 @@ class LowDose:
         trues = factors * ring.projector.forward(clean)
         background = (self.scan.background * trues.mean((-3, -2, -1), keepdim=True)).clamp_min(_SMALLEST)
         standard = torch.poisson(trues + background, generator=generator)
-        return Scans(thinned(standard, dose, generator), factors * dose, background * dose, ring.projector)
+        return Scans(ring.projector, thinned(standard, dose, generator), factors * dose, background * dose)
 
     def _binomial(self, ring: _Ring, clean: Tensor, dose: Tensor, generator: torch.Generator) -> Tensor:
-        image = _osem(ring, self.scans(clean, dose, generator), self.scan.num_iterations)
+        scans = self.scans(clean, dose, generator)
+        image = scans.osem(self.scan.num_iterations, ring.num_subsets, ring.inside)
         return torch.where(ring.inside, image, clean)
 
     def _sinogram(self, ring: _Ring, values: Tensor, dose: Tensor, generator: torch.Generator) -> Tensor:
@@ -149,19 +140,3 @@ class _Ring:
 @lru_cache(4)
 def _ring(side: int, voxel_size: tuple[float, float, float]) -> _Ring:
     return _Ring(side, voxel_size)
-
-
-def _osem(ring: _Ring, scans: Scans, num_iterations: int) -> Tensor:
-    """Images of a batch of scans from uniform ones."""
-    parts = [ring.projector.subset_views(k, ring.num_subsets) for k in herman_meyer_order(ring.num_subsets)]
-    views = [list(part) if part is not None else slice(None) for part in parts]
-    factors = [scans.factors[..., view, :] for view in views]
-    sensitivities = [ring.projector.adjoint(f, p) for f, p in zip(factors, parts, strict=True)]
-    scale = scans.counts.sum((-3, -2, -1), keepdim=True) / sum(sensitivities).sum((-3, -2, -1), keepdim=True)
-    image = scale.clamp_min(STARTING_FLOOR) * ring.inside
-    for _ in range(num_iterations):
-        for view, part, factor, sensitivity in zip(views, parts, factors, sensitivities, strict=True):
-            expected = factor * ring.projector.forward(image, part) + scans.background
-            ratio = scans.counts[..., view, :] / expected.clamp_min(_SMALLEST)
-            image = image * ring.projector.adjoint(factor * ratio, part) / sensitivity.clamp_min(_SMALLEST)
-    return image

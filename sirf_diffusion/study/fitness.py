@@ -26,8 +26,11 @@ PROBES = {0.1: 2, 0.2: 2, 0.4: 2, 0.8: 4, 1.6: 4, 3.2: 4}
 #: Noise levels from this one on show large structures only.
 COARSE = 0.8
 #: Ratios of denoising error to what the model expects itself, mean over fine and coarse levels: beyond the first number
-#: unusual, beyond the second out of distribution; below `COARSE_LEAST` unusual. And to the error of its validation.
-FINE_LIMITS, COARSE_LIMITS, COARSE_LEAST = (1.12, 1.25), (1.2, 1.35), 0.92
+#: unusual, beyond the second out of distribution. And to the error of its validation.
+FINE_LIMITS, COARSE_LIMITS = (1.12, 1.25), (1.2, 1.35)
+#: Coarse ratio below which samples are unusual. An estimate (a MAP image, a mean) has less structure than a sample, the
+#: less the noisier the data are, and so have samples of fewer steps than these: of them, nothing follows.
+COARSE_LEAST, FEWEST_STEPS = 0.92, 20
 TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
@@ -90,6 +93,7 @@ class DistributionCheck:
     """Both measurements and what they cost; see :func:`check_distribution`. ``remedy`` is what an unfit model needs."""
 
     denoising: tuple[DenoisingCheck, ...]
+    smooth: bool
     likelihood: LikelihoodCheck | None
     remedy: str
     network_evaluations: int
@@ -129,7 +133,8 @@ class DistributionCheck:
     def message(self) -> str:
         """One line for figures and logs."""
         text = f"{self.verdict}: denoising error {_times(self.fine_ratio)} what the model expects"
-        text += f" (large structures {_times(self.coarse_ratio)})"
+        less = self.coarse_ratio < COARSE_LEAST and self.smooth
+        text += f" (large structures {_times(self.coarse_ratio)}{', as smooth images have' if less else ''})"
         if self.training_ratio is not None:
             text += f", up to {_times(self.training_ratio)} its training's"
         if self.likelihood is not None:
@@ -143,9 +148,10 @@ class DistributionCheck:
         likelihood = self.likelihood
         return {
             **{name: getattr(self, name) for name in told},
+            "smooth": self.smooth,
             "limits": {
                 "fine_ratio": FINE_LIMITS,
-                "coarse_ratio": (COARSE_LEAST, *COARSE_LIMITS),
+                "coarse_ratio": (0.0 if self.smooth else COARSE_LEAST, *COARSE_LIMITS),
                 "training_ratio": TRAINING_LIMITS,
                 "deviations": LIKELIHOOD_LIMIT,
             },
@@ -162,7 +168,7 @@ class DistributionCheck:
         if self.training_ratio is not None:
             limited.append((self.training_ratio, TRAINING_LIMITS))
         grades = [sum(not ratio <= limit for limit in limits) for ratio, limits in limited]
-        return max(*grades, int(not self.coarse_ratio >= COARSE_LEAST))
+        return max(*grades, int(not self.smooth and not self.coarse_ratio >= COARSE_LEAST))
 
 
 def check_distribution(
@@ -170,6 +176,7 @@ def check_distribution(
     image: Tensor,
     *,
     samples: Tensor | None = None,
+    smooth: bool | None = None,
     objective: Objective | None = None,
     log_likelihood: float | None = None,
     remedy: str = "adapt the model to the data: --adapt ddip",
@@ -199,8 +206,11 @@ def check_distribution(
     image
         The image handed out ``[z, y, x]``, image units.
     samples
-        Posterior samples ``[S, z, y, x]``, which are used for the denoising if there are any: their mean is smoother
-        than any image that the model knows.
+        Posterior samples ``[S, z, y, x]``, or a true image, which are used for the denoising if there are any: their
+        mean is smoother than any image that the model knows.
+    smooth
+        Whether what is judged may have less structure than the model expects: an estimate (MAP, or a mean of samples),
+        or samples of few steps. If omitted, what is no sample is.
     objective, log_likelihood
         Likelihood of the data, and that of ``image`` (computed if omitted); without them, and for engines that cannot
         tell the expectation, there is no second part.
@@ -228,7 +238,9 @@ def check_distribution(
     likelihood = None if objective is None else _likelihood(objective, image, log_likelihood)
     projections = 0.0 if objective is None else objective.counter.forward - forward
     seconds = time.perf_counter() - began
-    check = DistributionCheck(tuple(denoising), likelihood, remedy, evaluations, projections, seconds)
+    cost = evaluations, projections, seconds
+    smooth = samples is None if smooth is None else smooth
+    check = DistributionCheck(tuple(denoising), smooth, likelihood, remedy, *cost)
     (logger.info if check.verdict == IN else logger.warning)("%s", check.message)
     return check
 

@@ -26,7 +26,7 @@ from ..reconstructors.references import references
 from ..reconstructors.settings import SPEEDS
 from .data import Data, InterfileData, data_of
 from .early import Early, cost_of
-from .fitness import check_distribution
+from .fitness import FEWEST_STEPS, check_distribution
 from .guide import Guide, load_model_for
 from .par_data import ParData
 from .report import Trace
@@ -290,9 +290,11 @@ class Study:
             remedy = f"adapt the model to the data: {'--adapt' if self.chosen.samples else '--method'} ddip"
             if self._adaptation is not None:
                 remedy = "the model was adapted: compare with an unadapted run"
-            distribution = check_distribution(
-                bound, image, samples=samples, objective=objective, log_likelihood=log_likelihood, remedy=remedy
-            ).to_dict()
+            if self.quick:
+                remedy = "quick settings do not finish: judge a run without them"
+            smooth = record["values"].get("num_steps", 0) < FEWEST_STEPS
+            found = {"objective": objective, "log_likelihood": log_likelihood, "remedy": remedy}
+            distribution = check_distribution(bound, image, samples=samples, smooth=smooth, **found).to_dict()
         of_samples = "" if samples is None else f", mean of {len(samples)} samples (seed {self.seed})"
         record |= {
             "title": f"{self.chosen.title}{of_samples}, log-likelihood {log_likelihood:.7g}",

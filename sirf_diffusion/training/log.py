@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ class Curves:
 
 
 SIGMA = Curves()
+#: Seconds between two drawings of the figure; the last one is made when the log is closed.
+DRAW_EVERY = 10.0
 
 
 class TrainingLog:
@@ -35,7 +38,7 @@ class TrainingLog:
         self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False, curves: Curves = SIGMA
     ) -> None:
         self.path, self.reference, self.curves = work / "log.csv", reference, curves
-        self._figure = work / "validation.png"
+        self._figure, self._drawn, self._next = work / "validation.png", True, time.monotonic() + DRAW_EVERY
         self._rows = self._earlier(step)
         names = [f"rmse_{self.curves.name}_{s:g}" for s in reference]
         self._columns = ["step", "seconds", "training_loss", *names]
@@ -44,7 +47,7 @@ class TrainingLog:
         self._board = _tensorboard(work / "tensorboard", step) if tensorboard else None
 
     def add(self, step: int, seconds: float, loss: float, errors: dict[float, float]) -> None:
-        """One row, and the figure anew."""
+        """One row; the figure anew, unless that was done within the last seconds."""
         self._rows.append([step, round(seconds, 1), round(loss, 5), *(round(v, 5) for v in errors.values())])
         _write(self.path, [self._columns, *self._rows])
         if self._board is not None:
@@ -52,13 +55,15 @@ class TrainingLog:
             for sigma, error in errors.items():
                 self._board.add_scalar(f"denoising error/{self.curves.name} {sigma:g}", error, step)
             self._board.flush()
-        if errors:
+        self._drawn = self._drawn and not errors
+        if time.monotonic() > self._next:
             self._draw()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, and draw what is not drawn yet."""
         if self._board is not None:
             self._board.close()
+        self._draw()
 
     def _earlier(self, step: int) -> list[list[Any]]:
         if not self.path.exists():
@@ -68,6 +73,8 @@ class TrainingLog:
         return [row for row in rows if row and row[0].isdigit() and int(row[0]) <= step]
 
     def _draw(self) -> None:
+        if self._drawn:
+            return
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -80,6 +87,7 @@ class TrainingLog:
         axes.legend(title=self.curves.title, ncols=2, fontsize="small")
         with atomic_path(self._figure) as temporary:
             figure.savefig(temporary, dpi=100)
+        self._drawn, self._next = True, time.monotonic() + DRAW_EVERY
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.embedded.acquisition import default_geometry
+from ..engines.embedded.scans import Scans
 from ..environment import faster_precision
 from ..files.interfile import read_projection_data_geometry
 from ..files.outputs import jsonable
@@ -34,7 +35,7 @@ from ..models.schedules import denoised_and_noise
 from ..models.score_model import ScoreModel
 from .corruption import Example, draw_noise_levels, over_images
 from .data.augmentation import Augmentation
-from .data.scans import ScanOptions, Scans, ScanSimulator
+from .data.scans import ScanOptions, ScanSimulator
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .log import Curves

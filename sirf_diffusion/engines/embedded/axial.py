@@ -1,4 +1,4 @@
-"""Which planes a segment's sinograms see: segments of equal tilt grouped to share copies of the image."""
+"""Planes that contribute to a segment's sinograms; segments of equal tilt are grouped and share copies of the image."""
 
 from __future__ import annotations
 

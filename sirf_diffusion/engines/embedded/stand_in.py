@@ -1,4 +1,4 @@
-"""The embedded engine's projector in the place of a toolkit's: the data of SIRF's and STIR's objective functions."""
+"""Data of SIRF's and STIR's objective functions, projected by the embedded engine."""
 
 from __future__ import annotations
 

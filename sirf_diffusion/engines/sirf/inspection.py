@@ -1,4 +1,4 @@
-"""What SIRF's objective functions do not tell of themselves: whether they are set up, their model, their penalty."""
+"""State of SIRF's objective functions that has no getter: whether they are set up, their model, their penalty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective function of SIRF is made of, for the embedded engine's projector."""
+"""Data and acquisition model of a SIRF objective function, for the embedded engine to project."""
 
 from __future__ import annotations
 

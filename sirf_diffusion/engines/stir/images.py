@@ -1,4 +1,4 @@
-"""Images of STIR-Python as tensors and grids; whether an objective function can be asked for one without harm."""
+"""Images of STIR-Python as tensors and grids; whether an objective function is set up and may be asked for one."""
 
 from __future__ import annotations
 

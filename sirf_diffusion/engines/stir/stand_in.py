@@ -1,4 +1,4 @@
-"""What an objective function of STIR's Python module is made of, for the embedded engine's projector."""
+"""Data and acquisition model of an objective function of STIR's Python module, for the embedded engine to project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network that adapts learns from: images that fit the data better, or the likelihood's own gradient."""
+"""The loss of an adaptation: distance to images that fit the data better, or the log-likelihood itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seams of the diffusion loop: how denoised images meet the data, and how the network is fitted to the data."""
+"""Interfaces of two parts of the diffusion loop: data consistency and adaptation of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans simulated while a network learns to use their data: another system, background and count level each time."""
+"""Scans simulated during a training: efficiencies, background and counts are drawn anew for each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...engines.em import RELATIVE_FLOOR
 from ...engines.embedded.acquisition_model import GaussianBlur
 from ...engines.embedded.projector import Projector
+from ...engines.embedded.scans import Scans
 from ...geometry.checks import check_real
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
@@ -60,26 +60,6 @@ class ScanOptions:
         check_real("psf_fwhm_mm", self.psf_fwhm_mm, 0.0, 20.0)
 
 
-@dataclass(frozen=True)
-class Scans:
-    """A batch of scans: prompts, factors and told background ``[B, sinograms, views, bins]``; ``A^T 1`` of each."""
-
-    projector: Projector
-    prompts: Tensor
-    factors: Tensor
-    background: Tensor
-    sensitivity: Tensor
-
-    def increment(self, x: Tensor) -> Tensor:
-        """What one EM update adds to images ``[B, z, y, x]``: one forward and one back projection of each."""
-        seen = self.sensitivity > 1e-9 * self.sensitivity.amax((-3, -2, -1), keepdim=True)
-        x = x.clamp(min=RELATIVE_FLOOR) * seen
-        expected = self.factors * self.projector.forward(x) + self.background
-        ratio = torch.where(self.prompts > 0, self.prompts / expected, torch.zeros_like(expected)) - 1
-        gradient = self.projector.adjoint(self.factors * torch.nan_to_num(ratio, posinf=0.0))
-        return x * gradient / torch.where(seen, self.sensitivity, torch.ones_like(self.sensitivity))
-
-
 class ScanSimulator:
     """Poisson counts of images of unit intensity scale on one scanner, which is never twice the same.
 
@@ -126,8 +106,7 @@ class ScanSimulator:
             drawn = rng.poisson((expected + background).double().cpu().numpy())
             prompts.append(torch.from_numpy(drawn.astype(np.float32)))
             told.append(background * rng.uniform(1 - options.background_error, 1 + options.background_error))
-        sensitivity = self.projector.adjoint(factors)
-        return Scans(self.projector, torch.stack(prompts).to(device), factors, torch.stack(told), sensitivity)
+        return Scans(self.projector, torch.stack(prompts).to(device), factors, torch.stack(told))
 
     def _blurred(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         share, width = rng.random(), rng.uniform(0, self.options.psf_fwhm_mm)

@@ -294,10 +294,8 @@ def _info(name: str, group: Any) -> VolumeInfo:
             raise _WrongContent(f"has {array[:40]!r} in {where}; expected {', '.join(DTYPES)}")
         dataset = _check_dataset(group, array, 3)
         if dataset.dtype != DTYPES[array] or dataset.shape != shape:
-            raise _WrongContent(
-                f"has {array} of {dataset.dtype} {dataset.shape} in {where}; expected {np.dtype(DTYPES[array])} of one "
-                "shape: build it anew"
-            )
+            found, expected = f"{dataset.dtype} {dataset.shape}", np.dtype(DTYPES[array])
+            raise _WrongContent(f"has {array} of {found} in {where}; expected {expected} of one shape: build it anew")
     occupancy = tuple(group.attrs[f"occupancy_{letter}"] for letter in "zyx")
     for share, size in zip(occupancy, shape, strict=True):
         if np.shape(share) != (size,) or not ((share >= 0) & (share <= 1)).all():
@@ -307,14 +305,10 @@ def _info(name: str, group: Any) -> VolumeInfo:
         raise _WrongContent(f"has intensity scale {scale} and split {str(split)[:40]!r} in {where}: build it anew")
     texts = ("subject", "split", "tracer", "modality", "data_sha256", "anatomy_sha256", "notes")
     return VolumeInfo(
-        name=name,
-        shape=tuple(shape),
-        intensity_scale=scale,
-        has_anatomy="anatomy" in group,
+        name=name, shape=tuple(shape), intensity_scale=scale, has_anatomy="anatomy" in group, occupancy=occupancy,
         bytes_on_disk=sum(dataset.id.get_storage_size() for dataset in group.values()),
-        occupancy=occupancy,
         **{text: str(group.attrs[text]) for text in texts},
-    )
+    )  # fmt: skip
 
 
 def _check_dataset(group: Any, name: str, dimensions: int) -> Any:
