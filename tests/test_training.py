@@ -128,6 +128,24 @@ def test_a_hostile_file_is_one_documented_error(tmp_path, change, words):
         VolumeFile(path)
 
 
+def test_a_text_that_would_be_longer_than_its_file_is_found(tmp_path):
+    from sirf_diffusion.training.data.hdf5_damage import longest_text
+    from sirf_diffusion.training.data.volume_file import FORMAT, VolumeFile, VolumeFileError
+
+    path = write_training_file(tmp_path / "a.h5")
+    with h5py.File(path) as file, path.open("rb") as raw:
+        for owner in (file, *file["volumes"].values()):
+            texts = [value for value in owner.attrs.values() if isinstance(value, str)]
+            assert longest_text(raw, owner) == max(len(text.encode()) for text in texts)
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL\x01").to_bytes(8, "little")
+    place = content.index(len(FORMAT).to_bytes(4, "little") + heap)
+    content[place : place + 4] = (2**27).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(VolumeFileError, match="longer than the file"):
+        VolumeFile(path)
+
+
 def test_a_heap_that_hdf5_would_read_for_ever_is_found(tmp_path):
     from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError
 

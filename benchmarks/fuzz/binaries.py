@@ -221,7 +221,7 @@ def _sealed(header: dict[str, Any], data: bytes) -> None:
 class RunCheckpoint(Reader):
     """Checkpoints of a reconstruction, and the run that goes on from one."""
 
-    name, file, errors = "checkpoint of a run", "run.safetensors", (WeightsFileError,)
+    name, file, errors = "checkpoint of a run", "run.safetensors", (WeightsFileError, FloatingPointError)
 
     def prepare(self) -> list[bytes]:
         """Two of three epochs of OSEM, two of three steps of a sampler."""

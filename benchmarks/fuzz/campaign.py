@@ -31,7 +31,9 @@ from .reader import Broken, Reader
 #: Longest time for an input, s of the processor, and without a sign of life, s of the clock; memory beside 4 times the
 #: input, bytes; unclean inputs that are kept.
 LONGEST_TIME, NO_SIGN, MEMORY, KEPT = 5.0, 900.0, 64 * 2**20, 40
-_HEAVY = ["monai.networks.nets.diffusion_model_unet", "torch._dynamo", "h5py", "pydicom", "nibabel", "petsird"]
+_HEAVY = [
+    "monai.networks.nets.diffusion_model_unet", "torch._dynamo", "h5py", "pydicom", "nibabel", "petsird", "SimpleITK",
+]  # fmt: skip
 
 
 def readers() -> dict[str, type[Reader]]:

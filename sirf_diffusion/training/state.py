@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..files.outputs import difference, jsonable
+from ..geometry.checks import check_finite
 from ..models.lora import attach_low_rank
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -117,6 +118,8 @@ class TrainingState:
         return True
 
     def _take_up(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        for name, tensor in tensors.items():
+            check_finite(tensor, f"tensor {name!r}")
         self.step = int(metadata["step"])
         self.notes = {key: json.loads(v) for key, v in metadata.items() if key not in ("step", "description")}
         for part, network in (("network/", self.network), ("average/", self.average.module)):

@@ -194,7 +194,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._samples, self._given = None, initial_image is not None
         self._set_up_data_step()
         if self.model.geometry is None:
-            resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", open_below=True))
+            resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", minimum=1e-12, maximum=1e12))
             chosen = self.sampling_settings
             box = (self._kept("box", checked_box) or "object") if chosen.crop else None
             options = {"sampling": True, "intensity_scale": resumed, "box": box}

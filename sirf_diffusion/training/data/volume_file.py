@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from ...files.documents import parse_json
 from ...files.versions import check_version
+from .hdf5_damage import check_chunks, check_heaps, longest_text
 from .volumes import DTYPES, FORMAT, SCHEMA_VERSION, SPLITS
 
 #: Limits of what is believed: voxels of a volume; bytes of data for each byte in the file (gzip's is 1032); of a text.
 _MOST_VOXELS, _MOST_COMPRESSED, _LONGEST = 10**9, 1100, 2**20
-#: Larger files than this are not searched for heaps, in bytes: that takes as long as reading them.
-_LARGEST_SCANNED = 2**32
 
 
 class VolumeFileError(ValueError):
@@ -143,6 +141,7 @@ class VolumeFile:
             dataset = group[name]
             while self._kept and self._held() + dataset.nbytes > self.memory:
                 self._kept.popitem(last=False)
+            check_chunks(dataset)
             values = np.empty(dataset.shape, dataset.dtype)
             dataset.read_direct(values)
         if values.dtype == np.float16:
@@ -212,7 +211,7 @@ def open_checked(path: str | os.PathLike[str]) -> Any:
         more = f"; {parts} is an unfinished build: give its command again" if parts.is_dir() else ""
         raise VolumeFileError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}{more}")
     with _errors_of(path):
-        _check_heaps(path)
+        check_heaps(path)
     try:
         # The default chunk cache of 1 MB per data set would only delay what is kept as a whole anyway.
         file = h5py.File(path, "r", rdcc_nbytes=0)
@@ -242,24 +241,6 @@ def rejected_inputs(path: str | os.PathLike[str]) -> list[tuple[int, str, str]]:
         table = file["rejected"]
         names, reasons = (table[column].asstr()[:].tolist() for column in ("source", "reason"))
         return list(zip(table["number"][:].tolist(), names, reasons, strict=True))
-
-
-def _check_heaps(path: Path) -> None:
-    """HDF5 reads texts from heaps, and never comes back from one with free space of no size."""
-    if not 0 < path.stat().st_size < _LARGEST_SCANNED:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b"GCOL\x01")
-        while start >= 0:
-            end = start + int.from_bytes(content[start + 8 : start + 16], "little")
-            place = start + 16
-            while place + 16 <= min(end, len(content)):
-                size = int.from_bytes(content[place + 8 : place + 16], "little")
-                step = 16 + size if any(content[place : place + 2]) else size
-                if step < 16:
-                    raise _WrongContent("is damaged (a heap without end): build it anew")
-                place += -(-step // 8) * 8
-            start = content.find(b"GCOL\x01", start + 5)
 
 
 def _check(file: Any) -> None:
@@ -334,6 +315,9 @@ def _own(group: Any, name: str) -> Any:
 
 
 def _check_attributes(owner: Any, where: str) -> None:
+    with open(owner.file.filename, "rb") as file:
+        if longest_text(file, owner) > os.fstat(file.fileno()).st_size:
+            raise _WrongContent(f"has a text in {where} that is longer than the file")
     for name in owner.attrs:
         attribute = owner.attrs.get_id(name)
         if attribute.get_storage_size() > _LONGEST:
