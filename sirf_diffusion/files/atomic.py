@@ -89,7 +89,7 @@ def new_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
 
     # HDF5 closes a file without saying that a call of its into Python was cut off: half a file would pass for a whole.
     with deferred(), atomic_path(path) as temporary, _Disk(temporary, "w+") as disk:
-        with h5py.File(disk, "w") as file:
+        with h5py.File(disk, "w", libver="earliest") as file:
             yield file
         if disk.problem is not None:
             raise disk.problem
