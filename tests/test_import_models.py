@@ -240,6 +240,13 @@ def test_hostile_and_odd_files_end_in_one_error(tmp_path, out, monkeypatch):
     monkeypatch.setattr("sirf_diffusion.models.importers.reading.MAX_FILE_BYTES", 100)
     with pytest.raises(UnsupportedNetworkError, match="more than the 100 bytes"):
         import_model(tmp_path / "other.pt", out, config=ARGUMENTS, **HOW)
+    content = bytearray((tmp_path / "other.pt").read_bytes())
+    end = content.rindex(b"PK\5\6")
+    content[end:end] = b"PK\6\7" + bytes(12) + (2).to_bytes(4, "little")  # parts on two disks
+    (tmp_path / "disks.pt").write_bytes(content)
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedNetworkError, match="damaged archive"):
+        import_model(tmp_path / "disks.pt", out, config=ARGUMENTS, **HOW)
     for content in ("[1]", "{", "[" * 10**5):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UnsupportedNetworkError, match=r"config\.json"):

@@ -110,15 +110,17 @@ def require(config: dict[str, Any], fitting: dict[str, tuple[Any, ...]], what: s
 def _check_archive(path: Path) -> None:
     """Refuse an archive that would unpack to more than it seems, or holds a program."""
     size = path.stat().st_size
-    if not zipfile.is_zipfile(path):
+    items = None
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                items = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UnsupportedNetworkError(f"{path} is a damaged archive: {error}") from error
+    if items is None:
         if size > MAX_FILE_BYTES:
             raise UnsupportedNetworkError(f"{path} has {size} bytes, more than the {MAX_FILE_BYTES} that one may have")
         return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            items = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UnsupportedNetworkError(f"{path} is a damaged archive: {error}") from error
     if max(size, sum(item.file_size for item in items)) > MAX_FILE_BYTES:
         raise UnsupportedNetworkError(f"{path} unpacks to more than the {MAX_FILE_BYTES} bytes that one may have")
     names = [item.filename.split("/", 1)[-1] for item in items]

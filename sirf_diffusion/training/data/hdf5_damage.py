@@ -44,8 +44,8 @@ def check_chunks(dataset: Any) -> None:
 def longest_text(file: BinaryIO, owner: Any) -> int:
     """Bytes of the longest text of any length in the attributes of a group or file of h5py.
 
-    ``file`` is the same file, opened for reading. Raises ValueError if the object's header is damaged. Headers of version
-    1 alone are read, which this program writes (`new_hdf5`); others count as without texts. Format: HDF5 file format
+    ``file`` is the same file, opened for reading. Raises ValueError if the object's header is damaged. Only headers of
+    version 1 are read, which this program writes (`new_hdf5`); others count as without texts. Format: HDF5 file format
     specification 3.0, IV.A.1.a and IV.A.2.m.
     """
     import h5py
