@@ -35,12 +35,13 @@ def read_dicom(path: Path, chosen: int | None = None) -> SourceImage:
     missing, or slices do not make up one volume, and ImportError without pydicom.
     """
     frames, affine, shape = place_series(path, chosen)
-    values = np.empty(shape, np.float32)
-    file, stored = None, np.empty(0)
+    file, stored, values = None, np.empty(0), np.empty(0, np.float32)
     with reading("a damaged DICOM file"):
         for k, frame in enumerate(frames):
             if frame.file != file:
                 file, stored = frame.file, _stored(frame.file, shape[1:])
+            if k == 0:  # pixels of that size are there: no header is believed so far
+                values = np.empty(shape, np.float32)
             values[k] = stored[frame.number] * frame.scaling("Slope", 1.0) + frame.scaling("Intercept", 0.0)
         patient, modality = (str(frames[0].find(name) or "").strip() for name in ("PatientID", "Modality"))
     return SourceImage(values, affine, "DICOM", patient, modality)
