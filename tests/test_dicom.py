@@ -220,3 +220,18 @@ def test_one_file_and_damaged_files(tmp_path):
         read_source(folder)
     with pytest.raises(UnusableImage, match="no DICOM series"):
         read_source(tmp_path)
+
+
+def test_no_memory_is_taken_for_what_a_header_says(tmp_path):
+    import tracemalloc
+
+    folder = dicom_series(tmp_path, np.ones((2, 8, 8), np.int16), [(0, 0, 0), (0, 0, 4)])
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.Rows = dataset.Columns = 12_000
+        dataset.save_as(file)
+    tracemalloc.start()
+    with pytest.raises(UnusableImage):
+        read_source(folder)
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
