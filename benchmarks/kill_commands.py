@@ -66,30 +66,15 @@ num_head_channels = 8
 [run]
 checkpoint_every = 1
 """
-_LATENT = """\
-[data]
-crops = [32]
-[optimiser]
-batch_size = 4
-cycles = [20]
-autoencoder_steps = 20
-precision = "float32"
-[validation]
-every = 10
-[network]
-channels = [8, 8]
-attention_levels = [false, false]
-num_res_blocks = 1
-norm_num_groups = 4
-num_head_channels = 8
-spatial_dims = 2
+#: The same for an h-transform, and for an enhancement model.
+_STEERED = TRAINING.replace("[16]", "[32]\nplanes = [0]").replace("work]", "work]\nin_channels = 5")
+_SMALL = TRAINING.replace("[16]", "[32]").replace("[30]", "[20]\nautoencoder_steps = 20")
+_LATENT = _SMALL.replace("work]", "work]\nspatial_dims = 2") + """\
 [enhancement]
 noise = "gaussian"
 compression = 2
 autoencoder_channels = 8
 patch = 16
-[run]
-checkpoint_every = 1
 """
 
 
@@ -299,9 +284,7 @@ def _write(data: Path, files: dict[str, Any]) -> None:
     torch.save(unet().state_dict(), files["unet.pt"])
     texts = {
         "key": "ab" * 32, "osem.par": _PAR.format(scan=scan, prior=""), "map.par": _PAR.format(scan=scan, prior=_PRIOR),
-        "train.toml": TRAINING, "latent.toml": _LATENT,
-        "steered.toml": TRAINING.replace("[16]", "[32]\nplanes = [0]").replace("work]", "work]\nin_channels = 5"),
-        "unet.json": json.dumps(ARGUMENTS),
+        "train.toml": TRAINING, "steered.toml": _STEERED, "latent.toml": _LATENT, "unet.json": json.dumps(ARGUMENTS),
     }  # fmt: skip
     for name, text in texts.items():
         files[name].write_text(text)

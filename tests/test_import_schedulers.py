@@ -96,10 +96,6 @@ def test_other_schedulers_of_diffusers_are_refused_by_name(config, message):
 
 def test_networks_of_latent_images_are_refused(tmp_path):
     folder = diffusers_folder(tmp_path / "ldm", WEIGHTS, ABOUT["unet"], {"num_train_timesteps": 500})
-    if not (folder / "unet").is_dir():
-        folder = tmp_path / "pipeline"
-        folder.mkdir()
-        (tmp_path / "ldm").rename(folder / "unet")
     (folder / "vae").mkdir()
     for given in (folder, folder / "unet"):
         with pytest.raises(

@@ -70,10 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(sizes) != 3:
         raise ValueError(f"--voxel-size takes one number or three, found {len(sizes)}")
     work = out.with_name(out.name + ".atlas")
-    if out.exists() and not (overwrite or work.exists()):
-        raise ValueError(f"{out} exists: --overwrite replaces it")
     dynamic = [[path] for path in arguments.subjects] if arguments.subjects else [arguments.frames]
-    subjects = read_subjects(dynamic, sizes, mrs=arguments.mr, labels=arguments.labels)
     files = {"subjects": arguments.subjects or arguments.frames, "mr": arguments.mr, "labels": arguments.labels}
     settings = {name: [digest(path) for path in paths] for name, paths in files.items()}
     settings |= {"voxel_size": sizes, "rounds": arguments.rounds}
@@ -82,9 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
         onto = {} if arguments.onto is None else {"onto": digest(arguments.onto)}
         images = OutputFolder(arguments.images, settings | onto, overwrite=overwrite).check()
     with (
-        work_folder(work, settings, ["*.safetensors"], result=out, replace=overwrite, restart=arguments.restart),
+        work_folder(
+            work, settings, ["*.safetensors"], result=out, restart=arguments.restart, replace=overwrite,
+            advice="--overwrite replaces it",
+        ),
         bars() as progress,
-    ):
+    ):  # fmt: skip
+        subjects = read_subjects(dynamic, sizes, mrs=arguments.mr, labels=arguments.labels)
         parts = len(subjects) * (1 + (arguments.rounds if len(subjects) > 1 else 0))
         tick = progress("subjects", parts)
         atlas = build_atlas(subjects, sizes, rounds=arguments.rounds, progress=tick, kept=KeptArrays(work))

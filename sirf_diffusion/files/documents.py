@@ -24,6 +24,14 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)} is {kind}: expected a file")
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a regular file; not for a name that none can have, too long or with a null byte."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 class BoundedFile(io.BufferedReader):
     """A regular file to read, for libraries that ask for as many bytes as a file says: never more than it has."""
 

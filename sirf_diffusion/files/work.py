@@ -24,9 +24,10 @@ _ARRAY = WeightsFormat("a part of an unfinished run", "sirf_diffusion_part", "gi
 
 @contextmanager
 def work_folder(
-    path: Path, settings: Mapping[str, Any], names: Sequence[str], *, result: Path, replace: bool, restart: bool
-) -> Iterator[bool]:
-    """Have a folder for the run with these settings; gives whether an earlier one goes on.
+    path: Path, settings: Mapping[str, Any], names: Sequence[str], *, result: Path, restart: bool,
+    replace: bool = False, advice: str = "remove it, or give another --out",
+) -> Iterator[None]:  # fmt: skip
+    """Have a folder for the run with these settings, whether it begins or goes on.
 
     A folder in which nothing is kept at the end is gone afterwards.
 
@@ -39,7 +40,7 @@ def work_folder(
     names
         Patterns of what is kept: all that ``restart`` removes.
     result
-        The file that is made; unless ``replace``, a new run refuses one that exists.
+        The file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``.
 
     Raises
     ------
@@ -56,8 +57,7 @@ def work_folder(
         with locked(path / LOCK, ValueError):
             for old in [*kept(), *path.glob(_SETTINGS)] if restart else []:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-            goes_on = record.exists()
-            if goes_on:
+            if record.exists():
                 try:
                     found = read_record(record)
                     other = difference({key: found.get(key) for key in settings}, jsonable(settings))
@@ -66,11 +66,11 @@ def work_folder(
                 if other:
                     raise ValueError(f"{path} holds another run: {other}; --restart begins anew, or give another --out")
             elif result.exists() and not (replace or restart):
-                raise ValueError(f"{result} exists and was made by another run: remove it, or give another --out")
+                raise ValueError(f"{result} exists and was made by another run: {advice}")
             else:
                 write_json(record, settings)
             try:
-                yield goes_on
+                yield
             finally:
                 if not kept():
                     record.unlink(missing_ok=True)

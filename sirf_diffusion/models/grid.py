@@ -27,6 +27,8 @@ PLANES = ("transverse", "three", "alternating", "volume")
 THREE_ORIENTATIONS = ("three", "alternating")
 #: First image voxel of z, y and x, and the one after the last.
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+#: Shape of a latent grid, and the part of it that a box is.
+Window = tuple[tuple[int, ...], tuple[slice, ...]]
 _SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
 
 
@@ -90,8 +92,8 @@ class GridAdapter:
         if extent is not None and not 0 < extent < math.inf:
             raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
         self.geometry, self.planes, self.extent, self.box = geometry, planes, extent, box
-        #: With a box, the shape of the latent grid without it, and what of that the box is.
-        self.window: tuple[tuple[int, ...], tuple[slice, ...]] | None = None
+        #: With a box, what that is of the latent grid without it.
+        self.window: Window | None = None
         axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
         self._axes = (
             _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),

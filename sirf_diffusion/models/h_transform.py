@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.documents import is_file
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from ..geometry.checks import check_choice, check_count, check_real
 from .networks import NetworkConfig, build_network, memory_format, network_time
@@ -213,8 +214,8 @@ def find_h_transform(name_or_path: str | os.PathLike[str]) -> Path:
     bundled = FOLDER / f"{os.fspath(name_or_path)}{_SUFFIX}"
     if isinstance(name_or_path, str) and name_or_path in list_h_transforms():
         return bundled
-    if (path := Path(name_or_path)).is_file():
-        return path
+    if is_file(name_or_path):
+        return Path(name_or_path)
     names = ", ".join(list_h_transforms()) or "none in this installation"
     raise HTransformFileError(
         f"{os.fspath(name_or_path)!r} is neither a bundled h-transform nor a file; bundled: {names}. Train one with "

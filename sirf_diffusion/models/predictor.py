@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning
 from .coverage import Coverage, Network
-from .grid import Box, GridAdapter
+from .grid import Box, GridAdapter, Window
 from .networks import NetworkConfig, network_time
 from .schedules import NoiseSchedule, denoised_and_noise
 
@@ -96,8 +96,8 @@ class Predictor:
         return self.latent_geometry.shape
 
     @property
-    def window(self) -> tuple[tuple[int, ...], tuple[slice, ...]] | None:
-        """Of a model that is bound to a box: shape of the latent grid without it, and what of that the box is."""
+    def window(self) -> Window | None:
+        """Of a model that is bound to a box: what that is of the latent grid without it."""
         return self._bound().window
 
     @property

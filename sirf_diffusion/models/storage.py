@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.documents import is_file
 from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
 from ..geometry.checks import check_choice, check_real
 from ..geometry.images import VOXEL_SIZES
@@ -119,11 +120,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_path, str) and name_or_path in list_models() + list_models(True):
         return BUNDLED / f"{name_or_path}{_SUFFIX}"
     path = Path(name_or_path)
-    try:
-        found = path.is_file()
-    except (OSError, ValueError):  # longer than a name may be, or with a null byte
-        found = False
-    if found:
+    if is_file(path):
         return path
     bundled = ", ".join(list_models() + list_models(True)) or "none in this installation"
     raise ModelFileError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..files.frames import split_frame
-from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS
+from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, ExamInfo
 from ..geometry.images import ImageGeometry
 from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
 from .dicom import place_series
@@ -116,30 +116,32 @@ class OriginalImage:
         """
         stored = self._stored(values)
         if self.source.kind == "Interfile":
-            from ..files.interfile import read_exam_info, read_image, write_image
+            from ..files.interfile import write_image
 
-            exam = read_exam_info(self.path)
-            write_image(path, torch.from_numpy(stored), read_image(self.path)[1], exam=exam)
+            geometry, exam = self._interfile()
+            write_image(path, torch.from_numpy(stored), geometry, exam=exam)
         elif self.source.kind == "NIfTI":
             self._write_nifti(path, stored)
         else:
             self._write_dicom(path, stored, description)
 
     def convert(self, path: Path, values: Tensor, like: str | os.PathLike[str] | None = None) -> None:
-        """Write other values ``[z, y, x]`` as NIfTI, in the scanner's coordinates; with ``like`` as DICOM PET.
+        """Write other values ``[z, y, x]`` of Interfile or DICOM as NIfTI, in the scanner's coordinates.
 
-        ``path`` ends in ``.nii.gz``, or is a folder to make; ``like`` as of `write_dicom`, for Interfile alone.
+        ``path`` ends in ``.nii.gz``, or with ``like`` is a folder to make: DICOM PET, of Interfile alone, see
+        `write_dicom`.
         """
-        stored, kind = self._stored(values), self.source.kind
-        if kind == "Interfile":
-            from ..files.interfile import read_exam_info, read_image
-
-            about = torch.from_numpy(stored), read_image(self.path)[1], read_exam_info(self.path)
+        stored = self._stored(values)
+        if self.source.kind == "Interfile":
+            about = torch.from_numpy(stored), *self._interfile()
             write_nifti(path, *about) if like is None else write_dicom(path, *about, like)
-        elif kind == "NIfTI":
-            self._write_nifti(path, stored)
         else:
             save_nifti(path, stored, LPS_OF_RAS @ self.source.affine)
+
+    def _interfile(self) -> tuple[ImageGeometry, ExamInfo]:
+        from ..files.interfile import read_exam_info, read_image
+
+        return read_image(self.path)[1], read_exam_info(self.path)
 
     def _stored(self, values: Tensor) -> NDArray[np.float32]:
         """Values ``[z, y, x]`` along the axes of the file."""

@@ -128,7 +128,7 @@ def _read_nifti(path: Path, assumed: str | None, frame: int | None) -> SourceIma
     with reading("no readable NIfTI image"):
         image = nibabel.load(path)
         header, dtype = image.header, image.get_data_dtype()
-        with optional("nibabel", "NIfTI").openers.ImageOpener(path) as file:  # nibabel changes sizes of 0 and less
+        with nibabel.openers.ImageOpener(path) as file:  # nibabel changes sizes of 0 and less
             sizes = type(header)(file.read(header.template_dtype.itemsize), check=False)["pixdim"][1:4]
         values = _array(image, path, frame) if dtype.kind in "iuf" else None
         places = [(int(header[f"{n}_code"]), getattr(header, f"get_{n}")(), n) for n in ("sform", "qform")]

@@ -150,7 +150,7 @@ def personalise(
         "bank": file.fingerprint, **target.identity, "model": start.hash, "options": asdict(options),
     }  # fmt: skip
     work = Path(work_dir) if work_dir is not None else out.with_name(out.name + ".personalise")
-    with work_folder(work, settings, _KEPT, result=out, replace=False, restart=restart):
+    with work_folder(work, settings, _KEPT, result=out, restart=restart):
         members = carry_over(
             file, target, work / "members.h5", least=options.least_members, limits=options.limits,
             quick=options.quick_registration, execution=execution, progress=progress("members", len(file)),

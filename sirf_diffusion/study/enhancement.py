@@ -109,13 +109,14 @@ class Enhancement:
         return samples, keep
 
     def _write(self, staging: Path, original: OriginalImage, result: Enhanced, ct: Tensor | None, title: str) -> None:
+        image_format = "same" if original.source.kind == "NIfTI" else self.image_format
         images = {"enhanced": (result.image, title), "uncertainty": (result.sd, "standard deviation of samples")}
         for name, (image, what) in images.items():
             if image is None:
                 continue
-            if self.image_format != "nifti":
+            if image_format != "nifti":
                 original.write(staging / original.name(name), image, f"sirf-diffusion: {what}")
-            if self.image_format != "same" and not (staging / f"{name}.nii.gz").exists():
+            if image_format != "same":
                 original.convert(staging / f"{name}.nii.gz", image)
         if self.like is not None:
             original.convert(staging / "dicom", result.image, self.like)

@@ -79,9 +79,8 @@ class SeparableGaussianImageFilter(ImageDataProcessor):
             self._kept = present
         elif self._kept != present:
             logger.warning("the Gaussian filter stays as it was set up, as in SIRF: call set_up(image) after changes")
-        sizes, *settings = self._kept
-        grid = ImageGeometry(geometry.shape, sizes)
-        return GaussianBlur(grid, settings[0], torch.device("cpu"), *settings[1:])
+        sizes, fwhms, *kernel = self._kept
+        return GaussianBlur(ImageGeometry(geometry.shape, sizes), fwhms, torch.device("cpu"), *kernel)
 
     def set_up(self, image: ImageData) -> None:
         """Take up settings and voxel sizes."""

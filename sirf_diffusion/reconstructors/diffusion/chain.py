@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...models.grid import Window
+
 #: How the noises of the samples of one run belong together.
 NOISES = ("balanced", "independent")
-Window = tuple[tuple[int, ...], tuple[slice, ...]] | None
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Chain:
     step: int = 0
     members: tuple[int, ...] | None = None
     previous: Tensor | None = None
-    window: Window = None
+    window: Window | None = None
 
     @classmethod
     def start(
@@ -42,7 +43,7 @@ class Chain:
         seed: int,
         noises: str = "independent",
         members: tuple[int, ...] | None = None,
-        window: Window = None,
+        window: Window | None = None,
     ) -> Chain:
         """``u = mean + nu z`` for every sample, with a latent image ``mean [z, y, x]``."""
         generators = [torch.Generator().manual_seed(sample_seed(seed, k)) for k in range(num_samples)]
@@ -87,7 +88,7 @@ class Chain:
         image: torch.device,
         noises: str,
         members: tuple[int, ...] | None = None,
-        window: Window = None,
+        window: Window | None = None,
     ) -> Chain:
         """Inverse of :meth:`tensors`."""
         generators = [torch.Generator() for name in tensors if name.startswith("generator_")]

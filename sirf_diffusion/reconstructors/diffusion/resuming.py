@@ -79,7 +79,7 @@ class ResumableReconstructor(Reconstructor):
                 self.adaptation.resume(kept, checkpoint.metadata["adaptation"])
             model = self.model
             chain = Chain.of(tensors, step, model.device, device, self.noise, self.members, model.window)
-            expected = self.model.to_latent(chain.x.to(chain.u)).shape
+            expected = model.to_latent(chain.x.to(chain.u)).shape
             if chain.u.shape != expected or len(chain.generators) != self.num_samples:
                 raise ValueError(f"noisy images of shape {tuple(chain.u.shape)}, expected {tuple(expected)}")
             return chain

@@ -88,10 +88,10 @@ class VolumeFile:
         if not memory_mb > 0:
             raise VolumeFileError(f"memory_mb must be positive, found {memory_mb!r}")
         self.path, self.split, self.memory = Path(path), split, int(memory_mb * 1e6)
-        with open_checked(self.path) as file, _errors_of(self.path):
+        file, everything = _opened(self.path)
+        with file, _errors_of(self.path):
             self.attributes: dict[str, Any] = dict(file.attrs)
             self.voxel_size: tuple[float, float, float] = tuple(float(v) for v in file.attrs["voxel_size"])
-            everything = [_info(name, file["volumes"][name]) for name in sorted(file["volumes"])]
         self.infos = [info for info in everything if split in (None, info.split)]
         if not self.infos:
             found = ", ".join(sorted({info.split for info in everything})) or "no volumes"
@@ -203,9 +203,13 @@ def open_checked(path: str | os.PathLike[str]) -> Any:
     VolumeFileError
         If it is missing, no HDF5 file, of another format, incomplete, or written by a newer version.
     """
+    return _opened(Path(path))[0]
+
+
+def _opened(path: Path) -> tuple[Any, list[VolumeInfo]]:
+    """See `open_checked`; and what the volumes say of themselves."""
     import h5py
 
-    path = Path(path)
     if not path.is_file():
         parts = path.with_name(path.name + ".parts")
         more = f"; {parts} is an unfinished build: give its command again" if parts.is_dir() else ""
@@ -218,8 +222,7 @@ def open_checked(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise VolumeFileError(f"{path} cannot be read as HDF5: incomplete or damaged ({error})") from error
     with _errors_of(path, file.close):
-        _check(file)
-    return file
+        return file, _check(file)
 
 
 @contextmanager
@@ -243,7 +246,7 @@ def rejected_inputs(path: str | os.PathLike[str]) -> list[tuple[int, str, str]]:
         return list(zip(table["number"][:].tolist(), names, reasons, strict=True))
 
 
-def _check(file: Any) -> None:
+def _check(file: Any) -> list[VolumeInfo]:
     _check_attributes(file, "the file")
     if file.attrs.get("format") != FORMAT or "volumes" not in file:
         raise _WrongContent("holds no training volumes: make some by 'sirf-diffusion data build'")
@@ -261,8 +264,7 @@ def _check(file: Any) -> None:
     if "rejected" in file:
         for column in ("number", "source", "reason"):
             _check_dataset(file["rejected"], column, 1)
-    for name in file["volumes"]:
-        _info(name, _own(file["volumes"], name))
+    return [_info(name, _own(file["volumes"], name)) for name in sorted(file["volumes"])]
 
 
 def _info(name: str, group: Any) -> VolumeInfo:
