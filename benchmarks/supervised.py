@@ -1,20 +1,23 @@
-r"""What an h-transform does beside LiSch: error, calibration, spectrum of a sample, and time, by count level.
+r"""What an h-transform does beside LiSch and its supervised rivals: error, calibration, spectrum of a sample, and time.
 
 ::
 
     OMP_NUM_THREADS=1 python -m benchmarks.supervised --h-transform brain-fdg-deft \
-        --cases slice:9002:5e4 slice:9002:2e5 slice:9002:1e6 --figure docs/images/supervised.png
+        --cases slice:9002:5e4 slice:9002:2e5 slice:9002:1e6 --figure docs/images/supervised.png --ranks ranks.png
 
-Both reconstruct the same counts, LiSch at its speed `balanced`. Seconds are those of the processor, sensitivities made
-beforehand. *Spectrum*: mean absolute difference of log10 power from the truth's, over rings of spatial frequency. A
-shift changes the data but not what the likelihood is told of them (``background``, ``psf``), or takes views away.
-Cases of other tracers and heads are those of the suite ``ood``. Subjects 800 to 899 are those of tuning.
+All reconstruct the same counts, LiSch at its speed `balanced`; ``fbsem`` and ``unet`` are files of `benchmarks.rivals`.
+Numbers are means over the realisations. Seconds are those of the processor, sensitivities made beforehand. *Spectrum*:
+mean absolute difference of log10 power from the truth's, over rings of spatial frequency. A shift changes the data but
+not what the likelihood is told of them (``background``, ``psf``), takes views away, or is another scanner
+(``template``, of cases ``slice``). Cases of other tracers and heads are those of the suite ``ood``, such as
+``dpa714:9002:2e5``. Subjects 800 to 899 are those of tuning.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -23,17 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import rivals
+from benchmarks.bench import figures
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import image_measures, posterior_measures
 from benchmarks.bench.problem import Problem
 from sirf_diffusion.engines.embedded.acquisition_model import GaussianBlur
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
+from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.report import Panel, comparison_figure
 
-SHIFTS = ("none", "background", "psf", "views")
-COLUMNS = ("nrmse", "sample", "ssim", "hot", "coverage", "spread", "spectrum", "seconds")
+SHIFTS = ("none", "background", "psf", "views", "template")
+METHODS_HERE = ("lisch", "deft", "deft, consistent", "fbsem", "unet")
+_OTHER_SCANNER = "GE Discovery 690"
+COLUMNS = ("nrmse", "sample", "ssim", "hot", "coverage", "spread", "spectrum", "spectrum of mean", "seconds")
 
 
 def shifted(case: Case, shift: str, realisation: int) -> PoissonObjective:
@@ -51,6 +60,20 @@ def shifted(case: Case, shift: str, realisation: int) -> PoissonObjective:
         fewer = dataclasses.replace(case, multiplicative=case.multiplicative * kept[:, None])
         return PoissonObjective(_model_of(fewer, told.projector), objective.prompts * kept[:, None], 2)
     return objective
+
+
+def case_of(text: str, shift: str) -> Case:
+    """The case ``KIND:SUBJECT:PROMPTS``; of the shift ``template``, on one ring of another scanner."""
+    kind, subject, prompts = text.split(":")
+    spec, projdata = CaseSpec(kind, int(subject), float(prompts)), None
+    if shift == "template":
+        if kind != "slice":
+            raise ValueError(f"the shift template is for cases of the kind slice, found {text}")
+        spacing = make_case(spec).geometry.voxel_size[0]
+        scanner = dataclasses.replace(get_scanner(_OTHER_SCANNER), name="other", num_rings=1, ring_spacing=spacing)
+        bins = scanner.max_num_non_arccorrected_bins
+        projdata = ProjDataGeometry(scanner, (Segment(0, 0, 0, 1),), scanner.max_num_views, bins)
+    return make_case(spec, projdata)
 
 
 def _model_of(case: Case, projector: Any) -> Any:
@@ -72,10 +95,16 @@ def spectral_difference(image: Tensor, truth: Tensor) -> float:
 
 
 def run(
-    name: str, objective: PoissonObjective, case: Case, options: argparse.Namespace
-) -> tuple[dict[str, float], Any]:
-    """One reconstruction and its numbers."""
+    name: str, case: Case, realisation: int, options: argparse.Namespace
+) -> tuple[dict[str, float], Tensor, Tensor, Tensor | None]:
+    """One reconstruction: its numbers, image, samples (the image where there are none) and histogram of ranks."""
+    objective = shifted(case, options.shift, realisation)
     objective.sensitivity()
+    if name in rivals.RIVALS:
+        network, began = rivals.load(getattr(options, name)), time.process_time()
+        image = rivals.reconstruct(network, objective)
+        row = {"seconds": time.process_time() - began, "spectrum": spectral_difference(image, case.truth)}
+        return row | _measures(image, case), image, image[None], None
     settings: dict[str, Any] = {"speed": "balanced"}
     if name != "lisch":
         settings = {"h_transform": options.h_transform, "final_consistency": name == "deft, consistent"}
@@ -84,45 +113,61 @@ def run(
     model = ScoreModel.load("brain-fdg", precision="auto")
     began = time.process_time()
     made: Any = METHODS[name.partition(",")[0]](
-        objective, model, num_samples=options.samples, seed=options.realisation, **settings
+        objective, model, num_samples=options.samples, seed=realisation, **settings
     ).process()
-    row = {"seconds": time.process_time() - began, **image_measures(made.get_output(), case)}
-    row["hot"] = sum(value for key, value in row.items() if key.startswith("crc hot"))
-    samples = made.get_samples()
-    row |= posterior_measures(samples, case, made.noise)[0]
-    row |= {"sample": row["samples_nrmse"], "spectrum": spectral_difference(samples[0], case.truth)}
-    row["spectrum of mean"] = spectral_difference(made.get_output(), case.truth)
-    return row, made
+    row, samples = {"seconds": time.process_time() - began}, made.get_samples()
+    measures, ranks = posterior_measures(samples, case, made.noise)
+    row |= measures | {"sample": measures["samples_nrmse"], "spectrum": spectral_difference(samples[0], case.truth)}
+    return row | _measures(made.get_output(), case), made.get_output(), samples, ranks
+
+
+def _measures(image: Tensor, case: Case) -> dict[str, float]:
+    found = image_measures(image, case)
+    hot = sum(value for key, value in found.items() if key.startswith("crc hot"))
+    return found | {"hot": hot, "spectrum of mean": spectral_difference(image, case.truth)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["slice:9002:2e5"], metavar="KIND:SUBJECT:PROMPTS")
     parser.add_argument("--methods", nargs="+", default=["lisch", "deft"],
-                        choices=("lisch", "deft", "deft, consistent"))  # fmt: skip
+                        choices=METHODS_HERE)  # fmt: skip
     parser.add_argument("--h-transform", default="brain-fdg-deft", metavar="NAME|FILE")
+    for name in rivals.RIVALS:
+        parser.add_argument(f"--{name}", type=Path, default=f"{name}.safetensors", metavar="FILE")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of deft")
     parser.add_argument("--shift", default="none", choices=SHIFTS)
     parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--realisation", type=int, default=1)
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="of the last case")
+    parser.add_argument("--realisations", type=int, nargs="+", default=[1])
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="of the last case and realisation")
+    parser.add_argument("--ranks", type=Path, metavar="FILE.png",
+                        help="ranks of the truth among the samples, over all realisations")  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| case | method | " + " | ".join(COLUMNS) + " | spectrum of mean |\n" + "| --- " * (len(COLUMNS) + 3) + "|")
+    print(f"| case | method | {' | '.join(COLUMNS)} |\n" + "| --- " * (len(COLUMNS) + 2) + "|")
+    histograms = []
     for text in options.cases:
-        kind, subject, prompts = text.split(":")
-        case = make_case(CaseSpec(kind, int(subject), float(prompts)))
-        panels = []
+        case, panels = case_of(text, options.shift), []
         for name in options.methods:
-            row, made = run(name, shifted(case, options.shift, options.realisation), case, options)
-            cells = [f"{row[column]:.3f}" for column in (*COLUMNS, "spectrum of mean")]
-            print(f"| {text} | {name} | {' | '.join(cells)} |", flush=True)
-            for title, image in ((name, made.get_output()), (f"{name}, a sample", made.get_samples()[0])):
-                error = float((image - case.truth).norm() / case.truth.norm())
-                panels.append(Panel(title, image, caption=f"NRMSE {error:.3f}"))
+            rows, ranks = [], []
+            for realisation in options.realisations:
+                row, image, samples, found = run(name, case, realisation, options)
+                rows.append(row)
+                ranks += [] if found is None else [found]
+            means = [sum(row.get(column, math.nan) for row in rows) / len(rows) for column in COLUMNS]
+            print(f"| {text} | {name} | {' | '.join(f'{value:.3f}' for value in means)} |", flush=True)
+            if ranks:
+                pooled = {"title": f"{name}\n{text}", "ranks": sum(ranks).tolist(), "variant": 1, "nrmse": 0.0}
+                histograms.append(pooled)
+            shown = [(name, image), (f"{name}, a sample", samples[0])][: 1 if found is None else 2]
+            for title, one in shown:
+                error = float((one - case.truth).norm() / case.truth.norm())
+                panels.append(Panel(title, one, caption=f"NRMSE {error:.3f}"))
         if options.figure is not None:
             comparison_figure(options.figure, case.truth, panels, case.geometry)
         print(f"{text} done", file=sys.stderr, flush=True)
+    if options.ranks is not None:
+        options.ranks.write_bytes(figures.calibration(histograms))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import as_objective
 from sirf_diffusion.engines.em import em_update
+from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.interop.stir.callbacks import make_processor
 from sirf_diffusion.models import NetworkConfig, ScoreModel, build_network
 from sirf_diffusion.models.h_transform import (
     HTransform,
@@ -125,6 +127,32 @@ def test_one_forward_and_one_back_projection_a_step(base, tmp_path):
     assert made.record["h_transform"]["outside_training"] == []
 
 
+def test_the_filter_of_parameter_files_makes_the_same_image(base, tmp_path):
+    """Between its calls an EM update, as STIR makes it; both crop, and take steps of second order."""
+    objective, _ = make_toy(SHAPE, dtype=torch.float32)
+    write_image(tmp_path / "s.hv", objective.sensitivity(), objective.geometry)
+    base.save(tmp_path / "base.safetensors")
+    base, early = ScoreModel.load(tmp_path / "base.safetensors"), objective.early_image()
+    keys = {
+        "model filename": str(tmp_path / "base.safetensors"), "h-transform filename": str(saved(tmp_path, base)),
+        "sensitivity filename": str(tmp_path / "s.hv"), "number of steps": "4", "random seed": "3",
+        "final noise level": "0.1",
+    }  # fmt: skip
+    sampler, x = make_processor("Diffusion Sampler", keys, {}), early.clone()
+    sampler.set_up(objective.geometry)
+    for k in range(6):
+        x = em_update(objective, x) if k else x
+        before = x.clone()
+        sampler.apply(x.numpy())
+    assert torch.equal(x, before), "the chain ended before"
+    model = base.for_data(objective.geometry, early, sampling=True, box="object")
+    made = DEFTReconstructor(
+        objective, model, h_transform=keys["h-transform filename"], num_steps=4, seed=3, final_noise_level=0.1
+    )  # fmt: skip
+    made.set_up(early)
+    torch.testing.assert_close(x, em_update(objective, made.process().get_output()), rtol=1e-4, atol=1e-5)
+
+
 def test_the_increment_is_an_em_update(base, tmp_path):
     objective, _ = make_toy(SHAPE, dtype=torch.float32)
     made = DEFTReconstructor(objective, bound(base, objective), h_transform=str(saved(tmp_path, base)))
@@ -189,9 +217,10 @@ def test_a_file_that_says_what_cannot_be_is_refused(base, tmp_path, change, mess
 def test_it_tells_what_lies_outside_the_training(base):
     config = config_for(base, counts=(10.0, 100.0), scanner="S", num_planes=1)
     h = HTransform(build_network(ARCHITECTURE), base, config)
-    assert h.outside(50, 1, "S") == h.outside(50, 1, None) == []
-    assert "5 counts a voxel" in h.outside(5, 1, None)[0]
-    assert len(h.outside(500, 3, "T")) == 3
+    v = torch.ones(1, 4, 4)
+    assert h.outside(50 * v, v, 1, "S") == h.outside(50 * v, v, 1, None) == []
+    assert "5 counts a voxel" in h.outside(5 * v, v, 1, None)[0]
+    assert len(h.outside(500 * v, v, 3, "T")) == 3
 
 
 def test_the_sharpened_increment_is_what_is_missing():

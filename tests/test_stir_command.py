@@ -154,6 +154,32 @@ def test_steps_of_the_sampler_and_subiterations(folder, subiterations, steps, le
         assert f"({steps} + 1) x 3 = {(steps + 1) * 3}" in findings[0].text
 
 
+_STEERED = "  h-transform filename := brain-fdg-deft\n  sensitivity filename := osem.hv\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", None),
+        ("number of subsets := 1", "number of subsets := 2", "'number of subsets := 1', found '2'"),
+        ("interval := 1", "interval := 2", "interval := 1', found '2'"),
+        ("number of subsets", "maximum relative change := 3\nnumber of subsets", "not 'maximum relative change'"),
+        ("end Poisson", "prior type := Quadratic\nend Poisson", "'prior type := none', found 'Quadratic'"),
+        ("  sensitivity filename := osem.hv\n", "", "go together"),
+        ("  random seed", "  anchor strength := 2\n  random seed", "'anchor strength' ties"),
+        ("brain-fdg-deft", "osem.hv", "osem.hv cannot be read as an h-transform"),
+        ("filename := osem.hv\n  random", "filename := none.hv\n  random", "recompute sensitivity := 1"),
+    ],
+)
+def test_an_h_transform_wants_em_updates_of_all_data(folder, old, new, expected):
+    whole = (("subsets := 9", "subsets := 1"), (" := 63", " := 6"), ("interval := 3", "interval := 1"))
+    text = edited(folder, *whole, ("  random seed", f"{_STEERED}  random seed"), source=DDS).read_text()
+    assert old in text
+    (folder / "my.par").write_text(text.replace(old, new))
+    found = errors_of(folder / "my.par")
+    assert (found == []) if expected is None else any(expected in error for error in found), found
+
+
 def test_a_filter_without_an_interval_is_never_called(folder):
     path = edited(folder, ("inter-iteration filter subiteration interval := 3\n", ""), source=DDS)
     assert any("never called" in error for error in errors_of(path))

@@ -9,10 +9,12 @@ from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion.interop.stir.blocks import block_of
 from sirf_diffusion.interop.stir.callbacks import ScorePriorCallback, hold
+from sirf_diffusion.interop.stir.check import check
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
 from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.reconstructors import MAPEM, DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion.deft import DEFTReconstructor
 
 pytestmark = [pytest.mark.requires_stir, pytest.mark.requires_shim]
 
@@ -118,6 +120,31 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
     reconstructor.set_up(warm)
     expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
     found = scan.image(f"dds_{(steps + 1) * interval}")
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+    assert relative(found, warm.numpy()) > 0.1, "the chain did nothing"
+    del kept
+
+
+def test_the_sampler_with_an_h_transform_gives_the_image_of_deft(scan, stir):
+    """STIR itself writes the sensitivity that the filter reads, in the same run."""
+    steps, seed = 4, 3
+    keys = {"h-transform filename": "brain-fdg-deft", "sensitivity filename": "sensitivity.hv", "random seed": seed}
+    block = processor("inter-iteration filter type", "Diffusion Sampler", **{"model_filename": "brain-fdg", **keys})
+    extra = f"inter-iteration filter subiteration interval := 1\n{block}"
+    writes = "use subset sensitivities := 0\nrecompute sensitivity := 1\nsensitivity filename := sensitivity.hv\n"
+    par = scan.par("deft", writes, extra=extra, subsets=1, subiterations=steps + 1)
+    assert not check(par).errors
+    ran = run_program("OSMAPOSL", par, cwd=scan.folder)
+    assert ran.returncode == 0, ran.output
+    assert "unlike those that the h-transform was trained with" in ran.output
+    warm = torch.from_numpy(scan.run("warm1", subsets=1, subiterations=1))
+
+    kept, objective = objective_of(stir, scan.par("likelihood3", subsets=1))
+    model = ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True, box="object")
+    reconstructor = DEFTReconstructor(objective, model, num_steps=steps, seed=seed)
+    reconstructor.set_up(warm)
+    expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
+    found = scan.image(f"deft_{steps + 1}")
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
     assert relative(found, warm.numpy()) > 0.1, "the chain did nothing"
     del kept

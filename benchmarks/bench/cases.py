@@ -105,8 +105,8 @@ class Case:
         return torch.from_numpy(np.random.default_rng(seed).poisson(mean.double().cpu().numpy()).astype(np.float32))
 
 
-def make_case(spec: CaseSpec) -> Case:
-    """Simulate a case: the same specification, the same bits.
+def make_case(spec: CaseSpec, projdata: ProjDataGeometry | None = None) -> Case:
+    """Simulate a case: the same specification, the same bits. ``projdata`` is another layout for a slice or a volume.
 
     Raises
     ------
@@ -121,9 +121,9 @@ def make_case(spec: CaseSpec) -> Case:
         raise ValueError(f"subject {spec.subject} may have been trained on: take {FIRST_REPORTED_SUBJECT} and above")
     if spec.kind not in ("slice", "volume"):
         return _shifted_case(spec)
-    geometry, projdata = volume_grids() if spec.kind == "volume" else _slice_grids()
+    geometry, own = volume_grids() if spec.kind == "volume" else _slice_grids()
     truth, mu, mr, masks = _subject(spec.subject, geometry.shape)
-    return case_of(spec, geometry, projdata, truth, mu, mr, masks)
+    return case_of(spec, geometry, projdata or own, truth, mu, mr, masks)
 
 
 def case_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from .networks import NetworkConfig, build_network, memory_format, network_time
 from .schedules import NoiseSchedule
 from .score_model import ScoreModel
 from .storage import BUNDLED, checked_voxel_size
+
+logger = logging.getLogger(__name__)
 
 #: What the network is shown: the noisy image, the base model's clean image, the EM increment, that increment sharpened,
 #: and the logarithm of the counts.
@@ -196,16 +199,31 @@ class HTransform:
         correction = base.seen_by(self.network, self.config.architecture, shown, told, turn)
         return v - correction_size(self.schedule.sigma(t)) * correction
 
-    def outside(self, counts_per_voxel: float, num_planes: int, scanner: str | None) -> list[str]:
-        """In what ways data are unlike those of the training, in words; none is what one wants."""
-        low, high = self.config.counts
+    @staticmethod
+    def counts(base: ScoreModel, sensitivity: Tensor) -> Tensor:
+        """``c s`` on the grid of the score model, which is bound to that of the sensitivity ``[z, y, x]``."""
+        volumes = base.latent_geometry.voxel_volume / base.geometry.voxel_volume  # type: ignore[union-attr]
+        return base.to_latent(sensitivity) * base.intensity_scale**2 * volumes
+
+    def outside(self, counts: Tensor, v: Tensor, num_planes: int, scanner: str | None) -> list[str]:
+        """In what ways data are unlike those of the training, in words, which are logged; none is what one wants.
+
+        ``counts`` are those of `counts`, ``v`` an early latent image.
+        """
+        (low, high), number = self.config.counts, counts_per_voxel(counts, v)
         found = []
-        if not low <= counts_per_voxel <= high:
-            found.append(f"{counts_per_voxel:.3g} counts a voxel of mean activity, trained: {low:.3g} to {high:.3g}")
+        if not low <= number <= high:
+            found.append(f"{number:.3g} counts a voxel of mean activity, trained: {low:.3g} to {high:.3g}")
         if num_planes != self.config.num_planes:
             found.append(f"images of {num_planes} planes, trained with {self.config.num_planes}")
         if scanner is not None and self.config.scanner and scanner != self.config.scanner:
             found.append(f"the scanner {scanner!r}, trained with {self.config.scanner!r}")
+        if found:
+            logger.warning(
+                "these data are unlike those that the h-transform was trained with (%s): its image may be wrong. "
+                "Compare with lisch, or use recon --method deft with final_consistency",
+                "; ".join(found),
+            )
         return found
 
 

@@ -127,6 +127,14 @@ class Supervision:
             "pool": self.pool,
         }
 
+    def network(self, recipe: Recipe) -> nn.Module | None:
+        """What is trained; None for a network of the recipe's architecture."""
+        return None
+
+    def loop(self, *arguments: Any) -> SupervisedLoop:
+        """The loop around the training, of the arguments of `TrainingLoop`."""
+        return SupervisedLoop(self, *arguments)
+
     def geometry(self, crop: int) -> ImageGeometry:
         """The image grid of a scan."""
         spacing = default_geometry(self.layout).voxel_size[0]
@@ -332,8 +340,8 @@ class Window:
     def back(self, windows: Tensor) -> Tensor:
         """Images with the windows in their places, zero elsewhere."""
         images = windows.new_zeros((*windows.shape[:-2], *self.full))
-        for image, window, place in zip(images, windows, self.places, strict=True):
-            image[self._part(place)] = window
+        for k, (window, place) in enumerate(zip(windows, self.places, strict=True)):
+            images[(k, *self._part(place))] = window
         return images
 
     def _part(self, place: tuple[int, int]) -> tuple[Any, slice, slice]:

@@ -30,7 +30,7 @@ from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
-from .supervised import ScanStream, SupervisedLoop, Supervision
+from .supervised import ScanStream, Supervision
 
 
 def train(
@@ -125,9 +125,10 @@ def train(
                     break
             return out
         provenance |= supervision.provenance() if supervision else {}
-        state = TrainingState(recipe, provenance, where, peers, start, options.compiled)
+        network = supervision.network(recipe) if supervision else None
+        state = TrainingState(recipe, provenance, where, peers, start, options.compiled, network)
         parts = (state, source, work, options)
-        _run(SupervisedLoop(supervision, *parts) if supervision else TrainingLoop(*parts), out, left, resume)
+        _run(supervision.loop(*parts) if supervision else TrainingLoop(*parts), out, left, resume)
     return out
 
 

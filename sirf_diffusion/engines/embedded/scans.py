@@ -42,16 +42,41 @@ class Scans:
 
     def osem(self, num_iterations: int, num_subsets: int, inside: Tensor) -> Tensor:
         """Images after so many epochs, from uniform ones where the mask ``inside`` is true."""
-        projector, background = self.projector, self.background.expand_as(self.prompts)
-        parts = [projector.subset_views(k, num_subsets) for k in herman_meyer_order(num_subsets)]
-        views = [list(part) if part is not None else slice(None) for part in parts]
-        factors = [self.factors[..., view, :] for view in views]
-        sensitivities = [projector.adjoint(f, p) for f, p in zip(factors, parts, strict=True)]
-        scale = self.prompts.sum((-3, -2, -1), keepdim=True) / sum(sensitivities).sum((-3, -2, -1), keepdim=True)
-        image = scale.clamp_min(STARTING_FLOOR) * inside
+        subsets = OrderedSubsets(self, num_subsets)
+        image = subsets.uniform_images(inside)
         for _ in range(num_iterations):
-            for view, part, factor, sensitivity in zip(views, parts, factors, sensitivities, strict=True):
-                expected = factor * projector.forward(image, part) + background[..., view, :]
-                ratio = self.prompts[..., view, :] / expected.clamp_min(_SMALLEST)
-                image = image * projector.adjoint(factor * ratio, part) / sensitivity.clamp_min(_SMALLEST)
+            image = subsets.epoch(image)
+        return image
+
+
+class OrderedSubsets:
+    """Scans in subsets of their views, in the order in which successive ones differ most."""
+
+    def __init__(self, scans: Scans, num_subsets: int) -> None:
+        projector, self.scans = scans.projector, scans
+        self._parts = [projector.subset_views(k, num_subsets) for k in herman_meyer_order(num_subsets)]
+        self._views = [list(part) if part is not None else slice(None) for part in self._parts]
+        self._factors = [scans.factors[..., view, :] for view in self._views]
+        #: Those of the subsets, ``[B, z, y, x]`` each.
+        self.sensitivities = [projector.adjoint(f, p) for f, p in zip(self._factors, self._parts, strict=True)]
+
+    def uniform_images(self, inside: Tensor) -> Tensor:
+        """Even images with as many counts as the prompts, where the mask is true."""
+        prompts, sensitivity = self.scans.prompts, sum(self.sensitivities)
+        scale = prompts.sum((-3, -2, -1), keepdim=True) / sensitivity.sum((-3, -2, -1), keepdim=True)
+        return scale.clamp_min(STARTING_FLOOR) * inside
+
+    def update(self, image: Tensor, k: int) -> Tensor:
+        """The EM update of one subset, differentiable."""
+        scans, part, view = self.scans, self._parts[k], self._views[k]
+        background = scans.background.expand_as(scans.prompts)[..., view, :]
+        expected = self._factors[k] * scans.projector.forward(image, part) + background
+        ratio = scans.prompts[..., view, :] / expected.clamp_min(_SMALLEST)
+        back = scans.projector.adjoint(self._factors[k] * ratio, part)
+        return image * back / self.sensitivities[k].clamp_min(_SMALLEST)
+
+    def epoch(self, image: Tensor) -> Tensor:
+        """The updates of all subsets."""
+        for k in range(len(self._parts)):
+            image = self.update(image, k)
         return image

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...files.documents import parse_json
 from ...files.parfile import ParKey, fold
-from ...files.parfile.keys import SLOTS
+from ...files.parfile.keys import RELATIVE_CHANGE, SLOTS
 
 #: Multiplies value and gradient of every prior; STIR's default is 0, with which a prior is never called.
 PENALISATION_FACTOR = "penalisation factor"
@@ -129,6 +129,11 @@ def choice(options: Callable[[], Any], *more: str, automatic: str | None = None)
     return read
 
 
+def automatic(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads ``auto`` as None, and anything else as ``read`` does."""
+    return lambda text: None if text == "auto" else read(text)
+
+
 def arguments(text: str) -> dict[str, Any]:
     """Keyword arguments of a class, as a JSON object."""
     try:
@@ -197,10 +202,12 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("number of steps", "0", count()),
-            BlockKey("eta", _of(*_SAMPLING, "eta"), number(0, 1)),
+            BlockKey("eta", "auto", automatic(number(0, 1))),
             BlockKey("final noise level", _of(*_SAMPLING, "final_noise_level"), number()),
             *_LOOKS,
             BlockKey("anchor strength", "0", number()),
+            BlockKey("h-transform filename"),
+            BlockKey("sensitivity filename"),
             *_ANATOMICAL,
             *_MACHINE,
             BlockKey("sample filename prefix"),
@@ -225,6 +232,31 @@ def num_chain_steps(given: int, last: int, interval: int, first: int = 1) -> int
             f"{interval} need ({steps} + 1) x {interval} = {(steps + 1) * interval}"
         )
     return steps
+
+
+#: What a file with an h-transform must say, as otherwise its subiterations are not the EM updates of all data.
+_STEERED = {
+    "number of subsets": "1", "inter-iteration filter subiteration interval": "1", "prior type": "none",
+    "inter-update filter type": "none",
+}  # fmt: skip
+
+
+def check_steered(values: Mapping[str, Any], context: Mapping[str, str]) -> None:
+    """A ValueError if ``Diffusion Sampler`` has an h-transform, and the file does not give it what it needs: the
+    sensitivity, and between its calls one EM update of all data. ``context`` are the keys of the file.
+    """
+    given, image = values["h-transform filename"], values["sensitivity filename"]
+    if bool(given) != bool(image):
+        raise ValueError("'h-transform filename' and 'sensitivity filename' go together: give both, or neither")
+    if not given:
+        return
+    if values["anchor strength"] > 0:
+        raise ValueError("'anchor strength' ties EM updates to an image; an h-transform wants plain ones: remove it")
+    for key, wanted in _STEERED.items():
+        if fold(found := context.get(key) or wanted) != wanted:
+            raise ValueError(f"an h-transform needs plain EM updates of all data: '{key} := {wanted}', found {found!r}")
+    if limits := [key for key in (*RELATIVE_CHANGE, "osspsparameters") if key in context]:
+        raise ValueError(f"an h-transform needs plain EM updates of all data, not '{limits[0]}': use OSMAPOSL alone")
 
 
 def block_of(kind: str, name: str) -> OwnBlock:

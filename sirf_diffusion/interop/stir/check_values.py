@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...files.parfile import ParBlock, ParFile, ParFileError, ParKey, fold
 from ...files.parfile.keys import INPUT_FILES
-from .blocks import PENALISATION_FACTOR, OwnBlock, num_chain_steps, own_block
+from .blocks import PENALISATION_FACTOR, OwnBlock, check_steered, num_chain_steps, own_block
 from .python_blocks import refusal
 
 if TYPE_CHECKING:
@@ -224,12 +224,37 @@ def _check_filter_interval(file: ParFile, findings: Findings) -> None:
     except ValueError as problem:
         findings.error(at, str(problem))
         return
+    _check_steered(file, own, key.block, findings)
     if (steps + 1) * interval < last:
         findings.warning(
             at,
             f"{steps} steps with an interval of {interval} end at subiteration {(steps + 1) * interval}: the other "
             f"{last - (steps + 1) * interval} are plain iterations, which bring the data's noise back",
         )
+
+
+def _check_steered(file: ParFile, own: OwnBlock, block: ParBlock, findings: Findings) -> None:
+    from ...models.h_transform import HTransformFileError, find_h_transform, read_h_transform
+
+    context = {file.root.name: ""}
+    for _, key in file.root.walk():
+        context.setdefault(key.name, key.value)
+    try:
+        values = own.values({key.name: key.value for key in block.keys})
+        check_steered(values, context)
+        name, image = values["h-transform filename"], values["sensitivity filename"]
+        if name:
+            read_h_transform(find_h_transform(name))
+    except HTransformFileError as problem:
+        raise block.error("h-transform filename", f":= {name}: {problem}") from problem
+    except ValueError as problem:
+        findings.error(block.line, str(problem))
+        return
+    stir = file.objective()
+    written = stir.text("recompute sensitivity", "0") == "1" and stir.text("sensitivity filename", "") == image
+    if image and not written and not os.path.isfile(image):
+        text = "no such file, and this one has no 'recompute sensitivity := 1' with which STIR writes it"
+        raise block.error("sensitivity filename", f":= {image}: {text}")
 
 
 def _check_subsets(file: ParFile, findings: Findings) -> None:

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...engines.em import RELATIVE_FLOOR
+from ...engines.em import RELATIVE_FLOOR, inside
 from ...files.interfile import write_image
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...models.denoiser import Denoiser
+from ...models.h_transform import HTransform, non_negative
 from ...reconstructors.diffusion.chain import Chain
 from ...reconstructors.diffusion.consistency import orientation_of_step
-from ...reconstructors.diffusion.sampling import reverse_times
+from ...reconstructors.diffusion.deft import SteeredSampling
+from ...reconstructors.diffusion.sampling import Sampling, renoised, reverse_times
 from ...reconstructors.enhancement import Enhancer, image_filter
 from . import values
-from .blocks import num_chain_steps
+from .blocks import check_steered, num_chain_steps
 from .views import as_tensor
 
 logger = logging.getLogger("stir_priors")
@@ -43,6 +45,10 @@ class SamplerCallback:
     image of ``DDSReconstructor.published(anchor_strength=0)`` that starts at the image of the first ``p`` of them,
     with the same intensity scale, and the same noise for the same seed.
 
+    With an h-transform (``DEFTReconstructor``), ``p`` is 1, and the subiteration after a call is the EM update that
+    tells the network the data. The change of the image is its increment: call ``k`` corrects the image of call
+    ``k - 1``, puts noise back, and hands out the next one; call ``K + 1`` hands out the result.
+
     Parameters
     ----------
     options
@@ -55,8 +61,13 @@ class SamplerCallback:
     """
 
     def __init__(self, options: Mapping[str, Any], context: Mapping[str, str]) -> None:
-        self.options = options
+        check_steered(options, context)
+        self.options, self.context = options, context
         self.model = values.model_of(options)
+        name = options["h-transform filename"]
+        self.h = HTransform.load(name, self.model) if name else None
+        self.sampling = SteeredSampling if self.h else Sampling
+        self.eta = self.sampling.eta if options["eta"] is None else options["eta"]
         self.num_steps = _num_steps(options["number of steps"], context)
         self.times = reverse_times(self.model.schedule, self.num_steps, options["final noise level"])
 
@@ -73,6 +84,9 @@ class SamplerCallback:
         image = as_tensor(x)
         self.num_calls += 1
         if self.num_calls > self.num_steps:
+            if self.h is not None and self.num_calls == self.num_steps + 1:
+                u0, _ = self._steered(image)
+                image.copy_(self._bound.to_image(u0)[0].clamp(min=0))
             if self.num_calls == self.num_steps + 2:
                 logger.warning(
                     "the chain of %d steps ended before: the subiterations go on without denoising", self.num_steps
@@ -92,25 +106,44 @@ class SamplerCallback:
             sampling=True,
             planes=self.options["planes"],
             intensity_scale=self.options["intensity scale"] or None,
+            box="object" if self.sampling.crop else None,
         )
+        if self.h is not None:
+            sensitivity = values.image("sensitivity filename", self.options["sensitivity filename"], self.geometry)
+            self._inside, self._counts = inside(sensitivity), self.h.counts(self._bound, sensitivity)
+            scanner = _scanner(self.context.get("input file", ""))
+            self.h.outside(self._counts, self._bound.to_latent(image), self.geometry.shape[0], scanner)
         schedule, t = self._bound.schedule, self.times[0]
         mean = float(schedule.gamma(t)) * self._bound.to_latent(image)
-        self._chain = Chain.start(mean, float(schedule.nu(t)), 1, self.options["random seed"])
+        seed = self.options["random seed"]
+        self._chain = Chain.start(mean, float(schedule.nu(t)), 1, seed, window=self._bound.window)
 
     def _renoise(self, image: Tensor) -> None:
         """The subiterations are a data step, and noise is put back."""
         model, chain, k = self._bound, self._chain, self.num_calls - 1
-        # The change, not the image: a resampled image would lose detail that only the network's grid holds.
-        u0 = self._u0 + model.to_latent(image - self._prior_image)
-        eta = self.options["eta"]
-        noise = chain.noise() if eta > 0 else None
-        chain.u = model.schedule.ddim_step(u0, self._eps, self.times[k - 1], self.times[k], eta, noise)
+        if self.h is not None:
+            u0, eps = self._steered(image)
+        else:
+            # The change, not the image: a resampled image would lose detail that only the network's grid holds.
+            u0, eps = self._u0 + model.to_latent(image - self._prior_image), self._eps
+        times = self.times[max(k - 2, 0) : k + 1]
+        chain.u = renoised(chain, model.schedule, times, u0, eps, self.sampling.solver, self.eta)
+
+    def _steered(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latent image and noise, of the image that was handed out and its EM update."""
+        model, u, k = self._bound, self._chain.u, self.num_calls - 2
+        increment = model.to_latent((image - self._handed_out) * self._inside)[None]
+        turn = orientation_of_step(k, self.num_steps)
+        u0 = self.h.estimate(model, u, self._u0, self.times[k], increment.to(u), self._counts, turn)
+        return non_negative(model.schedule, u, u0, self.times[k])
 
     def _denoise(self, image: Tensor) -> None:
         model, k = self._bound, self.num_calls - 1
         self._u0, self._eps = model.predict(self._chain.u, self.times[k], orientation_of_step(k, self.num_steps))
         self._prior_image = model.to_image(self._u0)[0].to(image)
         image.copy_(self._prior_image.clamp(min=RELATIVE_FLOOR * model.intensity_scale))
+        if self.h is not None:
+            self._handed_out = image.mul_(self._inside).clone()
         if self.options["anchor strength"] > 0:
             self._move_anchor(image, self.options["anchor strength"])
         if prefix := self.options["sample filename prefix"]:
@@ -154,6 +187,16 @@ class DenoiserCallback:
         """Denoise in place."""
         image = as_tensor(x)
         image.copy_(self.denoiser(image, self.geometry))
+
+
+def _scanner(filename: str) -> str | None:
+    """The scanner's name in a header of projection data, None if it is not to be had."""
+    from ...files.interfile import read_projection_data_geometry
+
+    try:
+        return read_projection_data_geometry(filename).scanner.name
+    except (OSError, ValueError):
+        return None
 
 
 def _num_steps(given: int, context: Mapping[str, str]) -> int:

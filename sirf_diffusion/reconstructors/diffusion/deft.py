@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Objective
-from ...models.h_transform import HTransform, counts_per_voxel, non_negative
+from ...models.h_transform import HTransform, non_negative
 from ..settings import SPEEDS, choice, count, flag, real, setting
 from .chain import Chain
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .lisch import AscentToSchedule
 from .loop import Denoised, DiffusionReconstructor
 from .sampling import SOLVERS, Sampling
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_H_TRANSFORM = "brain-fdg-deft"
 
@@ -121,17 +118,9 @@ class DEFTReconstructor(DiffusionReconstructor):
         self.h = HTransform.load(self.sampling_settings.h_transform, self.model)  # type: ignore[attr-defined]
         super().set_up(initial_image)
         model, objective = self.model, self.objective
-        volumes = model.latent_geometry.voxel_volume / objective.geometry.voxel_volume
-        self._counts = model.to_latent(objective.sensitivity()) * model.intensity_scale**2 * volumes
-        found = counts_per_voxel(self._counts, model.to_latent(objective.early_image()))
-        scanner = objective.describe().get("scanner")
-        self.outside: list[str] = self.h.outside(found, objective.geometry.shape[0], scanner)
-        if self.outside:
-            logger.warning(
-                "these data are unlike those that the h-transform was trained with (%s): its image may be wrong. "
-                "Compare with lisch, or set final_consistency",
-                "; ".join(self.outside),
-            )
+        self._counts = self.h.counts(model, objective.sensitivity())
+        early, scanner = model.to_latent(objective.early_image()), objective.describe().get("scanner")
+        self.outside: list[str] = self.h.outside(self._counts, early, objective.geometry.shape[0], scanner)
 
     def process(self) -> DEFTReconstructor:
         """Run the chain; returns the reconstructor itself."""

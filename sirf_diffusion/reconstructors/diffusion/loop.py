@@ -23,7 +23,7 @@ from ..view import bound, check_bound, seen_as_volume
 from .chain import Chain, posterior_sd
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .resuming import ResumableReconstructor
-from .sampling import Sampling, extrapolated, reverse_times
+from .sampling import Sampling, renoised, reverse_times
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -301,13 +301,8 @@ class DiffusionReconstructor(ResumableReconstructor):
         if self.consistency is not None:
             # The change, not the image: a resampled image would lose detail that only the network's grid holds.
             u0 = u0 + model.to_latent(chain.x - denoised.image).to(u0)
-        eps, times = denoised.eps, self.times[max(chain.step - 2, 0) : chain.step + 1]
-        if self.sampling_settings.solver == "multistep":
-            chain.previous, before = u0, chain.previous
-            if before is not None:
-                u0, eps = extrapolated(model.schedule, times, u0, before, eps)
-        noise = chain.noise() if self.eta > 0 else None
-        chain.u = model.schedule.ddim_step(u0, eps, *times[-2:], self.eta, noise)
+        times = self.times[max(chain.step - 2, 0) : chain.step + 1]
+        chain.u = renoised(chain, model.schedule, times, u0, denoised.eps, self.sampling_settings.solver, self.eta)
 
     def _report(self, chain: Chain, step: DiffusionStep, data: DataStepResult) -> bool:
         cost = self._cost()

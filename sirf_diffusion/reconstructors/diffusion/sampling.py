@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...models.schedules import SPACINGS
 from ..settings import Settings, choice, count, flag, real
 from ..view import extent_setting, planes_setting
-from .chain import NOISES
+from .chain import NOISES, Chain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,20 @@ def reverse_times(
         return [float(schedule.t_max if start is None else start)]
     end = float(schedule.t_of_sigma(final_noise_level))
     return [float(t) for t in schedule.timesteps(num_steps - 1, end, spacing, start)]
+
+
+def renoised(
+    chain: Chain, schedule: NoiseSchedule, times: Sequence[float], u0: Tensor, eps: Tensor, solver: str, eta: float
+) -> Tensor:
+    """Noisy images of the next noise level, from clean images and noise of this one.
+
+    ``times`` are those of the level before, if there was one, this level and the next.
+    """
+    if solver == "multistep":
+        before, chain.previous = chain.previous, u0
+        if before is not None:
+            u0, eps = extrapolated(schedule, times, u0, before, eps)
+    return schedule.ddim_step(u0, eps, *times[-2:], eta, chain.noise() if eta > 0 else None)
 
 
 def extrapolated(
