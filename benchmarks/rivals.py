@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sirf_diffusion.engines.em import inside, penalised_em_step
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.scans import OrderedSubsets, Scans
+from sirf_diffusion.engines.embedded.subsets import largest_num_subsets
 from sirf_diffusion.files.weights import WeightsFormat, check_tensors
 from sirf_diffusion.geometry.checks import check_choice
 from sirf_diffusion.models.h_transform import counts_per_voxel
@@ -72,7 +73,8 @@ class Rival(nn.Module):
     def start(self, scans: Scans) -> tuple[OrderedSubsets, Tensor, list[Tensor], Tensor]:
         """Subsets, the field of view, OSEM images after each epoch, and the counts per voxel of mean activity."""
         with torch.autocast(scans.prompts.device.type, enabled=False):
-            subsets, seen = OrderedSubsets(scans, NUM_SUBSETS), inside(scans.sensitivity)
+            number = largest_num_subsets(scans.projector.basic_views, NUM_SUBSETS)
+            subsets, seen = OrderedSubsets(scans, number), inside(scans.sensitivity)
             images = [subsets.uniform_images(seen)]
             for _ in range(self.epochs):
                 images.append(subsets.epoch(images[-1]))
@@ -111,16 +113,16 @@ class FBSEMNet(Rival):
     def forward(self, scans: Scans, cut: Window, num_modules: int = MODULES) -> Tensor:
         """The estimate."""
         subsets, seen, images, counts = self.start(scans)
-        x, level = images[-1], torch.log(counts / _COUNTS)
+        x, level, num_subsets = images[-1], torch.log(counts / _COUNTS), len(subsets.sensitivities)
         for k in range(num_modules):
             shown = cut(x)
             told = torch.stack([level / 2, torch.full_like(level, k / MODULES)], 1)
             target = cut.back(shown + self.cnn(shown, told).float())
             with torch.autocast(x.device.type, enabled=False):
                 rho = torch.exp(10 * (self.strength[0] + self.strength[1] * level + self.strength[2 + k]))
-                for subset in ((UPDATES * k + j) % NUM_SUBSETS for j in range(UPDATES)):
+                for subset in ((UPDATES * k + j) % num_subsets for j in range(UPDATES)):
                     sensitivity = subsets.sensitivities[subset].clamp(min=_LEAST)
-                    share = rho.view(-1, 1, 1, 1) / NUM_SUBSETS
+                    share = rho.view(-1, 1, 1, 1) / num_subsets
                     x = penalised_em_step(subsets.update(x, subset), sensitivity, target, share) * seen
         return cut(x)
 
@@ -163,7 +165,9 @@ class RivalTraining(Supervision):
 
     def network(self, recipe: Recipe) -> Rival:
         """An untrained one."""
-        return RIVALS[self.kind](recipe.architecture)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(recipe.seed)
+            return RIVALS[self.kind](recipe.architecture)
 
     def loop(self, *arguments: Any) -> RivalLoop:
         """Its training."""
@@ -193,9 +197,8 @@ class RivalLoop(SupervisedLoop):
         errors = {}
         for counts, example in self._validation_examples.items():
             with torch.inference_mode():
-                early = example.cut(example.scans.osem(2, NUM_SUBSETS, inside(example.scans.sensitivity)))
-                found = example.predicted_by(network).clamp(min=0) if network else early
-                errors[counts] = float((found - example.truth).square().mean().sqrt())
+                found = example.predicted_by(network) if network else example.cut(Rival().start(example.scans)[2][0])
+                errors[counts] = float((found.clamp(min=0) - example.truth).square().mean().sqrt())
         return errors
 
     def _save_model(self, path: Path) -> None:

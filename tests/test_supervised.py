@@ -146,14 +146,14 @@ def test_interrupted_it_gives_the_same_file(files, tmp_path):
         for stop in stops:
             train(
                 RECIPE, tmp_path / name, data=files / "train.h5", supervision=supervision(files, pool=3),
-                max_steps=stop, threads=1, device="cpu",
+                max_steps=stop, threads=1, device="cpu", options=RunOptions(licence="CC0-1.0"),
             )  # fmt: skip
         return (tmp_path / name).read_bytes()
 
     assert trained("a.safetensors", None) == trained("b.safetensors", 1, 3, None)
     config = read_h_transform(tmp_path / "a.safetensors")
     assert config.base_sha256 == supervision(files).model.hash
-    assert config.scanner == "one ring"
+    assert (config.scanner, config.licence) == ("one ring", "CC0-1.0")
     low, high = config.counts
     assert high / low == pytest.approx(100, rel=1e-3)  # as the prompts
     with (tmp_path / "b.safetensors.training" / "log.csv").open(newline="") as file:

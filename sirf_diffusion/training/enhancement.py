@@ -128,13 +128,15 @@ class EnhancementStage:
         """Slices or cubes of the validation subjects, at several doses."""
         return DoseValidation(images, self)
 
-    def save(self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any]) -> None:
+    def save(
+        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], licence: str = ""
+    ) -> None:
         """Write the model file."""
         recipe = self.recipe
         config = EnhancementModelConfig(
             recipe.enhancement, recipe.doses, recipe.scan, source.file.voxel_size, self.latent_scale,
             self._noise_by_dose(source), recipe.tracer or source.file.tracer,
-            "Apache-2.0" if recipe.simulated else "", training,
+            licence, training,
         )  # fmt: skip
         model = EnhancementModel(config)
         model.network.load_state_dict(network.state_dict())
@@ -206,7 +208,9 @@ class AutoencoderStage(EnhancementStage):
         """Clean images."""
         return CleanValidation(images, self)
 
-    def save(self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any]) -> None:
+    def save(
+        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], licence: str = ""
+    ) -> None:
         """Write the autoencoder for the next stage."""
         _STAGE.write(path, network.autoencoder.state_dict(), {"training": training})
 
@@ -279,7 +283,7 @@ class EnhancementLoop(TrainingLoop):
         return self.stage.example(images, step, self.state.device, rank, world)
 
     def _save_model(self, path: Path) -> None:
-        self.stage.save(path, self.state.average.module, self.source, self._provenance())
+        self.stage.save(path, self.state.average.module, self.source, self._provenance(), self._licence)
 
     def _draw_samples(self) -> None:
         raise ValueError("an enhancement model has no unconditional samples: leave --samples-every out")

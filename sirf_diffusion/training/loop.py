@@ -45,6 +45,7 @@ class RunOptions:
     samples_every: int = setting(0, "run", "steps between sheets of unconditional samples; 0: none", 0, 2**40)
     compiled: bool = setting(False, "run", "compile the network with torch.compile")
     tensorboard: bool = setting(False, "run", "TensorBoard logs beside log.csv")
+    licence: str = setting("", "run", "of the weights; empty: Apache-2.0 if the data are simulated here")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -191,12 +192,16 @@ class TrainingLoop:
         }  # fmt: skip
         return training | {key: value for key, value in state.description.items() if key in ("data", "init")}
 
+    @property
+    def _licence(self) -> str:
+        return self.options.licence or ("Apache-2.0" if self.recipe.simulated else "")
+
     def _config(self) -> ModelConfig:
         recipe = self.recipe
         return ModelConfig(
             recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
             tracer=recipe.tracer or self.source.file.tracer,
-            licence="Apache-2.0" if recipe.simulated else "", training=self._provenance(),
+            licence=self._licence, training=self._provenance(),
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:

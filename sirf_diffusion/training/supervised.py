@@ -268,7 +268,8 @@ class SupervisedLoop(TrainingLoop):
         config = HTransformConfig(
             recipe.architecture, Path(supervision.base).stem, supervision.model.hash, self._counts,
             scanner=supervision.layout.scanner.name, voxel_size=self.simulator.geometry.voxel_size,
-            tracer=recipe.tracer or self.source.file.tracer, training=self._provenance() | supervision.provenance(),
+            tracer=recipe.tracer or self.source.file.tracer, licence=self._licence,
+            training=self._provenance() | supervision.provenance(),
         )  # fmt: skip
         save_h_transform(path, self.state.average.module.state_dict(), config)
 
@@ -297,9 +298,7 @@ def _is_odd(emission: Tensor, geometry: ImageGeometry) -> bool:
 
 @dataclass(frozen=True)
 class View:
-    """A clean image ``[1, y, x]`` in network units, its attenuation, the noisy one at time ``t``, and the score model's
-    clean one ``v`` of it, zero outside the object's window.
-    """
+    """A clean image ``[1, y, x]``, network units, its attenuation, the noisy one, the score model's ``v``, the time."""
 
     truth: Tensor
     attenuation: Tensor
