@@ -129,23 +129,25 @@ def test_the_sampler_with_an_h_transform_gives_the_image_of_deft(scan, stir):
     """STIR itself writes the sensitivity that the filter reads, in the same run."""
     steps, seed = 4, 3
     keys = {"h-transform filename": "brain-fdg-deft", "sensitivity filename": "sensitivity.hv", "random seed": seed}
-    block = processor("inter-iteration filter type", "Diffusion Sampler", **{"model_filename": "brain-fdg", **keys})
+    keys |= {"model filename": "brain-fdg", "precision": "float32"}
+    block = processor("inter-iteration filter type", "Diffusion Sampler", **keys)
     extra = f"inter-iteration filter subiteration interval := 1\n{block}"
     writes = "use subset sensitivities := 0\nrecompute sensitivity := 1\nsensitivity filename := sensitivity.hv\n"
     par = scan.par("deft", writes, extra=extra, subsets=1, subiterations=steps + 1)
     assert not check(par).errors
     ran = run_program("OSMAPOSL", par, cwd=scan.folder)
     assert ran.returncode == 0, ran.output
-    assert "unlike those that the h-transform was trained with" in ran.output
+    assert "unlike those" not in ran.output
     warm = torch.from_numpy(scan.run("warm1", subsets=1, subiterations=1))
 
     kept, objective = objective_of(stir, scan.par("likelihood3", subsets=1))
-    model = ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True, box="object")
+    model = ScoreModel.load("brain-fdg", precision="float32")
+    model = model.for_data(objective, warm, sampling=True, box="object")
     reconstructor = DEFTReconstructor(objective, model, num_steps=steps, seed=seed)
     reconstructor.set_up(warm)
     expected = objective.to_tensor(reconstructor.process().get_output()).numpy()
     found = scan.image(f"deft_{steps + 1}")
-    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
     assert relative(found, warm.numpy()) > 0.1, "the chain did nothing"
     del kept
 
