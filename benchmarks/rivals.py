@@ -28,6 +28,7 @@ from sirf_diffusion.engines.em import inside, penalised_em_step
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.scans import OrderedSubsets, Scans
 from sirf_diffusion.engines.embedded.subsets import largest_num_subsets
+from sirf_diffusion.files.stopping import Stopped
 from sirf_diffusion.files.weights import WeightsFormat, check_tensors
 from sirf_diffusion.geometry.checks import check_choice
 from sirf_diffusion.models.h_transform import counts_per_voxel
@@ -259,8 +260,11 @@ def main() -> None:
         batch_size=options.batch, learning_rate=options.learning_rate, validate_every=max(options.steps // 5, 1),
     )  # fmt: skip
     supervision = RivalTraining("brain-fdg", options.scanner, ScanOptions(counts=(low, high)), kind=options.kind)
-    train(recipe, options.out, data=options.data, threads=1, max_steps=options.max_steps,
-          options=RunOptions(checkpoint_every=50), supervision=supervision)  # fmt: skip
+    try:
+        train(recipe, options.out, data=options.data, threads=1, max_steps=options.max_steps,
+              options=RunOptions(checkpoint_every=50), supervision=supervision)  # fmt: skip
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_code) from None
 
 
 if __name__ == "__main__":
