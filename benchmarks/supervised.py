@@ -123,8 +123,8 @@ def run(
 
 def _measures(image: Tensor, case: Case) -> dict[str, float]:
     found = image_measures(image, case)
-    hot = sum(value for key, value in found.items() if key.startswith("crc hot"))
-    return found | {"hot": hot, "spectrum of mean": spectral_difference(image, case.truth)}
+    hot = [value for key, value in found.items() if key.startswith("crc hot")]
+    return found | {"hot": sum(hot) if hot else math.nan, "spectrum of mean": spectral_difference(image, case.truth)}
 
 
 def main() -> None:
