@@ -322,18 +322,6 @@ def test_without_an_image_the_grid_covers_the_field_of_view_in_the_models_voxels
     assert 100 < geometry.shape[1] * 4.0 <= 190
 
 
-def test_three_planes_reconstruct_with_oblique_segments(tmp_path, model, capsys):
-    scan = write_small_scan(tmp_path / "scan", planes=3)
-    arguments = ["recon", *scan.options, "--model", str(model)]
-    for method, few in (("dds", "num_steps=2"), ("lisch", "num_steps=2"), ("map-score", "num_iterations=2")):
-        out = tmp_path / method
-        samples = ["--samples", "2"] if METHODS[method].samples else []
-        assert main([*arguments, *samples, "--method", method, "--set", few, "--out", str(out)]) == 0
-        record = json.loads((out / "record.json").read_text())
-        assert record["model"]["planes"] == ("three" if method == "map-score" else "alternating")
-    assert "projections" in capsys.readouterr().out
-
-
 def test_a_model_for_another_voxel_size_is_adapted_and_said(recon, tmp_path, caplog):
     other = write_small_model(tmp_path / "other.safetensors", voxel_size=3.0)
     code, out = recon(model=other)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from test_enhancement_model import EXACT, LATENT
-from training_file import write_training_file
 
 from sirf_diffusion.models.doses import DoseSchedule
 from sirf_diffusion.models.enhancement import EnhancementModel
@@ -23,11 +22,6 @@ SLICES = EnhancementRecipe(
     learning_rate=2e-3, precision="float32", validate_every=3,
 )  # fmt: skip
 VOLUMES = replace(SLICES, enhancement=LATENT, crops=(16,), batch_size=2, autoencoder_steps=4)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_training_file(tmp_path_factory.mktemp("training") / "data.h5")
 
 
 @pytest.mark.parametrize("recipe", [SLICES, VOLUMES], ids=["exact", "latent"])

@@ -36,6 +36,7 @@ def command(small_scan, small_model, tmp_path):
     def words(method: str = "dds", folder: str = "out", *more: str) -> list[str]:
         files = {name: getattr(small_scan, f"{name}_hs") for name in ("prompts", "multiplicative", "additive")}
         options = files | {"attenuation": small_scan.mu_hv, "method": method, "out": tmp_path / folder}
+        options |= {"adapt-set": "num_updates=1"} if method == "ddip" else {}
         options["set"] = SETTINGS.get(method, "num_steps=4")
         options["checkpoint-every"] = 0
         if METHODS[method].uses_model:

@@ -123,8 +123,7 @@ def build_reconstructor(
 
 
 def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapter: Any = None) -> NetworkAdaptation:
-    """The adaptation of a name, with settings that differ from its defaults, and the file of an adapter to start from.
-    """
+    """The adaptation of a name, with settings that differ from its defaults, and an adapter's file to start from."""
     if name not in ADAPTATIONS:
         raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
     return ADAPTATIONS[name](**(settings or {}), adapter=adapter)
