@@ -244,7 +244,7 @@ def runs(process: str) -> bool:
 
 
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp_path, monkeypatch):
-    more = ("--workers", "2", "--set", "num_steps=40")
+    more = ("--workers", "2", "--set", "num_steps=24")
     process = FRESH.Process(target=main, args=(command("dds", "out", *more),))
     process.start()
     deadline = time.monotonic() + 300
@@ -264,6 +264,6 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp
     steps = []
     monkeypatch.setattr(CheckpointCallback, "__call__", lambda self, step: steps.append(step.step))
     assert main(command("dds", "out", *more)) == 0
-    assert len(steps) < 2 * 40
+    assert len(steps) < 2 * 24
     assert main(command("dds", "whole", *more)) == 0
     assert images(tmp_path / "out") == images(tmp_path / "whole")
