@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from bench_cases import TINY, tiny_case
-from small_scan import write_small_model
 
 from benchmarks.__main__ import main
 from benchmarks.bench import LINES, SUITES, Campaign, campaign
@@ -37,8 +36,8 @@ SPEC = CaseSpec("slice", 9000, 2e4)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors"))
+def model(small_model):
+    return str(small_model)
 
 
 @pytest.fixture(autouse=True)
