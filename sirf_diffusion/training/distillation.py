@@ -43,23 +43,27 @@ class Distillation:
             raise ValueError(f"{self.teacher} was made for one patient: distil a model of a population")
         return model
 
+    @property
+    def architecture(self) -> NetworkConfig:
+        """The teacher's network, which model files always tell."""
+        return self.model.architecture  # type: ignore[return-value]
+
     @cached_property
     def recipe(self) -> Recipe:
         """The default: all is the teacher's but the network, which is `smaller`."""
-        model = self.model
-        old: NetworkConfig = model.architecture  # type: ignore[assignment]
-        bundled = RECIPES.get(self.teacher)
-        volumes = {"crops": (32,), "batch_size": 4} if old.spatial_dims == 3 else {}
+        model, old = self.model, self.architecture
+        bundled, network = RECIPES.get(self.teacher), smaller(old)
+        side, batch = (32, 4) if old.spatial_dims == 3 else (96, 8)
         return Recipe(
-            f"{Path(self.teacher).stem}-student", model.metadata["tracer"], smaller(old), model.schedule,
-            cycles=(20_000,), learning_rate=1e-3, decay="cosine",
-            prediction=model.prediction, time_input=model.time_input,
-            planes=tuple(range(min(old.num_class_embeds, 3) or 3)), phantoms=bundled and bundled.phantoms, **volumes,
+            f"{Path(self.teacher).stem}-student", model.metadata["tracer"], network, model.schedule,
+            crops=(network.multiple * -(-side // network.multiple),), batch_size=batch, cycles=(20_000,),
+            learning_rate=1e-3, decay="cosine", prediction=model.prediction, time_input=model.time_input,
+            planes=tuple(range(min(old.num_class_embeds, 3) or 3)), phantoms=bundled and bundled.phantoms,
         )  # fmt: skip
 
     def checked(self, recipe: Recipe) -> Recipe:
         """The recipe, if the teacher can teach its network; ValueError otherwise."""
-        own, old, new = self.recipe, self.model.architecture, recipe.architecture
+        own, old, new = self.recipe, self.architecture, recipe.architecture
         pairs = {name: (getattr(own, name), getattr(recipe, name)) for name in ("schedule", "prediction", "time_input")}
         for name in ("in_channels", "num_class_embeds", "spatial_dims"):
             pairs[name] = getattr(old, name), getattr(new, name)
@@ -74,12 +78,13 @@ class Distillation:
 
     def start(self, recipe: Recipe) -> Start:
         """The student before its training: layers and channels of the teacher, and random where it has none."""
-        new, old = recipe.architecture, self.model.architecture
+        new, old = recipe.architecture, self.architecture
         wanted = build_network(new, seed=recipe.seed).state_dict()
         forms = [(one.kind, one.patch_size, one.num_networks, len(one.channels)) for one in (old, new)]
         weights: dict[str, Tensor] = {}
         if forms[0] == forms[1]:
-            weights = thinned(self.model.network.state_dict(), wanted, old.num_res_blocks, new.num_res_blocks)
+            taught = self.model.network.state_dict()  # type: ignore[attr-defined]
+            weights = thinned(taught, wanted, old.num_res_blocks, new.num_res_blocks)
         logger.info("%d of the student's %d tensors start as the teacher's", len(weights), len(wanted))
         return Start(wanted | weights, self.provenance())
 
@@ -95,7 +100,7 @@ class DistillationLoop(TrainingLoop):
 
     def __init__(self, distillation: Distillation, *arguments: Any) -> None:
         self.distillation, state, source = distillation, *arguments[:2]
-        self.teacher = distillation.model.network.to(state.device)
+        self.teacher = distillation.model.network.to(state.device)  # type: ignore[attr-defined]
         found, wanted = source.file.voxel_size, distillation.model.voxel_size
         if any(abs(a / b - 1) > _SAME_VOXELS for a, b in zip(found, wanted, strict=True)):
             raise ValueError(
