@@ -41,6 +41,21 @@ def test_is_bundled_small_and_says_where_it_comes_from(name):
     assert training["recipe"] == training["recipe"] | jsonable(recipe.to_dict())
 
 
+def test_the_distilled_model_is_small_and_close_to_its_teacher(example):
+    from sirf_diffusion.models.storage import find_model
+
+    assert find_model("brain-fast").stat().st_size <= 8e6
+    teacher, student = (ScoreModel.load(name) for name in ("brain", "brain-fast"))
+    assert student.metadata["training"]["teacher"] == {"name": "brain", "sha256": teacher.hash}
+    assert [student.metadata[name] for name in ("tracer", "licence")] == ["many tracers, head", "Apache-2.0"]
+    truth, geometry = example.truth, example.acquisition.geometry
+    c = intensity_scale(truth, geometry)
+    noisy = truth + 0.4 * c * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    taught, found = (model.on(geometry, c).denoise_at(noisy, 0.4) for model in (teacher, student))
+    assert float((found - truth).norm()) < 1.2 * float((taught - truth).norm())
+    assert float((found - taught).norm()) < 0.6 * float((taught - truth).norm())
+
+
 def test_the_bundled_h_transform_is_small_and_helps_its_score_model(example):
     """One step: the prior's mean against what the data make of it."""
     assert list_h_transforms() == ["brain-fdg-deft"]

@@ -22,7 +22,8 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "that simulates its own. An interrupted or killed run goes on where it was when the same command is given "
         'again. Bundled recipes need the extra: pip install -c constraints.txt -e ".[train]"',
         example="sirf-diffusion train --data train.h5 --out model.safetensors; several GPUs: torchrun "
-        "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
+        "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors; a smaller, faster "
+        "model: sirf-diffusion train --distil brain --data train.h5 --out small.safetensors",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
     parser.add_argument(
@@ -46,6 +47,10 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--supervised", action="store_true",
         help="train an h-transform for `recon --method deft`, which steers the score model --init by the data",
     )  # fmt: skip
+    parser.add_argument(
+        "--distil", metavar="NAME|FILE", help="train a smaller network to give this model's clean images; schedule, "
+        "prediction and what else --config leaves out are the model's, with half the channels",
+    )  # fmt: skip
     parser.add_argument("--scanner", type=Path, metavar="F.hs", help="with --supervised: header of one sinogram")
     parser.add_argument(
         "--counts", type=_counts, metavar="LOW:HIGH", help="with --supervised: prompts of the scans; default: 2e4:2e6"
@@ -67,17 +72,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Train."""
     from ..training import train
     from ..training.configuration import DEFAULT, default_text, read_configuration
+    from ..training.distillation import Distillation
     from ..training.enhancement_recipes import ENHANCEMENT_RECIPES
     from ..training.supervised import SLICES
     from ..training.trainer import RunOptions
 
     default = ENHANCEMENT_RECIPES["latent"] if arguments.latent else DEFAULT
+    distillation = None if arguments.distil is None else Distillation(arguments.distil)
+    if distillation is not None:
+        if arguments.latent or arguments.supervised or arguments.init or arguments.recipe:
+            raise ValueError("--distil MODEL takes no --latent, --supervised, --init or --recipe")
+        default = distillation.recipe
     if arguments.print_config:
         print(default_text(default), end="")
         return 0
     if arguments.out is None:
         raise ValueError("--out FILE is needed: the model file to write")
-    if arguments.recipe is None and arguments.data is None:
+    if arguments.recipe is None and arguments.data is None and not default.simulated:
         raise ValueError("give --data FILE (a file of `sirf-diffusion data`), or --recipe NAME for simulated subjects")
     if arguments.latent and (arguments.supervised or arguments.recipe not in (None, *ENHANCEMENT_RECIPES)):
         raise ValueError(f"--latent goes with --recipe {', '.join(ENHANCEMENT_RECIPES)}, and not with --supervised")
@@ -103,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         options=options,
         supervision=supervision,
+        distillation=distillation,
     )
     return 0
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,3 +92,41 @@ def grown(weights: dict[str, Tensor], old: NetworkConfig, new: NetworkConfig, se
         # The first block on the way up belongs to the deepest level.
         result[re.sub(r"up_blocks\.(\d+)", lambda match: f"up_blocks.{int(match[1]) + added}", name)] = value
     return result
+
+
+def smaller(network: NetworkConfig) -> NetworkConfig:
+    """Half the residual blocks, half the channels from the third level on, attention on the deepest level alone.
+
+    Of a network with one residual block a level, half of all channels.
+    """
+    levels, blocks = len(network.channels), network.num_res_blocks
+    kept = 2 if blocks > 1 else 0
+    channels = tuple(n if k < kept else max(n // 2, 1) for k, n in enumerate(network.channels))
+    return replace(
+        network, channels=channels, num_res_blocks=max(blocks // 2, 1),
+        attention_levels=(*[False] * (levels - 1), network.attention_levels[-1]),
+        norm_num_groups=math.gcd(network.norm_num_groups, *channels),
+        num_head_channels=math.gcd(network.num_head_channels, channels[-1]),
+    )  # fmt: skip
+
+
+def thinned(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], old: int, new: int) -> dict[str, Tensor]:
+    """Weights of a smaller network: evenly spaced layers of each level, and of their channels evenly spaced ones.
+
+    So groups of the normalisation, frequencies of the time and the two parts of a concatenation stay what they are.
+    Left out is what ``weights`` do not have, or have smaller; ``old`` and ``new`` are the residual blocks of a level.
+    """
+    found = {}
+    for name, one in wanted.items():
+        source = name
+        if match := re.search(r"(down|up)_blocks\.\d+\.(?:resnets|attentions)\.(\d+)", name):
+            more = match[1] == "up"  # one block more on the way up
+            layer = int(match[2]) * (old - 1 + more) // max(new - 1 + more, 1)
+            source = f"{name[: match.start(2)]}{layer}{name[match.end(2) :]}"
+        value = weights.get(source)
+        if value is None or value.ndim != one.ndim or any(map(operator.lt, value.shape, one.shape)):
+            continue
+        for axis, (have, number) in enumerate(zip(value.shape, one.shape, strict=True)):
+            value = value.index_select(axis, torch.arange(number, device=value.device) * have // number)
+        found[name] = value
+    return found

@@ -35,25 +35,25 @@ class TrainingLog:
     """
 
     def __init__(
-        self, work: Path, step: int, reference: dict[float, float], tensorboard: bool = False, curves: Curves = SIGMA
+        self, work: Path, step: int, reference: dict[Any, float], tensorboard: bool = False, curves: Curves = SIGMA
     ) -> None:
         self.path, self.reference, self.curves = work / "log.csv", reference, curves
         self._figure, self._drawn, self._next = work / "validation.png", True, time.monotonic() + DRAW_EVERY
         self._rows = self._earlier(step)
-        names = [f"rmse_{self.curves.name}_{s:g}" for s in reference]
+        names = [f"rmse_{self.curves.name}_{shown(s)}" for s in reference]
         self._columns = ["step", "seconds", "training_loss", *names]
         values = [self.curves.reference, *(round(v, 5) for v in reference.values())]
         _write(work / "reference.csv", [["filter", *names], values])
         self._board = _tensorboard(work / "tensorboard", step) if tensorboard else None
 
-    def add(self, step: int, seconds: float, loss: float, errors: dict[float, float]) -> None:
+    def add(self, step: int, seconds: float, loss: float, errors: dict[Any, float]) -> None:
         """One row; the figure anew, unless that was done within the last seconds."""
         self._rows.append([step, round(seconds, 1), round(loss, 5), *(round(v, 5) for v in errors.values())])
         _write(self.path, [self._columns, *self._rows])
         if self._board is not None:
             self._board.add_scalar("training loss", loss, step)
             for sigma, error in errors.items():
-                self._board.add_scalar(f"denoising error/{self.curves.name} {sigma:g}", error, step)
+                self._board.add_scalar(f"denoising error/{self.curves.name} {shown(sigma)}", error, step)
             self._board.flush()
         self._drawn = self._drawn and not errors
         if time.monotonic() > self._next:
@@ -81,13 +81,18 @@ class TrainingLog:
         axes = figure.add_subplot()
         for column, (sigma, best) in enumerate(self.reference.items(), start=3):
             curve = [float(row[column]) / best for row in self._rows]
-            axes.plot([int(row[0]) for row in self._rows], curve, label=f"{sigma:g}")
+            axes.plot([int(row[0]) for row in self._rows], curve, label=shown(sigma))
         axes.axhline(1, color="0.6", linestyle="--")
         axes.set(xlabel="step", ylabel=f"error / {self.curves.relative_to}", yscale="log")
         axes.legend(title=self.curves.title, ncols=2, fontsize="small")
         with atomic_path(self._figure) as temporary:
             figure.savefig(temporary, dpi=100)
         self._drawn, self._next = True, time.monotonic() + DRAW_EVERY
+
+
+def shown(level: float | str) -> str:
+    """A noise level, or what else an error is of, in a column's name."""
+    return level if isinstance(level, str) else f"{level:g}"
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:

@@ -27,7 +27,7 @@ from .corruption import corrupted
 from .data.slice_stream import SliceStream, prefetched
 from .evaluation.acceptance import save_sheet, unconditional_samples
 from .evaluation.validation import relative_error, validation_set
-from .log import SIGMA, Curves, TrainingLog
+from .log import SIGMA, Curves, TrainingLog, shown
 from .recipes import check_settings, setting
 from .state import TrainingState
 
@@ -148,11 +148,11 @@ class TrainingLoop:
         notes = self.state.notes
         total, count = notes["losses"]
         if log is not None:
-            errors: dict[float, float] = {}
+            errors: dict[Any, float] = {}
             if self.validation is not None:
                 network = self.state.average.module
                 errors = self.validation.network_errors(network, self.recipe.prediction, self.recipe.time_input)
-            notes["validation"] = {f"{sigma:g}": round(error, 5) for sigma, error in errors.items()}
+            notes["validation"] = {shown(sigma): round(error, 5) for sigma, error in errors.items()}
             log.add(self.state.step, seconds, total / max(count, 1), errors)
             if self.recipe.patience:
                 self._note_best(relative_error(errors, log.reference))
@@ -190,7 +190,7 @@ class TrainingLoop:
             "recipe": self.recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
             "torch": torch.__version__, "device": state.device.type,
         }  # fmt: skip
-        return training | {key: value for key, value in state.description.items() if key in ("data", "init")}
+        return training | {key: value for key, value in state.description.items() if key in ("data", "init", "teacher")}
 
     @property
     def _licence(self) -> str:

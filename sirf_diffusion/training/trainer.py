@@ -23,6 +23,7 @@ from .checkpoint import forget_checkpoints
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
+from .distillation import Distillation, DistillationLoop
 from .distributed import Processes, processes
 from .enhancement import EnhancementLoop, enhancement_stages
 from .enhancement_recipes import ENHANCEMENT_RECIPES, EnhancementRecipe
@@ -38,6 +39,7 @@ def train(
     init: str | os.PathLike[str] | None = None, work_dir: str | os.PathLike[str] | None = None,
     max_steps: int | None = None, threads: int | None = None, resume: bool = True, device: str = "auto",
     options: RunOptions | None = None, supervision: Supervision | None = None,
+    distillation: Distillation | None = None,
 ) -> Path:  # fmt: skip
     """Train a recipe and write its model file.
 
@@ -62,6 +64,8 @@ def train(
         CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
     supervision
         Score model, scanner and scans of a supervised training: the file written is that of an h-transform.
+    distillation
+        The score model that a smaller one learns from; `Distillation.recipe` is the recipe to start with.
 
     Returns
     -------
@@ -98,10 +102,16 @@ def train(
         limit_threads(threads)
     where = select_device(device)
     start = None
-    if isinstance(recipe, EnhancementRecipe) and (init is not None or supervision is not None):
-        raise ValueError("an enhancement model is trained from the start and on images alone: leave --init out")
+    others = [item is not None for item in (init, supervision, distillation)]
+    if distillation is not None and sum(others) > 1:
+        raise ValueError("a student starts from its teacher and learns from it alone: no --init, no --supervised")
+    if isinstance(recipe, EnhancementRecipe) and any(others):
+        raise ValueError("an enhancement model is trained from the start, on images alone: no --init, no --distil")
     if supervision is not None:
         recipe = supervision.checked(recipe)
+    elif distillation is not None:
+        recipe = distillation.checked(recipe)
+        start = distillation.start(recipe)
     elif recipe.architecture.in_channels == NUM_INPUTS:
         raise ValueError(f"a network of {NUM_INPUTS} input images is for a supervised training (--supervised)")
     elif init is not None or recipe.init:
@@ -125,10 +135,12 @@ def train(
                     break
             return out
         provenance |= supervision.provenance() if supervision else {}
+        provenance |= {"teacher": distillation.provenance()} if distillation else {}
         network = supervision.network(recipe) if supervision else None
         state = TrainingState(recipe, provenance, where, peers, start, options.compiled, network)
         parts = (state, source, work, options)
-        _run(supervision.loop(*parts) if supervision else TrainingLoop(*parts), out, left, resume)
+        loop = DistillationLoop(distillation, *parts) if distillation else TrainingLoop(*parts)
+        _run(supervision.loop(*parts) if supervision else loop, out, left, resume)
     return out
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "v
     return whole
 
 
-def relative_error(errors: dict[float, float], reference: dict[float, float]) -> float:
+def relative_error(errors: dict[Any, float], reference: dict[Any, float]) -> float:
     """Geometric mean over noise levels of error over that of the best Gaussian filter; early stopping watches it."""
     return math.exp(sum(math.log(errors[sigma] / reference[sigma]) for sigma in reference) / len(reference))
 
