@@ -129,11 +129,6 @@ def choice(options: Callable[[], Any], *more: str, automatic: str | None = None)
     return read
 
 
-def automatic(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads ``auto`` as None, and anything else as ``read`` does."""
-    return lambda text: None if text == "auto" else read(text)
-
-
 def arguments(text: str) -> dict[str, Any]:
     """Keyword arguments of a class, as a JSON object."""
     try:
@@ -202,7 +197,7 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("number of steps", "0", count()),
-            BlockKey("eta", "auto", automatic(number(0, 1))),
+            BlockKey("eta", _of(*_SAMPLING, "eta"), number(0, 1)),
             BlockKey("final noise level", _of(*_SAMPLING, "final_noise_level"), number()),
             *_LOOKS,
             BlockKey("anchor strength", "0", number()),
