@@ -57,6 +57,7 @@ CHANGED = ("second-fdg:9002", "second-any:9003", "slice:9002+psf", "slice:9002+b
            "high-resolution:9003", "brain2d")  # fmt: skip
 #: Sides of the squares of voxels whose means are measured as VOIs, beside tissues and lesions.
 SQUARES = (5, 10, 20)
+TISSUES, SMALLEST_PART = ("grey", "white"), 30
 #: A distribution is kept as so many quantiles.
 NUM_QUANTILES = 2000
 
@@ -85,10 +86,10 @@ def scan(case: str, prompts: float) -> tuple[Acquisition, Tensor, Tensor, dict[s
 
 
 def vois_of(head: Tensor, regions: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Masks of VOIs by their kind: tissues, lesions, and squares that lie in the head."""
-    found: dict[str, list[Tensor]] = {"tissue": [], "lesion": []}
-    for name, mask in regions.items():
-        found["tissue" if name in ("grey", "white") else "lesion"].append(mask)
+    """Masks of VOIs by their kind: tissues, their parts in squares, lesions, and squares that lie in the head."""
+    tissues = [mask for name, mask in regions.items() if name in TISSUES]
+    lesions = [mask for name, mask in regions.items() if name not in TISSUES]
+    found: dict[str, list[Tensor]] = {"tissue": tissues, "part": [], "lesion": lesions}
     for side in SQUARES:
         squares = found[f"square {side}"] = []
         planes, height, width = head.shape
@@ -97,6 +98,8 @@ def vois_of(head: Tensor, regions: dict[str, Tensor]) -> dict[str, list[Tensor]]
                 for x in range(0, width - side + 1, side):
                     mask = torch.zeros_like(head)
                     mask[z : z + side, y : y + side, x : x + side] = True
+                    parts = [tissue & mask for tissue in tissues if side == SQUARES[-1]]
+                    found["part"] += [part for part in parts if int(part.sum()) >= SMALLEST_PART]
                     if float(head[mask].float().mean()) > 0.9:
                         squares.append(mask)
     return found
