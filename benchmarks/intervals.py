@@ -181,16 +181,18 @@ def factors_of(runs: Sequence[dict[str, Any]]) -> list[Factors]:
         if levels:
             counts = [exp(sum(log(run["counts"]) for run in group) / len(group)) for group in levels]
             voxels = [level([run["voxels"] for run in group]) for group in levels]
-            vois = [level([squares for run in group for squares in vois_in(run)]) for group in levels]
+            vois = [level(vois_in(group)) for group in levels]
             cases = dict.fromkeys(run["case"] for group in levels for run in group)
             numbers = [tuple(float(f"{x:.4g}") for x in column) for column in (counts, voxels, vois)]
             entries.append(Factors(*key, levels[0][0]["values"], *numbers, tuple(cases)))
     return entries
 
 
-def vois_in(run: dict[str, Any]) -> list[list[float]]:
+def vois_in(runs: Sequence[dict[str, Any]]) -> list[list[float]]:
     """Those that a factor is made for, by kind: not whole tissues, whose mean is wrong by the bias alone."""
-    return [found for kind, found in run["vois"].items() if found and kind != "tissue"]
+    kinds = dict.fromkeys(kind for run in runs for kind in run["vois"] if kind != "tissue")
+    found = [[distance for run in runs for distance in run["vois"].get(kind, ())] for kind in kinds]
+    return [distances for distances in found if distances]
 
 
 def table(runs: Sequence[dict[str, Any]], entries: Sequence[Factors], tuning: Sequence[str]) -> str:
@@ -205,7 +207,7 @@ def table(runs: Sequence[dict[str, Any]], entries: Sequence[Factors], tuning: Se
             after = None
         student = interval_factor(run["num_samples"], run["values"]["noise"])
         row = []
-        for place, found in enumerate(([run["voxels"]], vois_in(run), [run["vois"]["tissue"]])):
+        for place, found in enumerate(([run["voxels"]], vois_in([run]), [run["vois"]["tissue"]])):
             for factor in (student, None if after is None else after[min(place, 1)]):
                 shares = [sum(x <= factor for x in values) / len(values) for values in found if values and factor]
                 row.append(100 * sum(shares) / len(shares) if shares else None)
