@@ -251,7 +251,7 @@ def main() -> None:
     entries = factors_of([run for run in found if run["case"] in options.tuning])
     print(table(found, entries, options.tuning))
     if options.write:
-        print(f"{write_table(model, entries)}: {len(entries)} entries")
+        print(f"{write_table(model, entries)}: {len(entries)} entries, and what it had of other kinds of runs")
 
 
 if __name__ == "__main__":

@@ -168,9 +168,17 @@ def table_path(model_file: str | os.PathLike[str]) -> Path:
 
 
 def write_table(model: Any, entries: Sequence[Factors]) -> Path:
-    """Write the table beside the file that a score model was loaded from; returns its path."""
-    path = table_path(model.path)
-    rows = [vars(entry) for entry in entries]
+    """Write the table beside the file that a score model was loaded from; what it has of other kinds of runs stays.
+
+    Returns its path.
+    """
+
+    def kind(entry: Factors) -> tuple[Any, ...]:
+        return entry.method, entry.kind, entry.num_samples, entry.voxel_size_mm
+
+    path, replaced = table_path(model.path), {kind(entry) for entry in entries}
+    kept = [entry for entry in IntervalTable.of(model).entries if kind(entry) not in replaced]
+    rows = [vars(entry) for entry in (*kept, *entries)]
     write_json(path, {"model_sha256": model.hash, "probability": NOMINAL, "entries": rows})
     return path
 
