@@ -181,7 +181,8 @@ def factors_of(runs: Sequence[dict[str, Any]]) -> list[Factors]:
         if levels:
             counts = [exp(sum(log(run["counts"]) for run in group) / len(group)) for group in levels]
             voxels = [level([run["voxels"] for run in group]) for group in levels]
-            vois = [level(vois_in(group)) for group in levels]
+            # Of one kind there are few in a case: all levels together.
+            vois = [level(vois_in([run for group in levels for run in group]))] * len(levels)
             cases = dict.fromkeys(run["case"] for group in levels for run in group)
             numbers = [tuple(float(f"{x:.4g}") for x in column) for column in (counts, voxels, vois)]
             entries.append(Factors(*key, levels[0][0]["values"], *numbers, tuple(cases)))
