@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..engines.objective import Objective
 from ..models.intervals import NOMINAL, IntervalTable, NotCalibrated
 from .fitness import OUT
-
-if TYPE_CHECKING:
-    from .reconstruction import Study
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +24,7 @@ def trues_per_plane(objective: Objective, image: Tensor) -> float:
 
 
 def interval_record(
-    study: Study, table: IntervalTable, objective: Objective, image: Tensor, record: dict[str, Any]
+    study: Any, table: IntervalTable, objective: Objective, image: Tensor, record: dict[str, Any]
 ) -> dict[str, Any]:
     """What holds of the intervals of a run, for its record; said in the log, too.
 
@@ -37,7 +34,7 @@ def interval_record(
     Parameters
     ----------
     study, table
-        What was asked for, and the table of its model.
+        The `~sirf_diffusion.study.reconstruction.Study`, and the table of its model.
     objective, image
         The data, and the image handed out.
     record
@@ -59,7 +56,7 @@ def interval_record(
     return told | {"calibrated": True, **used, "table": {"file": table.file, "sha256": table.sha256}}
 
 
-def _check_alike(study: Study, record: dict[str, Any]) -> None:
+def _check_alike(study: Any, record: dict[str, Any]) -> None:
     """NotCalibrated if the run is unlike those of every table, which settings do not tell."""
     check = record["distribution"]
     reasons = {
