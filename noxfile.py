@@ -23,7 +23,7 @@ COVERING = {
 #: Readers and writers, models of every architecture, engines, each reconstructor, commands: 3 minutes on one core.
 FAST = (
     "packaging", "versions", "interfile", "parfile", "geometry", "storage", "score_model", "import_schedulers", "osem",
-    "dds", "hqs", "lisch", "outputs", "projector", "priors", "troubleshooting",
+    "dds", "lisch", "outputs", "projector", "priors", "troubleshooting",
 )
 
 nox.options.tags = ["covering"]

@@ -46,7 +46,7 @@ def main():
     if name is not None:
         conditional = sirf_diffusion.ScoreModel.load(name, device="auto").guided_by(mr, args.guidance)
 
-    iterations, steps = (10, 6) if args.quick else (args.iterations, args.steps)
+    iterations, steps = (5, 3) if args.quick else (args.iterations, args.steps)
     images = {}
     for name, prior in (("quadratic", QuadraticPenalty(geometry, factor / 3)), ("Bowsher", bowsher)):
         recon = sirf_diffusion.MAPEM(objective, prior, iterations)

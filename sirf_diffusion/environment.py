@@ -23,13 +23,7 @@ _PACKAGES = (
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """The device for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or CUDA is asked for and not there.
-    """
+    """The device for ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``."""
     import torch
 
     if name == "auto":

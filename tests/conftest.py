@@ -26,14 +26,6 @@ def _imports(module: str) -> str:
     return (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
 
 
-def _reason_stir() -> str:
-    return _imports("stir")
-
-
-def _reason_sirf() -> str:
-    return _imports("sirf.STIR")
-
-
 @functools.lru_cache
 def _reason_shim() -> str:
     """Empty if the compiled module of ``stir_priors`` is there, which is compiled once if STIR and a compiler are."""
@@ -49,20 +41,12 @@ def _reason_shim() -> str:
     return ""
 
 
-def _reason_cuda() -> str:
-    return "" if torch.cuda.is_available() else "no CUDA device"
-
-
-def _reason_diffusers() -> str:
-    return _imports("diffusers")
-
-
 _REQUIREMENTS = {
-    "stir": (_reason_stir, "REQUIRE_STIR"),
+    "stir": (lambda: _imports("stir"), "REQUIRE_STIR"),
     "shim": (_reason_shim, "REQUIRE_STIR"),
-    "sirf": (_reason_sirf, "REQUIRE_SIRF"),
-    "cuda": (_reason_cuda, "REQUIRE_CUDA"),
-    "diffusers": (_reason_diffusers, "REQUIRE_DIFFUSERS"),
+    "sirf": (lambda: _imports("sirf.STIR"), "REQUIRE_SIRF"),
+    "cuda": (lambda: "" if torch.cuda.is_available() else "no CUDA device", "REQUIRE_CUDA"),
+    "diffusers": (lambda: _imports("diffusers"), "REQUIRE_DIFFUSERS"),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_lora import same, weights
 from tiny_model import small_model
-from toy_model import Gaussian, Record, ToyModel
+from toy_model import Gaussian, Record, StopAt, ToyModel
 from toy_objective import make_toy
 
 from sirf_diffusion.models.lora import Adapter, AdapterFileError
@@ -274,12 +274,8 @@ def test_a_killed_run_resumes(method, rank, carry_optimiser, objective, model, t
     def adaptation():
         return kind(rank=rank, carry_optimiser=carry_optimiser, **ALWAYS)
 
-    def kill(step):
-        if step.step == 3:
-            raise KeyboardInterrupt
-
     whole = run(method, objective, model, num_steps=5, num_samples=2, adaptation=adaptation())
-    callbacks = [CheckpointCallback(path, every=2), kill]
+    callbacks = [CheckpointCallback(path, every=2), StopAt(3, KeyboardInterrupt)]
     with pytest.raises(KeyboardInterrupt):
         run(method, objective, model, num_steps=5, num_samples=2, adaptation=adaptation(), callbacks=callbacks)
     options = {"num_steps": 5, "num_samples": 2, "resume_from": path}

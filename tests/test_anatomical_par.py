@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from par_files import par_text
 from patient_images import write_nifti_at
 from small_scan import write_conditional_model, write_small_model
 from stir_shim_blocks import prior
@@ -23,21 +24,13 @@ pytest.importorskip("SimpleITK")
 GEOMETRY = ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0))
 FINE = ImageGeometry((4, 30, 30), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
 SCALE = 10.0
-PAR = """\
-OSMAPOSLParameters :=
-objective function type := PoissonLogLikelihoodWithLinearModelForMeanAndProjData
-PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-  input file := prompts.hs
+SCORE = """\
 prior type := Diffusion Score
   Diffusion Score Parameters :=
   penalisation factor := 0.1
   {keys}
-  END Diffusion Score Parameters :=
-end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters :=
-number of subsets := 1
-number of subiterations := 1
-END :=
-"""
+  END Diffusion Score Parameters :="""
+PAR = par_text("prompts.hs", "image", SCORE, subsets=1, subiterations=1)
 
 
 @pytest.fixture(scope="module")

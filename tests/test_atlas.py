@@ -91,7 +91,7 @@ def files(tmp_path_factory):
 def test_killed_it_ends_at_the_same_bits(files, tmp_path, capsys):
     def words(name, *more):
         out = ["--out", str(tmp_path / f"{name}.h5"), "--images", str(tmp_path / name)]
-        return ["atlas", "--subjects", *files, "--voxel-size", str(MM), "--rounds", "1", *out, *more]
+        return ["atlas", "--subjects", *files, "--voxel-size", "12", "--rounds", "1", *out, *more]
 
     assert main(words("whole")) == 0
     for renamings in (4, 5, 9, 3):

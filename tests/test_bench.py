@@ -8,17 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from bench_cases import TINY, tiny_case
-from small_scan import write_small_model
 
 from benchmarks.__main__ import main
 from benchmarks.bench import LINES, SUITES, Campaign, campaign
 from benchmarks.bench.builders import Draws, build
 from benchmarks.bench.cases import TUNING_SUBJECTS, CaseSpec, make_case
-from benchmarks.bench.measures import (
-    expected_ranks,
-    image_measures,
-    posterior_measures,
-)
+from benchmarks.bench.measures import expected_ranks, image_measures, posterior_measures
+from benchmarks.bench.mismatch import MISMATCHES, mismatched
 from benchmarks.bench.page import write_report
 from benchmarks.bench.problem import Problem
 from benchmarks.bench.runs import RunSpec
@@ -37,8 +33,8 @@ SPEC = CaseSpec("slice", 9000, 2e4)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(write_small_model(tmp_path_factory.mktemp("model") / "small.safetensors"))
+def model(small_model):
+    return str(small_model)
 
 
 @pytest.fixture(autouse=True)
@@ -319,6 +315,32 @@ def test_all_methods_are_listed(capsys):
     assert main(["run", "--list-methods"]) == 0
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in LINES)
+
+
+#: By mismatch, what it changes: the least and the most that the expected counts differ from what the model makes of the
+#: truth, relative to their norm.
+DIFFERENCES = {
+    "wrong-attenuation": (0.01, 0.1), "moved-attenuation": (0.004, 0.1), "wrong-scatter": (0.01, 0.1),
+    "wrong-psf": (0.001, 0.1), "wrong-scale": (0.0, 1e-6), "missing-views": (0.0, 1e-6), "dead-block": (0.1, 0.6),
+    "stir-data": (0.004, 0.15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=pytest.mark.requires_stir) if kind == "stir-data" else kind for kind in MISMATCHES
+])  # fmt: skip
+def test_a_mismatch_changes_what_is_counted_or_what_is_told_and_nothing_else(kind):
+    right = tiny_case(SPEC)
+    case = mismatched(kind, right, 0.096 * right.masks["head"].float())
+    assert torch.equal(case.truth, right.truth)
+    model = Problem(right, 0, {}, torch.device("cpu")).objective().model
+    told = case.multiplicative * (model.projector.forward(case.truth) + case.additive)
+    expected = told if case.expected is None else case.expected
+    low, high = DIFFERENCES[kind]
+    assert low <= float((expected - told).norm() / told.norm()) <= high
+    assert case.scale_error == (1.2 if kind == "wrong-scale" else 1.0)
+    lost = float((case.multiplicative == 0).float().mean() - (right.multiplicative == 0).float().mean())
+    assert lost == pytest.approx(0.3 if kind == "missing-views" else 0.0, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", ["slice", "high-resolution"])

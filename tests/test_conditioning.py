@@ -131,6 +131,7 @@ def test_what_makes_no_sense_is_refused():
 
 
 def test_a_run_is_not_resumed_with_another_anatomical_image(tmp_path):
+    from toy_model import StopAt
     from toy_objective import make_toy
 
     from sirf_diffusion.reconstructors import DDSReconstructor
@@ -138,17 +139,13 @@ def test_a_run_is_not_resumed_with_another_anatomical_image(tmp_path):
 
     objective, _ = make_toy((1, 16, 16), num_bins=400)
 
-    def stop_early(step):
-        if step.step == 2:
-            raise StopIteration
-
     def dds(image, **kwargs):
         model = make().on(objective.geometry, SCALE, anatomical=image)
         return DDSReconstructor(objective, model, num_steps=4, **kwargs)
 
     image = torch.rand((1, 16, 16), generator=torch.Generator().manual_seed(0)) + 0.5
     path = tmp_path / "checkpoint.safetensors"
-    first = dds(image, callbacks=[CheckpointCallback(path), stop_early]).process()
+    first = dds(image, callbacks=[CheckpointCallback(path), StopAt(2)]).process()
     assert first.record["model"]["conditioning"]["guidance"] == 0
     dds(image, resume_from=path).process()
     with pytest.raises(ValueError, match="conditioning"):

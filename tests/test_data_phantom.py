@@ -411,7 +411,7 @@ def large_file(path, volumes, shape):
 
 
 def test_a_pass_over_a_large_file_keeps_to_its_memory(tmp_path):
-    large_file(tmp_path / "large.h5", 40, (100, 256, 256))  # 0.52 GB
+    large_file(tmp_path / "large.h5", 26, (100, 256, 256))  # 0.34 GB
     result = subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path / "large.h5")], capture_output=True, text=True,
                             check=True)  # fmt: skip
     before, after = map(float, result.stdout.split())

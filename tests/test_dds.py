@@ -1,4 +1,4 @@
-"""Decomposed diffusion sampling where the answer is known."""
+"""Decomposed diffusion sampling and half-quadratic splitting where the answer is known."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from sirf_diffusion.engines.em import em_update, herman_meyer_order
 from sirf_diffusion.models.schedules import VESchedule
 from sirf_diffusion.priors import RelativeDifferencePenalty
 from sirf_diffusion.reconstructors.diffusion.dds import DDSReconstructor
+from sirf_diffusion.reconstructors.diffusion.hqs import HQSReconstructor
 
 FLOOR = 1e-6
 
@@ -36,17 +37,22 @@ def test_with_an_identity_denoiser_it_is_mlem(num_inner):
     assert values[-1] > values[0]
 
 
-@pytest.mark.parametrize("strength", [4.0, 300.0])
-def test_from_pure_noise_a_gaussian_prior_gives_its_map_estimate(strength):
-    # At a noise level of 1e4 the denoiser returns the prior's mean m whatever the noise; with the anchor's strength
-    # equal to the prior's precision 1/w, the data step then maximises L(x) - |x/c - m|^2 / (2 w): the MAP estimate.
+@pytest.mark.parametrize("variance", [0.1, 0.001])
+def test_from_pure_noise_a_gaussian_prior_gives_its_map_estimate(variance):
+    # At this noise level the denoiser returns the prior's mean m whatever the noise; with an anchor of the precision
+    # 1 / w, which HQS has as beta / sigma^2, the data step maximises L(x) - |x/c - m|^2 / (2 w): the MAP estimate.
     objective, _ = make_toy((1, 8, 8))
-    mean, c = 0.8, 1.5
-    model = ToyModel(Gaussian(mean, 1 / strength), VESchedule(0.01, 1e4)).on(objective.geometry, c)
-    run = DDSReconstructor.published(objective, model, num_steps=1, num_inner=600, anchor_strength=strength)
-    x = run.process().get_output()
-    gradient = objective.gradient(x) - strength / c**2 * (x - c * mean)
-    assert relative_kkt(x, gradient, objective.sensitivity()) < 1e-3
+    mean, c, sigma = 0.8, 1.5, 1e4
+    model = ToyModel(Gaussian(mean, variance), VESchedule(0.01, sigma)).on(objective.geometry, c)
+    found = []
+    for kind, strength in (
+        (HQSReconstructor, {"beta": sigma**2 / variance}), (DDSReconstructor, {"anchor_strength": 1 / variance}),
+    ):  # fmt: skip
+        run = kind.published(objective, model, num_steps=1, num_inner=600, **strength)
+        found.append(run.process().get_output())
+        gradient = objective.gradient(found[-1]) - (found[-1] - c * mean) / (variance * c**2)
+        assert relative_kkt(found[-1], gradient, objective.sensitivity()) < 1e-3
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_the_anchor_weakens_as_the_noise_rises():
@@ -116,3 +122,50 @@ def test_an_axial_penalty_joins_slices():
 
     assert roughness(prior, 0) < 0.5 * roughness(None, 0)
     assert roughness(prior, 1) > 0.5 * roughness(None, 1)
+
+
+# Half-quadratic splitting ---------------------------------------------------------------------------------------------
+
+
+def test_each_update_raises_the_penalised_likelihood():
+    objective, truth = make_toy((2, 6, 6))
+    image = truth.roll(2, -1) * 1.3
+    model = ToyModel(Fixed(image), VESchedule(0.01, 1.0)).on(objective.geometry, 2.0)
+    values = []
+    for num_inner in range(1, 12):
+        x = (
+            HQSReconstructor.published(objective, model, num_steps=1, num_inner=num_inner, beta=50.0)
+            .process()
+            .get_output()
+        )
+        values.append(float(objective.value(x)) - 0.5 * 50.0 / 4.0 * float(((x - 2 * image) ** 2).sum()))
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+def test_the_pull_grows_as_the_noise_falls():
+    objective, truth = make_toy((1, 8, 8))
+    image = truth.roll(3, -1) + 0.1
+    model = ToyModel(Fixed(image), VESchedule(0.01, 40.0)).on(objective.geometry, 1.0)
+    record = Record()
+    HQSReconstructor.published(objective, model, num_steps=12, num_inner=20, callbacks=[record]).process()
+    distances = [float((x - image).norm()) for x in record.images]
+    assert distances == sorted(distances, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(HQSReconstructor, "beta"), (DDSReconstructor, "anchor_strength")], ids=["hqs", "dds"]
+)
+@pytest.mark.parametrize(("num_steps", "reference_steps"), [(6, 12), (6, 6), (12, 6)])
+def test_the_pull_is_in_proportion_to_the_noise_levels(kind, name, num_steps, reference_steps):
+    objective, truth = make_toy((1, 8, 8))
+    model = ToyModel(Fixed(truth.roll(3, -1) + 0.1), VESchedule(0.01, 40.0)).on(objective.geometry, 1.0)
+
+    def image(strength, reference):
+        settings = {"num_steps": num_steps, "reference_steps": reference, name: strength}
+        return kind.published(objective, model, **settings).process().get_output()
+
+    expected = image(30.0 * num_steps / reference_steps, 0)
+    torch.testing.assert_close(image(30.0, reference_steps), expected, rtol=1e-5, atol=1e-6)
+    assert kind.defaults()["num_steps"] == kind.defaults()["reference_steps"]
+    assert kind.defaults("volumes")["num_steps"] == kind.defaults("volumes")["reference_steps"]

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import lru_cache
 
 import pytest
 import torch
@@ -105,19 +104,11 @@ def test_a_foreign_pattern_is_noticed():
     assert check_distribution(gaussian_model(), stripes).verdict == OUT
 
 
-@lru_cache
-def bundled():
-    """A bundled model on the grid of the bundled slice, that, and the check of its truth."""
+def test_noise_and_patterns_are_noticed_by_the_bundled_model():
     example = load_example("brain2d")
     truth, geometry = example.truth, example.acquisition.geometry
     model = ScoreModel.load("brain-fdg").on(geometry, intensity_scale(truth, geometry))
-    objective = example.acquisition.objective()
-    return model, example, check_distribution(model, truth, samples=truth[None], objective=objective)
-
-
-def test_noise_and_patterns_are_noticed_by_the_bundled_model():
-    model, example, check = bundled()
-    truth = example.truth
+    check = check_distribution(model, truth, samples=truth[None], objective=example.acquisition.objective())
     assert check.verdict == IN
     assert abs(check.likelihood.deviations) < 4
     assert check.network_evaluations == 2 * sum(PROBES.values())
@@ -127,10 +118,10 @@ def test_noise_and_patterns_are_noticed_by_the_bundled_model():
 
 
 def test_too_close_a_fit_is_no_fault_of_the_model():
-    _, example, in_distribution = bundled()
-    objective = example.acquisition.objective(9)
+    objective = load_example("brain2d").acquisition.objective(9)
     x = OSEM(objective, num_iterations=6).process().get_output()
     overfitted = check_distribution(gaussian_model(objective.geometry), x, objective=objective)
+    in_distribution = check_distribution(gaussian_model(), own_image())
     assert overfitted.likelihood.deviations > LIKELIHOOD_LIMIT
     judged = replace(in_distribution, likelihood=overfitted.likelihood)
     assert judged.verdict == "unusual"

@@ -1,12 +1,13 @@
 """One image for the same data, model and seed, whichever door one comes in by: class, function, command, script."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_scan import SmallScan, write_small_model, write_small_scan
+from small_scan import SmallScan, script_objects, write_small_model, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion.cli import main
@@ -78,19 +79,14 @@ def by_command(method, scan, model):
     }  # fmt: skip
     values |= {"samples": 2, "seed": SEED} if METHODS[method].samples else {}
     assert main(["recon", *(part for key, value in values.items() for part in (f"--{key}", str(value)))]) == 0
+    planes = json.loads((out / "record.json").read_text())["model"]["planes"]
+    volume = "three" if method == "map-score" else "alternating"
+    assert planes == (volume if scan.geometry.shape[0] > 1 else "transverse")
     return read_image(out / "reconstruction.hv")[0]
 
 
-def by_sirfs_names(method, scan, model, engine="embedded"):
-    pet = sirf_diffusion.get_engine(engine)
-    prompts, truth = pet.AcquisitionData(scan.prompts_hs), pet.ImageData(scan.truth_hv)
-    factors = pet.AcquisitionData(scan.multiplicative_with_attenuation_hs)
-    acq_model = pet.AcquisitionModelUsingRayTracingMatrix()
-    acq_model.set_num_tangential_LORs(1)
-    acq_model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-    acq_model.set_additive_term(pet.AcquisitionData(scan.additive_hs))
-    acq_model.set_up(prompts, truth)
-    objective = pet.make_Poisson_loglikelihood(prompts, acq_model=acq_model)
+def by_sirfs_names(method, scan, model):
+    _, truth, _, objective = script_objects(sirf_diffusion.get_engine("embedded"), scan)
     objective.set_up(truth)
     return torch.from_numpy(np.array(by_class(method, scan, model, objective).as_array()))
 

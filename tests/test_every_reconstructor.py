@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_model import small_model
 from toy_denoisers import ResidualOf, gaussian_denoiser
-from toy_model import Gaussian, Record, ToyModel
+from toy_model import Gaussian, Record, StopAt, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.priors import RelativeDifferencePenalty, ScorePenalty
@@ -89,12 +89,7 @@ def test_hard_data_give_finite_images_that_are_zero_where_nothing_is_seen(kind, 
 @every_reconstructor
 def test_stop_iteration_ends_with_the_image_of_that_step(kind):
     record = Record()
-
-    def stop(step):
-        if step.step == 3:
-            raise StopIteration
-
-    run = made(kind, make_toy(num_subsets=4)[0], 1.0, callbacks=[record, stop]).process()
+    run = made(kind, make_toy(num_subsets=4)[0], 1.0, callbacks=[record, StopAt(3)]).process()
     assert len(record.steps) == 3
     assert run.record["stopped_early"]
     assert torch.equal(run.get_samples() if kind in SAMPLERS else run.get_output(), record.images[-1])

@@ -52,7 +52,7 @@ def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations,
         assert (kept.diff() >= -1e-8 * trace.abs().max()).all()
 
 
-@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0, 300.0])
+@pytest.mark.parametrize("beta", [0.1, 1.0, 300.0])
 def test_bsrem_with_subsets_converges_to_the_same_image_as_without(beta):
     objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
     prior = RelativeDifferencePenalty(objective.geometry, beta, epsilon=1e-2)

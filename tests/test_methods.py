@@ -13,8 +13,8 @@ from tiny_model import small_model
 from toy_model import Fixed, ToyModel, identity
 from toy_objective import make_toy
 
+from benchmarks.settings_tables import adaptation_table, settings_table, shared_table, speed_table
 from sirf_diffusion.cli import main
-from sirf_diffusion.reconstructors.listing import adaptation_table, settings_table, shared_table, speed_table
 from sirf_diffusion.reconstructors.methods import (
     ADAPTATIONS,
     METHODS,

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from test_conditioning import MeanFromAnatomy
+from test_sirf_priors import Ridge
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser, mixture_log_density
 from toy_objective import make_toy
 
@@ -27,22 +28,6 @@ PlainPenalty = partial(ScorePenalty, memory=False)
 def image(seed=0, grid=VOLUME, *leading):
     generator = torch.Generator().manual_seed(seed)
     return 2 * SCALE * torch.rand(*leading, *grid.shape, generator=generator, dtype=torch.float64) + 0.1
-
-
-class Ridge:
-    """A user's penalty on arrays, half the sum of squares."""
-
-    def value(self, x):
-        return 0.5 * float((x.astype("float64") ** 2).sum())
-
-    def gradient(self, x, out):
-        out[...] = x
-
-    def curvature(self, x, out):
-        out[...] = 1
-
-    def hessian_times(self, x, v, out):
-        out[...] = v
 
 
 def make(name, grid=VOLUME, late=False):

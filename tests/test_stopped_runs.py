@@ -36,6 +36,7 @@ def command(small_scan, small_model, tmp_path):
     def words(method: str = "dds", folder: str = "out", *more: str) -> list[str]:
         files = {name: getattr(small_scan, f"{name}_hs") for name in ("prompts", "multiplicative", "additive")}
         options = files | {"attenuation": small_scan.mu_hv, "method": method, "out": tmp_path / folder}
+        options |= {"adapt-set": "num_updates=1"} if method == "ddip" else {}
         options["set"] = SETTINGS.get(method, "num_steps=4")
         options["checkpoint-every"] = 0
         if METHODS[method].uses_model:
@@ -243,7 +244,7 @@ def runs(process: str) -> bool:
 
 
 def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp_path, monkeypatch):
-    more = ("--workers", "2", "--set", "num_steps=40")
+    more = ("--workers", "2", "--set", "num_steps=24")
     process = FRESH.Process(target=main, args=(command("dds", "out", *more),))
     process.start()
     deadline = time.monotonic() + 300
@@ -263,6 +264,6 @@ def test_workers_end_with_their_parent_and_the_same_command_goes_on(command, tmp
     steps = []
     monkeypatch.setattr(CheckpointCallback, "__call__", lambda self, step: steps.append(step.step))
     assert main(command("dds", "out", *more)) == 0
-    assert len(steps) < 2 * 40
+    assert len(steps) < 2 * 24
     assert main(command("dds", "whole", *more)) == 0
     assert images(tmp_path / "out") == images(tmp_path / "whole")

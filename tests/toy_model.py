@@ -98,3 +98,15 @@ class Record:
     def __call__(self, record) -> None:
         self.steps.append(record)
         self.images.append(record.x.clone())
+
+
+@dataclass
+class StopAt:
+    """Callback that raises at a step: a callback's own end, or what a user presses."""
+
+    step: int
+    error: type[BaseException] = StopIteration
+
+    def __call__(self, record) -> None:
+        if record.step == self.step:
+            raise self.error

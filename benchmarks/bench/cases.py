@@ -45,7 +45,7 @@ class CaseSpec:
     Parameters
     ----------
     kind
-        ``"slice"``, ``"volume"``, or the name of a case of the domain-shift suite.
+        ``"slice"``, ``"volume"``, or the name of a case of the suites of domain shifts and of mismatches.
     subject
         Seed of the simulated subject.
     prompts
@@ -81,6 +81,10 @@ class Case:
         As in `sirf_diffusion.engines.embedded.acquisition.Acquisition`.
     rois
         Labels ``[z, y, x]`` of regions of the background by their size, 0 for none.
+    expected
+        Counts that the scanner expects, where these are not those of its model ``multiplicative (G truth + additive)``.
+    scale_error
+        Factor by which models are bound to a wrong intensity scale.
     """
 
     spec: CaseSpec
@@ -92,6 +96,8 @@ class Case:
     multiplicative: Tensor
     additive: Tensor
     rois: dict[str, Tensor] = field(default_factory=dict)
+    expected: Tensor | None = None
+    scale_error: float = 1.0
 
     @property
     def lesions(self) -> list[str]:
@@ -119,11 +125,14 @@ def make_case(spec: CaseSpec) -> Case:
         return spec.given.case(spec)
     if spec.subject < FIRST_REPORTED_SUBJECT and spec.subject not in TUNING_SUBJECTS:
         raise ValueError(f"subject {spec.subject} may have been trained on: take {FIRST_REPORTED_SUBJECT} and above")
-    if spec.kind not in ("slice", "volume"):
+    from .mismatch import MISMATCHES, mismatched
+
+    if spec.kind not in ("slice", "volume", *MISMATCHES):
         return _shifted_case(spec)
     geometry, projdata = volume_grids() if spec.kind == "volume" else _slice_grids()
     truth, mu, mr, masks = _subject(spec.subject, geometry.shape)
-    return case_of(spec, geometry, projdata, truth, mu, mr, masks)
+    case = case_of(spec, geometry, projdata, truth, mu, mr, masks)
+    return mismatched(spec.kind, case, mu) if spec.kind in MISMATCHES else case
 
 
 def case_of(
@@ -234,9 +243,10 @@ def _distance(centre: tuple[int, int, int], shape: tuple[int, ...], voxel_size: 
 def _shifted_case(spec: CaseSpec) -> Case:
     """A case of the domain-shift suite."""
     from . import domain_shift
+    from .mismatch import MISMATCHES
 
     if spec.kind not in domain_shift.CASES:
-        known = ", ".join(("slice", "volume", *domain_shift.CASES))
+        known = ", ".join(("slice", "volume", *domain_shift.CASES, *MISMATCHES))
         raise ValueError(f"unknown kind of case {spec.kind!r}; known are {known}")
     found = domain_shift.simulate_case(spec.kind, spec.subject, prompts=spec.prompts)
     scan, masks = found.acquisition, _masks_of(found.labels, found.lesions)

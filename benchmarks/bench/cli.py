@@ -14,7 +14,7 @@ from sirf_diffusion.cli.command_line import add_precision
 
 MODEL = "brain-fdg"
 CONDITIONAL_MODEL = "brain-fdg-mr"
-_SUITES = ("quick", "2d", "3d", "ood", "speed")
+_SUITES = ("quick", "2d", "3d", "ood", "mismatch", "mismatch-stir", "speed")
 
 _DESCRIPTION = """\
 Measure the methods against each other on simulated subjects that no bundled model was trained on. Every method's

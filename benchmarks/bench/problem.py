@@ -57,7 +57,7 @@ class Problem:
     @cached_property
     def scale(self) -> float:
         """Intensity scale, image units per network unit."""
-        return intensity_scale(self.early.get_output(), self.case.geometry)
+        return self.case.scale_error * intensity_scale(self.early.get_output(), self.case.geometry)
 
     def model(
         self, role: str = "score", planes: str | None = None, *, sampling: bool = True, **options: Any
@@ -106,6 +106,8 @@ def _same_grids(model: AcquisitionModel, case: Case, device: torch.device) -> bo
 
 def _mean(case: Case, device: torch.device) -> Tensor:
     """Expected counts of a case. Projected on the CPU's copy of the truth so that all devices draw the same noise."""
+    if case.expected is not None:
+        return case.expected
     model = _acquisition_model(case, device)
     key = (case.spec, str(device))
     if key not in _means:

@@ -24,6 +24,7 @@ from benchmarks.bench.table import get_line
 from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.diffusion.chain import posterior_sd
+from sirf_diffusion.study.fitness import IN, check_distribution
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,10 @@ def perform(
         noises = reconstructor.noise  # type: ignore[attr-defined]
         found, ranks = posterior_measures(samples, case, noises)
         result.measures |= found
+        if "score" in line.models:
+            fit = {"objective": problem.objective(), "log_likelihood": measures["log_likelihood"]}
+            check = check_distribution(problem.model(), image, samples=samples.to(torch_device), **fit)
+            result.measures["warned"] = float(check.verdict != IN)
         result.ranks, result.sd = ranks.tolist(), posterior_sd(samples, noises)
     result.image = image.cpu()
     if not keep_images:

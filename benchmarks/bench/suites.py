@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.bench.cases import CaseSpec
+from benchmarks.bench.mismatch import MISMATCHES
 from benchmarks.bench.table import LINES
 from benchmarks.bench.truth import Given
 
@@ -108,6 +109,18 @@ class Suite:
 _SHIFTS = ("fdg", "amyloid-positive", "amyloid-negative", "dpa714", "low-resolution", "high-resolution", "large-lesion",
            "atrophy")  # fmt: skip
 
+_MISMATCH = Suite(
+    "mismatch",
+    "slices of two subjects with an error of the system model each (attenuation, motion, scatter, resolution, scale, "
+    "detectors), parameters tuned without knowing",
+    kinds=("slice", *(kind for kind in MISMATCHES if kind != "stir-data")),
+    prompts=(2e5,),
+    subjects=(9002, 9003),
+    num_realisations=4,
+    methods=("mlem", "map-rdp", "map-score", "dds", "hqs", "lisch"),
+    variants=(),
+)
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -151,6 +164,13 @@ SUITES = {
             methods=("mlem", "mlem-filter", "map-rdp", "map-rdp-kappa", "map-bowsher", "map-pls", "map-score", "dds",
                      "hqs", "lisch", "dds-mr", "lisch-mr", "ddip", "steerable"),
             variants=(),
+        ),
+        _MISMATCH,
+        replace(
+            _MISMATCH,
+            name="mismatch-stir",
+            about="the same on data that the real STIR projected, by another system model; needs STIR",
+            kinds=("slice", "stir-data"),
         ),
     )
 }  # fmt: skip

@@ -71,6 +71,7 @@ CALIBRATION = (
     Column("coverage of 95 % [%]", number("coverage", ".1f", 100)),
     Column("of mean ± 1.96 SD [%]", number("coverage_sd", ".1f", 100)),
     Column("SD / error", number("spread", ".2f")),
+    Column("fitness check warns [% of runs]", number("warned", ".0f", 100)),
     Column("NRMSE of one sample", number("samples_nrmse")),
     Column("NRMSE of their mean", number("nrmse")),
 )

@@ -181,13 +181,7 @@ def _is_done(job: Job) -> bool:
 
 
 def read_list(path: Path) -> list[Job]:
-    """The lines of a list.
-
-    Raises
-    ------
-    ValueError
-        If a line has no ``--out``, or two lines have the same.
-    """
+    """The lines of a list."""
     jobs: dict[str, Job] = {}
     find_out = _Strict(add_help=False, allow_abbrev=False)
     find_out.add_argument("--out")

@@ -214,15 +214,7 @@ def _add_settings(group: argparse._ArgumentGroup, option: str, name: str, of: st
 
 
 def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> Study:
-    """What the options ask for, checked but not computed.
-
-    Raises
-    ------
-    ValueError
-        For options that contradict each other or the method.
-    FileNotFoundError
-        If the adapter, or the folder for one, does not exist.
-    """
+    """What the options ask for, checked but not computed."""
     from ..study.data import InterfileData
     from ..study.reconstruction import Study
 
@@ -263,13 +255,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
 
 
 def calibration_of(text: str | None, study: Study) -> float | None:
-    """The factor that was given; None for none, and for that of the header.
-
-    Raises
-    ------
-    ValueError
-        If it is not a positive number, or the header of the prompts has none.
-    """
+    """The factor that was given; None for none, and for that of the header."""
     if text is None:
         return None
     if text == "header":

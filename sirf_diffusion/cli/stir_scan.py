@@ -197,11 +197,6 @@ def best(points: Sequence[Point]) -> tuple[Point, str] | None:
 def parse_factors(text: str) -> list[float]:
     """Factors from ``"0.1,0.2"``.
 
-    Raises
-    ------
-    ValueError
-        If one is no number of at least 0.
-
     Examples
     --------
     >>> parse_factors("0.1, 0.2")

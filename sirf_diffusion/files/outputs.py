@@ -141,11 +141,6 @@ class OutputFolder:
             What the run depends on beside the result's settings.
         restart
             Forget what is there.
-
-        Raises
-        ------
-        OutputError
-            If there are checkpoints of a run with other settings.
         """
         folder, settings = self.path / UNFINISHED, jsonable({**self.settings, **more})
         if self._states() and not restart:

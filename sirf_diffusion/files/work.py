@@ -41,11 +41,6 @@ def work_folder(
         Patterns of what is kept: all that ``restart`` removes.
     result
         The file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run with other settings, another process has it, or the result exists.
     """
     path.mkdir(parents=True, exist_ok=True)
     record = path / _SETTINGS

@@ -17,11 +17,6 @@ class DetectorPairs:
     ----------
     geometry
         The layout; not arc-corrected, and its views are the scanner's or mashed by a whole number.
-
-    Raises
-    ------
-    ValueError
-        For another layout.
     """
 
     def __init__(self, geometry: ProjDataGeometry) -> None:

@@ -188,11 +188,6 @@ class NegatedObjective(_Iterated):
     num_iterations, tolerance
         Of the proximal operator, which makes De Pierro's EM updates (one projection pair each) until one changes the
         image by less than ``tolerance`` of its norm. Its result is not negative.
-
-    Raises
-    ------
-    ValueError
-        If there is no such subset.
     """
 
     def __init__(

@@ -21,13 +21,6 @@ def to_tensor(image: Any) -> Tensor:
     image
         A tensor (returned as it is), or a container with ``asarray`` or ``as_array``: ``sirf.STIR.ImageData``, a CIL
         ``ImageData`` with axes (vertical,) horizontal_y, horizontal_x, an image of the embedded engine.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    ValueError
-        For another number or order of axes.
     """
     if isinstance(image, Tensor):
         return image

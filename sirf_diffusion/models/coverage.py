@@ -64,11 +64,6 @@ class Coverage:
         """Network output ``[..., Z, Y, X]`` for input images ``[..., in, Z, Y, X]`` at one time, see `network_time`.
 
         Alternating orientations take turns, by the number ``turn``; without one it is the mean over all three.
-
-        Raises
-        ------
-        ValueError
-            If slices or volumes are not multiples of ``multiple``.
         """
         if self.planes == "volume":
             return self._volumes(inputs, time)
@@ -234,11 +229,6 @@ def in_blocks(
     -------
     Tensor
         ``[n, 1, D, H, W]``.
-
-    Raises
-    ------
-    ValueError
-        If blocks would be smaller than twice ``multiple``.
     """
     sides = (side,) * 3 if isinstance(side, int) else side
     if min(sides) < 2 * multiple:

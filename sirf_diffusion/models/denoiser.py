@@ -46,11 +46,6 @@ class Denoiser:
         ``"transverse"`` or ``"three"``; None takes ``"three"`` for volumes (``"volume"`` if the network takes those).
     intensity_scale
         Image units per network unit, > 0; None estimates it for each image.
-
-    Raises
-    ------
-    ValueError
-        For settings out of range.
     """
 
     def __init__(
@@ -132,11 +127,6 @@ def estimate_noise_level(model: ScoreModel, x: Tensor) -> float:
     -------
     float
         Noise level in network units, between 0.02 and 2.
-
-    Raises
-    ------
-    ValueError
-        If the image is not finite or shows no activity.
     """
     check_finite(x, "the image whose noise level is estimated")
     smoothed = gaussian_smooth(x, model.geometry, FWHM_MM)

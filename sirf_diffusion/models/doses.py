@@ -28,11 +28,6 @@ class DoseSchedule:
     law
         One of `LAWS`.
 
-    Raises
-    ------
-    ValueError
-        For values out of range.
-
     Examples
     --------
     >>> schedule = DoseSchedule()

@@ -55,11 +55,6 @@ def generate(
         Steps between noise levels; seed of all random numbers.
     progress
         Called with the number of each step.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
     check_choice("sampler", sampler, SAMPLERS)
     check_count("num", num)

@@ -66,11 +66,6 @@ class GridAdapter:
     box
         If given, the first image voxel of z, y and x and the one after the last: only these are covered, and what
         fills the multiples; the image is zero outside.
-
-    Raises
-    ------
-    ValueError
-        If ``planes`` is unknown, or not ``"transverse"`` for an image of one plane, or ``extent`` is not positive.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..geometry.checks import check_choice, check_real
 from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
@@ -169,11 +170,21 @@ def build_network(
     config = NetworkConfig.from_dict(config) if isinstance(config, dict) else config
     # Weights are drawn on the CPU, whatever the device, so that a seed means the same network everywhere.
     where = torch.device(device)
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if where.type == "meta" else "cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if where.type == "meta" else "cpu"), _Undrawn():
         torch.default_generator.manual_seed(seed)
         networks = [_single_network(config) for _ in range(config.num_networks)]
         network = networks[0] if len(networks) == 1 else PlaneNetworks(networks)
     return network.to(where)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers on the meta device: PyTorch would load its compiler for them, which takes seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is nn.init.normal_ and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _single_network(config: NetworkConfig) -> nn.Module:

@@ -62,11 +62,6 @@ class ScoreModel(Predictor):
         2 for a network of slices, 3 for one of volumes; taken from the architecture if there is one.
     metadata
         Any of ``tracer``, ``licence``, ``training``, ``intensity_rule``.
-
-    Raises
-    ------
-    ValueError
-        If an argument is not one of the above.
     """
 
     def __init__(

@@ -136,13 +136,6 @@ def register_deformable(
         without it. Its PET, for a subject: necks and faces differ, and nobody looks there.
     quick
         Find the deformation on voxels twice as large: an eighth of the time.
-
-    Raises
-    ------
-    ImportError
-        Without SimpleITK.
-    ValueError
-        If an image is too small, not finite or empty, or the affine part fails.
     """
     sitk = simpleitk()
     for name, image in (("fixed", fixed), ("moving", moving)):

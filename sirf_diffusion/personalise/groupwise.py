@@ -96,11 +96,6 @@ def build_atlas(
     kept
         Gives the array of a name, or makes it: `~sirf_diffusion.files.work.KeptArrays` of a folder, so that a run that
         was stopped goes on.
-
-    Raises
-    ------
-    ValueError
-        If there are no subjects, they differ in their number of frames, or an image is empty.
     """
     counts = {len(s.frames) for s in subjects}
     if len(counts) != 1:
@@ -222,13 +217,7 @@ def read_subjects(
     dynamic: Sequence[Sequence[Path]], voxel_size: Sequence[float], *, mrs: Sequence[Path] = (),
     labels: Sequence[Path] = (),
 ) -> list[Subject]:  # fmt: skip
-    """Subjects from files: for each a dynamic image, or its frames; MRs and label images in the same order.
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be used, or there is not one MR or label image for each subject.
-    """
+    """Subjects from files: for each a dynamic image, or its frames; MRs and label images in the same order."""
     for name, others in (("--mr", mrs), ("--labels", labels)):
         if others and len(others) != len(dynamic):
             raise ValueError(f"{name}: {len(others)} images for {len(dynamic)} subjects: give one for each")

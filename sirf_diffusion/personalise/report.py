@@ -21,13 +21,7 @@ _STYLE = "body{font-family:sans-serif;margin:2em;max-width:70em}td,th{padding:.2
 
 
 def write_report(made: Personalised, population: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write ``index.html`` with its figures and ``report.json`` into a folder; returns the page.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds something else.
-    """
+    """Write ``index.html`` with its figures and ``report.json`` into a folder; returns the page."""
     curves = denoising_curves(made.work, {population: population, "personalised": made.model})
     settings = {"model": ScoreModel.load(made.model).hash}
     advice = "give another folder"

@@ -178,13 +178,7 @@ def on_grid(
 
 
 def anatomical_values(owner: str, anatomical: Tensor | AnatomicalImage | None, geometry: ImageGeometry) -> Tensor:
-    """The anatomical image of a penalty on its grid, resampled from its own space where it has one.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it cannot be used on this grid.
-    """
+    """The anatomical image of a penalty on its grid, resampled from its own space where it has one."""
     if anatomical is None:
         raise ValueError(
             f"{owner} has no anatomical image: call set_anatomical(image) (in scripts set_anatomical_image) before "

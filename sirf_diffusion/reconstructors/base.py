@@ -92,11 +92,6 @@ class Reconstructor(ABC):
         """Defaults, replaced by what was given, checked.
 
         ``volume``: for a volume, unless it is seen as transverse slices only. ``quick``: for a quick look.
-
-        Raises
-        ------
-        ValueError
-            If a setting is unknown, with those that there are, or out of range; or the method has no such speed.
         """
         cls.check_speed(speed)
         kinds = kinds_of_default(speed, volume=volume and given.get("planes") != "transverse", quick=quick)

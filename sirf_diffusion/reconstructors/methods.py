@@ -49,11 +49,6 @@ ADAPTATIONS: dict[str, type[NetworkAdaptation]] = {
 def get_method(name: str) -> type[Reconstructor]:
     """The method of this name.
 
-    Raises
-    ------
-    ValueError
-        If there is none, with those that there are.
-
     Examples
     --------
     >>> get_method("lisch").samples
@@ -128,26 +123,14 @@ def build_reconstructor(
 
 
 def build_adaptation(name: str, settings: Mapping[str, Any] | None = None, adapter: Any = None) -> NetworkAdaptation:
-    """The adaptation of a name, with settings that differ from its defaults, and the file of an adapter to start from.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name or setting, or a setting out of range.
-    """
+    """The adaptation of a name, with settings that differ from its defaults, and an adapter's file to start from."""
     if name not in ADAPTATIONS:
         raise ValueError(f"unknown adaptation {name!r}; choose from {', '.join(ADAPTATIONS)}")
     return ADAPTATIONS[name](**(settings or {}), adapter=adapter)
 
 
 def adaptation_for(method: type[Reconstructor], given: Any = None) -> Any:
-    """The adaptation that a method is to use: the one given, as an object or by its name, or else the method's own.
-
-    Raises
-    ------
-    ValueError
-        If the method has no place for one.
-    """
+    """The adaptation that a method is to use: the one given, as an object or by its name, or else the method's own."""
     if given is not None and not method.samples:
         sampling = ", ".join(name for name, other in METHODS.items() if other.samples)
         raise ValueError(f"{method.method} does not adapt the network: use {sampling}")

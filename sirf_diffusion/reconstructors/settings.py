@@ -93,13 +93,7 @@ def kinds_of_default(speed: str | None, *, volume: bool = False, quick: bool = F
 
 
 def make(parts: Sequence[type[Settings]], given: Mapping[str, Any], who: str, *kinds: str) -> list[Any]:
-    """The groups, with their defaults but for what is given; fields that are no settings may be given too.
-
-    Raises
-    ------
-    ValueError
-        If a setting is unknown, with those that there are, or out of range.
-    """
+    """The groups, with their defaults but for what is given; fields that are no settings may be given too."""
     values = {**defaults(parts, *kinds), **given}
     names = [{entry.name for entry in fields(part) if entry.init and entry.default is not MISSING} for part in parts]
     if unknown := sorted(set(given).difference(*names)):

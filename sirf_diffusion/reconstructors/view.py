@@ -45,13 +45,7 @@ def seen_as_volume(model: ScoreModel | None, objective: Objective, planes: str |
 def bound(
     model: ScoreModel, objective: Objective, planes: str | None, extent: float | None, **options: Any
 ) -> ScoreModel:
-    """The model for the data of an objective; one that is bound already is only checked.
-
-    Raises
-    ------
-    ValueError
-        If it is bound to another grid, or otherwise than the settings say.
-    """
+    """The model for the data of an objective; one that is bound already is only checked."""
     check_bound(model, objective, planes, extent)
     return model if model.geometry is not None else model.for_data(objective, planes=planes, extent=extent, **options)
 

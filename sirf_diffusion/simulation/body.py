@@ -48,11 +48,6 @@ def simulate_thorax(
     """Draw one chest with upper abdomen; the default covers 340 x 280 x 440 mm ``(z, y, x)``.
 
     ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 10.
-
-    Raises
-    ------
-    ValueError
-        If the seed is negative or the voxel size out of range.
     """
     s = begin(30, seed, shape, voxel_size, (2.0, 5.0))
     _torso(s)

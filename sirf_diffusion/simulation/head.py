@@ -76,13 +76,6 @@ def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), v
     """Draw one subject; the default covers 224 x 256 x 224 mm ``(z, y, x)``.
 
     ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 4.
-
-    Raises
-    ------
-    ImportError
-        If nilearn (the ``train`` extra) is not installed.
-    ValueError
-        If the seed is negative or the voxel size out of range.
     """
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")

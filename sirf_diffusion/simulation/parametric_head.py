@@ -43,11 +43,6 @@ def simulate_parametric_head(
     """Draw one head; the default covers 224 x 256 x 224 mm ``(z, y, x)``.
 
     ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 10.
-
-    Raises
-    ------
-    ValueError
-        If the seed is negative or the voxel size out of range.
     """
     s = begin(32, seed, shape, voxel_size, (1.5, 4.0))
     brain = _shells(s)

@@ -60,14 +60,7 @@ class Configuration:
 
 
 def read_configuration(path: str | os.PathLike[str], default: Recipe = DEFAULT) -> Configuration:
-    """Configuration of a TOML file; what it does not mention is as in ``default``.
-
-    Raises
-    ------
-    ValueError
-        If it is not TOML, or has an unknown table or key, or a value of the wrong type or out of range; the message
-        names the file and the entry.
-    """
+    """Configuration of a TOML file; what it does not mention is as in ``default``."""
     text = read_text(path, _LARGEST)
     try:
         return configuration(_parse(text), default)

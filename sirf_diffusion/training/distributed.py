@@ -72,13 +72,7 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the other processes that ``torchrun`` started, if it did.
-
-    Raises
-    ------
-    ValueError
-        If the environment variables of ``torchrun`` are incomplete.
-    """
+    """Join the other processes that ``torchrun`` started, if it did."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes()

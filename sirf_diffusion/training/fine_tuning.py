@@ -29,13 +29,6 @@ def fine_tuning(recipe: Recipe, model_name: str) -> tuple[Recipe, Start]:
     A recipe for a conditional network (``in_channels = 2``) may start from an unconditional model: the weights of the
     new input image start at zero, so that the first step makes the same images. A recipe with ``grow`` keeps its own
     network, which gets the weights of the smaller one that the model has (see `grown`).
-
-    Raises
-    ------
-    ModelFileError
-        If there is no such model.
-    ValueError
-        If the model is conditional and the recipe is not, or its network does not suit the recipe.
     """
     model = ScoreModel.load(model_name)
     if model.architecture is None or not isinstance(model.network, torch.nn.Module):
@@ -78,11 +71,6 @@ def grown(weights: dict[str, Tensor], old: NetworkConfig, new: NetworkConfig, se
 
     Levels are added below the deepest one and take over its middle block; attention that is new adds nothing at first;
     all else starts at random from ``seed``.
-
-    Raises
-    ------
-    ValueError
-        If the networks differ in anything else.
     """
     levels = len(old.channels)
     kept = replace(new, channels=new.channels[:levels], attention_levels=old.attention_levels)

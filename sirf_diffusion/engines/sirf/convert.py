@@ -51,11 +51,6 @@ def to_image(x: Tensor, template: Any) -> Any:
 
     ``x`` has the template's shape and any dtype and device; a tensor that requires gradients is detached. Works for
     ``ImageData`` and ``AcquisitionData``.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
     """
     return fill(template.clone(), x)
 

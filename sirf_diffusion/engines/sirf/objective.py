@@ -138,11 +138,6 @@ class SirfObjective(Objective):
         With known acquisition data :math:`c = \sum (y - b) / \sum s`. Otherwise the constant of highest likelihood,
         where :math:`\langle \nabla L(c), 1 \rangle = 0`, to 0.1 % of the sensitivity: the same if there is no
         background, and a few gradients of all data.
-
-        Raises
-        ------
-        ValueError
-            If no voxel is seen, or no counts are left for the image.
         """
         if self._uniform is None:
             sensitivity = self.sensitivity()
@@ -172,13 +167,7 @@ class SirfObjective(Objective):
             return self._data.expected_log_likelihood(self._image.fill(self._checked(x, None)))
 
     def to_tensor(self, image: Any) -> Tensor:
-        """A SIRF image on the objective's grid as a tensor of its own.
-
-        Raises
-        ------
-        ValueError
-            If the image lies on another grid.
-        """
+        """A SIRF image on the objective's grid as a tensor of its own."""
         found = image_geometry(image)
         if not found.is_near(self.geometry):
             raise ValueError(

@@ -12,13 +12,7 @@ _SCALED_AXES = {"preserve_sum": (), "preserve_projections": (0, 1), "preserve_va
 
 
 def zoomed(image: Tensor, before: ImageGeometry, after: ImageGeometry, scaling: str) -> Tensor:
-    """An image ``[z, y, x]`` on another grid.
-
-    Raises
-    ------
-    error
-        If the scaling is not one of ``"preserve_sum"``, ``"preserve_projections"``, ``"preserve_values"``.
-    """
+    """An image ``[z, y, x]`` on another grid."""
     if scaling not in _SCALED_AXES:
         raise error(f"scaling must be one of {', '.join(_SCALED_AXES)}, found {scaling!r}")
     result = image.double()

@@ -37,13 +37,7 @@ def refusal(module: str, cls: str) -> str:
 
 
 def make(what: str, module: str, cls: str, arguments: Mapping[str, Any]) -> Any:
-    """An object of a block's class.
-
-    Raises
-    ------
-    ValueError
-        If a key is missing, the module may not run, or has no such class.
-    """
+    """An object of a block's class."""
     for key, value in (("module", module), ("class", cls)):
         if not value:
             raise ValueError(f"{what}: the key '{key}' is missing")

@@ -34,11 +34,6 @@ class ScorePriorCallback(TensorPrior):
         Values of the block's keys; 0 for the intensity scale estimates it.
     model
         Score model, not bound to a grid, instead of the one that the options name.
-
-    Raises
-    ------
-    ValueError
-        For several noise levels without subiterations for each.
     """
 
     def __init__(self, options: Mapping[str, Any], model: ScoreModel | None = None) -> None:

@@ -121,11 +121,6 @@ class NetworkAdaptation(Adaptation):
         Of the low-rank matrices at the start.
     settings
         Those of `AdaptationSettings`.
-
-    Raises
-    ------
-    ValueError
-        If a setting is unknown or out of range.
     """
 
     name: ClassVar[str] = "adaptation"
@@ -288,13 +283,7 @@ class NetworkAdaptation(Adaptation):
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the adapter as the last run left it, for ``adapter=`` of other runs with the same model.
-
-        Raises
-        ------
-        RuntimeError
-            If there was no run.
-        """
+        """Write the adapter as the last run left it, for ``adapter=`` of other runs with the same model."""
         if self.adapter is None:
             raise RuntimeError("there is no adapter yet: run the reconstruction first")
         return self.adapter.save(path, {key: value for key, value in self.settings.items() if key != "adapter"})

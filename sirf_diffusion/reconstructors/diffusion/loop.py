@@ -164,11 +164,6 @@ class DiffusionReconstructor(ResumableReconstructor):
 
         For runs that share the samples of one reconstruction. To be called before :meth:`set_up`; mean and standard
         deviation are then those of the samples made here.
-
-        Raises
-        ------
-        ValueError
-            If there are no such samples, or the network is adapted, which all samples have a part in.
         """
         if self.adaptation is not None:
             raise ValueError(

@@ -38,11 +38,6 @@ class Augmentation:
     shift
         Largest shift of a slice that its crop has room for, as a share in [0, 1] of half its side. Smaller crops lie
         where they please.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of range.
     """
 
     flip: float = 0.5

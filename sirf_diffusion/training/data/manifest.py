@@ -97,12 +97,6 @@ def read_manifest(path: Path) -> list[ImageInput]:
     CSV (separated by commas, semicolons or tabs) with a line of names first, or a JSON list of objects. Names of files
     are relative to the table. A ``participants.tsv`` (BIDS: a column ``participant_id``, any others) stands for the
     images in its subjects' folders, see `find_images`.
-
-    Raises
-    ------
-    ValueError
-        If the table cannot be read, a column is unknown or ``image`` missing, a split is unknown, a row has both MR and
-        CT, or a subject has two splits.
     """
     inputs: list[ImageInput] = []
     for number, row in enumerate(_rows(path), start=1):
@@ -132,13 +126,7 @@ def read_manifest(path: Path) -> list[ImageInput]:
 
 
 def paired(images: Sequence[ImageInput], anatomies: Sequence[Path], modality: str) -> list[ImageInput]:
-    """Images and, if any, as many anatomical images in the same order.
-
-    Raises
-    ------
-    ValueError
-        If their numbers differ.
-    """
+    """Images and, if any, as many anatomical images in the same order."""
     if not anatomies:
         return list(images)
     taken = sum(not image.left_out for image in images)

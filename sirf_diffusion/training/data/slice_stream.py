@@ -53,12 +53,6 @@ class SliceStream:
         How many samples are drawn, on average, for each time that a volume is read; at least 1.
     cubes
         Give cubes around emitting tissue instead, of orientation 0.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is out of range, anatomies are asked for and none are there, or no volume has slices of an
-        orientation.
     """
 
     file: VolumeFile

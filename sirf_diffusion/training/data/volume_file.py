@@ -159,13 +159,7 @@ class VolumeFile:
             return [{k.removeprefix(prefix): float(a[k]) for k in a if k.startswith(prefix)} for a in groups]
 
     def check_values(self, *names: str) -> None:
-        """Read these arrays of all volumes once, so that what is wrong shows before a training and not in it.
-
-        Raises
-        ------
-        VolumeFileError
-            As `volume` does.
-        """
+        """Read these arrays of all volumes once, so that what is wrong shows before a training and not in it."""
         for index, info in enumerate(self.infos):
             for name in names:
                 if name != "anatomy" or info.has_anatomy:
@@ -196,13 +190,7 @@ class VolumeFile:
 
 
 def open_checked(path: str | os.PathLike[str]) -> Any:
-    """Open a file of training volumes for reading, and check all that it says against its layout and its size.
-
-    Raises
-    ------
-    VolumeFileError
-        If it is missing, no HDF5 file, of another format, incomplete, or written by a newer version.
-    """
+    """Open a file of training volumes for reading, and check all that it says against its layout and its size."""
     return _opened(Path(path))[0]
 
 

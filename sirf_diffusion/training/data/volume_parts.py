@@ -100,13 +100,7 @@ class PartStore:
 
     @contextmanager
     def held(self) -> Iterator[PartStore]:
-        """Have the parts for this process alone.
-
-        Raises
-        ------
-        ValueError
-            If another process has them.
-        """
+        """Have the parts for this process alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK, ValueError):
             for part in self.folder.iterdir() if self.restart else ():
@@ -143,11 +137,6 @@ class PartStore:
         """Put the file together from inputs ``(key, name)``, all dealt with, and remove the parts.
 
         Subjects are split by `assign_splits`.
-
-        Raises
-        ------
-        NothingUsable
-            If no input was usable. The parts stay.
         """
         import h5py
 

@@ -78,13 +78,7 @@ class Volume:
 
     @classmethod
     def from_image(cls, emission: NDArray[np.float32], voxel_size: tuple[float, float, float], **others: Any) -> Volume:
-        """Scale an emission image ``[z, y, x]`` (image units, non-negative) and find its mask.
-
-        Raises
-        ------
-        UnusableImage
-            If there is no activity, or the hottest voxel is beyond what any tracer explains.
-        """
+        """Scale an emission image ``[z, y, x]`` (image units, non-negative) and find its mask."""
         image = torch.from_numpy(np.ascontiguousarray(emission, np.float32))
         geometry = ImageGeometry(tuple(image.shape), voxel_size)
         try:
@@ -103,13 +97,7 @@ class Volume:
         return volume
 
     def add_anatomy(self, anatomy: NDArray[np.float32], modality: str) -> None:
-        """Scale an anatomical image on the same grid by the rule that reconstructions use, and keep it.
-
-        Raises
-        ------
-        UnusableImage
-            If it has no signal.
-        """
+        """Scale an anatomical image on the same grid by the rule that reconstructions use, and keep it."""
         image = torch.from_numpy(np.ascontiguousarray(anatomy, np.float32)).clamp(min=0)
         try:
             scaled = scaled_anatomical(image, ImageGeometry(tuple(image.shape), self.voxel_size))
