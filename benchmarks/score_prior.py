@@ -50,10 +50,10 @@ class Scan:
     truth: Tensor
 
 
-def scan_of(name: str, subject: int) -> Scan:
+def scan_of(name: str, subject: int, prompts: float = PROMPTS) -> Scan:
     """A case of the domain-shift suite, or a head of the second generator with its median uptake at grey matter's."""
     if not name.startswith(SECOND):
-        case = simulate_case(name, subject, prompts=PROMPTS)
+        case = simulate_case(name, subject, prompts=prompts)
         return Scan(case.acquisition, case.truth)
     anatomy = simulate_parametric_head(subject)
     uptake = HEAD_TRACERS[name.removeprefix(SECOND)]
@@ -62,7 +62,7 @@ def scan_of(name: str, subject: int) -> Scan:
     geometry, projdata = mmr_slice()
     middle = slice(len(activity) // 2, len(activity) // 2 + 1)
     truth, mu = (centred(torch.from_numpy(v[middle].copy()), geometry.shape[1:]) for v in (activity, anatomy.mu))
-    return Scan(simulate_acquisition(truth, mu, geometry, projdata, prompts=PROMPTS, seed=(subject, 0)), truth)
+    return Scan(simulate_acquisition(truth, mu, geometry, projdata, prompts=prompts, seed=(subject, 0)), truth)
 
 
 def best_rdp(scan: Scan) -> tuple[float, float]:

@@ -257,7 +257,7 @@ def steered(objective, base, path, **options):
 def test_final_consistency_ends_at_the_likelihood_of_the_truth(base, tmp_path):
     objective, _ = make_toy(SHAPE, dtype=torch.float32)
     path = saved(tmp_path, base)
-    options = {"final_consistency": True, "num_em_iterations": 6.0, "anchor_strength": 0.0}
+    options = {"final_consistency": True, "num_em_iterations": 6.0, "anchor_strength": 0.0, "eta": 0.0}
     made = steered(objective, base, path, **options).process()
     target = made.record["schedule"]["target"]
     assert float(objective.value(made.get_samples()[0])) == pytest.approx(target, rel=1e-3)

@@ -21,6 +21,7 @@ from sirf_diffusion.files.weights import WeightsFormat, write_tensors
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.enhancement import EnhancementModel
 from sirf_diffusion.models.h_transform import HTransform
+from sirf_diffusion.models.intervals import IntervalTable
 from sirf_diffusion.models.lora import Adapter
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint
 from sirf_diffusion.training.checkpoint import digest, read_checkpoint
@@ -56,6 +57,7 @@ def read_bench(folder):
 #: Every kind: what reads it (a file or folder), and the file that has the version.
 READERS = {
     "model.safetensors": (lambda path: ScoreModel.load(path), ""),
+    "model.intervals.json": (lambda path: IntervalTable.of(ScoreModel.load(path.with_name("model.safetensors"))), ""),
     "enhancement.safetensors": (lambda path: EnhancementModel.load(path, "cpu"), ""),
     "adapter.safetensors": (lambda path: Adapter.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""),
     "h-transform.safetensors": (

@@ -32,8 +32,9 @@ def _listed(kinds: Mapping[str, Any]) -> str:
 
 ABOUT = f"""\
 Reconstruct STIR Interfile data. Writes the image (reconstruction.hv), record.json and report.png, and for methods that
-draw posterior samples samples.h5 and their standard deviation (uncertainty.hv). Patient position, time frames and
-radionuclide of the prompts are kept.
+draw posterior samples samples.h5 and their standard deviation (uncertainty.hv): calibrated, so that image +- 1.96 x
+uncertainty covers 95 %, where that was measured with the model; record.json says with which factor, or why not. Patient
+position, time frames and radionuclide of the prompts are kept.
 
 methods (--method):
 {_listed(METHODS)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class Predictor:
     in_channels: int
     architecture: NetworkConfig | None
     precision: str
+    #: The file that it was loaded from.
+    path: Path | None = None
     counter: NetworkCounter
     max_batch: int | None = None
     block: int | None = None

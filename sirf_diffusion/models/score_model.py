@@ -128,7 +128,7 @@ class ScoreModel(Predictor):
         check_choice("precision", precision, PRECISIONS)
         if precision == "bfloat16" and fast_in_bfloat16(where) is False:
             logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", where)
-        network, config, digest = load_model(find_model(name_or_path))
+        network, config, digest = load_model(path := find_model(name_or_path))
         model = cls(
             network.to(memory_format=memory_format(config.architecture)).to(where),  # type: ignore[call-overload]
             config.schedule,
@@ -138,7 +138,7 @@ class ScoreModel(Predictor):
             time_input=config.time_input,
             architecture=config.architecture,
         )
-        model.__dict__["hash"] = digest
+        model.__dict__.update(hash=digest, path=path)
         model.precision = precision
         return model
 

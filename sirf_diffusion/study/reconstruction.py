@@ -18,6 +18,7 @@ from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count, check_real, check_seed
+from ..models.intervals import IntervalTable
 from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
@@ -28,6 +29,7 @@ from .data import Data, InterfileData, data_of
 from .early import Early, cost_of
 from .fitness import FEWEST_STEPS, check_distribution
 from .guide import Guide, load_model_for
+from .intervals import interval_record
 from .par_data import ParData
 from .report import Trace
 from .result import Reconstruction
@@ -161,6 +163,7 @@ class Study:
         self._adaptation = adaptation_for(chosen, self.adaptation)
         self.score_model = load_model_for(chosen, model, self._device, self.precision)
         self.guide.check(self.method, self.score_model)
+        self._intervals = IntervalTable.of(self.score_model)
 
     def run(self) -> Reconstruction:
         """Reconstruct."""
@@ -303,13 +306,15 @@ class Study:
             "references": references(self.chosen, record["engine"], self._adaptation, bound, self.guide.guidance),
         }
         record["seconds"]["check"] = record["seconds"].get("check", 0.0) + time.perf_counter() - began
-        many = samples is not None and len(samples) > 1
+        record["intervals"] = held = None
+        if samples is not None and len(samples) > 1:
+            record["intervals"] = held = interval_record(self, self._intervals, objective, image, record)
         return Reconstruction(
             image.detach().cpu(),
             objective.geometry,
             jsonable(record),
             samples,
-            posterior_sd(samples, record["values"]["noise"]) if many else None,
+            None if held is None else held["uncertainty_over_sd"] * posterior_sd(samples, record["values"]["noise"]),
             Trace.of(record["trace"]),
             anatomical,
             objective.exam_info(),

@@ -41,7 +41,8 @@ class Reconstruction:
     samples
         Posterior samples ``[S, z, y, x]``; None for a method that gives one image.
     uncertainty
-        Standard deviation of the samples ``[z, y, x]``; None for fewer than two.
+        Standard deviation ``[z, y, x]``: that of the samples, times the factor in ``record["intervals"]`` with which
+        ``image +- 1.96 uncertainty`` covers 95 %, or times 1 if that is not known; None for fewer than two samples.
     trace
         Log-likelihood by step.
     anatomical
@@ -68,7 +69,8 @@ class Reconstruction:
         if self.labels is None:
             return []
         noises, unit = self.record["values"].get("noise", "independent"), self.record.get("unit", "image units")
-        return voi_table(self.labels, self.image, self.geometry, self.samples, noises, unit)
+        factor = (self.record.get("intervals") or {}).get("vois")
+        return voi_table(self.labels, self.image, self.geometry, self.samples, noises, unit, factor)
 
     def calibrated(self, factor: float | None = None) -> Reconstruction:
         """In Bq/ml: multiplied by a factor, or by the calibration factor in the header of the data.

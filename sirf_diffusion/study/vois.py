@@ -16,19 +16,19 @@ from torch import Tensor
 from ..files.atomic import atomic_path
 from ..geometry.exam import ExamInfo, position_of
 from ..geometry.images import ImageGeometry
+from ..models.intervals import NOMINAL
 from ..patient.anatomical import AnatomicalImage
 from ..patient.image import SourceImage, UnusableImage, optional
 from ..patient.readers import read_source
 from ..patient.resampling import resample
 from ..reconstructors.diffusion.chain import posterior_sd
+from .intervals import NORMAL
 
 #: Columns of a table, with their formats as text.
 COLUMNS = {
     "voi": "d", "voxels": "d", "volume_ml": ".4g", "mean": ".5g", "sd": ".3g", "low": ".5g", "high": ".5g",
     "unit": "s",
 }  # fmt: skip
-#: Probability of the intervals.
-NOMINAL = 0.95
 
 
 def read_vois(path: str | os.PathLike[str]) -> SourceImage:
@@ -74,13 +74,16 @@ def voi_table(
     samples: Tensor | None = None,
     noises: str = "independent",
     unit: str = "image units",
+    factor: float | None = None,
 ) -> list[dict[str, Any]]:
     r"""A row for each VOI: size, mean, and of two or more posterior samples its standard deviation and 95 % interval.
 
     .. math:: \bar m \pm t_{S-1}\,\sqrt{1 + 1/S}\;\mathrm{SD}(m_s)
 
     of the samples' own means :math:`m_s`, so that errors of neighbours count together; see `interval_factor`. It tells
-    what the data leave open given the model: wrong scatter, calibration or motion are not in it.
+    what the data leave open given the model: wrong scatter, calibration or motion are not in it. With a calibrated
+    ``factor`` (`sirf_diffusion.models.intervals`) it is :math:`\bar m \pm \mathrm{factor}\;\mathrm{SD}(m_s)`, and
+    the standard deviation is ``factor / 1.96`` times that of the samples.
 
     ``labels`` and ``image`` are ``[z, y, x]``, ``samples`` ``[S, z, y, x]``.
     """
@@ -95,7 +98,8 @@ def voi_table(
         row |= {"mean": float(image[mask].double().mean()), "sd": None, "low": None, "high": None, "unit": unit}
         if samples is not None and len(samples) > 1:
             sd = float(posterior_sd(samples[:, mask].double().mean(1), noises))
-            half = interval_factor(len(samples), noises) * sd
+            half = (interval_factor(len(samples), noises) if factor is None else factor) * sd
+            sd = sd if factor is None else half / NORMAL
             row |= {"sd": sd, "low": row["mean"] - half, "high": row["mean"] + half}
         rows.append(row)
     return rows

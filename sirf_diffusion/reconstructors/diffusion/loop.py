@@ -231,7 +231,7 @@ class DiffusionReconstructor(ResumableReconstructor):
     def get_uncertainty(self) -> Any:
         """Standard deviation of the posterior, from the samples; an image as :meth:`get_output` gives.
 
-        None, with a logged reason, for one sample.
+        Not calibrated, as that of `sirf_diffusion.reconstruct` is. None, with a logged reason, for one sample.
         """
         samples = self._known_samples()
         if len(samples) == 1:
