@@ -80,7 +80,7 @@ def test_the_ct_is_hidden_in_some_images(data):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"init": "brain"}, "leave --init out"), ({"recipe": "nothing"}, "body-fdg-enhance"),
+    ({"init": "brain"}, "no --init"), ({"recipe": "nothing"}, "body-fdg-enhance"),
 ])  # fmt: skip
 def test_what_does_not_suit_says_so(data, tmp_path, options, words):
     arguments = {"recipe": SLICES, "data": data} | options
