@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -48,12 +49,17 @@ def interval_record(
         voxels, vois = factors.at(trues)
         _check_alike(study, record)
     except NotCalibrated as reason:
-        logger.warning("intervals are not calibrated: %s; uncertainty is the samples' SD alone", reason)
+        _say_once(str(reason))
         return told | {"calibrated": False, "why": str(reason), "uncertainty_over_sd": 1.0}
     ratio = voxels / NORMAL
     logger.info("intervals are calibrated: uncertainty is %.3g x the samples' SD (%s)", ratio, table.file)
     used = {"voxels": voxels, "vois": vois, "uncertainty_over_sd": ratio}
     return told | {"calibrated": True, **used, "table": {"file": table.file, "sha256": table.sha256}}
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logger.warning("intervals are not calibrated: %s; uncertainty is the samples' SD alone", reason)
 
 
 def _check_alike(study: Any, record: dict[str, Any]) -> None:
