@@ -182,8 +182,9 @@ class _Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is nn.init.normal_ and kwargs["tensor"].is_meta:
-            return kwargs["tensor"]
+        tensor = kwargs.get("tensor", args[0] if args else None)
+        if function is nn.init.normal_ and tensor.is_meta:
+            return tensor
         return function(*args, **kwargs)
 
 
