@@ -18,10 +18,11 @@ from tiny_model import tiny_model
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.models.resemblance import kept
 from sirf_diffusion.models.storage import read_config
 from sirf_diffusion.patient.deformable import Limits, Quality, dice, register_deformable
 from sirf_diffusion.personalise import PersonalOptions, personalise
-from sirf_diffusion.personalise.members import outcomes
+from sirf_diffusion.personalise.members import outcomes, warped_images
 from sirf_diffusion.personalise.pipeline import recipe_of
 from sirf_diffusion.personalise.pseudo import mix
 from sirf_diffusion.personalise.report import write_report
@@ -148,7 +149,10 @@ def test_the_model_tells_its_patient_and_its_members(folder):
     assert [m.reason for m in found] == ["", "", "nothing instead of an MR", ""]
     assert all(m.quality["jacobian"] > 0 for m in found if not m.reason)
     before = ScoreModel.load(folder / "population.safetensors")
-    assert ScoreModel.load(folder / "P.safetensors").hash != before.hash
+    own = ScoreModel.load(folder / "P.safetensors")
+    assert own.hash != before.hash
+    members = torch.stack([image.float() for image in warped_images(folder / "P.safetensors.personalise/members.h5")])
+    assert torch.equal(own.expected_image, kept(members.mean(0), own.voxel_size))
 
 
 def test_killed_at_every_stage_it_ends_at_the_same_bits(folder, tmp_path):

@@ -100,6 +100,8 @@ class ScoreModel(Predictor):
             raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims!r}")
         self.counter = NetworkCounter()
         self.precision = "float32"
+        #: Of a model for one patient: what `~sirf_diffusion.models.resemblance.resemblance` compares an image with.
+        self.expected_image: Tensor | None = None
         self._conditioning = Conditioning() if self.in_channels > 1 else None
         self._anatomical: Anatomical | None = None
         self._guidance = 0.0
@@ -139,7 +141,7 @@ class ScoreModel(Predictor):
             architecture=config.architecture,
         )
         model.__dict__.update(hash=digest, path=path)
-        model.precision = precision
+        model.precision, model.expected_image = precision, config.expected_image
         return model
 
     def save(self, path: str | os.PathLike[str], weights_dtype: str = "float32") -> str:
@@ -340,6 +342,7 @@ class ScoreModel(Predictor):
         if self.architecture is None or not isinstance(self.network, nn.Module):
             raise ValueError("only a network built by build_network can be saved: give its architecture to ScoreModel")
         config = ModelConfig(
-            self.architecture, self.schedule, self.prediction, self.time_input, self.voxel_size, **self.metadata
-        )
+            self.architecture, self.schedule, self.prediction, self.time_input, self.voxel_size, **self.metadata,
+            expected_image=self.expected_image,
+        )  # fmt: skip
         return self.network.state_dict(), config

@@ -6,7 +6,7 @@ The network is drawn up without memory from the header, and filled only if every
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from ..geometry.checks import check_choice, check_real
 from ..geometry.images import VOXEL_SIZES
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
+from .resemblance import checked
 from .schedules import PREDICTIONS, NoiseSchedule
 
 METADATA_KEY = "sirf_diffusion"
 FORMAT_VERSION = 1
+#: Name of the tensor in a file that is no weight: `ModelConfig.expected_image`.
+_EXPECTED = "expected_image"
 BUNDLED = Path(__file__).parent / "bundled"
 #: The bundled model of commands that are given none: many tracers.
 DEFAULT_MODEL = "brain"
@@ -56,6 +59,8 @@ class ModelConfig:
         How the intensity scale of an image is found: a name in `INTENSITY_RULES`.
     tracer, licence, training
         Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
+    expected_image
+        What a model for one patient expects, see `sirf_diffusion.models.resemblance.kept`; a tensor in the file.
     """
 
     architecture: NetworkConfig
@@ -67,6 +72,7 @@ class ModelConfig:
     tracer: str = ""
     licence: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    expected_image: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
@@ -85,8 +91,9 @@ class ModelConfig:
             raise ValueError(f"training must be a dictionary, found {self.training!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Contents as a dictionary that JSON can hold; `from_dict` is its inverse."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "voxel_size"}
+        """Contents but for tensors as a dictionary that JSON can hold; `from_dict` is its inverse."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        del values["voxel_size"], values[_EXPECTED]
         return values | {
             "architecture": self.architecture.to_dict(),
             "schedule": self.schedule.to_config(),
@@ -96,7 +103,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        wanted = {item.name for item in fields(cls)} - {"voxel_size"} | {"voxel_size_mm"}
+        wanted = {item.name for item in fields(cls)} - {"voxel_size", _EXPECTED} | {"voxel_size_mm"}
         if set(content) != wanted:
             missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
             raise ValueError(f"the model configuration misses the keys {missing} and has unknown keys {unknown}")
@@ -145,6 +152,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
 
     def fill() -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
         config = ModelConfig.from_dict(document)
+        if (expected := stored.pop(_EXPECTED, None)) is not None:
+            config = replace(config, expected_image=checked(expected))
         for name, tensor in stored.items():
             if tensor.dtype not in _DTYPES:
                 raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")
@@ -184,7 +193,7 @@ def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: st
         check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
     except ValueError as error:
         raise ValueError(f"the weights do not fit the configured architecture: {error}") from error
-    return stored
+    return stored if config.expected_image is None else stored | {_EXPECTED: config.expected_image}
 
 
 def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..files.outputs import jsonable
 from ..files.work import work_folder
 from ..geometry.checks import check_count, check_real, check_seed
+from ..models.resemblance import kept
 from ..models.score_model import ScoreModel
 from ..models.storage import load_model, save_model
 from ..patient.deformable import Limits
@@ -21,7 +25,7 @@ from ..training.data.volume_file import VolumeFile
 from ..training.evaluation.validation import validation_set
 from ..training.recipes import Recipe
 from ..training.trainer import RunOptions, train
-from .members import Member, Target, carry_over
+from .members import Member, Target, carry_over, warped_images
 from .pseudo import build_pseudo_pets
 
 logger = logging.getLogger(__name__)
@@ -165,7 +169,8 @@ def personalise(
             recipe_of(start, options, max(target.mr.shape)), tuned, data=pseudo, init=model, work_dir=work / "training",
             device=device, options=RunOptions(checkpoint_every=50),
         )  # fmt: skip
-        _stamp(tuned, out, settings, members)
+        expected = torch.stack([image.float() for image in warped_images(work / "members.h5")]).mean(0)
+        _stamp(tuned, out, settings, members, kept(expected, file.voxel_size))
     return Personalised(out, members, work)
 
 
@@ -194,8 +199,8 @@ def denoising_curves(work: Path, models: Mapping[str, str | os.PathLike[str]]) -
     return curves
 
 
-def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Member]) -> None:
-    """The trained model with what it was made for in it."""
+def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Member], expected: Tensor) -> None:
+    """The trained model with what it was made for in it: members, and the image that it expects."""
     network, config, _ = load_model(tuned)
     made_for = {
         **{key: value for key, value in settings.items() if key.startswith("mr_")},
@@ -204,5 +209,5 @@ def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Me
         "left_out": sum(bool(m.reason) for m in members),
         "options": settings["options"],
     }
-    config = replace(config, training=config.training | {"personalised": jsonable(made_for)})
+    config = replace(config, training=config.training | {"personalised": jsonable(made_for)}, expected_image=expected)
     save_model(out, network.state_dict(), config, weights_dtype="float16")

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from what its score model was trained on: two measurements after a run, and a verdict."""
+"""How far a reconstruction is from what its score model was trained on: measurements after a run, and a verdict."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..engines.objective import Objective
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 from ..models.intensity import object_box
+from ..models.resemblance import resemblance
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -34,6 +35,8 @@ COARSE_LEAST, FEWEST_STEPS = 0.92, 20
 TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
+#: Of planes with the anatomy that a model for one patient was made for: below it is somebody else's.
+RESEMBLANCE_LEAST = 0.44
 
 #: Planes of a volume that a model of slices is asked about, so that it costs about what a slice does.
 NUM_PLANES = 4
@@ -90,11 +93,12 @@ class LikelihoodCheck:
 
 @dataclass(frozen=True)
 class DistributionCheck:
-    """Both measurements and what they cost; see :func:`check_distribution`. ``remedy`` is what an unfit model needs."""
+    """All measurements and what they cost; see :func:`check_distribution`. ``remedy`` is what an unfit model needs."""
 
     denoising: tuple[DenoisingCheck, ...]
     smooth: bool
     likelihood: LikelihoodCheck | None
+    resemblance: float | None
     remedy: str
     network_evaluations: int
     forward_projections: float
@@ -119,13 +123,20 @@ class DistributionCheck:
     def verdict(self) -> str:
         """``"in distribution"``, ``"unusual"`` or ``"out of distribution"``: as far as can be told from the image."""
         misfit = self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT
-        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit))]
+        return OUT if self.is_somebody_else else (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit))]
+
+    @property
+    def is_somebody_else(self) -> bool:
+        """Whether the model was made for one patient, and this image does not look like that one's."""
+        return self.resemblance is not None and not self.resemblance >= RESEMBLANCE_LEAST
 
     @property
     def recommendation(self) -> str:
         """What to do about it; empty if nothing."""
         if self.verdict == IN:
             return ""
+        if self.is_somebody_else:
+            return "is the model this patient's? Compare the MR (--anatomical), or use a population's model"
         fit = "check scatter, randoms and attenuation, and the strength of the method"
         return fit if self._grade_of_model() == 0 else self.remedy
 
@@ -139,11 +150,13 @@ class DistributionCheck:
             text += f", up to {_times(self.training_ratio)} its training's"
         if self.likelihood is not None:
             text += f"; likelihood {self.likelihood.deviations:+.1f} SD from the expected"
+        if self.resemblance is not None:
+            text += f"; resembles the model's patient by {self.resemblance:.2f} (least {RESEMBLANCE_LEAST:g})"
         return text + (f"; {self.recommendation}" if self.recommendation else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        told = ("verdict", "recommendation", "message", "fine_ratio", "coarse_ratio", "training_ratio")
+        told = ("verdict", "recommendation", "message", "fine_ratio", "coarse_ratio", "training_ratio", "resemblance")
         cost = ("network_evaluations", "forward_projections", "seconds")
         likelihood = self.likelihood
         return {
@@ -154,6 +167,7 @@ class DistributionCheck:
                 "coarse_ratio": (0.0 if self.smooth else COARSE_LEAST, *COARSE_LIMITS),
                 "training_ratio": TRAINING_LIMITS,
                 "deviations": LIKELIHOOD_LIMIT,
+                "resemblance": RESEMBLANCE_LEAST,
             },
             "denoising": [
                 asdict(d) | {"own_ratio": d.own_ratio, "training_ratio": d.training_ratio} for d in self.denoising
@@ -194,6 +208,9 @@ def check_distribution(
 
     *Likelihood.* That of the image handed out against mean and standard deviation of the true image's, over the noise
     of the measurement, see :meth:`~sirf_diffusion.engines.objective.Objective.expected_log_likelihood`.
+
+    *Resemblance*, of a model for one patient: to the anatomy that it was made for, see
+    :func:`~sirf_diffusion.models.resemblance.resemblance`.
 
     A reconstruction by the model resembles what the model knows, whatever was measured: at low counts both checks are
     blind to what the data do not show.
@@ -237,10 +254,13 @@ def check_distribution(
     forward = 0.0 if objective is None else objective.counter.forward
     likelihood = None if objective is None else _likelihood(objective, image, log_likelihood)
     projections = 0.0 if objective is None else objective.counter.forward - forward
-    seconds = time.perf_counter() - began
-    cost = evaluations, projections, seconds
     smooth = samples is None if smooth is None else smooth
-    check = DistributionCheck(tuple(denoising), smooth, likelihood, remedy, *cost)
+    alike = None
+    if model.expected_image is not None:
+        (one,), planes = some_planes(image[None], model.geometry, NUM_PLANES)
+        alike = resemblance(model.expected_image, one, planes)
+    cost = evaluations, projections, time.perf_counter() - began
+    check = DistributionCheck(tuple(denoising), smooth, likelihood, alike, remedy, *cost)
     (logger.info if check.verdict == IN else logger.warning)("%s", check.message)
     return check
 
