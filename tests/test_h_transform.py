@@ -313,13 +313,13 @@ def native_objective(engine):
 @pytest.mark.parametrize("engine", [
     pytest.param("stir", marks=pytest.mark.requires_stir), pytest.param("sirf", marks=pytest.mark.requires_sirf),
 ])  # fmt: skip
-def test_every_engine_gives_the_same_image(engine, tmp_path):
-    """Within the difference of the projectors; a network that answers the data at random answers both alike."""
+def test_every_engine_gives_the_same_image(engine):
+    """The bundled network at its defaults, to a tenth of the difference of the projectors."""
     base = ScoreModel.load("brain-fdg", precision="float32")
-    options = {"h_transform": str(saved(tmp_path, base)), "num_steps": 3, "num_samples": 2}
+    options = {"num_samples": 2, "seed": 1}
     here = DEFTReconstructor(load_example("brain2d").acquisition.objective(2), base, **options).process().get_output()
     for objective in native_objective(engine):
         made = DEFTReconstructor(objective, base, **options).process()
         there = objective.to_tensor(made.get_output())
         assert len(made.get_samples()) == 2
-        assert float((there - here).norm() / here.norm()) < 0.03
+        assert float((there - here).norm() / here.norm()) < 0.003
