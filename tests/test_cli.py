@@ -112,18 +112,15 @@ def test_an_adapter_is_kept_and_used(recon, tmp_path):
     assert len({image.numpy().tobytes() for image in images.values()}) == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--method", "ddip", "--adapt", "none"], ["--adapt none", "ddip"]),
-        (["--adapt-set", "rank=2"], ["--adapt-set", "--adapt ddip"]),
-        (["--adapt", "ddip", "--adapt-set", "rang=2"], ["rang", "rank=4"]),
-        (["--adapt", "ddip", "--adapt-set", "rank"], ["--adapt-set rank", "NAME=VALUE"]),
-        (["--adapt", "ddip", "--method", "map-score"], ["map-score", "lisch"]),
-        (["--adapter", "missing.safetensors"], ["--adapter missing.safetensors"]),
-        (["--adapt", "ddip", "--save-adapter", "nowhere/a.safetensors"], ["--save-adapter", "folder"]),
-    ],
-)
+@pytest.mark.parametrize(("options", "words"), [
+    (["--method", "ddip", "--adapt", "none"], ["--adapt none", "ddip"]),
+    (["--adapt-set", "rank=2"], ["--adapt-set", "--adapt ddip"]),
+    (["--adapt", "ddip", "--adapt-set", "rang=2"], ["rang", "rank=4"]),
+    (["--adapt", "ddip", "--adapt-set", "rank"], ["--adapt-set rank", "NAME=VALUE"]),
+    (["--adapt", "ddip", "--method", "map-score"], ["map-score", "lisch"]),
+    (["--adapter", "missing.safetensors"], ["--adapter missing.safetensors"]),
+    (["--adapt", "ddip", "--save-adapter", "nowhere/a.safetensors"], ["--save-adapter", "folder"]),
+])  # fmt: skip
 def test_adaptations_that_make_no_sense_cost_nothing(small_scan, small_model, tmp_path, capsys, options, words):
     command = ["recon", *small_scan.options, "--model", str(small_model), "--out", str(tmp_path / "out")]
     assert main([*command, *options]) != 0

@@ -164,10 +164,9 @@ def test_the_sampler_moves_the_quadratic_anchor(scan):
     assert moved[30] < 0.9 * moved[0]
 
 
-@pytest.mark.parametrize(
-    ("subiterations", "steps", "message"),
-    [(6, 3, "(3 + 1) x 2 = 8"), (2, 0, "(1 + 1) x 2 = 4"), (7, 0, "multiple of the interval")],
-)
+@pytest.mark.parametrize(("subiterations", "steps", "message"), [
+    (6, 3, "(3 + 1) x 2 = 8"), (2, 0, "(1 + 1) x 2 = 4"), (7, 0, "multiple of the interval"),
+])  # fmt: skip
 def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message, scan):
     block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, number_of_steps=steps)
     extra = f"inter-iteration filter subiteration interval := 2\n{block}"

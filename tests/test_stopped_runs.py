@@ -216,14 +216,11 @@ def test_a_network_that_overflows_is_one_line(command, small_model, tmp_path, ca
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 GiB."),
+])  # fmt: skip
 def test_too_little_memory_is_one_line(command, monkeypatch, capsys, error):
     def fail(self):
         raise error
