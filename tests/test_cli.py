@@ -14,11 +14,7 @@ from small_scan import write_small_model, write_small_scan
 from sirf_diffusion.cli import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
-from sirf_diffusion.files.interfile import (
-    read_exam_info,
-    read_image,
-    write_image,
-)
+from sirf_diffusion.files.interfile import read_exam_info, read_image, write_image
 from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.images import ImageGeometry

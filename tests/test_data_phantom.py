@@ -20,12 +20,7 @@ from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT, body, parametric, 
 from sirf_diffusion.simulation.lesions import LESION_KINDS
 from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.data.augmentation import Augmentation
-from sirf_diffusion.training.data.phantom_data import (
-    BODIES,
-    PhantomOptions,
-    build_phantoms,
-    simulate_volumes,
-)
+from sirf_diffusion.training.data.phantom_data import BODIES, PhantomOptions, build_phantoms, simulate_volumes
 from sirf_diffusion.training.data.slice_stream import SliceStream, prefetched
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.data.volume_parts import PartStore

@@ -136,9 +136,7 @@ def test_dicom_keeps_units_position_and_time_frame(tmp_path):
     original = OriginalImage.read(tmp_path / "in")
     original.write(tmp_path / "out", 3 * original.values, "three times")
     assert float((OriginalImage.read(tmp_path / "out").values - 3 * original.values).abs().max()) < 1
-    before, after = (
-        [pydicom.dcmread(f) for f in sorted((tmp_path / name).iterdir())] for name in ("in", "out")
-    )
+    before, after = ([pydicom.dcmread(f) for f in sorted((tmp_path / name).iterdir())] for name in ("in", "out"))
     assert len({f.SOPInstanceUID for f in before + after}) == 2 * len(before)
     assert {f.SeriesInstanceUID for f in after}.isdisjoint({f.SeriesInstanceUID for f in before})
     for file in after:

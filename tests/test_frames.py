@@ -15,13 +15,7 @@ from small_scan import write_small_scan
 
 from sirf_diffusion.cli import build_parser, main
 from sirf_diffusion.cli.recon import _contents
-from sirf_diffusion.files.interfile import (
-    InterfileError,
-    read_exam_info,
-    read_image,
-    read_projection_data,
-    write_image,
-)
+from sirf_diffusion.files.interfile import InterfileError, read_exam_info, read_image, read_projection_data, write_image
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import UnusableImage, read_source
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images

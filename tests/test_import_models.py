@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_networks import (
-    ARGUMENTS,
-    GENERATIVE,
-    ForeignDRUNet,
-    guided_diffusion,
-    randomised,
-    renamed,
-    unet,
-)
+from foreign_networks import ARGUMENTS, GENERATIVE, ForeignDRUNet, guided_diffusion, randomised, renamed, unet
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry

@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 from header_variations import our_numbers, stir_numbers
-from interfile_files import (
-    EXAM,
-    asymmetric,
-    warnings_of,
-)
+from interfile_files import EXAM, asymmetric, warnings_of
 
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry

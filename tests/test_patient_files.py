@@ -6,17 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from patient_images import (
-    LPS_OF_RAS,
-    NAME,
-    PATIENT_ID,
-    SIGNS,
-    dicom_series,
-    lps_of,
-    phantom,
-    points_of,
-    write_ecat,
-)
+from patient_images import LPS_OF_RAS, NAME, PATIENT_ID, SIGNS, dicom_series, lps_of, phantom, points_of, write_ecat
 
 from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide

@@ -252,8 +252,8 @@ TRIGGERS = {
         p.projections(change=lambda values: values - 1)
     ),
     "the total of the counts is zero; nothing was measured": lambda p: p.projections(change=torch.zeros_like),
-    "it has ... time frames: choose one by NAME#1 to NAME#...": lambda p: (
-        p.projections(header=("number of time frames := 1", "number of time frames := 2"))
+    "it has ... time frames: choose one by NAME#1 to NAME#...": lambda p: p.projections(
+        header=("number of time frames := 1", "number of time frames := 2")
     ),
     "environment variable '...' is not set": lambda p: p.projections(header=("data.s", "${NOWHERE}/data.s")),
     "which looks like 1/m, Hounsfield units or percent": lambda p: p.image(factor=1e4),
