@@ -20,11 +20,8 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import reconstruct
 
 SETTINGS = {
-    "dds": {"num_steps": 3},
-    "hqs": {"num_steps": 3},
-    "lisch": {"num_steps": 3},
-    "map-score": {"num_iterations": 3},
-}
+    "dds": {"num_steps": 3}, "hqs": {"num_steps": 3}, "lisch": {"num_steps": 3}, "map-score": {"num_iterations": 3},
+}  # fmt: skip
 SEED = 7
 
 

@@ -13,18 +13,7 @@ from .em.osem import MLEM, OSEM
 from .records import StepRecord
 
 __all__ = [
-    "MAPEM",
-    "MLEM",
-    "OSEM",
-    "DDIPAdaptation",
-    "DDIPReconstructor",
-    "DDSReconstructor",
-    "HQSReconstructor",
-    "LikelihoodScheduledReconstructor",
-    "Reconstructor",
-    "RelativeDifferenceMAP",
-    "ScoreMAP",
-    "SteerableAdaptation",
-    "SteerableReconstructor",
-    "StepRecord",
-]
+    "MAPEM", "MLEM", "OSEM", "DDIPAdaptation", "DDIPReconstructor", "DDSReconstructor", "HQSReconstructor",
+    "LikelihoodScheduledReconstructor", "Reconstructor", "RelativeDifferenceMAP", "ScoreMAP", "SteerableAdaptation",
+    "SteerableReconstructor", "StepRecord",
+]  # fmt: skip

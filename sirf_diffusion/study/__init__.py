@@ -15,13 +15,6 @@ from .metrics import (
 )
 
 __all__ = [
-    "Ensemble",
-    "ImageQuality",
-    "bias_and_sd",
-    "contrast_recovery",
-    "contrast_to_noise",
-    "image_quality",
-    "nrmse",
-    "psnr",
-    "ssim",
-]
+    "Ensemble", "ImageQuality", "bias_and_sd", "contrast_recovery", "contrast_to_noise", "image_quality", "nrmse",
+    "psnr", "ssim",
+]  # fmt: skip

@@ -20,15 +20,9 @@ from .result import Reconstruction
 logger = logging.getLogger(__name__)
 
 COLUMNS = {
-    "method": "s",
-    "nrmse": ".3f",
-    "psnr": ".2f",
-    "ssim": ".3f",
-    "log_likelihood": ".0f",
-    "forward": ".1f",
-    "back": ".1f",
-    "seconds": ".1f",
-}
+    "method": "s", "nrmse": ".3f", "psnr": ".2f", "ssim": ".3f", "log_likelihood": ".0f", "forward": ".1f",
+    "back": ".1f", "seconds": ".1f",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
