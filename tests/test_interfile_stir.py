@@ -162,11 +162,9 @@ class TestAgainstSTIR:
         shape = (3, 4, 5)
         values = asymmetric(shape).abs().numpy()
         its = stir.FloatVoxelsOnCartesianGrid(
-            pet_exam(),
-            stir.IndexRange3D(stir.Int3BasicCoordinate((0, -2, -2)), stir.Int3BasicCoordinate((2, 1, 2))),
-            stir.FloatCartesianCoordinate3D(1.5, -2, 3),
-            stir.FloatCartesianCoordinate3D(2.03125, 2.5, 2.08626),
-        )
+            pet_exam(), stir.IndexRange3D(stir.Int3BasicCoordinate((0, -2, -2)), stir.Int3BasicCoordinate((2, 1, 2))),
+            stir.FloatCartesianCoordinate3D(1.5, -2, 3), stir.FloatCartesianCoordinate3D(2.03125, 2.5, 2.08626),
+        )  # fmt: skip
         its.fill(values.flat)
         output_format = stir.InterfileOutputFileFormat()
         output_format.set_type_of_numbers(stir.NumericType(getattr(stir.NumericType, number)))
