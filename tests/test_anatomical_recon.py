@@ -14,6 +14,7 @@ from sirf_diffusion.patient import AnatomicalImage
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import reconstruct
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 GUIDED = ("map-score", "dds", "hqs", "lisch")
 
 
@@ -72,6 +73,7 @@ def test_the_record_says_which_image_how_much_of_it_and_from_which_grid(recon, s
     assert known["registration"] is None
 
 
+@pytest.mark.draws
 def test_the_report_has_a_row_more(recon, small_scan):
     from matplotlib.image import imread
 

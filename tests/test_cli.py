@@ -23,6 +23,9 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.bids import bids_fields
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture
 def recon(small_scan, small_model, tmp_path):
     """``recon(option=value, ...)`` runs the command on the small scan with few steps; gives exit code and folder."""
@@ -48,6 +51,7 @@ def recon(small_scan, small_model, tmp_path):
     return run
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("method", METHODS)
 def test_recon_writes_a_complete_result(recon, small_scan, method):
     code, out = recon(method=method)

@@ -21,6 +21,7 @@ from sirf_diffusion.reconstructors.enhancement import Enhancer, image_filter
 
 TABLE = ((1.0, 0.01), (0.25, 0.1), (0.02, 1.0))
 PLAIN = replace(EXACT, ct="none")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def make_model(architecture: EnhancementConfig = PLAIN, size=(4.0, 4.0, 4.0), changed: float = 0.02):
@@ -56,6 +57,7 @@ def enhance(files, image, out, *options, model="plain"):
     )  # fmt: skip
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("image", ["pet.hv", "pet.nii.gz", "psl.nii", "dicom"])
 def test_the_result_has_the_format_and_place_of_the_image(files, tmp_path, image):
     assert enhance(files, image, tmp_path / "out", "--dose-ratio", "0.1") == 0
