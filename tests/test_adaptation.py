@@ -353,7 +353,7 @@ def test_a_checkpoint_holds_weights_only_once(objective, model, tmp_path):
     assert len(names) == len(adaptation.adapter.parameters())
 
 
-def test_bad_settings_are_named(objective):
+def test_bad_settings_are_named(objective, model):
     wrong = {
         "coupling": "loose", "learning_rate": 0.0, "num_rounds": -1, "num_inner": 0, "num_updates": 0, "beta": 0.0,
         "total_variation": -1.0, "every": 0, "cap": float("nan"), "rank": -2,
@@ -363,6 +363,8 @@ def test_bad_settings_are_named(objective):
             DDIPAdaptation(**{name: value})
     with pytest.raises(ValueError, match="starting_noise_level"):
         DDIPReconstructor(objective, small_model().on(objective.geometry, 1.0), starting_noise_level=0.0)
+    with pytest.raises(ValueError, match="data-step"):  # to learn from
+        run(DiffusionReconstructor, objective, model, adaptation=SteerableAdaptation())
     toy = ToyModel(Gaussian()).on(objective.geometry, 1.0)
     with pytest.raises(ValueError, match=r"torch\.nn\.Module"):
         run(DDSReconstructor, objective, toy, adaptation=DDIPAdaptation())
@@ -374,11 +376,6 @@ def test_levels_above_the_limit_are_skipped(objective, model):
     run(DDSReconstructor, objective, model, adaptation=SteerableAdaptation(**options), callbacks=[record])
     assert [step.loss is not None for step in record.steps] == [step.sigma <= 1.0 for step in record.steps]
     assert {step.sigma <= 1.0 for step in record.steps} == {True, False}
-
-
-def test_a_data_step_is_needed_to_learn_from_it(objective, model):
-    with pytest.raises(ValueError, match="data-step"):
-        run(DiffusionReconstructor, objective, model, adaptation=SteerableAdaptation())
 
 
 def test_total_variation_is_that_of_a_step():

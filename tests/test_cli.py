@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_scan import write_small_model, write_small_scan
 
-from sirf_diffusion.cli import main
+from sirf_diffusion.cli import main, stir
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
 from sirf_diffusion.files.interfile import read_exam_info, read_image, write_image
@@ -21,7 +21,6 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient.writing import write_dicom
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.bids import bids_fields
-
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -421,13 +420,14 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
 
 
 COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
-            "atlas", "personalise", "models", "models list", "models show", "models import",
-            "models evaluate"]  # fmt: skip
+            "atlas", "personalise", "models", "models list", "models show", "models import", "models evaluate",
+            "stir build", "stir run", "stir check", "stir scan"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command, capsys):
+    words = command.split()
     with pytest.raises(SystemExit) as ended:
-        main([*command.split(), "--help"])
+        stir.main([*words[1:], "--help"]) if words[:1] == ["stir"] else main([*words, "--help"])
     assert ended.value.code == 0
-    assert re.search("^examples?:.* sirf-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search("^examples?:.* (sirf|stir)-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)

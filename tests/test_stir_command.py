@@ -390,14 +390,6 @@ def test_commands_and_samples_in_the_documentation_exist():
     assert text.index("[!CAUTION]") < text.index("## ")
 
 
-@pytest.mark.parametrize("command", ["build", "run", "check", "scan"])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    assert end.value.code == 0
-    assert "example" in capsys.readouterr().out
-
-
 # --- with STIR
 
 
