@@ -1,7 +1,5 @@
 """From a foreign file, or folder, to a model file."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging
