@@ -26,6 +26,8 @@ from sirf_diffusion.files.lock import LOCK, locked
 from sirf_diffusion.reconstructors.records import LogCallback
 from sirf_diffusion.training.data.volume_file import VolumeFile
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def commands(small_scan, small_model, data, tmp_path_factory):

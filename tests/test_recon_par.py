@@ -29,6 +29,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir.par_prior import prior_of
 from sirf_diffusion.reconstructors.methods import METHODS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 RDP = """\
   prior type := Relative Difference Prior
     Relative Difference Prior Parameters :=

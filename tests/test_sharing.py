@@ -13,6 +13,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
 from sirf_diffusion.study.shares import merge, share_out
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 UNADAPTED = [name for name, m in METHODS.items() if m.samples and m.own_adaptation is None and not m.default_model]
 
 

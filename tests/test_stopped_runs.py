@@ -24,6 +24,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.reconstructors.records import LogCallback
 from sirf_diffusion.study.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SETTINGS = {"osem": "num_iterations=4", "map-rdp": "num_iterations=5", "map-score": "num_iterations=3"}
 
 

@@ -20,6 +20,8 @@ from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
 from sirf_diffusion.training.evaluation.validation import ValidationSet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_checkpoint_of_another_recipe_or_damaged_is_refused(data, tmp_path):
     out, checkpoint = tmp_path / "a.safetensors", tmp_path / "checkpoint.safetensors"

@@ -31,6 +31,7 @@ from sirf_diffusion.training.evaluation.validation import (
 )
 from sirf_diffusion.training.state import TrainingState
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 SHORT = replace(RECIPE, cycles=(6,), validate_every=3)
 
@@ -296,6 +297,7 @@ def test_evaluation_makes_a_card_of_what_it_measured(data, tmp_path, capsys):
     assert "--voxel-size" in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_sample_sheets_and_networks_without_orientation(data, tmp_path):
     recipe = replace(
         SHORT, planes=(0,), architecture=NetworkConfig(

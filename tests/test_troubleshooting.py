@@ -29,6 +29,7 @@ from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.lora import Adapter, AdapterConfig
 from sirf_diffusion.study.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| `(?P<message>[^`]+)` \| .+ \| .+ \|$", re.MULTILINE)
 
