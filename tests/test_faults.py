@@ -36,7 +36,7 @@ def commands(small_scan, small_model, data, tmp_path_factory):
     pictures = [write_interfile(folder / f"{k}.hv", activity(k), None) for k in range(2)]
     torch.save(unet().state_dict(), folder / "unet.pt")
     (folder / "unet.json").write_text(json.dumps(ARGUMENTS))
-    (folder / "train.toml").write_text(TRAINING)
+    (folder / "train.toml").write_text(TRAINING.replace("[30]", "[4]").replace("every = 20", "every = 2"))
     recon = ["recon", *small_scan.options, "--model", small_model, "--method", "dds", "--samples", 4, "--set"]
     foreign = [folder / "unet.pt", "--config", folder / "unet.json", "--schedule", "ddpm", "--prediction", "eps"]
     words = {
