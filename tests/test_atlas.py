@@ -51,7 +51,7 @@ def made():
 
     build_atlas(known().subjects, (MM,) * 3, rounds=0, kept=kept)
     affine = known().shape_error()
-    atlas = build_atlas(known().subjects, (MM,) * 3, rounds=2, kept=kept)
+    atlas = build_atlas(known().subjects, (MM,) * 3, rounds=1, kept=kept)
     return atlas, affine, known().shape_error()
 
 
