@@ -12,15 +12,10 @@ from sirf_diffusion.geometry.projdata import Scanner
 
 # (number format, bytes per pixel, numpy type)
 NUMBER_TYPES = [
-    ("signed integer", 1, "i1"),
-    ("unsigned integer", 1, "u1"),
-    ("signed integer", 2, "i2"),
-    ("unsigned integer", 2, "u2"),
-    ("signed integer", 4, "i4"),
-    ("unsigned integer", 4, "u4"),
-    ("float", 4, "f4"),
+    ("signed integer", 1, "i1"), ("unsigned integer", 1, "u1"), ("signed integer", 2, "i2"),
+    ("unsigned integer", 2, "u2"), ("signed integer", 4, "i4"), ("unsigned integer", 4, "u4"), ("float", 4, "f4"),
     ("float", 8, "f8"),
-]
+]  # fmt: skip
 
 IMAGE_HEADER = """!INTERFILE  :=
 !imaging modality := PT
@@ -171,12 +166,8 @@ SCANNERS = {
 }
 
 EXAM = ExamInfo(
-    orientation="feet_in",
-    rotation="prone",
-    originating_system="Siemens mMR",
-    time_frames=((30.0, 600.5),),
+    orientation="feet_in", rotation="prone", originating_system="Siemens mMR", time_frames=((30.0, 600.5),),
     start_time=datetime(2017, 3, 27, 17, 0, 35, 250000, tzinfo=timezone.utc),
-    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.9686),
-    calibration_factor=1.25e-3,
+    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.9686), calibration_factor=1.25e-3,
     energy_window=(430.0, 610.0),
-)
+)  # fmt: skip

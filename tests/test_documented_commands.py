@@ -11,11 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks/README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
 PROGRAMS = {
     "sirf-diffusion": "sirf_diffusion.cli",
     "stir-diffusion": "sirf_diffusion.cli.stir",

@@ -20,12 +20,10 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import reconstruct
 
 SETTINGS = {
-    "dds": {"num_steps": 3},
-    "hqs": {"num_steps": 3},
-    "lisch": {"num_steps": 3},
-    "map-score": {"num_iterations": 3},
-}
+    "dds": {"num_steps": 3}, "hqs": {"num_steps": 3}, "lisch": {"num_steps": 3}, "map-score": {"num_iterations": 3},
+}  # fmt: skip
 SEED = 7
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["slice", "volume"])
@@ -35,6 +33,7 @@ def data(request, tmp_path_factory) -> tuple[SmallScan, Path]:
     return scan, write_small_model(folder / "model.safetensors")
 
 
+@lru_cache
 def acquisition(scan: SmallScan) -> Acquisition:
     return Acquisition.from_files(
         scan.prompts_hs, multiplicative=scan.multiplicative_hs, additive=scan.additive_hs, attenuation=scan.mu_hv

@@ -1,7 +1,5 @@
 """``sirf-diffusion demo``: all methods on bundled example data."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -68,13 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     options = {
-        "model": model,
-        "num_samples": arguments.samples,
-        "seed": arguments.seed,
-        "device": arguments.device,
-        "quick": arguments.quick,
-        "callbacks": [_progress] if sys.stderr.isatty() else [],
-    }
+        "model": model, "num_samples": arguments.samples, "seed": arguments.seed, "device": arguments.device,
+        "quick": arguments.quick, "callbacks": [_progress] if sys.stderr.isatty() else [],
+    }  # fmt: skip
     spent = {"model and example": time.perf_counter() - start}
     with folder.held():
         comparison = compare(example, settings=TUNED if arguments.data == "brain2d" else None, **options)

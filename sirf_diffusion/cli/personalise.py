@@ -1,7 +1,5 @@
 """``sirf-diffusion personalise``: a score model for one patient's anatomy."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import fields
 from pathlib import Path

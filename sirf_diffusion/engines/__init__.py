@@ -1,7 +1,5 @@
 """Where the likelihood comes from: the Objective protocol and its providers."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

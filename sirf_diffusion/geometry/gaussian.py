@@ -1,7 +1,5 @@
 """Gaussian smoothing of images, by a matrix for each axis."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

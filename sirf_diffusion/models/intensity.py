@@ -1,7 +1,5 @@
 """The intensity scale: which activity, in image units, a network's value 1 stands for."""
 
-from __future__ import annotations
-
 import logging
 import math
 

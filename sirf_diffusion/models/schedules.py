@@ -1,7 +1,5 @@
 """The noise schedules: variance-preserving, variance-exploding and discrete diffusion."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,16 +24,9 @@ from .noise_schedule import (
 )  # fmt: skip
 
 __all__ = [
-    "BETAS",
-    "PREDICTIONS",
-    "SPACINGS",
-    "DDPMSchedule",
-    "NoiseSchedule",
-    "VESchedule",
-    "VPSchedule",
-    "denoised_and_noise",
-    "prediction_target",
-]
+    "BETAS", "PREDICTIONS", "SPACINGS", "DDPMSchedule", "NoiseSchedule", "VESchedule", "VPSchedule",
+    "denoised_and_noise", "prediction_target",
+]  # fmt: skip
 
 #: How the rates of a discrete schedule lie between the first and the last.
 BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")

@@ -1,7 +1,5 @@
 """An image with its place in the patient, and what makes one unusable."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

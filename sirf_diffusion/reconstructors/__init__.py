@@ -1,7 +1,5 @@
 """Reconstructors: OSEM and MAP-EM, and the reverse-diffusion methods."""
 
-from __future__ import annotations
-
 from .adaptation.ddip import DDIPAdaptation, DDIPReconstructor, SteerableAdaptation, SteerableReconstructor
 from .base import Reconstructor
 from .diffusion.dds import DDSReconstructor
@@ -13,18 +11,7 @@ from .em.osem import MLEM, OSEM
 from .records import StepRecord
 
 __all__ = [
-    "MAPEM",
-    "MLEM",
-    "OSEM",
-    "DDIPAdaptation",
-    "DDIPReconstructor",
-    "DDSReconstructor",
-    "HQSReconstructor",
-    "LikelihoodScheduledReconstructor",
-    "Reconstructor",
-    "RelativeDifferenceMAP",
-    "ScoreMAP",
-    "SteerableAdaptation",
-    "SteerableReconstructor",
-    "StepRecord",
-]
+    "MAPEM", "MLEM", "OSEM", "DDIPAdaptation", "DDIPReconstructor", "DDSReconstructor", "HQSReconstructor",
+    "LikelihoodScheduledReconstructor", "Reconstructor", "RelativeDifferenceMAP", "ScoreMAP", "SteerableAdaptation",
+    "SteerableReconstructor", "StepRecord",
+]  # fmt: skip

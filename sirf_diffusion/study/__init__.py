@@ -1,7 +1,5 @@
 """How good an image is: metrics, choice of parameters, figures."""
 
-from __future__ import annotations
-
 from .metrics import (
     Ensemble,
     ImageQuality,
@@ -15,13 +13,6 @@ from .metrics import (
 )
 
 __all__ = [
-    "Ensemble",
-    "ImageQuality",
-    "bias_and_sd",
-    "contrast_recovery",
-    "contrast_to_noise",
-    "image_quality",
-    "nrmse",
-    "psnr",
-    "ssim",
-]
+    "Ensemble", "ImageQuality", "bias_and_sd", "contrast_recovery", "contrast_to_noise", "image_quality", "nrmse",
+    "psnr", "ssim",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """All methods on one example: what the demo shows and the tests of quality measure."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +18,9 @@ from .result import Reconstruction
 logger = logging.getLogger(__name__)
 
 COLUMNS = {
-    "method": "s",
-    "nrmse": ".3f",
-    "psnr": ".2f",
-    "ssim": ".3f",
-    "log_likelihood": ".0f",
-    "forward": ".1f",
-    "back": ".1f",
-    "seconds": ".1f",
-}
+    "method": "s", "nrmse": ".3f", "psnr": ".2f", "ssim": ".3f", "log_likelihood": ".0f", "forward": ".1f",
+    "back": ".1f", "seconds": ".1f",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Starting from a trained model: its weights, and what the new training must take over from it."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

@@ -154,12 +154,9 @@ class PoissonObjective(Objective):
         """Files, scanner, counts and image grid."""
         projdata = self.model.projector.projdata
         return {
-            "files": self._files,
-            "scanner": projdata.scanner.name,
-            "projection_data_shape": projdata.shape,
-            "prompts": float(self.prompts.sum(dtype=torch.float64)),
-            **super().describe(),
-        }
+            "files": self._files, "scanner": projdata.scanner.name, "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)), **super().describe(),
+        }  # fmt: skip
 
     def exam_info(self) -> ExamInfo:
         """That of the prompts."""

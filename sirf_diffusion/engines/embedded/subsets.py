@@ -1,7 +1,5 @@
 """Ordered subsets of views, as STIR forms them from the symmetries of its ray tracing projector."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

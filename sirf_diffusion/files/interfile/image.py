@@ -1,7 +1,5 @@
 """Images in STIR Interfile (``.hv`` and ``.v``)."""
 
-from __future__ import annotations
-
 import math
 import os
 

@@ -10,8 +10,6 @@ Examples
 >>> objective.set_prior(pet.ScorePrior())                                        # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 from typing import Any
@@ -27,16 +25,11 @@ except ImportError as problem:
 logger = logging.getLogger(__name__)
 
 _OURS = {
-    "AnchorPrior": ".priors",
-    "BowsherPrior": ".priors",
-    "PythonPrior": ".priors",
-    "ScorePrior": ".priors",
-    "ScoreImageProcessor": ".priors",
-    "SirfObjective": "...engines.sirf.objective",
-    "log_likelihood": "...engines.autograd",
-    "to_image": "...engines.sirf.convert",
+    "AnchorPrior": ".priors", "BowsherPrior": ".priors", "PythonPrior": ".priors", "ScorePrior": ".priors",
+    "ScoreImageProcessor": ".priors", "SirfObjective": "...engines.sirf.objective",
+    "log_likelihood": "...engines.autograd", "to_image": "...engines.sirf.convert",
     "to_tensor": "...engines.sirf.convert",
-}
+}  # fmt: skip
 
 
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(

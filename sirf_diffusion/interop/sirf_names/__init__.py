@@ -15,8 +15,6 @@ Examples
 7.0
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from typing import Any
@@ -41,34 +39,13 @@ from .priors import (
 from .processors import ImageDataProcessor, SeparableGaussianImageFilter, TruncateToCylinderProcessor
 
 __all__ = [
-    "AcquisitionData",
-    "AcquisitionModelUsingRayTracingMatrix",
-    "AcquisitionSensitivityModel",
-    "AnchorPrior",
-    "BowsherPrior",
-    "ContiguousError",
-    "DataContainer",
-    "ImageData",
-    "ImageDataProcessor",
-    "MessageRedirector",
-    "OSMAPOSLReconstructor",
-    "PLSPrior",
-    "PoissonLogLikelihoodWithLinearModelForMeanAndProjData",
-    "Prior",
-    "PythonPrior",
-    "QuadraticPrior",
-    "RelativeDifferencePrior",
-    "ScoreImageProcessor",
-    "ScorePrior",
-    "SeparableGaussianImageFilter",
-    "TruncateToCylinderProcessor",
-    "error",
-    "get_engine_version_string",
-    "get_verbosity",
-    "make_Poisson_loglikelihood",
-    "scanner_names",
-    "set_verbosity",
-]
+    "AcquisitionData", "AcquisitionModelUsingRayTracingMatrix", "AcquisitionSensitivityModel", "AnchorPrior",
+    "BowsherPrior", "ContiguousError", "DataContainer", "ImageData", "ImageDataProcessor", "MessageRedirector",
+    "OSMAPOSLReconstructor", "PLSPrior", "PoissonLogLikelihoodWithLinearModelForMeanAndProjData", "Prior",
+    "PythonPrior", "QuadraticPrior", "RelativeDifferencePrior", "ScoreImageProcessor", "ScorePrior",
+    "SeparableGaussianImageFilter", "TruncateToCylinderProcessor", "error", "get_engine_version_string",
+    "get_verbosity", "make_Poisson_loglikelihood", "scanner_names", "set_verbosity",
+]  # fmt: skip
 
 _INSTEAD = {
     "sinograms in AcquisitionData; list mode data need SIRF": (

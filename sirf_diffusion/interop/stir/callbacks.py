@@ -3,8 +3,6 @@
 Keys arrive as text, as in the file. `hold` lets a program put an object of its own behind a block.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import sys
@@ -19,12 +17,9 @@ __all__ = ["defaults", "geometry", "held", "hold", "make_prior", "make_processor
 
 # Loaded when first used: a prior that needs no PyTorch shall not wait for it.
 _LATER = {
-    "DenoiserCallback": "filters",
-    "SamplerCallback": "filters",
-    "ScorePriorCallback": "score_callback",
-    "TensorPrior": "views",
-    "as_tensor": "views",
-}
+    "DenoiserCallback": "filters", "SamplerCallback": "filters", "ScorePriorCallback": "score_callback",
+    "TensorPrior": "views", "as_tensor": "views",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

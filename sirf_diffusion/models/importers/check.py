@@ -1,7 +1,5 @@
 """Whether an imported network denoises at all: a simple image at three noise levels, beside a Gaussian filter."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Simulated subjects as a file of training volumes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
