@@ -3,6 +3,8 @@
 The names below are loaded when first used, so that ``import sirf_diffusion`` costs no more than ``import torch``.
 """
 
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

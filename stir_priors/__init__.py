@@ -4,6 +4,8 @@
 runs parameter files.
 """
 
+from __future__ import annotations
+
 from .loader import ShimError, load, watch
 
 __all__ = ["ShimError", "load", "watch"]

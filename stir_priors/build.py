@@ -4,6 +4,8 @@ The cache is ``$SIRF_DIFFUSION_CACHE`` or ``~/.cache``, with one folder
 ``sirf-diffusion/stir-<version>-<python>-<hash of sources and STIR>`` per STIR; its ``build.json`` says what it is.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import json

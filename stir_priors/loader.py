@@ -1,5 +1,7 @@
 """Putting the compiled shim into a running process, and proving that STIR sees it."""
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import logging

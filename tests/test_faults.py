@@ -1,5 +1,7 @@
 """What the machine does to a command: full disks, other processes, readers that go, memory that ends, clocks."""
 
+from __future__ import annotations
+
 import ctypes
 import itertools
 import json

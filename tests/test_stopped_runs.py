@@ -1,5 +1,7 @@
 """Runs that are killed, stopped, or cannot write: nothing is lost, and the same command goes on to the same bits."""
 
+from __future__ import annotations
+
 import json
 import os
 import resource

@@ -3,6 +3,8 @@
 Sub-commands are modules of this package with a function ``add_parsers(commands, common)``.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 

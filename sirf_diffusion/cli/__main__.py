@@ -1,5 +1,7 @@
 """``python -m sirf_diffusion.cli``, where the installed command is not on the path."""
 
+from __future__ import annotations
+
 import sys
 
 from . import main

@@ -1,5 +1,7 @@
 """``sirf-diffusion atlas``: the mean shape and time course of the dynamic PET of several subjects."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 from typing import Any

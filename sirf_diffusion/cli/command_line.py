@@ -4,6 +4,8 @@ What a user can put right (a file, a value, a missing package) is one message on
 foresaw is one too, with exit code 1. Only ``--debug`` shows a traceback.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os

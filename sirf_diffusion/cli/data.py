@@ -1,5 +1,7 @@
 """``sirf-diffusion data``: make and look at training data."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

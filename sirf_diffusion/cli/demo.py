@@ -1,5 +1,7 @@
 """``sirf-diffusion demo``: all methods on bundled example data."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time

@@ -1,5 +1,7 @@
 """``sirf-diffusion doctor``: what was found, what works, what to install for the rest."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import platform

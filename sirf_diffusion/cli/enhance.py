@@ -1,5 +1,7 @@
 """``sirf-diffusion enhance``: less noise in an image that cannot be reconstructed again."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """``sirf-diffusion models``: list, show, import, evaluate and sample score models."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """``sirf-diffusion personalise``: a score model for one patient's anatomy."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import fields
 from pathlib import Path

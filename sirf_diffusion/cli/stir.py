@@ -4,6 +4,8 @@ Exit codes: that of STIR's program for ``run``; 2 for whatever a user can put ri
 wherever STIR would silently drop a prior or filter; 130 after Ctrl-C.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys

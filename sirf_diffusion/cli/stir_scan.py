@@ -4,6 +4,8 @@ With a reference image each result's distance to it is measured. Without one, it
 a rising factor both fall, the roughness first and the log-likelihood later, and a factor between is what one wants.
 """
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import logging

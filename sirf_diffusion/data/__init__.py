@@ -3,6 +3,8 @@
 They were simulated from subjects that no bundled model was trained on; see ``README.md`` beside the data.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 

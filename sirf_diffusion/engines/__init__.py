@@ -1,5 +1,7 @@
 """Where the likelihood comes from: the Objective protocol and its providers."""
 
+from __future__ import annotations
+
 import logging
 from typing import Any
 

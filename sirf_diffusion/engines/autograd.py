@@ -1,5 +1,7 @@
 """Log-likelihoods as differentiable PyTorch functions, whatever engine computes them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

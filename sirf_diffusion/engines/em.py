@@ -1,5 +1,7 @@
 """Expectation maximisation (EM) with any objective: one update, and an early image by a few of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Protocol
 

@@ -1,5 +1,7 @@
 """Keep STIR's messages from standard error while it is asked for what it may refuse."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Write one file completely or not at all; errors, as of a full disk, name the file."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import io

@@ -1,5 +1,7 @@
 """Text and JSON files of users: kind of file, size and depth of nesting are checked first."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json

@@ -1,5 +1,7 @@
 """One time frame of a file that has several: ``NAME#2``, wherever a file is named."""
 
+from __future__ import annotations
+
 import os
 import re
 from pathlib import Path

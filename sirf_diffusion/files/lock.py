@@ -1,5 +1,7 @@
 """A lock file that lets one process at a time use a folder; it names its holder and holds only while that runs."""
 
+from __future__ import annotations
+
 import logging
 import os
 import socket

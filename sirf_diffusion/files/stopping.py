@@ -1,5 +1,7 @@
 """Signals that ask a process to end, turned into an exception, so that its state can be saved first."""
 
+from __future__ import annotations
+
 import signal
 import threading
 from collections.abc import Iterator

@@ -4,6 +4,8 @@ Older versions stay readable; a file without a version is of the first, from bef
 refused, because what it says may mean something else.
 """
 
+from __future__ import annotations
+
 import os
 from numbers import Integral
 from typing import Any

@@ -4,6 +4,8 @@ Models, adapters and checkpoints are such files. A file is hostile until checked
 bounded before it is parsed, and every tensor must lie in the file before memory is taken for it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

@@ -1,5 +1,7 @@
 """The folder beside a result in which a long computation keeps its parts, so that a stopped one goes on."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

@@ -1,5 +1,7 @@
 """Worker processes of this machine: they save their work when asked to stop, and end with their parent."""
 
+from __future__ import annotations
+
 import os
 import signal
 import threading

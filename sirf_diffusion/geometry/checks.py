@@ -1,5 +1,7 @@
 """Checks of what users give: one wording for every number that is out of range."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

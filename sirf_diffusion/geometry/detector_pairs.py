@@ -1,5 +1,7 @@
 """Which bin a pair of detectors belongs to, by STIR's numbers."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .projdata import ProjDataGeometry

@@ -3,6 +3,8 @@
 And how a patient lies in a scanner, which says where STIR's axes point in that patient.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from datetime import datetime
 

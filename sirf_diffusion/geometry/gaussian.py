@@ -1,5 +1,7 @@
 """Gaussian smoothing of images, by a matrix for each axis."""
 
+from __future__ import annotations
+
 import math
 from functools import lru_cache
 

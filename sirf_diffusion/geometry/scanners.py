@@ -4,6 +4,8 @@ The numbers are those of STIR 6.5 (``Scanner.cxx``), so that a header which only
 as there. Scanners that STIR describes by blocks, and HiDAC, are left out.
 """
 
+from __future__ import annotations
+
 import csv
 import difflib
 import math

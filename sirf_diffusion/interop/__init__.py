@@ -1,5 +1,7 @@
 """Objects for scripts of SIRF and CIL, and what STIR calls."""
 
+from __future__ import annotations
+
 import importlib
 import logging
 from functools import lru_cache

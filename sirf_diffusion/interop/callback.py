@@ -1,5 +1,7 @@
 """A user's prior, written on NumPy arrays, as a penalty on tensors."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -3,6 +3,8 @@
 Where CIL is not installed, the classes offer the same methods, without CIL's algebra of functions.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable

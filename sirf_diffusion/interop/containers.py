@@ -1,5 +1,7 @@
 """Images of other packages as tensors, by what they can do: SIRF's, CIL's and the embedded engine's containers."""
 
+from __future__ import annotations
+
 from typing import Any, TypeVar
 
 import numpy as np

@@ -1,5 +1,7 @@
 """List-mode data in PETSIRD, binned into sinograms of STIR."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,5 +1,7 @@
 """Score models: a network, its noise schedule, its intensity scale and its grid, in one file."""
 
+from __future__ import annotations
+
 from .intensity import intensity_scale
 from .networks import NetworkConfig, build_network
 from .schedules import DDPMSchedule, NoiseSchedule, VESchedule, VPSchedule

@@ -1,5 +1,7 @@
 """How a network covers a volume: slices of one orientation or of three, or blocks, in batches that fit memory."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

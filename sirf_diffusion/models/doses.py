@@ -1,5 +1,7 @@
 """Diffusion in which time is dose: how much of the standard dose is left at a step, and counts of a lower dose."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch

@@ -1,5 +1,7 @@
 """DRUNet: a convolutional denoiser that is told the noise level, after Zhang et al. 2021, arXiv:2008.13751."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise
 

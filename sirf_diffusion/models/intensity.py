@@ -1,5 +1,7 @@
 """The intensity scale: which activity, in image units, a network's value 1 stands for."""
 
+from __future__ import annotations
+
 import logging
 import math
 

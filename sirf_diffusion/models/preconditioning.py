@@ -18,6 +18,8 @@ with the time as an angle. ``flow``: rectified flow (Liu et al. 2022, arXiv:2209
 ``log p_sigma`` (Song et al. 2021, arXiv:2011.13456).
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

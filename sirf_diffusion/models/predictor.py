@@ -1,5 +1,7 @@
 """What a model finds in noisy images: in network units on the latent grid, and in image units on the image grid."""
 
+from __future__ import annotations
+
 import math
 import time
 from dataclasses import dataclass, replace

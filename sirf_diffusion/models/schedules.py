@@ -1,5 +1,7 @@
 """The noise schedules: variance-preserving, variance-exploding and discrete diffusion."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,5 +1,7 @@
 """Deformable registration of two subjects' images of one kind, with measures of quality to reject a failed one by."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -4,6 +4,8 @@ Classic series and enhanced multi-frame files are read alike. Of a header nothin
 patient's identifier is given back for grouping images by subject, and never written.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import tempfile

@@ -1,5 +1,7 @@
 """An image with its place in the patient, and what makes one unusable."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,6 +4,8 @@ Whatever the format, the result is an array with an affine map from its indices 
 axes of DICOM and ITK: LPS (x to the left, y to the back, z to the head).
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import os

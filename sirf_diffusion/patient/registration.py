@@ -1,5 +1,7 @@
 """Rigid registration of an anatomical image to an emission or attenuation image; warns where it may have failed."""
 
+from __future__ import annotations
+
 import logging
 import math
 from dataclasses import dataclass, replace

@@ -5,6 +5,8 @@ the log-Euclidean mean (Arsigny et al. 2006, doi:10.1007/11866565_113). Fields a
 components along x, y and z, on the grid of an image of SimpleITK.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Reconstructed images for other programs: NIfTI and DICOM PET, where STIR says that they lie in the patient."""
 
+from __future__ import annotations
+
 import gzip
 import logging
 import os

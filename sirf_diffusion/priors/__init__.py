@@ -1,5 +1,7 @@
 """Penalties: what is subtracted from the log-likelihood, functions of an image written once on tensors."""
 
+from __future__ import annotations
+
 from .anchor import AnchorPenalty
 from .base import Penalty
 from .bowsher import BowsherPenalty

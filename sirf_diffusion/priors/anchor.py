@@ -1,5 +1,7 @@
 """The quadratic anchor: the penalty that ties an image to another one (half-quadratic splitting, DDS)."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

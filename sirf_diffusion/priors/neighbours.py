@@ -4,6 +4,8 @@ Each unordered pair is visited once, as two shifted views of the same image, so 
 wrapped and nothing is copied. On a CPU the volume is walked in blocks of planes whose temporaries stay in the cache.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Callable, Iterator

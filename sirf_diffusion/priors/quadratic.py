@@ -1,5 +1,7 @@
 """STIR's quadratic prior on differences of neighbours."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -1,5 +1,7 @@
 """Reconstructors: OSEM and MAP-EM, and the reverse-diffusion methods."""
 
+from __future__ import annotations
+
 from .adaptation.ddip import DDIPAdaptation, DDIPReconstructor, SteerableAdaptation, SteerableReconstructor
 from .base import Reconstructor
 from .diffusion.dds import DDSReconstructor

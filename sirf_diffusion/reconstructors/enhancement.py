@@ -1,5 +1,7 @@
 """Post-reconstruction enhancement: from an image of a low dose to an estimate of the standard dose."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Callable

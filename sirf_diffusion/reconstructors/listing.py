@@ -1,5 +1,7 @@
 """The settings of methods and adaptations as text, for the command line."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 

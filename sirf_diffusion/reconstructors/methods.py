@@ -4,6 +4,8 @@ Strengths are relative to the image's intensity scale ``c`` (see `sirf_diffusion
 value serves images whose units differ: an image ``x`` is penalised as ``u = x / c``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any

@@ -1,5 +1,7 @@
 """What to cite: BibTeX entries of the methods and of the programs that they ran with."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files

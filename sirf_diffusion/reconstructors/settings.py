@@ -4,6 +4,8 @@ A default may be another one in volumes (``volumes``), at a speed (`SPEEDS`; ``b
 for a quick look (``quick``) and in the method as its paper has it (``published``).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields

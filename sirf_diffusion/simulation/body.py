@@ -1,5 +1,7 @@
 """Chests with upper abdomen, and more varied trunks with arms, of parametric organs."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .parametric import ParametricAnatomy, Shaper, Tissue, Volume, begin, finish

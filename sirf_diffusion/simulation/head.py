@@ -6,6 +6,8 @@ smooth random fields; no two subjects share a shape. Nothing is claimed about re
 a score model needs to see: layers, cavities and structures of the right sizes with ever different borders.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
 

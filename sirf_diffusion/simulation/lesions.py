@@ -1,5 +1,7 @@
 """Lesions: soft-edged ellipsoids that change the uptake, and sometimes the MR image too."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,6 +5,8 @@ table; its shapes are super-ellipsoids bent by sums of cosine waves. A score mod
 meets the other as something that it has never seen.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

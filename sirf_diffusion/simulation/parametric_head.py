@@ -1,5 +1,7 @@
 """Heads of parametric shapes: other skulls, other folds, other proportions than the heads of `head`."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .parametric import ParametricAnatomy, Shaper, Tissue, begin, finish, waves

@@ -1,5 +1,7 @@
 """Perturbations of images: to train a model on images that are wrong in a known way."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .head import Array

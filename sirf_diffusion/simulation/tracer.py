@@ -1,5 +1,7 @@
 """Activity: how a tracer distributes over a simulated head."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import numpy as np

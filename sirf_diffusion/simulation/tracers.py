@@ -4,6 +4,8 @@ The ranges are broad on purpose. They are meant to hold what the literature repo
 to know which contrasts occur, and no more. They are no reference values for a tracer.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -1,5 +1,7 @@
 """How good an image is: metrics, choice of parameters, figures."""
 
+from __future__ import annotations
+
 from .metrics import (
     Ensemble,
     ImageQuality,

@@ -3,6 +3,8 @@
 Field names and units are those of BIDS 1.10, PET and its derivatives. A field is there if the data or the run tell it.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from typing import Any

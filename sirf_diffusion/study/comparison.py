@@ -1,5 +1,7 @@
 """All methods on one example: what the demo shows and the tests of quality measure."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What a study is made from: an acquisition, STIR's Interfile data, an objective of any engine."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """One image enhanced: read, enhanced, and written in its own format with a record and a report."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Many independent computations: one after the other, in processes of this machine, or on a Dask cluster."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool

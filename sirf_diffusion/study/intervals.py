@@ -1,5 +1,7 @@
 """Intervals of posterior samples that hold the truth as often as they say: factors of the model's table, applied."""
 
+from __future__ import annotations
+
 import logging
 from functools import cache
 from typing import Any

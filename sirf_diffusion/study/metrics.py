@@ -5,6 +5,8 @@ Images are tensors ``[..., z, y, x]`` (or ``[y, x]``) in the same unit as their 
 error is that of the mean plus the posterior variance.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass
 

@@ -1,5 +1,7 @@
 """The data of an existing parameter file of STIR, reconstructed by another method."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

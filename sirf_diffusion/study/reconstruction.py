@@ -1,5 +1,7 @@
 """Reconstruct an acquisition by a method's name, and keep everything that says how the image was made."""
 
+from __future__ import annotations
+
 import logging
 import os
 import time

@@ -1,5 +1,7 @@
 """Posterior samples that several processes make: who makes which, and one record of all."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields

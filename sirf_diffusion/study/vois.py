@@ -1,5 +1,7 @@
 """Mean activity in volumes of interest (VOIs), with the interval that posterior samples give."""
 
+from __future__ import annotations
+
 import csv
 import math
 import os

@@ -1,5 +1,7 @@
 """Checkpoints of a training that survive being killed at any moment: checked when read, and two generations of them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging

@@ -1,5 +1,7 @@
 """A training in a TOML file: read, checked, and written with every default for the user to start from."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace

@@ -1,5 +1,7 @@
 """Distillation: a smaller network learns the clean estimates of a score model, its teacher, from images alone."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ Every process computes its share of each step's batch; PyTorch's ``DistributedDa
 that all keep the same weights. Without ``torchrun`` there is one process and nothing to do.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

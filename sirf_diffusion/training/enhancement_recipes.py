@@ -1,5 +1,7 @@
 """Recipes of enhancement models: everything that decides what their training makes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 

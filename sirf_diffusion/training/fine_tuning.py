@@ -1,5 +1,7 @@
 """Starting from a trained model: its weights, and what the new training must take over from it."""
 
+from __future__ import annotations
+
 import math
 import operator
 import re

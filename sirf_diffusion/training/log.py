@@ -1,5 +1,7 @@
 """The curves of a training: ``log.csv``, a figure of it, and TensorBoard if it is wanted."""
 
+from __future__ import annotations
+
 import csv
 import time
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The loop around the steps of a training: batches, validation, logs, checkpoints, early stopping, the model file."""
 
+from __future__ import annotations
+
 import logging
 import math
 import shutil

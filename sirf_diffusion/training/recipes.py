@@ -1,5 +1,7 @@
 """Recipes: everything that decides what a training makes, for bundled models and for a user's own."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar

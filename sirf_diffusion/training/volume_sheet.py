@@ -1,5 +1,7 @@
 """A sheet of a file of training volumes: three slices of each of some volumes, for the eye to check."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np

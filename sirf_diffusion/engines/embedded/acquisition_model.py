@@ -1,5 +1,7 @@
 """From an image to expected counts: projector, resolution, attenuation, normalisation and background."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """The unit of attenuation images: 1/cm at 511 keV, where water has 0.096 and bone about 0.15."""
 
+from __future__ import annotations
+
 import logging
 
 import torch

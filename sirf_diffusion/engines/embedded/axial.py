@@ -1,5 +1,7 @@
 """Planes that contribute to a segment's sinograms; segments of equal tilt are grouped and share copies of the image."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """The embedded engine's reading of a STIR parameter file: the acquisition that its objective function describes."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Data of SIRF's and STIR's objective functions, projected by the embedded engine."""
 
+from __future__ import annotations
+
 import logging
 import tempfile
 from collections.abc import Callable

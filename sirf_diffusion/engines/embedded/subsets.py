@@ -1,5 +1,7 @@
 """Ordered subsets of views, as STIR forms them from the symmetries of its ray tracing projector."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 

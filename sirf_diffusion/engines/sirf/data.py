@@ -1,5 +1,7 @@
 """The data and the acquisition model behind a SIRF objective function, where they are known."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

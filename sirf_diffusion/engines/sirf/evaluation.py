@@ -1,5 +1,7 @@
 """One evaluation of SIRF's log-likelihood: value and gradient on demand, of one forward projection where possible."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """State of SIRF's objective functions that has no getter: whether they are set up, their model, their penalty."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """A SIRF objective function as an :class:`~sirf_diffusion.engines.objective.Objective`."""
 
+from __future__ import annotations
+
 import logging
 import math
 from functools import cached_property

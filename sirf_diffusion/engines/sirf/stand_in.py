@@ -1,5 +1,7 @@
 """Data and acquisition model of a SIRF objective function, for the embedded engine to project."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What STIR expects to be counted: prompts, background and projections of its objective functions, as arrays."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Images of STIR-Python as tensors and grids; whether an objective function is set up and may be asked for one."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

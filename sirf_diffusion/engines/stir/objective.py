@@ -1,5 +1,7 @@
 """STIR-Python's objective functions as an :class:`~sirf_diffusion.engines.objective.Objective`."""
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Callable, Mapping

@@ -1,5 +1,7 @@
 """Data and acquisition model of an objective function of STIR's Python module, for the embedded engine to project."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

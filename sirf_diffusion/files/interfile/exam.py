@@ -1,5 +1,7 @@
 """Exam information in Interfile headers: patient position, time frames, radionuclide, calibration, energy window."""
 
+from __future__ import annotations
+
 import os
 import re
 from datetime import datetime

@@ -1,5 +1,7 @@
 """Image headers of other programs, translated to STIR's keys: Siemens, and Interfile 3.3 of GATE or (X)MedCon."""
 
+from __future__ import annotations
+
 import os
 
 from .header import Header

@@ -6,6 +6,8 @@ braces are lists; a line that begins with ``;`` is a comment. The last value of 
 that tells how many elements others have must stand before them.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import os

@@ -1,5 +1,7 @@
 """Images in STIR Interfile (``.hv`` and ``.v``)."""
 
+from __future__ import annotations
+
 import math
 import os
 

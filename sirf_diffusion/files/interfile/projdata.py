@@ -1,5 +1,7 @@
 """Projection data of cylindrical PET scanners in STIR Interfile (``.hs`` and ``.s``)."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Iterable

@@ -1,5 +1,7 @@
 """The scanner in a projection-data header: by name, by parameters, or by both."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The binary file beside a header: read with the header's number format and factors, written as a pair."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,6 +3,8 @@
 Keys and registered names are in STIR's standard form: lower case, runs of blanks, ``_`` and ``!`` folded to one blank.
 """
 
+from __future__ import annotations
+
 #: Kind of object by the key that selects it.
 SLOTS = {
     "objective function type": "objective function", "prior type": "prior", "projector pair type": "projector pair",

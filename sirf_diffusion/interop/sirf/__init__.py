@@ -10,6 +10,8 @@ Examples
 >>> objective.set_prior(pet.ScorePrior())                                        # doctest: +SKIP
 """
 
+from __future__ import annotations
+
 import importlib
 import logging
 from typing import Any

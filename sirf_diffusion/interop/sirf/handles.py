@@ -5,6 +5,8 @@ registered with STIR: the compiled part of :mod:`stir_priors` registers types th
 an object in a small parameter file, read and removed at once.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile

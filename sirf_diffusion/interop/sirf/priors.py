@@ -6,6 +6,8 @@ uphill, and it is subtracted from the log-likelihood. Needs the compiled part of
 ``stir-diffusion build`` makes once; this package's reconstructors do not.
 """
 
+from __future__ import annotations
+
 import copy
 from typing import Any
 

@@ -15,6 +15,8 @@ Examples
 7.0
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 from typing import Any

@@ -1,5 +1,7 @@
 """The objective function with the names and semantics of ``sirf.STIR``."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

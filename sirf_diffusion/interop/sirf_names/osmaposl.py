@@ -1,5 +1,7 @@
 """OSMAPOSL with the names and semantics of ``sirf.STIR``."""
 
+from __future__ import annotations
+
 import logging
 
 import torch

@@ -1,5 +1,7 @@
 """Image processors with the names and semantics of ``sirf.STIR``."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 

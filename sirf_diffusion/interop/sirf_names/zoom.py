@@ -1,5 +1,7 @@
 """STIR's zooming of images: values as a step function, whose integrals over the new voxels are taken."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

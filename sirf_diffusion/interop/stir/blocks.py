@@ -4,6 +4,8 @@ The compiled module asks for them when it first meets such a block; `sirf_diffus
 with them before STIR reads it.
 """
 
+from __future__ import annotations
+
 import importlib
 import math
 import re

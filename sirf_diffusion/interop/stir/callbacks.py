@@ -3,6 +3,8 @@
 Keys arrive as text, as in the file. `hold` lets a program put an object of its own behind a block.
 """
 
+from __future__ import annotations
+
 import importlib
 import logging
 import sys

@@ -4,6 +4,8 @@ STIR drops what it does not know: an unregistered ``prior type`` becomes a recon
 exit code 0. Here such a file has errors.
 """
 
+from __future__ import annotations
+
 import difflib
 import os
 from collections.abc import Iterable, Mapping

@@ -1,5 +1,7 @@
 """Objective functions that STIR itself builds from a parameter file."""
 
+from __future__ import annotations
+
 import logging
 import tempfile
 from pathlib import Path

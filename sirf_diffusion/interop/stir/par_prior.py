@@ -1,5 +1,7 @@
 """The prior of a STIR parameter file as one of this package's, number for number."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from ...files.interfile import read_image

@@ -1,5 +1,7 @@
 """Python that a parameter file names: what of it may run, and where it is looked for."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import secrets

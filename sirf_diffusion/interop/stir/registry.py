@@ -1,5 +1,7 @@
 """The names that the compiled executables know, or a table of STIR's where nothing is compiled yet."""
 
+from __future__ import annotations
+
 import functools
 import logging
 import subprocess

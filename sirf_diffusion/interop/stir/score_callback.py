@@ -1,5 +1,7 @@
 """``prior type := Diffusion Score``: the score prior behind a parameter file."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """What the values of a block name: a model with its anatomical image, an image on the grid of the estimate."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -5,6 +5,8 @@ from the caller. A network fits if MONAI's ``DiffusionModelUNet`` or `DRUNet` ca
 is refused, with the name of what does not fit.
 """
 
+from __future__ import annotations
+
 from .denoisers import DenoiserNetwork
 from .importer import import_model
 from .reading import UnsupportedNetworkError

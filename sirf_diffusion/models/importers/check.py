@@ -1,5 +1,7 @@
 """Whether an imported network denoises at all: a simple image at three noise levels, beside a Gaussian filter."""
 
+from __future__ import annotations
+
 import logging
 import math
 import os

@@ -1,5 +1,7 @@
 """Denoisers of any kind as networks of a score model, in Python: nothing is converted, and nothing can be saved."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 

@@ -4,6 +4,8 @@ MONAI's ``DiffusionModelUNet`` descends from diffusers' ``UNet2DModel``; deepinv
 (DPIR).
 """
 
+from __future__ import annotations
+
 import re
 from typing import Any
 

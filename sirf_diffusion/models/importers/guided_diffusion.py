@@ -4,6 +4,8 @@ Plain: time embeddings are added (no scale-shift normalisation), and sizes chang
 for it). Dhariwal and Nichol 2021, arXiv:2105.05233.
 """
 
+from __future__ import annotations
+
 import re
 from typing import Any
 

@@ -1,5 +1,7 @@
 """From a foreign file, or folder, to a model file."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import logging

@@ -1,5 +1,7 @@
 """Weights and configurations of foreign files, read without running anything that is in them."""
 
+from __future__ import annotations
+
 import re
 import zipfile
 from collections.abc import Iterable, Sequence

@@ -10,6 +10,8 @@ A scheduler there mixes the noise of the training, which counts, with the steps 
 - diffusers' ``ScoreSdeVeScheduler``: a score, told ``sigma``. ``IPNDMScheduler``: ``v``, told an angle from 0 to 1.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,5 +1,7 @@
 """DDIP and steerable sampling: the network is fitted to the data while it denoises."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar

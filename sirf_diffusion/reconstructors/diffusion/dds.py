@@ -1,5 +1,7 @@
 """Decomposed diffusion sampling: a few preconditioned ascent steps with an anchor after each denoising."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

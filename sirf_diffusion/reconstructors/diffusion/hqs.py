@@ -1,5 +1,7 @@
 """Half-quadratic splitting: maximise the likelihood with a quadratic pull to each denoised image."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 

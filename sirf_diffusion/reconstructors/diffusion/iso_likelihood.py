@@ -1,5 +1,7 @@
 """Iso-likelihood sampling: images from the prior that have exactly the log-likelihood of an MLEM iteration."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 

@@ -1,5 +1,7 @@
 """Likelihood-scheduled sampling: at every noise level, fit the data exactly as closely as an MLEM iteration would."""
 
+from __future__ import annotations
+
 import logging
 import math
 import warnings

@@ -1,5 +1,7 @@
 """Block-sequential regularised EM with variance reduction, for penalties that have no quadratic majoriser."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Maximum a posteriori reconstruction: one front for all priors, with the algorithm that suits the prior."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 

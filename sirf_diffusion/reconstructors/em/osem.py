@@ -1,5 +1,7 @@
 """Maximum-likelihood EM with ordered subsets."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,5 +1,7 @@
 """OSEM as STIR's OSMAPOSL runs it, voxel for voxel."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What HDF5 believes and does not survive: heaps without end, texts of 4 GB whatever the file's size, empty chunks."""
 
+from __future__ import annotations
+
 import mmap
 import struct
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """From images in files to a file of training volumes."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Which images are taken in, and whose they are: a table, or the names in a folder (BIDS, DICOM)."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import re

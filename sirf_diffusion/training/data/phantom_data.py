@@ -1,5 +1,7 @@
 """Simulated subjects as a file of training volumes."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool

@@ -6,6 +6,8 @@ slides over an endless sequence of random orders of the volumes: only those in t
 step alone, so that a training that was killed meets the same slices again.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """Reading training volumes, with bounded memory however large the file is, and whatever it claims."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 import os

@@ -1,5 +1,7 @@
 """Whether a model is good: denoising error, samples, brightness and calibration, on subjects that it never saw."""
 
+from __future__ import annotations
+
 import logging
 import math
 import os

@@ -1,5 +1,7 @@
 """Error of an enhancement against the dose on held-out slices or cubes, beside the best Gaussian filter."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

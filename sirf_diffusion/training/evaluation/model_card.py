@@ -1,5 +1,7 @@
 """A model card: what an evaluation found, as Markdown with figures, and as JSON."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
