@@ -41,17 +41,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "load_example": ".data", "as_objective": ".engines", "Acquisition": ".engines.embedded.acquisition",
-    "Objective": ".engines.objective", "ImageGeometry": ".geometry.images", "get_engine": ".interop",
-    "ScoreModel": ".models", "AnchorPenalty": ".priors", "BowsherPenalty": ".priors",
-    "ParallelLevelSetsPenalty": ".priors", "Penalty": ".priors", "QuadraticPenalty": ".priors",
-    "RelativeDifferencePenalty": ".priors", "ScorePenalty": ".priors", "kappa_image": ".priors",
-    "MAPEM": ".reconstructors", "MLEM": ".reconstructors", "OSEM": ".reconstructors",
-    "DDIPAdaptation": ".reconstructors", "DDIPReconstructor": ".reconstructors", "DDSReconstructor": ".reconstructors",
-    "HQSReconstructor": ".reconstructors", "LikelihoodScheduledReconstructor": ".reconstructors",
-    "RelativeDifferenceMAP": ".reconstructors", "ScoreMAP": ".reconstructors", "SteerableAdaptation": ".reconstructors",
-    "SteerableReconstructor": ".reconstructors", "reconstruct": ".study.reconstruction",
-}  # fmt: skip
+    "load_example": ".data",
+    "as_objective": ".engines",
+    "Acquisition": ".engines.embedded.acquisition",
+    "Objective": ".engines.objective",
+    "ImageGeometry": ".geometry.images",
+    "get_engine": ".interop",
+    "ScoreModel": ".models",
+    "AnchorPenalty": ".priors",
+    "BowsherPenalty": ".priors",
+    "ParallelLevelSetsPenalty": ".priors",
+    "Penalty": ".priors",
+    "QuadraticPenalty": ".priors",
+    "RelativeDifferencePenalty": ".priors",
+    "ScorePenalty": ".priors",
+    "kappa_image": ".priors",
+    "MAPEM": ".reconstructors",
+    "MLEM": ".reconstructors",
+    "OSEM": ".reconstructors",
+    "DDIPAdaptation": ".reconstructors",
+    "DDIPReconstructor": ".reconstructors",
+    "DDSReconstructor": ".reconstructors",
+    "HQSReconstructor": ".reconstructors",
+    "LikelihoodScheduledReconstructor": ".reconstructors",
+    "RelativeDifferenceMAP": ".reconstructors",
+    "ScoreMAP": ".reconstructors",
+    "SteerableAdaptation": ".reconstructors",
+    "SteerableReconstructor": ".reconstructors",
+    "reconstruct": ".study.reconstruction",
+}
 
 __all__ = ["__version__", *_EXPORTS]
 

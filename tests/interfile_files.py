@@ -12,10 +12,15 @@ from sirf_diffusion.geometry.projdata import Scanner
 
 # (number format, bytes per pixel, numpy type)
 NUMBER_TYPES = [
-    ("signed integer", 1, "i1"), ("unsigned integer", 1, "u1"), ("signed integer", 2, "i2"),
-    ("unsigned integer", 2, "u2"), ("signed integer", 4, "i4"), ("unsigned integer", 4, "u4"), ("float", 4, "f4"),
+    ("signed integer", 1, "i1"),
+    ("unsigned integer", 1, "u1"),
+    ("signed integer", 2, "i2"),
+    ("unsigned integer", 2, "u2"),
+    ("signed integer", 4, "i4"),
+    ("unsigned integer", 4, "u4"),
+    ("float", 4, "f4"),
     ("float", 8, "f8"),
-]  # fmt: skip
+]
 
 IMAGE_HEADER = """!INTERFILE  :=
 !imaging modality := PT

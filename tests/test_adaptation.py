@@ -355,9 +355,17 @@ def test_a_checkpoint_holds_weights_only_once(objective, model, tmp_path):
 
 def test_bad_settings_are_named(objective, model):
     wrong = {
-        "coupling": "loose", "learning_rate": 0.0, "num_rounds": -1, "num_inner": 0, "num_updates": 0, "beta": 0.0,
-        "total_variation": -1.0, "every": 0, "cap": float("nan"), "rank": -2,
-    }  # fmt: skip
+        "coupling": "loose",
+        "learning_rate": 0.0,
+        "num_rounds": -1,
+        "num_inner": 0,
+        "num_updates": 0,
+        "beta": 0.0,
+        "total_variation": -1.0,
+        "every": 0,
+        "cap": float("nan"),
+        "rank": -2,
+    }
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             DDIPAdaptation(**{name: value})

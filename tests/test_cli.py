@@ -33,9 +33,13 @@ def recon(small_scan, small_model, tmp_path):
         out = out or tmp_path / "out"
         method = changed.get("method", "lisch")
         options = {
-            "prompts": small_scan.prompts_hs, "multiplicative": small_scan.multiplicative_hs,
-            "additive": small_scan.additive_hs, "attenuation": small_scan.mu_hv, "method": method, "out": out,
-        }  # fmt: skip
+            "prompts": small_scan.prompts_hs,
+            "multiplicative": small_scan.multiplicative_hs,
+            "additive": small_scan.additive_hs,
+            "attenuation": small_scan.mu_hv,
+            "method": method,
+            "out": out,
+        }
         if METHODS[method].uses_model:
             options["model"] = small_model
             options["set"] = "num_iterations=2" if method == "map-score" else "num_steps=3"

@@ -20,8 +20,11 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import reconstruct
 
 SETTINGS = {
-    "dds": {"num_steps": 3}, "hqs": {"num_steps": 3}, "lisch": {"num_steps": 3}, "map-score": {"num_iterations": 3},
-}  # fmt: skip
+    "dds": {"num_steps": 3},
+    "hqs": {"num_steps": 3},
+    "lisch": {"num_steps": 3},
+    "map-score": {"num_iterations": 3},
+}
 SEED = 7
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -335,8 +335,14 @@ def test_the_command_writes_sinograms(write, tmp_path, capsys):
     (tmp_path / "template.s").unlink()
     path = write(small_scanner(), [event_block(random_events(100), random_events(9, 3))])
     arguments = [
-        "data", "petsird", str(path), "--template", str(tmp_path / "template.hs"), "--out", str(tmp_path / "o"),
-    ]  # fmt: skip
+        "data",
+        "petsird",
+        str(path),
+        "--template",
+        str(tmp_path / "template.hs"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main(arguments) == 0
     expected, told = bin_events(path, template), capsys.readouterr().out
     for name in ("prompts", "delayeds", "efficiencies"):

@@ -68,9 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     options = {
-        "model": model, "num_samples": arguments.samples, "seed": arguments.seed, "device": arguments.device,
-        "quick": arguments.quick, "callbacks": [_progress] if sys.stderr.isatty() else [],
-    }  # fmt: skip
+        "model": model,
+        "num_samples": arguments.samples,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "quick": arguments.quick,
+        "callbacks": [_progress] if sys.stderr.isatty() else [],
+    }
     spent = {"model and example": time.perf_counter() - start}
     with folder.held():
         comparison = compare(example, settings=TUNED if arguments.data == "brain2d" else None, **options)

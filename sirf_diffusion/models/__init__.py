@@ -9,7 +9,20 @@ from .score_model import NetworkCounter, ScoreModel
 from .storage import DEFAULT_MODEL, ModelConfig, ModelFileError, list_models, load_model, read_config, save_model
 
 __all__ = [
-    "DEFAULT_MODEL", "DDPMSchedule", "ModelConfig", "ModelFileError", "NetworkConfig", "NetworkCounter",
-    "NoiseSchedule", "ScoreModel", "VESchedule", "VPSchedule", "build_network", "intensity_scale", "list_models",
-    "load_model", "read_config", "save_model",
-]  # fmt: skip
+    "DEFAULT_MODEL",
+    "DDPMSchedule",
+    "ModelConfig",
+    "ModelFileError",
+    "NetworkConfig",
+    "NetworkCounter",
+    "NoiseSchedule",
+    "ScoreModel",
+    "VESchedule",
+    "VPSchedule",
+    "build_network",
+    "intensity_scale",
+    "list_models",
+    "load_model",
+    "read_config",
+    "save_model",
+]

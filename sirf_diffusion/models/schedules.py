@@ -26,9 +26,16 @@ from .noise_schedule import (
 )  # fmt: skip
 
 __all__ = [
-    "BETAS", "PREDICTIONS", "SPACINGS", "DDPMSchedule", "NoiseSchedule", "VESchedule", "VPSchedule",
-    "denoised_and_noise", "prediction_target",
-]  # fmt: skip
+    "BETAS",
+    "PREDICTIONS",
+    "SPACINGS",
+    "DDPMSchedule",
+    "NoiseSchedule",
+    "VESchedule",
+    "VPSchedule",
+    "denoised_and_noise",
+    "prediction_target",
+]
 
 #: How the rates of a discrete schedule lie between the first and the last.
 BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")

@@ -9,6 +9,18 @@ from .resampling import PatientGrid, resample, stir_grid
 from .writing import write_dicom, write_nifti
 
 __all__ = [
-    "AnatomicalImage", "PatientGrid", "Placed", "Position", "Registration", "SourceImage", "UnusableImage",
-    "load_anatomical", "read_source", "register", "resample", "stir_grid", "write_dicom", "write_nifti",
-]  # fmt: skip
+    "AnatomicalImage",
+    "PatientGrid",
+    "Placed",
+    "Position",
+    "Registration",
+    "SourceImage",
+    "UnusableImage",
+    "load_anatomical",
+    "read_source",
+    "register",
+    "resample",
+    "stir_grid",
+    "write_dicom",
+    "write_nifti",
+]

@@ -11,6 +11,15 @@ from .rdp import RelativeDifferencePenalty, kappa_image
 from .score import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR, ScorePenalty
 
 __all__ = [
-    "MEMORY", "NOISE_LEVEL", "PENALISATION_FACTOR", "AnchorPenalty", "BowsherPenalty", "ParallelLevelSetsPenalty",
-    "Penalty", "QuadraticPenalty", "RelativeDifferencePenalty", "ScorePenalty", "kappa_image",
-]  # fmt: skip
+    "MEMORY",
+    "NOISE_LEVEL",
+    "PENALISATION_FACTOR",
+    "AnchorPenalty",
+    "BowsherPenalty",
+    "ParallelLevelSetsPenalty",
+    "Penalty",
+    "QuadraticPenalty",
+    "RelativeDifferencePenalty",
+    "ScorePenalty",
+    "kappa_image",
+]

@@ -13,7 +13,18 @@ from .em.osem import MLEM, OSEM
 from .records import StepRecord
 
 __all__ = [
-    "MAPEM", "MLEM", "OSEM", "DDIPAdaptation", "DDIPReconstructor", "DDSReconstructor", "HQSReconstructor",
-    "LikelihoodScheduledReconstructor", "Reconstructor", "RelativeDifferenceMAP", "ScoreMAP", "SteerableAdaptation",
-    "SteerableReconstructor", "StepRecord",
-]  # fmt: skip
+    "MAPEM",
+    "MLEM",
+    "OSEM",
+    "DDIPAdaptation",
+    "DDIPReconstructor",
+    "DDSReconstructor",
+    "HQSReconstructor",
+    "LikelihoodScheduledReconstructor",
+    "Reconstructor",
+    "RelativeDifferenceMAP",
+    "ScoreMAP",
+    "SteerableAdaptation",
+    "SteerableReconstructor",
+    "StepRecord",
+]

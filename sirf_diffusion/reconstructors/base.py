@@ -161,10 +161,14 @@ class Reconstructor(ABC):
         with torch.no_grad():
             self._output = self._run()
         self.record = {
-            "method": self.method, "settings": dict(self.settings), **self._cost().to_record(),
-            "log_likelihood": list(self._trace), "trace": [dict(entry) for entry in self._steps],
-            "stopped_early": self._stopped, **self._extras,
-        }  # fmt: skip
+            "method": self.method,
+            "settings": dict(self.settings),
+            **self._cost().to_record(),
+            "log_likelihood": list(self._trace),
+            "trace": [dict(entry) for entry in self._steps],
+            "stopped_early": self._stopped,
+            **self._extras,
+        }
         return self
 
     def get_output(self) -> Any:
@@ -196,9 +200,13 @@ class Reconstructor(ABC):
         """Metadata of a checkpoint after a step; cheap, as one is made at every step and few are written."""
         self._identity = self._identity or self._fingerprint()
         return {
-            "fingerprint": self._identity, "cost": asdict(self._cost()), "step": step, "steps": list(self._steps),
-            "log_likelihood": list(self._trace), "extras": jsonable(self._extras),
-        }  # fmt: skip
+            "fingerprint": self._identity,
+            "cost": asdict(self._cost()),
+            "step": step,
+            "steps": list(self._steps),
+            "log_likelihood": list(self._trace),
+            "extras": jsonable(self._extras),
+        }
 
     def _take_over(self, *samples: int) -> tuple[dict[str, Tensor], int]:
         """Tensors of the checkpoint to go on from, and steps done; none in a fresh run. ``samples``: how many."""

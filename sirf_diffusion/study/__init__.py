@@ -15,6 +15,13 @@ from .metrics import (
 )
 
 __all__ = [
-    "Ensemble", "ImageQuality", "bias_and_sd", "contrast_recovery", "contrast_to_noise", "image_quality", "nrmse",
-    "psnr", "ssim",
-]  # fmt: skip
+    "Ensemble",
+    "ImageQuality",
+    "bias_and_sd",
+    "contrast_recovery",
+    "contrast_to_noise",
+    "image_quality",
+    "nrmse",
+    "psnr",
+    "ssim",
+]

@@ -20,9 +20,15 @@ from .result import Reconstruction
 logger = logging.getLogger(__name__)
 
 COLUMNS = {
-    "method": "s", "nrmse": ".3f", "psnr": ".2f", "ssim": ".3f", "log_likelihood": ".0f", "forward": ".1f",
-    "back": ".1f", "seconds": ".1f",
-}  # fmt: skip
+    "method": "s",
+    "nrmse": ".3f",
+    "psnr": ".2f",
+    "ssim": ".3f",
+    "log_likelihood": ".0f",
+    "forward": ".1f",
+    "back": ".1f",
+    "seconds": ".1f",
+}
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,12 @@ class PoissonObjective(Objective):
         """Files, scanner, counts and image grid."""
         projdata = self.model.projector.projdata
         return {
-            "files": self._files, "scanner": projdata.scanner.name, "projection_data_shape": projdata.shape,
-            "prompts": float(self.prompts.sum(dtype=torch.float64)), **super().describe(),
-        }  # fmt: skip
+            "files": self._files,
+            "scanner": projdata.scanner.name,
+            "projection_data_shape": projdata.shape,
+            "prompts": float(self.prompts.sum(dtype=torch.float64)),
+            **super().describe(),
+        }
 
     def exam_info(self) -> ExamInfo:
         """That of the prompts."""

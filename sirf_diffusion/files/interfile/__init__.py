@@ -18,6 +18,12 @@ from .image import read_image, write_image
 from .projdata import read_projection_data, read_projection_data_geometry, write_projection_data
 
 __all__ = [
-    "InterfileError", "UnsupportedError", "read_exam_info", "read_image", "read_projection_data",
-    "read_projection_data_geometry", "write_image", "write_projection_data",
-]  # fmt: skip
+    "InterfileError",
+    "UnsupportedError",
+    "read_exam_info",
+    "read_image",
+    "read_projection_data",
+    "read_projection_data_geometry",
+    "write_image",
+    "write_projection_data",
+]

@@ -4,17 +4,27 @@ from ...geometry.scanners import standardise
 
 # Keys with elements ``key [n]``, and what their number follows.
 ELEMENTS = {
-    "matrix size": "dimensions", "matrix axis label": "dimensions", "scaling factor (mm/pixel)": "dimensions",
-    "first pixel offset (mm)": "offsets", "image scaling factor": "data sets", "data offset in bytes": "data sets",
-    "image relative start time (sec)": "frames", "image duration (sec)": "frames",
-    "energy window lower level": "windows", "energy window upper level": "windows",
-    "image data type description": "types", "radionuclide name": "radionuclides",
-    "radionuclide halflife (sec)": "radionuclides", "radionuclide branching factor": "radionuclides",
-}  # fmt: skip
+    "matrix size": "dimensions",
+    "matrix axis label": "dimensions",
+    "scaling factor (mm/pixel)": "dimensions",
+    "first pixel offset (mm)": "offsets",
+    "image scaling factor": "data sets",
+    "data offset in bytes": "data sets",
+    "image relative start time (sec)": "frames",
+    "image duration (sec)": "frames",
+    "energy window lower level": "windows",
+    "energy window upper level": "windows",
+    "image data type description": "types",
+    "radionuclide name": "radionuclides",
+    "radionuclide halflife (sec)": "radionuclides",
+    "radionuclide branching factor": "radionuclides",
+}
 COUNTS = {
-    "number of dimensions": "dimensions", "number of time frames": "frames", "number of image data types": "types",
+    "number of dimensions": "dimensions",
+    "number of time frames": "frames",
+    "number of image data types": "types",
     "number of energy windows": "windows",
-}  # fmt: skip
+}
 # Known only after 'type of data := PET'.
 ONLY_PET = frozenset({"pet data type", "data offset in bytes"})
 # What these say is settled by the first of the ring differences.

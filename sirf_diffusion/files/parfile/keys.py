@@ -7,15 +7,25 @@ from __future__ import annotations
 
 #: Kind of object by the key that selects it.
 SLOTS = {
-    "objective function type": "objective function", "prior type": "prior", "projector pair type": "projector pair",
-    "forward projector type": "forward projector", "back projector type": "back projector", "matrix type": "matrix",
-    "bin normalisation type": "bin normalisation", "bin normalisation to apply first": "bin normalisation",
-    "bin normalisation to apply second": "bin normalisation", "inter-update filter type": "data processor",
-    "inter-iteration filter type": "data processor", "post-filter type": "data processor",
-    "postfilter type": "data processor", "filter type": "data processor",
-    "data processor to apply first": "data processor", "data processor to apply second": "data processor",
-    "pre data processor": "data processor", "post data processor": "data processor",
-}  # fmt: skip
+    "objective function type": "objective function",
+    "prior type": "prior",
+    "projector pair type": "projector pair",
+    "forward projector type": "forward projector",
+    "back projector type": "back projector",
+    "matrix type": "matrix",
+    "bin normalisation type": "bin normalisation",
+    "bin normalisation to apply first": "bin normalisation",
+    "bin normalisation to apply second": "bin normalisation",
+    "inter-update filter type": "data processor",
+    "inter-iteration filter type": "data processor",
+    "post-filter type": "data processor",
+    "postfilter type": "data processor",
+    "filter type": "data processor",
+    "data processor to apply first": "data processor",
+    "data processor to apply second": "data processor",
+    "pre data processor": "data processor",
+    "post data processor": "data processor",
+}
 
 #: All keys whose value names a registered class, which reads the block that follows.
 OBJECT_KEYS = frozenset(

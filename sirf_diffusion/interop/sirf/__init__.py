@@ -27,11 +27,16 @@ except ImportError as problem:
 logger = logging.getLogger(__name__)
 
 _OURS = {
-    "AnchorPrior": ".priors", "BowsherPrior": ".priors", "PythonPrior": ".priors", "ScorePrior": ".priors",
-    "ScoreImageProcessor": ".priors", "SirfObjective": "...engines.sirf.objective",
-    "log_likelihood": "...engines.autograd", "to_image": "...engines.sirf.convert",
+    "AnchorPrior": ".priors",
+    "BowsherPrior": ".priors",
+    "PythonPrior": ".priors",
+    "ScorePrior": ".priors",
+    "ScoreImageProcessor": ".priors",
+    "SirfObjective": "...engines.sirf.objective",
+    "log_likelihood": "...engines.autograd",
+    "to_image": "...engines.sirf.convert",
     "to_tensor": "...engines.sirf.convert",
-}  # fmt: skip
+}
 
 
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(

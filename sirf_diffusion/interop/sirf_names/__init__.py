@@ -41,13 +41,34 @@ from .priors import (
 from .processors import ImageDataProcessor, SeparableGaussianImageFilter, TruncateToCylinderProcessor
 
 __all__ = [
-    "AcquisitionData", "AcquisitionModelUsingRayTracingMatrix", "AcquisitionSensitivityModel", "AnchorPrior",
-    "BowsherPrior", "ContiguousError", "DataContainer", "ImageData", "ImageDataProcessor", "MessageRedirector",
-    "OSMAPOSLReconstructor", "PLSPrior", "PoissonLogLikelihoodWithLinearModelForMeanAndProjData", "Prior",
-    "PythonPrior", "QuadraticPrior", "RelativeDifferencePrior", "ScoreImageProcessor", "ScorePrior",
-    "SeparableGaussianImageFilter", "TruncateToCylinderProcessor", "error", "get_engine_version_string",
-    "get_verbosity", "make_Poisson_loglikelihood", "scanner_names", "set_verbosity",
-]  # fmt: skip
+    "AcquisitionData",
+    "AcquisitionModelUsingRayTracingMatrix",
+    "AcquisitionSensitivityModel",
+    "AnchorPrior",
+    "BowsherPrior",
+    "ContiguousError",
+    "DataContainer",
+    "ImageData",
+    "ImageDataProcessor",
+    "MessageRedirector",
+    "OSMAPOSLReconstructor",
+    "PLSPrior",
+    "PoissonLogLikelihoodWithLinearModelForMeanAndProjData",
+    "Prior",
+    "PythonPrior",
+    "QuadraticPrior",
+    "RelativeDifferencePrior",
+    "ScoreImageProcessor",
+    "ScorePrior",
+    "SeparableGaussianImageFilter",
+    "TruncateToCylinderProcessor",
+    "error",
+    "get_engine_version_string",
+    "get_verbosity",
+    "make_Poisson_loglikelihood",
+    "scanner_names",
+    "set_verbosity",
+]
 
 _INSTEAD = {
     "sinograms in AcquisitionData; list mode data need SIRF": (

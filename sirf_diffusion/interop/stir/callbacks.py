@@ -19,9 +19,12 @@ __all__ = ["defaults", "geometry", "held", "hold", "make_prior", "make_processor
 
 # Loaded when first used: a prior that needs no PyTorch shall not wait for it.
 _LATER = {
-    "DenoiserCallback": "filters", "SamplerCallback": "filters", "ScorePriorCallback": "score_callback",
-    "TensorPrior": "views", "as_tensor": "views",
-}  # fmt: skip
+    "DenoiserCallback": "filters",
+    "SamplerCallback": "filters",
+    "ScorePriorCallback": "score_callback",
+    "TensorPrior": "views",
+    "as_tensor": "views",
+}
 
 
 def __getattr__(name: str) -> Any:

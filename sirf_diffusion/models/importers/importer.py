@@ -27,19 +27,25 @@ logger = logging.getLogger(__name__)
 Converter = Callable[[dict[str, Tensor], dict[str, Any]], tuple[NetworkConfig, dict[str, Tensor]]]
 
 CONVERTERS: dict[str, Converter] = {
-    "monai": convert_monai, "diffusers": convert_diffusers, "guided-diffusion": convert_guided_diffusion,
+    "monai": convert_monai,
+    "diffusers": convert_diffusers,
+    "guided-diffusion": convert_guided_diffusion,
     "drunet": convert_drunet,
-}  # fmt: skip
+}
 #: Tells schedule and prediction of a scheduler's configuration, if there is one.
 Said = Callable[[], tuple[dict[str, Any], str] | None] | None
 ORIENTATIONS = ("transverse", "coronal", "sagittal")
 #: A weight that only networks of this kind have; kinds without converter are refused by name.
 _SIGNS = (
-    ("diffusers", "time_embedding.linear_1.weight"), ("guided-diffusion", "input_blocks.0.0.weight"),
-    ("monai", "conv_in.conv.weight"), ("drunet", "m_head.weight"), ("drunet", "m_head.0.weight"),
-    ("deepinv DnCNN", "in_conv.weight"), ("EDM (NVlabs) network", "model.map_layer0.weight"),
+    ("diffusers", "time_embedding.linear_1.weight"),
+    ("guided-diffusion", "input_blocks.0.0.weight"),
+    ("monai", "conv_in.conv.weight"),
+    ("drunet", "m_head.weight"),
+    ("drunet", "m_head.0.weight"),
+    ("deepinv DnCNN", "in_conv.weight"),
+    ("EDM (NVlabs) network", "model.map_layer0.weight"),
     ("EDM (NVlabs) network", "map_layer0.weight"),
-)  # fmt: skip
+)
 _SCALING = {
     "drunet": "a DRUNet does not mind how its training images were scaled, but it was trained for little noise only "
     "(usually up to 0.2 of the brightest pixel)",
@@ -133,8 +139,11 @@ def import_model(
         converted = {f"network.{name}": value for name, value in converted.items()}
     words = "; ".join(part for part in (how.words, labels) if part)
     imported = {
-        "kind": kind, "file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "training": words,
-    }  # fmt: skip
+        "kind": kind,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "training": words,
+    }
     model = ModelConfig(
         architecture, how.schedule, how.prediction, how.time_input, voxel_size, tracer=tracer, licence=licence,
         training={"imported": imported},

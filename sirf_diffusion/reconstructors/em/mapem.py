@@ -85,9 +85,12 @@ class MAPEM(Reconstructor):
         order = checked_order(subset_order, self.objective.num_subsets)
         self.subset_order: tuple[int | None, ...] = order if len(order) > 1 else (None,)
         self.settings = {
-            "algorithm": "de-pierro" if prior.has_majoriser else "bsrem", "prior": prior.settings,
-            "num_iterations": self.num_iterations, "num_inner": self.num_inner, "subset_order": list(self.subset_order),
-        }  # fmt: skip
+            "algorithm": "de-pierro" if prior.has_majoriser else "bsrem",
+            "prior": prior.settings,
+            "num_iterations": self.num_iterations,
+            "num_inner": self.num_inner,
+            "subset_order": list(self.subset_order),
+        }
 
     def set_up(self, initial_image: Any = None) -> None:
         """Prepare, the prior too: a score prior without an intensity scale takes it from the data."""

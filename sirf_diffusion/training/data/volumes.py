@@ -139,6 +139,11 @@ def root_attributes(kind: str, voxel_size: tuple[float, float, float]) -> dict[s
     from ... import __version__
 
     return {
-        "format": FORMAT, "schema_version": SCHEMA_VERSION, "created_by": f"sirf-diffusion {__version__}", "kind": kind,
-        "voxel_size": voxel_size, "axes": AXES, "intensity_rule": INTENSITY_RULES[0],
-    }  # fmt: skip
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "created_by": f"sirf-diffusion {__version__}",
+        "kind": kind,
+        "voxel_size": voxel_size,
+        "axes": AXES,
+        "intensity_rule": INTENSITY_RULES[0],
+    }
