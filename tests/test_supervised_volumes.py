@@ -1,5 +1,6 @@
 """Supervised training for volumes: what the network learns from is what it is shown in a reconstruction."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from test_supervised import VOLUME_RECIPE, files, loop_of  # noqa: F401
 from sirf_diffusion.engines.em import em_update
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.h_transform import HTransform, HTransformConfig, correction_size
 from sirf_diffusion.models.networks import build_network
 from sirf_diffusion.reconstructors.diffusion.chain import Chain
@@ -129,6 +131,16 @@ def test_stacks_are_planes_of_a_volume(files, depth, spacing):  # noqa: F811
             torch.testing.assert_close(stack[1:-1:2], (stack[:-1:2] + stack[2::2]) / 2, atol=0.05, rtol=0.05)
     moved = replace(stream, augmentation=Augmentation()).batch(0, 1)[0]
     assert bool(torch.isfinite(moved).all())
+
+
+def test_pixels_of_another_size_are_refused(files, tmp_path):  # noqa: F811
+    base = ScoreModel.load(files / "base.safetensors")
+    base.voxel_size = (4.0, 3.0, 3.0)
+    base.save(tmp_path / "base.safetensors")
+    shutil.copy(files / "ring3.hs", tmp_path)
+    shutil.copy(files / "train.h5", tmp_path)
+    with pytest.raises(ValueError, match="pixels of 4 x 4 mm, the score model was trained with 3 x 3 mm"):
+        loop_of(tmp_path, recipe=VOLUME_RECIPE, rings="ring3")
 
 
 def test_it_starts_from_another(files, tmp_path):  # noqa: F811

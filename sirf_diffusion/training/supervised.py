@@ -42,7 +42,7 @@ from .data.volume_file import VolumeFile
 from .log import Curves
 from .loop import TrainingLoop
 from .recipes import Recipe
-from .views import AIR, View, Window, is_odd, scanned
+from .views import AIR, View, Window, check_pixels, is_odd, scanned
 
 #: The recipe of `train --supervised` for slices. The noise levels are about evenly spread in the schedule's time, with
 #: an eighth of them at its end, where every chain starts.
@@ -183,6 +183,7 @@ class SupervisedLoop(TrainingLoop):
     def __init__(self, supervision: Supervision, *arguments: Any) -> None:
         self.supervision, state = supervision, arguments[0]
         self.volumes, geometry = supervision.planes > 1, supervision.geometry(state.recipe.crops[0])
+        check_pixels(arguments[1].file, geometry)
         supervision.model.network.to(state.device)
         #: The score model on the grid of the scans.
         self.base = supervision.model.on(geometry, 1.0, "alternating" if self.volumes else "transverse")
@@ -193,10 +194,8 @@ class SupervisedLoop(TrainingLoop):
 
     def _example(self, step: int) -> Example:
         recipe, pool, peers = self.recipe, self.supervision.pool, self.peers
-        numbers: Sequence[int] = range(
-            step * recipe.batch_size + peers.rank, (step + 1) * recipe.batch_size, peers.world
-        )
-        chosen = None
+        first, chosen = step * recipe.batch_size, None
+        numbers = [*range(first + peers.rank, first + recipe.batch_size, peers.world)]
         if self.volumes:  # processes share the slices of one
             numbers, chosen = [step], np.random.default_rng([34, recipe.seed, step])
         rngs = [np.random.default_rng([31, recipe.seed, number]) for number in numbers]

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.intensity import intensity_scale
+from .data.volume_file import VolumeFile
 
 #: What is brighter, in network units, belongs to the object; it and this many pixels around it are what is shown.
 AIR, _MARGIN = 0.05, 2
 #: An image with more than this times its intensity scale anywhere is not learnt from.
 _MOST_CONTRAST = 8.0
+#: How far pixels may differ, as where a score model is bound to a grid.
+_SAME_PIXELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class View:
 def scanned(views: Sequence[View]) -> tuple[Tensor, Tensor]:
     """What is scanned: images and attenuation ``[B, z, y, x]``."""
     return torch.stack([o.truth for o in views]), torch.stack([o.attenuation for o in views])
+
+
+def check_pixels(file: VolumeFile, geometry: ImageGeometry) -> None:
+    """ValueError unless the volumes' pixels are as large as those of the images; how far planes are apart is free."""
+    found, expected = file.voxel_size[1:], geometry.voxel_size[1:]
+    if any(abs(a - b) > _SAME_PIXELS * b for a, b in zip(found, expected, strict=True)):
+        raise ValueError(
+            f"{file.path} has pixels of {found[0]:g} x {found[1]:g} mm, the score model was trained with "
+            f"{expected[0]:g} x {expected[1]:g} mm: make the data with that voxel size"
+        )
 
 
 def is_odd(emission: Tensor, geometry: ImageGeometry) -> bool:
