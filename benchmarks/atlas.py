@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.atlas                       # 12 subjects, 4 frames, voxels of 6 mm
+    python -m benchmarks.atlas --voxel-size 4        # 12 subjects, 4 frames
 
 The subjects are one parametric head, deformed by smooth velocities of mean zero, with motion between the frames and
 noise. Shape: the distance between where the atlas puts a voxel of the mean shape in a subject and where it is, less the

@@ -12,8 +12,8 @@ doi:10.1561/2200000101) with the score ``|truth - mean| / SD``, inside the head.
 ``mean +- t SD``, Student's t) and *after* for all cases, so for subjects that had no part. --write keeps the factors as
 FILE.intervals.json beside the model.
 
-A case is KIND:SUBJECT, KIND:SUBJECT+SHIFT or the name of a bundled example; kinds are ``slice``, ``volume``, those of
-the domain-shift suite and ``second-TRACER`` (heads of the second generator), shifts those of `benchmarks.supervised`.
+A case is KIND:SUBJECT or the name of a bundled example; kinds are ``slice``, ``volume``, those of the suites ``ood``
+and ``mismatch``, and ``second-TRACER`` (heads of the second generator).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case
+from benchmarks.bench.problem import Problem
 from benchmarks.score_prior import SECOND, scan_of
-from benchmarks.supervised import shifted
 from sirf_diffusion.data import list_examples, load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.lock import LOCK, locked
@@ -53,8 +53,8 @@ PROMPTS = (5e4, 2e5, 1e6)
 TUNING = ("slice:800", "amyloid-negative:804", "slice:801", "dpa714:805", "slice:802", "amyloid-positive:803")
 REPORTED = ("slice:9002", "amyloid-negative:9004", "slice:9003", "dpa714:9005")
 #: At 2e5 prompts alone.
-CHANGED = ("second-fdg:9002", "second-any:9003", "slice:9002+psf", "slice:9002+background", "slice:9002+views",
-           "high-resolution:9003", "brain2d")  # fmt: skip
+CHANGED = ("second-fdg:9002", "second-any:9003", "wrong-psf:9002", "wrong-background:9002",
+           "missing-views:9002", "high-resolution:9003", "brain2d")  # fmt: skip
 #: Sides of the squares of voxels whose means are measured as VOIs, beside tissues and lesions.
 SQUARES = (5, 10, 20)
 TISSUES, SMALLEST_PART = ("grey", "white"), 30
@@ -69,18 +69,14 @@ def scan(case: str, prompts: float) -> tuple[Acquisition, Tensor, Tensor, dict[s
     if case in list_examples():
         example = load_example(case)
         return example.acquisition, example.truth, example.attenuation > 0.05, {}
-    kind, _, rest = case.partition(":")
-    subject, _, shift = rest.partition("+")
+    kind, _, subject = case.partition(":")
     if kind.startswith(SECOND):
         made = scan_of(kind, int(subject), prompts)
         return made.acquisition, made.truth, made.truth > 0.02 * made.truth.max(), {}
     simulated = make_case(CaseSpec(kind, int(subject), prompts))
-    objective = shifted(simulated, shift or "none", 1)
-    told = objective.model
-    terms = {"multiplicative": told.multiplicative_factors, "additive": simulated.additive}
-    if shift == "background":
-        terms["additive"] = 0.8 * simulated.additive
-    data = Acquisition(objective.prompts, simulated.projdata, simulated.geometry, **terms)
+    drawn = Problem(simulated, 1, {}, torch.device("cpu")).objective(2).prompts
+    terms = {"multiplicative": simulated.multiplicative, "additive": simulated.additive}
+    data = Acquisition(drawn, simulated.projdata, simulated.geometry, **terms)
     regions = {name: mask for name, mask in simulated.masks.items() if name != "head" and "around" not in name}
     return data, simulated.truth, simulated.masks["head"], regions
 

@@ -7,10 +7,9 @@ r"""What an h-transform does beside LiSch and its supervised rivals: error, cali
 
 All reconstruct the same counts, LiSch at its speed `balanced`; ``fbsem`` and ``unet`` are files of `benchmarks.rivals`.
 Numbers are means over the realisations. Seconds are those of the processor, sensitivities made beforehand. *Spectrum*:
-mean absolute difference of log10 power from the truth's, over rings of spatial frequency. A shift changes the data but
-not what the likelihood is told of them (``background``, ``psf``), takes views away, or is another scanner
-(``template``, of cases ``slice``). Cases of other tracers and heads are those of the suite ``ood``, such as
-``dpa714:9002:2e5``. Subjects 800 to 899 are those of tuning.
+mean absolute difference of log10 power from the truth's, over rings of spatial frequency. Kinds of cases are ``slice``,
+``other-scanner``, and those of the suites ``ood`` and ``mismatch``, such as ``dpa714`` and ``wrong-psf``. Subjects 800
+to 899 are those of tuning.
 """
 
 from __future__ import annotations
@@ -31,55 +30,27 @@ from benchmarks.bench import figures
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import image_measures, posterior_measures
 from benchmarks.bench.problem import Problem
-from sirf_diffusion.engines.embedded.acquisition_model import GaussianBlur
-from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.report import Panel, comparison_figure
 
-SHIFTS = ("none", "background", "psf", "views", "template")
 METHODS_HERE = ("lisch", "deft", "deft, consistent", "fbsem", "unet")
 _OTHER_SCANNER = "GE Discovery 690"
 COLUMNS = ("nrmse", "sample", "ssim", "hot", "coverage", "spread", "spectrum", "spectrum of mean", "seconds")
 
 
-def shifted(case: Case, shift: str, realisation: int) -> PoissonObjective:
-    """Objective of a case whose data are shifted: background 20 % too low, 3 mm of blur untold, 30 % fewer views."""
-    objective = Problem(case, realisation, {}, torch.device("cpu")).objective(2)
-    told = objective.model
-    if shift == "psf":
-        blurred = GaussianBlur(case.geometry, 3.0, told.device)(case.truth)
-        return PoissonObjective(told, case.counts(told.forward(blurred), realisation), 2)
-    if shift == "background":
-        less = dataclasses.replace(case, additive=0.8 * case.additive)
-        return PoissonObjective(_model_of(less, told.projector), objective.prompts, 2)
-    if shift == "views":
-        kept = torch.arange(case.multiplicative.shape[1]) % 10 < 7
-        fewer = dataclasses.replace(case, multiplicative=case.multiplicative * kept[:, None])
-        return PoissonObjective(_model_of(fewer, told.projector), objective.prompts * kept[:, None], 2)
-    return objective
-
-
-def case_of(text: str, shift: str) -> Case:
-    """The case ``KIND:SUBJECT:PROMPTS``; of the shift ``template``, on one ring of another scanner."""
+def case_of(text: str) -> Case:
+    """The case ``KIND:SUBJECT:PROMPTS``; of the kind ``other-scanner``, one ring of another one."""
     kind, subject, prompts = text.split(":")
-    spec, projdata = CaseSpec(kind, int(subject), float(prompts)), None
-    if shift == "template":
-        if kind != "slice":
-            raise ValueError(f"the shift template is for cases of the kind slice, found {text}")
-        spacing = make_case(spec).geometry.voxel_size[0]
-        scanner = dataclasses.replace(get_scanner(_OTHER_SCANNER), name="other", num_rings=1, ring_spacing=spacing)
-        bins = scanner.max_num_non_arccorrected_bins
-        projdata = ProjDataGeometry(scanner, (Segment(0, 0, 0, 1),), scanner.max_num_views, bins)
-    return make_case(spec, projdata)
-
-
-def _model_of(case: Case, projector: Any) -> Any:
-    from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
-
-    return AcquisitionModel(projector, multiplicative_factors=case.multiplicative, additive_term=case.additive)
+    spec = CaseSpec("slice" if kind == "other-scanner" else kind, int(subject), float(prompts))
+    if kind != "other-scanner":
+        return make_case(spec)
+    spacing = make_case(spec).geometry.voxel_size[0]
+    scanner = dataclasses.replace(get_scanner(_OTHER_SCANNER), name="other", num_rings=1, ring_spacing=spacing)
+    bins = scanner.max_num_non_arccorrected_bins
+    return make_case(spec, ProjDataGeometry(scanner, (Segment(0, 0, 0, 1),), scanner.max_num_views, bins))
 
 
 def spectral_difference(image: Tensor, truth: Tensor) -> float:
@@ -98,7 +69,7 @@ def run(
     name: str, case: Case, realisation: int, options: argparse.Namespace
 ) -> tuple[dict[str, float], Tensor, Tensor, Tensor | None]:
     """One reconstruction: its numbers, image, samples (the image where there are none) and histogram of ranks."""
-    objective = shifted(case, options.shift, realisation)
+    objective = Problem(case, realisation, {}, torch.device("cpu")).objective(2)
     objective.sensitivity()
     if name in rivals.RIVALS:
         network, began = rivals.load(getattr(options, name)), time.process_time()
@@ -136,7 +107,6 @@ def main() -> None:
     for name in rivals.RIVALS:
         parser.add_argument(f"--{name}", type=Path, default=f"{name}.safetensors", metavar="FILE")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of deft")
-    parser.add_argument("--shift", default="none", choices=SHIFTS)
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--realisations", type=int, nargs="+", default=[1])
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="of the last case and realisation")
@@ -147,7 +117,7 @@ def main() -> None:
     print(f"| case | method | {' | '.join(COLUMNS)} |\n" + "| --- " * (len(COLUMNS) + 2) + "|")
     histograms = []
     for text in options.cases:
-        case, panels = case_of(text, options.shift), []
+        case, panels = case_of(text), []
         for name in options.methods:
             rows, ranks = [], []
             for realisation in options.realisations:

@@ -182,6 +182,14 @@ def test_low_rank_changes_become_part_of_the_weights(folder, tmp_path):
         assert torch.linalg.matrix_rank(change, atol=3e-3) <= 2  # of what float16 keeps
 
 
+def test_orientations_that_are_trained(folder):
+    model = ScoreModel.load("brain-fdg")
+    assert recipe_of(model, OPTIONS, 32).planes == (0, 1, 2)
+    assert recipe_of(model, replace(OPTIONS, transverse=True), 32).planes == (0,)
+    with pytest.raises((TypeError, ValueError), match="transverse"):
+        PersonalOptions(transverse=1)
+
+
 def silently(work):
     work()
 

@@ -37,10 +37,10 @@ def test_own_anatomy_is_known_wherever_it_lies_and_others_are_not():
     noise = 0.2 * np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     assert resemblance(own, *planes(anatomy(1), factor=3e4)) > 0.9
     assert resemblance(own, *planes(moved)) > 0.8
-    assert resemblance(own, *planes(np.clip(anatomy(1) + noise, 0, None))) > 0.7
+    assert resemblance(own, *planes(np.clip(anatomy(1) + noise, 0, None))) > 0.8
     for seed in (2, 3, 4):
-        assert resemblance(own, *planes(anatomy(seed))) < RESEMBLANCE_LEAST - 0.05
-    assert resemblance(own, *planes((anatomy(1) > 0.1).astype(np.float32))) < RESEMBLANCE_LEAST - 0.05
+        assert resemblance(own, *planes(anatomy(seed))) < RESEMBLANCE_LEAST
+    assert resemblance(own, *planes((anatomy(1) > 0.1).astype(np.float32))) < RESEMBLANCE_LEAST
 
 
 def test_the_check_says_whose_model_it_is(tmp_path):

@@ -77,6 +77,10 @@ def _scatter(scan: Scan) -> Case:
     return scan.told(background=background - _SHARE * scatter)
 
 
+def _background(scan: Scan) -> Case:
+    return scan.told(background=(1 - _SHARE) * scan.background)
+
+
 def _psf(scan: Scan) -> Case:
     more = GaussianBlur(scan.case.geometry, _PSF * (_WIDER**2 - 1) ** 0.5, torch.device("cpu"))
     return replace(scan.case, expected=scan.expected(more(scan.case.truth)))
@@ -166,6 +170,7 @@ MISMATCHES = {
     "wrong-attenuation": Mismatch("attenuation 5 % too strong in the factors", _attenuation),
     "moved-attenuation": Mismatch("attenuation map 3 mm beside the head", _moved),
     "wrong-scatter": Mismatch("scatter 20 % too low in the background", _scatter),
+    "wrong-background": Mismatch("scatter and randoms 20 % too low", _background),
     "wrong-psf": Mismatch("resolution 5.2 mm instead of 4", _psf),
     "wrong-scale": Mismatch("intensity scale of the model 20 % too high", _scale),
     "missing-views": Mismatch("30 % of the views missing, in one wedge; the factors say so", _views),

@@ -52,6 +52,9 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     making.add_argument("--batch-size", type=whole(1, 4096), default=8, metavar="N", help="default: %(default)d")
     making.add_argument("--learning-rate", type=real(0, 1), default=2e-4, metavar="R", help="default: %(default)g")
     making.add_argument(
+        "--transverse", action="store_true", help="train on transverse slices alone, for data of single planes"
+    )
+    making.add_argument(
         "--rank", type=whole(0, 4096), default=0, metavar="R",
         help="train low-rank changes of the weights (LoRA) of this rank; default: 0, all weights",
     )  # fmt: skip

@@ -36,7 +36,7 @@ TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
 #: Of planes with the anatomy that a model for one patient was made for: below it is somebody else's.
-RESEMBLANCE_LEAST = 0.44
+RESEMBLANCE_LEAST = 0.32
 
 #: Planes of a volume that a model of slices is asked about, so that it costs about what a slice does.
 NUM_PLANES = 4
