@@ -276,7 +276,7 @@ class SupervisedLoop(TrainingLoop):
         low, high = np.log(self.supervision.scans.counts)
         t, generator = torch.tensor([float(self.recipe.schedule.t_max)]), torch.Generator().manual_seed(5)
         images = self._some("validation")
-        views = [self._seen(x, t, generator, turn=self._turn(k)) for k, x in enumerate(images)]
+        views = [self._seen(x, t, generator, 1.0, self._turn(k)) for k, x in enumerate(images)]
         groups = [[k] for k in range(len(views))] if self.volumes else [list(range(len(views)))]
         found: dict[float, list[Example]] = {}
         for k, counts in enumerate(np.exp(np.linspace(low, high, _COUNT_LEVELS))):
