@@ -9,6 +9,7 @@ import argparse
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,25 @@ def imports(known: dict[str, Path]) -> Iterator[Import]:
     """All imports among known modules, wherever in a file they stand."""
     for module, path in known.items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _statements(path):
             if isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 base = package.rsplit(".", node.level - 1)[0] if node.level else ""
                 origin = ".".join(part for part in (base, node.module) if part)
                 targets = [f"{origin}.{alias.name}" for alias in node.names]
-            else:
-                continue
             for target in targets:
                 while target and target not in known:
                     target = target.rpartition(".")[0]
                 if target and target != module:
                     yield Import(module, node.lineno, target)
+
+
+@cache
+def _statements(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """The imports of a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return tuple(node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
 def room(module: str) -> str:

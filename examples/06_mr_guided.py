@@ -54,7 +54,7 @@ def main():
         images[name] = recon.process().get_output()
 
     # in DDS the prior acts beside the network, and needs less strength
-    options = {"num_steps": steps, "num_samples": 2, "eta": 1.0, "num_inner": 6}
+    options = {"num_steps": steps, "num_samples": 1 if args.quick else 2, "eta": 1.0, "num_inner": 6}
     model = sirf_diffusion.ScoreModel.load(args.model, device="auto")
     bowsher.penalisation_factor = factor / 3
     recon = sirf_diffusion.DDSReconstructor(objective, model, prior=bowsher, **options)

@@ -20,7 +20,7 @@ def main():
         obj_fun,
         sirf_diffusion.ScoreModel.load(args.model, device="auto"),
         num_steps=3 if args.quick else args.steps,
-        num_samples=args.samples,
+        num_samples=1 if args.quick else args.samples,
         seed=args.seed,
         planes="alternating",  # as volumes are seen anyway; "transverse" would be each plane by itself
     )

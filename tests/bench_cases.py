@@ -11,19 +11,10 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 TINY = Suite(
-    "tiny",
-    "for the tests",
-    prompts=(2e4,),
-    subjects=(9000,),
-    tuning_subjects=(800,),
-    num_realisations=2,
-    num_samples=3,
-    budget=3,
-    methods=("mlem", "map-quadratic", "hqs"),
-    variants=(2.0,),
-    num_variant_realisations=2,
+    "tiny", "for the tests", prompts=(2e4,), subjects=(9000,), tuning_subjects=(800,), num_realisations=2,
+    num_samples=3, budget=3, methods=("mlem", "map-quadratic", "hqs"), variants=(2.0,), num_variant_realisations=2,
     overrides={"hqs": {"num_steps": 2}},
-)
+)  # fmt: skip
 
 
 def tiny_case(spec: CaseSpec) -> Case:

@@ -92,6 +92,15 @@ def untouched_random_state():
     assert torch.equal(before, torch.get_rng_state()), "the global random state was used; pass a torch.Generator"
 
 
+@pytest.fixture
+def undrawn(request, monkeypatch):
+    """Figures of results, a third of a small one's time, are drawn in tests marked ``draws`` alone."""
+    if request.node.get_closest_marker("draws") is None:
+        for name in ("result.report_figure", "enhancement.figure_of_views"):
+            monkeypatch.setattr(f"sirf_diffusion.study.{name}", lambda path, *_, **__: Path(path).touch())
+        monkeypatch.setattr("sirf_diffusion.training.log.TrainingLog._draw", lambda self: None)
+
+
 @pytest.fixture(scope="session")
 def small_scan(tmp_path_factory):
     """One plane of `small_scan.write_small_scan`; files of it are ``small_scan.prompts_hs`` and so on."""

@@ -8,13 +8,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.containers import to_tensor
 from sirf_diffusion.interop.sirf_names.data import ImageData
 
-KINDS = (
-    "tensor",
-    "embedded",
-    "protocol",
-    pytest.param("sirf", marks=pytest.mark.requires_sirf),
-    "cil",
-)
+KINDS = ("tensor", "embedded", "protocol", pytest.param("sirf", marks=pytest.mark.requires_sirf), "cil")
 
 
 class Container:

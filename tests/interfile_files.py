@@ -171,12 +171,8 @@ SCANNERS = {
 }
 
 EXAM = ExamInfo(
-    orientation="feet_in",
-    rotation="prone",
-    originating_system="Siemens mMR",
-    time_frames=((30.0, 600.5),),
+    orientation="feet_in", rotation="prone", originating_system="Siemens mMR", time_frames=((30.0, 600.5),),
     start_time=datetime(2017, 3, 27, 17, 0, 35, 250000, tzinfo=timezone.utc),
-    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.9686),
-    calibration_factor=1.25e-3,
+    radionuclide=Radionuclide("^18^Fluorine", half_life=6584.04, branching_ratio=0.9686), calibration_factor=1.25e-3,
     energy_window=(430.0, 610.0),
-)
+)  # fmt: skip

@@ -14,15 +14,9 @@ from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
 
 SCANNER = Scanner(
-    name="small ring",
-    num_rings=2,
-    num_detectors_per_ring=64,
-    inner_ring_radius=90.0,
-    average_depth_of_interaction=5.0,
-    ring_spacing=8.0,
-    default_bin_size=4.0,
-    max_num_non_arccorrected_bins=33,
-)
+    name="small ring", num_rings=2, num_detectors_per_ring=64, inner_ring_radius=90.0, average_depth_of_interaction=5.0,
+    ring_spacing=8.0, default_bin_size=4.0, max_num_non_arccorrected_bins=33,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,20 +91,12 @@ def write_conditional_model(path: Path, voxel_size: float = 2.0) -> Path:
 def write_small_model(path: Path, voxel_size: float = 4.0, in_channels: int = 1) -> Path:
     """A network with random weights: it denoises badly, and has everything a model file has."""
     config = NetworkConfig(
-        channels=(8, 8),
-        attention_levels=(False, False),
-        num_res_blocks=1,
-        norm_num_groups=4,
-        num_head_channels=8,
+        channels=(8, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, num_head_channels=8,
         in_channels=in_channels,
-    )
+    )  # fmt: skip
     model = ScoreModel(
-        build_network(config, seed=0),
-        VPSchedule(),
-        "v",
-        (4.0, voxel_size, voxel_size),
-        {"tracer": "none", "licence": "Apache-2.0", "training": {"note": "random weights"}},
-        architecture=config,
-    )
+        build_network(config, seed=0), VPSchedule(), "v", (4.0, voxel_size, voxel_size),
+        {"tracer": "none", "licence": "Apache-2.0", "training": {"note": "random weights"}}, architecture=config,
+    )  # fmt: skip
     model.save(path)
     return path

@@ -39,17 +39,9 @@ class Scan:
     truth: np.ndarray
 
     def par(
-        self,
-        name: str,
-        prior: str = "",
-        *,
-        algorithm: str = "OSMAPOSL",
-        subsets: int = 2,
-        subiterations: int = 8,
-        initial: str = "start.hv",
-        extra: str = "",
-        save: int | None = None,
-    ) -> Path:
+        self, name: str, prior: str = "", *, algorithm: str = "OSMAPOSL", subsets: int = 2, subiterations: int = 8,
+        initial: str = "start.hv", extra: str = "", save: int | None = None,
+    ) -> Path:  # fmt: skip
         """Write ``<name>.par``, whose images are ``<name>_<n>.hv``; ``prior`` is the block from ``prior type`` on."""
         objective = f"additive sinogram := {self.folder}/additive.hs\n{prior}"
         extra = f"initial estimate := {self.folder / initial}\n{extra}"

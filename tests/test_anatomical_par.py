@@ -135,21 +135,18 @@ def test_what_makes_no_sense_names_the_key(files, kind):
         far.set_up(ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0), (500.0, 0.0, 0.0)))
 
 
-@pytest.mark.parametrize(
-    ("keys", "level", "expected"),
-    [
-        ("model filename := MODEL\n  anatomical image filename := MR\n  guidance weight := 0.5", None, ""),
-        ("model filename := MODEL\n  guidance weight := -1", None, ""),
-        ("model filename := MODEL", "warning", "can use an MR or CT image and is given none"),
-        ("model filename := MODEL\n  guidance weight := -2", "error", "weight := -2: expected a number of at least -1"),
-        ("model filename := MODEL\n  memory := yes", "error", "memory := yes: expected 0 or 1"),
-        ("model filename := MODEL\n  guidance weight := much", "error", "guidance weight"),
-        ("model filename := MODEL\n  anatomical image filename := absent.nii", "error", "no such file"),
-        ("model filename := brain-fdg\n  anatomical image filename := MR", "error", "without anatomical images"),
-        ("model filename := brain-fdg\n  guidance weight := 0.5", "error", "without anatomical images"),
-        ("model filename := MODEL\n  guidance weights := 0.5", "error", "did you mean 'guidance weight'"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "level", "expected"), [
+    ("model filename := MODEL\n  anatomical image filename := MR\n  guidance weight := 0.5", None, ""),
+    ("model filename := MODEL\n  guidance weight := -1", None, ""),
+    ("model filename := MODEL", "warning", "can use an MR or CT image and is given none"),
+    ("model filename := MODEL\n  guidance weight := -2", "error", "weight := -2: expected a number of at least -1"),
+    ("model filename := MODEL\n  memory := yes", "error", "memory := yes: expected 0 or 1"),
+    ("model filename := MODEL\n  guidance weight := much", "error", "guidance weight"),
+    ("model filename := MODEL\n  anatomical image filename := absent.nii", "error", "no such file"),
+    ("model filename := brain-fdg\n  anatomical image filename := MR", "error", "without anatomical images"),
+    ("model filename := brain-fdg\n  guidance weight := 0.5", "error", "without anatomical images"),
+    ("model filename := MODEL\n  guidance weights := 0.5", "error", "did you mean 'guidance weight'"),
+])  # fmt: skip
 def test_check_knows_the_keys(files, tmp_path, monkeypatch, keys, level, expected):
     monkeypatch.setattr(check, "known_names", registry.built_in_names)
     monkeypatch.chdir(tmp_path)
@@ -175,13 +172,10 @@ def test_stirs_own_call_gives_the_gradient_of_the_tensor_prior(files):
     assert_close(found, expected_gradient(files, 0.5))
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ("anatomical image filename := mr.nii\n  guidance weight := 0.5", ("mr.nii", 0.5)),
-        ("noise level := 0.3", (None, 0.0)),
-    ],
-)
+@pytest.mark.parametrize(("keys", "expected"), [
+    ("anatomical image filename := mr.nii\n  guidance weight := 0.5", ("mr.nii", 0.5)),
+    ("noise level := 0.3", (None, 0.0)),
+])  # fmt: skip
 def test_a_kept_prior_brings_its_image_into_another_run(keys, expected):
     par = ParFile.parse(PAR.format(keys=f"model filename := m\n  {keys}"))
     assert score_settings_of(par)[0] == "m"

@@ -14,6 +14,7 @@ from sirf_diffusion.patient import AnatomicalImage
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import reconstruct
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 GUIDED = ("map-score", "dds", "hqs", "lisch")
 
 
@@ -72,6 +73,7 @@ def test_the_record_says_which_image_how_much_of_it_and_from_which_grid(recon, s
     assert known["registration"] is None
 
 
+@pytest.mark.draws
 def test_the_report_has_a_row_more(recon, small_scan):
     from matplotlib.image import imread
 
@@ -90,20 +92,15 @@ def test_another_image_or_weight_is_another_result(recon, small_scan):
         assert recon(*more)[0] == 2
 
 
-@pytest.mark.parametrize(
-    ("model", "method", "more", "message"),
-    [
-        (1, "dds", ("--anatomical", "MR"), "trained without anatomical images"),
-        (1, "dds", ("--guidance", "0.5"), "trained without anatomical images"),
-        (2, "dds", (), "--anatomical FILE"),
-        (2, "dds", ("--guidance", "0.5"), "--anatomical FILE"),
-        (2, "dds", ("--anatomical", "MR", "--guidance", "-2"), "at least -1"),
-        (2, "dds", ("--register",), "no anatomical image"),
-        (2, "dds", ("--anatomical", "no-such.nii"), "no-such.nii"),
-        (2, "dds", ("--anatomical", "MR", "--register"), "40 mm"),
-        (2, "map-rdp", ("--anatomical", "MR"), "uses no score model"),
-    ],
-)
+@pytest.mark.parametrize(("model", "method", "more", "message"), [
+    (1, "dds", ("--anatomical", "MR"), "trained without anatomical images"),
+    (1, "dds", ("--guidance", "0.5"), "trained without anatomical images"), (2, "dds", (), "--anatomical FILE"),
+    (2, "dds", ("--guidance", "0.5"), "--anatomical FILE"),
+    (2, "dds", ("--anatomical", "MR", "--guidance", "-2"), "at least -1"),
+    (2, "dds", ("--register",), "no anatomical image"), (2, "dds", ("--anatomical", "no-such.nii"), "no-such.nii"),
+    (2, "dds", ("--anatomical", "MR", "--register"), "40 mm"),
+    (2, "map-rdp", ("--anatomical", "MR"), "uses no score model"),
+])  # fmt: skip
 def test_what_makes_no_sense_ends_with_one_message(recon, small_scan, capsys, caplog, model, method, more, message):
     code, out = recon(*[small_scan.mr_hv if text == "MR" else text for text in more], model=model, method=method)
     assert code == 2

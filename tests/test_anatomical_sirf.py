@@ -21,12 +21,7 @@ FINE = ImageGeometry((5, 30, 32), (3.0, 1.0, 1.0), (-1.0, 0.5, -0.5))
 SCALE = 20.0
 
 
-@pytest.fixture(
-    params=[
-        "embedded",
-        pytest.param("sirf", marks=[pytest.mark.requires_sirf, pytest.mark.requires_shim]),
-    ]
-)
+@pytest.fixture(params=["embedded", pytest.param("sirf", marks=[pytest.mark.requires_sirf, pytest.mark.requires_shim])])
 def pet(request):
     return sirf_diffusion.get_engine(request.param)
 

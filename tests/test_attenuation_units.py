@@ -25,16 +25,11 @@ def test_tissue_in_1_per_cm_and_air_are_taken(image, caplog):
     assert ("lower energy" in caplog.text) == bool(image.any())
 
 
-@pytest.mark.parametrize(
-    ("image", "reason"),
-    [
-        (body() / 10, "mu looks like 1/mm"),
-        (body(metal=3) / 10, "mu looks like 1/mm"),
-        (body(metal=1).clamp(max=0.1) / 10 + 0.0005 * torch.rand(8, 20, 20), "mu looks like 1/mm"),
-        (body() * 100, "mu reaches 9.6"),
-        (body() - 0.01, "mu has negative"),
-    ],
-)
+@pytest.mark.parametrize(("image", "reason"), [
+    (body() / 10, "mu looks like 1/mm"), (body(metal=3) / 10, "mu looks like 1/mm"),
+    (body(metal=1).clamp(max=0.1) / 10 + 0.0005 * torch.rand(8, 20, 20), "mu looks like 1/mm"),
+    (body() * 100, "mu reaches 9.6"), (body() - 0.01, "mu has negative"),
+])  # fmt: skip
 def test_other_units_are_refused(image, reason):
     with pytest.raises(ValueError, match=reason):
         check_attenuation_units(image, "mu")

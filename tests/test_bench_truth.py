@@ -78,14 +78,10 @@ def test_the_command_measures_it_and_says_what_cannot_be_run(tmp_path, capsys):
     assert float(rows[0]["variability 10 mm"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--mu", "mu.hv"], "belong to --truth"),
-        (["--truth", "nema-iq", "--mu", "mu.hv"], "has its own attenuation"),
-        (["--truth", "absent.nii"], "no such file"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), [
+    (["--mu", "mu.hv"], "belong to --truth"), (["--truth", "nema-iq", "--mu", "mu.hv"], "has its own attenuation"),
+    (["--truth", "absent.nii"], "no such file"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(tmp_path, capsys, words, said):
     assert main(["run", "--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err

@@ -113,6 +113,6 @@ def test_sampling_beats_maximum_likelihood_at_its_best(example):
         x = x * (objective.sensitivity() > 0.01 * objective.sensitivity().max())
         errors.append(nrmse(x, example.truth))
     assert errors.index(min(errors)) < len(errors) - 1
-    result = reconstruct(example.acquisition, "lisch", model="brain-fdg", num_samples=3, settings={"num_steps": 25})
+    result = reconstruct(example.acquisition, "lisch", model="brain-fdg", num_samples=2, settings={"num_steps": 15})
     assert METHODS["lisch"].samples
     assert nrmse(result.image, example.truth) < 0.9 * min(errors)

@@ -11,20 +11,18 @@ import pytest
 import torch
 from small_scan import write_small_model, write_small_scan
 
-from sirf_diffusion.cli import main
+from sirf_diffusion.cli import main, stir
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
-from sirf_diffusion.files.interfile import (
-    read_exam_info,
-    read_image,
-    write_image,
-)
+from sirf_diffusion.files.interfile import read_exam_info, read_image, write_image
 from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient.writing import write_dicom
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.bids import bids_fields
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
@@ -56,6 +54,7 @@ def recon(small_scan, small_model, tmp_path):
     return run
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("method", METHODS)
 def test_recon_writes_a_complete_result(recon, small_scan, method):
     code, out = recon(method=method)
@@ -112,18 +111,15 @@ def test_an_adapter_is_kept_and_used(recon, tmp_path):
     assert len({image.numpy().tobytes() for image in images.values()}) == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--method", "ddip", "--adapt", "none"], ["--adapt none", "ddip"]),
-        (["--adapt-set", "rank=2"], ["--adapt-set", "--adapt ddip"]),
-        (["--adapt", "ddip", "--adapt-set", "rang=2"], ["rang", "rank=4"]),
-        (["--adapt", "ddip", "--adapt-set", "rank"], ["--adapt-set rank", "NAME=VALUE"]),
-        (["--adapt", "ddip", "--method", "map-score"], ["map-score", "lisch"]),
-        (["--adapter", "missing.safetensors"], ["--adapter missing.safetensors"]),
-        (["--adapt", "ddip", "--save-adapter", "nowhere/a.safetensors"], ["--save-adapter", "folder"]),
-    ],
-)
+@pytest.mark.parametrize(("options", "words"), [
+    (["--method", "ddip", "--adapt", "none"], ["--adapt none", "ddip"]),
+    (["--adapt-set", "rank=2"], ["--adapt-set", "--adapt ddip"]),
+    (["--adapt", "ddip", "--adapt-set", "rang=2"], ["rang", "rank=4"]),
+    (["--adapt", "ddip", "--adapt-set", "rank"], ["--adapt-set rank", "NAME=VALUE"]),
+    (["--adapt", "ddip", "--method", "map-score"], ["map-score", "lisch"]),
+    (["--adapter", "missing.safetensors"], ["--adapter missing.safetensors"]),
+    (["--adapt", "ddip", "--save-adapter", "nowhere/a.safetensors"], ["--save-adapter", "folder"]),
+])  # fmt: skip
 def test_adaptations_that_make_no_sense_cost_nothing(small_scan, small_model, tmp_path, capsys, options, words):
     command = ["recon", *small_scan.options, "--model", str(small_model), "--out", str(tmp_path / "out")]
     assert main([*command, *options]) != 0
@@ -428,13 +424,14 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
 
 
 COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
-            "atlas", "personalise", "models", "models list", "models show", "models import",
-            "models evaluate"]  # fmt: skip
+            "atlas", "personalise", "models", "models list", "models show", "models import", "models evaluate",
+            "stir build", "stir run", "stir check", "stir scan"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command, capsys):
+    words = command.split()
     with pytest.raises(SystemExit) as ended:
-        main([*command.split(), "--help"])
+        stir.main([*words[1:], "--help"]) if words[:1] == ["stir"] else main([*words, "--help"])
     assert ended.value.code == 0
-    assert re.search("^examples?:.* sirf-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search("^examples?:.* (sirf|stir)-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)

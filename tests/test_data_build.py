@@ -39,25 +39,25 @@ def expected(stir):
     return stir / intensity_scale(torch.from_numpy(stir), ImageGeometry(stir.shape, (VOXEL,) * 3))
 
 
+def assert_kept(out, rtol=1e-3, atol=1e-4):
+    """The file holds the voxels of `activity`."""
+    np.testing.assert_allclose(VolumeFile(out).volume(0).float(), expected(activity()), rtol=rtol, atol=atol)
+
+
 class TestOneAxesConvention:
     @pytest.mark.parametrize("axes", ["RAS", "LPS", "LPI", "SAL", "IRP", "ASR"])
     def test_nifti_of_any_orientation_gives_the_same_voxels(self, tmp_path, axes):
-        out, _ = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity(), axes))
-        stored = VolumeFile(out).volume(0).float().numpy()
-        np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
+        assert_kept(build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity(), axes))[0])
 
     @pytest.mark.parametrize("position", [None, ("head_in", "supine"), ("head_in", "prone"), ("feet_in", "supine"),
                                           ("feet_in", "prone")])  # fmt: skip
     def test_interfile_follows_the_patient_position(self, tmp_path, position):
-        out, _ = build(tmp_path, write_interfile(tmp_path / "a.hv", activity(), position))
-        stored = VolumeFile(out).volume(0).float().numpy()
-        np.testing.assert_allclose(stored, expected(activity()), rtol=1e-3, atol=1e-4)
+        assert_kept(build(tmp_path, write_interfile(tmp_path / "a.hv", activity(), position))[0])
 
     def test_dicom_with_a_slope_per_slice_and_no_identifier_in_the_file(self, tmp_path):
         pytest.importorskip("pydicom")
         out, _ = build(tmp_path, write_dicom(tmp_path / "Jane_Doe", activity()))
-        stored = VolumeFile(out).volume(0).float().numpy()
-        np.testing.assert_allclose(stored, expected(activity()), rtol=2e-3, atol=1e-3)
+        assert_kept(out, 2e-3, 1e-3)
         content = out.read_bytes()
         for word in (NAME, "JANE", "Jane", PATIENT_ID, "19500101", str(tmp_path)):
             assert word.encode() not in content
@@ -89,8 +89,7 @@ class TestOneAxesConvention:
         with pytest.raises(NothingUsable) as error:
             build(tmp_path, path)
         assert "--assume" in error.value.outcomes[0].reason
-        out, _ = build(tmp_path, path, options=ImageOptions((VOXEL,) * 3, None, assumed="LPI"))
-        np.testing.assert_allclose(VolumeFile(out).volume(0).float(), expected(activity()), rtol=1e-3, atol=1e-4)
+        assert_kept(build(tmp_path, path, options=ImageOptions((VOXEL,) * 3, None, assumed="LPI"))[0])
 
 
 class TestGrid:
@@ -330,14 +329,12 @@ class TestWhatAFolderMeans:
 
 
 class TestSubjectsAndSplits:
-    def test_splits_are_by_subject_seeded_and_near_the_fractions(self):
+    def test_splits_are_by_subject_seeded_and_near_the_fractions_and_decided_ones_stay(self):
         subjects = [f"s{k // 3}" for k in range(90)]
         first = assign_splits(subjects, (0.8, 0.1, 0.1), seed=1)
         assert first == assign_splits(subjects[::-1], (0.8, 0.1, 0.1), seed=1)
         assert first != assign_splits(subjects, (0.8, 0.1, 0.1), seed=2)
         assert [list(first.values()).count(s) for s in ("train", "validation", "test")] == [24, 3, 3]
-
-    def test_decided_subjects_stay_and_the_others_fill_up(self):
         fixed = {f"s{k}": "train" for k in range(8)}
         splits = assign_splits([f"s{k}" for k in range(10)], (0.8, 0.1, 0.1), 0, fixed)
         assert all(splits[s] == "train" for s in fixed)
@@ -449,15 +446,8 @@ class TestInterruptions:
         assert kills > 8
         assert known >= kills - 2
 
-    def test_begun_anew_it_forgets_other_settings(self, tmp_path):
-        path = write_nifti(tmp_path / "a.nii.gz", activity())
-        with pytest.raises(NothingUsable):
-            build(tmp_path, tmp_path / "missing.nii")
-        build(tmp_path, path, options=ImageOptions((3.0,) * 3, None), restart=True)
-
     def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path):
-        path = write_nifti(tmp_path / "a.nii.gz", activity())
-        missing = tmp_path / "missing.nii"
+        path, missing = write_nifti(tmp_path / "a.nii.gz", activity()), tmp_path / "missing.nii"
         with pytest.raises(NothingUsable):
             build(tmp_path, missing)
         with pytest.raises(ValueError, match="made with other settings: voxel_size"):
@@ -466,6 +456,10 @@ class TestInterruptions:
         with pytest.raises(ValueError, match="--overwrite"):
             build(tmp_path, path)
         assert len(VolumeFile(out)) == 1
+        out.unlink()
+        with pytest.raises(NothingUsable):
+            build(tmp_path, missing)
+        build(tmp_path, path, options=ImageOptions((3.0,) * 3, None), restart=True)
 
 
 class TestReadingAFile:

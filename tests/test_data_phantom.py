@@ -2,7 +2,6 @@
 
 import pickle
 import resource
-import subprocess
 import sys
 import zlib
 from dataclasses import replace
@@ -20,12 +19,7 @@ from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT, body, parametric, 
 from sirf_diffusion.simulation.lesions import LESION_KINDS
 from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.data.augmentation import Augmentation
-from sirf_diffusion.training.data.phantom_data import (
-    BODIES,
-    PhantomOptions,
-    build_phantoms,
-    simulate_volumes,
-)
+from sirf_diffusion.training.data.phantom_data import BODIES, PhantomOptions, build_phantoms, simulate_volumes
 from sirf_diffusion.training.data.slice_stream import SliceStream, prefetched
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.data.volume_parts import PartStore
@@ -380,18 +374,14 @@ class TestSliceStream:
         assert torch.equal(copy.volume(2), file.volume(2))
 
 
-_CHILD = """
-import resource, sys
-import torch
-from sirf_diffusion.training.data.slice_stream import SliceStream
-from sirf_diffusion.training.data.volume_file import VolumeFile
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-file = VolumeFile(sys.argv[1], memory_mb=100)
-stream = SliceStream(file, (96,), 0, slices_per_volume=2)
-for step in range(len(file) * 2 // 8):
-    stream.batch(step, 8)
-print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
+def one_pass(path):
+    """Largest memory, in MB, before and after."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    file = VolumeFile(path, memory_mb=100)
+    stream = SliceStream(file, (96,), 0, slices_per_volume=2)
+    for step in range(len(file) * 2 // 8):
+        stream.batch(step, 8)
+    print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def large_file(path, volumes, shape):
@@ -412,9 +402,9 @@ def large_file(path, volumes, shape):
 
 def test_a_pass_over_a_large_file_keeps_to_its_memory(tmp_path):
     large_file(tmp_path / "large.h5", 26, (100, 256, 256))  # 0.34 GB
-    result = subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path / "large.h5")], capture_output=True, text=True,
-                            check=True)  # fmt: skip
-    before, after = map(float, result.stdout.split())
+    code, output = run(one_pass, str(tmp_path / "large.h5"), cwd=tmp_path)
+    assert code == 0, output
+    before, after = map(float, output.split())
     assert after - before < 250
 
 

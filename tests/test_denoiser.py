@@ -58,10 +58,9 @@ def test_the_input_is_left_alone():
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"noise_level": 0.0}, "noise level"), ({"num_steps": 0}, "num_steps"), ({"intensity_scale": -1.0}, "intensity")],
-)
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"noise_level": 0.0}, "noise level"), ({"num_steps": 0}, "num_steps"), ({"intensity_scale": -1.0}, "intensity"),
+])  # fmt: skip
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Denoiser(gaussian_model(), **settings)

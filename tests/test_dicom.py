@@ -80,31 +80,25 @@ def test_slices_of_a_tilted_gantry_stay_where_they_are(tmp_path, caplog):
     assert np.abs(found - expected).max() < 0.05 * expected.max()
 
 
-@pytest.mark.parametrize(
-    ("tag", "value", "from_slice", "reason"),
-    [
-        ("ImagePositionPatient", None, 0, r"ImagePositionPatient \(0020,0032\) is missing"),
-        ("ImagePositionPatient", None, 3, r"ImagePositionPatient \(0020,0032\) is missing"),
-        ("ImageOrientationPatient", None, 0, r"ImageOrientationPatient \(0020,0037\) is missing"),
-        ("PixelSpacing", None, 0, r"PixelSpacing \(0028,0030\) is missing"),
-        ("RescaleSlope", None, 3, "RescaleSlope is missing in some"),
-        ("RescaleIntercept", None, 3, "RescaleIntercept is missing in some"),
-        ("FrameOfReferenceUID", "1.2.3.9", 3, "differ in FrameOfReferenceUID: 1.2.3.4.6 and 1.2.3.9"),
-        ("Units", "CNTS", 3, "differ in Units"),
-        ("ImagePositionPatient", [1, 2], 0, "must be 3 numbers"),
-        ("PixelSpacing", [0, 3], 0, "PixelSpacing .* positive"),
-        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], 0, "unit vectors at right angles"),
-        ("ImageOrientationPatient", [-1, 0, 0, 0, -1, 0], 3, "differ in ImageOrientationPatient"),
-        ("PixelSpacing", [4, 6], 3, "differ in PixelSpacing"),
-        ("ImagePositionPatient", [-3, -20, -10], 5, "do not lie in a row: .* aside"),
-        ("ImagePositionPatient", [-10, -20, -5], 5, "slices are missing"),
-        ("ImagePositionPatient", [-10, -20, -9.5], 5, "do not lie in a row"),
-        ("SeriesInstanceUID", "1.2.3.9", 5, "holds 2 series"),
-        ("SamplesPerPixel", 3, 0, "colour images"),
-        ("RescaleType", "HU", 3, "differ in RescaleType"),
-        ("HighBit", 14, 0, "HighBit 14 does not suit BitsStored 16"),
-    ],
-)
+@pytest.mark.parametrize(("tag", "value", "from_slice", "reason"), [
+    ("ImagePositionPatient", None, 0, r"ImagePositionPatient \(0020,0032\) is missing"),
+    ("ImagePositionPatient", None, 3, r"ImagePositionPatient \(0020,0032\) is missing"),
+    ("ImageOrientationPatient", None, 0, r"ImageOrientationPatient \(0020,0037\) is missing"),
+    ("PixelSpacing", None, 0, r"PixelSpacing \(0028,0030\) is missing"),
+    ("RescaleSlope", None, 3, "RescaleSlope is missing in some"),
+    ("RescaleIntercept", None, 3, "RescaleIntercept is missing in some"),
+    ("FrameOfReferenceUID", "1.2.3.9", 3, "differ in FrameOfReferenceUID: 1.2.3.4.6 and 1.2.3.9"),
+    ("Units", "CNTS", 3, "differ in Units"), ("ImagePositionPatient", [1, 2], 0, "must be 3 numbers"),
+    ("PixelSpacing", [0, 3], 0, "PixelSpacing .* positive"),
+    ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], 0, "unit vectors at right angles"),
+    ("ImageOrientationPatient", [-1, 0, 0, 0, -1, 0], 3, "differ in ImageOrientationPatient"),
+    ("PixelSpacing", [4, 6], 3, "differ in PixelSpacing"),
+    ("ImagePositionPatient", [-3, -20, -10], 5, "do not lie in a row: .* aside"),
+    ("ImagePositionPatient", [-10, -20, -5], 5, "slices are missing"),
+    ("ImagePositionPatient", [-10, -20, -9.5], 5, "do not lie in a row"),
+    ("SeriesInstanceUID", "1.2.3.9", 5, "holds 2 series"), ("SamplesPerPixel", 3, 0, "colour images"),
+    ("RescaleType", "HU", 3, "differ in RescaleType"), ("HighBit", 14, 0, "HighBit 14 does not suit BitsStored 16"),
+])  # fmt: skip
 def test_what_is_missing_or_contradicts_itself_is_refused_by_name(tmp_path, tag, value, from_slice, reason):
     def change(k, tags):
         if k >= from_slice:

@@ -21,6 +21,7 @@ from sirf_diffusion.training.state import TrainingState
 from sirf_diffusion.training.trainer import training_stream
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def saved(path, in_channels=1, **metadata):

@@ -19,20 +19,11 @@ from sirf_diffusion.training.data.manifest import read_manifest
 from sirf_diffusion.training.data.volume_file import VolumeFile
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[1", "not JSON"),
-        ('{"a": NaN}', "NaN"),
-        ('{"a": -Infinity}', "-Infinity"),
-        ('{"a": 1e400}', "1e400"),
-        ('{"a": ' + "9" * 5000 + "}", "digits"),
-        ("[" * 33 + "]" * 33, "32 levels"),
-        ('{"a":' * 100_000, "32 levels"),
-        ('{"a": "\\ud800"}', "surrogates"),
-        ("[]", "expected a JSON dictionary, found list"),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("[1", "not JSON"), ('{"a": NaN}', "NaN"), ('{"a": -Infinity}', "-Infinity"), ('{"a": 1e400}', "1e400"),
+    ('{"a": ' + "9" * 5000 + "}", "digits"), ("[" * 33 + "]" * 33, "32 levels"), ('{"a":' * 100_000, "32 levels"),
+    ('{"a": "\\ud800"}', "surrogates"), ("[]", "expected a JSON dictionary, found list"),
+])  # fmt: skip
 def test_json_that_is_none_of_ours_is_refused(tmp_path, text, words):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -67,26 +58,13 @@ def test_a_header_of_blank_lines_is_hashed_at_once(tmp_path):
     assert digest(header) != before
 
 
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("a.hv", read_image),
-        ("a.hv", read_exam_info),
-        ("a.hs", read_projection_data),
-        ("a.par", ParFile.read),
-        ("a.json", read_json),
-        ("a.toml", read_configuration),
-        ("a.csv", read_manifest),
-        ("a.txt", read_list),
-        ("a.nii", read_source),
-        ("a.dcm", read_source),
-        ("a.petsird", lambda path: bin_events(path, None)),
-        ("a.pt", lambda path: import_model(path, "out", kind="drunet")),
-        ("a.safetensors", ScoreModel.load),
-        ("a.safetensors", Checkpoint.load),
-        ("a.h5", VolumeFile),
-    ],
-)
+@pytest.mark.parametrize(("name", "read"), [
+    ("a.hv", read_image), ("a.hv", read_exam_info), ("a.hs", read_projection_data), ("a.par", ParFile.read),
+    ("a.json", read_json), ("a.toml", read_configuration), ("a.csv", read_manifest), ("a.txt", read_list),
+    ("a.nii", read_source), ("a.dcm", read_source), ("a.petsird", lambda path: bin_events(path, None)),
+    ("a.pt", lambda path: import_model(path, "out", kind="drunet")), ("a.safetensors", ScoreModel.load),
+    ("a.safetensors", Checkpoint.load), ("a.h5", VolumeFile),
+])  # fmt: skip
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_not_waited_for(tmp_path, name, read):
     def late(*_):

@@ -26,6 +26,7 @@ SETTINGS = {
     "map-score": {"num_iterations": 3},
 }
 SEED = 7
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["slice", "volume"])
@@ -35,6 +36,7 @@ def data(request, tmp_path_factory) -> tuple[SmallScan, Path]:
     return scan, write_small_model(folder / "model.safetensors")
 
 
+@lru_cache
 def acquisition(scan: SmallScan) -> Acquisition:
     return Acquisition.from_files(
         scan.prompts_hs, multiplicative=scan.multiplicative_hs, additive=scan.additive_hs, attenuation=scan.mu_hv

@@ -72,14 +72,11 @@ def test_voxels_lie_where_stir_has_them(slice_):
         assert position[axis] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda o, x: o.to_tensor(stir_objective("brain3d", set_up=False)[1]), ValueError, "grid"),
-        (lambda o, x: o.to_tensor("an image"), TypeError, "FloatVoxelsOnCartesianGrid"),
-        (lambda o, x: o.gradient(torch.full_like(x, torch.inf)), ValueError, "values that are not finite"),
-    ],
-)
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda o, x: o.to_tensor(stir_objective("brain3d", set_up=False)[1]), ValueError, "grid"),
+    (lambda o, x: o.to_tensor("an image"), TypeError, "FloatVoxelsOnCartesianGrid"),
+    (lambda o, x: o.gradient(torch.full_like(x, torch.inf)), ValueError, "values that are not finite"),
+])  # fmt: skip
 def test_what_cannot_be_is_refused_before_stir_sees_it(slice_, call, error, message):
     with pytest.raises(error, match=message):
         call(slice_[0], slice_[2])
@@ -115,16 +112,10 @@ def test_a_prior_is_left_out_with_one_warning(caplog, slice_):
     assert torch.allclose(with_prior.gradient(truth), slice_[0].gradient(truth), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"additive": False},
-        {"additive": False, "normalisation": False},
-        {"example": "brain3d"},
-        {"example": "brain3d", "max_segment": 0},
-    ],
-    ids=["no background", "no normalisation", "oblique", "direct only"],
-)
+@pytest.mark.parametrize("options", [
+    {"additive": False}, {"additive": False, "normalisation": False}, {"example": "brain3d"},
+    {"example": "brain3d", "max_segment": 0},
+], ids=["no background", "no normalisation", "oblique", "direct only"])  # fmt: skip
 def test_counts_are_those_behind_stirs_own_value(options):
     obj, truth = stir_objective(**options)
     objective = as_objective(obj)

@@ -21,6 +21,7 @@ from sirf_diffusion.reconstructors.enhancement import Enhancer, image_filter
 
 TABLE = ((1.0, 0.01), (0.25, 0.1), (0.02, 1.0))
 PLAIN = replace(EXACT, ct="none")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def make_model(architecture: EnhancementConfig = PLAIN, size=(4.0, 4.0, 4.0), changed: float = 0.02):
@@ -56,6 +57,7 @@ def enhance(files, image, out, *options, model="plain"):
     )  # fmt: skip
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("image", ["pet.hv", "pet.nii.gz", "psl.nii", "dicom"])
 def test_the_result_has_the_format_and_place_of_the_image(files, tmp_path, image):
     assert enhance(files, image, tmp_path / "out", "--dose-ratio", "0.1") == 0
@@ -136,9 +138,7 @@ def test_dicom_keeps_units_position_and_time_frame(tmp_path):
     original = OriginalImage.read(tmp_path / "in")
     original.write(tmp_path / "out", 3 * original.values, "three times")
     assert float((OriginalImage.read(tmp_path / "out").values - 3 * original.values).abs().max()) < 1
-    before, after = (
-        [pydicom.dcmread(f) for f in sorted((tmp_path / name).iterdir())] for name in ("in", "out")
-    )
+    before, after = ([pydicom.dcmread(f) for f in sorted((tmp_path / name).iterdir())] for name in ("in", "out"))
     assert len({f.SOPInstanceUID for f in before + after}) == 2 * len(before)
     assert {f.SeriesInstanceUID for f in after}.isdisjoint({f.SeriesInstanceUID for f in before})
     for file in after:

@@ -17,6 +17,7 @@ from sirf_diffusion.training.loop import RunOptions
 from sirf_diffusion.training.trainer import training_stream
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("undrawn")
 SLICES = EnhancementRecipe(
     "small", enhancement=EXACT, doses=DoseSchedule(), crops=(32,), batch_size=4, cycles=(6,), warmup_steps=2,
     learning_rate=2e-3, precision="float32", validate_every=3,

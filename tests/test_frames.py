@@ -15,19 +15,14 @@ from small_scan import write_small_scan
 
 from sirf_diffusion.cli import build_parser, main
 from sirf_diffusion.cli.recon import _contents
-from sirf_diffusion.files.interfile import (
-    InterfileError,
-    read_exam_info,
-    read_image,
-    read_projection_data,
-    write_image,
-)
+from sirf_diffusion.files.interfile import InterfileError, read_exam_info, read_image, read_projection_data, write_image
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import UnusableImage, read_source
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
 from sirf_diffusion.training.data.manifest import find_images
 from sirf_diffusion.training.data.volume_file import VolumeFile
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 FRAMES = np.random.default_rng(3).integers(1, 30000, (3, 4, 6, 5)).astype(">i2")  # [t, z, y, x]
 TIMES = "number of time frames := 3\n" + "".join(
     f"image duration (sec)[{k}] := {60 * k}\nimage relative start time (sec)[{k}] := {100 * k}\n" for k in (1, 2, 3)

@@ -12,23 +12,13 @@ from sirf_diffusion.geometry.scanners import find_scanner, get_scanner, scanner_
 SMALL = Scanner("small", 8, 64, 100.0, 5.0, 4.0, 2.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "first_name"),
-    [
-        ("Siemens mMR", "Siemens mMR"),
-        ("2008", "Siemens mMR"),
-        ("biograph_vision  600", "Siemens Vision 600"),
-        ("VISION 600", "Siemens Vision 600"),
-        ("GE Discovery 690", "GE Discovery 690"),
-        ("Discovery 710", "GE Discovery 690"),
-        ("GE Signa", "GE Signa PET/MR"),
-        ("!ge signa pet/mr", "GE Signa PET/MR"),
-        ("ecat 962", "ECAT 962"),
-        ("ECAT HR+", "ECAT 962"),
-        ("ECAT 966", "ECAT EXACT 3D"),
-        ("Discovery MI", "GE Discovery MI 3 rings"),
-    ],
-)
+@pytest.mark.parametrize(("name", "first_name"), [
+    ("Siemens mMR", "Siemens mMR"), ("2008", "Siemens mMR"), ("biograph_vision  600", "Siemens Vision 600"),
+    ("VISION 600", "Siemens Vision 600"), ("GE Discovery 690", "GE Discovery 690"),
+    ("Discovery 710", "GE Discovery 690"), ("GE Signa", "GE Signa PET/MR"), ("!ge signa pet/mr", "GE Signa PET/MR"),
+    ("ecat 962", "ECAT 962"), ("ECAT HR+", "ECAT 962"), ("ECAT 966", "ECAT EXACT 3D"),
+    ("Discovery MI", "GE Discovery MI 3 rings"),
+])  # fmt: skip
 def test_scanners_are_found_by_any_name(name, first_name):
     assert get_scanner(name).name == first_name
 
@@ -132,21 +122,15 @@ def test_oblique_rays_join_the_rings_they_come_from():
         torch.testing.assert_close(rise, torch.full_like(rise, segment.min_ring_difference * 4.0))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_views": 0}, "must be positive"),
-        ({"num_tangential_positions": -3}, "must be positive"),
-        ({"num_tangential_positions": 65}, "at most 64"),
-        ({"segments": (Segment(0, 0, 0, 9),)}, "at most 8"),
-        ({"segments": (Segment(0, -1, 1, 14),)}, "odd number"),
-        ({"segments": (Segment(1, 1, 1, 7),)}, "contain 0"),
-        ({"segments": (Segment(0, 0, 0, 8), Segment(2, 2, 2, 6))}, "without gaps"),
-        ({"tangential_spacing": 2.0}, "arc-corrected data only"),
-        ({"arc_corrected": True, "tangential_spacing": math.nan}, "must be positive"),
-        ({"arc_corrected": True, "tangential_spacing": 9.0}, "beyond the ring radius"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"num_views": 0}, "must be positive"), ({"num_tangential_positions": -3}, "must be positive"),
+    ({"num_tangential_positions": 65}, "at most 64"), ({"segments": (Segment(0, 0, 0, 9),)}, "at most 8"),
+    ({"segments": (Segment(0, -1, 1, 14),)}, "odd number"), ({"segments": (Segment(1, 1, 1, 7),)}, "contain 0"),
+    ({"segments": (Segment(0, 0, 0, 8), Segment(2, 2, 2, 6))}, "without gaps"),
+    ({"tangential_spacing": 2.0}, "arc-corrected data only"),
+    ({"arc_corrected": True, "tangential_spacing": math.nan}, "must be positive"),
+    ({"arc_corrected": True, "tangential_spacing": 9.0}, "beyond the ring radius"),
+])  # fmt: skip
 def test_impossible_layouts_are_refused(change, message):
     good = {"scanner": SMALL, "segments": (Segment(0, 0, 0, 8),), "num_views": 32, "num_tangential_positions": 33}
     ProjDataGeometry(**good)
@@ -154,10 +138,9 @@ def test_impossible_layouts_are_refused(change, message):
         ProjDataGeometry(**good | change)
 
 
-@pytest.mark.parametrize(
-    ("span", "most", "message"),
-    [(0, 0, "span m"), (17, 7, "span m"), (5, 1, "max_ring_d"), (2, 0, "max_ring_d"), (1, 8, "max_ring_d")],
-)
+@pytest.mark.parametrize(("span", "most", "message"), [
+    (0, 0, "span m"), (17, 7, "span m"), (5, 1, "max_ring_d"), (2, 0, "max_ring_d"), (1, 8, "max_ring_d"),
+])  # fmt: skip
 def test_impossible_spans_are_refused(span, most, message):
     with pytest.raises(ValueError, match=message):
         ProjDataGeometry.from_scanner(SMALL, span, most, 32, 33)

@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_networks import (
-    ARGUMENTS,
-    GENERATIVE,
-    ForeignDRUNet,
-    guided_diffusion,
-    randomised,
-    renamed,
-    unet,
-)
+from foreign_networks import ARGUMENTS, GENERATIVE, ForeignDRUNet, guided_diffusion, randomised, renamed, unet
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -119,45 +111,32 @@ def test_guided_diffusion_with_scale_shift_is_refused(network, tmp_path, out):
         import_model(tmp_path / "ema.pt", out, config={"num_head_channels": 16}, **HOW)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"spatial_dims": 1}, "spatial_dims = 1"),
-        ({"spatial_dims": 3}, "do not fit"),
-        ({"out_channels": 2}, "out_channels = 2"),
-        ({"with_conditioning": True}, "with_conditioning"),
-        ({"resblock_updown": True}, "resblock_updown"),
-        ({"num_res_blocks": [1, 2]}, "differs between levels"),
-        ({"colour": 1}, "unknown arguments .'colour'"),
-        ({"in_channels": "@channels"}, "refers to something else"),
-        ({"in_channels": 3}, "3 images"),
-        ({"channels": [32, 32]}, "do not fit"),
-        ({"attention_levels": [True, True]}, "do not fit"),
-        ({"attention_levels": 7}, "not a complete monai network"),
-        ({"num_res_blocks": []}, "differs between levels"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"spatial_dims": 1}, "spatial_dims = 1"), ({"spatial_dims": 3}, "do not fit"),
+    ({"out_channels": 2}, "out_channels = 2"), ({"with_conditioning": True}, "with_conditioning"),
+    ({"resblock_updown": True}, "resblock_updown"), ({"num_res_blocks": [1, 2]}, "differs between levels"),
+    ({"colour": 1}, "unknown arguments .'colour'"), ({"in_channels": "@channels"}, "refers to something else"),
+    ({"in_channels": 3}, "3 images"), ({"channels": [32, 32]}, "do not fit"),
+    ({"attention_levels": [True, True]}, "do not fit"), ({"attention_levels": 7}, "not a complete monai network"),
+    ({"num_res_blocks": []}, "differs between levels"),
+])  # fmt: skip
 def test_what_does_not_fit_is_named(file, out, change, message):
     with pytest.raises(ModelFileError, match=message):
         import_model(file, out, config=ARGUMENTS | change, **HOW)
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({}, "give schedule and prediction"),
-        ({"prediction": "eps"}, "give schedule"),
-        ({"schedule": "cosine"}, "give prediction"),
-        ({"schedule": "scaled_linear", "prediction": "eps"}, "JSON with all constants"),
-        ({"schedule": {"name": "scaled_linear", "num_train_steps": 1000}, "prediction": "eps"}, "has the constants"),
-        ({"schedule": "flow", "prediction": "v"}, "x0-eps or eps-x0"),
-        ({"schedule": "ddpm", "prediction": "x0-eps"}, "eps, x0, v, score"),
-        ({"schedule": {"name": "flow", "num_train_steps": "many"}, "prediction": "x0-eps"}, "many"),
-        ({"schedule": {"name": "edm"}, "prediction": "eps"}, "has the constants"),
-        ({**HOW, "classes": "1"}, "no class labels"),
-    ],
-)
+@pytest.mark.parametrize(("how", "message"), [
+    ({}, "give schedule and prediction"), ({"prediction": "eps"}, "give schedule"),
+    ({"schedule": "cosine"}, "give prediction"),
+    ({"schedule": "scaled_linear", "prediction": "eps"}, "JSON with all constants"),
+    ({"schedule": {"name": "scaled_linear", "num_train_steps": 1000}, "prediction": "eps"}, "has the constants"),
+    ({"schedule": "flow", "prediction": "v"}, "x0-eps or eps-x0"),
+    ({"schedule": "ddpm", "prediction": "x0-eps"}, "eps, x0, v, score"),
+    ({"schedule": {"name": "flow", "num_train_steps": "many"}, "prediction": "x0-eps"}, "many"),
+    ({"schedule": {"name": "edm"}, "prediction": "eps"}, "has the constants"),
+    ({**HOW, "classes": "1"}, "no class labels"),
+])  # fmt: skip
 def test_what_the_file_does_not_say_must_be_given(file, out, how, message):
     with pytest.raises(ValueError, match=message):
         import_model(file, out, config=ARGUMENTS, **how)

@@ -75,20 +75,17 @@ def test_the_stored_images_are_those_of_diffusers():
         assert_close(value, TENSORS[name])
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"_class_name": "CMStochasticIterativeScheduler"}, "CMStochasticIterativeScheduler is not supported"),
-        ({"_class_name": "DDPMWuerstchenScheduler"}, "DDPMWuerstchenScheduler is not supported"),
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler is not supported"),
-        ({"_class_name": "TomorrowsScheduler"}, "TomorrowsScheduler is not supported"),
-        ({"_class_name": "DDPMScheduler", "beta_schedule": "laplace"}, "laplace"),
-        ({"_class_name": "DDPMScheduler", "trained_betas": [0.1]}, "trained_betas"),
-        ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
-        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
-    ],
-)
+@pytest.mark.parametrize(("config", "message"), [
+    ({"_class_name": "CMStochasticIterativeScheduler"}, "CMStochasticIterativeScheduler is not supported"),
+    ({"_class_name": "DDPMWuerstchenScheduler"}, "DDPMWuerstchenScheduler is not supported"),
+    ({"_class_name": "LCMScheduler"}, "LCMScheduler is not supported"),
+    ({"_class_name": "TomorrowsScheduler"}, "TomorrowsScheduler is not supported"),
+    ({"_class_name": "DDPMScheduler", "beta_schedule": "laplace"}, "laplace"),
+    ({"_class_name": "DDPMScheduler", "trained_betas": [0.1]}, "trained_betas"),
+    ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
+    ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
+])  # fmt: skip
 def test_other_schedulers_of_diffusers_are_refused_by_name(config, message):
     with pytest.raises(UnsupportedNetworkError, match=message):
         of_diffusers(config)

@@ -59,15 +59,11 @@ class TestReadImage:
         replace_in(header, ":= -4.17252\n", ":= -4.1725\n")
         assert read_image(header)[1].origin == (1.5, 0.0, 0.0)
 
-    @pytest.mark.parametrize(
-        ("more", "expected"),
-        [
-            ("image scaling factor[1] := 0.25\n", [0.25, 0.25, 0.25]),
-            ("image scaling factor[1] := {1, 2,0.5}\n", [1.0, 2.0, 0.5]),
-            ("quantification units := 3\n", [3.0, 3.0, 3.0]),
-            ("image scaling factor[1] := 3\nquantification units := 3\n", [3.0, 3.0, 3.0]),
-        ],
-    )
+    @pytest.mark.parametrize(("more", "expected"), [
+        ("image scaling factor[1] := 0.25\n", [0.25, 0.25, 0.25]),
+        ("image scaling factor[1] := {1, 2,0.5}\n", [1.0, 2.0, 0.5]), ("quantification units := 3\n", [3.0, 3.0, 3.0]),
+        ("image scaling factor[1] := 3\nquantification units := 3\n", [3.0, 3.0, 3.0]),
+    ])  # fmt: skip
     def test_scale_factors(self, tmp_path, more, expected):
         image, _ = read_image(write_image_files(tmp_path, np.ones((3, 4, 5)), more=more))
         assert image[:, 1, 2].tolist() == expected

@@ -112,18 +112,15 @@ class TestInterfile33:
         assert "slice thickness (pixels)" in warnings_of(caplog)[0]  # how it was understood
         assert read_exam_info(replace_in(header, "!GENERAL", "patient rotation := prone\n!GENERAL")).rotation == "prone"
 
-    @pytest.mark.parametrize(
-        ("old", "new", "message"),
-        [
-            ("images := 3", "images := 6", "differ"),
-            ("status := Reconstructed", "status := Acquired", "acquisition in Interfile 3.3"),
-            ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
-            ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
-            ("images := 3", "images := 3\nmatrix initial element [1] := left", "left"),
-            ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),
-            ("(pixels) := +1.500000", "(pixels) := 1.0", "one pixel, or 1 mm"),
-        ],
-    )
+    @pytest.mark.parametrize(("old", "new", "message"), [
+        ("images := 3", "images := 6", "differ"),
+        ("status := Reconstructed", "status := Acquired", "acquisition in Interfile 3.3"),
+        ("images := 3", "images := 3\nnumber of energy windows := 2", "number of energy windows := 2"),
+        ("images := 3", "images := 3\nslice orientation := Sagittal", "Sagittal"),
+        ("images := 3", "images := 3\nmatrix initial element [1] := left", "left"),
+        ("images := 3", "images := 3\nNUD/rescale slope := 2", "rescale slope"),
+        ("(pixels) := +1.500000", "(pixels) := 1.0", "one pixel, or 1 mm"),
+    ])  # fmt: skip
     def test_what_is_no_single_image_is_refused_by_name(self, tmp_path, old, new, message):
         header = replace_in(self.write(tmp_path, np.zeros(90, "<f4")), old, new)
         with pytest.raises(InterfileError, match=message):
@@ -162,16 +159,13 @@ def test_templates_whose_data_are_the_header_or_absent(tmp_path, name):
 
 
 class TestHostileHeaders:
-    @pytest.mark.parametrize(
-        ("kind", "old", "new"),
-        [
-            ("image", "matrix size [3] := 3", "matrix size [3] := 100000000"),
-            ("image", "matrix size [1] := 5", "matrix size [1] := 99999999999999999"),
-            ("projdata", "Number of rings                          := 4", "Number of rings := 1000000000"),
-            ("projdata", "per ring             := 32", "per ring := 2000000000"),
-            ("projdata", "{ 3,4,3}", "{ 3,2000000000,3}"),
-        ],
-    )
+    @pytest.mark.parametrize(("kind", "old", "new"), [
+        ("image", "matrix size [3] := 3", "matrix size [3] := 100000000"),
+        ("image", "matrix size [1] := 5", "matrix size [1] := 99999999999999999"),
+        ("projdata", "Number of rings                          := 4", "Number of rings := 1000000000"),
+        ("projdata", "per ring             := 32", "per ring := 2000000000"),
+        ("projdata", "{ 3,4,3}", "{ 3,2000000000,3}"),
+    ])  # fmt: skip
     def test_sizes_are_checked_before_memory_is_taken(self, tmp_path, kind, old, new):
         import resource
 

@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 from header_variations import our_numbers, stir_numbers
-from interfile_files import (
-    EXAM,
-    asymmetric,
-    warnings_of,
-)
+from interfile_files import EXAM, asymmetric, warnings_of
 
 from sirf_diffusion.files.interfile import read_image, read_projection_data, write_image, write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -166,11 +162,9 @@ class TestAgainstSTIR:
         shape = (3, 4, 5)
         values = asymmetric(shape).abs().numpy()
         its = stir.FloatVoxelsOnCartesianGrid(
-            pet_exam(),
-            stir.IndexRange3D(stir.Int3BasicCoordinate((0, -2, -2)), stir.Int3BasicCoordinate((2, 1, 2))),
-            stir.FloatCartesianCoordinate3D(1.5, -2, 3),
-            stir.FloatCartesianCoordinate3D(2.03125, 2.5, 2.08626),
-        )
+            pet_exam(), stir.IndexRange3D(stir.Int3BasicCoordinate((0, -2, -2)), stir.Int3BasicCoordinate((2, 1, 2))),
+            stir.FloatCartesianCoordinate3D(1.5, -2, 3), stir.FloatCartesianCoordinate3D(2.03125, 2.5, 2.08626),
+        )  # fmt: skip
         its.fill(values.flat)
         output_format = stir.InterfileOutputFileFormat()
         output_format.set_type_of_numbers(stir.NumericType(getattr(stir.NumericType, number)))

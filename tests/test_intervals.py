@@ -16,6 +16,7 @@ from sirf_diffusion.models.storage import BUNDLED
 from sirf_diffusion.reconstructors.methods import get_method
 from sirf_diffusion.study import intervals
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 VALUES = {"num_steps": 4, "noise": "independent"}
 ENTRY = {"method": "lisch", "kind": "slices", "num_samples": 5, "voxel_size_mm": (4.0, 2.0, 2.0), "values": VALUES,
          "trues_per_plane": (1e4, 1e5, 1e6), "voxels": (2.0, 3.0, 5.0), "vois": (4.0, 4.0, 4.0),

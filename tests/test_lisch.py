@@ -50,12 +50,6 @@ def test_the_schedule_is_mlem_up_to_the_target():
     assert same.target == pytest.approx(target)
 
 
-def test_the_schedule_costs_one_projection_pair_per_iteration():
-    objective, _ = make_toy((1, 8, 8))
-    LikelihoodSchedule.compute(objective, num_em_iterations=9)
-    assert (objective.counter.forward, objective.counter.back) == (10, 9)
-
-
 def test_the_expected_target_lies_below_what_is_expected_by_its_margin():
     objective, truth = make_toy((1, 6, 6), num_bins=600, counts=3e4)
     expected, deviation = objective.expected_log_likelihood(truth)
@@ -114,7 +108,10 @@ def test_the_estimate_needs_no_log_likelihoods_of_subsets():
     assert truth_log_likelihood(other) == pytest.approx(truth_log_likelihood(objective), abs=0.01)
 
 
-def test_the_estimate_costs_what_it_says():
+def test_schedule_and_estimate_cost_what_they_say():
+    objective, _ = make_toy((1, 8, 8))
+    LikelihoodSchedule.compute(objective, num_em_iterations=9)
+    assert (objective.counter.forward, objective.counter.back) == (10, 9)  # a pair for each iteration
     objective, _ = make_toy((1, 8, 8), num_subsets=2)
     truth_log_likelihood(objective, (3, 6, 12))
     assert (objective.counter.forward, objective.counter.back) == (12 + 7, 12)
@@ -131,17 +128,13 @@ def test_a_larger_margin_ends_earlier():
     assert schedules[1].target - schedules[3].target == pytest.approx(deviation, rel=0.1)
 
 
-def test_a_target_out_of_reach_warns_and_ends_at_the_last_iteration():
+def test_targets_out_of_reach_end_at_the_last_iteration_or_the_first():
     objective, _ = make_toy((1, 8, 8))
     with pytest.warns(RuntimeWarning, match="6 MLEM iterations"):
         schedule = LikelihoodSchedule.compute(objective, target=1e9, num_em_iterations_max=6)
     assert schedule.num_iterations == 6
     assert schedule.target == pytest.approx(mlem_values(objective, 6)[-1])
-
-
-def test_a_target_below_the_uniform_image_asks_for_no_more_than_that():
-    objective, _ = make_toy((1, 8, 8))
-    schedule = LikelihoodSchedule.compute(objective, target=-1e9)
+    schedule = LikelihoodSchedule.compute(objective, target=-1e9)  # below the uniform image: no more than that
     assert schedule.at(1.0) == schedule.values[0]
 
 

@@ -113,15 +113,10 @@ def test_refused_for_another_base_and_where_damaged(model, tmp_path):
         Adapter(model).save(tmp_path / "nowhere" / "a.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rank": 4096}, "ranks"),
-        ({"rank": 2, "targets": "("}, "regular expression"),
-        ({"hook": 1}, "hook"),
-        (None, "valid"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"rank": 4096}, "ranks"), ({"rank": 2, "targets": "("}, "regular expression"), ({"hook": 1}, "hook"),
+    (None, "valid"),
+])  # fmt: skip
 def test_hostile_configurations_of_adapters_are_refused(model, tmp_path, change, message):
     adapter = Adapter(model, AdapterConfig(rank=2))
     document = {"base": model.hash, "config": change if change is None else asdict(adapter.config) | change}

@@ -4,15 +4,7 @@ import pytest
 import torch
 
 from benchmarks.tuning import tune
-from sirf_diffusion.study import (
-    bias_and_sd,
-    contrast_recovery,
-    contrast_to_noise,
-    image_quality,
-    nrmse,
-    psnr,
-    ssim,
-)
+from sirf_diffusion.study import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality, nrmse, psnr, ssim
 
 
 @pytest.fixture

@@ -152,22 +152,18 @@ def test_level_sets_are_their_definition(geometry):
     assert float(level_sets(geometry, kappa).value(x)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: RelativeDifferencePenalty(VOLUME, 1.0, gamma=-1.0), "gamma"),
-        (lambda: RelativeDifferencePenalty(VOLUME, 1.0, epsilon=math.inf), "epsilon"),
-        (lambda: RelativeDifferencePenalty(VOLUME, 1.0, neighbourhood="5x5x5"), "neighbourhood"),
-        (lambda: BowsherPenalty(VOLUME, 1.0, torch.zeros(3, 4, 4)), "resample it"),
-        (lambda: BowsherPenalty(VOLUME, 1.0, torch.full(VOLUME.shape, math.nan)), "NaN"),
-        (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), 0), "from 1 to 26"),
-        (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), 27), "from 1 to 26"),
-        (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), neighbourhood="axial"), "neighbourhood"),
-        (lambda: level_sets(VOLUME, alpha=0.0), "alpha"),
-        (lambda: level_sets(VOLUME, eta=math.inf), "eta"),
-        (lambda: PatchPenalty(PLANE, 1.0, 0.0), "delta"),
-    ],
-)
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: RelativeDifferencePenalty(VOLUME, 1.0, gamma=-1.0), "gamma"),
+    (lambda: RelativeDifferencePenalty(VOLUME, 1.0, epsilon=math.inf), "epsilon"),
+    (lambda: RelativeDifferencePenalty(VOLUME, 1.0, neighbourhood="5x5x5"), "neighbourhood"),
+    (lambda: BowsherPenalty(VOLUME, 1.0, torch.zeros(3, 4, 4)), "resample it"),
+    (lambda: BowsherPenalty(VOLUME, 1.0, torch.full(VOLUME.shape, math.nan)), "NaN"),
+    (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), 0), "from 1 to 26"),
+    (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), 27), "from 1 to 26"),
+    (lambda: BowsherPenalty(VOLUME, 1.0, random_image(), neighbourhood="axial"), "neighbourhood"),
+    (lambda: level_sets(VOLUME, alpha=0.0), "alpha"), (lambda: level_sets(VOLUME, eta=math.inf), "eta"),
+    (lambda: PatchPenalty(PLANE, 1.0, 0.0), "delta"),
+])  # fmt: skip
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

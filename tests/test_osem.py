@@ -86,15 +86,10 @@ def test_zeros_inside_the_field_of_view_can_recover():
     assert (run(MLEM(objective, 200), holed)[..., 3] > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.ones(1, 8, 9), "shape"),
-        (-torch.ones(1, 8, 8), "negative"),
-        (torch.full((1, 8, 8), float("nan")), "NaN"),
-        (torch.zeros(1, 8, 8), "zero everywhere"),
-    ],
-)
+@pytest.mark.parametrize(("image", "message"), [
+    (torch.ones(1, 8, 9), "shape"), (-torch.ones(1, 8, 8), "negative"), (torch.full((1, 8, 8), float("nan")), "NaN"),
+    (torch.zeros(1, 8, 8), "zero everywhere"),
+])  # fmt: skip
 def test_bad_initial_images_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
         MLEM(make_toy()[0], 1).set_up(image)

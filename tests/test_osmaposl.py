@@ -48,15 +48,12 @@ def test_values_that_are_not_positive_are_raised_as_stir_raises_them():
     assert make_positive(torch.tensor([-1.0, 0.0])).tolist() == pytest.approx([1e-6, 1e-6])
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ("maximum relative change := 0.5", "maximum relative change"),
-        ("minimum relative change := much", "must be a number"),
-        ("relaxation parameter := 1", "is not a key of osmaposlparameters"),
-        ("number of subsets := 1000000", "out of range"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "message"), [
+    ("maximum relative change := 0.5", "maximum relative change"),
+    ("minimum relative change := much", "must be a number"),
+    ("relaxation parameter := 1", "is not a key of osmaposlparameters"),
+    ("number of subsets := 1000000", "out of range"),
+])  # fmt: skip
 def test_keys_that_cannot_be_obeyed_are_refused_by_name(keys, message):
     objective = "objective function type := P\nP Parameters :=\nEnd P Parameters :=\n"
     with pytest.raises(ParFileError, match=message):

@@ -122,20 +122,17 @@ def test_the_prior_is_replaced_where_the_file_has_two(par):
     assert changed == par.with_prior(SCORE)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line", "message"),
-    [
-        ("quadratic\n", "quadratic\n\n", 13, "drops the object"),
-        ("quadratic\n", "quadratic\n; strong\n", 13, "drops the object"),
-        ("    Quadratic Prior Parameters :=\n", "", 13, "no block"),
-        ("    END Quadratic Prior Parameters :=\n", "", 13, "no block"),
-        ("  prior type := quadratic\n", "  ;prior type := quadratic\n", 14, "belongs to no object"),
-        ("number of subsets := 4", "number of subsets = 4", 20, "no ':='"),
-        ("${DATA}", "${NODATA}", 5, "no variable NODATA"),
-        ("OSMAPOSLParameters :=\n", "; mine\nOSMAPOSLParameters :=\n", 2, "first line"),
-        ("OSMAPOSLParameters :=\n", "\nOSMAPOSLParameters :=\n", 2, "first line"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "line", "message"), [
+    ("quadratic\n", "quadratic\n\n", 13, "drops the object"),
+    ("quadratic\n", "quadratic\n; strong\n", 13, "drops the object"),
+    ("    Quadratic Prior Parameters :=\n", "", 13, "no block"),
+    ("    END Quadratic Prior Parameters :=\n", "", 13, "no block"),
+    ("  prior type := quadratic\n", "  ;prior type := quadratic\n", 14, "belongs to no object"),
+    ("number of subsets := 4", "number of subsets = 4", 20, "no ':='"),
+    ("${DATA}", "${NODATA}", 5, "no variable NODATA"),
+    ("OSMAPOSLParameters :=\n", "; mine\nOSMAPOSLParameters :=\n", 2, "first line"),
+    ("OSMAPOSLParameters :=\n", "\nOSMAPOSLParameters :=\n", 2, "first line"),
+])  # fmt: skip
 def test_what_stir_would_silently_read_otherwise_is_an_error_with_file_and_line(old, new, line, message):
     text = edited(TEXT, old, new)
     with pytest.raises(ParFileError, match=rf"^x\.par:{line}: .*{message}"):
@@ -144,13 +141,10 @@ def test_what_stir_would_silently_read_otherwise_is_an_error_with_file_and_line(
     assert lenient.problems[0].line == line
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line", "message"),
-    [
-        ("\nEND :=\nthis is not read := 3", "", 25, "ends without"),
-        ("number of subsets", "a remark\nnumber of", 20, "':='"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "line", "message"), [
+    ("\nEND :=\nthis is not read := 3", "", 25, "ends without"),
+    ("number of subsets", "a remark\nnumber of", 20, "':='"),
+])  # fmt: skip
 def test_what_stirs_own_samples_have_is_only_a_warning(caplog, old, new, line, message):
     par = ParFile.parse(TEXT.replace(old, new, 1), "x.par", environment={"DATA": "/d"})
     assert [(p.line, p.harmless) for p in par.problems] == [(line, True)]
@@ -169,10 +163,9 @@ def test_none_is_no_prior(value):
     assert ParFile.parse(f"OSSPSParameters :=\n{objective}END :=\n").prior() is None
 
 
-@pytest.mark.parametrize(
-    ("value", "method"),
-    [("4.5", "integer"), ("x", "real"), ("3 4", "integer"), ("2", "boolean"), ("{1,2", "items")],
-)
+@pytest.mark.parametrize(("value", "method"), [
+    ("4.5", "integer"), ("x", "real"), ("3 4", "integer"), ("2", "boolean"), ("{1,2", "items"),
+])  # fmt: skip
 def test_values_of_the_wrong_kind_are_errors_with_the_line(value, method):
     par = ParFile.parse(f"AParameters :=\n\nb := {value}\nEND :=\n", "y.par")
     with pytest.raises(ParFileError, match=r"^y\.par:3: 'b' "):
@@ -216,30 +209,21 @@ def test_undecodable_bytes_survive(tmp_path):
         par.objective()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("AParameters :=\n" + "\n" * 20_001, "lines, more than"),
-        ("AParameters :=\n" + "b" * 300 + " := 1\nEND :=\n", "a key of more than"),
-        ("AParameters :=\nb := " + "x\\\n" * 40_000, "lines, more than"),
-        ("AParameters :=\nb := " + "x" * 70_000 + "\nEND :=\n", "a line of 70005 characters"),
-        (
-            "AParameters :=\n" + "prior type := x\nx parameters :=\n" * 60 + "end x parameters :=\n" * 60,
-            "blocks within",
-        ),
-    ],
-    ids=["lines", "key", "continuations", "line", "depth"],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("AParameters :=\n" + "\n" * 20_001, "lines, more than"),
+    ("AParameters :=\n" + "b" * 300 + " := 1\nEND :=\n", "a key of more than"),
+    ("AParameters :=\nb := " + "x\\\n" * 40_000, "lines, more than"),
+    ("AParameters :=\nb := " + "x" * 70_000 + "\nEND :=\n", "a line of 70005 characters"),
+    ("AParameters :=\n" + "prior type := x\nx parameters :=\n" * 60 + "end x parameters :=\n" * 60, "blocks within"),
+], ids=["lines", "key", "continuations", "line", "depth"])  # fmt: skip
 def test_files_beyond_what_stir_has_use_for_are_refused(text, message):
     with pytest.raises(ParFileError, match=message):
         ParFile.parse(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["b :=\n" * 19_000, "prior type := x\n" * 19_000, "b := " + "${" * 30_000 + "\n", "b" + " " * 60_000 + ":= x\n"],
-    ids=["empty keys", "objects", "variables", "blanks"],
-)
+@pytest.mark.parametrize("text", [
+    "b :=\n" * 19_000, "prior type := x\n" * 19_000, "b := " + "${" * 30_000 + "\n", "b" + " " * 60_000 + ":= x\n",
+], ids=["empty keys", "objects", "variables", "blanks"])  # fmt: skip
 def test_long_files_take_time_in_proportion(text):
     """Each of these took minutes once; a test that hangs fails by the runner's own limit."""
     assert ParFile.parse(f"AParameters :=\n{text}END :=\n", strict=False).root.keys

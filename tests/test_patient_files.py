@@ -6,17 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from patient_images import (
-    LPS_OF_RAS,
-    NAME,
-    PATIENT_ID,
-    SIGNS,
-    dicom_series,
-    lps_of,
-    phantom,
-    points_of,
-    write_ecat,
-)
+from patient_images import LPS_OF_RAS, NAME, PATIENT_ID, SIGNS, dicom_series, lps_of, phantom, points_of, write_ecat
 
 from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
@@ -46,16 +36,10 @@ def nifti(path, qform=None, sform=None, values=VALUES, units="mm"):
     return path
 
 
-@pytest.mark.parametrize(
-    ("qform", "sform", "said"),
-    [
-        ((SCANNER, 1), (moved(25), 4), "the scanner's is taken"),
-        ((moved(25), 4), (SCANNER, 1), "the scanner's is taken"),
-        ((SCANNER, 1), (moved(0.1), 2), ""),
-        ((SCANNER, 2), None, ""),
-        (None, (SCANNER, 4), "coordinates of a template"),
-    ],
-)
+@pytest.mark.parametrize(("qform", "sform", "said"), [
+    ((SCANNER, 1), (moved(25), 4), "the scanner's is taken"), ((moved(25), 4), (SCANNER, 1), "the scanner's is taken"),
+    ((SCANNER, 1), (moved(0.1), 2), ""), ((SCANNER, 2), None, ""), (None, (SCANNER, 4), "coordinates of a template"),
+])  # fmt: skip
 def test_scanner_coordinates_of_nifti_are_taken(tmp_path, caplog, qform, sform, said):
     with caplog.at_level(logging.INFO, "sirf_diffusion"):
         image = read_source(nifti(tmp_path / "a.nii.gz", qform, sform))

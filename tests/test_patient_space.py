@@ -50,16 +50,13 @@ def wrong(found, signs=(1, 1, -1)):
     return np.abs(np.asarray(found) - expected)[6:-6, 6:-6, 6:-6].max() / expected.max()
 
 
-@pytest.mark.parametrize(
-    ("degrees", "order", "flips", "form", "position"),
-    [
-        ((0, 0, 0), (2, 0, 1), (-1, 1, -1), "sform", None),
-        ((25, -15, 35), (0, 1, 2), (1, 1, 1), "sform", ("head_in", "supine")),
-        ((25, -15, 35), (1, 2, 0), (1, -1, 1), "sform", ("feet_in", "supine")),
-        ((-40, 20, 10), (0, 1, 2), (1, 1, -1), "qform", ("head_in", "prone")),
-        ((0, 0, 0), (0, 1, 2), (1, 1, 1), "qform", ("feet_in", "prone")),
-    ],
-)
+@pytest.mark.parametrize(("degrees", "order", "flips", "form", "position"), [
+    ((0, 0, 0), (2, 0, 1), (-1, 1, -1), "sform", None),
+    ((25, -15, 35), (0, 1, 2), (1, 1, 1), "sform", ("head_in", "supine")),
+    ((25, -15, 35), (1, 2, 0), (1, -1, 1), "sform", ("feet_in", "supine")),
+    ((-40, 20, 10), (0, 1, 2), (1, 1, -1), "qform", ("head_in", "prone")),
+    ((0, 0, 0), (0, 1, 2), (1, 1, 1), "qform", ("feet_in", "prone")),
+])  # fmt: skip
 def test_an_oblique_nifti_lands_where_it_is_in_a_patient_of_any_position(
     tmp_path, degrees, order, flips, form, position
 ):

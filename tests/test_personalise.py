@@ -56,17 +56,10 @@ def test_grey_matter_of_other_subjects_comes_onto_the_patients():
 GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8, 1.5)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"jacobian": 0.0}, "folds"),
-        ({"jacobian": float("nan")}, "folds"),
-        ({"information": 0.5}, "mutual information"),
-        ({"inverse_mm": 9.0}, "inverse"),
-        ({"overlap": 0.5}, "overlap"),
-        ({"similarity": 0.5}, "correlate"),
-    ],
-)
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"jacobian": 0.0}, "folds"), ({"jacobian": float("nan")}, "folds"), ({"information": 0.5}, "mutual information"),
+    ({"inverse_mm": 9.0}, "inverse"), ({"overlap": 0.5}, "overlap"), ({"similarity": 0.5}, "correlate"),
+])  # fmt: skip
 def test_each_gate_closes(change, reason):
     assert GOOD.reasons() == []
     reasons = replace(GOOD, **change).reasons()
@@ -194,15 +187,11 @@ def silently(work):
     work()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"options": replace(OPTIONS, least_members=4)}, "only 3 of 4 members"),
-        ({"options": replace(OPTIONS, limits=Limits(jacobian=0.9))}, "only 0 of 4 members .* folds"),
-        ({"model": "brain-fdg"}, "voxels of"),
-        ({"model": "brain-fdg-mr"}, "takes an MR"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"options": replace(OPTIONS, least_members=4)}, "only 3 of 4 members"),
+    ({"options": replace(OPTIONS, limits=Limits(jacobian=0.9))}, "only 0 of 4 members .* folds"),
+    ({"model": "brain-fdg"}, "voxels of"), ({"model": "brain-fdg-mr"}, "takes an MR"),
+])  # fmt: skip
 def test_what_cannot_be_personalised_is_refused(folder, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         make(folder, tmp_path / "P.safetensors", **change)

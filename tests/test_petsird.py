@@ -283,19 +283,16 @@ SHIFTED, TIPPED = np.eye(4), np.eye(4)[[0, 2, 1, 3]]
 SHIFTED[0, 3] = 12.0
 
 
-@pytest.mark.parametrize(
-    ("scanner", "message"),
-    [
-        (example_of_the_generator, r"2 types of detector module \(40 modules of 56 elements, 15 modules of 90"),
-        (lambda: small_scanner(num_crystals_per_module=(2, 2, 3)), "crystals are in layers"),
-        (lambda: small_scanner(num_modules_along_ring=4, num_crystals_per_module=(1, 8, 3)), "no cylinder around z"),
-        (lambda: small_scanner(radius=150.0), "do not hold the template's ring radius of 107.0 mm"),
-        (lambda: small_scanner(module_spacing_along_axis=18.0), "0.30 of a ring beside"),
-        (lambda: small_scanner(num_modules_along_ring=15), "of a detector and"),
-        (lambda: moved(small_scanner(), SHIFTED), "no cylinder around z"),
-        (lambda: moved(small_scanner(), TIPPED), "no cylinder around z"),
-    ],
-)
+@pytest.mark.parametrize(("scanner", "message"), [
+    (example_of_the_generator, r"2 types of detector module \(40 modules of 56 elements, 15 modules of 90"),
+    (lambda: small_scanner(num_crystals_per_module=(2, 2, 3)), "crystals are in layers"),
+    (lambda: small_scanner(num_modules_along_ring=4, num_crystals_per_module=(1, 8, 3)), "no cylinder around z"),
+    (lambda: small_scanner(radius=150.0), "do not hold the template's ring radius of 107.0 mm"),
+    (lambda: small_scanner(module_spacing_along_axis=18.0), "0.30 of a ring beside"),
+    (lambda: small_scanner(num_modules_along_ring=15), "of a detector and"),
+    (lambda: moved(small_scanner(), SHIFTED), "no cylinder around z"),
+    (lambda: moved(small_scanner(), TIPPED), "no cylinder around z"),
+])  # fmt: skip
 def test_other_scanners_are_refused(write, scanner, message):
     with pytest.raises(ValueError, match=message):
         bin_events(write(scanner(), [event_block([])]))
@@ -307,17 +304,10 @@ def test_a_part_of_the_ring_is_told(write):
     assert (found.efficiencies == 0).float().mean() > 0.7
 
 
-@pytest.mark.parametrize(
-    ("blocks", "message"),
-    [
-        (lambda: [], "no time block with events"),
-        (lambda: [event_block([]), bed_block(1.0)], "the bed moves"),
-        (
-            lambda: [event_block([petsird.CoincidenceEvent(detection_bins=[384, 0])])],
-            "element 192; the scanner has 192",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("blocks", "message"), [
+    (lambda: [], "no time block with events"), (lambda: [event_block([]), bed_block(1.0)], "the bed moves"),
+    (lambda: [event_block([petsird.CoincidenceEvent(detection_bins=[384, 0])])], "element 192; the scanner has 192"),
+])  # fmt: skip
 def test_what_cannot_be_binned_is_refused(write, blocks, message):
     with pytest.raises(ValueError, match=message):
         bin_events(write(small_scanner(), blocks()))

@@ -171,15 +171,10 @@ def test_expected_log_likelihood_covers_the_truth(model, truth):
     assert 0.7 < float(scores.std()) < 1.35
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda y: y[:, :-1], "prompts has shape"),
-        (lambda y: y - 1, "negative"),
-        (lambda y: y / 0, "not finite"),
-        (lambda y: y * 0, "zero in all bins"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda y: y[:, :-1], "prompts has shape"), (lambda y: y - 1, "negative"), (lambda y: y / 0, "not finite"),
+    (lambda y: y * 0, "zero in all bins"),
+])  # fmt: skip
 def test_bad_prompts_are_refused(model, change, message):
     prompts = torch.ones(model.projector.projdata.shape)
     prompts[0, 0, 0] = 0

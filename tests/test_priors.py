@@ -212,20 +212,17 @@ def test_images_and_numbers_of_a_penalty_may_change_after_set_up():
     torch.testing.assert_close(BETA * pls.gradient(x), make("pls").gradient(x))
 
 
-@pytest.mark.parametrize(
-    ("call", "kind", "message"),
-    [
-        (lambda: AnchorPenalty(torch.full(VOLUME.shape, float("nan"))), ValueError, "anchor image holds NaN"),
-        (lambda: AnchorPenalty(image(), weight=-image()), ValueError, "weight must not be negative"),
-        (lambda: AnchorPenalty(torch.zeros(1, 2, 2)).set_up(VOLUME), ValueError, "anchor image has shape"),
-        (lambda: ScorePenalty(object(), SIGMA), TypeError, "residual"),
-        (lambda: ScorePenalty(ResidualOf(mixture_denoiser()), 0.0), ValueError, "noise level"),
-        (lambda: PlainPenalty(unbound(), intensity_scale=-1.0), ValueError, "intensity_scale"),
-        (lambda: ScorePenalty("no-such-model"), ValueError, "no-such-model"),
-        (lambda: PlainPenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
-        (lambda: make("rdp").gradient(torch.ones(2, 3, 5)), ValueError, "expected"),
-    ],
-)
+@pytest.mark.parametrize(("call", "kind", "message"), [
+    (lambda: AnchorPenalty(torch.full(VOLUME.shape, float("nan"))), ValueError, "anchor image holds NaN"),
+    (lambda: AnchorPenalty(image(), weight=-image()), ValueError, "weight must not be negative"),
+    (lambda: AnchorPenalty(torch.zeros(1, 2, 2)).set_up(VOLUME), ValueError, "anchor image has shape"),
+    (lambda: ScorePenalty(object(), SIGMA), TypeError, "residual"),
+    (lambda: ScorePenalty(ResidualOf(mixture_denoiser()), 0.0), ValueError, "noise level"),
+    (lambda: PlainPenalty(unbound(), intensity_scale=-1.0), ValueError, "intensity_scale"),
+    (lambda: ScorePenalty("no-such-model"), ValueError, "no-such-model"),
+    (lambda: PlainPenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
+    (lambda: make("rdp").gradient(torch.ones(2, 3, 5)), ValueError, "expected"),
+])  # fmt: skip
 def test_wrong_use_is_explained(call, kind, message):
     with pytest.raises(kind, match=message):
         call()

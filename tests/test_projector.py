@@ -139,16 +139,11 @@ def test_circular_field_of_view():
     assert bool((sensitivity[distance > 60 + 4 * math.sqrt(2)] == 0).all())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"shape": (7, 91, 91)}, "outside the scanner"),
-        ({"origin": (200.0, 0.0, 0.0)}, "outside the scanner"),
-        ({"origin": (0.0, 0.0, 3.0)}, "shifted in plane"),
-        ({"voxel": (2.2, 4.0, 4.0)}, "multiple"),
-        ({"max_bytes": 1000}, "max_bytes"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"shape": (7, 91, 91)}, "outside the scanner"), ({"origin": (200.0, 0.0, 0.0)}, "outside the scanner"),
+    ({"origin": (0.0, 0.0, 3.0)}, "shifted in plane"), ({"voxel": (2.2, 4.0, 4.0)}, "multiple"),
+    ({"max_bytes": 1000}, "max_bytes"),
+])  # fmt: skip
 def test_impossible_geometries_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)

@@ -29,6 +29,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir.par_prior import prior_of
 from sirf_diffusion.reconstructors.methods import METHODS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 RDP = """\
   prior type := Relative Difference Prior
     Relative Difference Prior Parameters :=
@@ -177,20 +178,11 @@ def test_an_initial_estimate_starts_the_run_and_decides_the_grid(par, folder, tm
     assert read_image(out / "reconstruction.hv")[1].shape == (1, 15, 15)
 
 
-@pytest.mark.parametrize(
-    ("keys", "shape", "voxel_size", "z"),
-    [
-        ("", (3, 35, 35), (4.0, 4.0, 4.0), 0.0),
-        ("zoom := 2", (3, 69, 69), (4.0, 2.0, 2.0), 0.0),
-        ("zoom := 2\n Z zoom := 2\n Z offset (in mm) := 6", (3, 69, 69), (2.0, 2.0, 2.0), 6.0),
-        (
-            "Z output image size (in pixels) := 1\n XY output image size (in pixels) := 8",
-            (1, 8, 8),
-            (4.0, 4.0, 4.0),
-            0.0,
-        ),
-    ],
-)
+@pytest.mark.parametrize(("keys", "shape", "voxel_size", "z"), [
+    ("", (3, 35, 35), (4.0, 4.0, 4.0), 0.0), ("zoom := 2", (3, 69, 69), (4.0, 2.0, 2.0), 0.0),
+    ("zoom := 2\n Z zoom := 2\n Z offset (in mm) := 6", (3, 69, 69), (2.0, 2.0, 2.0), 6.0),
+    ("Z output image size (in pixels) := 1\n XY output image size (in pixels) := 8", (1, 8, 8), (4.0, 4.0, 4.0), 0.0),
+])  # fmt: skip
 def test_grid_from_zoom_and_sizes(par, keys, shape, voxel_size, z):
     """Two rings without axial compression have three planes; the field of view has a radius of 67.2 mm."""
     geometry = acquisition_of(par(("XY output image size (in pixels) := 21", keys))).geometry
@@ -268,18 +260,13 @@ def test_priors_are_stirs(par, folder, tmp_path):
     assert torch.allclose(weighted.gradient(x), 0.25 * plain.gradient(x))
 
 
-@pytest.mark.parametrize(
-    ("method", "prior", "more", "message"),
-    [
-        ("osem", RDP, (), "no place for the prior"),
-        ("dds", RDP, (), "no place for the prior"),
-        ("map-rdp", "", (), "has no prior"),
-        ("map-score", RDP, (), "Diffusion Score"),
-        ("map-rdp", RDP.replace("Relative Difference Prior", "Logcosh"), (), "cannot be kept"),
-        ("map-rdp", RDP.replace("gamma value", "weights := {1}\n gamma value"), (), "weights"),
-        ("map-rdp", RDP, ("--set", "gamma=1"), "leave one of them out"),
-    ],
-)
+@pytest.mark.parametrize(("method", "prior", "more", "message"), [
+    ("osem", RDP, (), "no place for the prior"), ("dds", RDP, (), "no place for the prior"),
+    ("map-rdp", "", (), "has no prior"), ("map-score", RDP, (), "Diffusion Score"),
+    ("map-rdp", RDP.replace("Relative Difference Prior", "Logcosh"), (), "cannot be kept"),
+    ("map-rdp", RDP.replace("gamma value", "weights := {1}\n gamma value"), (), "weights"),
+    ("map-rdp", RDP, ("--set", "gamma=1"), "leave one of them out"),
+])  # fmt: skip
 def test_priors_without_meaning_for_the_method_are_refused(par, recon, capsys, method, prior, more, message):
     code, out = recon(par(prior=prior), method, "--keep-prior", *more)
     assert code == 2
@@ -370,14 +357,10 @@ def test_map_of_both_engines_agrees_with_the_prior_kept(par, recon):
 
 
 @pytest.mark.requires_stir
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("additive.hs", "absent.hs", "absent.hs"),
-        (":= From ProjData", ":= From Nonsense", "From Nonsense"),
-        ("pair type := Matrix", "pair type := Matrixx", "Matrixx"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("additive.hs", "absent.hs", "absent.hs"), (":= From ProjData", ":= From Nonsense", "From Nonsense"),
+    ("pair type := Matrix", "pair type := Matrixx", "Matrixx"),
+])  # fmt: skip
 def test_what_stir_would_drop_or_not_take_is_an_error(par, recon, capsys, old, new, message):
     code, out = recon(par((old, new)), engine="stir")
     assert code == 2

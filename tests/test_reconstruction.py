@@ -65,24 +65,14 @@ def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(small_acquisi
         reconstruct(small_acquisition, "map-rdp", subset_order=(0,))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"num_samples": 0}, "num_samples must be"),
-        ({"num_samples": 10**11}, "num_samples must be"),
-        ({"num_samples": 1.5}, "num_samples must be"),
-        ({"seed": 10**22}, "seed must be"),
-        ({"seed": -1}, "seed must be"),
-        ({"settings": {"num_steps": "many"}}, "num_steps must be"),
-        ({"settings": {"num_steps": 1e30}}, "num_steps must be"),
-        ({"settings": {"eta": float("nan")}}, "eta must be"),
-        ({"method": "osem", "num_samples": 2}, "one image"),
-        ({"method": "osem", "members": [0]}, "one image"),
-        ({"engine": "stir"}, "--par"),
-        ({"device": "abacus"}, "abacus"),
-        ({"guidance": float("nan")}, "guidance"),
-    ],
-)
+@pytest.mark.parametrize(("options", "words"), [
+    ({"num_samples": 0}, "num_samples must be"), ({"num_samples": 10**11}, "num_samples must be"),
+    ({"num_samples": 1.5}, "num_samples must be"), ({"seed": 10**22}, "seed must be"), ({"seed": -1}, "seed must be"),
+    ({"settings": {"num_steps": "many"}}, "num_steps must be"),
+    ({"settings": {"num_steps": 1e30}}, "num_steps must be"), ({"settings": {"eta": float("nan")}}, "eta must be"),
+    ({"method": "osem", "num_samples": 2}, "one image"), ({"method": "osem", "members": [0]}, "one image"),
+    ({"engine": "stir"}, "--par"), ({"device": "abacus"}, "abacus"), ({"guidance": float("nan")}, "guidance"),
+])  # fmt: skip
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options, words):
     with pytest.raises(ValueError, match=words):
         Study(InterfileData("missing.hs"), **options)

@@ -110,18 +110,11 @@ def test_every_time_of_a_discrete_schedule_can_be_used_once():
             schedule.timesteps(20, spacing=spacing)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_steps": 0},
-        {"num_steps": 5, "t_end": 1.0},
-        {"num_steps": 5, "t_end": -0.1},
-        {"num_steps": 5, "t_end": math.nan},
-        {"num_steps": 5, "spacing": "sqrt"},
-        {"num_steps": 5, "t_end": 0.0, "spacing": "log_sigma"},
-        {"num_steps": 5, "t_end": 0.5, "t_start": 0.4},
-    ],
-)
+@pytest.mark.parametrize("arguments", [
+    {"num_steps": 0}, {"num_steps": 5, "t_end": 1.0}, {"num_steps": 5, "t_end": -0.1},
+    {"num_steps": 5, "t_end": math.nan}, {"num_steps": 5, "spacing": "sqrt"},
+    {"num_steps": 5, "t_end": 0.0, "spacing": "log_sigma"}, {"num_steps": 5, "t_end": 0.5, "t_start": 0.4},
+])  # fmt: skip
 def test_impossible_timesteps_are_refused(arguments):
     with pytest.raises(ValueError, match=r"num_steps|t_end|spacing|t must"):
         VPSchedule().timesteps(**arguments)
@@ -188,23 +181,14 @@ def test_configuration_round_trip(schedule):
     assert NoiseSchedule.from_config(other.to_config()) == other
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        None,
-        {},
-        {"name": "cosine"},
-        {"name": ["vp"]},
-        {"name": "vp", "beta_min": 0.1},
-        {"name": "vp", "beta_min": 0.1, "beta_max": 10.0, "beta_mid": 1.0},
-        {"name": "vp", "beta_min": "0.1", "beta_max": 10.0},
-        {"name": "vp", "beta_min": math.nan, "beta_max": 10.0},
-        {"name": "vp", "beta_min": 10.0, "beta_max": 0.1},
-        {"name": "ve", "sigma_min": -1.0, "sigma_max": 1.0},
-        {"name": "ddpm", "num_train_steps": 10**9, "beta_start": 1e-4, "beta_end": 0.02},
-        {"name": "ddpm", "num_train_steps": 1000, "beta_start": True, "beta_end": 0.02},
-    ],
-)
+@pytest.mark.parametrize("config", [
+    None, {}, {"name": "cosine"}, {"name": ["vp"]}, {"name": "vp", "beta_min": 0.1},
+    {"name": "vp", "beta_min": 0.1, "beta_max": 10.0, "beta_mid": 1.0},
+    {"name": "vp", "beta_min": "0.1", "beta_max": 10.0}, {"name": "vp", "beta_min": math.nan, "beta_max": 10.0},
+    {"name": "vp", "beta_min": 10.0, "beta_max": 0.1}, {"name": "ve", "sigma_min": -1.0, "sigma_max": 1.0},
+    {"name": "ddpm", "num_train_steps": 10**9, "beta_start": 1e-4, "beta_end": 0.02},
+    {"name": "ddpm", "num_train_steps": 1000, "beta_start": True, "beta_end": 0.02},
+])  # fmt: skip
 def test_hostile_configurations_are_refused(config):
     with pytest.raises(ValueError, match=r"schedule|VP|VE|num_train_steps"):
         NoiseSchedule.from_config(config)

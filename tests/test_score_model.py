@@ -258,13 +258,9 @@ def real_model(seed=0, patch_size=1):
     last = dict(network.named_parameters())["out.2.conv.weight" if patch_size == 1 else "network.out.2.conv.weight"]
     torch.nn.init.normal_(last, 0, 0.1, generator=torch.Generator().manual_seed(seed))
     return ScoreModel(
-        network,
-        VPSchedule(),
-        "v",
-        (2.0, 2.0, 2.0),
-        {"tracer": "FDG", "training": {"steps": 0}},
+        network, VPSchedule(), "v", (2.0, 2.0, 2.0), {"tracer": "FDG", "training": {"steps": 0}},
         architecture=architecture,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])

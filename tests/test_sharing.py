@@ -13,6 +13,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.reconstruction import Study, reconstruct
 from sirf_diffusion.study.shares import merge, share_out
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 UNADAPTED = [name for name, m in METHODS.items() if m.samples and m.own_adaptation is None and not m.default_model]
 
 
@@ -91,15 +92,12 @@ def test_missing_samples_are_not_overlooked(small_acquisition, small_model):
         merge(Study(small_acquisition, "hqs", **options), [share])
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (("--method", "ddip", "--workers", "2"), "adapt one network"),
-        (("--adapt", "steerable", "--workers", "2"), "adapt one network"),
-        (("--method", "map-score", "--workers", "2"), "one image"),
-        (("--workers", "2", "--cluster", "tcp://nowhere:1"), "--workers is for this machine"),
-    ],
-)
+@pytest.mark.parametrize(("more", "words"), [
+    (("--method", "ddip", "--workers", "2"), "adapt one network"),
+    (("--adapt", "steerable", "--workers", "2"), "adapt one network"),
+    (("--method", "map-score", "--workers", "2"), "one image"),
+    (("--workers", "2", "--cluster", "tcp://nowhere:1"), "--workers is for this machine"),
+])  # fmt: skip
 def test_what_cannot_be_shared_is_refused(small_scan, small_model, tmp_path, capsys, more, words):
     assert main(options(small_scan, small_model, tmp_path / "out", *more)) == 2
     assert words in capsys.readouterr().err

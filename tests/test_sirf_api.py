@@ -221,23 +221,18 @@ def test_errors_have_sirfs_value():
     assert problem.value.value == str(problem.value)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda image, data: image.fill(np.zeros((2, 2, 2))), "cannot fill"),
-        (lambda image, data: image.fill("one"), "cannot fill"),
-        (lambda image, data: image + data, "does not match"),
-        (lambda image, data: pet.ImageData(3), "wrong argument"),
-        (lambda image, data: pet.ImageData().max(), "empty"),
-        (lambda image, data: pet.AcquisitionData("no such scanner"), "unknown scanner"),
-        (lambda image, data: pet.AcquisitionSensitivityModel(image), "acquisition model"),
-        (lambda image, data: pet.AcquisitionModelUsingRayTracingMatrix().forward(image), "set_up"),
-        (lambda image, data: pet.OSMAPOSLReconstructor("recon.par"), "recon.par"),
-        (lambda image, data: pet.OSMAPOSLReconstructor().set_up(image), "objective function"),
-        (lambda image, data: pet.make_Poisson_loglikelihood(data, "ListMode"), "ListMode"),
-        (lambda image, data: pet.make_Poisson_loglikelihood(data).set_up(image), "acquisition model"),
-    ],
-)
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda image, data: image.fill(np.zeros((2, 2, 2))), "cannot fill"),
+    (lambda image, data: image.fill("one"), "cannot fill"), (lambda image, data: image + data, "does not match"),
+    (lambda image, data: pet.ImageData(3), "wrong argument"), (lambda image, data: pet.ImageData().max(), "empty"),
+    (lambda image, data: pet.AcquisitionData("no such scanner"), "unknown scanner"),
+    (lambda image, data: pet.AcquisitionSensitivityModel(image), "acquisition model"),
+    (lambda image, data: pet.AcquisitionModelUsingRayTracingMatrix().forward(image), "set_up"),
+    (lambda image, data: pet.OSMAPOSLReconstructor("recon.par"), "recon.par"),
+    (lambda image, data: pet.OSMAPOSLReconstructor().set_up(image), "objective function"),
+    (lambda image, data: pet.make_Poisson_loglikelihood(data, "ListMode"), "ListMode"),
+    (lambda image, data: pet.make_Poisson_loglikelihood(data).set_up(image), "acquisition model"),
+])  # fmt: skip
 def test_wrong_use_is_explained(call, message, image, template):
     with pytest.raises((pet.error, ValueError, TypeError), match=message):
         call(image, template)

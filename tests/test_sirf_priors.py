@@ -333,10 +333,9 @@ def test_copies_have_sirfs_value_gradient_and_hessian(sirf, name, with_kappa, pl
 
 @real
 @pytest.mark.parametrize("with_kappa", [False, True], ids=["plain", "kappa"])
-@pytest.mark.parametrize(
-    ("algorithm", "name"),
-    [("OSMAPOSLReconstructor", "quadratic"), ("OSMAPOSLReconstructor", "rdp"), ("OSSPSReconstructor", "quadratic")],
-)
+@pytest.mark.parametrize(("algorithm", "name"), [
+    ("OSMAPOSLReconstructor", "quadratic"), ("OSMAPOSLReconstructor", "rdp"), ("OSSPSReconstructor", "quadratic"),
+])  # fmt: skip
 def test_copies_give_sirfs_images(sirf, sirf_scan, algorithm, name, with_kappa):
     kappa = random_image(sirf, 2, sirf_scan.geometry) if with_kappa else None
     theirs, ours = (
@@ -481,21 +480,18 @@ def test_python_priors_see_read_only_arrays_and_must_fill_their_output():
             getattr(prior, method)(random_image(pet))
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda pet, image: pet.PythonPrior(object()), "gradient"),
-        (lambda pet, image: pet.PythonPrior(Ridge()).set_kappa(image), "set_kappa"),
-        (lambda pet, image: pet.AnchorPrior(np.zeros(GRID.shape)), "ImageData"),
-        (lambda pet, image: pet.AnchorPrior().set_up(image), "set_anchor_image"),
-        (lambda pet, image: pet.AnchorPrior(image).set_kappa(image), "set_weight"),
-        (lambda pet, image: pet.BowsherPrior().set_up(image), "set_anatomical_image"),
-        (lambda pet, image: pet.ScorePrior(model(), -1.0), "noise level"),
-        (lambda pet, image: pet.ScorePrior(model()).gradient(image), "set.up"),
-        (lambda pet, image: pet.ScoreImageProcessor(model(), -1.0), "noise level"),
-        (lambda pet, image: pet.ScoreImageProcessor(model()).set_noise_level(-1.0), "noise level"),
-    ],
-)
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda pet, image: pet.PythonPrior(object()), "gradient"),
+    (lambda pet, image: pet.PythonPrior(Ridge()).set_kappa(image), "set_kappa"),
+    (lambda pet, image: pet.AnchorPrior(np.zeros(GRID.shape)), "ImageData"),
+    (lambda pet, image: pet.AnchorPrior().set_up(image), "set_anchor_image"),
+    (lambda pet, image: pet.AnchorPrior(image).set_kappa(image), "set_weight"),
+    (lambda pet, image: pet.BowsherPrior().set_up(image), "set_anatomical_image"),
+    (lambda pet, image: pet.ScorePrior(model(), -1.0), "noise level"),
+    (lambda pet, image: pet.ScorePrior(model()).gradient(image), "set.up"),
+    (lambda pet, image: pet.ScoreImageProcessor(model(), -1.0), "noise level"),
+    (lambda pet, image: pet.ScoreImageProcessor(model()).set_noise_level(-1.0), "noise level"),
+])  # fmt: skip
 def test_wrong_use_is_explained(pet, call, message):
     with pytest.raises((pet.error, ValueError, TypeError), match=message):
         call(pet, random_image(pet))

@@ -220,14 +220,10 @@ def separate(obj):
 
 
 @pytest.mark.requires_stir
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (zero_ends, "zero end planes"),
-        (corners, "'restrict to cylindrical fov' must be 1"),
-        (separate, "the projector pair is Separate Projectors, not Matrix"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (zero_ends, "zero end planes"), (corners, "'restrict to cylindrical fov' must be 1"),
+    (separate, "the projector pair is Separate Projectors, not Matrix"),
+])  # fmt: skip
 def test_stirs_refusals(change, message):
     from stir_scan import stir_objective
 

@@ -137,10 +137,9 @@ def test_variables(folder):
     assert main(["check", str(path), "FACTOR=strong"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("subiterations", "steps", "level"),
-    [(63, 0, None), (63, 20, None), (62, 0, "error"), (60, 20, "error"), (66, 20, "warning"), (3, 0, "error")],
-)
+@pytest.mark.parametrize(("subiterations", "steps", "level"), [
+    (63, 0, None), (63, 20, None), (62, 0, "error"), (60, 20, "error"), (66, 20, "warning"), (3, 0, "error"),
+])  # fmt: skip
 def test_steps_of_the_sampler_and_subiterations(folder, subiterations, steps, level):
     path = edited(
         folder,
@@ -157,20 +156,16 @@ def test_steps_of_the_sampler_and_subiterations(folder, subiterations, steps, le
 _STEERED = "  h-transform filename := brain-fdg-deft\n  sensitivity filename := osem.hv\n"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("", "", None),
-        ("number of subsets := 1", "number of subsets := 2", "'number of subsets := 1', found '2'"),
-        ("interval := 1", "interval := 2", "interval := 1', found '2'"),
-        ("number of subsets", "maximum relative change := 3\nnumber of subsets", "not 'maximum relative change'"),
-        ("end Poisson", "prior type := Quadratic\nend Poisson", "'prior type := none', found 'Quadratic'"),
-        ("  sensitivity filename := osem.hv\n", "", "go together"),
-        ("  random seed", "  anchor strength := 2\n  random seed", "'anchor strength' ties"),
-        ("brain-fdg-deft", "osem.hv", "osem.hv cannot be read as an h-transform"),
-        ("filename := osem.hv\n  random", "filename := none.hv\n  random", "recompute sensitivity := 1"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("", "", None), ("number of subsets := 1", "number of subsets := 2", "'number of subsets := 1', found '2'"),
+    ("interval := 1", "interval := 2", "interval := 1', found '2'"),
+    ("number of subsets", "maximum relative change := 3\nnumber of subsets", "not 'maximum relative change'"),
+    ("end Poisson", "prior type := Quadratic\nend Poisson", "'prior type := none', found 'Quadratic'"),
+    ("  sensitivity filename := osem.hv\n", "", "go together"),
+    ("  random seed", "  anchor strength := 2\n  random seed", "'anchor strength' ties"),
+    ("brain-fdg-deft", "osem.hv", "osem.hv cannot be read as an h-transform"),
+    ("filename := osem.hv\n  random", "filename := none.hv\n  random", "recompute sensitivity := 1"),
+])  # fmt: skip
 def test_an_h_transform_wants_em_updates_of_all_data(folder, old, new, expected):
     whole = (("subsets := 9", "subsets := 1"), (" := 63", " := 6"), ("interval := 3", "interval := 1"))
     text = edited(folder, *whole, ("  random seed", f"{_STEERED}  random seed"), source=DDS).read_text()
@@ -185,15 +180,10 @@ def test_a_filter_without_an_interval_is_never_called(folder):
     assert any("never called" in error for error in errors_of(path))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ('{"axial": false}', "axial=false", "expected JSON"),
-        ('{"axial": false}', "[1]", "expected a JSON dictionary"),
-        ("  penalisation factor", "  ; penalisation factor", "default is 0"),
-        ("class := ", "; class := ", "no 'class'"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ('{"axial": false}', "axial=false", "expected JSON"), ('{"axial": false}', "[1]", "expected a JSON dictionary"),
+    ("  penalisation factor", "  ; penalisation factor", "default is 0"), ("class := ", "; class := ", "no 'class'"),
+])  # fmt: skip
 def test_keys_of_a_python_prior(folder, monkeypatch, old, new, expected):
     monkeypatch.setenv(python_blocks.ALLOW, "1")
     assert any(expected in error for error in errors_of(edited(folder, (old, new), source=PYTHON)))
@@ -209,16 +199,11 @@ def test_a_file_runs_python_only_if_told(folder, monkeypatch, capsys):
         assert main(["check", *options, str(PYTHON)]) == 0
 
 
-@pytest.mark.parametrize(
-    ("module", "cls", "arguments", "error"),
-    [
-        ("sirf_diffusion.priors", "QuadraticPenalty", {}, None),
-        ("sirf_diffusion.priors", "logging", {}, "has no class"),
-        ("sirf_diffusion.cli", "main", {"argv": ["doctor"]}, "anything"),
-        ("os", "getcwd", {}, "anything"),
-        ("this_one", "Wanted", {}, "anything"),
-    ],
-)
+@pytest.mark.parametrize(("module", "cls", "arguments", "error"), [
+    ("sirf_diffusion.priors", "QuadraticPenalty", {}, None), ("sirf_diffusion.priors", "logging", {}, "has no class"),
+    ("sirf_diffusion.cli", "main", {"argv": ["doctor"]}, "anything"), ("os", "getcwd", {}, "anything"),
+    ("this_one", "Wanted", {}, "anything"),
+])  # fmt: skip
 def test_what_a_block_may_make_without_being_told(monkeypatch, module, cls, arguments, error):
     monkeypatch.setenv(python_blocks.ALLOW, "that_one, another")
     options = {"module": module, "class": cls, "arguments": json.dumps(arguments)}
@@ -248,15 +233,10 @@ def test_unreadable_files_are_one_message(folder, capsys):
     assert main(["check", "binary.par"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["KOSMAPOSL", "a.par"], "kernel coefficients"),
-        (["FBP2D", "a.par"], "choose from OSMAPOSL, OSSPS, postfilter"),
-        (["OSMAPOSL", "a.par", "b.par"], "found 2 file names"),
-        (["postfilter", "a.par"], "OUTPUT INPUT FILE.par"),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), [
+    (["KOSMAPOSL", "a.par"], "kernel coefficients"), (["FBP2D", "a.par"], "choose from OSMAPOSL, OSSPS, postfilter"),
+    (["OSMAPOSL", "a.par", "b.par"], "found 2 file names"), (["postfilter", "a.par"], "OUTPUT INPUT FILE.par"),
+])  # fmt: skip
 def test_calls_that_cannot_be(words, expected, capsys):
     assert main(["run", *words]) == 2
     assert expected in capsys.readouterr().err
@@ -408,14 +388,6 @@ def test_commands_and_samples_in_the_documentation_exist():
     assert named == {path.name for path in SAMPLES}
     # The file that shows the silent drop must stand in a red box, ahead of everything else.
     assert text.index("[!CAUTION]") < text.index("## ")
-
-
-@pytest.mark.parametrize("command", ["build", "run", "check", "scan"])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    assert end.value.code == 0
-    assert "example" in capsys.readouterr().out
 
 
 # --- with STIR

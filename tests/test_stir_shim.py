@@ -176,15 +176,10 @@ def test_arrays_are_views_on_the_grid_of_the_estimate(scan):
     np.testing.assert_allclose(np.load(scan.folder / "seen_image.npy"), scan.image("start"), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("error", "ZeroDivisionError: deliberately"),
-        ("nan", "has 1 NaN or infinite values"),
-        ("infinity", "has 3 NaN or infinite values"),
-        ("returns", "must fill its argument `out`"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "message"), [
+    ("error", "ZeroDivisionError: deliberately"), ("nan", "has 1 NaN or infinite values"),
+    ("infinity", "has 3 NaN or infinite values"), ("returns", "must fill its argument `out`"),
+])  # fmt: skip
 def test_an_error_in_python_ends_the_run_and_keeps_saved_estimates(kind, message, scan):
     par = scan.par(f"fails_{kind}", python("FailsAt", 0.1, call=6, kind=kind), save=2)
     ran = run_program("OSMAPOSL", par, cwd=scan.folder)
@@ -204,21 +199,18 @@ def test_an_error_in_python_is_an_exception_of_stir_python(scan, stir):
         reconstruction.reconstruct()
 
 
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        (python("TenLines", 1.0).replace("prior type := Python", "prior type := Pyton"), "'prior type := Pyton'"),
-        (processor("post-filter type", "Diffusion Denoisr"), "'post-filter type := Diffusion Denoisr'"),
-        (python("TenLines", 1.0).replace("class :=", "klass :="), "has no key 'klass'"),
-        (python("TenLines", 1.0).replace("END Python", "END Pyton"), "has no key 'end pyton parameters'"),
-        (python("Nobody", 1.0), "has no class Nobody"),
-        (python("TenLines", 1.0, module="nowhere"), "No module named 'nowhere'"),
-        (python("TenLines", 1.0).replace("{}", "{level: 2}"), "expected JSON"),
-        (prior("Diffusion Score", penalisation_factor=1, model_filename="nothing.safetensors"), "nothing.safetensors"),
-        (prior("Diffusion Score", penalisation_factor=1, noise_level="-1"), "noise level := -1"),
-        (prior("Quadratic Anchor", penalisation_factor=1, anchor_filename="nothing.hv"), "nothing.hv"),
-    ],
-)
+@pytest.mark.parametrize(("block", "message"), [
+    (python("TenLines", 1.0).replace("prior type := Python", "prior type := Pyton"), "'prior type := Pyton'"),
+    (processor("post-filter type", "Diffusion Denoisr"), "'post-filter type := Diffusion Denoisr'"),
+    (python("TenLines", 1.0).replace("class :=", "klass :="), "has no key 'klass'"),
+    (python("TenLines", 1.0).replace("END Python", "END Pyton"), "has no key 'end pyton parameters'"),
+    (python("Nobody", 1.0), "has no class Nobody"),
+    (python("TenLines", 1.0, module="nowhere"), "No module named 'nowhere'"),
+    (python("TenLines", 1.0).replace("{}", "{level: 2}"), "expected JSON"),
+    (prior("Diffusion Score", penalisation_factor=1, model_filename="nothing.safetensors"), "nothing.safetensors"),
+    (prior("Diffusion Score", penalisation_factor=1, noise_level="-1"), "noise level := -1"),
+    (prior("Quadratic Anchor", penalisation_factor=1, anchor_filename="nothing.hv"), "nothing.hv"),
+])  # fmt: skip
 def test_what_stir_would_drop_or_the_file_gets_wrong_stops_the_program(block, message, scan):
     inside = block.startswith("prior")
     par = scan.par("wrong", block if inside else "", extra="" if inside else block)

@@ -79,15 +79,9 @@ def test_kappa_multiplies_the_gradient_that_is_written(scan):
     kappa = scan.write("kappa", np.linspace(0.5, 2, scan.truth.size).reshape(scan.truth.shape))
     x = torch.from_numpy(scan.run("early", subiterations=2))
     block = prior(
-        "Diffusion Score",
-        **MODEL,
-        penalisation_factor=0.01,
-        noise_level=0.3,
-        memory=0,
-        intensity_scale=0.5,
-        kappa_filename=kappa,
-        gradient_filename_prefix="gradient",
-    )
+        "Diffusion Score", **MODEL, penalisation_factor=0.01, noise_level=0.3, memory=0, intensity_scale=0.5,
+        kappa_filename=kappa, gradient_filename_prefix="gradient",
+    )  # fmt: skip
     scan.run("kappa", block, subiterations=1, initial="early_2.hv")
     residual = ScoreModel.load("brain-fdg").on(scan.geometry, 0.5).residual(x, 0.3).numpy()
     expected = scan.image("kappa") ** 2 * residual / (0.5 * 0.3) ** 2
@@ -108,15 +102,9 @@ def test_the_sampler_gives_the_image_of_the_dds_reconstructor(scan, stir):
     kept, objective = objective_of(stir, scan.par("likelihood2"))
     warm = torch.from_numpy(warm)
     reconstructor = DDSReconstructor.published(
-        objective,
-        ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True),
-        num_steps=steps,
-        seed=seed,
-        eta=eta,
-        num_inner=interval,
-        anchor_strength=0.0,
-        smoothing=0.0,
-    )
+        objective, ScoreModel.load("brain-fdg").for_data(objective, warm, sampling=True), num_steps=steps, seed=seed,
+        eta=eta, num_inner=interval, anchor_strength=0.0, smoothing=0.0,
+    )  # fmt: skip
     assert_image_of(reconstructor, warm, scan.image(f"dds_{(steps + 1) * interval}"), 1e-3)
     del kept
 
@@ -164,10 +152,9 @@ def test_the_sampler_moves_the_quadratic_anchor(scan):
     assert moved[30] < 0.9 * moved[0]
 
 
-@pytest.mark.parametrize(
-    ("subiterations", "steps", "message"),
-    [(6, 3, "(3 + 1) x 2 = 8"), (2, 0, "(1 + 1) x 2 = 4"), (7, 0, "multiple of the interval")],
-)
+@pytest.mark.parametrize(("subiterations", "steps", "message"), [
+    (6, 3, "(3 + 1) x 2 = 8"), (2, 0, "(1 + 1) x 2 = 4"), (7, 0, "multiple of the interval"),
+])  # fmt: skip
 def test_the_sampler_wants_subiterations_that_fit(subiterations, steps, message, scan):
     block = processor("inter-iteration filter type", "Diffusion Sampler", **MODEL, number_of_steps=steps)
     extra = f"inter-iteration filter subiteration interval := 2\n{block}"

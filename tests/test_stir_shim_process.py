@@ -243,14 +243,10 @@ def test_a_folder_without_stir_is_named(no_stir):
         find_stir("nowhere")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"version": "6.1.0"}, "STIR 6.1.0 .* is too old: 6.2 or newer"),
-        ({"headers": False}, "has no headers"),
-        ({"libraries": False}, "has no libraries to link: .*libbuildblock.a"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"version": "6.1.0"}, "STIR 6.1.0 .* is too old: 6.2 or newer"), ({"headers": False}, "has no headers"),
+    ({"libraries": False}, "has no libraries to link: .*libbuildblock.a"),
+])  # fmt: skip
 def test_an_unsuitable_stir_is_refused_with_the_reason(options, message, no_stir):
     fake_stir(no_stir / "opt", **options)
     with pytest.raises(ShimError, match=message):

@@ -26,6 +26,7 @@ from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.reconstructors.records import LogCallback
 from sirf_diffusion.study.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SETTINGS = {"osem": "num_iterations=4", "map-rdp": "num_iterations=5", "map-score": "num_iterations=3"}
 
 
@@ -216,14 +217,11 @@ def test_a_network_that_overflows_is_one_line(command, small_model, tmp_path, ca
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 GiB."),
+])  # fmt: skip
 def test_too_little_memory_is_one_line(command, monkeypatch, capsys, error):
     def fail(self):
         raise error

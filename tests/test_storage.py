@@ -205,18 +205,11 @@ def test_truncated_and_overlong_files_are_refused(file, keep):
         load_model(file)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x04\x95this is a pickle, not a model",
-        b"PK\x03\x04" + bytes(100),
-        (2).to_bytes(8, "little") + b"[]",
-        (4).to_bytes(8, "little") + b"\xff\xfe\x00\x00",
-        (90_000).to_bytes(8, "little") + b"[" * 90_000,
-        (2**62).to_bytes(8, "little") + b"{}",
-    ],
-    ids=["pickle", "zip", "list", "binary", "deep", "huge header"],
-)
+@pytest.mark.parametrize("content", [
+    b"\x80\x04\x95this is a pickle, not a model", b"PK\x03\x04" + bytes(100), (2).to_bytes(8, "little") + b"[]",
+    (4).to_bytes(8, "little") + b"\xff\xfe\x00\x00", (90_000).to_bytes(8, "little") + b"[" * 90_000,
+    (2**62).to_bytes(8, "little") + b"{}",
+], ids=["pickle", "zip", "list", "binary", "deep", "huge header"])  # fmt: skip
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other.safetensors"
     path.write_bytes(content)

@@ -20,6 +20,8 @@ from sirf_diffusion.training.checkpoint import CheckpointError
 from sirf_diffusion.training.data.phantom_data import PhantomOptions
 from sirf_diffusion.training.evaluation.validation import ValidationSet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_checkpoint_of_another_recipe_or_damaged_is_refused(data, tmp_path):
     out, checkpoint = tmp_path / "a.safetensors", tmp_path / "checkpoint.safetensors"
@@ -37,7 +39,7 @@ def test_recipes_leave_the_held_out_subjects_alone():
 
 
 def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
-    small = PhantomOptions("fdg", "head-parametric", subjects=2, voxel_size=8.0, fractions=(0.5, 0.5, 0.0))
+    small = PhantomOptions("fdg", "head-parametric", subjects=2, voxel_size=8.0, fractions=(1.0, 0.0, 0.0))
     recipe = replace(RECIPES["brain-fdg"], phantoms=small, crops=(16,), batch_size=2, cycles=(2,), warmup_steps=0)
     model = ScoreModel.load(train(recipe, tmp_path / "m.safetensors", threads=1))
     told = model.metadata["training"]

@@ -31,6 +31,7 @@ from sirf_diffusion.training.evaluation.validation import (
 )
 from sirf_diffusion.training.state import TrainingState
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 SHORT = replace(RECIPE, cycles=(6,), validate_every=3)
 
@@ -50,21 +51,16 @@ def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
     assert read_configuration(path).options == RunOptions()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("speed = 3", "unknown keys .'speed'"),
-        ("[optimiser]\nbatch_size = 2.5", "batch_size must be of type int, found 2.5"),
-        ("[optimizer]\nbatch_size = 2", "unknown tables .'optimizer'"),
-        ("[schedule]\nname = 'cosine'", "vp, ve, ddpm, found 'cosine'"),
-        ("[schedule]\nname = 've'", "'v' needs a variance-preserving schedule"),
-        ("[data]\ncrops = [90]", "multiples of 8"),
-        ("[network]\nchannels = [32, 30, 64]", "multiples of norm_num_groups"),
-        ("[augmentation]\nrotation = 300.0", "rotation must be a number in"),
-        ("[noise]\nprediction = 'w'", "prediction must be one of"),
-        ("a = [", "configuration .*c.toml"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("speed = 3", "unknown keys .'speed'"),
+    ("[optimiser]\nbatch_size = 2.5", "batch_size must be of type int, found 2.5"),
+    ("[optimizer]\nbatch_size = 2", "unknown tables .'optimizer'"),
+    ("[schedule]\nname = 'cosine'", "vp, ve, ddpm, found 'cosine'"),
+    ("[schedule]\nname = 've'", "'v' needs a variance-preserving schedule"), ("[data]\ncrops = [90]", "multiples of 8"),
+    ("[network]\nchannels = [32, 30, 64]", "multiples of norm_num_groups"),
+    ("[augmentation]\nrotation = 300.0", "rotation must be a number in"),
+    ("[noise]\nprediction = 'w'", "prediction must be one of"), ("a = [", "configuration .*c.toml"),
+])  # fmt: skip
 def test_a_wrong_configuration_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "c.toml"
     path.write_text(text)
@@ -301,6 +297,7 @@ def test_evaluation_makes_a_card_of_what_it_measured(data, tmp_path, capsys):
     assert "--voxel-size" in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_sample_sheets_and_networks_without_orientation(data, tmp_path):
     recipe = replace(
         SHORT, planes=(0,), architecture=NetworkConfig(

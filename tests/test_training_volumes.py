@@ -26,6 +26,7 @@ from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.state import TrainingState
 from sirf_diffusion.training.trainer import training_stream
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 VOLUMES = replace(
     RECIPE, crops=(16,), cycles=(4,), batch_size=2, validate_every=2, learning_rate=5e-3, warmup_steps=0,
     architecture=NetworkConfig(

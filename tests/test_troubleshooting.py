@@ -29,6 +29,7 @@ from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.lora import Adapter, AdapterConfig
 from sirf_diffusion.study.execution import Execution
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| `(?P<message>[^`]+)` \| .+ \| .+ \|$", re.MULTILINE)
 
@@ -252,8 +253,8 @@ TRIGGERS = {
         p.projections(change=lambda values: values - 1)
     ),
     "the total of the counts is zero; nothing was measured": lambda p: p.projections(change=torch.zeros_like),
-    "it has ... time frames: choose one by NAME#1 to NAME#...": lambda p: (
-        p.projections(header=("number of time frames := 1", "number of time frames := 2"))
+    "it has ... time frames: choose one by NAME#1 to NAME#...": lambda p: p.projections(
+        header=("number of time frames := 1", "number of time frames := 2")
     ),
     "environment variable '...' is not set": lambda p: p.projections(header=("data.s", "${NOWHERE}/data.s")),
     "which looks like 1/m, Hounsfield units or percent": lambda p: p.image(factor=1e4),

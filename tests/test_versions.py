@@ -61,7 +61,8 @@ READERS = {
     "enhancement.safetensors": (lambda path: EnhancementModel.load(path, "cpu"), ""),
     "adapter.safetensors": (lambda path: Adapter.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""),
     "h-transform.safetensors": (
-        lambda path: HTransform.load(path, ScoreModel.load(path.with_name("model.safetensors"))), ""
+        lambda path: HTransform.load(path, ScoreModel.load(path.with_name("model.safetensors"))),
+        "",
     ),
     "checkpoint.safetensors": (lambda path: Checkpoint.load(path), ""),
     "training": (read_training, "checkpoint.safetensors"),

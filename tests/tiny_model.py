@@ -8,12 +8,9 @@ from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_n
 def tiny_model(seed: int = 0, in_channels: int = 1, dtype: torch.dtype = torch.float32) -> ScoreModel:
     """A two-level UNet with attention and all three orientations; the last layer, which MONAI makes zero, is random."""
     config = NetworkConfig(
-        channels=(8, 8),
-        attention_levels=(False, False),
-        norm_num_groups=4,
-        num_head_channels=8,
+        channels=(8, 8), attention_levels=(False, False), norm_num_groups=4, num_head_channels=8,
         in_channels=in_channels,
-    )
+    )  # fmt: skip
     network = build_network(config, seed=seed).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     last = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)][-1]

@@ -79,15 +79,9 @@ class ToyObjective(Objective):
 
 
 def make_toy(
-    shape=(1, 8, 8),
-    num_bins=160,
-    counts=4e3,
-    background=0.3,
-    num_subsets=1,
-    seed=0,
-    dtype=torch.float64,
+    shape=(1, 8, 8), num_bins=160, counts=4e3, background=0.3, num_subsets=1, seed=0, dtype=torch.float64,
     blind_voxel=False,
-) -> tuple[ToyObjective, Tensor]:
+) -> tuple[ToyObjective, Tensor]:  # fmt: skip
     """A random but local system matrix, a blocky truth and Poisson data with ``background`` of the counts; returns
     both.
 

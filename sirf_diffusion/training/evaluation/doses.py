@@ -31,32 +31,24 @@ class DoseValidation:
             time = told_time(torch.full((len(noisy),), dose, device=device))
             return self._decoded(network(noisy.to(device), time, None if ct is None else ct.to(device)).cpu())
 
-        return self._errors(clean)
+        return {dose: _error(pairs) for dose, pairs in self._cleaned(clean)}
 
     def gaussian_errors(self) -> dict[float, float]:
         """Of the best Gaussian filter of a scan at each dose."""
-        scans = [
-            self._errors(lambda noisy, dose, ct, f=width: smoothed_slices(self._decoded(noisy), f))
-            for width in GAUSSIAN_FWHM_PIXELS
-        ]
-        return {dose: min(scan[dose] for scan in scans) for dose in scans[0]}
+        scans = self._cleaned(lambda noisy, dose, ct: self._decoded(noisy))
+        return {dose: min(_error(pairs, width) for width in GAUSSIAN_FWHM_PIXELS) for dose, pairs in scans}
 
     def _decoded(self, values: Tensor) -> Tensor:
         stage = self.stage
         return values if stage.autoencoder is None else stage.autoencoder.decode(values * stage.latent_scale)
 
     @torch.no_grad()
-    def _errors(self, clean: Any) -> dict[float, float]:
-        result = {}
+    def _cleaned(self, clean: Any) -> Iterator[tuple[float, list[tuple[Tensor, Tensor]]]]:
+        """Doses, with what is made of their noisy images, and the truth."""
         for dose in (d for d in DOSES if d >= self.stage.recipe.doses.lowest):
             if dose not in self._noisy:
                 self._noisy[dose] = list(self._at(dose))
-            total, count = 0.0, 0
-            for noisy, truth, ct in self._noisy[dose]:
-                total += float((clean(noisy, dose, ct) - truth).double().square().sum())
-                count += truth.numel()
-            result[dose] = (total / count) ** 0.5
-        return result
+            yield dose, [(clean(noisy, dose, ct), truth) for noisy, truth, ct in self._noisy[dose]]
 
     def _at(self, dose: float) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         stage = self.stage
@@ -86,6 +78,13 @@ class CleanValidation(DoseValidation):
 
     @torch.no_grad()
     def _of(self, function: Any) -> dict[float, float]:
-        pairs = [(truth, function(truth)) for truth, *_ in self.images.groups(1.0)]
-        total = sum(float((made - truth).double().square().sum()) for truth, made in pairs)
-        return {1.0: (total / sum(truth.numel() for truth, _ in pairs)) ** 0.5}
+        return {1.0: _error([(function(truth), truth) for truth, *_ in self.images.groups(1.0)])}
+
+
+def _error(pairs: list[tuple[Tensor, Tensor]], width: float | None = None) -> float:
+    """Root mean squared difference of images from the truth, after a Gaussian filter if its width is given."""
+    total = 0.0
+    for image, truth in pairs:
+        made = image if width is None else smoothed_slices(image, width)
+        total += float((made - truth).double().square().sum())
+    return (total / sum(truth.numel() for _, truth in pairs)) ** 0.5
