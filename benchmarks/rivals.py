@@ -38,7 +38,8 @@ from sirf_diffusion.training import train
 from sirf_diffusion.training.data.scans import ScanOptions
 from sirf_diffusion.training.loop import RunOptions
 from sirf_diffusion.training.recipes import Recipe
-from sirf_diffusion.training.supervised import SLICES, SupervisedLoop, Supervision, View, Window
+from sirf_diffusion.training.supervised import SLICES, SupervisedLoop, Supervision
+from sirf_diffusion.training.views import View, Window
 
 NUM_SUBSETS, MODULES, UPDATES = 7, 8, 2
 _FORMAT = WeightsFormat("a rival of the benchmark", "sirf_diffusion_rival", "train it again")
@@ -152,12 +153,14 @@ class Scanned:
 
 @dataclass(frozen=True)
 class RivalTraining(Supervision):
-    """As of an h-transform, whose score model only gives the grid."""
+    """As of an h-transform for slices, whose score model only gives the grid."""
 
     kind: str = "unet"
 
     def checked(self, recipe: Recipe) -> Recipe:
-        """The recipe as it is."""
+        """The recipe as it is; ValueError if the scanner has more planes than one."""
+        if self.planes > 1:
+            raise ValueError(f"{self.scanner} has {self.planes} planes: the rivals are for slices, of one sinogram")
         return recipe
 
     def provenance(self) -> dict[str, Any]:
@@ -183,12 +186,12 @@ class RivalLoop(SupervisedLoop):
         modules = min(2 + 2 * MODULES * step // self.recipe.num_steps, MODULES)
         return replace(super()._example(step), num_modules=modules)  # type: ignore[type-var]
 
-    def _seen(self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0) -> View:
-        emission = images[:1].float().clamp(min=0)
+    def _seen(self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0, *_: Any) -> View:
+        emission, attenuation = images.float().clamp(min=0)
         truth = emission / (factor * intensity_scale(emission, self.simulator.geometry))
-        return View(truth, images[1:].float().clamp(min=0), truth, truth, t)
+        return View(truth, attenuation, truth, truth, t)
 
-    def _shown(self, views: Sequence[View], scans: Scans) -> Scanned:  # type: ignore[override]
+    def _shown(self, views: Sequence[View], scans: Scans, chosen: Any = None) -> Scanned:  # type: ignore[override]
         truth = torch.stack([view.truth for view in views]).to(scans.prompts.device)
         cut = Window.around(truth, self.recipe.architecture.multiple)
         counts = torch.tensor([*map(counts_per_voxel, scans.sensitivity, truth)], device=truth.device)
@@ -196,7 +199,7 @@ class RivalLoop(SupervisedLoop):
 
     def _errors(self, network: nn.Module | None) -> dict[float, float]:
         errors = {}
-        for counts, example in self._validation_examples.items():
+        for counts, (example,) in self._validation_examples.items():
             with torch.inference_mode():
                 found = example.predicted_by(network) if network else example.cut(Rival().start(example.scans)[2][0])
                 errors[counts] = float((found.clamp(min=0) - example.truth).square().mean().sqrt())

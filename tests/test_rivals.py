@@ -13,7 +13,7 @@ from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.scans import ScanSimulator
-from sirf_diffusion.training.supervised import Window
+from sirf_diffusion.training.views import Window
 
 ARCHITECTURE = replace(RECIPE.architecture, in_channels=1)
 

@@ -20,8 +20,9 @@ from sirf_diffusion.training.data.scans import ScanOptions, ScanSimulator
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.loop import RunOptions
 from sirf_diffusion.training.state import TrainingState
-from sirf_diffusion.training.supervised import SLICES, ScanStream, SupervisedLoop, Supervision, Window
+from sirf_diffusion.training.supervised import SLICES, SupervisedLoop, Supervision
 from sirf_diffusion.training.trainer import training_stream
+from sirf_diffusion.training.views import Window
 
 RING = Scanner("one ring", 1, 64, 90.0, 5.0, 4.0, 4.0, max_num_non_arccorrected_bins=33)
 RECIPE = replace(
@@ -31,19 +32,23 @@ RECIPE = replace(
         in_channels=5,
     ),
 )  # fmt: skip
+VOLUME_RECIPE = replace(
+    RECIPE, planes=(0, 1, 2), batch_size=4, architecture=replace(RECIPE.architecture, num_class_embeds=3)
+)
 
 
-def layout(num_rings: int = 1) -> ProjDataGeometry:
-    scanner = replace(RING, num_rings=num_rings)
-    return ProjDataGeometry.from_scanner(scanner, span=1, max_ring_difference=0, num_tangential_positions=33)
+def layout(num_rings: int = 1, ring_spacing: float = 4.0) -> ProjDataGeometry:
+    """One ring, or some with oblique sinograms."""
+    scanner, most = replace(RING, num_rings=num_rings, ring_spacing=ring_spacing), min(num_rings - 1, 1)
+    return ProjDataGeometry.from_scanner(scanner, span=1, max_ring_difference=most, num_tangential_positions=33)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("supervised")
-    for rings in (1, 2):
-        data = torch.zeros(layout(rings).shape)
-        write_projection_data(folder / f"ring{rings}.hs", data, layout(rings))
+    # Planes of the volumes' 4 mm, and of others.
+    for name, known in {"ring1": layout(), "ring3": layout(3, 8.0), "ring4": layout(4, 5.0)}.items():
+        write_projection_data(folder / f"{name}.hs", torch.zeros(known.shape), known)
     base = tiny_model()
     base.voxel_size = (4.0, 4.0, 4.0)
     base.save(folder / "base.safetensors")
@@ -51,15 +56,16 @@ def files(tmp_path_factory):
     return folder
 
 
-def supervision(files, pool=0, **scans) -> Supervision:
-    return Supervision(str(files / "base.safetensors"), files / "ring1.hs", ScanOptions(**scans), pool)
+def supervision(files, pool=0, rings="ring1", start="") -> Supervision:
+    return Supervision(str(files / "base.safetensors"), files / f"{rings}.hs", ScanOptions(), pool, str(start))
 
 
-def loop_of(files, pool=0, recipe=RECIPE) -> SupervisedLoop:
-    chosen = supervision(files, pool)
+def loop_of(files, pool=0, recipe=RECIPE, rings="ring1", start="") -> SupervisedLoop:
+    chosen = supervision(files, pool, rings, start)
     recipe = chosen.checked(recipe)
-    state = TrainingState(recipe, {}, torch.device("cpu"), Processes())
-    return SupervisedLoop(chosen, state, training_stream(files / "train.h5", recipe, ScanStream), files, RunOptions())
+    state = TrainingState(recipe, {}, torch.device("cpu"), Processes(), network=chosen.network(recipe))
+    source = training_stream(files / "train.h5", recipe, chosen.stream)
+    return SupervisedLoop(chosen, state, source, files, RunOptions())
 
 
 def disc(size=32) -> torch.Tensor:
@@ -141,11 +147,12 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(files):
         assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
 
 
-def test_interrupted_it_gives_the_same_file(files, tmp_path):
+@pytest.mark.parametrize(("recipe", "rings", "planes"), [(RECIPE, "ring1", 1), (VOLUME_RECIPE, "ring3", 5)])
+def test_interrupted_it_gives_the_same_file(files, tmp_path, recipe, rings, planes):
     def trained(name, *stops):
         for stop in stops:
             train(
-                RECIPE, tmp_path / name, data=files / "train.h5", supervision=supervision(files, pool=3),
+                recipe, tmp_path / name, data=files / "train.h5", supervision=supervision(files, 3, rings),
                 max_steps=stop, threads=1, device="cpu", options=RunOptions(licence="CC0-1.0"),
             )  # fmt: skip
         return (tmp_path / name).read_bytes()
@@ -153,7 +160,7 @@ def test_interrupted_it_gives_the_same_file(files, tmp_path):
     assert trained("a.safetensors", None) == trained("b.safetensors", 1, 3, None)
     config = read_h_transform(tmp_path / "a.safetensors")
     assert config.base_sha256 == supervision(files).model.hash
-    assert (config.scanner, config.licence) == ("one ring", "CC0-1.0")
+    assert (config.scanner, config.licence, config.num_planes) == ("one ring", "CC0-1.0", planes)
     low, high = config.counts
     assert high / low == pytest.approx(100, rel=1e-3)  # as the prompts
     with (tmp_path / "b.safetensors.training" / "log.csv").open(newline="") as file:
@@ -163,14 +170,16 @@ def test_interrupted_it_gives_the_same_file(files, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"--scanner": "ring2.hs"}, "one direct sinogram"),
+    ({"--config": "slices.toml", "--scanner": "ring3.hs"}, "planes = [0, 1, 2]"),
     ({"--counts": "9:8"}, "the lower first"),
     ({"--init": None}, "--supervised needs"),
     ({"--scanner": None}, "--supervised needs"),
     ({"--supervised": None}, "are for --supervised"),
+    ({"--init-h": "base.safetensors"}, "is not an h-transform"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_told(files, tmp_path, capsys, changes, words):
     usual = {"--supervised": "", "--init": "base.safetensors", "--data": "train.h5", "--scanner": "ring1.hs"}
+    (files / "slices.toml").write_text("[data]\ncrops = [32]\nplanes = [0]\n[network]\nin_channels = 5\n")
     line = []
     for key, value in (usual | changes).items():
         if value is not None:

@@ -51,14 +51,18 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--distil", metavar="NAME|FILE", help="train a smaller network to give this model's clean images; schedule, "
         "prediction and what else --config leaves out are the model's, with half the channels",
     )  # fmt: skip
-    parser.add_argument("--scanner", type=Path, metavar="F.hs", help="with --supervised: header of one sinogram")
+    parser.add_argument("--scanner", type=Path, metavar="F.hs", help="with --supervised: header of the data: "
+                        "one sinogram trains for slices, more train for volumes")  # fmt: skip
     parser.add_argument(
         "--counts", type=_counts, metavar="LOW:HIGH", help="with --supervised: prompts of the scans; default: 2e4:2e6"
     )
     parser.add_argument(
-        "--pool", type=whole(0, 10**6), metavar="N", help="with --supervised: slices with noise, used again and again "
-        "with other scans, which saves half of the time; default: 0, all are new"
+        "--pool", type=whole(0, 10**6), metavar="N", help="with --supervised: slices, or volumes, with noise, kept in "
+        "memory and used again and again with other scans, which saves half of the time; default: 0, all are new"
     )  # fmt: skip
+    parser.add_argument(
+        "--init-h", metavar="NAME|FILE", help="with --supervised: start from this h-transform, such as brain-fdg-deft"
+    )
     steps = whole(0, 2**40)
     parser.add_argument("--max-steps", type=steps, metavar="N", help="end after this many steps instead of all")
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run kept")
@@ -74,7 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.configuration import DEFAULT, default_text, read_configuration
     from ..training.distillation import Distillation
     from ..training.enhancement_recipes import ENHANCEMENT_RECIPES
-    from ..training.supervised import SLICES
     from ..training.trainer import RunOptions
 
     default = ENHANCEMENT_RECIPES["latent"] if arguments.latent else DEFAULT
@@ -101,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     supervision = _supervision(arguments)
     if supervision is not None and arguments.config is None:
-        recipe = SLICES
+        recipe = supervision.recipe
     train(
         recipe,
         arguments.out,
@@ -124,13 +127,13 @@ def _supervision(arguments: argparse.Namespace) -> Any:
     from ..training.supervised import Supervision
 
     if not arguments.supervised:
-        if any(v is not None for v in (arguments.scanner, arguments.counts, arguments.pool)):
-            raise ValueError("--scanner, --counts and --pool are for --supervised")
+        if any(v is not None for v in (arguments.scanner, arguments.counts, arguments.pool, arguments.init_h)):
+            raise ValueError("--scanner, --counts, --pool and --init-h are for --supervised")
         return None
     if arguments.init is None or arguments.scanner is None or arguments.data is None or arguments.recipe is not None:
         raise ValueError("--supervised needs --init MODEL, --data FILE and --scanner F.hs, and takes no --recipe")
     scans = ScanOptions() if arguments.counts is None else ScanOptions(counts=arguments.counts)
-    return Supervision(arguments.init, arguments.scanner, scans, arguments.pool or 0)
+    return Supervision(arguments.init, arguments.scanner, scans, arguments.pool or 0, arguments.init_h or "")
 
 
 def _counts(text: str) -> tuple[float, float]:

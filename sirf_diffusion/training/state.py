@@ -42,7 +42,7 @@ class TrainingState:
         network: nn.Module | None = None,
     ) -> None:
         self.recipe, self.device, self.peers = recipe, device, peers
-        self.network = network or build_network(recipe.architecture, seed=recipe.seed, device=device)
+        self.network = (network or build_network(recipe.architecture, seed=recipe.seed)).to(device)
         if start is not None:
             self.network.load_state_dict(start.weights)
         if recipe.rank and start is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..geometry.images import ImageGeometry
 from ..geometry.projdata import ProjDataGeometry
 from ..models.h_transform import (
     NUM_INPUTS,
+    HTransform,
     HTransformConfig,
     correction_size,
     counts_per_voxel,
@@ -30,17 +31,18 @@ from ..models.h_transform import (
     save_h_transform,
 )
 from ..models.intensity import intensity_scale
-from ..models.networks import NetworkConfig, memory_format, network_time
+from ..models.networks import NetworkConfig, build_network, memory_format, network_time
 from ..models.schedules import denoised_and_noise
 from ..models.score_model import ScoreModel
 from .corruption import Example, draw_noise_levels, over_images
 from .data.augmentation import Augmentation
+from .data.scan_stream import ScanStream
 from .data.scans import ScanOptions, ScanSimulator
-from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
 from .log import Curves
 from .loop import TrainingLoop
 from .recipes import Recipe
+from .views import AIR, View, Window, check_pixels, is_odd, scanned
 
 #: The recipe of `train --supervised` for slices. The noise levels are about evenly spread in the schedule's time, with
 #: an eighth of them at its end, where every chain starts.
@@ -54,13 +56,15 @@ SLICES = Recipe(
     decay="cosine", log_sigma_mean=0.6,
     log_sigma_sd=1.6, uniform_share=0.0, augmentation=Augmentation(shift=0.05), validate_every=100,
 )  # fmt: skip
-#: Of the water that stands for the attenuation of what has no attenuation map, 1/cm; and where there is some.
-_WATER, _AIR = 0.096, 0.05
-_COUNT_LEVELS, _VALIDATION_SLICES = 5, 12
-#: The object and this many pixels around it are what the networks are shown.
-_MARGIN = 2
-#: A slice with more than this times its intensity scale anywhere is not learnt from: another is drawn, so often.
-_MOST_CONTRAST, _ATTEMPTS = 8.0, 20
+#: The same for volumes: the slices of a step are of one orientation of one volume.
+VOLUMES = replace(
+    SLICES, name="deft-3d", planes=(0, 1, 2), architecture=replace(SLICES.architecture, num_class_embeds=3)
+)
+#: Of so many volumes, the score model looks at one in all orientations, as a chain does at its last noise level.
+_ALL_ORIENTATIONS = 4
+_COUNT_LEVELS, _VALIDATION_SLICES, _VALIDATION_VOLUMES = 5, 12, 3
+#: Another image is drawn instead of an odd one, so often.
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,22 @@ class Supervision:
     base
         Score model that is steered, a bundled name or a file.
     scanner
-        Header of projection data (``.hs``), whose layout all scans have.
+        Header of projection data (``.hs``), whose layout all scans have: one direct sinogram for slices, more for
+        volumes.
     scans
         What is drawn of each scan.
     pool
-        Slices with their noise that come again and again, each time with another scan: the score model is asked once
-        about each, and half of the time is saved. 0: all are new.
+        Slices, or volumes, with their noise that come again and again, each time with another scan: the score model is
+        asked once about each, and half of the time is saved, or more. They stay in memory. 0: all are new.
+    start
+        H-transform to start from, a bundled name or a file; it decides the network but for the orientations.
     """
 
     base: str
     scanner: str | os.PathLike[str]
     scans: ScanOptions = field(default_factory=ScanOptions)
     pool: int = 0
+    start: str = ""
 
     def __post_init__(self) -> None:
         check_count("pool", self.pool, 0)
@@ -99,21 +107,35 @@ class Supervision:
     @cached_property
     def layout(self) -> ProjDataGeometry:
         """Layout of the projection data."""
-        layout = read_projection_data_geometry(self.scanner)
-        if layout.shape[0] != 1:
-            raise ValueError(
-                f"{self.scanner} has {layout.shape[0]} sinograms: a supervised training is for one slice, so give "
-                "a template of one direct sinogram"
-            )
-        return layout
+        return read_projection_data_geometry(self.scanner)
+
+    @property
+    def planes(self) -> int:
+        """Planes of an image: 1 for slices."""
+        return default_geometry(self.layout).shape[0]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What to train by if nothing else is said."""
+        return SLICES if self.planes == 1 else VOLUMES
+
+    @cached_property
+    def _beginning(self) -> HTransform | None:
+        return HTransform.load(self.start, self.model) if self.start else None
 
     def checked(self, recipe: Recipe) -> Recipe:
         """The recipe, with the schedule and what the network is told as the score model has them."""
-        if recipe.architecture.in_channels != NUM_INPUTS or len(recipe.crops) != 1 or recipe.planes != (0,):
+        expected = self.recipe.planes
+        if recipe.architecture.in_channels != NUM_INPUTS or len(recipe.crops) != 1 or recipe.planes != expected:
             raise ValueError(
-                f"a supervised training needs in_channels = {NUM_INPUTS}, one crop and planes = [0]; found "
-                f"{recipe.architecture.in_channels}, {list(recipe.crops)} and {list(recipe.planes)}"
+                f"a supervised training needs in_channels = {NUM_INPUTS}, one crop and planes = {list(expected)} for "
+                f"{self.scanner}; found {recipe.architecture.in_channels}, {list(recipe.crops)} and "
+                f"{list(recipe.planes)}"
             )
+        if self._beginning is not None:
+            orientations = recipe.architecture.num_class_embeds
+            known = replace(self._beginning.config.architecture, num_class_embeds=orientations)
+            recipe = replace(recipe, architecture=known)
         return replace(
             recipe, schedule=self.model.schedule, prediction=self.model.prediction, time_input=self.model.time_input
         )
@@ -125,11 +147,23 @@ class Supervision:
             "scanner": {"name": self.layout.scanner.name, "shape": list(self.layout.shape)},
             "scans": jsonable(asdict(self.scans)),
             "pool": self.pool,
-        }
+        } | ({"start": {"name": self.start, "sha256": self._beginning.sha256}} if self._beginning else {})
 
     def network(self, recipe: Recipe) -> nn.Module | None:
-        """What is trained; None for a network of the recipe's architecture."""
-        return None
+        """What is trained; None for an untrained network of the recipe's architecture."""
+        if self._beginning is None:
+            return None
+        network, known = build_network(recipe.architecture, seed=recipe.seed), self._beginning.network.state_dict()
+        # Orientations, if it did not know them, are alike at first.
+        weights = {name: known.get(name, torch.zeros_like(value)) for name, value in network.state_dict().items()}
+        network.load_state_dict(weights)
+        return network
+
+    @property
+    def stream(self) -> Callable[..., ScanStream]:
+        """What makes the images that are scanned, called as `SliceStream` is."""
+        spacing = default_geometry(self.layout).voxel_size[0]
+        return ScanStream if self.planes == 1 else partial(ScanStream, depth=self.planes, spacing=spacing)
 
     def loop(self, *arguments: Any) -> SupervisedLoop:
         """The loop around the training, of the arguments of `TrainingLoop`."""
@@ -138,18 +172,7 @@ class Supervision:
     def geometry(self, crop: int) -> ImageGeometry:
         """The image grid of a scan."""
         spacing = default_geometry(self.layout).voxel_size[0]
-        return ImageGeometry((1, crop, crop), (spacing, *self.model.voxel_size[1:]))
-
-
-class ScanStream(SliceStream):
-    """Slices of emission and attenuation; water where there is activity of volumes that have no attenuation map."""
-
-    def _channels(self, index: int) -> list[Tensor]:
-        emission = self.file.volume(index)
-        try:
-            return [emission, self.file.volume(index, "mu")]
-        except KeyError:
-            return [emission, _WATER * (emission > _AIR)]
+        return ImageGeometry((self.planes, crop, crop), (spacing, *self.model.voxel_size[1:]))
 
 
 class SupervisedLoop(TrainingLoop):
@@ -159,20 +182,25 @@ class SupervisedLoop(TrainingLoop):
 
     def __init__(self, supervision: Supervision, *arguments: Any) -> None:
         self.supervision, state = supervision, arguments[0]
-        self.base = supervision.model.network.to(state.device)
-        self.simulator = ScanSimulator(
-            supervision.geometry(state.recipe.crops[0]), supervision.layout, supervision.scans, state.device
-        )
+        self.volumes, geometry = supervision.planes > 1, supervision.geometry(state.recipe.crops[0])
+        check_pixels(arguments[1].file, geometry)
+        supervision.model.network.to(state.device)
+        #: The score model on the grid of the scans.
+        self.base = supervision.model.on(geometry, 1.0, "alternating" if self.volumes else "transverse")
+        self.base.precision = faster_precision(state.device)
+        self.simulator = ScanSimulator(geometry, supervision.layout, supervision.scans, state.device)
         self._views: dict[int, View] = {}
-        self.faster = faster_precision(state.device) == "bfloat16"
         super().__init__(*arguments)
 
     def _example(self, step: int) -> Example:
-        recipe, pool = self.recipe, self.supervision.pool
-        numbers = range(step * recipe.batch_size + self.peers.rank, (step + 1) * recipe.batch_size, self.peers.world)
+        recipe, pool, peers = self.recipe, self.supervision.pool, self.peers
+        first, chosen = step * recipe.batch_size, None
+        numbers = [*range(first + peers.rank, first + recipe.batch_size, peers.world)]
+        if self.volumes:  # processes share the slices of one
+            numbers, chosen = [step], np.random.default_rng([34, recipe.seed, step])
         rngs = [np.random.default_rng([31, recipe.seed, number]) for number in numbers]
         views = [self._kept(number % pool) if pool else self._view(number) for number in numbers]
-        return self._shown(views, self.simulator.scans(*_images(views), rngs))
+        return self._shown(views, self.simulator.scans(*scanned(views), rngs), chosen)
 
     def _kept(self, number: int) -> View:
         if number not in self._views:
@@ -180,76 +208,103 @@ class SupervisedLoop(TrainingLoop):
         return self._views[number]
 
     def _view(self, number: int) -> View:
-        """A slice, its noise and what the score model makes of it: a pure function of its number."""
+        """An image, its noise and what the score model makes of it: a pure function of its number."""
         recipe, attempt = self.recipe, 0
-        images = self.source.batch(number, 1)[0]
-        while _is_odd(images[0, :1], self.simulator.geometry) and attempt < _ATTEMPTS:
+        images = self._drawn(self.source, number)[0]
+        while is_odd(images[0], self.simulator.geometry) and attempt < _ATTEMPTS:
             attempt += 1
-            images = self.source.batch(number + attempt * 2**32, 1)[0]
+            images = self._drawn(self.source, number + attempt * 2**32)[0]
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
         sigma = draw_noise_levels(replace(recipe, batch_size=1, accumulation=1), generator)
         factor = 0.85 + 0.3 * float(torch.rand(1, generator=generator))
-        return self._seen(images[0], recipe.schedule.t_of_sigma(sigma), generator, factor)
+        alone = number % _ALL_ORIENTATIONS > 0
+        return self._seen(images, recipe.schedule.t_of_sigma(sigma), generator, factor, self._turn(number), alone)
 
-    def _seen(self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0) -> View:
-        """Emission ``[2, y, x]``, scaled to about 1, and attenuation, with noise, and the score model's clean image."""
-        recipe, geometry = self.recipe, self.simulator.geometry
-        emission, attenuation = images[:1].float().clamp(min=0), images[1:].float().clamp(min=0)
-        truth = emission / (factor * intensity_scale(emission, geometry))
-        gamma, nu = recipe.schedule.gamma(t), recipe.schedule.nu(t)
-        u = gamma * truth + nu * torch.randn(truth.shape, generator=generator)
-        cut, device = Window.around(truth[None], self.supervision.model.multiple), self.state.device
-        told = network_time(recipe.time_input, recipe.schedule, t).to(device)
-        seen, planes = cut(u[None]).to(device), torch.zeros(1, dtype=torch.long, device=device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.faster):
-            output = self.base(seen / torch.sqrt(gamma * gamma + nu * nu).to(device), told, class_labels=planes).float()
+    def _drawn(self, source: Any, step: int, number: int = 1) -> Tensor:
+        """Emission and attenuation ``[number, 2, z, y, x]``."""
+        return source.batch(step, number)[0].reshape(number, 2, *self.simulator.geometry.shape)
+
+    def _turn(self, number: int) -> int:
+        """Orientation of the slices of a view."""
+        return number % 3 if self.volumes else 0
+
+    def _seen(
+        self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0, turn: int = 0,
+        alone: bool = True,
+    ) -> View:  # fmt: skip
+        """Emission (and attenuation, ``[2, z, y, x]``) scaled to about 1, with noise, and the score model's image."""
+        recipe, base, (emission, attenuation) = self.recipe, self.base, images.float().clamp(min=0)
+        truth = emission / (factor * intensity_scale(emission, self.simulator.geometry))
+        gamma, nu, clean = recipe.schedule.gamma(t), recipe.schedule.nu(t), base.to_latent(truth).cpu()
+        u = gamma * clean + nu * torch.randn(clean.shape, generator=generator)
+        cut = Window.around(clean[None], base.multiple)
+        told, seen = float(network_time(recipe.time_input, recipe.schedule, t)), cut(u[None]).to(self.state.device)
+        shown = (seen / torch.sqrt(gamma * gamma + nu * nu).to(seen))[:, None]
+        output = base.seen_by(base.network, base.architecture, shown, told, turn if alone else None)
         v = denoised_and_noise(recipe.prediction, output, seen, float(gamma), float(nu))[0]
-        return View(truth, attenuation, u, cut.back(v.cpu())[0], t)
+        return View(truth, attenuation, u, cut.back(v.cpu())[0], t, turn)
 
-    def _shown(self, views: Sequence[View], scans: Scans) -> Example:
-        """Example, cut to the objects."""
-        recipe, device = self.recipe, self.state.device
+    def _shown(self, views: Sequence[View], scans: Scans, chosen: np.random.Generator | None = None) -> Example:
+        """Example of views of one orientation, cut to the objects: all their slices, or a choice of active ones."""
+        recipe, device, base, turn = self.recipe, self.state.device, self.base, views[0].turn
         parts = zip(*((view.truth, view.u, view.v, view.t[0]) for view in views), strict=True)
         truth, u, v, t = (torch.stack(part) for part in parts)
+        truth, v = base.to_latent(truth), v.to(device)
         cut = Window.around(truth, recipe.architecture.multiple)
         gamma, nu = (over_images(f(t), truth).to(device) for f in (recipe.schedule.gamma, recipe.schedule.nu))
-        total = torch.sqrt(gamma * gamma + nu * nu)
-        increment, counts = cut(scans.increment(v.to(device))), cut(scans.sensitivity)
-        truth, u, v = (cut(images).to(device) for images in (truth, u, v))
-        shown = inputs(u / total, v, increment, counts)[:, :, 0]
-        shown = shown.contiguous(memory_format=memory_format(recipe.architecture))
-        told = network_time(recipe.time_input, recipe.schedule, t).to(device)
-        planes = torch.zeros(len(u), dtype=torch.long, device=device)
-        return Example(shown.float(), told, planes, (v - truth) / correction_size(nu / gamma), None)
+        increment = cut(base.to_latent(scans.increment(base.to_image(v))))
+        counts = cut(HTransform.counts(base, scans.sensitivity))
+        truth, u, v = cut(truth), cut(u).to(device), cut(v)
+        shown = inputs(u / torch.sqrt(gamma * gamma + nu * nu), v, increment, counts)
+        # Slices of the orientation, those of all views after each other.
+        shown, target, truth = (
+            x.movedim(turn - 3, 1).flatten(0, 1) for x in (shown, (v - truth) / correction_size(nu / gamma), truth)
+        )
+        told = network_time(recipe.time_input, recipe.schedule, t).to(device).repeat_interleave(len(shown) // len(t))
+        planes = torch.full((len(shown),), turn, device=device)
+        rows: Any = slice(None)
+        if chosen is not None:
+            active = (truth.flatten(1).amax(1) > AIR).nonzero()[:, 0].tolist() or range(len(truth))
+            rows = chosen.choice(active, recipe.batch_size, replace=len(active) < recipe.batch_size)
+            rows = rows[self.peers.rank :: self.peers.world]
+        shown = shown[rows].float().contiguous(memory_format=memory_format(recipe.architecture))
+        return Example(shown, told[rows], planes[rows], target[rows, None], None)
 
     @cached_property
-    def _validation_examples(self) -> dict[float, Example]:
-        """Slices of the validation volumes at the start of a chain, scanned at each count level."""
+    def _validation_examples(self) -> dict[float, list[Example]]:
+        """Images of the validation subjects at the start of a chain, scanned at each count level."""
         low, high = np.log(self.supervision.scans.counts)
         t, generator = torch.tensor([float(self.recipe.schedule.t_max)]), torch.Generator().manual_seed(5)
-        views = [self._seen(images, t, generator) for images in self._some_slices("validation")]
-        found = {}
+        images = self._some("validation")
+        views = [self._seen(x, t, generator, 1.0, self._turn(k)) for k, x in enumerate(images)]
+        groups = [[k] for k in range(len(views))] if self.volumes else [list(range(len(views)))]
+        found: dict[float, list[Example]] = {}
         for k, counts in enumerate(np.exp(np.linspace(low, high, _COUNT_LEVELS))):
-            rngs = [np.random.default_rng([32, k, i]) for i in range(len(views))]
-            scans = self.simulator.scans(*_images(views), rngs, float(counts))
-            found[float(f"{counts:.2g}")] = self._shown(views, scans)
+            examples = found[float(f"{counts:.2g}")] = []
+            for group in groups:
+                rngs, some = [np.random.default_rng([32, k, i]) for i in group], [views[i] for i in group]
+                scans = self.simulator.scans(*scanned(some), rngs, float(counts))
+                examples.append(self._shown(some, scans, np.random.default_rng(group) if self.volumes else None))
         return found
 
     def _errors(self, network: nn.Module | None) -> dict[float, float]:
         """Root mean squared error of a chain's first clean image, by prompts; the score model's without a network."""
         errors, schedule = {}, self.recipe.schedule
         factor = correction_size(schedule.sigma(float(schedule.t_max)))
-        for counts, example in self._validation_examples.items():
-            with torch.inference_mode():
-                v, missing = example.images[:, 1:2], factor * example.target
-                found = factor * network(example.images, example.time, class_labels=example.planes) if network else 0.0
-                errors[counts] = float(((v - found).clamp(min=0) - (v - missing)).square().mean().sqrt())
+        for counts, examples in self._validation_examples.items():
+            squares = []
+            for example in examples:
+                with torch.inference_mode():
+                    v, missing = example.images[:, 1:2], factor * example.target
+                    found = factor * example.predicted_by(network) if network else 0.0
+                    squares.append(((v - found).clamp(min=0) - (v - missing)).square().mean())
+            errors[counts] = float(torch.stack(squares).mean().sqrt())
         return errors
 
-    def _some_slices(self, split: str) -> Tensor:
+    def _some(self, split: str) -> Tensor:
         file = VolumeFile(self.source.file.path, split)
-        stream = ScanStream(file, self.source.crops, 0, planes=(0,), augmentation=_UNCHANGED)
-        return stream.batch(0, _VALIDATION_SLICES)[0]
+        stream = self.supervision.stream(file, self.source.crops, 0, planes=(0,), augmentation=_UNCHANGED)
+        return self._drawn(stream, 0, _VALIDATION_VOLUMES if self.volumes else _VALIDATION_SLICES)
 
     def _validation_set(self) -> Any:
         splits = {info.split for info in VolumeFile(self.source.file.path).infos}
@@ -264,10 +319,10 @@ class SupervisedLoop(TrainingLoop):
         return self._errors(network)
 
     def _save_model(self, path: Path) -> None:
-        recipe, supervision = self.recipe, self.supervision
+        recipe, supervision, geometry = self.recipe, self.supervision, self.simulator.geometry
         config = HTransformConfig(
             recipe.architecture, Path(supervision.base).stem, supervision.model.hash, self._counts,
-            scanner=supervision.layout.scanner.name, voxel_size=self.simulator.geometry.voxel_size,
+            geometry.shape[0], geometry.voxel_size, supervision.layout.scanner.name,
             tracer=recipe.tracer or self.source.file.tracer, licence=self._licence,
             training=self._provenance() | supervision.provenance(),
         )  # fmt: skip
@@ -275,13 +330,14 @@ class SupervisedLoop(TrainingLoop):
 
     @cached_property
     def _counts(self) -> tuple[float, float]:
-        """Counts per voxel of the faintest and the strongest scans, the mean over some slices."""
-        images, ends = self._some_slices("train"), []
+        """Counts per voxel of the faintest and the strongest scans, the mean over some images."""
+        images, ends = self._some("train"), []
         for counts in self.supervision.scans.counts:
             rngs = [np.random.default_rng([33, i]) for i in range(len(images))]
-            truth = torch.stack([x[:1] / intensity_scale(x[:1], self.simulator.geometry) for x in images])
-            scans = self.simulator.scans(truth, images[:, 1:], rngs, counts)
-            ends.append(sum(map(counts_per_voxel, scans.sensitivity.cpu(), truth)) / len(truth))
+            truth = torch.stack([x[0] / intensity_scale(x[0], self.simulator.geometry) for x in images])
+            scans = self.simulator.scans(truth, images[:, 1], rngs, counts)
+            seen = HTransform.counts(self.base, scans.sensitivity).cpu()
+            ends.append(sum(map(counts_per_voxel, seen, self.base.to_latent(truth).cpu())) / len(truth))
         return ends[0], ends[1]
 
     def _draw_samples(self) -> None:
@@ -289,60 +345,3 @@ class SupervisedLoop(TrainingLoop):
 
 
 _UNCHANGED = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, intensity=(1.0, 1.0), anatomy_intensity=(1.0, 1.0), shift=0.0)
-
-
-def _is_odd(emission: Tensor, geometry: ImageGeometry) -> bool:
-    """Whether a slice has little but a hot spot: what its intensity scale is hangs on chance."""
-    return float(emission.max()) > _MOST_CONTRAST * intensity_scale(emission, geometry)
-
-
-@dataclass(frozen=True)
-class View:
-    """A clean image ``[1, y, x]``, network units, its attenuation, the noisy one, the score model's ``v``, the time."""
-
-    truth: Tensor
-    attenuation: Tensor
-    u: Tensor
-    v: Tensor
-    t: Tensor
-
-
-def _images(views: Sequence[View]) -> tuple[Tensor, Tensor]:
-    return torch.stack([o.truth for o in views]), torch.stack([o.attenuation for o in views])
-
-
-@dataclass(frozen=True)
-class Window:
-    """Cuts images ``[B, 1, y, x]`` to windows of one size, each from its own first row and column."""
-
-    full: tuple[int, int]
-    size: tuple[int, int]
-    places: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def around(cls, images: Tensor, multiple: int) -> Window:
-        """Around the objects, of a size that is a multiple."""
-        full, size, firsts = images.shape[-2:], [], []
-        emitting = images[:, 0] > _AIR
-        for axis, length in enumerate(full):
-            found = [image.any(1 - axis).nonzero() for image in emitting]
-            ends = [(int(f.min()), int(f.max()) + 1) if len(f) else (0, length) for f in found]
-            longest = max(high - low for low, high in ends) + 2 * _MARGIN
-            size.append(min(-(-longest // multiple) * multiple, length))
-            firsts.append([min(max((low + high - size[-1]) // 2, 0), length - size[-1]) for low, high in ends])
-        return cls((full[0], full[1]), (size[0], size[1]), tuple(zip(*firsts, strict=True)))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The windows."""
-        return torch.stack([image[self._part(place)] for image, place in zip(images, self.places, strict=True)])
-
-    def back(self, windows: Tensor) -> Tensor:
-        """Images with the windows in their places, zero elsewhere."""
-        images = windows.new_zeros((*windows.shape[:-2], *self.full))
-        for k, (window, place) in enumerate(zip(windows, self.places, strict=True)):
-            images[(k, *self._part(place))] = window
-        return images
-
-    def _part(self, place: tuple[int, int]) -> tuple[Any, slice, slice]:
-        (y, x), (height, width) = place, self.size
-        return ..., slice(y, y + height), slice(x, x + width)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from .fine_tuning import fine_tuning
 from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
-from .supervised import ScanStream, Supervision
+from .supervised import Supervision
 
 
 def train(
@@ -123,7 +124,8 @@ def train(
                 f"batch_size = {recipe.batch_size} must be a multiple of processes x accumulation = "
                 f"{peers.world} x {recipe.accumulation}"
             )
-        source = training_stream(_file(recipe, data, work, peers), recipe, ScanStream if supervision else SliceStream)
+        kind = supervision.stream if supervision else SliceStream
+        source = training_stream(_file(recipe, data, work, peers), recipe, kind)
         options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
         left = 2**50 if max_steps is None else max_steps
         if isinstance(recipe, EnhancementRecipe):
@@ -159,7 +161,7 @@ def _run(loop: TrainingLoop, out: Path, last: int, resume: bool) -> None:
 
 
 def training_stream(
-    path: str | os.PathLike[str], recipe: Recipe, kind: type[SliceStream] = SliceStream
+    path: str | os.PathLike[str], recipe: Recipe, kind: Callable[..., SliceStream] = SliceStream
 ) -> SliceStream:
     """What a recipe trains on: the training volumes of a file that ``sirf-diffusion data`` made, all of them checked.
 

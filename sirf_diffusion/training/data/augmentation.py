@@ -63,8 +63,9 @@ class Augmentation:
     def slices(self, rng: np.random.Generator, images: Tensor, plane: int, crop: int) -> Tensor:
         """Change one slice ``[1 or 2, h, w]``, emission first, to ``[1 or 2, crop, crop]``.
 
-        Emission and anatomical image are moved alike; the change of contrast is the emission image's only. ``plane`` is
-        0 for transverse, 1 for coronal and 2 for sagittal slices.
+        Or a stack of transverse ones ``[1 or 2, n, h, w]``, all alike. Emission and anatomical image are moved alike;
+        the change of contrast is the emission image's only. ``plane`` is 0 for transverse, 1 for coronal and 2 for
+        sagittal slices.
         """
         if rng.random() < self.flip:
             # left and right are alike: x is the last axis, but for sagittal slices, where front and back change places
@@ -116,4 +117,5 @@ class Augmentation:
         cos, sin = math.cos(angle) * crop * scale, math.sin(angle) * crop * scale
         matrix = torch.tensor([[cos / width, -sin / width, centre[0]], [sin / height, cos / height, centre[1]]])
         grid = torch.nn.functional.affine_grid(matrix[None], [1, 1, crop, crop], align_corners=False)
-        return torch.nn.functional.grid_sample(images[None], grid, align_corners=False)[0]
+        flat = images.flatten(0, -3)
+        return torch.nn.functional.grid_sample(flat[None], grid, align_corners=False)[0].unflatten(0, images.shape[:-2])
