@@ -20,7 +20,7 @@ from sirf_diffusion.reconstructors.diffusion.deft import DEFTReconstructor
 from sirf_diffusion.training.data.augmentation import Augmentation
 from sirf_diffusion.training.data.scan_stream import ScanStream
 from sirf_diffusion.training.data.volume_file import VolumeFile
-from sirf_diffusion.training.supervised import _UNCHANGED, VOLUMES
+from sirf_diffusion.training.supervised import _UNCHANGED, SLICES, VOLUMES
 from sirf_diffusion.training.views import AIR, Window, scanned
 
 RINGS = ["ring3", "ring4"]
@@ -154,6 +154,12 @@ def test_it_starts_from_another(files, tmp_path):  # noqa: F811
     started = loop_of(files, recipe=replace(VOLUMES, crops=(32,)), rings="ring3", start=tmp_path / "h.safetensors")
     assert started.recipe.architecture == VOLUME_RECIPE.architecture
     assert "start" in started.supervision.provenance()
+    other = replace(VOLUMES, crops=(32,), architecture=replace(VOLUMES.architecture, channels=(16, 32, 32)))
+    config = replace(config, architecture=VOLUME_RECIPE.architecture)
+    HTransform(build_network(config.architecture), loop.base, config).save(tmp_path / "volumes.safetensors")
+    for recipe, rings, name in ((other, "ring3", "h"), (replace(SLICES, crops=(32,)), "ring1", "volumes")):
+        with pytest.raises(ValueError, match="cannot start this network"):
+            loop_of(files, recipe=recipe, rings=rings, start=tmp_path / f"{name}.safetensors")
     images, times = torch.randn(3, 5, 16, 16), torch.full((3,), 100.0)
     with torch.no_grad():
         expected = network(images, times, class_labels=torch.zeros(3, dtype=torch.long))

@@ -133,8 +133,10 @@ class Supervision:
                 f"{list(recipe.planes)}"
             )
         if self._beginning is not None:
-            orientations = recipe.architecture.num_class_embeds
-            known = replace(self._beginning.config.architecture, num_class_embeds=orientations)
+            begun, wanted = self._beginning.config.architecture, recipe.architecture
+            known = replace(begun, num_class_embeds=wanted.num_class_embeds)
+            if begun.num_class_embeds > wanted.num_class_embeds or wanted not in (self.recipe.architecture, known):
+                raise ValueError(f"{self.start} cannot start this network ([network], slices or volumes): {begun}")
             recipe = replace(recipe, architecture=known)
         return replace(
             recipe, schedule=self.model.schedule, prediction=self.model.prediction, time_input=self.model.time_input
