@@ -18,7 +18,7 @@ from tiny_model import tiny_model
 from sirf_diffusion.cli import main
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.models.resemblance import kept
+from sirf_diffusion.models.resemblance import expected_image_of
 from sirf_diffusion.models.storage import read_config
 from sirf_diffusion.patient.deformable import Limits, Quality, dice, register_deformable
 from sirf_diffusion.personalise import PersonalOptions, personalise
@@ -145,7 +145,7 @@ def test_the_model_tells_its_patient_and_its_members(folder):
     own = ScoreModel.load(folder / "P.safetensors")
     assert own.hash != before.hash
     members = torch.stack([image.float() for image in warped_images(folder / "P.safetensors.personalise/members.h5")])
-    assert torch.equal(own.expected_image, kept(members.mean(0), own.voxel_size))
+    assert torch.equal(own.expected_image, expected_image_of(members.mean(0), own.voxel_size))
 
 
 def test_killed_at_every_stage_it_ends_at_the_same_bits(folder, tmp_path):

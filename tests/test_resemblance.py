@@ -8,7 +8,7 @@ from tiny_model import tiny_model
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.models.resemblance import kept, resemblance
+from sirf_diffusion.models.resemblance import expected_image_of, resemblance
 from sirf_diffusion.models.storage import ModelFileError, save_model
 from sirf_diffusion.study.fitness import OUT, RESEMBLANCE_LEAST, check_distribution
 
@@ -32,7 +32,7 @@ def planes(image, numbers=(8, 12, 16), factor=1.0):
 
 
 def test_own_anatomy_is_known_wherever_it_lies_and_others_are_not():
-    own = kept(torch.from_numpy(anatomy(1)), (2.0, 2.0, 2.0))
+    own = expected_image_of(torch.from_numpy(anatomy(1)), (2.0, 2.0, 2.0))
     moved = rotate(shift(anatomy(1), (0, 5, -7), order=1), 4, axes=(1, 2), reshape=False, order=1)
     noise = 0.2 * np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     assert resemblance(own, *planes(anatomy(1), factor=3e4)) > 0.9
@@ -40,12 +40,14 @@ def test_own_anatomy_is_known_wherever_it_lies_and_others_are_not():
     assert resemblance(own, *planes(np.clip(anatomy(1) + noise, 0, None))) > 0.8
     for seed in (2, 3, 4):
         assert resemblance(own, *planes(anatomy(seed))) < RESEMBLANCE_LEAST
+    for nothing in (0.0, float("nan")):
+        assert resemblance(own, *planes(np.full(SHAPE, nothing, np.float32))) == 0
     assert resemblance(own, *planes((anatomy(1) > 0.1).astype(np.float32))) < RESEMBLANCE_LEAST
 
 
 def test_the_check_says_whose_model_it_is(tmp_path):
     model = tiny_model()
-    model.expected_image = kept(torch.from_numpy(anatomy(1)), (2.0, 2.0, 2.0))
+    model.expected_image = expected_image_of(torch.from_numpy(anatomy(1)), (2.0, 2.0, 2.0))
     model.save(tmp_path / "m.safetensors")
     model = ScoreModel.load(tmp_path / "m.safetensors")
     for seed, right in ((1, True), (2, False)):

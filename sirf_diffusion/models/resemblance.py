@@ -24,14 +24,14 @@ _TURNS = (-6.0, -3.0, 0.0, 3.0, 6.0)
 _NOISE = 0.15
 
 
-def kept(image: Tensor, voxel_size: tuple[float, float, float]) -> Tensor:
+def expected_image_of(image: Tensor, voxel_size: tuple[float, float, float]) -> Tensor:
     """What a model file keeps of an expected image ``[z, y, x]``, network units: bytes, on voxels of 3 mm."""
     grid = GridAdapter(ImageGeometry(tuple(image.shape), voxel_size), (VOXEL_MM,) * 3, planes="volume")
     return (grid.to_latent(image.float()).clamp(0, _LARGEST) * (255 / _LARGEST)).round().to(torch.uint8)
 
 
-def checked(image: Tensor) -> Tensor:
-    """What a file has as `kept`, or a ValueError."""
+def check_expected_image(image: Tensor) -> Tensor:
+    """What a file has as of `expected_image_of`, or a ValueError."""
     if image.dtype != torch.uint8 or image.ndim != 3 or min(image.shape) < 8 or image.numel() > _MOST_VOXELS:
         raise ValueError(
             f"the expected image must be a volume of bytes, found {image.dtype} of shape {tuple(image.shape)}"
@@ -49,10 +49,13 @@ def resemblance(expected: Tensor, image: Tensor, geometry: ImageGeometry) -> flo
     Parameters
     ----------
     expected
-        See `kept`.
+        See `expected_image_of`.
     image, geometry
-        Image ``[z, y, x]``, any unit, and its grid; planes may be far apart.
+        Image ``[z, y, x]``, any unit, and its grid; planes may be far apart. One that is empty or not finite resembles
+        nothing: 0.
     """
+    if not (bool(torch.isfinite(image).all()) and float(image.max()) > 0):
+        return 0.0
     expected = expected.to(image.device).float() * (_LARGEST / 255)
     scaled = image / intensity_scale(image, geometry)
     grid = GridAdapter(geometry, (geometry.voxel_size[0], VOXEL_MM, VOXEL_MM))

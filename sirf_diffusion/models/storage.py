@@ -19,7 +19,7 @@ from ..geometry.checks import check_choice, check_real
 from ..geometry.images import VOXEL_SIZES
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
-from .resemblance import checked
+from .resemblance import check_expected_image
 from .schedules import PREDICTIONS, NoiseSchedule
 
 METADATA_KEY = "sirf_diffusion"
@@ -60,7 +60,8 @@ class ModelConfig:
     tracer, licence, training
         Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
     expected_image
-        What a model for one patient expects, see `sirf_diffusion.models.resemblance.kept`; a tensor in the file.
+        What a model for one patient expects, of `~sirf_diffusion.models.resemblance.expected_image_of`; a tensor in the
+        file.
     """
 
     architecture: NetworkConfig
@@ -153,7 +154,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
     def fill() -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
         config = ModelConfig.from_dict(document)
         if (expected := stored.pop(_EXPECTED, None)) is not None:
-            config = replace(config, expected_image=checked(expected))
+            config = replace(config, expected_image=check_expected_image(expected))
         for name, tensor in stored.items():
             if tensor.dtype not in _DTYPES:
                 raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..files.outputs import jsonable
 from ..files.work import work_folder
 from ..geometry.checks import check_count, check_flag, check_real, check_seed
-from ..models.resemblance import kept
+from ..models.resemblance import expected_image_of
 from ..models.score_model import ScoreModel
 from ..models.storage import load_model, save_model
 from ..patient.deformable import Limits
@@ -177,7 +177,7 @@ def personalise(
             options=RunOptions(checkpoint_every=50),
         )  # fmt: skip
         expected = torch.stack([image.float() for image in warped_images(work / "members.h5")]).mean(0)
-        _stamp(tuned, out, settings, members, kept(expected, file.voxel_size))
+        _stamp(tuned, out, settings, members, expected_image_of(expected, file.voxel_size))
     return Personalised(out, members, work)
 
 
