@@ -6,7 +6,7 @@ In a model file it is a tensor of bytes, and its place in the patient part of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from ..geometry.exam import POSITIONS
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
-from ..patient.anatomical import AnatomicalImage
-from ..patient.image import SourceImage, check_affine
+
+if TYPE_CHECKING:
+    from ..patient.anatomical import AnatomicalImage
+    from ..patient.image import SourceImage
 
 #: Source of such an image: no file.
 EXPECTED = "the image that the model expects"
@@ -44,6 +46,9 @@ def expected_image(values: Tensor, training: Mapping[str, Any]) -> AnatomicalIma
     """The image of a file: of `bytes_of` and, in the provenance, `place_of`; a ValueError if they are none."""
     if values.dtype != torch.uint8 or values.ndim != 3 or min(values.shape) < 8 or values.numel() > _MOST_VOXELS:
         raise ValueError(f"the expected image must be a volume of bytes, found {values.dtype} {tuple(values.shape)}")
+    from ..patient.anatomical import AnatomicalImage
+    from ..patient.image import SourceImage, check_affine
+
     made_for = training.get("personalised")
     place = made_for.get("place") if isinstance(made_for, Mapping) else None
     try:
