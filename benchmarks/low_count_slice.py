@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.acquisition import centred
-from benchmarks.tuning import tune
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.subsets import basic_views, largest_num_subsets
@@ -139,14 +138,15 @@ def evaluate(model: ScoreModel, methods: Sequence[str], seeds: Sequence[int]) ->
     others = noise_realisations(case, [101, 102, 103])
     errors = torch.tensor([mlem_errors(other) for other in others]).mean(0)
     best_iteration = int(errors.argmin()) + 1
-    tuned = tune(
-        lambda other, strength: reconstruct(other, "map-rdp", model, {"penalisation_factor": strength})[0],
-        STRENGTHS["map-rdp"]["penalisation_factor"], others, case.truth,
-    )  # fmt: skip
-    print(f"MLEM iterations {best_iteration} ({float(errors.min()):.4f}); RDP {tuned}", flush=True)
+    tried = {}
+    for strength in STRENGTHS["map-rdp"]["penalisation_factor"]:
+        images = [reconstruct(other, "map-rdp", model, {"penalisation_factor": strength})[0] for other in others]
+        tried[strength] = sum(nrmse(image, case.truth) for image in images) / len(images)
+    best_strength = min(tried, key=tried.__getitem__)
+    print(f"MLEM iterations {best_iteration} ({float(errors.min()):.4f}); RDP {best_strength} of {tried}", flush=True)
     table = {"osem": {"nrmse": mlem_errors(case, best_iteration)[-1], "settings": {"num_iterations": best_iteration}}}
     for method in methods:
-        settings = {"penalisation_factor": tuned.best} if method == "map-rdp" else {}
+        settings = {"penalisation_factor": best_strength} if method == "map-rdp" else {}
         rows = []
         for seed in seeds if METHODS[method].samples else [0]:
             image, record = reconstruct(case, method, model, settings, seed)
