@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=2 python benchmarks/published_dds.py [--planes 23] [--slices three] [--steps 3] [--samples 1]
+    OMP_NUM_THREADS=2 python -m benchmarks.published_dds [--planes 23] [--slices three] [--steps 3] [--samples 1]
 
 The straightforward one goes sample by sample and slice by slice through the network, whose weights and attention are as
 MONAI makes them if not told otherwise, and evaluates value and gradient of the likelihood separately at every inner

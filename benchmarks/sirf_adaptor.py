@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/sirf_adaptor.py [--repeat 20] [--problems 0 1]
+    OMP_NUM_THREADS=1 python -m benchmarks.sirf_adaptor [--repeat 20] [--problems 0 1]
 
 A stopwatch sits on SIRF's methods: what a call of the adaptor takes beyond them is its own. With known acquisition
 data that includes the likelihood's arithmetic, which the projections then replace in STIR. Medians of CPU seconds of
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bench.acquisition import script_model
 from sirf_diffusion import as_objective, data
 from sirf_diffusion.engines.em import em_update
 
@@ -69,13 +70,7 @@ def volume(pet: Any) -> Problem:
 def _problem(
     pet: Any, name: str, prompts: Any, factors: Any, additive: Any, image: Any, num_subsets: int, rays: int
 ) -> Problem:
-    sensitivity = pet.AcquisitionSensitivityModel(factors)
-    sensitivity.set_up(prompts)
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    model.set_num_tangential_LORs(rays)
-    model.set_acquisition_sensitivity(sensitivity)
-    model.set_additive_term(additive)
-    model.set_up(prompts, image)
+    model = script_model(pet, prompts, factors, additive, image, rays)
     obj = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
     obj.set_num_subsets(num_subsets)
     obj.set_up(image)

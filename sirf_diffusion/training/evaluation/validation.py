@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,10 @@ class ValidationSet:
     @torch.inference_mode()
     def error(self, denoise: Denoiser, sigma: float, scale: float = 1.0) -> float:
         """Root mean squared error of a denoiser at a noise level, with all images times ``scale``."""
-        total, count = 0.0, 0
-        for clean, noise, anatomy, plane in self.groups(sigma):
-            clean = scale * clean
-            difference = denoise(clean + sigma * noise, sigma, plane, anatomy) - clean
-            total += float(difference.double().square().sum())
-            count += difference.numel()
-        return math.sqrt(total / count)
+        return root_mean_square(
+            denoise(scale * clean + sigma * noise, sigma, plane, anatomy) - scale * clean
+            for clean, noise, anatomy, plane in self.groups(sigma)
+        )
 
     def groups(self, sigma: float) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """Clean slices, their noise (of unit variance), anatomies, and the orientation, by orientation and shape."""
@@ -141,6 +138,15 @@ def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "v
         whole.slices.extend(one.slices)
         whole.planes.extend(one.planes)
     return whole
+
+
+def root_mean_square(differences: Iterable[Tensor]) -> float:
+    """Over all values of several tensors."""
+    total, count = 0.0, 0
+    for difference in differences:
+        total += float(difference.double().square().sum())
+        count += difference.numel()
+    return math.sqrt(total / count)
 
 
 def relative_error(errors: dict[Any, float], reference: dict[Any, float]) -> float:
