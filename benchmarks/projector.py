@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+from benchmarks.bench.tables import print_head, print_row
 from benchmarks.bench.timing import timed
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.files.interfile import write_image, write_projection_data
@@ -92,22 +92,15 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     torch.set_num_threads(threads)
-
-    def write(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    write(f"device {arguments.device}, {threads} threads, torch {torch.__version__}\n")
-    write("| problem | operation | embedded, first (s) | then (s) | STIR, first (s) | then (s) |")
-    write("| --- " * 6 + "|")
+    print(f"device {arguments.device}, {threads} threads, torch {torch.__version__}")
+    print_head("problem", "operation", "embedded, first (s)", "then (s)", "STIR, first (s)", "then (s)")
     for number, (name, (projdata, image)) in enumerate(problems().items()):
         if number not in arguments.problems:
             continue
         mine = embedded(projdata, image, arguments.device, arguments.repeat)
         its = {} if arguments.no_stir else stir_ray_tracing(projdata, image, arguments.repeat)
         for operation, (first, later) in mine.items():
-            other = "{:.3f} | {:.3f}".format(*its[operation]) if operation in its else " | "
-            write(f"| {name} | {operation} | {first:.3f} | {later:.4f} | {other} |")
+            print_row(name, operation, first, f"{later:.4f}", *its.get(operation, ("", "")))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import sirf_diffusion
 from benchmarks.bench.acquisition import mmr_of, script_model
+from benchmarks.bench.tables import print_head, print_row
 from benchmarks.bench.timing import peak_memory
 from sirf_diffusion.engines import PROJECTORS
 from sirf_diffusion.files.interfile import write_projection_data
@@ -128,24 +128,19 @@ def main() -> None:
     pet.set_verbosity(0)
     pet.AcquisitionData.set_storage_scheme("memory")
 
-    def write(*cells: object) -> None:
-        sys.stdout.write("| " + " | ".join(map(str, cells)) + " |\n")
-        sys.stdout.flush()
-
     obj, truth = simulate(
         pet, arguments.rings, arguments.views, arguments.size, arguments.counts_per_plane, arguments.rays
     )
     objective = sirf_diffusion.as_objective(obj)
-    write(
+    print_head(
         *("image", "method", "speed", "projector", "NRMSE", "difference", "forward", "back"),
         *("seconds", "processor (s)", "projector (s)", "network (s)", "peak memory (GiB)"),
     )
-    write(*["---"] * 13)
     shape = " x ".join(map(str, truth.shape))
     start = time.perf_counter()
     x, epoch = best_osem(objective, truth, arguments.epochs)
     seconds = f"{time.perf_counter() - start:.0f}"
-    write(
+    print_row(
         shape,
         f"OSEM, epoch {epoch}",
         "",
@@ -171,7 +166,7 @@ def main() -> None:
             seconds = time.perf_counter() - began[0], time.process_time() - began[1]
             first = image if first is None else first
             spent, projections = made.record["seconds"], made.record["projections"]
-            write(
+            print_row(
                 *(shape, f"{method}, {arguments.samples} samples", speed, projector, f"{nrmse(image, truth):.3f}"),
                 f"{float((image - first).norm() / first.norm()):.4f}",
                 *(f"{projections[part]:.1f}" for part in ("forward", "back")),

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench.acquisition import script_model
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion import as_objective, data
 from sirf_diffusion.engines.em import em_update
 
@@ -166,7 +166,7 @@ def main() -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with quiet(pet):
-        sys.stdout.write("| problem | call | in SIRF (s) | in all (s) | added |\n" + "| --- " * 5 + "|\n")
+        print_head("problem", "call", "in SIRF (s)", "in all (s)", "added")
         for number, make in enumerate((bundled_slice, volume)):
             if number not in arguments.problems:
                 continue
@@ -174,11 +174,10 @@ def main() -> None:
             watch, calls = adaptor_calls(problem)
             for name, function in calls.items():
                 inside, total = timed(function, arguments.repeat, watch)
-                row = f"{name} | {inside:.4f} | {total:.4f} | {100 * (total / inside - 1):.1f} %"
-                sys.stdout.write(f"| {problem.name} | {row} |\n")
-                sys.stdout.flush()
+                added = f"{100 * (total / inside - 1):.1f} %"
+                print_row(problem.name, name, f"{inside:.4f}", f"{total:.4f}", added)
             _, total = timed(osmaposl(pet, problem), arguments.repeat, watch)
-            sys.stdout.write(f"| {problem.name} | OSMAPOSL.update of a subset | {total:.4f} | {total:.4f} | |\n")
+            print_row(problem.name, "OSMAPOSL.update of a subset", f"{total:.4f}", f"{total:.4f}", "")
 
 
 if __name__ == "__main__":

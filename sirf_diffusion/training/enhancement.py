@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.weights import WeightsFormat, check_tensors
+from ..files.weights import WeightsFormat, filled
 from ..geometry.images import ImageGeometry
 from ..models.enhancement import EnhancementModel, EnhancementModelConfig, noise_measure
 from ..models.latent import EnhancementConfig, EnhancementNetwork, build_autoencoder, told_time
@@ -43,10 +43,8 @@ def enhancement_stages(
     file = folder / "autoencoder.safetensors"
     yield AutoencoderStage(replace(recipe, cycles=(recipe.autoencoder_steps,)), source, folder, file, device)
     _, weights, digest = _STAGE.read(file)
-    autoencoder = build_autoencoder(recipe.enhancement)
-    check_tensors(weights, autoencoder.state_dict())
-    autoencoder.load_state_dict(weights)
-    yield EnhancementStage(recipe, source, work, out, device, autoencoder.eval().requires_grad_(False), digest)
+    autoencoder = filled(build_autoencoder(recipe.enhancement), weights)
+    yield EnhancementStage(recipe, source, work, out, device, autoencoder, digest)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class ValidationSet:
             totals, count = [0.0] * len(STRENGTHS), 0
             for clean, noise, _, _ in self.groups(sigma):
                 # Those of cubes are of their slices.
-                noisy, truth = (_as_slices(images) for images in (clean + sigma * noise, clean))
+                noisy, truth = (images.reshape(-1, 1, *images.shape[-2:]) for images in (clean + sigma * noise, clean))
                 for k, image in enumerate(non_local_means(noisy, sigma)):
                     totals[k] += float((image - truth).double().square().sum())
                 count += clean.numel()
@@ -206,10 +206,6 @@ def smoothed_slices(images: Tensor, fwhm_pixels: float) -> Tensor:
     """Slices ``[n, 1, h, w]``, or cubes, after a Gaussian filter: a slice is a volume of one plane."""
     geometry = ImageGeometry(tuple(images.shape[-3:]), (1.0, 1.0, 1.0))
     return gaussian_smooth(images, geometry, fwhm_pixels)
-
-
-def _as_slices(images: Tensor) -> Tensor:
-    return images.reshape(-1, 1, *images.shape[-2:])
 
 
 def _cubes(volume: Tensor, side: int) -> list[Tensor]:
