@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from ..files.documents import is_file
 from ..files.weights import WeightsFileError, WeightsFormat, filled, in_dtype
 from ..geometry.checks import check_choice, check_keys, check_real
 from ..geometry.images import VOXEL_SIZES
+from .expected_image import bytes_of, expected_image
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
-from .resemblance import check_expected_image
 from .schedules import PREDICTIONS, NoiseSchedule
+
+if TYPE_CHECKING:
+    from ..patient import AnatomicalImage
 
 METADATA_KEY = "sirf_diffusion"
 FORMAT_VERSION = 1
@@ -60,8 +63,7 @@ class ModelConfig:
     tracer, licence, training
         Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
     expected_image
-        What a model for one patient expects, of `~sirf_diffusion.models.resemblance.expected_image_of`; a tensor in the
-        file.
+        What a model for one patient is shown, see `sirf_diffusion.models.expected_image`; a tensor in the file.
     """
 
     architecture: NetworkConfig
@@ -73,7 +75,7 @@ class ModelConfig:
     tracer: str = ""
     licence: str = ""
     training: dict[str, Any] = field(default_factory=dict)
-    expected_image: Tensor | None = field(default=None, compare=False)
+    expected_image: AnatomicalImage | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
@@ -156,7 +158,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
     with _FORMAT.guarded(path):
         config = ModelConfig.from_dict(document)
         if (expected := stored.pop(_EXPECTED, None)) is not None:
-            config = replace(config, expected_image=check_expected_image(expected))
+            config = replace(config, expected_image=expected_image(expected, config.training))
         for name, tensor in stored.items():
             if tensor.dtype not in _DTYPES:
                 raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")
@@ -187,7 +189,9 @@ def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: st
         stored = in_dtype(weights, build_network(config.architecture, device="meta"), weights_dtype)
     except ValueError as error:
         raise ValueError(f"the weights do not fit the configured architecture: {error}") from error
-    return stored if config.expected_image is None else stored | {_EXPECTED: config.expected_image}
+    if config.expected_image is None:
+        return stored
+    return stored | {_EXPECTED: bytes_of(torch.from_numpy(config.expected_image.image.values))}
 
 
 def check_words(config: Any, *more: str) -> None:
