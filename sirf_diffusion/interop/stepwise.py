@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..engines import as_objective
 from ..engines.objective import Evaluation, NativeImages, Objective
-from ..geometry.checks import check_image
 from ..priors import AnchorPenalty
 from ..reconstructors.diffusion.hqs import HQSReconstructor
 from ..reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
@@ -231,7 +230,8 @@ class StepwiseObjective(ABC):
         if not isinstance(image, Tensor) and isinstance(objective, NativeImages):
             image = objective.to_tensor(image)
         x = to_tensor(image).to(self._level_image())
-        check_image(x, "image", objective.geometry.shape)
+        if tuple(x.shape) != objective.geometry.shape:
+            raise ValueError(f"image has shape {tuple(x.shape)}, expected {objective.geometry.shape} (z, y, x)")
         return x
 
 
