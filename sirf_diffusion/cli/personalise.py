@@ -49,7 +49,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--min-members", dest="least_members", type=whole(2), default=6, metavar="N",
         help="members of the bank that must be registered well; default: %(default)d",
     )  # fmt: skip
-    making.add_argument("--steps", type=whole(), default=900, metavar="N", help="of training; default: %(default)d")
+    making.add_argument("--steps", type=whole(), default=1200, metavar="N", help="of training; default: %(default)d")
     making.add_argument("--batch-size", type=whole(1, 4096), default=8, metavar="N", help="default: %(default)d")
     making.add_argument("--learning-rate", type=real(0, 1), default=4e-4, metavar="R", help="default: %(default)g")
     making.add_argument(

@@ -65,7 +65,7 @@ class PersonalOptions:
 
     pseudo_pets: int = 90
     least_members: int = 6
-    steps: int = 900
+    steps: int = 1200
     batch_size: int = 8
     learning_rate: float = 4e-4
     transverse: bool = False

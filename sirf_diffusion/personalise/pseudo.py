@@ -25,9 +25,10 @@ MOST_MIXED = 4
 #: One in so many pseudo-PETs is kept for validation.
 VALIDATION = 9
 #: Lesions of a pseudo-PET at most, radii in mm, and factors on the uptake of hot and of cold ones.
-_LESIONS, _RADII, _HOT, _COLD = 20, (3.0, 12.0), (1.3, 3.0), (0.1, 0.7)
-#: Powers of the tissues' contrast.
-_POWERS = (-0.1, 1.4)
+_LESIONS, _RADII, _HOT, _COLD = 20, (3.0, 12.0), (1.1, 3.0), (0.22, 0.9)
+#: Powers of the tissues' contrast; FWHM and largest standard deviation of what varies from place to place. Without it
+#: lesions fade at low counts: while they are faint the network takes them for noise.
+_POWERS, _FIELD_MM, _FIELD_SD = (-0.1, 1.4), (10.0, 20.0), 0.25
 
 
 def mix(
@@ -36,8 +37,9 @@ def mix(
     """One pseudo-PET ``[z, y, x]`` of images that are divided by their scales, and the mean of those it has nothing of.
 
     A random subset of up to 4, with weights of a flat Dirichlet distribution (Webber et al. 2025, TRPMS). The mean of
-    the others differs from it as the mean of all members does from the patient's PET. In half of them the tissues
-    differ more or less than in the members, and there are lesions: the anatomy is to be learnt, and not the uptake.
+    the others differs from it as the mean of all members does from the patient's PET. Of half of them the tissues
+    differ more or less than in the members, uptake varies from place to place, and there are lesions: the anatomy is to
+    be learnt, and not the uptake.
     """
     number = int(rng.integers(1, min(MOST_MIXED, len(images) // 2) + 1))
     order = rng.permutation(len(images))
@@ -47,14 +49,23 @@ def mix(
     if rng.random() < 0.5:
         image = recontrasted(image, voxel_size, rng.uniform(*_POWERS))
     emitting = np.flatnonzero(image > 0.3)
-    change = np.ones_like(image)
+    change = uptake_field(image.shape, voxel_size, rng)
     for _ in range(int(rng.integers(0, _LESIONS + 1))):
         centre = np.unravel_index(emitting[rng.integers(emitting.size)], image.shape)
         radii = rng.uniform(*_RADII) * rng.uniform(0.7, 1.3, 3) / np.asarray(voxel_size)
-        factor = rng.uniform(*(_HOT if rng.random() < 0.6 else _COLD))
+        factor = float(np.exp(rng.uniform(*np.log(_HOT if rng.random() < 0.65 else _COLD))))
         lesion = soft_ellipsoid(image.shape, centre, radii, factor, softness=0.25)
         lesion.multiply(change, factor)
     return image * change, others
+
+
+def uptake_field(shape: tuple[int, ...], voxel_size: Sequence[float], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Random factors of uptake, smooth over 10 and over 20 mm."""
+    geometry, total = ImageGeometry(shape, tuple(voxel_size)), torch.zeros(shape)
+    for fwhm in _FIELD_MM:
+        noise = gaussian_smooth(torch.from_numpy(rng.standard_normal(shape, np.float32)), geometry, fwhm)
+        total += noise / noise.std()
+    return (_FIELD_SD * rng.uniform(0.3, 1.0) * total).exp().numpy()
 
 
 def recontrasted(image: NDArray[np.float32], voxel_size: Sequence[float], power: float) -> NDArray[np.float32]:
