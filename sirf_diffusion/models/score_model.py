@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..environment import fast_in_bfloat16, faster_precision, select_device
-from ..geometry.checks import check_choice, check_count, check_real
+from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_image
 from .coverage import Network
@@ -89,8 +89,7 @@ class ScoreModel(Predictor):
             )
         known = {"intensity_rule": INTENSITY_RULES[0], "tracer": "", "licence": "", "training": {}}
         self.metadata: dict[str, Any] = known | (metadata or {})
-        if unknown := sorted(set(self.metadata) - set(known)):
-            raise ValueError(f"metadata has unknown keys {unknown}; known are {sorted(known)}")
+        check_keys("metadata", self.metadata, known)
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self.voxel_size = checked_voxel_size(voxel_size)
         self.time_input, self.architecture = time_input, architecture

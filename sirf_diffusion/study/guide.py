@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.checks import check_choice
 from ..geometry.exam import position_of
 from ..reconstructors.methods import METHODS
 
@@ -56,8 +57,7 @@ class Guide:
             for another patient's MR.
         """
         if self.register_to is not None:
-            if self.register_to not in TARGETS:
-                raise ValueError(f"register_to must be one of {', '.join(TARGETS)}, found {self.register_to!r}")
+            check_choice("register_to", self.register_to, TARGETS)
             if self.anatomical is None and getattr(model, "expected_image", None) is None:
                 raise ValueError("there is no anatomical image to be registered: give one (--anatomical)")
         if model is None:
