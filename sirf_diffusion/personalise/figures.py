@@ -39,13 +39,13 @@ def member_figure(
     _save(figure, path)
 
 
-def pseudo_figure(path: Path, images: Sequence[Array], mr: Array) -> None:
-    """The mean of the members' MRs on the patient's anatomy, and some pseudo-PETs, a transverse plane."""
-    z = _middle(images[0], 0)
-    title = "mean of the members' MRs (sharp where registration is good), and pseudo-PETs: what the prior is trained on"
-    figure, axes = _sheet(1, 1 + len(images), title)
+def pseudo_figure(path: Path, images: Sequence[Array], mr: Array, expected: Array) -> None:
+    """Means of the members' MRs and PETs on the patient's anatomy, and some pseudo-PETs, a transverse plane."""
+    z = _middle(expected, 0)
+    title = "means of the members' MRs and PETs (sharp where registration is good): the network is shown the latter; "
+    figure, axes = _sheet(1, 2 + len(images), title + "and pseudo-PETs, which it is trained on")
     axes[0][0].imshow(mr[z], cmap="gray", vmin=0, vmax=2)
-    for axis, image in zip(axes[0][1:], images, strict=True):
+    for axis, image in zip(axes[0][1:], (expected, *images), strict=True):
         axis.imshow(image[z], cmap="gray_r", vmin=0, vmax=2.5, interpolation="nearest")
     _save(figure, path)
 

@@ -32,7 +32,7 @@ _POWERS, _FIELD_MM, _FIELD_SD = (-0.1, 1.4), (10.0, 20.0), 0.25
 
 
 def mix(
-    images: Sequence[Tensor], voxel_size: Sequence[float], rng: np.random.Generator
+    images: Sequence[Tensor], voxel_size: tuple[float, float, float], rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """One pseudo-PET ``[z, y, x]`` of images that are divided by their scales, and the mean of those it has nothing of.
 
@@ -59,18 +59,22 @@ def mix(
     return image * change, others
 
 
-def uptake_field(shape: tuple[int, ...], voxel_size: Sequence[float], rng: np.random.Generator) -> NDArray[np.float32]:
+def uptake_field(
+    shape: tuple[int, ...], voxel_size: tuple[float, float, float], rng: np.random.Generator
+) -> NDArray[np.float32]:
     """Random factors of uptake, smooth over 10 and over 20 mm."""
-    geometry, total = ImageGeometry(shape, tuple(voxel_size)), torch.zeros(shape)
+    geometry, total = ImageGeometry(shape, voxel_size), torch.zeros(shape)
     for fwhm in _FIELD_MM:
         noise = gaussian_smooth(torch.from_numpy(rng.standard_normal(shape, np.float32)), geometry, fwhm)
         total += noise / noise.std()
     return (_FIELD_SD * rng.uniform(0.3, 1.0) * total).exp().numpy()
 
 
-def recontrasted(image: NDArray[np.float32], voxel_size: Sequence[float], power: float) -> NDArray[np.float32]:
+def recontrasted(
+    image: NDArray[np.float32], voxel_size: tuple[float, float, float], power: float
+) -> NDArray[np.float32]:
     """The contrast of tissues that emit with what is around them, raised to a power; at 0 there is none."""
-    x, geometry = torch.from_numpy(image), ImageGeometry(image.shape, tuple(voxel_size))
+    x, geometry = torch.from_numpy(image), ImageGeometry(image.shape, voxel_size)
     tissue = (x > 0.35).float()
     local = gaussian_smooth(x * tissue, geometry, 30.0) / gaussian_smooth(tissue, geometry, 30.0).clamp(min=1e-3)
     local = local.clamp(min=1e-3)

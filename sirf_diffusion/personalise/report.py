@@ -23,7 +23,8 @@ _STYLE = "body{font-family:sans-serif;margin:2em;max-width:70em}td,th{padding:.2
 def write_report(made: Personalised, population: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write ``index.html`` with its figures and ``report.json`` into a folder; returns the page."""
     curves = denoising_curves(made.work, {population: population, "personalised": made.model})
-    settings = {"model": ScoreModel.load(made.model).hash}
+    model = ScoreModel.load(made.model)
+    settings = {"model": model.hash}
     advice = "give another folder"
     folder = OutputFolder(path, settings, record_name="report.json", overwrite=overwrite, advice=advice)
     numbers = {
@@ -36,7 +37,7 @@ def write_report(made: Personalised, population: str, path: str | os.PathLike[st
         members, pseudo = VolumeFile(made.work / "members.h5"), VolumeFile(made.work / "pseudo.h5")
         mr = sum(members.volume(k, "anatomy").float().numpy() for k in range(len(members))) / len(members)
         some = [pseudo.volume(k).float().numpy() for k in range(min(5, len(pseudo)))]
-        pseudo_figure(staging / "pseudo.png", some, mr)
+        pseudo_figure(staging / "pseudo.png", some, mr, model.expected_image.image.values)
         curves_figure(staging / "denoising.png", curves)
         (staging / "index.html").write_text(_page(made, curves), encoding="utf-8")
     return folder / "index.html"
