@@ -122,7 +122,7 @@ def test_adaptations_that_make_no_sense_cost_nothing(small_scan, small_model, tm
 def test_attenuation_given_twice_is_refused_unless_told(recon, tmp_path, capsys):
     folder = load_example("brain2d").folder
     names = {"prompts": "prompts.hs", "additive": "additive.hs", "attenuation": "mu.hv"}
-    data = {name: folder / file for name, file in names.items()} | {"method": "osem", "set": "num_iterations=1"}
+    data = {name: folder / file for name, file in names.items()} | {"method": "osem"}
     twice, told = {"multiplicative": folder / "multiplicative.hs"}, "attenuation-in-factors"
     assert recon(**data, **twice)[0] == 2
     said = capsys.readouterr().err
@@ -325,7 +325,6 @@ def test_demo_compares_all_methods(small_scan, small_model, tmp_path, capsys):
 
 def test_demo_compares_one_and_three_planes_on_a_volume(small_model, tmp_path, capsys):
     from sirf_diffusion.cli.demo import _compare_planes
-    from sirf_diffusion.data import load_example
     from sirf_diffusion.models import ScoreModel
 
     folder = write_small_scan(tmp_path / "volume", planes=3).folder
