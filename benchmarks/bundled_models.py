@@ -2,9 +2,9 @@
 
 ::
 
-    python benchmarks/bundled_models.py files FOLDER      # simulates the subjects of `tracers`
-    python benchmarks/bundled_models.py tracers FOLDER    # LiSch with `brain` and `brain-fdg`, beside a tuned RDP
-    python benchmarks/bundled_models.py guidance          # LiSch and DDS with the MR at several weights, and lesions
+    python -m benchmarks.bundled_models files FOLDER      # simulates the subjects of `tracers`
+    python -m benchmarks.bundled_models tracers FOLDER    # LiSch with `brain` and `brain-fdg`, beside a tuned RDP
+    python -m benchmarks.bundled_models guidance          # LiSch and DDS with the MR at several weights, and lesions
 
 One line of JSON per reconstruction. RDP's strength is to be chosen per tracer on the lines of the subjects from 810 on;
 those from 9000 on are reported. Nothing else is tuned.
@@ -20,11 +20,12 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from low_count_slice import Case, reconstruct, scanned
 
+from benchmarks.bench.acquisition import Scan
 from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.measures import image_measures
 from benchmarks.bench.problem import Problem
+from benchmarks.low_count_slice import reconstruct, scanned
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
 from sirf_diffusion.study.metrics import nrmse
@@ -54,7 +55,7 @@ def simulate(folder: Path) -> None:
                 build_phantoms(out, options, held_out=first >= 9000)
 
 
-def middle_slice(path: Path, number: int) -> Case:
+def middle_slice(path: Path, number: int) -> Scan:
     """The middle slice of a volume of a file, grey matter at about 20, and its scan."""
     with h5py.File(path) as file:
         group = file["volumes"][f"{number:05d}"]

@@ -20,8 +20,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.bench.domain_shift import CASES, GREY_MATTER, REFERENCE_PSF, TestCase, simulate_case
 from sirf_diffusion.files.atomic import atomic_path
@@ -39,8 +41,6 @@ from sirf_diffusion.study.result import Reconstruction
 
 def figure(path: Path, subject: int) -> None:
     """Truth and MR of every case of one subject, and the perturbed images."""
-    from matplotlib.figure import Figure
-
     shown = []
     for name, shift in CASES.items():
         case = simulate_case(name, subject)
@@ -50,14 +50,24 @@ def figure(path: Path, subject: int) -> None:
             truth = torch.from_numpy(PERTURBATIONS[shift.trained_on](case.truth.numpy(), 2.0, subject))[0]
             title += "\n(what it was trained on)"
         shown.append((title, truth, case.mr[0]))
-    sheet = Figure(figsize=(1.9 * len(shown), 4.4), layout="constrained")
+    _sheet(path, shown, (1.9, 4.4), cmap="gray")
+
+
+def _sheet(
+    path: Path, shown: Sequence[tuple[str, Tensor, Tensor]], size: tuple[float, float], about: str = "", **colours: Any
+) -> None:
+    """Titles and images, and another image below each, in these colours; ``size`` is that of a column, in inches."""
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(size[0] * len(shown), size[1]), layout="constrained")
     axes = sheet.subplots(2, len(shown))
-    for column, (title, truth, mr) in enumerate(shown):
-        axes[0][column].imshow(truth[10:-10, 10:-10], cmap="gray_r", vmin=0, vmax=2 * GREY_MATTER)
-        axes[0][column].set_title(title, fontsize=9)
-        axes[1][column].imshow(mr[10:-10, 10:-10], cmap="gray")
-    for axis in axes.flat:
-        axis.set_axis_off()
+    for (upper, lower), (title, image, below) in zip(axes.T, shown, strict=True):
+        upper.imshow(image[10:-10, 10:-10], cmap="gray_r", vmin=0, vmax=2 * GREY_MATTER)
+        upper.set_title(title, fontsize=9)
+        lower.imshow(below[10:-10, 10:-10], **colours)
+        upper.set_axis_off()
+        lower.set_axis_off()
+    axes[1][0].set_title(about, fontsize=7, y=0.45)
     with atomic_path(path) as temporary:
         sheet.savefig(temporary, dpi=75)
 
@@ -102,28 +112,16 @@ def compare(
     path: Path, model: ScoreModel, name: str, subject: int, prompts: float, methods: Sequence[str], rdp: float
 ) -> None:
     """Images and their errors: the first method with ``brain-fdg``, and all with another model."""
-    from matplotlib.figure import Figure
-
     case = simulate_case(name, subject, prompts=prompts)
-    shown = [("truth", case.truth[0])]
+    shown = [("truth", case.truth[0], torch.zeros_like(case.truth[0]))]
     reference = (methods[0], ScoreModel.load("brain-fdg"), "brain-fdg")
     for method, used, by in (reference, *((method, model, "this model") for method in methods)):
         image = _reconstruct(case, method, used, rdp).image
         error = nrmse(image, case.truth)
         print(f"{name} {subject} {method} {by}: {error:.4f}", flush=True)
-        shown.append((f"{method}, {by}\nNRMSE {error:.3f}", image[0]))
-    sheet = Figure(figsize=(2.2 * len(shown), 4.9), layout="constrained")
-    axes = sheet.subplots(2, len(shown))
-    for column, (title, image) in enumerate(shown):
-        axes[0][column].imshow(image[10:-10, 10:-10], cmap="gray_r", vmin=0, vmax=2 * GREY_MATTER)
-        axes[0][column].set_title(title, fontsize=9)
-        error = (image - case.truth[0])[10:-10, 10:-10]
-        axes[1][column].imshow(error, cmap="RdBu_r", vmin=-GREY_MATTER / 2, vmax=GREY_MATTER / 2)
-    axes[1][0].set_title("error, -0.5 to 0.5 of grey matter", fontsize=7, y=0.45)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    with atomic_path(path) as temporary:
-        sheet.savefig(temporary, dpi=75)
+        shown.append((f"{method}, {by}\nNRMSE {error:.3f}", image[0], (image - case.truth)[0]))
+    colours = {"cmap": "RdBu_r", "vmin": -GREY_MATTER / 2, "vmax": GREY_MATTER / 2}
+    _sheet(path, shown, (2.2, 4.9), "error, -0.5 to 0.5 of grey matter", **colours)
 
 
 def _reconstruct(case: TestCase, method: str, model: ScoreModel, rdp: float) -> Reconstruction:
@@ -137,7 +135,7 @@ def _reconstruct(case: TestCase, method: str, model: ScoreModel, rdp: float) -> 
     )
 
 
-def _check(model: ScoreModel, image: torch.Tensor, geometry: ImageGeometry) -> DistributionCheck:
+def _check(model: ScoreModel, image: Tensor, geometry: ImageGeometry) -> DistributionCheck:
     return check_distribution(model.on(geometry, intensity_scale(image, geometry)), image, samples=image[None])
 
 

@@ -18,18 +18,20 @@ import dataclasses
 import gc
 import logging
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks.bench.acquisition import mmr_of
 from benchmarks.bench.tables import Column, as_text, markdown, number
+from benchmarks.bench.timing import peak_memory, reset_peak_memory, timed, wait
 from benchmarks.training import BareLoop
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded import axial
@@ -40,8 +42,6 @@ from sirf_diffusion.environment import select_device, software_versions
 from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.files.outputs import jsonable, write_json
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
-from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.training import RECIPES
@@ -102,52 +102,26 @@ class Machine:
     def seconds_left(self) -> float:
         return self._end - time.perf_counter()
 
-    def wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
-
     def timed(self, function: Callable[[], Any], repeat: int = 3) -> float:
         """The best of some calls after a first one."""
-        seconds = []
-        for _ in range(repeat + 1):
-            self.wait()
-            began = time.perf_counter()
-            function()
-            self.wait()
-            seconds.append(time.perf_counter() - began)
-        return min(seconds[1:])
+        return timed(function, repeat, self.device)[1]
 
     def forget(self) -> None:
         """Free memory, and watch its peak anew."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
 
     def peak(self) -> float:
-        """GiB: of the device since `forget`, or of this process."""
-        if self.cuda:
-            return torch.cuda.max_memory_allocated(self.device) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        """GiB since `forget`: of the device, or of this process."""
+        return peak_memory(self.device) / 2**30
 
     def _bandwidth(self) -> float:
         """Bytes per second, read and written by a copy."""
         source = torch.zeros(1 << (20 if self.small else 28), device=self.device)
         target = torch.empty_like(source)
         return 2 * 4 * source.numel() / self.timed(lambda: target.copy_(source))
-
-
-def scanner_of(planes: int, views: int) -> ProjDataGeometry:
-    """Siemens mMR with as many planes (one less, if even), span 11, segments 0, +1, -1 where there is room."""
-    mmr = get_scanner("Siemens mMR")
-    rings = (planes + 1) // 2
-    if rings != mmr.num_rings:
-        mmr = dataclasses.replace(mmr, name=f"{rings} rings of a Siemens mMR", num_rings=rings)
-    reach = min(5, rings - 1)
-    segments = [Segment(0, -reach, reach, 2 * rings - 1)]
-    if 2 * rings - 1 > 12:
-        segments += [Segment(1, 6, 16, 2 * rings - 13), Segment(-1, -16, -6, 2 * rings - 13)]
-    return ProjDataGeometry(mmr, tuple(segments), views, 344)
 
 
 def grid_of(planes: int, side: int) -> ImageGeometry:
@@ -159,7 +133,7 @@ def grid_of(planes: int, side: int) -> ImageGeometry:
 def objective_of(machine: Machine, planes: int, side: int) -> PoissonObjective:
     """Noisy counts of a head-like ellipsoid with hot and cold spheres, two subsets."""
     geometry = grid_of(planes, side)
-    model = AcquisitionModel(Projector(geometry, scanner_of(planes, machine.sizes.views), machine.device))
+    model = AcquisitionModel(Projector(geometry, mmr_of(planes, machine.sizes.views), machine.device))
     z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in geometry.shape), indexing="ij")
     radius = ((x / 0.62).square() + (y / 0.75).square() + (0.5 * z).square()).sqrt()
     truth = 0.4 * (radius < 1) + 0.6 * ((radius < 0.95) & (torch.sin(9 * radius + 4 * x * y) > 0))
@@ -188,7 +162,7 @@ def samplers(machine: Machine) -> Iterator[Row]:
             began = time.perf_counter()
             options = {"num_samples": number_of, "speed": speed, **sizes.settings}
             made = METHODS[method](objective, model, **options).process()
-            machine.wait()
+            wait(machine.device)
             total, spent = time.perf_counter() - began, made.record["seconds"]
             yield {
                 **{"what": method, "case": f"{case}, {speed}", "samples": number_of, "seconds": total},
@@ -203,12 +177,12 @@ def projections(machine: Machine) -> Iterator[Row]:
     for planes, side in machine.sizes.projections:
         machine.forget()
         geometry = grid_of(planes, side)
-        projector = Projector(geometry, scanner_of(planes, machine.sizes.views), machine.device, max_bytes=16 << 30)
+        projector = Projector(geometry, mmr_of(planes, machine.sizes.views), machine.device, max_bytes=16 << 30)
         x = torch.rand(geometry.shape, generator=torch.Generator().manual_seed(0)).to(machine.device)
         began = time.perf_counter()
         p = projector.forward(x)
         projector.adjoint(p)
-        machine.wait()
+        wait(machine.device)
         first = time.perf_counter() - began
         case = f"{side} x {side} x {planes}, {' x '.join(map(str, p.shape))} bins"
         yield {"what": "projector, first pair", "case": case, "seconds": first, "memory": machine.peak()}
@@ -218,7 +192,7 @@ def projections(machine: Machine) -> Iterator[Row]:
             weights = sum(m.num_bytes for (*_, back), m in projector._cache.items() if back == bool(transposed))
             least = (weights + 4 * (x.numel() + p.numel())) / machine.bandwidth
             for columns in (axial.MAX_COLUMNS, 128, 512):
-                with changed(axial, MAX_COLUMNS=columns):
+                with patch.object(axial, "MAX_COLUMNS", columns):
                     seconds = machine.timed(call)
                 yield {
                     "what": f"{what}, {columns} columns",
@@ -354,19 +328,6 @@ def tests(machine: Machine) -> Iterator[Row]:
 
 
 PARTS = (tests, samplers, projections, equalities, trainings, networks)
-
-
-@contextlib.contextmanager
-def changed(owner: Any, **values: Any) -> Iterator[None]:
-    """Attributes with other values for a while."""
-    before = {name: getattr(owner, name) for name in values}
-    for name, value in values.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
 
 
 @contextlib.contextmanager

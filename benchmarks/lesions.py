@@ -35,6 +35,7 @@ from benchmarks.bench.cases import GREY_MATTER, Case, CaseSpec, case_of
 from benchmarks.bench.domain_shift import anatomy_of
 from benchmarks.bench.problem import Problem
 from benchmarks.bench.table import get_line
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.simulation import TracerContrast, simulate_activity
@@ -166,10 +167,10 @@ def _channels() -> Array:
 
 def table(out: Path) -> None:
     """Print what was measured."""
-    print(
-        "| prompts, method | pairs | lesion | AUC, NPW | AUC, CHO | contrast recovery | noise | invented, per slice |"
+    print_head(
+        *("prompts, method", "pairs", "lesion", "AUC, NPW", "AUC, CHO"),
+        *("contrast recovery", "noise", "invented, per slice"),
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     axis = np.arange(-_REACH, _REACH + 1) * _VOXEL
     distance = np.hypot(axis[:, None], axis)
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
@@ -195,8 +196,9 @@ def table(out: Path) -> None:
                 name: "{:.3f} ({:.3f} to {:.3f})".format(*auc(*pair, rng))
                 for name, pair in scores(present, absent, (true - plain).mean(0), subjects).items()
             }
-            print(f"| {folder.name} | {len(files)} | {factor}, {diameter:g} mm | {areas['NPW']} | {areas['CHO']} | "
-                  f"{recovery:.2f} | {noise:.3f} | {kept['invented'].mean():.2f} |")  # fmt: skip
+            lesion, numbers = f"{factor}, {diameter:g} mm", (f"{recovery:.2f}", f"{noise:.3f}")
+            invented = f"{kept['invented'].mean():.2f}"
+            print_row(folder.name, len(files), lesion, areas["NPW"], areas["CHO"], *numbers, invented)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

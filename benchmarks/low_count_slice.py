@@ -17,13 +17,12 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from benchmarks.bench.acquisition import centred
-from benchmarks.tuning import tune
+from benchmarks.bench.acquisition import Scan, centred
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.subsets import basic_views, largest_num_subsets
@@ -47,26 +46,18 @@ STRENGTHS = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A slice with its data and truth."""
-
-    acquisition: Acquisition
-    truth: Tensor
-
-
-def noise_realisations(case: Case, seeds: Sequence[int]) -> list[Case]:
+def noise_realisations(case: Scan, seeds: Sequence[int]) -> list[Scan]:
     """The same slice measured again."""
     model = case.acquisition.objective().model
     mean = model.forward(case.truth).double()
     cases = []
     for seed in seeds:
         prompts = torch.poisson(mean, generator=torch.Generator().manual_seed(seed)).float()
-        cases.append(Case(replace(case.acquisition, prompts=prompts), case.truth))
+        cases.append(Scan(replace(case.acquisition, prompts=prompts), case.truth))
     return cases
 
 
-def other_subject(seed: int, plane: int) -> Case:
+def other_subject(seed: int, plane: int) -> Scan:
     """A slice of another subject in the bundled slice's scanner."""
     from sirf_diffusion.simulation import simulate_activity, simulate_anatomy
 
@@ -75,7 +66,7 @@ def other_subject(seed: int, plane: int) -> Case:
     return scanned(torch.from_numpy(truth), torch.from_numpy(anatomy.mu[plane][None]), seed)
 
 
-def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
+def scanned(truth: Tensor, mu: Tensor, seed: int) -> Scan:
     """A slice in the bundled slice's scanner: its efficiencies, background and expected prompts; padded to its grid."""
     example = load_example("brain2d")
     old = example.acquisition
@@ -90,10 +81,10 @@ def scanned(truth: Tensor, mu: Tensor, seed: int) -> Case:
     multiplicative = multiplicative * (0.7 * 2e5 / trues.sum())
     additive = torch.where(multiplicative > 0, background / multiplicative.clamp_min(1e-12), 0)
     acquisition = replace(old, multiplicative=multiplicative, additive=additive)
-    return noise_realisations(Case(acquisition, truth), [seed])[0]
+    return noise_realisations(Scan(acquisition, truth), [seed])[0]
 
 
-def reconstruct(case: Case, method: str, model: ScoreModel, settings: dict, seed: int = 0) -> tuple[Tensor, dict]:
+def reconstruct(case: Scan, method: str, model: ScoreModel, settings: dict, seed: int = 0) -> tuple[Tensor, dict]:
     """Image and record of one run with five samples where the method samples."""
     spec = METHODS[method]
     basic = basic_views(case.acquisition.geometry, case.acquisition.projdata)
@@ -110,7 +101,7 @@ def reconstruct(case: Case, method: str, model: ScoreModel, settings: dict, seed
     return run.get_output(), run.record
 
 
-def mlem_errors(case: Case, num_iterations: int = 25) -> list[float]:
+def mlem_errors(case: Scan, num_iterations: int = 25) -> list[float]:
     """NRMSE after each MLEM iteration."""
     errors: list[float] = []
     run = OSEM(
@@ -123,7 +114,7 @@ def mlem_errors(case: Case, num_iterations: int = 25) -> list[float]:
     return errors
 
 
-def print_scan(method: str, cases: Sequence[Case], model: ScoreModel) -> None:
+def print_scan(method: str, cases: Sequence[Scan], model: ScoreModel) -> None:
     """NRMSE for each value of each setting of a method, the others at their defaults."""
     for name, candidates in STRENGTHS[method].items():
         for value in candidates:
@@ -135,18 +126,19 @@ def print_scan(method: str, cases: Sequence[Case], model: ScoreModel) -> None:
 def evaluate(model: ScoreModel, methods: Sequence[str], seeds: Sequence[int]) -> dict:
     """The table of the bundled slice."""
     example = load_example("brain2d")
-    case = Case(example.acquisition, example.truth)
+    case = Scan(example.acquisition, example.truth)
     others = noise_realisations(case, [101, 102, 103])
     errors = torch.tensor([mlem_errors(other) for other in others]).mean(0)
     best_iteration = int(errors.argmin()) + 1
-    tuned = tune(
-        lambda other, strength: reconstruct(other, "map-rdp", model, {"penalisation_factor": strength})[0],
-        STRENGTHS["map-rdp"]["penalisation_factor"], others, case.truth,
-    )  # fmt: skip
-    print(f"MLEM iterations {best_iteration} ({float(errors.min()):.4f}); RDP {tuned}", flush=True)
+    tried = {}
+    for strength in STRENGTHS["map-rdp"]["penalisation_factor"]:
+        images = [reconstruct(other, "map-rdp", model, {"penalisation_factor": strength})[0] for other in others]
+        tried[strength] = sum(nrmse(image, case.truth) for image in images) / len(images)
+    best_strength = min(tried, key=tried.__getitem__)
+    print(f"MLEM iterations {best_iteration} ({float(errors.min()):.4f}); RDP {best_strength} of {tried}", flush=True)
     table = {"osem": {"nrmse": mlem_errors(case, best_iteration)[-1], "settings": {"num_iterations": best_iteration}}}
     for method in methods:
-        settings = {"penalisation_factor": tuned.best} if method == "map-rdp" else {}
+        settings = {"penalisation_factor": best_strength} if method == "map-rdp" else {}
         rows = []
         for seed in seeds if METHODS[method].samples else [0]:
             image, record = reconstruct(case, method, model, settings, seed)

@@ -17,6 +17,7 @@ import argparse
 import ast
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from benchmarks.bench.domain_shift import GREY_MATTER, REFERENCE_PSF
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.patient.anatomical import AnatomicalImage
 from sirf_diffusion.patient.writing import write_nifti
 from sirf_diffusion.personalise import PersonalOptions, personalise
 from sirf_diffusion.simulation import simulate_anatomy
@@ -93,8 +96,23 @@ def acquired(truth: Tensor, mu: Tensor, prompts: float, seed: tuple[int, ...]) -
     return simulate_acquisition(truth, mu, *mmr_slice(), prompts=prompts, seed=seed)
 
 
+def shown_at(model: Path, millimetres: float) -> AnatomicalImage:
+    """What the model expects, moved so that this place along STIR's z lies on the ring."""
+    expected = ScoreModel.load(model).expected_image
+    assert expected is not None
+    affine = expected.image.affine.copy()
+    affine[2, 3] += millimetres
+    return replace(expected, image=replace(expected.image, affine=affine))
+
+
 def compare(
-    slices: Sequence[dict[str, Tensor]], own: Path, levels: Sequence[float], subject: int, figure: Path, samples: int
+    slices: Sequence[dict[str, Tensor]],
+    places: Sequence[float],
+    own: Path,
+    levels: Sequence[float],
+    subject: int,
+    figure: Path,
+    samples: int,
 ) -> list[dict[str, Any]]:
     """Rows of means over the planes, printed as they are made, and a figure of the first plane."""
     rows, shown = [], [("truth", slices[0]["truth"]), ("MR", slices[0]["mr"])]
@@ -103,8 +121,9 @@ def compare(
             found, verdicts = [], []
             for number, one in enumerate(slices):
                 data = acquired(one["truth"], one["mu"], prompts, (subject, number))
-                guide = {"anatomical": one["mr"]} if method == "MR-guided" else {}
-                result = reconstruct(data, "lisch", model=str(model), num_samples=samples, device="cpu", **guide)
+                guide = {"MR-guided": one["mr"], "personalised": shown_at(own, places[number])}.get(method)
+                options = {"num_samples": samples, "device": "cpu", "anatomical": guide}
+                result = reconstruct(data, "lisch", model=str(model), **options)
                 found.append(measure(one, result.image))
                 verdicts.append(result.record["distribution"]["verdict"])
                 if number == 0:
@@ -123,8 +142,8 @@ def wrong_subjects(bank: VolumeFile, own: Path, numbers: Sequence[int], prompts:
         plane = len(bank.volume(number)) // 2
         images = (bank.volume(number, name)[plane : plane + 1].float() for name in ("emission", "mu"))
         truth, mu = (centred(image, mmr_slice()[0].shape[1:]) for image in images)
-        data = acquired(GREY_MATTER * truth, mu, prompts, (number,))
-        result = reconstruct(data, "lisch", model=str(own), num_samples=samples, device="cpu")
+        data, shown = acquired(GREY_MATTER * truth, mu, prompts, (number,)), shown_at(own, plane * bank.voxel_size[0])
+        result = reconstruct(data, "lisch", model=str(own), num_samples=samples, device="cpu", anatomical=shown)
         check = result.record["distribution"]
         warned += check["verdict"] != "in distribution"
         print(f"subject {number}: {check['message']}", flush=True)
@@ -185,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         execution = Execution(arguments.workers)
         made = personalise(files["bank"], mr, own, options=options, execution=execution, device="cpu")
         print(f"patient {subject}: {sum(not m.reason for m in made.members)} of {len(made.members)} members used")
-        rows = compare(slices, own, arguments.prompts, subject, work / f"{subject}.png", arguments.samples)
+        places = [anatomy.voxel_size * (len(anatomy.t1) - 1 - plane) for plane in arguments.planes]
+        rows = compare(slices, places, own, arguments.prompts, subject, work / f"{subject}.png", arguments.samples)
         print(format_table(rows, COLUMNS), flush=True)
         if arguments.wrong:
             others, prompts = VolumeFile(files["others"]), max(arguments.prompts)

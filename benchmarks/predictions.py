@@ -26,24 +26,13 @@ from benchmarks.bench.builders import Draws, build
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import likelihood_measures, posterior_measures
 from benchmarks.bench.problem import Problem
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.engines.em import em_update
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.study.metrics import nrmse
 
 SUBJECTS, REALISATION, NUM_SAMPLES = (9002, 9003, 9004), 1, 5
 _MOST_ITERATIONS = 200
-
-
-def row(*cells: object) -> None:
-    """A line of a Markdown table."""
-    print("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |", flush=True)
-
-
-def head(*cells: str) -> None:
-    """The first two lines of one."""
-    print()
-    row(*cells)
-    row(*("---" for _ in cells))
 
 
 def problems(model: ScoreModel, prompts: float, kind: str = "slice") -> list[Problem]:
@@ -73,7 +62,8 @@ def runs(
 
 def crossing(model: ScoreModel) -> None:
     """First MLEM iteration whose log-likelihood is that of the truth, or that expected of it."""
-    head("prompts", "reaches the truth's", "reaches what is expected of it", "NRMSE there", "least NRMSE, at iteration")
+    names = "reaches the truth's", "reaches what is expected of it", "NRMSE there", "least NRMSE, at iteration"
+    print_head("prompts", *names)
     for prompts in (5e4, 2e5, 1e6, 2e6):
         found = []
         for problem in problems(model, prompts):
@@ -89,40 +79,42 @@ def crossing(model: ScoreModel) -> None:
             first = [next(i for i, value in enumerate(values, 1) if value >= target) for target in targets]
             best = min(errors)
             found.append((first, errors[first[0] - 1], f"{best:.3f} at {errors.index(best) + 1}"))
-        row(f"{prompts:g}", *(", ".join(str(f[0][k]) for f in found) for k in (0, 1)),
-            ", ".join(f"{f[1]:.3f}" for f in found), ", ".join(f[2] for f in found))  # fmt: skip
+        iterations = [", ".join(str(f[0][k]) for f in found) for k in (0, 1)]
+        errors = ", ".join(f"{f[1]:.3f}" for f in found), ", ".join(f[2] for f in found)
+        print_row(f"{prompts:g}", *iterations, *errors)
 
 
 def samples(model: ScoreModel) -> None:
     """Error of the mean of so many samples."""
     numbers = (1, 2, 5, 10, 20)
-    head("prompts", *(f"{n} samples" if n > 1 else "1 sample" for n in numbers))
-    row("2e5", *(runs(model, 2e5, number=n)["nrmse"] for n in numbers))
+    print_head("prompts", *(f"{n} samples" if n > 1 else "1 sample" for n in numbers))
+    print_row("2e5", *(runs(model, 2e5, number=n)["nrmse"] for n in numbers))
 
 
 def eta(model: ScoreModel) -> None:
     """Error and calibration with and without fresh noise."""
-    head("prompts", "method", "NRMSE, eta 0", "eta 1", "a sample's, eta 0", "eta 1", "coverage, eta 0", "eta 1")
+    print_head("prompts", "method", "NRMSE, eta 0", "eta 1", "a sample's, eta 0", "eta 1", "coverage, eta 0", "eta 1")
     for prompts in (5e4, 1e6):
         for method in ("lisch", "hqs"):
             found = [runs(model, prompts, method, eta=value) for value in (0.0, 1.0)]
-            row(f"{prompts:g}", method, *(f[name] for name in ("nrmse", "samples_nrmse", "coverage") for f in found))
+            numbers = [f[name] for name in ("nrmse", "samples_nrmse", "coverage") for f in found]
+            print_row(f"{prompts:g}", method, *numbers)
 
 
 def scale(model: ScoreModel) -> None:
     """Error of a model that is bound to a wrong intensity scale."""
     factors = (1 / 1.2, 1 / 1.05, 1.0, 1.05, 1.2)
-    head("prompts", *(f"scale x {factor:.2f}" for factor in factors))
-    row("2e5", *(runs(model, 2e5, scale_error=factor)["nrmse"] for factor in factors))
+    print_head("prompts", *(f"scale x {factor:.2f}" for factor in factors))
+    print_row("2e5", *(runs(model, 2e5, scale_error=factor)["nrmse"] for factor in factors))
 
 
 def attenuation(model: ScoreModel) -> None:
     """Log-likelihood, in standard deviations from what is expected, of the truth and of what is reconstructed."""
-    head("attenuation", "truth", "LiSch", "NRMSE")
+    print_head("attenuation", "truth", "LiSch", "NRMSE")
     for kind in ("slice", "wrong-attenuation", "moved-attenuation"):
         truths = [likelihood_measures(p.objective(), p.truth, p.truth) for p in problems(model, 2e5, kind)]
         found = runs(model, 2e5, kind=kind)
-        row(kind, sum(t["likelihood_z"] for t in truths) / len(truths), found["likelihood_z"], found["nrmse"])
+        print_row(kind, sum(t["likelihood_z"] for t in truths) / len(truths), found["likelihood_z"], found["nrmse"])
 
 
 QUESTIONS = {question.__name__: question for question in (crossing, samples, eta, scale, attenuation)}

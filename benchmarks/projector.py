@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=2 python benchmarks/projector.py [--device cpu] [--repeat 3] [--no-stir]
+    OMP_NUM_THREADS=2 python -m benchmarks.projector [--device cpu] [--repeat 3] [--no-stir]
 
 Prints a Markdown table: seconds of the first call, which computes the geometry on both sides, and the best of the later
 ones. STIR keeps its matrix after the first call, too (its default).
@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.bench.tables import print_head, print_row
+from benchmarks.bench.timing import timed
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.files.interfile import write_image, write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -44,29 +43,17 @@ def problems() -> dict[str, tuple[ProjDataGeometry, ImageGeometry]]:
     }
 
 
-def timed(function: Callable[[], object], repeat: int, synchronise: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the first call and of the fastest of ``repeat`` later ones."""
-    seconds = []
-    for _ in range(repeat + 1):
-        start = time.perf_counter()
-        function()
-        synchronise()
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], min(seconds[1:])
-
-
 def embedded(projdata: ProjDataGeometry, image: ImageGeometry, device: str, repeat: int) -> dict[str, tuple]:
     """Forward and back projection of one image and of five."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    projector = Projector(image, projdata, device)
+    where, projector = torch.device(device), Projector(image, projdata, device)
     x = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    found = {"forward": timed(lambda: projector.forward(x), repeat, wait)}
+    found = {"forward": timed(lambda: projector.forward(x), repeat, where)}
     p = projector.forward(x)
-    found["back"] = timed(lambda: projector.adjoint(p), repeat, wait)
+    found["back"] = timed(lambda: projector.adjoint(p), repeat, where)
     if image.shape[0] == 1:
         x, p = x.expand(5, -1, -1, -1).contiguous(), p.expand(5, -1, -1, -1).contiguous()
-        found["forward, 5 images"] = timed(lambda: projector.forward(x), repeat, wait)
-        found["back, 5 images"] = timed(lambda: projector.adjoint(p), repeat, wait)
+        found["forward, 5 images"] = timed(lambda: projector.forward(x), repeat, where)
+        found["back, 5 images"] = timed(lambda: projector.adjoint(p), repeat, where)
     return found
 
 
@@ -90,8 +77,8 @@ def stir_ray_tracing(projdata: ProjDataGeometry, image: ImageGeometry, repeat: i
     back = stir.BackProjectorByBinUsingProjMatrixByBin(matrix)
     back.set_up(data.get_proj_data_info(), x)
     return {
-        "forward": timed(lambda: forward.forward_project(out, x), repeat, lambda: None),
-        "back": timed(lambda: back.back_project(x, data), repeat, lambda: None),
+        "forward": timed(lambda: forward.forward_project(out, x), repeat, torch.device("cpu")),
+        "back": timed(lambda: back.back_project(x, data), repeat, torch.device("cpu")),
     }
 
 
@@ -105,22 +92,15 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     torch.set_num_threads(threads)
-
-    def write(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    write(f"device {arguments.device}, {threads} threads, torch {torch.__version__}\n")
-    write("| problem | operation | embedded, first (s) | then (s) | STIR, first (s) | then (s) |")
-    write("| --- " * 6 + "|")
+    print(f"device {arguments.device}, {threads} threads, torch {torch.__version__}")
+    print_head("problem", "operation", "embedded, first (s)", "then (s)", "STIR, first (s)", "then (s)")
     for number, (name, (projdata, image)) in enumerate(problems().items()):
         if number not in arguments.problems:
             continue
         mine = embedded(projdata, image, arguments.device, arguments.repeat)
         its = {} if arguments.no_stir else stir_ray_tracing(projdata, image, arguments.repeat)
         for operation, (first, later) in mine.items():
-            other = "{:.3f} | {:.3f}".format(*its[operation]) if operation in its else " | "
-            write(f"| {name} | {operation} | {first:.3f} | {later:.4f} | {other} |")
+            print_row(name, operation, first, f"{later:.4f}", *its.get(operation, ("", "")))
 
 
 if __name__ == "__main__":

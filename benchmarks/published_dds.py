@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=2 python benchmarks/published_dds.py [--planes 23] [--slices three] [--steps 3] [--samples 1]
+    OMP_NUM_THREADS=2 python -m benchmarks.published_dds [--planes 23] [--slices three] [--steps 3] [--samples 1]
 
 The straightforward one goes sample by sample and slice by slice through the network, whose weights and attention are as
 MONAI makes them if not told otherwise, and evaluates value and gradient of the likelihood separately at every inner
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.problem import Problem
-from sirf_diffusion.engines.em import RELATIVE_FLOOR, herman_meyer_order, inside, raise_zeros
+from benchmarks.bench.tables import print_head, print_row
+from sirf_diffusion.engines.em import RELATIVE_FLOOR, inside, raise_zeros, update_order
 from sirf_diffusion.environment import software_versions
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors import DDSReconstructor
@@ -47,7 +48,7 @@ def straightforward(
     """DDS, one sample and one slice at a time, likelihood value and gradient apart."""
     schedule, scale = model.schedule, model.intensity_scale
     times = reverse_times(schedule, num_steps)
-    sensitivity, order = objective.sensitivity(), herman_meyer_order(objective.num_subsets)
+    sensitivity, order = objective.sensitivity(), update_order(objective.num_subsets)
     mask, rho = inside(sensitivity), anchor / scale**2
     floor = RELATIVE_FLOOR * scale
     start = float(schedule.gamma(times[0])) * model.to_latent(raise_zeros(objective.uniform_image(), sensitivity))
@@ -59,7 +60,7 @@ def straightforward(
         for k, (u0, _) in enumerate(found):
             x = anchor_image = model.to_image(u0).clamp(min=floor) * mask
             for inner in range(num_inner):
-                subset = order[(index * num_inner + inner) % len(order)] if len(order) > 1 else None
+                subset = order[(index * num_inner + inner) % len(order)]
                 objective.value(x, subset)
                 gradient = objective.gradient(x, subset) * objective.num_subsets + rho * (anchor_image - x)
                 step = x / torch.where(mask, sensitivity + rho * x, torch.ones_like(x))
@@ -127,14 +128,13 @@ def main() -> None:
             costs[name] = cost + spent
     print(f"{case.spec.name}, {tuple(case.truth.shape)}, {model.planes}, {settings}, {torch.get_num_threads()} threads")
     print(software_versions())
-    print("| | seconds | CPU seconds | projector | network | forward | back | times as fast | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print_head("", "seconds", "CPU seconds", "projector", "network", "forward", "back", "times as fast", "difference")
     first = costs[NAMES[0]].total
     differences = [float((images[name] - images[NAMES[0]]).abs().max() / images[NAMES[0]].max()) for name in NAMES]
     for (name, c), difference in zip(costs.items(), differences, strict=True):
         numbers = [value / options.repeats for value in (c.total, cpu[name], c.projector, c.network, c.forward, c.back)]
         cells = [f"{number:.2f}" for number in (*numbers, first / c.total)]
-        print("| " + " | ".join([name, *cells, f"{difference:.1e}"]) + " |")
+        print_row(name, *cells, f"{difference:.1e}")
     if not differences[1] <= 1e-4:
         raise SystemExit("the images differ by more than 1e-4")
 

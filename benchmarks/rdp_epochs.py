@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import image_measures
 from benchmarks.bench.problem import Problem
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.engines.em import herman_meyer_order
 from sirf_diffusion.engines.objective import Objective
 from sirf_diffusion.priors import RelativeDifferencePenalty
@@ -120,12 +120,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| case | algorithm | epochs |\n| --- | --- | --- |")
+    print_head("case", "algorithm", "epochs")
     for text in options.cases:
         kind, subject, prompts = text.split(":")
         for name, reached in measured(CaseSpec(kind, int(subject), float(prompts)), options.epochs):
-            print(f"| {text} | {name} | {reached} |")
-            sys.stdout.flush()
+            print_row(text, name, reached)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.scans import OrderedSubsets, Scans
 from sirf_diffusion.engines.embedded.subsets import largest_num_subsets
 from sirf_diffusion.files.stopping import Stopped
-from sirf_diffusion.files.weights import WeightsFormat, check_tensors
+from sirf_diffusion.files.weights import WeightsFormat, filled
 from sirf_diffusion.geometry.checks import check_choice
 from sirf_diffusion.models.h_transform import counts_per_voxel
 from sirf_diffusion.models.intensity import intensity_scale, object_box
@@ -213,15 +213,9 @@ class RivalLoop(SupervisedLoop):
 def load(path: Path) -> Rival:
     """A trained rival."""
     document, tensors, _ = _FORMAT.read(path)
-
-    def fill() -> Rival:
+    with _FORMAT.guarded(path):
         kind = check_choice("kind", document["kind"], tuple(RIVALS))
-        network = RIVALS[kind](NetworkConfig.from_dict(document["architecture"]))
-        check_tensors(tensors, network.state_dict())
-        network.load_state_dict(tensors)
-        return network.requires_grad_(False).eval()
-
-    return _FORMAT.guarded(path, fill)
+        return filled(RIVALS[kind](NetworkConfig.from_dict(document["architecture"])), tensors)
 
 
 @torch.inference_mode()

@@ -16,18 +16,15 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import sirf_diffusion
-from benchmarks.bench.acquisition import centred, mmr_slice, simulate_acquisition
+from benchmarks.bench.acquisition import Scan, centred, mmr_slice, script_model, simulate_acquisition
 from benchmarks.bench.domain_shift import CASES, GREY_MATTER, simulate_case
-from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.interfile import write_image, write_projection_data
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.priors import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR
@@ -40,14 +37,6 @@ PROMPTS, NUM_SUBSETS = 2e5, 9
 STRENGTHS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 REPORTED, TUNING = (9002, 9003), (802, 803)
 SECOND = "second-"
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A slice with its data."""
-
-    acquisition: Acquisition
-    truth: Tensor
 
 
 def scan_of(name: str, subject: int, prompts: float = PROMPTS) -> Scan:
@@ -86,11 +75,7 @@ def osmaposl_errors(scan: Scan, pet: Any, prior: Any, factor: float, epochs: Seq
             pet.AcquisitionData(str(Path(folder, f"{name}.hs"))) for name in ("prompts", "multiplicative", "additive")
         )
         image = pet.ImageData(str(Path(folder, "ones.hv")))
-        model = pet.AcquisitionModelUsingRayTracingMatrix()
-        model.set_num_tangential_LORs(5)
-        model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(factors))
-        model.set_additive_term(additive)
-        model.set_up(prompts, image)
+        model = script_model(pet, prompts, factors, additive, image, 5)
         start, found = _run(pet, prompts, model, None, image, 1), {}
         prior.set_penalisation_factor(factor)
         prior.set_up(start)

@@ -2,8 +2,8 @@
 
 Usage::
 
-    OMP_NUM_THREADS=2 python benchmarks/sirf_3d.py                                      # 16 rings, quality
-    OMP_NUM_THREADS=2 python benchmarks/sirf_3d.py --rings 64 --size 344 --steps 2      # 127 x 344 x 344, memory
+    OMP_NUM_THREADS=2 python -m benchmarks.sirf_3d                                      # 16 rings, quality
+    OMP_NUM_THREADS=2 python -m benchmarks.sirf_3d --rings 64 --size 344 --steps 2      # 127 x 344 x 344, memory
     ... --views 18                                              # the same memory but for the data, sooner
     ... --rings 12 --rays 5 --methods lisch --speeds accurate balanced --projectors toolkit embedded
 
@@ -15,11 +15,8 @@ views, ``2 rings - 1`` planes. Poisson counts on SIRF's own projections, attenua
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import os
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,11 +27,12 @@ import torch
 from torch import Tensor
 
 import sirf_diffusion
+from benchmarks.bench.acquisition import mmr_of, script_model
+from benchmarks.bench.tables import print_head, print_row
+from benchmarks.bench.timing import peak_memory
 from sirf_diffusion.engines import PROJECTORS
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
-from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS, build_reconstructor
 from sirf_diffusion.reconstructors.settings import SPEEDS
@@ -44,17 +42,7 @@ from sirf_diffusion.study.metrics import nrmse
 SUBJECT = 9001
 NUM_SUBSETS = 6
 BRAIN_MM = 250.0
-
-
-def template(rings: int, views: int) -> ProjDataGeometry:
-    """Layout of the data."""
-    scanner = get_scanner("Siemens mMR")
-    if rings != scanner.num_rings:
-        scanner = dataclasses.replace(scanner, name=f"{rings} rings of a Siemens mMR", num_rings=rings)
-    planes = 2 * rings - 1
-    oblique = planes - 12
-    segments = (Segment(0, -5, 5, planes), Segment(1, 6, 16, oblique), Segment(-1, -16, -6, oblique))
-    return ProjDataGeometry(scanner, segments, views, 344)
+CPU = torch.device("cpu")
 
 
 def head(geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
@@ -75,7 +63,7 @@ def head(geometry: ImageGeometry) -> tuple[Tensor, Tensor]:
 
 def simulate(pet: Any, rings: int, views: int, size: int, counts_per_plane: float, rays: int) -> tuple[Any, Tensor]:
     """A set-up objective function of SIRF and the truth."""
-    layout = template(rings, views)
+    layout = mmr_of(2 * rings - 1, views)
     geometry = ImageGeometry((2 * rings - 1, size, size), (2.03125, 2.08626, 2.08626))
     with tempfile.TemporaryDirectory() as folder:
         write_projection_data(Path(folder) / "template.hs", torch.zeros(layout.shape), layout)
@@ -95,13 +83,9 @@ def simulate(pet: Any, rings: int, views: int, size: int, counts_per_plane: floa
     prompts.fill(generator.poisson(factors * projected + background).astype(np.float32))
     container = prompts.get_uniform_copy(0)
     container.fill(factors)
-    sensitivity = pet.AcquisitionSensitivityModel(container)
-    sensitivity.set_up(prompts)
     additive = prompts.get_uniform_copy(0)
     additive.fill(background / factors)
-    model.set_acquisition_sensitivity(sensitivity)
-    model.set_additive_term(additive)
-    model.set_up(prompts, image)
+    model = script_model(pet, prompts, container, additive, image, rays)
     obj = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
     obj.set_num_subsets(NUM_SUBSETS)
     obj.set_up(image)
@@ -144,24 +128,19 @@ def main() -> None:
     pet.set_verbosity(0)
     pet.AcquisitionData.set_storage_scheme("memory")
 
-    def write(*cells: object) -> None:
-        sys.stdout.write("| " + " | ".join(map(str, cells)) + " |\n")
-        sys.stdout.flush()
-
     obj, truth = simulate(
         pet, arguments.rings, arguments.views, arguments.size, arguments.counts_per_plane, arguments.rays
     )
     objective = sirf_diffusion.as_objective(obj)
-    write(
+    print_head(
         *("image", "method", "speed", "projector", "NRMSE", "difference", "forward", "back"),
         *("seconds", "processor (s)", "projector (s)", "network (s)", "peak memory (GiB)"),
     )
-    write(*["---"] * 13)
     shape = " x ".join(map(str, truth.shape))
     start = time.perf_counter()
     x, epoch = best_osem(objective, truth, arguments.epochs)
     seconds = f"{time.perf_counter() - start:.0f}"
-    write(
+    print_row(
         shape,
         f"OSEM, epoch {epoch}",
         "",
@@ -170,7 +149,7 @@ def main() -> None:
         *[""] * 3,
         seconds,
         *[""] * 3,
-        _peak(),
+        f"{peak_memory(CPU) / 2**30:.2f}",
     )
     for method, speed in itertools.product(arguments.methods, arguments.speeds):
         model = ScoreModel.load("brain-fdg", precision="float32" if speed == SPEEDS[0] else "auto")
@@ -187,18 +166,14 @@ def main() -> None:
             seconds = time.perf_counter() - began[0], time.process_time() - began[1]
             first = image if first is None else first
             spent, projections = made.record["seconds"], made.record["projections"]
-            write(
+            print_row(
                 *(shape, f"{method}, {arguments.samples} samples", speed, projector, f"{nrmse(image, truth):.3f}"),
                 f"{float((image - first).norm() / first.norm()):.4f}",
                 *(f"{projections[part]:.1f}" for part in ("forward", "back")),
                 *(f"{part:.0f}" for part in (*seconds, spent["projector"], spent["network"])),
-                _peak(),
+                f"{peak_memory(CPU) / 2**30:.2f}",
             )
     del redirector
-
-
-def _peak() -> str:
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}"
 
 
 if __name__ == "__main__":

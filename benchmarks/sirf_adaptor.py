@@ -2,7 +2,7 @@
 
 Usage::
 
-    OMP_NUM_THREADS=1 python benchmarks/sirf_adaptor.py [--repeat 20] [--problems 0 1]
+    OMP_NUM_THREADS=1 python -m benchmarks.sirf_adaptor [--repeat 20] [--problems 0 1]
 
 A stopwatch sits on SIRF's methods: what a call of the adaptor takes beyond them is its own. With known acquisition
 data that includes the likelihood's arithmetic, which the projections then replace in STIR. Medians of CPU seconds of
@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bench.acquisition import script_model
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion import as_objective, data
 from sirf_diffusion.engines.em import em_update
 
@@ -69,13 +70,7 @@ def volume(pet: Any) -> Problem:
 def _problem(
     pet: Any, name: str, prompts: Any, factors: Any, additive: Any, image: Any, num_subsets: int, rays: int
 ) -> Problem:
-    sensitivity = pet.AcquisitionSensitivityModel(factors)
-    sensitivity.set_up(prompts)
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    model.set_num_tangential_LORs(rays)
-    model.set_acquisition_sensitivity(sensitivity)
-    model.set_additive_term(additive)
-    model.set_up(prompts, image)
+    model = script_model(pet, prompts, factors, additive, image, rays)
     obj = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
     obj.set_num_subsets(num_subsets)
     obj.set_up(image)
@@ -171,7 +166,7 @@ def main() -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with quiet(pet):
-        sys.stdout.write("| problem | call | in SIRF (s) | in all (s) | added |\n" + "| --- " * 5 + "|\n")
+        print_head("problem", "call", "in SIRF (s)", "in all (s)", "added")
         for number, make in enumerate((bundled_slice, volume)):
             if number not in arguments.problems:
                 continue
@@ -179,11 +174,10 @@ def main() -> None:
             watch, calls = adaptor_calls(problem)
             for name, function in calls.items():
                 inside, total = timed(function, arguments.repeat, watch)
-                row = f"{name} | {inside:.4f} | {total:.4f} | {100 * (total / inside - 1):.1f} %"
-                sys.stdout.write(f"| {problem.name} | {row} |\n")
-                sys.stdout.flush()
+                added = f"{100 * (total / inside - 1):.1f} %"
+                print_row(problem.name, name, f"{inside:.4f}", f"{total:.4f}", added)
             _, total = timed(osmaposl(pet, problem), arguments.repeat, watch)
-            sys.stdout.write(f"| {problem.name} | OSMAPOSL.update of a subset | {total:.4f} | {total:.4f} | |\n")
+            print_row(problem.name, "OSMAPOSL.update of a subset", f"{total:.4f}", f"{total:.4f}", "")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.bench import figures
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import image_measures, posterior_measures
 from benchmarks.bench.problem import Problem
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
@@ -114,7 +115,7 @@ def main() -> None:
                         help="ranks of the truth among the samples, over all realisations")  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"| case | method | {' | '.join(COLUMNS)} |\n" + "| --- " * (len(COLUMNS) + 2) + "|")
+    print_head("case", "method", *COLUMNS)
     histograms = []
     for text in options.cases:
         case, panels = case_of(text), []
@@ -125,7 +126,7 @@ def main() -> None:
                 rows.append(row)
                 ranks += [] if found is None else [found]
             means = [sum(row.get(column, math.nan) for row in rows) / len(rows) for column in COLUMNS]
-            print(f"| {text} | {name} | {' | '.join(f'{value:.3f}' for value in means)} |", flush=True)
+            print_row(text, name, *means)
             if ranks:
                 pooled = {"title": f"{name}\n{text}", "ranks": sum(ranks).tolist(), "variant": 1, "nrmse": 0.0}
                 histograms.append(pooled)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import sirf_diffusion.data
+from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.stir.images import tensor_of
 from sirf_diffusion.environment import software_versions
@@ -104,7 +105,7 @@ def best(curves: dict[float, Curve]) -> float:
 
 def show(name: str, curve: Curve, target: float) -> None:
     """A row of the table."""
-    print(f"| {name} | {curve[-1][1]:.4f} | {curve[-1][0]:.2f} | {reached(curve, target)} |", flush=True)
+    print_row(name, f"{curve[-1][1]:.4f}", f"{curve[-1][0]:.2f}", reached(curve, target))
 
 
 def reached(curve: Curve, error: float) -> str:
@@ -133,7 +134,7 @@ def main() -> None:
     target = 1.01 * reference[-1][1]
     print(f"bundled slice, {options.samples} samples, {torch.get_num_threads()} threads, {software_versions()}")
     print(f"OSMAPOSL: strength {strength:g} of {STRENGTHS}; aim: its last error and 1 %, {target:.4f}")
-    print("| | last NRMSE | seconds in all | seconds to the aim |\n| --- | --- | --- | --- |")
+    print_head("", "last NRMSE", "seconds in all", "seconds to the aim")
     show("STIR, OSMAPOSL with RDP", reference, target)
     objective = embedded.objective()
     objective.gradient(objective.uniform_image())

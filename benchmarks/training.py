@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/training.py --data train.h5 [--config C.toml] [--steps 60] [--device cuda]
+    python -m benchmarks.training --data train.h5 [--config C.toml] [--steps 60] [--device cuda]
 
 In one run, in alternating blocks so that a busy machine hits both alike: steps of the trainer (batches read from the
 file, augmented and corrupted by the thread that prepares them) and steps of a bare loop (the same network, loss and
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bench.timing import wait
 from sirf_diffusion.environment import select_device
 from sirf_diffusion.models.networks import build_network
 from sirf_diffusion.training import Recipe
@@ -87,11 +88,11 @@ class BareLoop:
 
 def seconds(step, number: int, device: torch.device) -> float:
     """Time of so many steps."""
-    _wait(device)
+    wait(device)
     before = time.perf_counter()
     for _ in range(number):
         step()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - before
 
 
@@ -136,11 +137,6 @@ def main() -> None:
         except (ModuleNotFoundError, RuntimeError) as error:
             result["gpu_utilisation_percent"] = f"not known ({error})"
     print(json.dumps(result, indent=2))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -41,35 +41,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "load_example": ".data",
-    "as_objective": ".engines",
-    "Acquisition": ".engines.embedded.acquisition",
-    "Objective": ".engines.objective",
-    "ImageGeometry": ".geometry.images",
-    "get_engine": ".interop",
-    "ScoreModel": ".models",
-    "AnchorPenalty": ".priors",
-    "BowsherPenalty": ".priors",
-    "ParallelLevelSetsPenalty": ".priors",
-    "Penalty": ".priors",
-    "QuadraticPenalty": ".priors",
-    "RelativeDifferencePenalty": ".priors",
-    "ScorePenalty": ".priors",
-    "kappa_image": ".priors",
-    "MAPEM": ".reconstructors",
-    "MLEM": ".reconstructors",
-    "OSEM": ".reconstructors",
-    "DDIPAdaptation": ".reconstructors",
-    "DDIPReconstructor": ".reconstructors",
-    "DDSReconstructor": ".reconstructors",
-    "HQSReconstructor": ".reconstructors",
-    "LikelihoodScheduledReconstructor": ".reconstructors",
-    "RelativeDifferenceMAP": ".reconstructors",
-    "ScoreMAP": ".reconstructors",
-    "SteerableAdaptation": ".reconstructors",
-    "SteerableReconstructor": ".reconstructors",
-    "reconstruct": ".study.reconstruction",
-}
+    name: module
+    for module, names in {
+        ".data": ["load_example"],
+        ".engines": ["as_objective"],
+        ".engines.embedded.acquisition": ["Acquisition"],
+        ".engines.objective": ["Objective"],
+        ".geometry.images": ["ImageGeometry"],
+        ".interop": ["get_engine"],
+        ".models": ["ScoreModel"],
+        ".priors": [
+            "AnchorPenalty", "BowsherPenalty", "ParallelLevelSetsPenalty", "Penalty", "QuadraticPenalty",
+            "RelativeDifferencePenalty", "ScorePenalty", "kappa_image",
+        ],
+        ".reconstructors": [
+            "MAPEM", "MLEM", "OSEM", "DDIPAdaptation", "DDIPReconstructor", "DDSReconstructor", "HQSReconstructor",
+            "LikelihoodScheduledReconstructor", "RelativeDifferenceMAP", "ScoreMAP", "SteerableAdaptation",
+            "SteerableReconstructor",
+        ],
+        ".study.reconstruction": ["reconstruct"],
+    }.items()
+    for name in names
+}  # fmt: skip
 
 __all__ = ["__version__", *_EXPORTS]
 

@@ -38,6 +38,9 @@ def files(tmp_path_factory):
     pytest.importorskip("nibabel")
     folder = tmp_path_factory.mktemp("files")
     write_conditional_model(folder / "conditional.safetensors", 4.0)
+    personal = ScoreModel.load(folder / "conditional.safetensors")
+    personal.metadata["training"] = {"personalised": {}}
+    personal.save(folder / "personal.safetensors")
     write_small_model(folder / "plain.safetensors")
     mr = torch.rand(FINE.shape, generator=torch.Generator().manual_seed(1)) + 0.2
     write_image(folder / "mr.hv", mr, FINE)
@@ -138,6 +141,7 @@ def test_what_makes_no_sense_names_the_key(files, kind):
 @pytest.mark.parametrize(("keys", "level", "expected"), [
     ("model filename := MODEL\n  anatomical image filename := MR\n  guidance weight := 0.5", None, ""),
     ("model filename := MODEL\n  guidance weight := -1", None, ""),
+    ("model filename := PERSONAL", None, ""),
     ("model filename := MODEL", "warning", "can use an MR or CT image and is given none"),
     ("model filename := MODEL\n  guidance weight := -2", "error", "weight := -2: expected a number of at least -1"),
     ("model filename := MODEL\n  memory := yes", "error", "memory := yes: expected 0 or 1"),
@@ -150,7 +154,10 @@ def test_what_makes_no_sense_names_the_key(files, kind):
 def test_check_knows_the_keys(files, tmp_path, monkeypatch, keys, level, expected):
     monkeypatch.setattr(check, "known_names", registry.built_in_names)
     monkeypatch.chdir(tmp_path)
-    text = keys.replace("MODEL", str(files / "conditional.safetensors")).replace("MR", str(files / "mr.nii"))
+    names = {"MODEL": "conditional.safetensors", "PERSONAL": "personal.safetensors", "MR": "mr.nii"}
+    text = keys
+    for name, file in names.items():
+        text = text.replace(name, str(files / file))
     (tmp_path / "prompts.hs").write_text("")
     path = tmp_path / "my.par"
     path.write_text(PAR.format(keys=text))

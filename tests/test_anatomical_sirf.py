@@ -1,6 +1,7 @@
 """The anatomical image of SIRF scripts: an image of another grid or a file, on both engines."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ from test_conditioning import MeanFromAnatomy
 
 import sirf_diffusion
 from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.exam import HEAD_FIRST_SUPINE, ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
+from sirf_diffusion.models.expected_image import EXPECTED
 from sirf_diffusion.patient import AnatomicalImage
+from sirf_diffusion.patient.image import SourceImage
+from sirf_diffusion.patient.resampling import stir_grid
+from sirf_diffusion.priors import ScorePenalty
 
 pytest.importorskip("SimpleITK")
 
@@ -130,3 +136,18 @@ def test_reconstructors_take_a_guided_model():
     torch.testing.assert_close(found, DDSReconstructor(objective, model, num_steps=3).process().get_output())
     with pytest.raises(ValueError, match="without anatomical images"):
         ScoreModel(lambda *_, **__: None, VPSchedule()).guided_by(mr)
+
+
+@pytest.mark.parametrize("position", [HEAD_FIRST_SUPINE, ("feet_in", "supine")])
+def test_a_personalised_model_is_shown_its_image_as_the_patient_lies(position):
+    model, pet = conditional(), sirf_diffusion.get_engine("embedded")
+    source = SourceImage(anatomy().numpy(), stir_grid(FINE, position).affine, "NIfTI")
+    model.expected_image = AnatomicalImage(source, EXPECTED)
+    x = image_of(pet, activity())
+    x.exam = replace(x.exam or ExamInfo(), orientation=position[0], rotation=position[1])
+    prior = pet.ScorePrior(model, 0.4, intensity_scale=SCALE, memory=False)
+    prior.set_up(x)
+    shown = AnatomicalImage.of(anatomy(), FINE).on(GRID)
+    expected = ScorePenalty(conditional().on(GRID, SCALE, "three", anatomical=shown), 0.4, memory=False)
+    np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected.gradient(activity()), atol=1e-3)
+    assert prior.get_anatomical_image() is None

@@ -68,7 +68,7 @@ def test_examples_are_patches_around_activity_of_doses_of_their_own(data):
     for name in ("noisy", "time", "ct", "clean", "weight"):
         assert torch.equal(getattr(example, name), getattr(again, name))
     for part in (example.part(k, 2) for k in range(2)):
-        assert len(part) == 2
+        assert len(part.clean) == 2
 
 
 def test_the_ct_is_hidden_in_some_images(data):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from benchmarks.tuning import tune
 from sirf_diffusion.study import bias_and_sd, contrast_recovery, contrast_to_noise, image_quality, nrmse, psnr, ssim
 
 
@@ -79,17 +78,3 @@ def test_metrics_refuse_what_has_no_meaning(pair, metric):
         metric(broken, reference)
     with pytest.raises(ValueError, match=r"zero|positive"):
         metric(image, torch.zeros_like(reference))
-
-
-def test_tuning_finds_the_best_and_says_when_it_lies_at_the_edge(pair, caplog):
-    image, truth = pair
-    noise = [image - truth, truth - image]
-    tuned = tune(lambda data, weight: truth + (weight - 2) * truth + 0.01 * data, [1, 2, 3], noise, truth)
-    assert tuned.best == 2
-    assert not tuned.at_edge
-    assert tuned.mean_nrmse[1] == min(tuned.mean_nrmse)
-    assert not caplog.records
-    assert tune(lambda data, weight: truth * weight, [2, 3], noise, truth).at_edge
-    assert "edge" in caplog.text
-    with pytest.raises(ValueError, match="at least one"):
-        tune(lambda data, weight: truth, [], noise, truth)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +28,31 @@ _UNSEEN = 0.01
 _SCATTER_WIDTH = 63
 
 
+@dataclass(frozen=True)
+class Scan:
+    """A slice with its data and truth."""
+
+    acquisition: Acquisition
+    truth: Tensor
+
+
 def mmr_slice() -> tuple[ImageGeometry, ProjDataGeometry]:
     """One direct plane of a Siemens mMR: 128 x 128 pixels of 2 mm, 126 views of 344 bins (views mashed by two)."""
     mmr = dataclasses.replace(get_scanner("Siemens mMR"), name="one ring of a Siemens mMR", num_rings=1)
     projdata = ProjDataGeometry(mmr, (Segment(0, 0, 0, 1),), 126, 344)
     return ImageGeometry((1, 128, 128), (mmr.ring_spacing, 2.0, 2.0)), projdata
+
+
+def mmr_of(planes: int, views: int, oblique: bool = True) -> ProjDataGeometry:
+    """Siemens mMR with as many planes (one less, if even), span 11, segments 0, +1, -1 where there is room."""
+    mmr, rings = get_scanner("Siemens mMR"), (planes + 1) // 2
+    if rings != mmr.num_rings:
+        mmr = dataclasses.replace(mmr, name=f"{rings} rings of a Siemens mMR", num_rings=rings)
+    reach, most = min(5, rings - 1), 2 * rings - 1
+    segments = [Segment(0, -reach, reach, most)]
+    if oblique and most > 12:
+        segments += [Segment(1, 6, 16, most - 12), Segment(-1, -16, -6, most - 12)]
+    return ProjDataGeometry(mmr, tuple(segments), views, 344)
 
 
 def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -132,6 +154,18 @@ def expected_background(trues: np.ndarray, share: float) -> np.ndarray:
     smooth = torch.nn.functional.conv2d(smooth, kernel, padding=(0, _SCATTER_WIDTH // 2))[:, 0].numpy()
     total = share / (1 - share) * trues.sum(dtype=np.float64)
     return 0.5 * total * (smooth / smooth.sum(dtype=np.float64) + 1 / smooth.size)
+
+
+def script_model(pet: Any, prompts: Any, factors: Any, additive: Any, image: Any, rays: int) -> Any:
+    """The acquisition model of a script with SIRF's names, set up."""
+    sensitivity = pet.AcquisitionSensitivityModel(factors)
+    sensitivity.set_up(prompts)
+    model = pet.AcquisitionModelUsingRayTracingMatrix()
+    model.set_num_tangential_LORs(rays)
+    model.set_acquisition_sensitivity(sensitivity)
+    model.set_additive_term(additive)
+    model.set_up(prompts, image)
+    return model
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.bench import domain_shift
+from benchmarks.bench.acquisition import centred, mmr_slice, simulate_acquisition
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import get_scanner
@@ -129,7 +131,7 @@ def make_case(spec: CaseSpec, projdata: ProjDataGeometry | None = None) -> Case:
 
     if spec.kind not in ("slice", "volume", *MISMATCHES):
         return _shifted_case(spec)
-    geometry, own = volume_grids() if spec.kind == "volume" else _slice_grids()
+    geometry, own = volume_grids() if spec.kind == "volume" else mmr_slice()
     truth, mu, mr, masks = _subject(spec.subject, geometry.shape)
     case = case_of(spec, geometry, projdata or own, truth, mu, mr, masks)
     return mismatched(spec.kind, case, mu) if spec.kind in MISMATCHES else case
@@ -145,8 +147,6 @@ def case_of(
     masks: dict[str, Tensor],
 ) -> Case:
     """A case from its images: attenuation, uneven efficiencies and 30 % background, scaled to the counts."""
-    from .acquisition import simulate_acquisition
-
     acquisition = simulate_acquisition(truth, mu, geometry, projdata, prompts=spec.prompts * geometry.shape[0])
     masks = {name: mask for name, mask in masks.items() if bool(mask.any())}
     return Case(spec, geometry, projdata, truth, mr, masks, acquisition.multiplicative, acquisition.additive)
@@ -159,12 +159,6 @@ def volume_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
     return ImageGeometry((23, 128, 128), (mmr.ring_spacing / 2, 2.0, 2.0)), ProjDataGeometry(mmr, segments, 42, 128)
 
 
-def _slice_grids() -> tuple[ImageGeometry, ProjDataGeometry]:
-    from .acquisition import mmr_slice
-
-    return mmr_slice()
-
-
 @lru_cache(maxsize=4)
 def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Truth, attenuation, MR and regions of some planes of a subject."""
@@ -172,11 +166,8 @@ def _subject(subject: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor,
 
     from sirf_diffusion.simulation import TracerContrast, simulate_activity
 
-    from .acquisition import centred
-    from .domain_shift import anatomy_of
-
     rng = np.random.default_rng([44, subject])
-    anatomy = anatomy_of(subject)
+    anatomy = domain_shift.anatomy_of(subject)
     first = int(rng.integers(56, 76)) - shape[0] // 2
     planes = slice(first, first + shape[0])
     activity = GREY_MATTER * simulate_activity(
@@ -242,7 +233,6 @@ def _distance(centre: tuple[int, int, int], shape: tuple[int, ...], voxel_size: 
 
 def _shifted_case(spec: CaseSpec) -> Case:
     """A case of the domain-shift suite."""
-    from . import domain_shift
     from .mismatch import MISMATCHES
 
     if spec.kind not in domain_shift.CASES:

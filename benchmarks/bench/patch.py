@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sirf_diffusion.geometry.checks import check_real
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.priors.base import Penalty
 
@@ -45,9 +46,7 @@ class PatchPenalty(Penalty):
 
     def __init__(self, geometry: ImageGeometry, penalisation_factor: float, delta: float) -> None:
         super().__init__(penalisation_factor)
-        if not 0 < delta < float("inf"):
-            raise ValueError(f"delta must be a positive finite number, found {delta!r}")
-        self.geometry, self.delta = geometry, float(delta)
+        self.geometry, self.delta = geometry, check_real("delta", delta, open_below=True)
         flat = geometry.shape[0] == 1
         self._patch = (1, 3, 3) if flat else (3, 3, 3)
         reach = (0, 2, 2) if flat else (1, 1, 1)

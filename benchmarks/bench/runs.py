@@ -21,6 +21,7 @@ from benchmarks.bench.cases import Case, CaseSpec
 from benchmarks.bench.measures import image_measures, likelihood_measures, posterior_measures
 from benchmarks.bench.problem import Problem
 from benchmarks.bench.table import get_line
+from benchmarks.bench.timing import peak_memory, reset_peak_memory
 from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.diffusion.chain import posterior_sd
@@ -96,7 +97,7 @@ def perform(
         settings["target"] = float(problem.objective().value(problem.truth))
     draws = Draws(spec.num_samples if line.samples else 1, spec.realisation)
     where = f"{platform.node()} {os.getpid()}"
-    _reset_peak_memory(torch_device)
+    reset_peak_memory(torch_device)
     try:
         reconstructor = build(line.builder, problem, settings, draws)
         reconstructor.process()
@@ -107,7 +108,7 @@ def perform(
         logger.info("%s failed: %s", spec.name, error)
         return RunResult(spec, {"nrmse": math.inf}, failure=f"{type(error).__name__}: {error}", where=where)
     measures = _cost(reconstructor.record, problem)
-    measures["peak_memory_mib"] = _peak_memory(torch_device) / 2**20
+    measures["peak_memory_mib"] = peak_memory(torch_device) / 2**20
     measures |= likelihood_measures(problem.objective(), image, problem.truth)
     measures |= image_measures(image.cpu(), case)
     result = RunResult(spec, measures, where=where)
@@ -145,28 +146,3 @@ def _cost(record: dict[str, Any], problem: Problem) -> dict[str, float]:
 @lru_cache(maxsize=2)
 def _model(name: str, device: str, precision: str) -> ScoreModel:
     return ScoreModel.load(name, device, precision)
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
-    except OSError:
-        logger.debug("peak memory cannot be reset here: it is that of the whole process")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes: of the device, or resident memory of this process since the reset."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("VmHWM"))
-        return 1024.0 * float(line.split()[1])
-    except (OSError, StopIteration):
-        import resource
-
-        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.bench.acquisition import mmr_of
 from benchmarks.bench.tables import Column, as_text, markdown, number
+from benchmarks.bench.timing import timed
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -19,8 +20,6 @@ from sirf_diffusion.environment import software_versions
 from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.files.outputs import jsonable, write_json
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
-from sirf_diffusion.geometry.scanners import get_scanner
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import build_reconstructor
 
@@ -106,14 +105,18 @@ def _measured(
     objective: PoissonObjective, score: ScoreModel, size: Size, device: torch.device
 ) -> Iterator[tuple[str, dict[str, float]]]:
     image = objective.uniform_image().expand(size.samples, -1, -1, -1).contiguous()
-    yield "forward projection", {"seconds": _best(lambda: objective.value(image), device)}
-    yield "forward and back projection", {"seconds": _best(lambda: objective.gradient(image), device)}
+
+    def best(function: Callable[[], Any]) -> float:
+        return timed(function, REPEATS, device)[1]
+
+    yield "forward projection", {"seconds": best(lambda: objective.value(image))}
+    yield "forward and back projection", {"seconds": best(lambda: objective.gradient(image))}
     planes = "alternating" if size.planes >= 15 else "transverse"
     scale = float(image.max())
     for name, variant in network_variants(score).items():
         bound = variant.on(objective.geometry, scale, planes)
         latent = bound.to_latent(image.to(score.device))
-        yield name, {"seconds": _best(lambda b=bound, u=latent: b.predict(u, 0.5), device)}  # type: ignore[misc]
+        yield name, {"seconds": best(lambda b=bound, u=latent: b.predict(u, 0.5))}  # type: ignore[misc]
     for name, settings in METHODS.items():
         bound = score.on(objective.geometry, scale, planes)
         sampler = build_reconstructor(
@@ -141,17 +144,9 @@ def _measured(
 
 def _problem(size: Size, device: torch.device) -> PoissonObjective:
     """A cylinder in a scanner of the Siemens mMR's radius, two subsets."""
-    mmr = get_scanner("Siemens mMR")
-    rings = (size.planes + 1) // 2
-    scanner = dataclasses.replace(mmr, name=f"{rings} rings of a Siemens mMR", num_rings=rings)
-    segments = [Segment(0, 0, 0, 1)]
-    if rings > 1:
-        reach = min(5, rings - 1)
-        segments = [Segment(0, -reach, reach, 2 * rings - 1)]
-    projdata = ProjDataGeometry(scanner, tuple(segments), size.views, 344)
-    geometry = ImageGeometry(
-        (size.planes, size.side, size.side), (mmr.ring_spacing / 2, 256 / size.side, 256 / size.side)
-    )
+    projdata, side = mmr_of(size.planes, size.views, oblique=False), size.side
+    spacing = projdata.scanner.ring_spacing / 2
+    geometry = ImageGeometry((size.planes, side, side), (spacing, 256 / side, 256 / side))
     model = AcquisitionModel(Projector(geometry, projdata, device))
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, size.side) for _ in range(2)), indexing="ij")
     truth = (x.square() + y.square() < 0.6).float().expand(geometry.shape).contiguous().to(device)
@@ -159,14 +154,3 @@ def _problem(size: Size, device: torch.device) -> PoissonObjective:
     generator = torch.Generator().manual_seed(0)
     prompts = torch.poisson(counts.cpu() * (1e5 * size.planes / float(counts.sum())), generator=generator)
     return PoissonObjective(model, prompts.to(device), num_subsets=2)
-
-
-def _best(function: Callable[[], Any], device: torch.device) -> float:
-    seconds = []
-    for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])

@@ -123,6 +123,18 @@ def as_text(columns: Sequence[Column], rows: Sequence[Row]) -> pandas.DataFrame:
     return pandas.DataFrame([[c.text(row) for c in columns] for row in rows], columns=[c.heading for c in columns])
 
 
+def print_head(*names: str) -> None:
+    """The first lines of a Markdown table: an empty one, and its heading."""
+    print()
+    print_row(*names)
+    print_row(*["---"] * len(names))
+
+
+def print_row(*cells: object) -> None:
+    """A line of a Markdown table, shown at once; real numbers with three decimals."""
+    print("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |", flush=True)
+
+
 def markdown(table: pandas.DataFrame) -> str:
     """A table for Markdown."""
     lines = [list(table), ["---"] * table.shape[1], *table.to_numpy().tolist()]

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -26,14 +26,7 @@ from sirf_diffusion.models.lora import Adapter, AdapterFileError
 from sirf_diffusion.models.storage import ModelFileError
 from sirf_diffusion.training.data.volume_file import VolumeFileError
 
-from .mutations import (
-    any_value,
-    changed_bytes,
-    changed_json,
-    changed_weights,
-    json_text,
-    several,
-)
+from .mutations import any_value, changed_bytes, changed_json, changed_weights, json_text, several
 from .reader import Reader, promise
 
 TINY = NetworkConfig(
@@ -52,10 +45,21 @@ def tiny_model(config: NetworkConfig = TINY) -> ScoreModel:
     return ScoreModel(build_network(config), schedule, prediction, (4.0, 4.0, 4.0), about, architecture=config)
 
 
-class Model(Reader):
-    """Score models: header and weights."""
+class _Weights(Reader):
+    """Header and weights; ``key`` is that of the document in the header."""
 
-    name, file, errors = "model file", "model.safetensors", (ModelFileError,)
+    key: ClassVar[str]
+
+    def content(self, rng: Random) -> bytes:
+        """Mostly the document in the header changed, else header or bytes."""
+        sample = rng.choice(self.samples)
+        return changed_bytes(rng, sample) if rng.random() < 0.25 else changed_weights(rng, sample, self.key)
+
+
+class Model(_Weights):
+    """Score models."""
+
+    name, file, errors, key = "model file", "model.safetensors", (ModelFileError,), "sirf_diffusion"
 
     def prepare(self) -> list[bytes]:
         """Two networks."""
@@ -63,11 +67,6 @@ class Model(Reader):
         for k, model in enumerate(models):
             model.save(self.folder / f"{k}.safetensors")
         return [(self.folder / f"{k}.safetensors").read_bytes() for k in range(len(models))]
-
-    def content(self, rng: Random) -> bytes:
-        """Mostly the document in the header changed, else header or bytes."""
-        sample = rng.choice(self.samples)
-        return changed_bytes(rng, sample) if rng.random() < 0.25 else changed_weights(rng, sample, "sirf_diffusion")
 
     def read(self) -> None:
         """The model, whose weights are finite and whose schedule has noise levels."""
@@ -86,22 +85,16 @@ def tiny_enhancer() -> EnhancementModel:
     return EnhancementModel(about)
 
 
-class EnhancementFile(Reader):
-    """Enhancement models: header and weights."""
+class EnhancementFile(_Weights):
+    """Enhancement models."""
 
     name, file, errors = "enhancement model", "enhancement.safetensors", (ModelFileError,)
+    key = "sirf_diffusion_enhancement"
 
     def prepare(self) -> list[bytes]:
         """One without an autoencoder."""
         tiny_enhancer().save(self.path)
         return [self.path.read_bytes()]
-
-    def content(self, rng: Random) -> bytes:
-        """Mostly the document in the header changed, else header or bytes."""
-        sample = rng.choice(self.samples)
-        if rng.random() < 0.25:
-            return changed_bytes(rng, sample)
-        return changed_weights(rng, sample, "sirf_diffusion_enhancement")
 
     def read(self) -> None:
         """The model, whose weights are finite and whose doses fall."""
@@ -111,23 +104,16 @@ class EnhancementFile(Reader):
         json.dumps(model.config.to_dict(), allow_nan=False)
 
 
-class AdapterFile(Reader):
+class AdapterFile(_Weights):
     """Adapters of a model."""
 
-    name, file, errors = "adapter", "adapter.safetensors", (AdapterFileError,)
+    name, file, errors, key = "adapter", "adapter.safetensors", (AdapterFileError,), "sirf_diffusion_adapter"
 
     def prepare(self) -> list[bytes]:
         """One for a tiny model."""
         self.model = tiny_model()
         Adapter(self.model).save(self.path, {"note": 1})
         return [self.path.read_bytes()]
-
-    def content(self, rng: Random) -> bytes:
-        """Mostly the document in the header changed, else header or bytes."""
-        sample = rng.choice(self.samples)
-        if rng.random() < 0.25:
-            return changed_bytes(rng, sample)
-        return changed_weights(rng, sample, "sirf_diffusion_adapter")
 
     def read(self) -> None:
         """The adapter, whose weights are finite."""
@@ -136,10 +122,10 @@ class AdapterFile(Reader):
         promise(abs(adapter.config.scale) < 1e30, f"a scale of {adapter.config.scale}")
 
 
-class HTransformFile(Reader):
+class HTransformFile(_Weights):
     """H-transforms of a model."""
 
-    name, file, errors = "h-transform", "h.safetensors", (HTransformFileError,)
+    name, file, errors, key = "h-transform", "h.safetensors", (HTransformFileError,), "sirf_diffusion_h_transform"
 
     def prepare(self) -> list[bytes]:
         """One for a tiny model."""
@@ -147,12 +133,6 @@ class HTransformFile(Reader):
         config = HTransformConfig(replace(TINY, in_channels=5), "tiny", self.model.hash, (1.0, 2.0))
         HTransform(build_network(config.architecture), self.model, config).save(self.path)
         return [self.path.read_bytes()]
-
-    def content(self, rng: Random) -> bytes:
-        """Mostly the document in the header changed, else header or bytes."""
-        sample = rng.choice(self.samples)
-        key = "sirf_diffusion_h_transform"
-        return changed_bytes(rng, sample) if rng.random() < 0.25 else changed_weights(rng, sample, key)
 
     def read(self) -> None:
         """The network, whose weights are finite, of this model, and its ranges in order."""
@@ -170,8 +150,6 @@ class TrainingCheckpoint(Reader):
 
     def prepare(self) -> list[bytes]:
         """One step of a tiny network."""
-        from dataclasses import replace
-
         from sirf_diffusion.training.configuration import DEFAULT
         from sirf_diffusion.training.distributed import Processes
         from sirf_diffusion.training.state import TrainingState

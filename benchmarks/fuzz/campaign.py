@@ -24,6 +24,7 @@ from typing import Any
 
 from sirf_diffusion.files.outputs import write_json
 from sirf_diffusion.files.versions import read_record
+from sirf_diffusion.geometry.checks import check_count
 
 from .mutations import LONGEST
 from .reader import Broken, Reader
@@ -232,8 +233,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = arguments.reader or list(kinds)
     if unknown := sorted({*chosen} - {*kinds}):
         raise ValueError(f"--reader {unknown[0]}: known are {', '.join(kinds)}")
-    if arguments.inputs < 1:
-        raise ValueError(f"--inputs must be at least 1, found {arguments.inputs}")
+    check_count("--inputs", arguments.inputs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tallies = []
     for name in chosen:

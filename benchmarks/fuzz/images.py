@@ -5,26 +5,40 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
 
 from sirf_diffusion.patient.image import UnusableImage
 
-from .mutations import (
-    NUMBERS,
-    any_value,
-    changed_bytes,
-)
+from .mutations import NUMBERS, any_value, changed_bytes
 from .reader import Reader, promise
 
 
-class Nifti(Reader):
+class _Image(Reader):
+    """An image of the patient."""
+
+    errors = (UnusableImage,)
+
+    def read(self) -> None:
+        """The image, whose values are finite, and its place."""
+        from sirf_diffusion.patient.readers import read_source
+
+        image = read_source(self.source())
+        promise(image.values.ndim == 3 and np.isfinite(image.values).all(), "values that are not finite")
+        promise(np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine)) > 0, "a place that is none")
+
+    def source(self) -> Path:
+        """The file, under the name that its content asks for."""
+        return self.path
+
+
+class Nifti(_Image):
     """NIfTI-1, plain and compressed."""
 
-    name, file, errors = "NIfTI", "image.nii", (UnusableImage,)
+    name, file = "NIfTI", "image.nii"
 
     def prepare(self) -> list[bytes]:
         """A small image."""
@@ -56,24 +70,16 @@ class Nifti(Reader):
             raw = changed_bytes(rng, raw) if rng.random() < 0.5 else raw
         return raw
 
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
-
-        path = self.path
-        if self.path.read_bytes()[:2] == b"\x1f\x8b":
-            path = self.folder / "image.nii.gz"
-            path.write_bytes(self.path.read_bytes())
-        check_source(read_source(path))
+    def source(self) -> Path:
+        """A compressed stream has another name."""
+        if self.path.read_bytes()[:2] != b"\x1f\x8b":
+            return self.path
+        compressed = self.folder / "image.nii.gz"
+        compressed.write_bytes(self.path.read_bytes())
+        return compressed
 
 
-def check_source(image: Any) -> None:
-    """The promises of an image of the patient."""
-    promise(image.values.ndim == 3 and np.isfinite(image.values).all(), "values that are not finite")
-    promise(np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine)) > 0, "a place that is none")
-
-
-class Ecat(Nifti):
+class Ecat(_Image):
     """ECAT7 images."""
 
     name, file = "ECAT7", "image.v"
@@ -100,17 +106,11 @@ class Ecat(Nifti):
         """Changed bytes."""
         return changed_bytes(rng, self.samples[0])
 
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
 
-        check_source(read_source(self.path))
-
-
-class Dicom(Reader):
+class Dicom(_Image):
     """DICOM: single slices, and enhanced multi-frame files."""
 
-    name, file, errors = "DICOM", "image.dcm", (UnusableImage,)
+    name, file = "DICOM", "image.dcm"
 
     def prepare(self) -> list[bytes]:
         """A slice of a written series."""
@@ -124,12 +124,6 @@ class Dicom(Reader):
         """Tags changed with pydicom, and bytes."""
         base = self.samples[0] if rng.random() < 0.3 else self.variant(rng)
         return base if rng.random() < 0.1 else changed_bytes(rng, base)
-
-    def read(self) -> None:
-        """The image and its place."""
-        from sirf_diffusion.patient.readers import read_source
-
-        check_source(read_source(self.path))
 
 
 _TAGS = (

@@ -12,8 +12,9 @@ from .command_line import add_command, add_machine, add_workers, bars, real, see
 _ABOUT = """\
 Make a score model for one patient's anatomy: the MRs of a bank of subjects with PET and MR are registered to the
 patient's MR, their PETs carried along and mixed to pseudo-PETs, and a model of the population is trained further on
-them. The model file is used as any other (recon --model, ScorePrior, a parameter file). No MR enters the network:
-lesions that the MR does not show are not lost.
+them, beside the mean of the PETs, which is kept in the file with its place. The model is used as any other (recon
+--model, ScorePrior, a parameter file) where the patient lies as in the MR; if not, give recon --anatomical MR
+--register emission. No MR enters the network.
 
 Members of the bank whose registration fails (folds, mutual information, inverse, overlap, similarity) are left out,
 with the reason; with fewer than --min-members good ones no model is made. Look at the page of --report before you
@@ -28,7 +29,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser = add_command(
         commands, common, "personalise", run, summary="make a score model for one patient's anatomy", about=_ABOUT,
-        example="sirf-diffusion personalise --bank bank.h5 --mr T1.nii.gz --model brain-fdg --out patient.safetensors "
+        example="sirf-diffusion personalise --bank bank.h5 --mr T1.nii.gz --out patient.safetensors "
         "--report report",
     )  # fmt: skip
     parser.add_argument("--bank", type=Path, required=True, metavar="B.h5", help="PET and MR, of `sirf-diffusion data`")
@@ -36,21 +37,21 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         "--mr", type=Path, required=True, metavar="FILE", help="the patient's: NIfTI, Interfile, or a DICOM folder"
     )
     parser.add_argument(
-        "--model", default="brain-fdg", metavar="NAME|FILE", help="model of the population; default: %(default)s"
+        "--model", default="brain-fdg-mr", metavar="NAME|FILE", help="model of the population; default: %(default)s"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file (.safetensors) to write")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with figures")
     making = parser.add_argument_group("how it is made")
     making.add_argument(
-        "--pseudo-pets", type=whole(9, 10_000), default=54, metavar="N", help="mixtures; default: %(default)d"
+        "--pseudo-pets", type=whole(9, 10_000), default=90, metavar="N", help="mixtures; default: %(default)d"
     )
     making.add_argument(
         "--min-members", dest="least_members", type=whole(2), default=6, metavar="N",
         help="members of the bank that must be registered well; default: %(default)d",
     )  # fmt: skip
-    making.add_argument("--steps", type=whole(), default=800, metavar="N", help="of training; default: %(default)d")
+    making.add_argument("--steps", type=whole(), default=1200, metavar="N", help="of training; default: %(default)d")
     making.add_argument("--batch-size", type=whole(1, 4096), default=8, metavar="N", help="default: %(default)d")
-    making.add_argument("--learning-rate", type=real(0, 1), default=2e-4, metavar="R", help="default: %(default)g")
+    making.add_argument("--learning-rate", type=real(0, 1), default=4e-4, metavar="R", help="default: %(default)g")
     making.add_argument(
         "--transverse", action="store_true", help="train on transverse slices alone, for data of single planes"
     )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FILES = ("prompts", "multiplicative", "additive", "attenuation", "initial", "par")
 
 
-
 def _listed(kinds: Mapping[str, Any]) -> str:
     return "\n".join(f"  {name:<10} {kind.about}" for name, kind in kinds.items())
 

@@ -6,7 +6,6 @@ a rising factor both fall, the roughness first and the log-likelihood later, and
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import re
@@ -19,7 +18,7 @@ from typing import Any
 
 from ..files.atomic import atomic_path
 from ..files.lock import LOCK, locked
-from ..files.outputs import OutputFolder, write_json
+from ..files.outputs import OutputFolder, write_csv, write_json
 from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
 from ..files.versions import read_record
@@ -176,11 +175,8 @@ class Scan:
     def _write(self) -> None:
         points = [asdict(point) for point in sorted(self.points.values(), key=lambda point: point.factor)]
         write_json(self.out / _RECORD, {"settings": self._settings(), "prior": self.prior, "points": points})
-        options = {"newline": "", "encoding": "utf-8"}
-        with atomic_path(self.out / "scan.csv") as temporary, temporary.open("w", **options) as stream:
-            writer = csv.DictWriter(stream, ["factor", "nrmse", "log_likelihood", "roughness", "seconds", "image"])
-            writer.writeheader()
-            writer.writerows(points)
+        columns = ["factor", "nrmse", "log_likelihood", "roughness", "seconds", "image"]
+        write_csv(self.out / "scan.csv", [columns, *([point[column] for column in columns] for point in points)])
 
 
 def best(points: Sequence[Point]) -> tuple[Point, str] | None:

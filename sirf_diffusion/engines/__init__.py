@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..geometry.checks import check_choice
 from .objective import Evaluation, Objective, ProjectionCounter
 
 __all__ = ["PROJECTORS", "Evaluation", "Objective", "ProjectionCounter", "as_objective"]
@@ -45,8 +46,7 @@ def as_objective(
     ValueError
         If the embedded engine cannot stand in for the toolkit's projector, with the reason.
     """
-    if projector not in PROJECTORS:
-        raise ValueError(f"projector must be one of {', '.join(PROJECTORS)}, found {projector!r}")
+    check_choice("projector", projector, PROJECTORS)
     objective = _objective_of(obj, options)
     if projector == PROJECTORS[0] or _is_embedded(objective):
         return objective

@@ -105,13 +105,16 @@ def herman_meyer_order(num_subsets: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def checked_order(order: Sequence[int] | None, num_subsets: int) -> tuple[int, ...]:
-    """``order`` if it is a permutation of the subsets, the Herman-Meyer order if it is None."""
-    if order is None:
-        return herman_meyer_order(num_subsets)
-    if sorted(order) != list(range(num_subsets)):
+def update_order(num_subsets: int, order: Sequence[int] | None = None) -> tuple[int | None, ...]:
+    """Subsets of successive updates: None, which is all data, where there is one; else the Herman-Meyer order.
+
+    Or ``order``; ValueError if it is no permutation of the subsets.
+    """
+    if order is not None and sorted(order) != list(range(num_subsets)):
         raise ValueError(f"subset_order must hold each of 0..{num_subsets - 1} once, found {list(order)}")
-    return tuple(int(k) for k in order)
+    if num_subsets == 1:
+        return (None,)
+    return herman_meyer_order(num_subsets) if order is None else tuple(int(k) for k in order)
 
 
 def inside(sensitivity: Tensor) -> Tensor:
@@ -135,8 +138,8 @@ def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
 def early_em_image(objective: Likelihood, num_updates: int) -> Tensor:
     """OSEM from the uniform image: as many epochs as make at least so many updates."""
     x = raise_zeros(objective.uniform_image(), objective.sensitivity())
-    order = herman_meyer_order(objective.num_subsets)
+    order = update_order(objective.num_subsets)
     for _ in range(-(-num_updates // len(order))):
         for subset in order:
-            x = em_update(objective, x, subset if len(order) > 1 else None)
+            x = em_update(objective, x, subset)
     return x

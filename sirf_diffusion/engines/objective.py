@@ -155,6 +155,20 @@ class NativeImages(Protocol):
         ...
 
 
+def total_sensitivity(objective: Objective) -> float:
+    """The sum of the sensitivity; ValueError if it is zero everywhere."""
+    total = float(objective.sensitivity().sum(dtype=torch.float64))
+    if total <= 0:
+        raise ValueError("sensitivity is zero everywhere: no bin with a positive factor sees the image")
+    return total
+
+
+def check_single(x: Tensor) -> None:
+    """Raise ValueError for images that are not one ``[z, y, x]``."""
+    if x.dim() != 3:
+        raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+
+
 def exam_info_of_written(write: Callable[[str], Any], name: str = "image.hv") -> ExamInfo:
     """Exam information of an image or of projection data of STIR, from the header that ``write(file name)`` makes."""
     from ..files.interfile import read_exam_info

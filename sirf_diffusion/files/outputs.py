@@ -6,6 +6,7 @@ A long computation must not end with a disk that cannot be written, and a folder
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -258,6 +259,12 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: 
     text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows, the names of the columns first, as CSV."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def jsonable(value: Any) -> Any:

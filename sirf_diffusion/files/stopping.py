@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -28,43 +28,43 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Here, interrupts and the signals of batch systems raise `Stopped`; ignored ones (nohup) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
-    heeded = [number for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)]
+def heeded(respond: Callable[[int, dict[int, Any]], None]) -> Iterator[None]:
+    """Here, in the main thread, interrupts and the signals of batch systems are answered so; not ignored ones (nohup).
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in heeded:
+    ``respond`` is given the signal and what answered each of them before.
+    """
+    earlier: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        earlier = {number: was for number, was in handlers.items() if was not in (signal.SIG_IGN, None)}
+    for number in earlier:
+        signal.signal(number, lambda number, frame: respond(number, earlier))
+    try:
+        yield
+    finally:
+        for number, was in earlier.items():
+            signal.signal(number, was)
+
+
+def stoppable() -> AbstractContextManager[None]:
+    """Here, signals that ask to end raise `Stopped`."""
+
+    def stop(number: int, earlier: dict[int, Any]) -> None:
+        for other in earlier:
             if other != signal.SIGINT:  # a second Ctrl-C drops what the first one saves
                 signal.signal(other, signal.SIG_IGN)
         raise Stopped(number)
 
-    for number in heeded:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in heeded:
-            signal.signal(number, earlier[number])
+    return heeded(stop)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
     """Here, signals wait: for calls of libraries that lose what is raised while they call back."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-    for number in earlier:
-        signal.signal(number, lambda number, frame: asked.append(number))
     try:
-        yield
+        with heeded(lambda number, earlier: asked.append(number)):
+            yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
         if asked:
             signal.raise_signal(asked[0])

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..geometry.checks import check_choice
 from .atomic import atomic_path
 from .documents import parse_json
 from .versions import check_version
 
-Result = TypeVar("Result")
+Network = TypeVar("Network", bound=nn.Module)
 MAX_FILE_BYTES = 4 * 1024**3
 _MAX_HEADER_BYTES = 4 * 1024**2
 #: What files are that are given in place of others, by the key of their document.
@@ -92,10 +94,11 @@ class WeightsFormat:
             temporary.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
-    def guarded(self, path: str | os.PathLike[str], action: Callable[[], Result]) -> Result:
-        """Do it; what it finds wrong with a value is wrong with the file's document."""
+    @contextmanager
+    def guarded(self, path: str | os.PathLike[str]) -> Iterator[None]:
+        """What is found wrong with a value here is wrong with the file's document."""
         try:
-            return action()
+            yield
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             raise self._refusal(path, f"its {self.key!r} configuration is not valid: {error}") from error
 
@@ -134,7 +137,8 @@ class WeightsFormat:
         if self.key not in metadata:
             is_one = next((f"; it is {kind}" for key, kind in _KINDS.items() if key in metadata), "")
             raise self.error(f"{path} is not {self.what}: its header has no {self.key!r} configuration{is_one}")
-        content = self.guarded(path, lambda: parse_json(metadata[self.key]))
+        with self.guarded(path):
+            content = parse_json(metadata[self.key])
         try:
             check_version(content.get(self.version_key), self.version, self.version_key)
         except ValueError as error:
@@ -162,6 +166,25 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
     with atomic_path(path) as temporary:
         save_file(_storable(tensors), temporary, metadata)
+
+
+def filled(network: Network, weights: Mapping[str, Tensor]) -> Network:
+    """The network, which may be on the meta device, with these weights in float32: frozen, for evaluation.
+
+    Raises ValueError unless they fit, as `check_tensors` does.
+    """
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    check_tensors(weights, network.state_dict())
+    network.load_state_dict(weights, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def in_dtype(weights: Mapping[str, Tensor], network: nn.Module, weights_dtype: str) -> dict[str, Tensor]:
+    """A network's weights on the CPU as they are stored, "float32" or "float16"; ValueError unless they fit it."""
+    dtype = getattr(torch, check_choice("weights_dtype", weights_dtype, ("float32", "float16")))
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    check_tensors(stored, network.state_dict())
+    return stored
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

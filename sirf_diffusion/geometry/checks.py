@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,9 +16,18 @@ LARGEST_SEED = 2**63 - 1
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise ``ValueError`` naming ``what`` if ``x`` holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
-        number = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{what} holds {number} values that are NaN or infinite (of {x.numel()})")
+    if number := int((~torch.isfinite(x)).sum()):
+        raise ValueError(f"{what} has {number} values that are not finite (NaN or infinite), of {x.numel()}")
+
+
+def check_image(x: Tensor, what: str, shape: tuple[int, ...], batch: bool = False) -> None:
+    """Raise ``ValueError`` for an image, or a ``batch`` of them, of another shape than its grid, or not finite."""
+    found = tuple(x.shape[-3:] if batch else x.shape)
+    if found != shape:
+        raise ValueError(
+            f"{what} has shape {found}, expected {shape} (z, y, x): resample it to the grid of the reconstruction"
+        )
+    check_finite(x, what)
 
 
 def check_count(name: str, value: Any, minimum: int = 1, maximum: int = LARGEST_COUNT) -> int:
@@ -74,6 +84,16 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, found {value!r}")
     return value
+
+
+def check_keys(what: str, found: Any, known: Collection[str], all_needed: bool = True) -> None:
+    """A dictionary that has the known keys, or some of them, and no others."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} must be a dictionary, found {found!r:.40}")
+    if unknown := sorted(str(key) for key in set(found) - set(known)):
+        raise ValueError(f"{what} has unknown keys {unknown}; known are {sorted(known)}")
+    if all_needed and (missing := sorted(set(known) - set(found))):
+        raise ValueError(f"{what} misses the keys {missing}")
 
 
 def _number(value: Any) -> float | int | None:

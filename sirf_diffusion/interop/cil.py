@@ -16,6 +16,7 @@ from torch import Tensor
 from ..engines import as_objective
 from ..engines.em import em_step, penalised_em_step
 from ..engines.objective import Objective
+from ..geometry.checks import check_count, check_real
 from ..priors import Penalty
 from .containers import to_container, to_tensor
 from .stepwise import StepwiseObjective
@@ -42,11 +43,8 @@ class _Iterated(Function):
 
     def __init__(self, what: str, num_iterations: int, tolerance: float) -> None:
         super().__init__()
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, found {num_iterations}")
-        if not 0 <= tolerance < math.inf:
-            raise ValueError(f"tolerance must be a finite number of at least 0, found {tolerance}")
-        self.num_iterations, self.tolerance = int(num_iterations), float(tolerance)
+        self.num_iterations = check_count("num_iterations", num_iterations)
+        self.tolerance = check_real("tolerance", tolerance)
         self._what, self._warned = what, False
 
     def convex_conjugate(self, x: Any) -> float:
@@ -60,9 +58,7 @@ class _Iterated(Function):
 
     @L.setter
     def L(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise ValueError(f"L must be a finite number of at least 0, found {value}")
-        self._L = float(value)
+        self._L = check_real("L", value)
 
     def _known_bound(self) -> float | None:
         return None

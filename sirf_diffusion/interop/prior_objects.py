@@ -130,6 +130,11 @@ class GuidedObject(AnatomicalObject):
     def get_guidance(self) -> float:
         return self._guidance
 
+    def _see(self, image: Any) -> None:
+        if self._located is None:  # a personalised model has an image of its own
+            self._located = getattr(self.obj.model, "expected_image", None)
+        super()._see(image)
+
     def _hand_over(self) -> None:
         self.obj.set_anatomical(self._located, self._guidance)
 

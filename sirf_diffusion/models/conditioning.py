@@ -6,8 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,17 +92,17 @@ def check_guidance(in_channels: int, has_anatomical: bool, guidance: float) -> N
         )
 
 
-def unless_own(
-    anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None, training: Mapping[str, Any]
+def shown_image(
+    anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None, model: Any
 ) -> Tensor | AnatomicalImage | str | os.PathLike[str] | None:
-    """The anatomical image that a network is to be shown: None for the MR that a personalised model was made for.
+    """What a network is shown: the image that is given; of a model for one patient, always the image that it expects.
 
-    Such a model knows its patient's anatomy and takes no image; the MR that is given says whose data these are.
-    ``training`` is the provenance in the model's metadata. Raises ValueError if the model was made for another MR.
+    Of such a model the MR that is given only says whose data these are, and where the patient lay. Raises ValueError if
+    the model was made for another MR.
     """
-    made_for = training.get("personalised")
-    if anatomical is None or not isinstance(made_for, Mapping):
-        return anatomical
+    expected: AnatomicalImage | None = getattr(model, "expected_image", None)
+    if expected is None or anatomical is None:
+        return expected if anatomical is None else anatomical
     if isinstance(anatomical, Tensor):
         raise ValueError(
             "a personalised model is shown no MR, and values on a grid do not tell whether they are those of the "
@@ -112,6 +111,9 @@ def unless_own(
     from ..patient.anatomical import AnatomicalImage
 
     image = anatomical if isinstance(anatomical, AnatomicalImage) else AnatomicalImage.read(anatomical)
+    if image.source == expected.source:
+        return image
+    made_for = model.metadata["training"]["personalised"]
     if not any(made_for.get(name) == value for name, value in image.identity.items()):
         raise ValueError(
             f"the model was made for another patient's MR (SHA-256 {made_for.get('mr_sha256')!s:.12}...) than "
@@ -119,7 +121,10 @@ def unless_own(
             "the model that was made for this MR, or a model of a population"
         )
     logger.info("%s is the MR that the model was made for; the network is not shown it", image.source)
-    return None
+    moved = image.registration
+    affine = expected.image.affine if moved is None else moved.matrix @ expected.image.affine
+    place = replace(expected.image, affine=affine)
+    return replace(expected, image=place, registration=moved, data_position=image.data_position)
 
 
 def make_conditioning(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..environment import select_device
-from ..files.weights import WeightsFormat, check_tensors
-from ..geometry.checks import check_real
+from ..files.weights import WeightsFormat, filled, in_dtype
+from ..geometry.checks import check_keys, check_real
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 from .conditioning import anatomical_on, scaled_anatomical
@@ -23,7 +23,7 @@ from .doses import DoseSchedule
 from .grid import GridAdapter
 from .intensity import FWHM_MM
 from .latent import EnhancementConfig, EnhancementNetwork, build_autoencoder, told_time
-from .storage import ModelFileError, checked_voxel_size, find_model
+from .storage import ModelFileError, check_words, checked_voxel_size, find_model
 
 if TYPE_CHECKING:
     from ..patient import AnatomicalImage
@@ -94,8 +94,7 @@ class EnhancementModelConfig:
         falling = all(a[0] > b[0] and a[1] < b[1] for a, b in pairwise(pairs))
         if len(pairs) > 1000 or not falling or any(not (0 < d <= 1 and 0 <= n < math.inf) for d, n in pairs):
             raise ValueError("noise_by_dose must be pairs of falling doses and rising noise")
-        if not isinstance(self.training, dict) or not all(isinstance(v, str) for v in (self.tracer, self.licence)):
-            raise ValueError("tracer and licence must be text, training a dictionary")
+        check_words(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Contents as JSON has them; `from_dict` is the inverse."""
@@ -106,8 +105,7 @@ class EnhancementModelConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EnhancementModelConfig:
         """Checked contents; ValueError for an unknown or missing key."""
-        if set(content) != {item.name for item in fields(cls)}:
-            raise ValueError(f"the configuration must have the keys {sorted(item.name for item in fields(cls))}")
+        check_keys("the configuration", content, cls.__dataclass_fields__)
         parts: dict[str, Any] = {"architecture": EnhancementConfig.from_dict(content["architecture"])}
         for name, kind in (("schedule", DoseSchedule), ("scan", LowDoseConfig)):
             if not isinstance(content[name], dict):
@@ -139,17 +137,11 @@ class EnhancementModel(nn.Module):
         """Of a bundled name or a file; `ModelFileError` if there is none, or it cannot be used."""
         path, where = find_model(name_or_path), select_device(device)
         document, stored, digest = _FORMAT.read(path)
-
-        def fill() -> EnhancementModel:
+        with _FORMAT.guarded(path):
             config = EnhancementModelConfig.from_dict(document)
             with torch.device("meta"):  # shapes without memory, whatever the header asks for
                 model = cls(config)
-            tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-            check_tensors(tensors, model.state_dict())
-            model.load_state_dict(tensors, assign=True)
-            return model
-
-        model = _FORMAT.guarded(path, fill).requires_grad_(False).eval().to(where)
+            filled(model, stored).to(where)
         model.hash = digest
         return model
 
@@ -164,9 +156,7 @@ class EnhancementModel(nn.Module):
 
     def save(self, path: str | os.PathLike[str], weights_dtype: str = "float16") -> str:
         """Write the model file; returns its SHA-256."""
-        weights = {name: value.to(getattr(torch, weights_dtype)) for name, value in self.state_dict().items()}
-        check_tensors(weights, self.state_dict())
-        return _FORMAT.write(path, weights, self.config.to_dict())
+        return _FORMAT.write(path, in_dtype(self.state_dict(), self, weights_dtype), self.config.to_dict())
 
     @property
     def device(self) -> torch.device:

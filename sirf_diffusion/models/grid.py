@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_count
+from ..geometry.checks import check_choice, check_count, check_real
 from ..geometry.images import ImageGeometry
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,14 @@ class GridAdapter:
         extent: float | None = None,
         box: Box | None = None,
     ) -> None:
-        if planes not in PLANES:
-            raise ValueError(f"planes must be one of {', '.join(PLANES)}, found {planes!r}")
+        check_choice("planes", planes, PLANES)
         if planes != "transverse" and geometry.shape[0] == 1:
             raise ValueError(
                 f"planes={planes!r} needs a volume, found an image of one plane; use planes='transverse' with a "
                 "network of slices"
             )
-        if extent is not None and not 0 < extent < math.inf:
-            raise ValueError(f"extent must be a positive number of mm, found {extent!r}")
+        if extent is not None:
+            check_real("extent (mm)", extent, open_below=True)
         self.geometry, self.planes, self.extent, self.box = geometry, planes, extent, box
         #: With a box, what that is of the latent grid without it.
         self.window: Window | None = None

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.documents import is_file
-from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
-from ..geometry.checks import check_choice, check_count, check_real
+from ..files.weights import WeightsFileError, WeightsFormat, filled, in_dtype
+from ..geometry.checks import check_count, check_keys, check_real
 from .networks import NetworkConfig, build_network, memory_format, network_time
 from .schedules import NoiseSchedule
 from .score_model import ScoreModel
-from .storage import BUNDLED, checked_voxel_size
+from .storage import BUNDLED, ModelFileError, bundled_names, bundled_or_file, check_words, checked_voxel_size
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,6 @@ logger = logging.getLogger(__name__)
 #: and the logarithm of the counts.
 NUM_INPUTS = 5
 FOLDER = BUNDLED / "h_transforms"
-_SUFFIX = ".safetensors"
 #: Width in voxels of the Gaussian that ends the ramp of `sharpened`.
 _FWHM_VOXELS = 2.0
 _LOWEST_SENSITIVITY = 1e-3
@@ -72,11 +70,7 @@ class HTransformConfig:
     def __post_init__(self) -> None:
         if (found := self.architecture.in_channels) != NUM_INPUTS:
             raise ValueError(f"an h-transform takes {NUM_INPUTS} images, found in_channels = {found}")
-        for name in ("base", "base_sha256", "scanner", "tracer", "licence"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be text, found {getattr(self, name)!r}")
-        if not isinstance(self.training, dict):
-            raise ValueError(f"training must be a dictionary, found {self.training!r}")
+        check_words(self, "base", "base_sha256", "scanner")
         if not isinstance(self.counts, (list, tuple)) or len(self.counts) != 2:
             raise ValueError(f"counts must be two numbers, found {self.counts!r}")
         counts = tuple(check_real("counts", value, 0, 1e12, open_below=True) for value in self.counts)
@@ -93,8 +87,7 @@ class HTransformConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> HTransformConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
-        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(content)):
-            raise ValueError(f"the configuration has missing or unknown keys {wrong}")
+        check_keys("the configuration", content, cls.__dataclass_fields__)
         return cls(**content | {"architecture": NetworkConfig.from_dict(content["architecture"])})
 
 
@@ -147,16 +140,9 @@ class HTransform:
         """
         path = find_h_transform(name_or_path)
         document, tensors, digest = _FORMAT.read(path)
-
-        def fill() -> tuple[nn.Module, HTransformConfig]:
+        with _FORMAT.guarded(path):
             config = HTransformConfig.from_dict(document)
-            network = build_network(config.architecture, device="meta")
-            weights = {name: tensor.float() for name, tensor in tensors.items()}
-            check_tensors(weights, network.state_dict())
-            network.load_state_dict(weights, strict=True, assign=True)
-            return network.requires_grad_(False).eval(), config
-
-        network, config = _FORMAT.guarded(path, fill)
+            network = filled(build_network(config.architecture, device="meta"), tensors)
         try:
             loaded = cls(network, base, config)
         except ValueError as error:
@@ -229,36 +215,29 @@ class HTransform:
 
 def find_h_transform(name_or_path: str | os.PathLike[str]) -> Path:
     """File of a bundled h-transform's name, or of a path; HTransformFileError if there is neither."""
-    bundled = FOLDER / f"{os.fspath(name_or_path)}{_SUFFIX}"
-    if isinstance(name_or_path, str) and name_or_path in list_h_transforms():
-        return bundled
-    if is_file(name_or_path):
-        return Path(name_or_path)
-    names = ", ".join(list_h_transforms()) or "none in this installation"
-    raise HTransformFileError(
-        f"{os.fspath(name_or_path)!r} is neither a bundled h-transform nor a file; bundled: {names}. Train one with "
-        "sirf-diffusion train --supervised"
-    )
+    try:
+        return bundled_or_file(name_or_path, FOLDER, "h-transform")
+    except ModelFileError as error:
+        raise HTransformFileError(f"{error}, or train one with sirf-diffusion train --supervised") from None
 
 
 def list_h_transforms() -> list[str]:
     """Names of those that come with the package."""
-    return sorted(path.name[: -len(_SUFFIX)] for path in FOLDER.glob(f"*{_SUFFIX}"))
+    return bundled_names(FOLDER)
 
 
 def read_h_transform(path: str | os.PathLike[str]) -> HTransformConfig:
     """Configuration in a file, read without its weights; raises HTransformFileError."""
     document = _FORMAT.document(path)
-    return _FORMAT.guarded(path, lambda: HTransformConfig.from_dict(document))
+    with _FORMAT.guarded(path):
+        return HTransformConfig.from_dict(document)
 
 
 def save_h_transform(
     path: str | os.PathLike[str], weights: dict[str, Tensor], config: HTransformConfig, weights_dtype: str = "float16"
 ) -> str:
     """Write a file, whole or not at all, and return its SHA-256; ValueError for weights that do not fit."""
-    dtype = getattr(torch, check_choice("weights_dtype", weights_dtype, ("float32", "float16")))
-    stored = {name: tensor.detach().to("cpu", dtype) for name, tensor in weights.items()}
-    check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
+    stored = in_dtype(weights, build_network(config.architecture, device="meta"), weights_dtype)
     return _FORMAT.write(path, stored, config.to_dict())
 
 
@@ -307,4 +286,3 @@ def counts_per_voxel(counts: Tensor, v: Tensor) -> float:
     """The mean of ``c s`` over the activity: the counts that a voxel of mean activity gives."""
     weight = v.clamp(min=0).double()
     return float((counts.double() * weight).sum() / weight.sum())
-

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_finite
+from ..geometry.checks import check_image
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 from .grid import Box
@@ -64,9 +64,7 @@ def intensity_scale(x: Tensor, geometry: ImageGeometry) -> float:
     ValueError
         If the shapes differ, or the image is not finite or has no activity.
     """
-    if tuple(x.shape) != geometry.shape:
-        raise ValueError(f"the image has shape {tuple(x.shape)}, its geometry {geometry.shape}")
-    check_finite(x, "the image from which the intensity scale is estimated")
+    check_image(x, "the image from which the intensity scale is estimated", geometry.shape)
     smoothed = gaussian_smooth(x, geometry, FWHM_MM)
     maximum = float(smoothed.max())
     if maximum <= 0:

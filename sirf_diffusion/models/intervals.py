@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from ..files.documents import digest
 from ..files.outputs import difference, jsonable, write_json
 from ..files.versions import read_record
-from ..geometry.checks import check_choice, check_count, check_real
+from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from .storage import checked_voxel_size
 
 #: Probability of the intervals.
@@ -118,7 +118,7 @@ class IntervalTable:
             return cls()
         content = read_record(path)
         try:
-            _check_keys("the table", content, ("model_sha256", "probability", "entries"))
+            check_keys("the table", content, ("model_sha256", "probability", "entries"))
             if content["probability"] != NOMINAL:
                 raise ValueError(f"probability must be {NOMINAL}, found {content['probability']!r:.40}")
             entries = content["entries"]
@@ -126,7 +126,7 @@ class IntervalTable:
                 raise ValueError(f"entries must be a list of at most {_MOST_ENTRIES}")
             found = []
             for number, entry in enumerate(entries):
-                _check_keys(f"entry {number}", entry, [item.name for item in fields(Factors)])
+                check_keys(f"entry {number}", entry, Factors.__dataclass_fields__)
                 found.append(Factors(**entry))
         except ValueError as error:
             raise ValueError(f"{path} cannot be used: {error}. Remove it, or write it again") from error
@@ -181,8 +181,3 @@ def write_table(model: Any, entries: Sequence[Factors]) -> Path:
     rows = [vars(entry) for entry in (*kept, *entries)]
     write_json(path, {"model_sha256": model.hash, "probability": NOMINAL, "entries": rows})
     return path
-
-
-def _check_keys(what: str, found: Any, wanted: Sequence[str]) -> None:
-    if not isinstance(found, dict) or set(found) != set(wanted):
-        raise ValueError(f"{what} must be a dictionary with the keys {', '.join(wanted)}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..geometry.checks import check_choice, check_count
+from ..geometry.checks import check_choice, check_count, check_keys
 from .networks import NetworkConfig, shuffled, unshuffled
 
 #: How the network is shown the CT image.
@@ -96,8 +96,7 @@ class EnhancementConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EnhancementConfig:
         """Checked configuration of a dictionary with exactly the keys that `to_dict` writes."""
-        if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):
-            raise ValueError(f"architecture must have the keys {sorted(cls.__dataclass_fields__)}")
+        check_keys("architecture", content, cls.__dataclass_fields__)
         return cls(**content | {"network": NetworkConfig.from_dict(content["network"])})
 
     def _positions(self, level: int) -> int:

@@ -278,8 +278,7 @@ class Adapter:
                 f"adapter {path} was made for another model: its base has the hash {base[:12]}..., this model has "
                 f"{model.hash[:12]}...; use it with the model that it was made for"
             )
-
-        def fill() -> Adapter:
+        with _FORMAT.guarded(path):
             config = AdapterConfig(**content["config"])
             ranks = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".weight.up")}
             if ranks - {config.rank}:
@@ -288,5 +287,3 @@ class Adapter:
             adapter = cls(model, config, stored=tensors)
             adapter.load_tensors(tensors)
             return adapter
-
-        return _FORMAT.guarded(path, fill)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..geometry.checks import check_choice, check_real
+from ..geometry.checks import check_choice, check_keys, check_real
 from .preconditioning import PRECONDITIONINGS, PreconditionedNetwork
 from .schedules import NoiseSchedule
 
@@ -149,12 +149,7 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> NetworkConfig:
         """Checked configuration of a dictionary; an unknown key is a ValueError, a missing one takes its default."""
-        if not isinstance(config, dict):
-            raise ValueError(f"architecture must be a dictionary, found {type(config).__name__}")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(str(key) for key in set(config) - known)
-        if unknown:
-            raise ValueError(f"architecture has unknown keys {unknown}; known are {sorted(known)}")
+        check_keys("architecture", config, cls.__dataclass_fields__, all_needed=False)
         return cls(**config)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_choice, check_real
+from ..geometry.checks import check_choice, check_count, check_real
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -75,8 +75,7 @@ class NoiseSchedule(ABC):
         """
         t_end = float(self.t_min if t_end is None else t_end)
         t_start = float(self.t_max if t_start is None else t_start)
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, found {num_steps}")
+        check_count("num_steps", num_steps)
         check_choice("spacing", spacing, SPACINGS)
         self._check_time(t_end)
         self._check_time(t_start)

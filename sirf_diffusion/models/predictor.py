@@ -89,6 +89,11 @@ class Predictor:
         return None if self._conditioning is None else self._conditioning.describe()
 
     @property
+    def anatomy(self) -> Tensor | None:
+        """The anatomical image as the network sees it, on the latent grid; None without one."""
+        return None if self._conditioning is None else self._conditioning.anatomy
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self._coverage.device

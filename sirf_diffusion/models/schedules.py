@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_choice
+from ..geometry.checks import check_choice, check_count
 from .noise_schedule import (
     PREDICTIONS,
     SPACINGS,
@@ -147,9 +147,8 @@ class DDPMSchedule(NoiseSchedule):
     t_min: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if int(self.num_train_steps) != self.num_train_steps or not 2 <= self.num_train_steps <= 100_000:
-            raise ValueError(f"num_train_steps must be a whole number from 2 to 100000, found {self.num_train_steps}")
-        object.__setattr__(self, "num_train_steps", int(self.num_train_steps))
+        num_train_steps = check_count("num_train_steps", self.num_train_steps, 2, 100_000)
+        object.__setattr__(self, "num_train_steps", num_train_steps)
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ValueError(f"DDPM needs 0 < beta_start < beta_end < 1, found {self.beta_start} and {self.beta_end}")
         check_choice("schedule constant betas", self.betas, BETAS)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..environment import fast_in_bfloat16, faster_precision, select_device
-from ..geometry.checks import check_choice, check_count, check_real
+from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from ..geometry.images import ImageGeometry
-from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, unless_own
+from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_image
 from .coverage import Network
 from .grid import THREE_ORIENTATIONS, Box, GridAdapter
 from .intensity import INTENSITY_RULES, object_box
@@ -89,8 +89,7 @@ class ScoreModel(Predictor):
             )
         known = {"intensity_rule": INTENSITY_RULES[0], "tracer": "", "licence": "", "training": {}}
         self.metadata: dict[str, Any] = known | (metadata or {})
-        if unknown := sorted(set(self.metadata) - set(known)):
-            raise ValueError(f"metadata has unknown keys {unknown}; known are {sorted(known)}")
+        check_keys("metadata", self.metadata, known)
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self.voxel_size = checked_voxel_size(voxel_size)
         self.time_input, self.architecture = time_input, architecture
@@ -100,8 +99,8 @@ class ScoreModel(Predictor):
             raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims!r}")
         self.counter = NetworkCounter()
         self.precision = "float32"
-        #: Of a model for one patient: what `~sirf_diffusion.models.resemblance.resemblance` compares an image with.
-        self.expected_image: Tensor | None = None
+        #: Of a model for one patient: what its network is shown, see `sirf_diffusion.models.expected_image`.
+        self.expected_image: AnatomicalImage | None = None
         self._conditioning = Conditioning() if self.in_channels > 1 else None
         self._anatomical: Anatomical | None = None
         self._guidance = 0.0
@@ -279,7 +278,7 @@ class ScoreModel(Predictor):
         known = 0 if self.architecture is None else self.architecture.num_class_embeds
         if planes in THREE_ORIENTATIONS and known in (1, 2):
             raise ValueError(f"planes={planes!r} needs a network of three orientations, found {known}")
-        anatomical = unless_own(self._anatomical if anatomical is None else anatomical, self.metadata["training"])
+        anatomical = shown_image(self._anatomical if anatomical is None else anatomical, self)
         guidance = self._guidance if guidance is None else guidance
         grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent, box)
         grid.log()
@@ -293,10 +292,11 @@ class ScoreModel(Predictor):
     def guided_by(self, anatomical: Anatomical | None, guidance: float = 0.0) -> ScoreModel:
         """A light copy, not bound to a grid, that shows the network this anatomical image wherever it is bound.
 
-        For what binds the model itself: reconstructors, priors and filters. A personalised model only compares it.
+        For what binds the model itself: reconstructors, priors and filters. A personalised model compares the MR,
+        and is shown what it expects, see `shown_image`.
         ``anatomical`` and ``guidance`` are those of `on`; None is no image. ValueError if they do not suit the network.
         """
-        anatomical = unless_own(anatomical, self.metadata["training"])
+        anatomical = shown_image(anatomical, self)
         check_guidance(self.in_channels, anatomical is not None, guidance)
         copied = copy.copy(self)
         copied.geometry = copied._scale = copied._grid = None
@@ -317,13 +317,13 @@ class ScoreModel(Predictor):
 
     def check_anatomical(self, geometry: ImageGeometry) -> None:
         """Raise ValueError if the image of `guided_by` cannot be put onto a grid, before anything is computed."""
-        if self._anatomical is not None:
-            anatomical_on(self._anatomical, geometry)
+        if (shown := shown_image(self._anatomical, self)) is not None:
+            anatomical_on(shown, geometry)
 
     @property
     def is_guided(self) -> bool:
         """Whether it was given an anatomical image, or a weight of guidance that needs none."""
-        return self._anatomical is not None or self._guidance == -1
+        return self.expected_image is not None or self._anatomical is not None or self._guidance == -1
 
     @cached_property
     def hash(self) -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files.documents import is_file
-from ..files.weights import WeightsFileError, WeightsFormat, check_tensors
-from ..geometry.checks import check_choice, check_real
+from ..files.weights import WeightsFileError, WeightsFormat, filled, in_dtype
+from ..geometry.checks import check_choice, check_keys, check_real
 from ..geometry.images import VOXEL_SIZES
+from .expected_image import bytes_of, expected_image
 from .intensity import INTENSITY_RULES
 from .networks import TIME_INPUTS, NetworkConfig, build_network, check_time_input
-from .resemblance import check_expected_image
 from .schedules import PREDICTIONS, NoiseSchedule
+
+if TYPE_CHECKING:
+    from ..patient import AnatomicalImage
 
 METADATA_KEY = "sirf_diffusion"
 FORMAT_VERSION = 1
@@ -60,8 +63,7 @@ class ModelConfig:
     tracer, licence, training
         Tracer and body region, and licence of the weights, in words; provenance: anything that JSON can hold.
     expected_image
-        What a model for one patient expects, of `~sirf_diffusion.models.resemblance.expected_image_of`; a tensor in the
-        file.
+        What a model for one patient is shown, see `sirf_diffusion.models.expected_image`; a tensor in the file.
     """
 
     architecture: NetworkConfig
@@ -73,7 +75,7 @@ class ModelConfig:
     tracer: str = ""
     licence: str = ""
     training: dict[str, Any] = field(default_factory=dict)
-    expected_image: Tensor | None = field(default=None, compare=False)
+    expected_image: AnatomicalImage | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
@@ -85,11 +87,7 @@ class ModelConfig:
         if self.prediction == "v" and not self.schedule.variance_preserving:
             raise ValueError(f"v-prediction needs a variance-preserving schedule, found {self.schedule.name!r}")
         object.__setattr__(self, "voxel_size", checked_voxel_size(self.voxel_size))
-        for name in ("tracer", "licence"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be text, found {getattr(self, name)!r}")
-        if not isinstance(self.training, dict):
-            raise ValueError(f"training must be a dictionary, found {self.training!r}")
+        check_words(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Contents but for tensors as a dictionary that JSON can hold; `from_dict` is its inverse."""
@@ -105,9 +103,7 @@ class ModelConfig:
     def from_dict(cls, content: dict[str, Any]) -> ModelConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
         wanted = {item.name for item in fields(cls)} - {"voxel_size", _EXPECTED} | {"voxel_size_mm"}
-        if set(content) != wanted:
-            missing, unknown = sorted(wanted - set(content)), sorted(str(key) for key in set(content) - wanted)
-            raise ValueError(f"the model configuration misses the keys {missing} and has unknown keys {unknown}")
+        check_keys("the model configuration", content, wanted)
         values = {key: value for key, value in content.items() if key != "voxel_size_mm"}
         values["architecture"] = NetworkConfig.from_dict(content["architecture"])
         values["schedule"] = NoiseSchedule.from_config(content["schedule"])
@@ -116,8 +112,7 @@ class ModelConfig:
 
 def list_models(enhancing: bool = False) -> list[str]:
     """Names of the score models that come with the package, or of the models that enhance images."""
-    names = sorted(path.name[: -len(_SUFFIX)] for path in BUNDLED.glob(f"*{_SUFFIX}"))
-    return [name for name in names if name.endswith("-enhance") == enhancing]
+    return [name for name in bundled_names(BUNDLED) if name.endswith("-enhance") == enhancing]
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
@@ -125,22 +120,32 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises ModelFileError if there is neither such a model nor such a file.
     """
-    if isinstance(name_or_path, str) and name_or_path in list_models() + list_models(True):
-        return BUNDLED / f"{name_or_path}{_SUFFIX}"
-    path = Path(name_or_path)
-    if is_file(path):
-        return path
-    bundled = ", ".join(list_models() + list_models(True)) or "none in this installation"
+    return bundled_or_file(name_or_path, BUNDLED, "model")
+
+
+def bundled_names(folder: Path) -> list[str]:
+    """Names of the weights files in a folder of the package."""
+    return sorted(path.name[: -len(_SUFFIX)] for path in folder.glob(f"*{_SUFFIX}"))
+
+
+def bundled_or_file(name_or_path: str | os.PathLike[str], folder: Path, what: str) -> Path:
+    """One of these files by its name, or a file by its path; ModelFileError if there is neither."""
+    names = bundled_names(folder)
+    if isinstance(name_or_path, str) and name_or_path in names:
+        return folder / f"{name_or_path}{_SUFFIX}"
+    if is_file(name_or_path):
+        return Path(name_or_path)
     raise ModelFileError(
-        f"{os.fspath(name_or_path)!r} is neither a bundled model nor a file; bundled models: {bundled}. "
-        f"Give one of these names, or the path of a {_SUFFIX} file"
+        f"{os.fspath(name_or_path)!r} is neither a bundled {what} nor a file; bundled {what}s: "
+        f"{', '.join(names) or 'none in this installation'}. Give one of these names, or the path of a {_SUFFIX} file"
     )
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Configuration in a model file, read without its weights; raises ModelFileError."""
     document = _FORMAT.document(path)
-    return _FORMAT.guarded(path, lambda: ModelConfig.from_dict(document))
+    with _FORMAT.guarded(path):
+        return ModelConfig.from_dict(document)
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, str]:
@@ -150,24 +155,16 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig, st
     its tensors do not fit the network that the configuration describes.
     """
     document, stored, digest = _FORMAT.read(path)
-
-    def fill() -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
+    with _FORMAT.guarded(path):
         config = ModelConfig.from_dict(document)
         if (expected := stored.pop(_EXPECTED, None)) is not None:
-            config = replace(config, expected_image=check_expected_image(expected))
+            config = replace(config, expected_image=expected_image(expected, config.training))
         for name, tensor in stored.items():
             if tensor.dtype not in _DTYPES:
                 raise ValueError(f"tensor {name!r} has type {tensor.dtype}, expected {', '.join(map(str, _DTYPES))}")
         # On the meta device: shapes without memory, however large a network the header asks for.
         network = build_network(config.architecture, device="meta")
-        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-        check_tensors(tensors, network.state_dict())
-        return network, config, tensors
-
-    network, config, tensors = _FORMAT.guarded(path, fill)
-    network.load_state_dict(tensors, strict=True, assign=True)
-    network.requires_grad_(False).eval()
-    return network, config, digest
+        return filled(network, stored), config, digest
 
 
 def save_model(
@@ -187,14 +184,23 @@ def serialise(weights: dict[str, Tensor], config: ModelConfig) -> bytes:
 
 
 def _storable(weights: dict[str, Tensor], config: ModelConfig, weights_dtype: str) -> dict[str, Tensor]:
-    """Checked weights on the CPU in the type in which they are stored."""
-    dtype = getattr(torch, check_choice("weights_dtype", weights_dtype, ("float32", "float16")))
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    """Checked weights, and the image that is expected."""
     try:
-        check_tensors(stored, build_network(config.architecture, device="meta").state_dict())
+        stored = in_dtype(weights, build_network(config.architecture, device="meta"), weights_dtype)
     except ValueError as error:
         raise ValueError(f"the weights do not fit the configured architecture: {error}") from error
-    return stored if config.expected_image is None else stored | {_EXPECTED: config.expected_image}
+    if config.expected_image is None:
+        return stored
+    return stored | {_EXPECTED: bytes_of(torch.from_numpy(config.expected_image.image.values))}
+
+
+def check_words(config: Any, *more: str) -> None:
+    """ValueError unless what a configuration says in words is text, and its ``training`` a dictionary."""
+    for name in (*more, "tracer", "licence"):
+        if not isinstance(getattr(config, name), str):
+            raise ValueError(f"{name} must be text, found {getattr(config, name)!r}")
+    if not isinstance(config.training, dict):
+        raise ValueError(f"training must be a dictionary, found {config.training!r}")
 
 
 def checked_voxel_size(voxel_size: Any) -> tuple[float, float, float]:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ..files.frames import split_frame
+from ..geometry.checks import check_image
 from ..geometry.exam import HEAD_FIRST_SUPINE, Position
 from ..geometry.images import ImageGeometry
 from .image import SourceImage, UnusableImage, density_of_ct
 from .readers import read_source
 from .registration import Registration, register
-from .resampling import PatientGrid, coverage, grid_points, resample, share_inside, stir_grid
+from .resampling import PatientGrid, in_common, resample, share_inside, stir_grid
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +69,7 @@ class AnatomicalImage:
     def of(cls, values: Tensor, geometry: ImageGeometry, source: str = "given in memory") -> AnatomicalImage:
         """From values ``[z, y, x]``, finite, on a grid in the scanner's coordinates."""
         values = values.detach().to("cpu", torch.float32)
-        if tuple(values.shape) != geometry.shape:
-            raise ValueError(
-                f"the anatomical image has shape {tuple(values.shape)}, expected {geometry.shape} (z, y, x): give a "
-                "file name, or resample it to the grid of the reconstruction"
-            )
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError("the anatomical image holds NaN or infinite values")
+        check_image(values, "the anatomical image", geometry.shape)
         array = np.ascontiguousarray(values.numpy())
         image = SourceImage(array, stir_grid(geometry).affine, "Interfile")
         return cls(image, source, hashlib.sha256(array.tobytes()).hexdigest())
@@ -98,9 +93,7 @@ class AnatomicalImage:
         """
         if geometry not in self._placed:
             grid = self.grid(geometry)
-            points = grid_points(self.image.values.shape, self.image.affine)
-            common = max(coverage(self.image, grid), share_inside(points, grid.affine, grid.shape))
-            if common < MIN_COVERAGE:
+            if (common := in_common(self.image, grid)) < MIN_COVERAGE:
                 raise ValueError(self._elsewhere(common, "the reconstruction's grid"))
             values = torch.from_numpy(np.array(resample(self.image, grid)))
             if not self.lies_on(geometry):

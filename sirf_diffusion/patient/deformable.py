@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .image import simpleitk
+from .registration import information_method
 
 Array = NDArray[np.float32]
 #: Iterations at half and all of the resolution, and at each coarser one down to voxels of about 16 mm.
@@ -192,18 +193,8 @@ def linear_part(fixed: Any, moving: Any, *, rigid: bool = False) -> Any:
         fixed, moving, kind() if rigid else kind(3), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
     transform = kind(start)
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetInitialTransform(transform, inPlace=True)
-    method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.01, 120, 0.5)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([8.0, 4.0, 0.0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     try:
-        method.Execute(fixed, moving)
+        information_method(transform, 3).Execute(fixed, moving)
     except RuntimeError as error:
         raise ValueError("the linear part of the registration failed: the images do not overlap") from error
     return transform
@@ -233,11 +224,7 @@ def demons(fixed: Any, moving: Any, smoothing: float, *, finest: bool = True) ->
 
 def information(fixed: Any, moving: Any) -> float:
     """Mutual information of two images of one grid, nats."""
-    method = simpleitk().ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInitialTransform(simpleitk().TranslationTransform(3))
-    return -method.MetricEvaluate(fixed, moving)
+    return -information_method(simpleitk().TranslationTransform(3)).MetricEvaluate(fixed, moving)
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -14,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files.atomic import atomic_path
 from ..files.frames import split_frame
+from ..geometry.checks import check_image
 from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, ExamInfo
 from ..geometry.images import ImageGeometry
 from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
 from .dicom import place_series
 from .image import LPS_OF_RAS, SourceImage, UnusableImage, optional
 from .readers import read_source
-from .resampling import coverage, interpolates, resample
-from .writing import save_nifti, write_dicom, write_nifti
+from .resampling import Lattice, coverage, in_common, interpolates, resample
+from .writing import save_nifti, set_pixels, write_compressed, write_dicom, write_nifti
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +87,10 @@ class OriginalImage:
             # Both are in the scanner's coordinates, and the one that is silent means the same patient.
             signs = [np.asarray(POSITIONS[image.position or HEAD_FIRST_SUPINE]) for image in (self.source, other)]
             other = replace(other, affine=np.diag([*(signs[0] * signs[1]), 1.0]) @ other.affine)
-        grid: Any = _View(self.geometry.shape, self.affine)
-        covered = coverage(other, grid)
-        back: Any = _View(other.values.shape, other.affine)
-        common = max(covered, coverage(SourceImage(self.values.numpy(), self.affine, ""), back))
-        if common < MIN_COVERAGE:
+        grid = Lattice(self.geometry.shape, self.affine)
+        if (common := in_common(other, grid)) < MIN_COVERAGE:
             raise ValueError(f"{path} and {self.path} have only {common:.0%} in common: are they of one patient?")
-        if covered < ALL:
+        if (covered := coverage(other, grid)) < ALL:
             logger.warning("%s covers %.0f %% of %s: the rest is taken for air", path, 100 * covered, self.path)
         sizes = [round(float(v), 5) for v in np.linalg.norm(other.affine[:3, :3], axis=0)]
         record = {
@@ -145,8 +141,7 @@ class OriginalImage:
 
     def _stored(self, values: Tensor) -> NDArray[np.float32]:
         """Values ``[z, y, x]`` along the axes of the file."""
-        if tuple(values.shape) != self.geometry.shape or not bool(torch.isfinite(values).all()):
-            raise ValueError(f"a finite image of shape {self.geometry.shape} is expected, found {tuple(values.shape)}")
+        check_image(values, "the new image", self.geometry.shape)
         array = np.flip(values.detach().to("cpu", torch.float32).numpy(), self.flipped)
         return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
@@ -158,9 +153,7 @@ class OriginalImage:
         header.set_slope_inter(1, 0)
         kind = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Image) else nibabel.Nifti1Image
         alone = stored.size == np.prod(original.shape)  # else one time frame of several
-        image = kind(stored.reshape(original.shape) if alone else stored, None, header)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+        write_compressed(path, kind(stored.reshape(original.shape) if alone else stored, None, header))
 
     def _write_dicom(self, folder: Path, stored: NDArray[np.float32], description: str) -> None:
         pydicom = optional("pydicom", "DICOM")
@@ -169,7 +162,6 @@ class OriginalImage:
         for frame, plane in zip(place_series(self.path)[0], stored, strict=True):
             dataset = pydicom.dcmread(frame.file)
             uid = pydicom.uid.generate_uid()
-            slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
             dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
             dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
             dataset.SeriesInstanceUID, dataset.SeriesDescription = series, told
@@ -177,21 +169,12 @@ class OriginalImage:
             kinds = list(dataset.get("ImageType") or [])
             dataset.ImageType = ["DERIVED", *(kinds[1:] or ["SECONDARY"])]
             dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-            dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.9e}", 0
             for keyword in _OF_OLD_VALUES:
                 if keyword in dataset:
                     delattr(dataset, keyword)
-            dataset.PixelData = np.round(plane / slope).clip(-32768, 32767).astype("<i2").tobytes()
+            set_pixels(dataset, plane)
             dataset["PixelData"].VR = "OW"
             dataset.save_as(folder / f"{frame.file.stem}.dcm", enforce_file_format=True)
-
-
-@dataclass(frozen=True)
-class _View:
-    """What resampling asks of a grid."""
-
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
 
 
 def _nearest_axes(affine: NDArray[np.float64]) -> tuple[int, int, int]:

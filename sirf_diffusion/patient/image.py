@@ -45,6 +45,11 @@ class SourceImage:
     modality: str = ""
     position: Position | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of voxels."""
+        return self.values.shape
+
 
 def density_of_ct(image: SourceImage) -> SourceImage:
     """Density relative to water from a CT image in Hounsfield units; networks are given non-negative images."""

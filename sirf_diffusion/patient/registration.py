@@ -169,7 +169,7 @@ class _Pair:
         """Mutual information in nats; None where less than half of the patient is in the moving image."""
         if share_inside(self.moved(motion), self.grid.affine, self.grid.shape) < MIN_COVERAGE:
             return None
-        method = self._method(_transform(motion, self.centre))
+        method = information_method(_transform(motion, self.centre))
         try:
             return -method.MetricEvaluate(self.fixed, self.moving)
         except RuntimeError:
@@ -180,14 +180,7 @@ class _Pair:
 
         Those of ``start`` if the images part on the way; minus infinity if they do not overlap.
         """
-        method = self._method(transform := _transform(start, self.centre))
-        method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=4.0, minStep=0.01, numberOfIterations=120, relaxationFactor=0.5
-        )
-        method.SetOptimizerScalesFromPhysicalShift()
-        method.SetShrinkFactorsPerLevel([4, 2, 1] if fine else [4, 2])
-        method.SetSmoothingSigmasPerLevel([8.0, 4.0, 0.0] if fine else [8.0, 4.0])
-        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        method = information_method(transform := _transform(start, self.centre), 3 if fine else 2)
         try:
             method.Execute(self.fixed, self.moving)
             found = np.asarray(transform.GetParameters())
@@ -202,20 +195,33 @@ class _Pair:
         matrix = rigid_matrix(motion[:3], motion[3:], self.centre)
         return matrix[:3, :3] @ self.points + matrix[:3, 3:]
 
-    def _method(self, transform: Any) -> Any:
-        method = self.sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-        method.SetMetricSamplingStrategy(method.NONE)
-        method.SetInterpolator(self.sitk.sitkLinear)
-        method.SetInitialTransform(transform, inPlace=True)
-        return method
-
     def _as_itk(self, values: NDArray[np.float32], grid: PatientGrid) -> Any:
         image = self.sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
         image.SetSpacing(grid.voxel_size[::-1])
         image.SetOrigin(grid.first)
         image.SetDirection((grid.affine[:3, :3] / grid.voxel_size)[:, ::-1].ravel().tolist())
         return image
+
+
+def information_method(transform: Any, num_levels: int = 0) -> Any:
+    """SimpleITK's method for the mutual information of all voxels, 32 bins; optimised over so many resolutions.
+
+    The transform is changed in place.
+    """
+    method = simpleitk().ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(simpleitk().sitkLinear)
+    method.SetInitialTransform(transform, inPlace=True)
+    if num_levels:
+        method.SetOptimizerAsRegularStepGradientDescent(
+            learningRate=4.0, minStep=0.01, numberOfIterations=120, relaxationFactor=0.5
+        )
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel([4, 2, 1][:num_levels])
+        method.SetSmoothingSigmasPerLevel([8.0, 4.0, 0.0][:num_levels])
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    return method
 
 
 def _transform(motion: Any, centre: Any) -> Any:

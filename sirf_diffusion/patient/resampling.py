@@ -42,6 +42,14 @@ class PatientGrid:
         return replace(self, shape=tuple(s.stop - s.start for s in box), first=tuple(corner[:3]))
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """Where voxels lie, LPS mm: all that resampling asks of a grid."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
 def stir_grid(geometry: ImageGeometry, position: Position = HEAD_FIRST_SUPINE) -> PatientGrid:
     """Where the voxels of an image of STIR's lie in a patient of this position, as STIR itself has it."""
     z, y, x = geometry.origin
@@ -63,7 +71,7 @@ def grid_over(image: SourceImage, voxel_size: tuple[float, float, float]) -> Pat
     return PatientGrid(tuple(int(n) for n in shape), voxel_size, tuple(first))
 
 
-def resample(image: SourceImage, grid: PatientGrid, *, labels: bool = False) -> NDArray[np.float32]:
+def resample(image: SourceImage, grid: PatientGrid | Lattice, *, labels: bool = False) -> NDArray[np.float32]:
     """Values ``[z, y, x]`` of an image on a grid, zero outside it: linear, after averaging where voxels get larger.
     Of a label image, the nearest label.
 
@@ -102,16 +110,17 @@ def smoothed(values: NDArray[np.float32], sd: NDArray[np.float64]) -> NDArray[np
     return sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, (sd[::-1] ** 2).tolist(), 256, [1e-4] * 3, False))
 
 
-def coverage(image: SourceImage, grid: PatientGrid) -> float:
-    """Share of a grid that lies inside an image, in [0, 1]."""
-    return share_inside(grid_points(grid.shape, grid.affine), image.affine, image.values.shape)
+def coverage(image: SourceImage | PatientGrid | Lattice, grid: SourceImage | PatientGrid | Lattice) -> float:
+    """Share of a grid that lies inside an image, in [0, 1]; by at least 24 points along an axis that has them."""
+    step = [max(1, n // 24) for n in grid.shape]
+    index = np.asarray(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(grid.shape, step, strict=True)]))
+    points = grid.affine[:3, :3] @ index.reshape(3, -1) + grid.affine[:3, 3:]
+    return share_inside(points, image.affine, image.shape)
 
 
-def grid_points(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every so many voxel centres of a grid ``[3, n]``, LPS mm; at least 24 along an axis that has them."""
-    step = [max(1, n // 24) for n in shape]
-    points = np.asarray(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(shape, step, strict=True)]))
-    return affine[:3, :3] @ points.reshape(3, -1) + affine[:3, 3:]
+def in_common(first: SourceImage | PatientGrid | Lattice, second: SourceImage | PatientGrid | Lattice) -> float:
+    """Share of the one, or else of the other, that lies inside the other: the greater of both."""
+    return max(coverage(first, second), coverage(second, first))
 
 
 def share_inside(points: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.atomic import atomic_path
-from ..geometry.checks import check_choice
+from ..geometry.checks import check_choice, check_image
 from ..geometry.exam import DICOM_POSITIONS, HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
 from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, UnusableImage, optional
-from .resampling import PatientGrid, grid_points, share_inside, stir_grid
+from .resampling import Lattice, PatientGrid, in_common, stir_grid
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,12 @@ def save_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float
     nifti.set_qform(affine, 1)
     nifti.set_sform(affine, 1)
     nifti.header.set_xyzt_units("mm")
-    data = nifti.to_bytes()
+    write_compressed(path, nifti)
+
+
+def write_compressed(path: Path, image: Any) -> None:
+    """Write an image of nibabel, whole or not at all; compressed, without the time, if its name ends so."""
+    data = image.to_bytes()
     with atomic_path(path) as temporary:
         temporary.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
 
@@ -120,8 +125,7 @@ def write_dicom(
 
 def _checked(image: Tensor, geometry: ImageGeometry) -> NDArray[np.float32]:
     values = image.detach().to("cpu", torch.float32)
-    if tuple(values.shape) != geometry.shape or not bool(torch.isfinite(values).all()):
-        raise ValueError(f"a finite image of shape {geometry.shape} is expected, found {tuple(values.shape)} or NaN")
+    check_image(values, "the image", geometry.shape)
     return np.ascontiguousarray(values.numpy())
 
 
@@ -198,9 +202,7 @@ def _lies_in(grid: PatientGrid, reference: Any, like: Path) -> bool:
         except UnusableImage as error:
             why = str(error)
         else:
-            share = share_inside(grid_points(grid.shape, grid.affine), affine, shape)
-            share = max(share, share_inside(grid_points(shape, affine), grid.affine, grid.shape))
-            if share >= 0.5:
+            if (share := in_common(grid, Lattice(shape, affine))) >= 0.5:
                 return True
             why = f"{share:.0%} of them in common (STIR counts from the middle of the scanner)"
     logger.warning("the image gets a frame of reference of its own, not that of the series in %s: %s", like, why)
@@ -209,13 +211,18 @@ def _lies_in(grid: PatientGrid, reference: Any, like: Path) -> bool:
 
 def _write_plane(pydicom: Any, file: Path, common: Any, k: int, plane: NDArray[np.float32], grid: PatientGrid) -> None:
     uid = pydicom.uid.generate_uid()
-    slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
     dataset = pydicom.dataset.FileDataset(str(file), common, preamble=b"\0" * 128)
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.MediaStorageSOPInstanceUID = _PET, uid
     _set(dataset, {"SOPClassUID": _PET, "SOPInstanceUID": uid, "InstanceNumber": k + 1, "ImageIndex": k + 1})
     _set(dataset, {"ImagePositionPatient": list((grid.affine @ [k, 0, 0, 1])[:3])})
+    set_pixels(dataset, plane)
+    dataset.save_as(file, enforce_file_format=True)
+
+
+def set_pixels(dataset: Any, plane: NDArray[np.float32]) -> None:
+    """Give a file its values, as 16 bits with a slope of their own."""
+    slope = float(f"{max(float(np.abs(plane).max()), 1e-30) / 32767:.9e}")
     _set(dataset, {"RescaleSlope": slope, "RescaleIntercept": 0})
     dataset.PixelData = np.round(plane / slope).clip(-32768, 32767).astype("<i2").tobytes()
-    dataset.save_as(file, enforce_file_format=True)

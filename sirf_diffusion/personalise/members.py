@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from ..models.conditioning import scaled_anatomical
+from ..models.expected_image import place_of
 from ..patient.anatomical import AnatomicalImage
 from ..patient.deformable import Deformation, Limits, register_deformable
 from ..patient.image import UnusableImage
@@ -39,12 +40,14 @@ class Target:
     """The patient's MR on the grid that everything is carried to: ``mr`` ``[z, y, x]``, mean 1 over the head.
 
     Axes as those of training volumes (STIR's, head first, supine); ``voxel_size`` in mm; ``identity`` is what a model
-    remembers of the MR, see `AnatomicalImage.identity`.
+    remembers of the MR, see `AnatomicalImage.identity`, and ``place`` where the grid lies, see
+    `~sirf_diffusion.models.expected_image.place_of`.
     """
 
     mr: NDArray[np.float32]
     voxel_size: tuple[float, float, float]
     identity: dict[str, str]
+    place: dict[str, Any]
 
     @classmethod
     def read(cls, mr: str | os.PathLike[str] | AnatomicalImage, voxel_size: tuple[float, float, float]) -> Target:
@@ -52,7 +55,8 @@ class Target:
         image = mr if isinstance(mr, AnatomicalImage) else AnatomicalImage.read(mr)
         if image.image.modality not in ("", "MR"):
             raise ValueError(f"{image.source} is of modality {image.image.modality}: expected an MR as the bank's")
-        values = torch.from_numpy(np.array(resample(image.image, grid_over(image.image, voxel_size)))).clamp(min=0)
+        grid = grid_over(image.image, voxel_size)
+        values = torch.from_numpy(np.array(resample(image.image, grid))).clamp(min=0)
         try:
             scaled = scaled_anatomical(values, ImageGeometry(tuple(values.shape), voxel_size)).numpy()
         except ValueError as error:
@@ -60,7 +64,10 @@ class Target:
         margin = np.ceil(_MARGIN / np.asarray(voxel_size)).astype(int)
         inside = np.argwhere(scaled > 0.2)
         low, high = np.maximum(inside.min(0) - margin, 0), inside.max(0) + 1 + margin
-        return cls(np.ascontiguousarray(scaled[tuple(map(slice, low, high))]), voxel_size, image.identity)
+        box = tuple(map(slice, low.tolist(), high.tolist()))
+        mr = np.ascontiguousarray(scaled[box])
+        place = place_of(replace(image.image, values=mr, affine=grid.cropped(box).affine))
+        return cls(mr, voxel_size, image.identity, place)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..files.outputs import jsonable
 from ..files.work import work_folder
 from ..geometry.checks import check_count, check_flag, check_real, check_seed
-from ..models.resemblance import expected_image_of
+from ..models.expected_image import bytes_of, expected_image
 from ..models.score_model import ScoreModel
 from ..models.storage import load_model, save_model
 from ..patient.deformable import Limits
@@ -63,11 +63,11 @@ class PersonalOptions:
         What a registration must keep.
     """
 
-    pseudo_pets: int = 54
+    pseudo_pets: int = 90
     least_members: int = 6
-    steps: int = 800
+    steps: int = 1200
     batch_size: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 4e-4
     transverse: bool = False
     rank: int = 0
     seed: int = 0
@@ -100,7 +100,7 @@ def personalise(
     mr: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    model: str = "brain-fdg",
+    model: str = "brain-fdg-mr",
     options: PersonalOptions | None = None,
     execution: Execution | None = None,
     work_dir: str | os.PathLike[str] | None = None,
@@ -108,10 +108,12 @@ def personalise(
     restart: bool = False,
     progress: Callable[[str, int], Callable[[], None]] = lambda stage, total: lambda: None,
 ) -> Personalised:
-    """Make a score model for one patient's anatomy (Webber et al. 2025, TRPMS): it is shown no MR when it is used.
+    """Make a score model for one patient's anatomy (after Webber et al. 2025, TRPMS): it needs no MR when it is used.
 
     The MRs of a bank of PET and MR are registered to the patient's; the PETs are carried along, mixed, and a model of
-    a population is trained further on the mixtures. A run that was stopped goes on where it was, to the same bits.
+    a population is trained further on the mixtures. Its network is shown the mean of the PETs beside the noisy image,
+    in training that of the members that a mixture has nothing of. A run that was stopped goes on where it was, to the
+    same bits.
 
     Parameters
     ----------
@@ -122,7 +124,8 @@ def personalise(
     out
         Model file (``.safetensors``) to write.
     model
-        Model of the population, a name or a file, that takes no MR; on the voxel size of the bank.
+        Model of the population, a name or a file, on the voxel size of the bank. One that takes an MR has learnt to use
+        an anatomy.
     options, execution, device
         Settings; where registrations and mixtures are computed; device of the training.
     work_dir
@@ -135,8 +138,8 @@ def personalise(
     Raises
     ------
     ValueError
-        If a file cannot be used, too few members can be registered, the model takes an MR or has other voxels than the
-        bank, or the work folder holds another run.
+        If a file cannot be used, too few members can be registered, the model is one patient's or has other voxels than
+        the bank, or the work folder holds another run.
     """
     options, out = options or PersonalOptions(), Path(out)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -146,8 +149,8 @@ def personalise(
     file, start = VolumeFile(bank), ScoreModel.load(model)
     if start.architecture is None:
         raise ValueError(f"{model} does not tell its network: it cannot be trained further")
-    if start.in_channels != 1:
-        raise ValueError(f"{model} takes an MR: personalisation is for models that take none, such as brain-fdg")
+    if start.expected_image is not None:
+        raise ValueError(f"{model} was made for one patient: personalise a model of a population")
     if any(abs(a / b - 1) > 0.05 for a, b in zip(file.voxel_size, start.voxel_size, strict=True)):
         raise ValueError(
             f"the bank {bank} has voxels of {file.voxel_size} mm, the model {model} of {start.voxel_size} mm: build "
@@ -177,7 +180,7 @@ def personalise(
             options=RunOptions(checkpoint_every=50),
         )  # fmt: skip
         expected = torch.stack([image.float() for image in warped_images(work / "members.h5")]).mean(0)
-        _stamp(tuned, out, settings, members, expected_image_of(expected, file.voxel_size))
+        _stamp(tuned, out, settings | {"place": target.place}, members, expected)
     return Personalised(out, members, work)
 
 
@@ -187,9 +190,10 @@ def recipe_of(start: ScoreModel, options: PersonalOptions, extent: int) -> Recip
     crops = tuple(-(-min(side, extent) // start.multiple) * start.multiple for side in sides)
     orientations = start.architecture.num_class_embeds or start.architecture.num_networks
     return Recipe(
-        "personalised", start.metadata["tracer"], start.architecture, crops=crops, batch_size=options.batch_size,
-        cycles=(options.steps,), learning_rate=options.learning_rate, warmup_steps=min(50, options.steps),
-        ema_decay=0.995, log_sigma_mean=-0.4, seed=options.seed, decay="cosine", augmentation=_AUGMENTATION,
+        "personalised", start.metadata["tracer"], replace(start.architecture, in_channels=2), crops=crops,
+        batch_size=options.batch_size, cycles=(options.steps,), learning_rate=options.learning_rate,
+        warmup_steps=min(50, options.steps), condition_dropout=0.05, ema_decay=0.995, log_sigma_mean=-0.4,
+        seed=options.seed, decay="cosine", augmentation=_AUGMENTATION,
         schedule=start.schedule, prediction=start.prediction, time_input=start.time_input, rank=options.rank,
         planes=(0,) if options.transverse or not (orientations == 3 or start.spatial_dims == 3) else (0, 1, 2),
         validate_every=max(1, options.steps // 2),
@@ -201,7 +205,8 @@ def denoising_curves(work: Path, models: Mapping[str, str | os.PathLike[str]]) -
     curves = {}
     for name, path in models.items():
         model = ScoreModel.load(path)
-        found = validation_set(work / "pseudo.h5", recipe_of(model, PersonalOptions(), 128))
+        recipe = replace(recipe_of(model, PersonalOptions(), 128), architecture=model.architecture)
+        found = validation_set(work / "pseudo.h5", recipe)
         curves[name] = found.network_errors(model.network, model.prediction, model.time_input)
     return curves
 
@@ -211,10 +216,12 @@ def _stamp(tuned: Path, out: Path, settings: Mapping[str, Any], members: list[Me
     network, config, _ = load_model(tuned)
     made_for = {
         **{key: value for key, value in settings.items() if key.startswith("mr_")},
+        "place": settings["place"],
         "bank": settings["bank"],
         "members": sum(not m.reason for m in members),
         "left_out": sum(bool(m.reason) for m in members),
         "options": settings["options"],
     }
-    config = replace(config, training=config.training | {"personalised": jsonable(made_for)}, expected_image=expected)
+    training = config.training | {"personalised": jsonable(made_for)}
+    config = replace(config, training=training, expected_image=expected_image(bytes_of(expected), training))
     save_model(out, network.state_dict(), config, weights_dtype="float16")

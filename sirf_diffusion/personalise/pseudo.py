@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..geometry.gaussian import gaussian_smooth
+from ..geometry.images import ImageGeometry
 from ..simulation.lesions import soft_ellipsoid
 from ..study.execution import Execution
 from ..training.data.volume_parts import PartStore
@@ -18,32 +21,62 @@ from ..training.data.volumes import Volume
 from .members import warped_images
 
 #: Members of a mixture, at most.
-MOST_MIXED = 8
+MOST_MIXED = 4
 #: One in so many pseudo-PETs is kept for validation.
 VALIDATION = 9
 #: Lesions of a pseudo-PET at most, radii in mm, and factors on the uptake of hot and of cold ones.
-_LESIONS, _RADII, _HOT, _COLD = 4, (3.0, 12.0), (1.3, 3.0), (0.1, 0.7)
+_LESIONS, _RADII, _HOT, _COLD = 20, (3.0, 12.0), (1.1, 3.0), (0.22, 0.9)
+#: Powers of the tissues' contrast; FWHM and largest standard deviation of what varies from place to place. Without it
+#: lesions fade at low counts: while they are faint the network takes them for noise.
+_POWERS, _FIELD_MM, _FIELD_SD = (-0.1, 1.4), (10.0, 20.0), 0.25
 
 
-def mix(images: Sequence[Tensor], voxel_size: Sequence[float], rng: np.random.Generator) -> NDArray[np.float32]:
-    """One pseudo-PET ``[z, y, x]`` of images that are divided by their scales.
+def mix(
+    images: Sequence[Tensor], voxel_size: Sequence[float], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One pseudo-PET ``[z, y, x]`` of images that are divided by their scales, and the mean of those it has nothing of.
 
-    A random subset of 2 to 8, with weights of a flat Dirichlet distribution (Webber et al. 2025, TRPMS), times lesions:
-    the patient's own must not be unknown to the prior.
+    A random subset of up to 4, with weights of a flat Dirichlet distribution (Webber et al. 2025, TRPMS). The mean of
+    the others differs from it as the mean of all members does from the patient's PET. Of half of them the tissues
+    differ more or less than in the members, uptake varies from place to place, and there are lesions: the anatomy is to
+    be learnt, and not the uptake.
     """
-    number = int(rng.integers(2, min(MOST_MIXED, len(images)) + 1))
-    chosen = rng.choice(len(images), number, replace=False)
+    number = int(rng.integers(1, min(MOST_MIXED, len(images) // 2) + 1))
+    order = rng.permutation(len(images))
     weights = rng.dirichlet(np.ones(number))
-    image = sum(np.float32(w) * images[k].float().numpy() for k, w in zip(chosen, weights, strict=True))
+    image = sum(np.float32(w) * images[k].float().numpy() for k, w in zip(order[:number], weights, strict=True))
+    others = torch.stack([images[k].float() for k in order[number:]]).mean(0).numpy()
+    if rng.random() < 0.5:
+        image = recontrasted(image, voxel_size, rng.uniform(*_POWERS))
     emitting = np.flatnonzero(image > 0.3)
-    change = np.ones_like(image)
+    change = uptake_field(image.shape, voxel_size, rng)
     for _ in range(int(rng.integers(0, _LESIONS + 1))):
         centre = np.unravel_index(emitting[rng.integers(emitting.size)], image.shape)
         radii = rng.uniform(*_RADII) * rng.uniform(0.7, 1.3, 3) / np.asarray(voxel_size)
-        factor = rng.uniform(*(_HOT if rng.random() < 0.6 else _COLD))
+        factor = float(np.exp(rng.uniform(*np.log(_HOT if rng.random() < 0.65 else _COLD))))
         lesion = soft_ellipsoid(image.shape, centre, radii, factor, softness=0.25)
         lesion.multiply(change, factor)
-    return image * change
+    return image * change, others
+
+
+def uptake_field(shape: tuple[int, ...], voxel_size: Sequence[float], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Random factors of uptake, smooth over 10 and over 20 mm."""
+    geometry, total = ImageGeometry(shape, tuple(voxel_size)), torch.zeros(shape)
+    for fwhm in _FIELD_MM:
+        noise = gaussian_smooth(torch.from_numpy(rng.standard_normal(shape, np.float32)), geometry, fwhm)
+        total += noise / noise.std()
+    return (_FIELD_SD * rng.uniform(0.3, 1.0) * total).exp().numpy()
+
+
+def recontrasted(image: NDArray[np.float32], voxel_size: Sequence[float], power: float) -> NDArray[np.float32]:
+    """The contrast of tissues that emit with what is around them, raised to a power; at 0 there is none."""
+    x, geometry = torch.from_numpy(image), ImageGeometry(image.shape, tuple(voxel_size))
+    tissue = (x > 0.35).float()
+    local = gaussian_smooth(x * tissue, geometry, 30.0) / gaussian_smooth(tissue, geometry, 30.0).clamp(min=1e-3)
+    local = local.clamp(min=1e-3)
+    changed = local * (x / local).clamp(0.05, 20.0) ** power
+    weight = gaussian_smooth(tissue, geometry, 4.0) * tissue
+    return (weight * changed + (1 - weight) * x).numpy()
 
 
 def build_pseudo_pets(
@@ -84,10 +117,11 @@ def _mix_one(
 ) -> int:
     images = warped_images(members)
     for n in numbers:
-        image = mix(images, voxel_size, np.random.default_rng([61, seed, n]))
+        image, others = mix(images, voxel_size, np.random.default_rng([61, seed, n]))
         split = "validation" if n % VALIDATION == VALIDATION - 1 else "train"
         volume = Volume.from_image(
             image, voxel_size, subject=f"pseudo {n}", source=f"pseudo {n}", tracer=tracer, split=split
         )
+        volume.add_anatomy(others, "PET")
         store.write(f"{n:05d}", volume)
     return len(numbers)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_finite, check_image, check_real
 from ..geometry.images import ImageGeometry
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ class Penalty(ABC):
 
     @penalisation_factor.setter
     def penalisation_factor(self, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"penalisation_factor must be a finite number of at least 0, found {value!r}")
-        self._penalisation_factor = float(value)
+        self._penalisation_factor = check_real("penalisation_factor", value)
 
     def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
         """Prepare for images of a grid; what is missing or does not fit is refused here.
@@ -164,14 +162,10 @@ def on_grid(
     ValueError
         For another shape (``batch`` allows leading dimensions), values that are not finite, or forbidden negative ones.
     """
-    shape = tuple(image.shape[-3:] if batch else image.shape)
-    if geometry is not None and shape != geometry.shape:
-        raise ValueError(
-            f"{name} has shape {shape}, expected {geometry.shape} (z, y, x): resample it to the grid of the "
-            "reconstruction"
-        )
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"{name} holds NaN or infinite values")
+    if geometry is None:
+        check_finite(image, name)
+    else:
+        check_image(image, name, geometry.shape, batch)
     if not negative and bool((image < 0).any()):
         raise ValueError(f"{name} must not be negative anywhere, found {float(image.min()):g}")
     return image.detach()

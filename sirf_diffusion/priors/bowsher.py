@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_count
 from ..geometry.images import ImageGeometry
 from .base import anatomical_values
 from .neighbours import Neighbourhood, Pair
@@ -98,13 +99,11 @@ class BowsherPenalty(QuadraticPenalty):
     def _prepare(self, geometry: ImageGeometry) -> None:
         self.neighbourhood = self._wanted or ("transverse" if geometry.shape[0] == 1 else "3x3x3")
         super()._prepare(geometry)
-        number, most = self.num_neighbours, 2 * len(self.offsets)
-        if isinstance(number, bool) or int(number) != number or not 1 <= number <= most:
-            raise ValueError(f"num_neighbours must be a whole number from 1 to {most}, found {number!r}")
+        number = check_count("num_neighbours", self.num_neighbours, 1, 2 * len(self.offsets))
         anatomical = anatomical_values("BowsherPenalty", self._anatomical, geometry)
         offsets = [offset for offset, _ in self.offsets]
         distances = [1 / weight for _, weight in self.offsets]
-        chosen = _chosen(anatomical.float().cpu(), offsets, distances, int(number))
+        chosen = _chosen(anatomical.float().cpu(), offsets, distances, number)
         # How many of the two voxels of a pair chose the other: 0, 1 or 2, kept at the first one.
         self._votes = torch.stack([_votes(chosen, offset, d, len(offsets)) for d, offset in enumerate(offsets)])
 

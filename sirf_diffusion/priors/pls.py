@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_real
 from ..geometry.images import ImageGeometry
 from .base import Penalty, anatomical_values
 
@@ -95,10 +96,7 @@ class ParallelLevelSetsPenalty(Penalty):
 
     def set_scales(self, alpha: float, eta: float) -> None:
         """Other ``alpha`` and ``eta``; may change at any time."""
-        for name, number in (("alpha", alpha), ("eta", eta)):
-            if not 0 < number < float("inf"):
-                raise ValueError(f"{name} must be a positive finite number, found {number!r}")
-        self.alpha, self.eta = float(alpha), float(eta)
+        self.alpha, self.eta = check_real("alpha", alpha, open_below=True), check_real("eta", eta, open_below=True)
         self._renew()
 
     def value(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_real
 from ..geometry.images import ImageGeometry
 from .neighbours import Neighbourhood, NeighbourPenalty, Pair, as_batch
 
@@ -63,7 +64,7 @@ class RelativeDifferencePenalty(NeighbourPenalty):
         kappa: Tensor | None = None,
         neighbourhood: Neighbourhood = "3x3x3",
     ) -> None:
-        self.gamma, self.epsilon = at_least_0("gamma", gamma), at_least_0("epsilon", epsilon)
+        self.gamma, self.epsilon = check_real("gamma", gamma), check_real("epsilon", epsilon)
         super().__init__(geometry, penalisation_factor, kappa, neighbourhood)
 
     @property
@@ -183,9 +184,3 @@ def kappa_image(objective: Objective, x: Tensor) -> Tensor:
 
 def _weighted(term: Tensor, kappa: Tensor | None, pair: Pair) -> Tensor:
     return term if kappa is None else term.mul_(kappa[pair.here[1:]]).mul_(kappa[pair.there[1:]])
-
-
-def at_least_0(name: str, value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
-    return float(value)

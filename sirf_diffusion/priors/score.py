@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_flag
+from ..geometry.checks import check_flag, check_real
 from ..geometry.images import ImageGeometry
 from .base import Penalty, check_anatomical
 
@@ -136,7 +135,9 @@ class ScorePenalty(Penalty):
         self.geometry = getattr(model, "geometry", None)
         if is_bound:
             intensity_scale = model.intensity_scale
-        self._scale = None if intensity_scale is None else _positive("intensity_scale", intensity_scale)
+        self._scale = intensity_scale
+        if intensity_scale is not None:
+            self._scale = check_real("intensity_scale", intensity_scale, open_below=True)
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
         self._warned = False
@@ -150,7 +151,7 @@ class ScorePenalty(Penalty):
 
     @noise_level.setter
     def noise_level(self, value: float) -> None:
-        value = _positive("the noise level", value)
+        value = check_real("the noise level", value, open_below=True)
         if self.noise is not None:  # its pull, noise over squared level, stays
             self.noise = self.noise * (value / self._noise_level) ** 2
         self._noise_level = value
@@ -299,9 +300,3 @@ def one_step_late_risk(factor: float, noise_level: float) -> str:
         f"factor {factor:g} at noise level {noise_level:g}: One Step Late was unstable (hot pixels that grow) above "
         f"{ONE_STEP_LATE_LIMIT:g} level^2 = {largest:.2g}. Lower the factor, raise the level, or use OSSPS or MAPEM"
     )
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, found {value!r}")
-    return float(value)

@@ -18,7 +18,7 @@ from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages
 from ..files.outputs import jsonable
-from ..geometry.checks import check_finite
+from ..geometry.checks import check_image
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
 from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed, make
@@ -282,13 +282,8 @@ class Reconstructor(ABC):
         )
 
     def _checked_image(self, image: Tensor, like: Tensor) -> Tensor:
-        shape = tuple(self.objective.geometry.shape)
-        if tuple(image.shape) != shape:
-            raise ValueError(
-                f"initial_image has shape {tuple(image.shape)}, expected {shape} (z, y, x) as the objective"
-            )
         image = image.detach().to(like.device, like.dtype)
-        check_finite(image, "initial_image")
+        check_image(image, "initial_image", self.objective.geometry.shape)
         if image.min() < 0:
             raise ValueError(f"initial_image must not be negative, found a minimum of {float(image.min()):.4g}")
         if image.max() <= 0:

@@ -68,8 +68,8 @@ class Checkpoint:
         found = self.metadata["fingerprint"]
         for key in sorted(set(found) | set(expected)):
             mine, theirs = expected.get(key), found.get(key)
-            same = abs(mine - theirs) <= 1e-6 * abs(theirs) if _both_floats(mine, theirs) else mine == theirs
-            if not same:
+            numbers = isinstance(mine, float) and isinstance(theirs, float)
+            if not (abs(mine - theirs) <= 1e-6 * abs(theirs) if numbers else mine == theirs):
                 found = f"{key} was {theirs!r:.200}, this run has {mine!r:.200}"
                 raise WeightsFileError(f"checkpoint {self.path} is of another run: {found}")
 
@@ -120,7 +120,3 @@ class CheckpointCallback:
             else:
                 self._latest = None
             self._when = time.monotonic()
-
-
-def _both_floats(a: Any, b: Any) -> bool:
-    return isinstance(a, float) and isinstance(b, float)

@@ -43,9 +43,7 @@ class LowDose:
     noise: str
     voxel_size: tuple[float, float, float]
 
-    def __call__(
-        self, clean: Tensor, dose: Tensor, generator: torch.Generator, fwhm: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, clean: Tensor, dose: Tensor, generator: torch.Generator, fwhm: Tensor | None = None) -> Tensor:
         """Images as noisy as those of the doses, in the units of the clean ones.
 
         ``fwhm`` ``[n]`` in mm is that of a Gaussian after the reconstruction, of noise ``binomial``.

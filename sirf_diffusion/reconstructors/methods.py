@@ -41,9 +41,7 @@ def methods_of(paths: Iterable[str]) -> dict[str, type[Reconstructor]]:
 
 
 METHODS = methods_of(_CLASSES)
-ADAPTATIONS: dict[str, type[NetworkAdaptation]] = {
-    kind.name: kind for kind in (DDIPAdaptation, SteerableAdaptation)
-}
+ADAPTATIONS: dict[str, type[NetworkAdaptation]] = {kind.name: kind for kind in (DDIPAdaptation, SteerableAdaptation)}
 
 
 def get_method(name: str) -> type[Reconstructor]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.objective import Objective
-from ..geometry.checks import check_real
+from ..geometry.checks import check_count, check_real
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ class LogCallback:
     """Callback that logs every ``every``-th step and the last one, through :mod:`logging`."""
 
     def __init__(self, every: int = 1, level: int = logging.INFO) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, found {every}")
-        self.every, self.level = every, level
+        self.every, self.level = check_count("every", every), level
 
     def __call__(self, record: StepRecord) -> None:
         """Log one line."""

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..geometry.checks import check_real, check_seed
+
 Array = NDArray[np.float32]
 
 #: Centre of the brain in MNI coordinates (x right, y anterior, z superior), mm.
@@ -77,10 +79,8 @@ def simulate_anatomy(seed: int, shape: tuple[int, int, int] = (112, 128, 112), v
 
     ``seed``, the subject's number, is the only source of randomness; ``voxel_size`` in mm, from 1 to 4.
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, found {seed}")
-    if not 1.0 <= voxel_size <= 4.0:
-        raise ValueError(f"voxel_size must lie between 1 and 4 mm, found {voxel_size}")
+    check_seed("seed", seed)
+    check_real("voxel_size (mm)", voxel_size, 1.0, 4.0)
     rng = np.random.default_rng([20, seed])
     x, y, z = _patient_axes(shape, voxel_size)
     mni, size = _warp(rng, x, y, z, voxel_size)

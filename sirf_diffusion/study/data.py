@@ -78,9 +78,7 @@ class InterfileData:
         return data_of(acquisition, initial=initial)
 
 
-def data_of(
-    given: Any, *, projector: str = PROJECTORS[0], device: str | torch.device = "cpu", **options: Any
-) -> Data:
+def data_of(given: Any, *, projector: str = PROJECTORS[0], device: str | torch.device = "cpu", **options: Any) -> Data:
     """Data of an acquisition, or of whatever ``sirf_diffusion.as_objective`` takes; ``options`` are those of `Data`.
 
     ``projector`` and ``device`` are those of ``as_objective``.

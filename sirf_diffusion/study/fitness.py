@@ -13,8 +13,8 @@ from torch import Tensor
 from ..engines.objective import Objective
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
+from ..models.expected_image import resemblance
 from ..models.intensity import object_box
-from ..models.resemblance import resemblance
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -35,8 +35,8 @@ COARSE_LEAST, FEWEST_STEPS = 0.92, 20
 TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
-#: Of planes with the anatomy that a model for one patient was made for: below it is somebody else's.
-RESEMBLANCE_LEAST = 0.32
+#: Of an early image with what a model for one patient expects: below, it is somebody else's, or lies elsewhere.
+RESEMBLANCE_LEAST = 0.13
 
 #: Planes of a volume that a model of slices is asked about, so that it costs about what a slice does.
 NUM_PLANES = 4
@@ -136,7 +136,10 @@ class DistributionCheck:
         if self.verdict == IN:
             return ""
         if self.is_somebody_else:
-            return "is the model this patient's? Compare the MR (--anatomical), or use a population's model"
+            return (
+                "is the model this patient's, and does the head lie where the MR has it? Give the MR (--anatomical) "
+                "and --register emission, or use a population's model"
+            )
         fit = "check scatter, randoms and attenuation, and the strength of the method"
         return fit if self._grade_of_model() == 0 else self.remedy
 
@@ -209,8 +212,8 @@ def check_distribution(
     *Likelihood.* That of the image handed out against mean and standard deviation of the true image's, over the noise
     of the measurement, see :meth:`~sirf_diffusion.engines.objective.Objective.expected_log_likelihood`.
 
-    *Resemblance*, of a model for one patient: to the anatomy that it was made for, see
-    :func:`~sirf_diffusion.models.resemblance.resemblance`.
+    *Resemblance*, of a model for one patient: that of the data's early image to the image that the model expects, see
+    :func:`~sirf_diffusion.models.expected_image.resemblance`.
 
     A reconstruction by the model resembles what the model knows, whatever was measured: at low counts both checks are
     blind to what the data do not show.
@@ -257,8 +260,9 @@ def check_distribution(
     smooth = samples is None if smooth is None else smooth
     alike = None
     if model.expected_image is not None:
-        (one,), planes = some_planes(image[None], model.geometry, NUM_PLANES)
-        alike = resemblance(model.expected_image, one, planes)
+        # What the model made resembles what it expects, whoever was measured.
+        early = image if objective is None else objective.early_image()
+        alike = resemblance(model.anatomy, model.to_latent(early), model.latent_geometry)
     cost = evaluations, projections, time.perf_counter() - began
     check = DistributionCheck(tuple(denoising), smooth, likelihood, alike, remedy, *cost)
     (logger.info if check.verdict == IN else logger.warning)("%s", check.message)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..geometry.checks import check_choice
 from ..geometry.exam import position_of
 from ..reconstructors.methods import METHODS
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..geometry.exam import ExamInfo
+    from ..geometry.images import ImageGeometry
     from ..patient import AnatomicalImage, Placed
     from ..reconstructors.base import Reconstructor
     from .data import Data
@@ -55,9 +57,8 @@ class Guide:
             for another patient's MR.
         """
         if self.register_to is not None:
-            if self.register_to not in TARGETS:
-                raise ValueError(f"register_to must be one of {', '.join(TARGETS)}, found {self.register_to!r}")
-            if self.anatomical is None:
+            check_choice("register_to", self.register_to, TARGETS)
+            if self.anatomical is None and getattr(model, "expected_image", None) is None:
                 raise ValueError("there is no anatomical image to be registered: give one (--anatomical)")
         if model is None:
             if self.anatomical is not None or self.guidance != 0:
@@ -67,24 +68,23 @@ class Guide:
                     f"--guidance out, or use one of {others}"
                 )
             return
-        from ..models.conditioning import check_guidance, unless_own
+        from ..models.conditioning import check_guidance, shown_image
 
-        in_channels, training = getattr(model, "in_channels", 1), getattr(model, "metadata", {}).get("training", {})
-        shown = unless_own(self.anatomical, training)
-        check_guidance(in_channels, shown is not None, self.guidance)
-        if shown is None and self.register_to is not None:
-            raise ValueError("a personalised model is not shown the MR: leave --register out")
+        in_channels = getattr(model, "in_channels", 1)
+        check_guidance(in_channels, shown_image(self.anatomical, model) is not None, self.guidance)
         if in_channels > 1 and self.anatomical is None and self.guidance != -1 and not model.is_guided:
             raise ValueError(
                 "this model was trained with anatomical images (MR or CT) and there is none: give one (--anatomical "
                 "FILE), or guidance -1 (--guidance -1) to run it without"
             )
 
-    def place(self, data: Data, exam: ExamInfo, emission: Tensor) -> Placed | None:
-        """The anatomical image on the grid of the data, registered if asked for; None if there is none.
+    def place(self, model: Any, data: Data, exam: ExamInfo, emission: Tensor) -> Placed | None:
+        """What the model is shown on the grid of the data, registered if asked for; None if there is nothing.
 
         Parameters
         ----------
+        model
+            The score model; None for none.
         data
             The data.
         exam
@@ -97,12 +97,15 @@ class Guide:
         ValueError
             If the image lies elsewhere, or cannot be registered.
         """
-        if self.anatomical is None:
+        from ..models.conditioning import shown_image
+
+        shown = shown_image(self.anatomical, model)
+        if shown is None:
             return None
         from ..patient import load_anatomical
 
         return load_anatomical(
-            self.anatomical,
+            shown,
             data.geometry,
             register_to=self._target(data, emission),
             emission=emission,
@@ -120,6 +123,16 @@ class Guide:
                 "(--attenuation MU.hv)"
             )
         return data.attenuation
+
+
+def as_shown(values: Tensor | None, model: Any, geometry: ImageGeometry) -> Any:
+    """What `Guide.place` put on the grid, as the model takes it: of a personalised one, said to be what it expects."""
+    if values is None or getattr(model, "expected_image", None) is None:
+        return values
+    from ..models.expected_image import EXPECTED
+    from ..patient import AnatomicalImage
+
+    return AnatomicalImage.of(values, geometry, EXPECTED)
 
 
 def load_model_for(

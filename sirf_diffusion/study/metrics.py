@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..geometry.checks import check_finite
+
 
 def nrmse(image: Tensor, reference: Tensor) -> float:
     """Root of the squared error relative to the reference's energy, ``||x - ref|| / ||ref||``.
@@ -180,8 +182,7 @@ def _pair(image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         )
     pair = image.detach().double(), reference.detach().double()
     for name, v in zip(("image", "reference"), pair, strict=True):
-        if not torch.isfinite(v).all():
-            raise ValueError(f"{name} has {int((~torch.isfinite(v)).sum())} values that are not finite")
+        check_finite(v, name)
     return pair
 
 

@@ -28,7 +28,7 @@ from ..reconstructors.settings import SPEEDS
 from .data import Data, InterfileData, data_of
 from .early import Early, cost_of
 from .fitness import FEWEST_STEPS, check_distribution
-from .guide import Guide, load_model_for
+from .guide import Guide, as_shown, load_model_for
 from .intervals import interval_record
 from .par_data import ParData
 from .report import Trace
@@ -177,8 +177,7 @@ class Study:
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
         self._labels(objective)
-        shown = getattr(self.score_model, "in_channels", 1) > 1  # a personalised model was compared with its MR
-        placed = self.guide.place(data, exam, early.image) if shown else None
+        placed = self.guide.place(self.score_model, data, exam, early.image) if early is not None else None
         anatomical = None if placed is None else placed.values
         bound = None if early is None else self.bound(objective, early.scale, anatomical, early.image)
         keepers = [] if self.checkpoint is None else [CheckpointCallback(self.checkpoint, 1, self.checkpoint_every)]
@@ -271,7 +270,7 @@ class Study:
             box="object" if early_image is not None and values.get("crop") else None,
             early_image=early_image,
             intensity_scale=scale,
-            anatomical=anatomical,
+            anatomical=as_shown(anatomical, self.score_model, objective.geometry),
             guidance=self.guide.guidance or None,
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files.atomic import new_hdf5
 from ..files.outputs import OutputFolder
 from ..files.versions import KEY
-from ..geometry.checks import check_real
+from ..geometry.checks import check_choice, check_real
 from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from ..reconstructors.references import bibtex
@@ -198,8 +198,7 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
     from ..patient.dicom import read_tags
     from ..patient.image import optional
 
-    if image_format not in FORMATS:
-        raise ValueError(f"the format of images must be one of {', '.join(FORMATS)}, found {image_format!r}")
+    check_choice("the format of images", image_format, FORMATS)
     if image_format != "hv":
         optional("nibabel", "NIfTI")
     elif bids:

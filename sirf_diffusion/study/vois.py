@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.atomic import atomic_path
+from ..files.outputs import write_csv
 from ..geometry.exam import ExamInfo, position_of
 from ..geometry.images import ImageGeometry
 from ..models.intervals import NOMINAL
@@ -118,7 +117,4 @@ def interval_factor(number: int, noises: str = "independent", probability: float
 
 def write_vois(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table as CSV."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in rows)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..files.documents import read_text
+from ..geometry.checks import check_choice, check_keys
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
 from .loop import RunOptions
@@ -154,9 +155,7 @@ def _network(table: dict[str, Any], default: NetworkConfig) -> NetworkConfig:
 
 def _schedule(table: dict[str, Any]) -> NoiseSchedule:
     kinds = {kind.name: kind for kind in NoiseSchedule.__subclasses__()}
-    name = table.get("name", DEFAULT.schedule.name)
-    if name not in kinds:
-        raise ValueError(f"[schedule] name must be one of {', '.join(kinds)}, found {name!r}")
+    name = check_choice("[schedule] name", table.get("name", DEFAULT.schedule.name), tuple(kinds))
     return NoiseSchedule.from_config(kinds[name]().to_config() | table)
 
 
@@ -167,10 +166,7 @@ def _filled(table: str, tables: dict[str, dict[str, Any]], default: Any) -> Any:
 
 
 def _known(table: str, entries: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    unknown = sorted(set(entries) - set(known))
-    if unknown:
-        where = f"table [{table}]" if table else "the top of the file"
-        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(known)}")
+    check_keys(f"table [{table}]" if table else "the top of the file", entries, known, all_needed=False)
     return entries
 
 

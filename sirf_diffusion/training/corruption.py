@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,8 +14,19 @@ from ..models.schedules import prediction_target
 from .recipes import Recipe
 
 
+class Parted:
+    """A batch in a dataclass whose fields are tensors, an image in each row, or None."""
+
+    def part(self, index: int, parts: int) -> Any:
+        """One of ``parts`` equal parts."""
+        values = [getattr(self, item.name) for item in fields(self)]  # type: ignore[arg-type]
+        size = len(values[0]) // parts
+        chosen = slice(index * size, (index + 1) * size)
+        return type(self)(*(None if value is None else value[chosen] for value in values))
+
+
 @dataclass(frozen=True)
-class Example:
+class Example(Parted):
     """What a network is shown (``images`` ``[B, in, (D,) H, W]``, ``time`` ``[B]``) and what is wanted of it."""
 
     images: Tensor
@@ -23,16 +34,6 @@ class Example:
     planes: Tensor
     target: Tensor
     weight: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, index: int, parts: int) -> Example:
-        """One of ``parts`` equal parts."""
-        size = len(self) // parts
-        chosen = slice(index * size, (index + 1) * size)
-        values = (self.images, self.time, self.planes, self.target, self.weight)
-        return Example(*(None if value is None else value[chosen] for value in values))
 
     def predicted_by(self, network: Any) -> Tensor:
         """What a network makes of the images."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from ..models.networks import NetworkConfig, build_network
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig
 from .corruption import Example
-from .evaluation.validation import ValidationSet, network_denoiser, validation_set
+from .evaluation.validation import ValidationSet, network_denoiser, root_mean_square, validation_set
 from .fine_tuning import Start, smaller, thinned
 from .log import Curves
 from .loop import TrainingLoop
@@ -151,11 +150,10 @@ class TaughtValidation:
 
 
 def _errors(found: dict[float, list[Tensor]], wanted: dict[float, list[Tensor]]) -> dict[float | str, float]:
-    errors: dict[float | str, float] = {}
-    for sigma, images in found.items():
-        squares = [(a - b).double().square() for a, b in zip(images, wanted[sigma], strict=True)]
-        errors[sigma] = math.sqrt(sum(float(s.sum()) for s in squares) / sum(s.numel() for s in squares))
-    return errors
+    return {
+        sigma: root_mean_square(a - b for a, b in zip(images, wanted[sigma], strict=True))
+        for sigma, images in found.items()
+    }
 
 
 def _against_teacher(errors: dict[float | str, float]) -> dict[float | str, float]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files.weights import WeightsFormat, check_tensors
+from ..files.weights import WeightsFormat, filled
 from ..geometry.images import ImageGeometry
 from ..models.enhancement import EnhancementModel, EnhancementModelConfig, noise_measure
 from ..models.latent import EnhancementConfig, EnhancementNetwork, build_autoencoder, told_time
 from ..reconstructors.low_dose import LowDose
-from .corruption import over_images
+from .corruption import Parted, over_images
 from .data.slice_stream import SliceStream
 from .enhancement_recipes import EnhancementRecipe
 from .evaluation.doses import CleanValidation, DoseValidation
@@ -43,14 +43,12 @@ def enhancement_stages(
     file = folder / "autoencoder.safetensors"
     yield AutoencoderStage(replace(recipe, cycles=(recipe.autoencoder_steps,)), source, folder, file, device)
     _, weights, digest = _STAGE.read(file)
-    autoencoder = build_autoencoder(recipe.enhancement)
-    check_tensors(weights, autoencoder.state_dict())
-    autoencoder.load_state_dict(weights)
-    yield EnhancementStage(recipe, source, work, out, device, autoencoder.eval().requires_grad_(False), digest)
+    autoencoder = filled(build_autoencoder(recipe.enhancement), weights)
+    yield EnhancementStage(recipe, source, work, out, device, autoencoder, digest)
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Parted):
     """Noisy images or latents with their dose and CT, and the clean ones."""
 
     noisy: Tensor
@@ -58,15 +56,6 @@ class Shown:
     ct: Tensor | None
     clean: Tensor
     weight: Tensor
-
-    def __len__(self) -> int:
-        return len(self.noisy)
-
-    def part(self, index: int, parts: int) -> Shown:
-        """One of ``parts`` equal parts."""
-        size = len(self) // parts
-        values = (self.noisy, self.time, self.ct, self.clean, self.weight)
-        return Shown(*(None if v is None else v[index * size : (index + 1) * size] for v in values))
 
     def predicted_by(self, network: nn.Module) -> Tensor:
         """The network's estimate of the clean ones."""
@@ -234,19 +223,11 @@ class AutoencoderAndCritic(nn.Module):
 
 
 @dataclass(frozen=True)
-class Reconstructed:
+class Reconstructed(Parted):
     """Clean images for the autoencoder."""
 
     images: Tensor
     noise: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, index: int, parts: int) -> Reconstructed:
-        """One of ``parts`` equal parts."""
-        chosen = slice(index * (len(self) // parts), (index + 1) * (len(self) // parts))
-        return Reconstructed(self.images[chosen], self.noise[chosen])
 
     def predicted_by(self, network: nn.Module) -> tuple[Tensor, ...]:
         """See `AutoencoderAndCritic`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import atomic_path
+from ..files.outputs import write_csv
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class TrainingLog:
         names = [f"rmse_{self.curves.name}_{shown(s)}" for s in reference]
         self._columns = ["step", "seconds", "training_loss", *names]
         values = [self.curves.reference, *(round(v, 5) for v in reference.values())]
-        _write(work / "reference.csv", [["filter", *names], values])
+        write_csv(work / "reference.csv", [["filter", *names], values])
         self._board = _tensorboard(work / "tensorboard", step) if tensorboard else None
 
     def add(self, step: int, seconds: float, loss: float, errors: dict[Any, float]) -> None:
         """One row; the figure anew, unless that was done within the last seconds."""
         self._rows.append([step, round(seconds, 1), round(loss, 5), *(round(v, 5) for v in errors.values())])
-        _write(self.path, [self._columns, *self._rows])
+        write_csv(self.path, [self._columns, *self._rows])
         if self._board is not None:
             self._board.add_scalar("training loss", loss, step)
             for sigma, error in errors.items():
@@ -93,11 +94,6 @@ class TrainingLog:
 def shown(level: float | str) -> str:
     """A noise level, or what else an error is of, in a column's name."""
     return level if isinstance(level, str) else f"{level:g}"
-
-
-def _write(path: Path, rows: list[list[Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

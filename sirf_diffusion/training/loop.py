@@ -6,20 +6,18 @@ import logging
 import math
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..files.atomic import atomic_path
-from ..files.stopping import SIGNALS, Stopped
+from ..files.stopping import Stopped, heeded
 from ..models.lora import plain_weights
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig, save_model
@@ -221,20 +219,11 @@ class TrainingLoop:
 def noted_signals() -> Iterator[list[int]]:
     """Note the first signal that asks to end, instead of ending in the middle of a step; a second one works as ever."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    old = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, earlier: dict[int, Any]) -> None:
         asked.append(number)
-        signal.signal(number, old[number])
+        signal.signal(number, earlier[number])
         logger.warning("asked to stop: finishing the step and writing a checkpoint")
 
-    for number in old:
-        signal.signal(number, note)
-    try:
+    with heeded(note):
         yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ... import __version__
+from ...geometry.checks import check_finite
 from ...geometry.exam import ExamInfo
-from ..objective import Evaluation, Objective, ProjectionCounter
+from ..objective import Evaluation, Objective, ProjectionCounter, check_single, total_sensitivity
 from .acquisition_model import AcquisitionModel, check_projection_data
 from .subsets import largest_num_subsets, select_views
 
@@ -103,14 +104,11 @@ class PoissonObjective(Objective):
 
         Raises ValueError if no image bin is seen, or the expected background exceeds the measured counts.
         """
-        sensitivity = self.sensitivity()
+        total, sensitivity = total_sensitivity(self), self.sensitivity()
         counts = self.prompts.sum(dtype=torch.float64)
         background = self.model.constant_term
         if background is not None:
             counts = counts - background.sum(dtype=torch.float64)
-        total = sensitivity.sum(dtype=torch.float64)
-        if float(total) <= 0:
-            raise ValueError("sensitivity is zero everywhere: no bin with a positive factor sees the image")
         if float(counts) <= 0:
             raise ValueError(
                 f"the expected background exceeds the {float(self.prompts.sum(dtype=torch.float64)):g} measured counts "
@@ -125,8 +123,7 @@ class PoissonObjective(Objective):
         :math:`e(q) = E[Y \log(Y / q) - Y + q]`, ``Y ~ Poisson(q)``, half the expected deviance of a bin: it rises from
         0 to 0.58 near ``q = 1.3`` and falls to 0.5. ``x`` is one image ``[z, y, x]``; costs one forward projection.
         """
-        if x.dim() != 3:
-            raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+        check_single(x)
         with self.counter.timed():
             expected = self.model.forward(x)
             self.counter.forward += 1
@@ -172,8 +169,7 @@ class PoissonObjective(Objective):
         return 1.0 if views is None else len(views) / self.model.projector.projdata.num_views
 
     def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: tuple[int, ...] | None) -> None:
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
+        check_finite(x, "the image")
         impossible = (prompts > 0) & ~(expected > 0)
         if not bool(impossible.any()):
             raise ValueError("log-likelihood is not finite: the image is too large for float32 projections")

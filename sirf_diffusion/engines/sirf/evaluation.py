@@ -58,7 +58,7 @@ class SirfEvaluation:
         if data is None:
             self._values[i] = objective._generic_value(self._images[i])
             return
-        share = 1.0 if self._subset is None else 1 / objective.num_subsets
+        share = objective._share(self._subset)
         kept = (len(self._quotients) + 1) * share * data.bytes_of_quotient <= QUOTIENT_BYTES
         objective._image.fill(self._images[i])
         value, quotient = data.likelihood(objective._image.image, self._subset, keep and kept)
@@ -72,7 +72,7 @@ class SirfEvaluation:
         # Without a value before it, STIR's own loop is the faster one.
         if i in self._quotients:
             data.back_project(self._quotients[i], self._subset, objective._result.image)
-            objective.counter.back += 1.0 if self._subset is None else 1 / objective.num_subsets
+            objective.counter.back += objective._share(self._subset)
             gradient = objective._result.values()[0] - objective.sensitivity(self._subset)
             return finite(gradient, self._subset)
         self._check_unchanged()

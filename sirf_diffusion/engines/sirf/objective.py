@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...geometry.exam import ExamInfo
-from ...geometry.images import ImageGeometry
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
-from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
+from ..objective import Evaluation, check_single, exam_info_of_written, total_sensitivity
+from ..toolkit import ToolkitObjective
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
 from .evaluation import DATA_NEEDED, SirfEvaluation, finite
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 SENSITIVITY_CACHE_BYTES = 1 << 29
 
 
-class SirfObjective(Objective):
+class SirfObjective(ToolkitObjective):
     r"""The log-likelihood in a ``sirf.STIR.ObjectiveFunction``, from sinograms or list mode, with or without TOF.
 
     .. math:: L(x) = \sum_i y_i \log q_i - q_i, \qquad \nabla_k L(x) = A_k^T (y / q) - A_k^T 1
@@ -59,8 +58,6 @@ class SirfObjective(Objective):
         If acquisition data or model are not those of ``obj``: then values differ at a uniform image.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, obj: Any, acquisition_data: Any = None, acquisition_model: Any = None) -> None:
         for method in ("get_backprojection_of_acquisition_ratio", "get_subset_sensitivity", "value"):
             if not callable(getattr(obj, method, None)):
@@ -70,14 +67,11 @@ class SirfObjective(Objective):
         self.obj = obj
         #: The model as SIRF's Python class, which has its terms; what SIRF hands back has not.
         self._model = acquisition_model or getattr(obj, "known_acquisition_model", None)
-        self.num_subsets = int(obj.get_num_subsets())
-        self.counter = ProjectionCounter()
         model = acquisition_model if acquisition_model is not None else model_of(obj)
-        require_set_up(obj, self.num_subsets)
+        require_set_up(obj, int(obj.get_num_subsets()))
         self._template = obj.get_subset_sensitivity(0)
-        self.geometry: ImageGeometry = image_geometry(self._template)
+        super().__init__(int(obj.get_num_subsets()), image_geometry(self._template))
         self._image, self._result = Scratch(self._template.clone()), Scratch(self._template.clone())
-        self._sensitivities: dict[int | None, Tensor] = {}
         self._uniform: Tensor | None = None
         self._repair = ValueRepair.none() if is_of_sinograms(obj) else None
         with without_prior(obj) as factor:
@@ -140,11 +134,7 @@ class SirfObjective(Objective):
         background, and a few gradients of all data.
         """
         if self._uniform is None:
-            sensitivity = self.sensitivity()
-            total = float(sensitivity.sum(dtype=torch.float64))
-            if total <= 0:
-                raise ValueError("sensitivity is zero everywhere: no bin with a positive factor sees the image")
-            mask = (sensitivity > 0).float()
+            total, mask = total_sensitivity(self), (self.sensitivity() > 0).float()
             self._uniform = constant_of_highest_likelihood(self, mask, total) * mask
         return self._uniform.clone()
 
@@ -158,13 +148,12 @@ class SirfObjective(Objective):
         NotImplementedError
             If the acquisition data are not known.
         """
-        if x.dim() != 3:
-            raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+        check_single(x)
         if self._data is None:
             raise NotImplementedError("the expected log-likelihood " + DATA_NEEDED)
         with self.counter.timed():
             self.counter.forward += 1
-            return self._data.expected_log_likelihood(self._image.fill(self._checked(x, None)))
+            return self._data.expected_log_likelihood(self._image.fill(self._checked(x)))
 
     def to_tensor(self, image: Any) -> Tensor:
         """A SIRF image on the objective's grid as a tensor of its own."""
@@ -196,13 +185,11 @@ class SirfObjective(Objective):
             return exam_info_of_written(self._template.write)
         return exam_info_of_written(self._data.prompts.write, "data.hs")  # SIRF's images made of data do not have it
 
-    def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
-        """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
-        from ..embedded.stand_in import StandInObjective
+    def _toolkit_data(self) -> Any:
         from .stand_in import toolkit_data
 
         prompts = None if self._data is None else self._data.prompts
-        return StandInObjective(self, toolkit_data(self.obj, prompts, self._model, self.to_image), device)
+        return toolkit_data(self.obj, prompts, self._model, self.to_image)
 
     def _use(self, acquisition_data: Any, model: Any) -> None:
         """Take up the data if they are what ``obj`` computes with; learns the background on the way."""
@@ -263,21 +250,10 @@ class SirfObjective(Objective):
         self.counter.back += len(subsets) / self.num_subsets
         return finite(total, subset)
 
-    def _check_subset(self, subset: int) -> None:
-        if not 0 <= subset < self.num_subsets:
-            raise ValueError(f"subset must be in 0..{self.num_subsets - 1}, found {subset}")
-
-    def _checked(self, x: Tensor, subset: int | None) -> Tensor:
-        if subset is not None:
-            self._check_subset(subset)
+    def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
         if int(self.obj.get_num_subsets()) != self.num_subsets:
             raise RuntimeError(
                 f"the objective function had {self.num_subsets} subsets and has {int(self.obj.get_num_subsets())} now: "
                 "set it up and make a new objective of it"
             )
-        if tuple(x.shape[-3:]) != self.geometry.shape:
-            raise ValueError(f"image has shape {tuple(x.shape)}, expected [..., z, y, x] with {self.geometry.shape}")
-        x = x.detach().to("cpu", torch.float32)
-        if not math.isfinite(float(x.sum(dtype=torch.float64))):
-            raise ValueError(f"image has {int((~torch.isfinite(x)).sum())} values that are not finite")
-        return x
+        return super()._checked(x, subset)

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
-from ..objective import Evaluation, Objective, ProjectionCounter, exam_info_of_written
+from ..objective import Evaluation, check_single, exam_info_of_written, total_sensitivity
+from ..toolkit import ToolkitObjective
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, tensor_of
 
 logger = logging.getLogger(__name__)
 
 
-class StirObjective(Objective):
+class StirObjective(ToolkitObjective):
     """Poisson log-likelihood of an objective function of STIR's Python module, without its penalty.
 
     STIR computes everything, with its own projectors, normalisation and subsets. An image crosses as one copy
@@ -57,16 +58,12 @@ class StirObjective(Objective):
                 f"{type(obj).__name__} has not been set up, or was changed since: call its set_up(image) first"
             )
         self.stir_objective, self._owner, self._files = obj, owner, files
-        self.num_subsets = int(obj.get_num_subsets())
-        self.device = torch.device("cpu")
-        self.counter = ProjectionCounter()
         self._template = obj.get_subset_sensitivity(0).clone()
         if _has_projection_data(obj):
             # The data know the patient, the radionuclide and the time frame; a template image often does not.
             self._template.set_exam_info(obj.get_proj_data().get_exam_info())
-        self.geometry = geometry_of(self._template)
+        super().__init__(int(obj.get_num_subsets()), geometry_of(self._template))
         self._estimate, self._result = self._template.get_empty_copy(), self._template.get_empty_copy()
-        self._sensitivities: dict[int | None, Tensor] = {}
         self._counts: StirCounts | None = None
         self._repair: ValueRepair | None = ValueRepair.none() if _has_projection_data(obj) else None
         if not obj.prior_is_zero():
@@ -87,14 +84,14 @@ class StirObjective(Objective):
         return self._filled(self._template.get_empty_copy(), x)
 
     def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
-        x = self._checked(x)
+        x = self._checked(x, subset).clone()  # callers may change their image before they ask for the gradient
         return Evaluation(lambda: self._value(x, subset), lambda active=None: self._gradient(x, subset, active))
 
     def value(self, x: Tensor, subset: int | None = None) -> Tensor:
-        return self._value(self._checked(x), subset)
+        return self._value(self._checked(x, subset), subset)
 
     def gradient(self, x: Tensor, subset: int | None = None) -> Tensor:
-        return self._gradient(self._checked(x), subset)
+        return self._gradient(self._checked(x, subset), subset)
 
     def sensitivity(self, subset: int | None = None) -> Tensor:
         """``A^T 1``, ``[z, y, x]``, as STIR computed it."""
@@ -110,11 +107,7 @@ class StirObjective(Objective):
 
         For list-mode data, whose background STIR does not tell, it is the constant of the highest likelihood.
         """
-        sensitivity = self.sensitivity()
-        seen = (sensitivity > 0).float()
-        total = float(sensitivity.sum(dtype=torch.float64))
-        if total <= 0:
-            raise ValueError("the sensitivity is zero everywhere: no bin sees the image")
+        total, seen = total_sensitivity(self), (self.sensitivity() > 0).float()
         if not _has_projection_data(self.stir_objective):
             return seen * constant_of_highest_likelihood(self, seen, total)
         counts = self._known_counts()
@@ -128,8 +121,7 @@ class StirObjective(Objective):
 
     def expected_log_likelihood(self, x: Tensor) -> tuple[float, float]:
         """See `Objective`; one forward projection. NotImplementedError for list-mode data."""
-        if x.dim() != 3:
-            raise ValueError(f"expected one image [z, y, x], found shape {tuple(x.shape)}")
+        check_single(x)
         if not _has_projection_data(self.stir_objective):
             raise NotImplementedError(
                 "STIR-Python does not tell the expected counts of list-mode data: use an even number of subsets, or "
@@ -150,12 +142,10 @@ class StirObjective(Objective):
     def exam_info(self) -> ExamInfo:
         return exam_info_of_written(self._template.write_to_file)
 
-    def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
-        """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
-        from ..embedded.stand_in import StandInObjective
+    def _toolkit_data(self) -> Any:
         from .stand_in import toolkit_data
 
-        return StandInObjective(self, toolkit_data(self.stir_objective, self._known_counts, self.to_image), device)
+        return toolkit_data(self.stir_objective, self._known_counts, self.to_image)
 
     def _known_counts(self) -> StirCounts:
         if self._counts is None:
@@ -165,7 +155,6 @@ class StirObjective(Objective):
         return self._counts
 
     def _value(self, x: Tensor, subset: int | None) -> Tensor:
-        self._check_subset(subset)
         if self._repair is None:
             self._repair = ValueRepair.find(self, self._stirs_value)
 
@@ -180,7 +169,6 @@ class StirObjective(Objective):
         return self.stir_objective.compute_objective_function_without_penalty(*arguments)
 
     def _gradient(self, x: Tensor, subset: int | None, active: Tensor | None = None) -> Tensor:
-        self._check_subset(subset)
         if active is not None:
             x = x[active.to(x.device)]
 
@@ -200,23 +188,6 @@ class StirObjective(Objective):
     def _each(self, function: Callable[[Tensor], Any], x: Tensor) -> list[Any]:
         with self.counter.timed():
             return [function(image) for image in x.reshape(-1, *self.geometry.shape)]
-
-    def _share(self, subset: int | None) -> float:
-        return 1.0 if subset is None else 1 / self.num_subsets
-
-    def _check_subset(self, subset: int | None) -> None:
-        if subset is not None and not 0 <= subset < self.num_subsets:
-            raise ValueError(f"subset must be in 0..{self.num_subsets - 1}, found {subset}")
-
-    def _checked(self, x: Tensor) -> Tensor:
-        """A copy: callers may change their image before they ask for the gradient."""
-        if tuple(x.shape[-3:]) != self.geometry.shape:
-            raise ValueError(f"expected images [..., z, y, x] of {self.geometry.shape}, found shape {tuple(x.shape)}")
-        x = x.detach().to(self.device, torch.float32, copy=True)
-        # Here and not in STIR, which may be compiled to take NaN for a number.
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"the image has {int((~torch.isfinite(x)).sum())} values that are not finite")
-        return x
 
     @staticmethod
     def _filled(image: Any, x: Tensor) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry.checks import check_real
 from ...geometry.exam import Position, position_of
 from ...geometry.images import ImageGeometry
 from ...priors import ParallelLevelSetsPenalty, Penalty, QuadraticPenalty, RelativeDifferencePenalty
-from ...priors.rdp import at_least_0
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
 from .containers import error, missing
@@ -94,13 +94,13 @@ class RelativeDifferencePrior(Prior):
         super().__init__(RelativeDifferencePenalty(penalisation_factor=0.0, epsilon=SIRF_EPSILON))
 
     def set_gamma(self, v: float) -> None:
-        self._penalty.gamma = at_least_0("gamma", v)
+        self._penalty.gamma = check_real("gamma", v)
 
     def get_gamma(self) -> float:
         return self._penalty.gamma
 
     def set_epsilon(self, v: float) -> None:
-        self._penalty.epsilon = at_least_0("epsilon", v)
+        self._penalty.epsilon = check_real("epsilon", v)
 
     def get_epsilon(self) -> float:
         return self._penalty.epsilon

@@ -174,15 +174,16 @@ def _check_model(block: ParBlock, values: dict[str, Any], findings: Findings) ->
     key = block.key("model filename")
     line = block.line if key is None else key.line
     try:
-        in_channels = read_config(find_model(name)).architecture.in_channels
+        config = read_config(find_model(name))
     except ModelFileError as error:
         findings.error(line, f"'model filename := {name}': {error}")
         return
     image, weight = values["anatomical image filename"], values["guidance weight"]
+    in_channels = config.architecture.in_channels
     if in_channels == 1 and (image or weight):
         given = "anatomical image filename" if image else "guidance weight"
         raise block.error(given, f":= {block.text(given)}: the model {name} was trained without anatomical images")
-    if in_channels > 1 and not image and weight != -1:
+    if in_channels > 1 and not image and weight != -1 and "personalised" not in config.training:
         findings.warning(
             line,
             f"the model {name} can use an MR or CT image and is given none: it runs without. Give 'anatomical image "

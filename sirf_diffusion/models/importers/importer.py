@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...geometry.checks import check_choice
 from ..networks import NetworkConfig
 from ..schedules import NoiseSchedule
 from ..storage import ModelConfig, ModelFileError, save_model
@@ -105,9 +106,7 @@ def import_model(
     if config is not None:
         given = config if isinstance(config, dict) else read_config(Path(config))
     weights = read_weights(path)
-    kind = kind or _kind(weights, path)
-    if kind not in CONVERTERS:
-        raise ValueError(f"kind must be one of {', '.join(CONVERTERS)}, found {kind!r}")
+    kind = check_choice("kind", kind or _kind(weights, path), tuple(CONVERTERS))
     if not given and kind not in ("guided-diffusion", "drunet"):
         raise ValueError(f"a {kind} network needs the arguments it was built with: give config (a JSON file)")
     if kind == "monai":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...engines.em import herman_meyer_order
+from ...engines.em import update_order
 from ...engines.objective import Objective
 from ...priors import Penalty
 from ..em.map_methods import relative_difference_penalty
@@ -97,14 +97,13 @@ class AnchoredAscent(DataConsistency):
     def __call__(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         """Make ``num_inner`` updates, started at the denoised image."""
         geometry, num_subsets, penalty = self.objective.geometry, self.objective.num_subsets, vars(self)["penalty"]
-        order = herman_meyer_order(num_subsets)
+        order = update_order(num_subsets)
         anchor = self.admissible(prior_image)
         strength = self.anchor_strength * share_of_levels(step, self.reference_steps)
         x, rho = anchor, strength * step.sigma**-self.anchor_exponent / self.intensity_scale**2
         before: list[float] | None = None
         for inner in range(self.num_inner):
-            number = step.index * self.num_inner + inner
-            subset = order[number % num_subsets] if num_subsets > 1 else None
+            subset = order[(step.index * self.num_inner + inner) % num_subsets]
             evaluation = self.objective.at(x, subset)
             if inner == 0 and subset is None:
                 before = evaluation.value.tolist()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...engines.em import em_update, herman_meyer_order, penalised_em_step
+from ...engines.em import em_update, penalised_em_step, update_order
 from ...engines.objective import Evaluation
 from ..settings import count, real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, share_of_levels
@@ -59,13 +59,13 @@ class PenalisedEM(DataConsistency):
         subsets, it saves a projection.
         """
         num_subsets = self.objective.num_subsets
-        order = herman_meyer_order(num_subsets)
+        order = update_order(num_subsets)
         given = evaluation
         rho = self.pull(step) / num_subsets
         x = self.admissible(prior_image)
         before: list[float] | None = None
         for inner in range(self.num_inner):
-            subset = order[(step.index * self.num_inner + inner) % num_subsets] if num_subsets > 1 else None
+            subset = order[(step.index * self.num_inner + inner) % num_subsets]
             first = inner == 0 and subset is None and given is not None
             evaluation = given if first else self.objective.at(x, subset)
             if inner == 0 and subset is None:

@@ -209,12 +209,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         super().process()
         early = {"preparation_forward": self._preparation.forward, "preparation_back": self._preparation.back}
         self.record["projections"] |= early
-        self.record["model"] = {
-            "hash": self.model.hash,
-            "conditioning": self.model.conditioning,
-            "precision": self.model.precision,
-            "intensity_scale": float(self.model.intensity_scale),
-        }
+        self.record["model"] = self._of_model()
         if self.consistency is not None:
             self.record.update(self.consistency.summary())
         if self.adaptation is not None:

@@ -85,10 +85,14 @@ class ResumableReconstructor(Reconstructor):
             return chain
 
     def _fingerprint(self) -> dict[str, Any]:
-        model = {
-            "model": self.model.hash,
+        model = self._of_model()
+        return super()._fingerprint() | jsonable({"model": model.pop("hash"), **model})
+
+    def _of_model(self) -> dict[str, Any]:
+        """What tells the model, as it is bound, from others."""
+        return {
+            "hash": self.model.hash,
             "conditioning": self.model.conditioning,
             "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
         }
-        return super()._fingerprint() | jsonable(model)

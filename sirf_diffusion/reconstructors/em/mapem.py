@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...engines.em import checked_order, em_update, inside, penalised_em_step
+from ...engines.em import em_update, inside, penalised_em_step, update_order
 from ...engines.objective import Objective
 from ...geometry.checks import check_count, check_finite, check_real
 from ...priors.base import Penalty
@@ -82,8 +82,7 @@ class MAPEM(Reconstructor):
         self.num_inner = check_count("num_inner", num_inner)
         if self.num_inner > 1 and not prior.has_majoriser:
             raise ValueError(f"num_inner must be 1 for {type(prior).__name__}, which BSREM evaluates in every update")
-        order = checked_order(subset_order, self.objective.num_subsets)
-        self.subset_order: tuple[int | None, ...] = order if len(order) > 1 else (None,)
+        self.subset_order = update_order(self.objective.num_subsets, subset_order)
         self.settings = {
             "algorithm": "de-pierro" if prior.has_majoriser else "bsrem",
             "prior": prior.settings,

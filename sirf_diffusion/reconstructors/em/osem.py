@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...engines.em import checked_order, em_update
+from ...engines.em import em_update, update_order
 from ...engines.objective import Evaluation, Objective
 from ...geometry.checks import check_count, check_finite
 from ..base import Reconstructor
@@ -74,8 +74,7 @@ class OSEM(Reconstructor):
         self.settings = {"num_iterations": self.num_iterations, "subset_order": list(self.subset_order)}
 
     def _order(self, requested: Sequence[int] | None) -> tuple[int | None, ...]:
-        order = checked_order(requested, self.objective.num_subsets)
-        return order if len(order) > 1 else (None,)
+        return update_order(self.objective.num_subsets, requested)
 
     def _run(self) -> Tensor:
         kept, done = self._take_over()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engines.objective import Evaluation, Objective
-from ...geometry.checks import check_finite
+from ...geometry.checks import check_image
 from ..records import StepRecord
 from .osem import OSEM
 
@@ -66,12 +66,10 @@ class OSMAPOSL(OSEM):
 
     def set_up(self, initial_image: Any = None) -> None:
         """Fix the starting image ``[z, y, x]``; ones if omitted."""
-        shape = tuple(self.objective.geometry.shape)
+        shape = self.objective.geometry.shape
         image = torch.ones(shape) if initial_image is None else initial_image
         image = image if isinstance(image, Tensor) else self._taken(image)
-        if tuple(image.shape) != shape:
-            raise ValueError(f"initial_image has shape {tuple(image.shape)}, expected {shape} (z, y, x)")
-        check_finite(image, "initial_image")
+        check_image(image, "initial_image", shape)
         self._initial = image.detach().to(self.objective.sensitivity(), copy=True)
         self._begin()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...models.latent import told_time
-from .validation import GAUSSIAN_FWHM_PIXELS, ValidationSet, smoothed_slices
+from .validation import GAUSSIAN_FWHM_PIXELS, ValidationSet, root_mean_square, smoothed_slices
 
 #: Doses at which models are validated.
 DOSES = (0.5, 0.25, 0.1, 0.05, 0.02)
@@ -83,8 +83,6 @@ class CleanValidation(DoseValidation):
 
 def _error(pairs: list[tuple[Tensor, Tensor]], width: float | None = None) -> float:
     """Root mean squared difference of images from the truth, after a Gaussian filter if its width is given."""
-    total = 0.0
-    for image, truth in pairs:
-        made = image if width is None else smoothed_slices(image, width)
-        total += float((made - truth).double().square().sum())
-    return (total / sum(truth.numel() for _, truth in pairs)) ** 0.5
+    return root_mean_square(
+        (image if width is None else smoothed_slices(image, width)) - truth for image, truth in pairs
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class ValidationSet:
             totals, count = [0.0] * len(STRENGTHS), 0
             for clean, noise, _, _ in self.groups(sigma):
                 # Those of cubes are of their slices.
-                noisy, truth = (_as_slices(images) for images in (clean + sigma * noise, clean))
+                noisy, truth = (images.reshape(-1, 1, *images.shape[-2:]) for images in (clean + sigma * noise, clean))
                 for k, image in enumerate(non_local_means(noisy, sigma)):
                     totals[k] += float((image - truth).double().square().sum())
                 count += clean.numel()
@@ -105,13 +105,10 @@ class ValidationSet:
     @torch.inference_mode()
     def error(self, denoise: Denoiser, sigma: float, scale: float = 1.0) -> float:
         """Root mean squared error of a denoiser at a noise level, with all images times ``scale``."""
-        total, count = 0.0, 0
-        for clean, noise, anatomy, plane in self.groups(sigma):
-            clean = scale * clean
-            difference = denoise(clean + sigma * noise, sigma, plane, anatomy) - clean
-            total += float(difference.double().square().sum())
-            count += difference.numel()
-        return math.sqrt(total / count)
+        return root_mean_square(
+            denoise(scale * clean + sigma * noise, sigma, plane, anatomy) - scale * clean
+            for clean, noise, anatomy, plane in self.groups(sigma)
+        )
 
     def groups(self, sigma: float) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """Clean slices, their noise (of unit variance), anatomies, and the orientation, by orientation and shape."""
@@ -141,6 +138,15 @@ def validation_set(path: str | os.PathLike[str], recipe: Recipe, split: str = "v
         whole.slices.extend(one.slices)
         whole.planes.extend(one.planes)
     return whole
+
+
+def root_mean_square(differences: Iterable[Tensor]) -> float:
+    """Over all values of several tensors."""
+    total, count = 0.0, 0
+    for difference in differences:
+        total += float(difference.double().square().sum())
+        count += difference.numel()
+    return math.sqrt(total / count)
 
 
 def relative_error(errors: dict[Any, float], reference: dict[Any, float]) -> float:
@@ -200,10 +206,6 @@ def smoothed_slices(images: Tensor, fwhm_pixels: float) -> Tensor:
     """Slices ``[n, 1, h, w]``, or cubes, after a Gaussian filter: a slice is a volume of one plane."""
     geometry = ImageGeometry(tuple(images.shape[-3:]), (1.0, 1.0, 1.0))
     return gaussian_smooth(images, geometry, fwhm_pixels)
-
-
-def _as_slices(images: Tensor) -> Tensor:
-    return images.reshape(-1, 1, *images.shape[-2:])
 
 
 def _cubes(volume: Tensor, side: int) -> list[Tensor]:

@@ -1,0 +1,48 @@
+"""What the objective functions of STIR's Python module and of SIRF have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry.checks import check_image
+from ..geometry.images import ImageGeometry
+from .objective import Objective, ProjectionCounter
+
+
+class ToolkitObjective(Objective):
+    """An objective whose subsets are fixed by the toolkit, and that computes on the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, num_subsets: int, geometry: ImageGeometry) -> None:
+        self.num_subsets, self.geometry = num_subsets, geometry
+        self.counter = ProjectionCounter()
+        self._sensitivities: dict[int | None, Tensor] = {}
+
+    def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
+        """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
+        from .embedded.stand_in import StandInObjective
+
+        return StandInObjective(self, self._toolkit_data(), device)
+
+    def _toolkit_data(self) -> Any:
+        """What the embedded engine needs of the toolkit's objects."""
+        raise NotImplementedError
+
+    def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
+        """Images ``[..., z, y, x]`` for the toolkit, which may have been compiled to take NaN for a number."""
+        self._check_subset(subset)
+        x = x.detach().to("cpu", torch.float32)
+        check_image(x, "the image", self.geometry.shape, batch=True)
+        return x
+
+    def _check_subset(self, subset: int | None) -> None:
+        if subset is not None and not 0 <= subset < self.num_subsets:
+            raise ValueError(f"subset must be in 0..{self.num_subsets - 1}, found {subset}")
+
+    def _share(self, subset: int | None) -> float:
+        """Of the data."""
+        return 1.0 if subset is None else 1 / self.num_subsets
