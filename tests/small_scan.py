@@ -8,7 +8,7 @@ import torch
 
 from sirf_diffusion.engines.embedded.acquisition_model import attenuation_factors
 from sirf_diffusion.engines.embedded.projector import Projector
-from sirf_diffusion.files.interfile import write_image, write_projection_data
+from sirf_diffusion.files.interfile import read_projection_data, write_image, write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
 from sirf_diffusion.models import NetworkConfig, ScoreModel, VPSchedule, build_network
@@ -30,11 +30,16 @@ class SmallScan:
         stem, _, suffix = name.rpartition("_")
         return str(self.folder / f"{stem}.{suffix}")
 
+    def words(self, **changed: object) -> list[str]:
+        """Its files as options of ``sirf-diffusion recon``, with some changed or added; None leaves one out."""
+        options: dict[str, object] = {"prompts": self.prompts_hs, "multiplicative": self.multiplicative_hs}
+        options |= {"additive": self.additive_hs, "attenuation": self.mu_hv} | changed
+        return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
     @property
     def options(self) -> list[str]:
-        """Its files as options of ``sirf-diffusion recon``."""
-        data = ["--prompts", self.prompts_hs, "--multiplicative", self.multiplicative_hs]
-        return [*data, "--additive", self.additive_hs, "--attenuation", self.mu_hv]
+        """Its files alone."""
+        return self.words()
 
 
 def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, counts: float = 2e4) -> SmallScan:
@@ -66,6 +71,14 @@ def write_small_scan(folder: Path, *, planes: int = 1, voxel_size: float = 4.0, 
     for stem, image in (("truth", truth), ("mu", mu), ("mr", plane.expand(planes, -1, -1).clone())):
         write_image(folder / f"{stem}.hv", image, geometry)
     return SmallScan(folder, truth, geometry)
+
+
+def write_example(folder: Path, planes: int = 1) -> SmallScan:
+    """The small scan as the bundled examples are: attenuation is a part of the multiplicative factors."""
+    scan = write_small_scan(folder, planes=planes)
+    factors, layout = read_projection_data(scan.multiplicative_with_attenuation_hs)
+    write_projection_data(scan.multiplicative_hs, factors, layout)
+    return scan
 
 
 def script_objects(pet: Any, scan: SmallScan) -> tuple[Any, Any, Any, Any]:

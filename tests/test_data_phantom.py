@@ -2,7 +2,6 @@
 
 import pickle
 import resource
-import sys
 import zlib
 from dataclasses import replace
 from functools import lru_cache
@@ -13,7 +12,6 @@ import pytest
 import torch
 from fresh import run
 
-from sirf_diffusion.cli import main
 from sirf_diffusion.cli.data import _PHANTOM
 from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT, body, parametric, parametric_head
 from sirf_diffusion.simulation.lesions import LESION_KINDS
@@ -153,15 +151,6 @@ class TestHeads:
         assert arrays["emission"][brain].mean() > 5 * arrays["emission"][arrays["labels"] == 0].mean()
         assert arrays["mask"][brain].mean() > 0.95
 
-    def test_contrasts_are_those_of_the_tracer(self):
-        def level(tracer, label):
-            arrays, names = self.volume(tracer).arrays, self.volume(tracer).label_names
-            return float(np.median(arrays["emission"][arrays["labels"] == 1 + names.index(label)]))
-
-        assert level("fdg", "white") < 0.75 * level("fdg", "grey")
-        assert level("amyloid-negative", "white") > level("amyloid-negative", "grey")
-        assert 0.7 < level("dpa714", "white") / level("dpa714", "grey") < 1.3
-
     def test_every_tracer_can_be_drawn(self):
         for name, tracer in TRACERS.items():
             assert tracer.name == name
@@ -184,11 +173,6 @@ class TestHeads:
         assert abs(away) > 0.05
 
 
-def command_on_a_small_disk(room, command):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    sys.exit(main(command))
-
-
 class TestFiles:
     def test_file_is_the_same_whoever_made_it(self, tmp_path):
         options = PhantomOptions(tracer="any", subjects=3, first=7, **THORAX)
@@ -203,19 +187,16 @@ class TestFiles:
         assert one.infos[0].has_anatomy
         assert torch.equal(one.volume(1, "anatomy"), two.volume(1, "anatomy"))
 
-    @pytest.mark.parametrize(("room", "parts"), [(20_000, 0), (220_000, 2)], ids=["a part", "the whole"])
-    def test_a_full_disk_is_one_message_and_the_build_goes_on(self, tmp_path, room, parts):
-        command = [
-            "data", "phantom", "--subjects", "2", "--body", "thorax", "--voxel-size", "10", "--workers", "1", "--out",
-            str(tmp_path / "a.h5"),
-        ]  # fmt: skip
-        code, output = run(command_on_a_small_disk, room, command, cwd=tmp_path)
-        assert code == 2
-        assert "File too large: free some space and give the same command again" in output
-        assert "Traceback" not in output
-        assert len(list((tmp_path / "a.h5.parts").glob("*.h5"))) == parts
-        assert main(command) == 0
-        assert len(VolumeFile(tmp_path / "a.h5")) == 2
+    def test_a_file_that_the_disk_does_not_take_leaves_its_parts(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError("File too large")
+
+        monkeypatch.setattr(PartStore, "_finish", full)
+        with pytest.raises(OSError, match="File too large"):
+            write_volumes(tmp_path / "a.h5", 2)
+        monkeypatch.undo()
+        assert [len(list(tmp_path.glob(name))) for name in ("a.h5", "a.h5.parts/*.h5")] == [0, 2]
+        assert len(write_volumes(tmp_path / "a.h5", 2)) == 2
 
     def test_held_out_subjects_need_to_be_asked_for(self, tmp_path):
         near = PhantomOptions(subjects=2, first=FIRST_HELD_OUT_SUBJECT - 1, **THORAX)

@@ -17,8 +17,8 @@ POSITIONS = np.asarray([(-10.0, -20.0, -30.0 + 4 * k) for k in range(6)])
 SLOPES = (1.0, 0.5, 0.003, 2.5, 0.7, 1.1)
 
 
-def multiframe(folder, kind="enhanced PT", slopes=SLOPES, positions=POSITIONS, **tags):
-    """All slices in one enhanced file, position and slope in the frames, the rest shared."""
+def multiframe(folder, kind="enhanced PT", slopes=SLOPES, positions=POSITIONS, times=(None,) * 6, **tags):
+    """All slices in one enhanced file, position, slope and time in the frames, the rest shared."""
 
     def group(**macros):
         data = pydicom.Dataset()
@@ -34,10 +34,13 @@ def multiframe(folder, kind="enhanced PT", slopes=SLOPES, positions=POSITIONS, *
         PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
     )
     frames = []
-    for position, slope in zip(positions, slopes, strict=True):
-        place = {"PlanePositionSequence": {"ImagePositionPatient": list(position)}}
-        scale = {"PixelValueTransformationSequence": {"RescaleSlope": slope, "RescaleIntercept": 0}}
-        frames.append(group(**place, **({} if slope is None else scale)))
+    for position, slope, time in zip(positions, slopes, times, strict=True):
+        macros = {"PlanePositionSequence": {"ImagePositionPatient": list(position)}}
+        if slope is not None:
+            macros["PixelValueTransformationSequence"] = {"RescaleSlope": slope, "RescaleIntercept": 0}
+        if time is not None:
+            macros["FrameContentSequence"] = {"TemporalPositionIndex": time}
+        frames.append(group(**macros))
     tags = {"PerFrameFunctionalGroupsSequence": frames, "SharedFunctionalGroupsSequence": [shared]} | tags
     folder.mkdir()
     dicom_file(folder / "all.dcm", STORED, kind, NumberOfFrames=len(STORED), **tags)
@@ -170,6 +173,12 @@ def test_enhanced_files_have_position_and_slope_in_each_frame(tmp_path, kind, sl
     expected = STORED * np.reshape([s or 1 for s in slopes], (6, 1, 1))
     np.testing.assert_allclose(image.values, expected[::order], rtol=1e-6)
     np.testing.assert_allclose((image.affine @ [5, 2, 3, 1])[:3], (-1, -16, -10))
+
+
+def test_frames_are_told_apart_by_their_time(tmp_path):
+    positions, times = np.concatenate([POSITIONS[:2]] * 3), (1, 1, 2, 2, 3, 3)
+    multiframe(tmp_path / "s", slopes=(None,) * 6, positions=positions, times=times)
+    np.testing.assert_array_equal(read_source(f"{tmp_path}/s/all.dcm#3").values, STORED[4:])
 
 
 def test_frames_without_a_place_and_frames_in_time_are_refused_by_their_names(tmp_path):

@@ -143,12 +143,10 @@ def test_deviations_are_above_what_is_expected():
     assert LikelihoodCheck(-90.0, -100.0, 5.0).deviations == 2.0
 
 
-def test_every_run_with_a_model_says_what_it_found(tmp_path):
+def test_every_run_with_a_model_says_what_it_found(small_acquisition, tmp_path):
     from sirf_diffusion.files.outputs import OutputFolder
 
-    example = load_example("brain2d")
-    settings = {"num_iterations": 2}
-    result = reconstruct(example.acquisition, "map-score", model="brain-fdg", settings=settings)
+    result = reconstruct(small_acquisition, "map-score", model="brain-fdg", settings={"num_iterations": 2})
     found = result.record["distribution"]
     assert found["verdict"] in found["message"]
     assert found["smooth"]
@@ -158,7 +156,7 @@ def test_every_run_with_a_model_says_what_it_found(tmp_path):
     result.save(OutputFolder(tmp_path / "out", {}))
     assert json.loads((tmp_path / "out" / "record.json").read_text())["distribution"] == found
 
-    assert reconstruct(example.acquisition, "osem").record["distribution"] is None
+    assert reconstruct(small_acquisition, "osem").record["distribution"] is None
 
 
 @pytest.mark.parametrize(("options", "smooth"), [({"num_steps": 3}, True), ({"num_steps": 20}, False), (None, True)])

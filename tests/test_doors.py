@@ -74,13 +74,9 @@ def by_function_of_an_objective(method, scan, model):
 
 def by_command(method, scan, model):
     out = scan.folder / f"{method}-out"
-    values = {
-        "prompts": scan.prompts_hs, "multiplicative": scan.multiplicative_hs, "additive": scan.additive_hs,
-        "attenuation": scan.mu_hv, "method": method, "model": model, "device": "cpu", "out": out,
-        "set": "=".join(map(str, *SETTINGS[method].items())),
-    }  # fmt: skip
+    values = {"method": method, "model": model, "device": "cpu", "out": out}
     values |= {"samples": 2, "seed": SEED} if METHODS[method].samples else {}
-    assert main(["recon", *(part for key, value in values.items() for part in (f"--{key}", str(value)))]) == 0
+    assert main(["recon", *scan.words(**values, set="=".join(map(str, *SETTINGS[method].items())))]) == 0
     planes = json.loads((out / "record.json").read_text())["model"]["planes"]
     volume = "three" if method == "map-score" else "alternating"
     assert planes == (volume if scan.geometry.shape[0] > 1 else "transverse")

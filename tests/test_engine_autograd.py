@@ -4,7 +4,6 @@ import pytest
 import torch
 from toy_objective import make_toy
 
-from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.autograd import log_likelihood
 
 
@@ -57,18 +56,3 @@ def test_kind_of_the_image_is_kept():
     assert value.dtype == torch.float64
     value.backward()
     assert x.grad.dtype == torch.float32
-
-
-def test_gradient_descent_on_the_embedded_engine():
-    objective = load_example("brain2d").acquisition.objective(2)
-    x = objective.uniform_image()
-    logarithm = x.clamp_min(1e-3).log().requires_grad_()
-    optimiser = torch.optim.Adam([logarithm], lr=0.1)
-    values = []
-    for _ in range(10):
-        optimiser.zero_grad()
-        loss = -log_likelihood(objective, logarithm.exp())
-        loss.backward()
-        optimiser.step()
-        values.append(float(loss.detach()))
-    assert values == sorted(values, reverse=True)

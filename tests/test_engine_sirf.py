@@ -10,8 +10,6 @@ from par_files import par_text
 from sirf_scan import LIST_MODE, bundled, list_mode, quiet_sirf, time_of_flight
 
 from sirf_diffusion import as_objective, get_engine
-from sirf_diffusion.data import load_example
-from sirf_diffusion.study.metrics import nrmse
 
 pytestmark = pytest.mark.requires_sirf
 
@@ -202,19 +200,6 @@ def test_storage_on_disk_gives_the_same_numbers(obj, scan, x, tmp_path, monkeypa
             assert float(mine.value) == pytest.approx(float(theirs.value), rel=1e-9)
             assert torch.allclose(mine.gradient(), theirs.gradient(), atol=1e-5)
         assert pet.AcquisitionData.get_storage_scheme() == "file"
-
-
-def test_oblique_data_agree_with_the_embedded_engine(pet):
-    scan = bundled(pet, "brain3d")
-    example = load_example("brain3d")
-    embedded = example.acquisition.objective(2)
-    objective = as_objective(scan.objective(pet, 2), acquisition_data=scan.prompts)
-    assert objective.geometry.shape == embedded.geometry.shape
-    x = objective.uniform_image()
-    assert float(x.max()) == pytest.approx(float(embedded.uniform_image().max()), rel=0.01)
-    assert nrmse(objective.sensitivity(), embedded.sensitivity()) < 0.03
-    assert nrmse(objective.gradient(x), embedded.gradient(x)) < 0.03
-    assert float(objective.value(x, 0) + objective.value(x, 1)) == pytest.approx(float(objective.value(x)), rel=1e-9)
 
 
 def test_time_of_flight_data(pet, generator):

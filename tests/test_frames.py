@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from interfile_files import NUM_BINS, replace_in, write_image_files, write_projdata_files
-from patient_images import SHAPE, VOXEL, activity, dicom_file, dicom_series, write_ecat
+from patient_images import SHAPE, VOXEL, activity, dicom_series, write_ecat
 from small_scan import write_small_scan
 
 from sirf_diffusion.cli import build_parser, main
 from sirf_diffusion.cli.recon import _contents
 from sirf_diffusion.files.interfile import InterfileError, read_exam_info, read_image, read_projection_data, write_image
-from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import UnusableImage, read_source
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
 from sirf_diffusion.training.data.manifest import find_images
@@ -86,28 +85,6 @@ def test_a_file_whose_name_ends_so_is_itself(tmp_path):
     np.testing.assert_allclose(read_image(f"{tmp_path}/b.hv#2#3")[0], frames[2])
     with pytest.raises(InterfileError, match="3 time frames: choose one"):
         read_image(tmp_path / "b.hv#2")
-
-
-def test_enhanced_files_are_told_apart_by_their_frames(tmp_path):
-    pydicom = pytest.importorskip("pydicom")
-    groups = []
-    for k in range(6):
-        group = pydicom.Dataset()
-        for sequence, tags in (
-            ("PlanePositionSequence", {"ImagePositionPatient": [0, 0, 4 * (k % 2)]}),
-            ("PlaneOrientationSequence", {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}),
-            ("PixelMeasuresSequence", {"PixelSpacing": [2, 3], "SliceThickness": 4}),
-            ("FrameContentSequence", {"TemporalPositionIndex": k // 2 + 1}),
-        ):
-            item = pydicom.Dataset()
-            for name, value in tags.items():
-                setattr(item, name, value)
-            setattr(group, sequence, [item])
-        groups.append(group)
-    stored = FRAMES[:, :2].reshape(6, 6, 5).astype("u2")
-    file = dicom_file(tmp_path / "a.dcm", stored, "enhanced PT", NumberOfFrames=6,
-                      PerFrameFunctionalGroupsSequence=groups)  # fmt: skip
-    np.testing.assert_array_equal(read_source(f"{file}#3").values, FRAMES[2, :2])
 
 
 def test_slices_that_no_time_tells_apart_are_refused_by_name(tmp_path):
@@ -196,10 +173,3 @@ def test_frames_become_volumes_of_one_subject(tmp_path):
     assert len({info.subject for info in VolumeFile(tmp_path / "out.h5").infos}) == 1
     assert "choose one by NAME#1" in found[2].reason
     assert array.shape[2::-1] == SHAPE
-
-
-def test_a_grid_is_that_of_the_frame(tmp_path):
-    header, frames = interfile(tmp_path)
-    image, grid = read_image(f"{header}#2")
-    assert isinstance(grid, ImageGeometry)
-    np.testing.assert_allclose(image, frames[1])

@@ -1,11 +1,8 @@
 """Interfile: STIR's files are read with the same values and places, written ones come back, errors are clear."""
 
-import contextlib
 import dataclasses
 import math
 import os
-import random
-import stat
 
 import numpy as np
 import pytest
@@ -190,21 +187,6 @@ class TestReadProjectionData:
         with pytest.raises(InterfileError, match=r"junk\.hs"):
             read_projection_data(path)
 
-    def test_damaged_headers_never_fail_otherwise(self, tmp_path):
-        header = write_projdata_files(tmp_path)
-        original = header.read_text(encoding="utf-8")
-        generator = random.Random(0)
-        for _ in range(300):
-            lines = original.splitlines()
-            for _ in range(generator.randint(1, 3)):
-                n = generator.randrange(1, len(lines))
-                cut = generator.randrange(len(lines[n]) + 1)
-                new = generator.choice(["", "-", "9" * 12, "{", "}", ",", "[", "nan", "\0", ":=", lines[n][cut:]])
-                lines[n] = lines[n][:cut] + new
-            header.write_text("\n".join(lines))
-            with contextlib.suppress(InterfileError):
-                read_projection_data(header)
-
     def test_absent_headers_folders_and_data_files_given_as_headers(self, tmp_path):
         for path in (tmp_path / "absent.hs", tmp_path, tmp_path / "a\0b.hs"):
             with pytest.raises(InterfileError, match="cannot read header"):
@@ -315,15 +297,6 @@ class TestWrite:
         with pytest.raises(InterfileError, match="cannot hold the line"):
             write_image(tmp_path / "two\nlines.hv", image, geometry)
         assert [path.name for path in tmp_path.iterdir()] == ["taken.v"]
-
-    @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-    def test_a_folder_without_write_permission(self, tmp_path):
-        tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-        try:
-            with pytest.raises(InterfileError, match="Permission denied"):
-                write_image(tmp_path / "image", torch.ones(1, 1, 1), ImageGeometry((1, 1, 1), (1, 1, 1)))
-        finally:
-            tmp_path.chmod(stat.S_IRWXU)
 
     def test_written_files_have_ordinary_permissions(self, tmp_path):
         (tmp_path / "reference").touch()

@@ -86,7 +86,7 @@ imagedata byte order := LITTLEENDIAN
 !matrix size [1] := 5
 !matrix size [2] := 6
 scaling factor (mm/pixel) [1] := +2.000000+00
-scaling factor (mm/pixel) [2] := +2.000000e+00
+scaling factor (mm/pixel) [2] := +3.000000e+00
 !number of slices := 3
 slice thickness (pixels) := +1.500000
 NUD/Patient Weight [kg] := 70.0
@@ -100,7 +100,7 @@ class TestInterfile33:
         [
             ("short float", "<f4", "", 1.5),
             ("long float", "<f8", "", 1.5),
-            ("signed integer", "<i2", "conversion program := (X)MedCon\n", 3.0),  # in pixels, as the standard has it
+            ("signed integer", "<i2", "conversion program := (X)MedCon\n", 3.75),  # in mean pixels, as the standard
         ],
     )
     def test_single_images_are_read(self, tmp_path, caplog, number, dtype, program, dz):
@@ -108,7 +108,7 @@ class TestInterfile33:
         header = self.write(tmp_path, values.astype(dtype), number=number, program=program)
         image, geometry = read_image(header)
         assert np.array_equal(image.numpy(), values)
-        assert geometry.voxel_size == (dz, 2.0, 2.0)
+        assert geometry.voxel_size == (dz, 3.0, 2.0)
         assert "slice thickness (pixels)" in warnings_of(caplog)[0]  # how it was understood
         assert read_exam_info(replace_in(header, "!GENERAL", "patient rotation := prone\n!GENERAL")).rotation == "prone"
 

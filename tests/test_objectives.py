@@ -200,8 +200,7 @@ def test_every_reconstructor_gives_the_image_of_the_embedded_engine(native, embe
     assert costs[0]["back"] == pytest.approx(costs[1]["back"], rel=0.2)
 
 
-def test_autograd_goes_through_it(native):
-    objective = native.objective
+def test_autograd_goes_through_it(objective):
     x = objective.uniform_image().expand(2, *objective.geometry.shape).clone().requires_grad_()
     value = log_likelihood(objective, x)
     (value[0] - 2 * value[1]).backward()

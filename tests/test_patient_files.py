@@ -107,21 +107,6 @@ def test_ecat7_lies_where_its_offsets_in_cm_say(tmp_path, code, position):
     np.testing.assert_allclose(image.affine[:3, :3], np.diag(signs * (2.0, 3.0, 4.0)), rtol=1e-6)
 
 
-def test_interfile_33_of_medcon_has_slices_in_units_of_the_mean_pixel(tmp_path):
-    (tmp_path / "a.h33").write_text(
-        "!INTERFILE :=\n!version of keys := 3.3\nconversion program := (X)MedCon\n!name of data file := a.i33\n"
-        "!total number of images := 5\nimagedata byte order := LITTLEENDIAN\n!process status := Reconstructed\n"
-        "!matrix size [1] := 7\n!matrix size [2] := 6\n!number format := short float\n"
-        "!number of bytes per pixel := 4\nscaling factor (mm/pixel) [1] := +4.500000e+00\n"
-        "scaling factor (mm/pixel) [2] := +4.250000e+00\n!number of projections := 5\n!number of slices := 5\n"
-        "slice thickness (pixels) := +1.142857e+00\nNUD/Patient Weight [kg] := 0.00\n!END OF INTERFILE :=\n"
-    )
-    VALUES.astype("<f4").tofile(tmp_path / "a.i33")
-    image = read_source(tmp_path / "a.h33")
-    np.testing.assert_array_equal(image.values, VALUES)
-    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (5.0, 4.25, 4.5), rtol=1e-6)
-
-
 @pytest.mark.parametrize("form", ["nii", "nii.gz", "DICOM"])
 @pytest.mark.parametrize("position", SIGNS)
 def test_written_images_lie_in_the_patient_for_simpleitk_and_for_us(tmp_path, position, form):

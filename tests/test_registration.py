@@ -16,19 +16,19 @@ from sirf_diffusion.patient.registration import rigid_matrix
 pytest.importorskip("nilearn")
 sitk = pytest.importorskip("SimpleITK")
 
-SEED, VOXEL = 9004, 4.0
-GEOMETRY = ImageGeometry((56, 64, 56), (VOXEL,) * 3, (-112.0, 0.0, 0.0))
+SEED, VOXEL = 9004, 2.8
+GEOMETRY = ImageGeometry((56, 64, 56), (VOXEL,) * 3, (-28 * VOXEL, 0.0, 0.0))
 CENTRE = (0.0, 0.0, 0.0)
 
 
 @functools.lru_cache
 def subject():
-    """Noisy emission, attenuation and MR ``[z, y, x]`` on one grid."""
+    """Noisy emission, attenuation and MR ``[z, y, x]`` on one grid, of a small head: it takes less time."""
     from sirf_diffusion.simulation.head import simulate_anatomy
     from sirf_diffusion.simulation.tracer import draw_activity
     from sirf_diffusion.simulation.tracers import TRACERS
 
-    anatomy = simulate_anatomy(SEED, GEOMETRY.shape, VOXEL)
+    anatomy = simulate_anatomy(SEED, GEOMETRY.shape, 4.0)
     activity, _ = draw_activity(anatomy, 0, TRACERS["fdg"].contrast(SEED, 0), 5.0)
     # the simulated head has z to the top, STIR's to the feet
     activity, mu, mr = (
@@ -111,6 +111,6 @@ def test_a_registered_image_is_the_aligned_one_on_the_grid_and_in_the_record():
 
 def test_a_thin_slab_is_refused():
     emission, _, mr = subject()
-    slab = ImageGeometry((8, *GEOMETRY.shape[1:]), (VOXEL,) * 3, (-12.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match=r"40 mm .* found 32 mm along z"):
+    slab = ImageGeometry((8, *GEOMETRY.shape[1:]), (VOXEL,) * 3, (-3 * VOXEL, 0.0, 0.0))
+    with pytest.raises(ValueError, match=r"40 mm .* found 24 mm along z"):
         load_anatomical(mr, GEOMETRY, register_to=(emission[25:33], slab))

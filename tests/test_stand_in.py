@@ -1,7 +1,6 @@
 """The embedded engine's projector in the place of SIRF's and STIR's own, against the real ones."""
 
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -62,28 +61,6 @@ def test_numbers_are_sirfs(pet, example, caplog):
     assert "the embedded engine projects instead of sirf" in caplog.text
     x = stand_in.early_image()
     assert torch.equal(stand_in.to_tensor(stand_in.to_image(x)), x)
-
-
-@pytest.mark.requires_sirf
-def test_sirfs_example_data(pet):
-    import numpy as np
-    from sirf.Utilities import examples_data_path
-
-    folder = Path(examples_data_path("PET") or ".", "brain")
-    if not (folder / "emission.v").is_file():
-        assert os.environ.get("REQUIRE_SIRF") != "1", "set SIRF_DATA_PATH"
-        pytest.skip("SIRF's example data are not there")
-    emission = pet.ImageData(str(folder / "emission.hv"))
-    prompts = pet.AcquisitionData(str(folder / "template_sinogram.hs")).get_uniform_copy(0)
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    model.set_num_tangential_LORs(10)
-    model.set_background_term(prompts.get_uniform_copy(0.5))
-    model.set_up(prompts, emission)
-    prompts.fill(np.random.default_rng(0).poisson(model.forward(emission).as_array()).astype(np.float32))
-    obj = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
-    obj.set_num_subsets(4)
-    obj.set_up(emission)
-    check_same_numbers(as_objective(obj, projector="embedded"))
 
 
 @pytest.mark.requires_sirf

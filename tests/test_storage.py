@@ -259,8 +259,3 @@ def test_building_a_network_is_reproducible_and_leaves_the_generator_alone():
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["conv_in.conv.weight"], other["conv_in.conv.weight"])
     assert float(evaluate(build_network(ARCHITECTURE).eval()).abs().max()) == 0  # predicts zero until trained
-
-
-def test_architecture_round_trip():
-    assert NetworkConfig.from_dict(json.loads(json.dumps(ARCHITECTURE.to_dict()))) == ARCHITECTURE
-    assert NetworkConfig(channels=(8, 8, 8, 8), num_head_channels=8).multiple == 8

@@ -56,13 +56,10 @@ class Person:
 
     def recon(self, *more: object, **changed: object) -> int:
         """``sirf-diffusion recon`` of the small scan with other options; None leaves one out."""
-        options: dict[str, object] = {"prompts": self.scan.prompts_hs, "multiplicative": self.scan.multiplicative_hs}
-        options |= {"additive": self.scan.additive_hs, "attenuation": self.scan.mu_hv, "method": "osem"}
-        options |= {"out": self.folder / "out"} | changed
+        options = {"method": "osem", "out": self.folder / "out"} | changed
         if options["method"] == "dds":
             options = {"model": self.model, "samples": 1, "set": "num_steps=2"} | options
-        words = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
-        return self.command("recon", *words, *more)
+        return self.command("recon", *self.scan.words(**options), *more)
 
     def running(self, action) -> int:
         """``recon`` in which something happens."""

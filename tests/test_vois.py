@@ -84,9 +84,7 @@ def test_recon_writes_the_table(small_scan, small_model, tmp_path, capsys):
     labels[0, 10:14, 12:18] = 3
     write_image(tmp_path / "labels.hv", labels, geometry)
     words = ["recon", "--model", str(small_model), "--method", "dds", "--set", "num_steps=4", "--samples", "3"]
-    for name in ("prompts", "multiplicative", "additive"):
-        words += [f"--{name}", str(getattr(small_scan, f"{name}_hs"))]
-    words += ["--attenuation", str(small_scan.mu_hv), "--out", str(tmp_path / "out"), "--calibration", "2"]
+    words += [*small_scan.options, "--out", str(tmp_path / "out"), "--calibration", "2"]
     assert main([*words, "--vois", str(tmp_path / "labels.hv")]) == 0
     with (tmp_path / "out" / "vois.csv").open() as file:
         (row,) = csv.DictReader(file)
