@@ -10,11 +10,11 @@ from tiny_model import tiny_model
 
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
-from sirf_diffusion.models.expected_image import bytes_of, expected_image, place_of, resemblance
+from sirf_diffusion.models.expected_image import RESEMBLANCE_LEAST, bytes_of, expected_image, place_of, resemblance
 from sirf_diffusion.models.storage import ModelFileError, save_model
 from sirf_diffusion.patient.image import SourceImage
 from sirf_diffusion.patient.resampling import stir_grid
-from sirf_diffusion.study.fitness import OUT, RESEMBLANCE_LEAST, check_distribution
+from sirf_diffusion.study.fitness import IN, OUT, check_distribution
 
 SHAPE = (24, 80, 72)
 GEOMETRY = ImageGeometry(SHAPE, (2.0, 2.0, 2.0))
@@ -43,21 +43,34 @@ def personal_model(values, training):
 
 def test_own_anatomy_is_known_at_its_place_and_others_are_not():
     own, noise = anatomy(1), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    assert resemblance(own, own, GEOMETRY) > 0.99
-    assert resemblance(own, (own + 0.4 * noise).clamp(min=0), GEOMETRY) > 0.5
+    assert resemblance(own, own, GEOMETRY).correlation > 0.99
+    assert resemblance(own, (own + 0.4 * noise).clamp(min=0), GEOMETRY).correlation > 0.5
     for wrong in (anatomy(2), anatomy(3), own.roll(8, 1), own.flip(2)):
-        assert resemblance(own, wrong, GEOMETRY) < 0.3
+        assert resemblance(own, wrong, GEOMETRY).correlation < 0.3
     for nothing in (0.0, float("nan")):
-        assert resemblance(own, torch.full(SHAPE, nothing), GEOMETRY) == 0
+        assert resemblance(own, torch.full(SHAPE, nothing), GEOMETRY).correlation == 0
+
+
+@pytest.mark.parametrize("voxels", [(0, 0, 0), (1, 0, -2), (0, 3, 0), (-2, -3, 1)])
+def test_how_far_off_it_lies(voxels):
+    noise = 0.4 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    moved = (anatomy(1).roll(voxels, (0, 1, 2)) + noise).clamp(min=0)
+    found = resemblance(anatomy(1), moved, GEOMETRY)
+    assert found.offset_mm == tuple(2.0 * n for n in voxels)
+    assert resemblance(anatomy(1)[10:11], moved[10:11], replace(GEOMETRY, shape=(1, *SHAPE[1:]))).offset_mm[0] == 0
 
 
 def test_the_check_says_whose_model_it_is(tmp_path):
     personal_model(anatomy(1), provenance()).save(tmp_path / "m.safetensors")
     model = ScoreModel.load(tmp_path / "m.safetensors")
-    for image, right in ((anatomy(1), True), (anatomy(2), False), (anatomy(1).roll(8, 1), False)):
+    check = check_distribution(model.on(GEOMETRY, 5.0), 5 * anatomy(1).roll(2, 1))
+    assert (check.is_somebody_else, check.is_elsewhere) == (False, True)
+    assert check.verdict != IN
+    assert ", 4 mm off; the head lies elsewhere" in check.message
+    for image, right in ((anatomy(1), True), (anatomy(2), False), (anatomy(1).roll(12, 1), False)):
         check = check_distribution(model.on(GEOMETRY, 5.0), 5 * image)
         assert check.is_somebody_else != right
-        assert f"by {check.to_dict()['resemblance']:.2f} (least {RESEMBLANCE_LEAST})" in check.message
+        assert f"by {check.to_dict()['resemblance']['correlation']:.2f} (least {RESEMBLANCE_LEAST})" in check.message
         assert ("is the model this patient's" in check.recommendation) != right
         assert right or check.verdict == OUT
     assert check_distribution(tiny_model().on(GEOMETRY, 5.0), 5 * image).resemblance is None

@@ -13,7 +13,7 @@ from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
-from sirf_diffusion.models import NetworkConfig
+from sirf_diffusion.models import NetworkConfig, build_network
 from sirf_diffusion.models.h_transform import read_h_transform
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.scans import ScanOptions, ScanSimulator
@@ -116,12 +116,35 @@ def test_an_example_is_a_function_of_its_step(files):
     assert torch.equal(one.images, other.images)
     assert torch.equal(one.target, other.target)
     assert not torch.equal(loop._example(4).time, one.time)
-    predicted = torch.randn(one.target.shape, generator=torch.Generator().manual_seed(1))
-    assert float(one.loss(predicted)) == pytest.approx(float((predicted - one.target).square().mean()), rel=1e-5)
     first, later = pooled._example(0), pooled._example(1)
     assert torch.equal(first.target, later.target)
     assert torch.equal(first.images[:, :2], later.images[:, :2])
     assert not torch.equal(first.images[:, 2], later.images[:, 2])  # another scan
+
+
+def test_the_gradient_of_the_loss_is_that_of_finite_differences(files):
+    example = loop_of(files)._example(0)
+    network = build_network(RECIPE.architecture, seed=3).double()
+    torch.nn.init.normal_(network.out[2].conv.weight, 0, 0.1, torch.Generator().manual_seed(0))
+
+    def loss():
+        predicted = network(example.images.double(), example.time, class_labels=example.planes)
+        return (predicted - example.target.double()).square().mean()
+
+    loss().backward()
+    # `Example.loss` is what the trainer takes, in float32.
+    predicted = network(example.images.double(), example.time, class_labels=example.planes)
+    assert float(example.loss(predicted).detach()) == pytest.approx(float(loss().detach()), rel=1e-5)
+    parameters = [network.out[2].conv.weight, network.conv_in.conv.weight, network.time_embed[0].weight]
+    for parameter in parameters:
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double()
+        expected, values = float((parameter.grad * direction).sum()), []
+        with torch.no_grad():
+            for step in (1e-5, -1e-5):
+                parameter += step * direction
+                values.append(float(loss()))
+                parameter -= step * direction
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("recipe", "rings", "planes"), [(RECIPE, "ring1", 1), (VOLUME_RECIPE, "ring3", 5)])

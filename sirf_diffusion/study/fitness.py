@@ -13,7 +13,7 @@ from torch import Tensor
 from ..engines.objective import Objective
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
-from ..models.expected_image import resemblance
+from ..models.expected_image import MOST_OFF_MM, RESEMBLANCE_LEAST, Resemblance, resemblance
 from ..models.intensity import object_box
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ COARSE_LEAST, FEWEST_STEPS = 0.92, 20
 TRAINING_LIMITS = (1.75, 2.2)
 #: Standard deviations by which the likelihood of a fit may miss that of the truth.
 LIKELIHOOD_LIMIT = 6.0
-#: Of an early image with what a model for one patient expects: below, it is somebody else's, or lies elsewhere.
-RESEMBLANCE_LEAST = 0.13
 
 #: Planes of a volume that a model of slices is asked about, so that it costs about what a slice does.
 NUM_PLANES = 4
@@ -98,7 +96,7 @@ class DistributionCheck:
     denoising: tuple[DenoisingCheck, ...]
     smooth: bool
     likelihood: LikelihoodCheck | None
-    resemblance: float | None
+    resemblance: Resemblance | None
     remedy: str
     network_evaluations: int
     forward_projections: float
@@ -123,23 +121,27 @@ class DistributionCheck:
     def verdict(self) -> str:
         """``"in distribution"``, ``"unusual"`` or ``"out of distribution"``: as far as can be told from the image."""
         misfit = self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT
-        return OUT if self.is_somebody_else else (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit))]
+        if self.is_somebody_else:
+            return OUT
+        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit), int(self.is_elsewhere))]
 
     @property
     def is_somebody_else(self) -> bool:
-        """Whether the model was made for one patient, and this image does not look like that one's."""
-        return self.resemblance is not None and not self.resemblance >= RESEMBLANCE_LEAST
+        """Whether the model was made for one patient, and these data do not look like that one's."""
+        return self.resemblance is not None and self.resemblance.is_somebody_else
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the head lies elsewhere than such a model expects."""
+        return self.resemblance is not None and self.resemblance.is_elsewhere
 
     @property
     def recommendation(self) -> str:
         """What to do about it; empty if nothing."""
         if self.verdict == IN:
             return ""
-        if self.is_somebody_else:
-            return (
-                "is the model this patient's, and does the head lie where the MR has it? Give the MR (--anatomical) "
-                "and --register emission, or use a population's model"
-            )
+        if self.resemblance is not None and self.resemblance.advice:
+            return self.resemblance.advice
         fit = "check scatter, randoms and attenuation, and the strength of the method"
         return fit if self._grade_of_model() == 0 else self.remedy
 
@@ -154,16 +156,17 @@ class DistributionCheck:
         if self.likelihood is not None:
             text += f"; likelihood {self.likelihood.deviations:+.1f} SD from the expected"
         if self.resemblance is not None:
-            text += f"; resembles the model's patient by {self.resemblance:.2f} (least {RESEMBLANCE_LEAST:g})"
+            text += f"; {self.resemblance}"
         return text + (f"; {self.recommendation}" if self.recommendation else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        told = ("verdict", "recommendation", "message", "fine_ratio", "coarse_ratio", "training_ratio", "resemblance")
+        told = ("verdict", "recommendation", "message", "fine_ratio", "coarse_ratio", "training_ratio")
         cost = ("network_evaluations", "forward_projections", "seconds")
         likelihood = self.likelihood
         return {
             **{name: getattr(self, name) for name in told},
+            "resemblance": None if self.resemblance is None else asdict(self.resemblance),
             "smooth": self.smooth,
             "limits": {
                 "fine_ratio": FINE_LIMITS,
@@ -171,6 +174,7 @@ class DistributionCheck:
                 "training_ratio": TRAINING_LIMITS,
                 "deviations": LIKELIHOOD_LIMIT,
                 "resemblance": RESEMBLANCE_LEAST,
+                "offset_mm": MOST_OFF_MM,
             },
             "denoising": [
                 asdict(d) | {"own_ratio": d.own_ratio, "training_ratio": d.training_ratio} for d in self.denoising
