@@ -100,8 +100,8 @@ def test_a_step_has_active_slices_of_one_orientation(files):  # noqa: F811
     loop = loop_of(files, recipe=VOLUME_RECIPE, rings="ring3")
     for step in range(4):
         example, view = loop._example(step), loop._view(step)
-        assert len(example) == VOLUME_RECIPE.batch_size
-        assert example.planes.tolist() == [step % 3] * len(example)
+        assert len(example.images) == VOLUME_RECIPE.batch_size
+        assert example.planes.tolist() == [step % 3] * len(example.images)
         sigma = loop.recipe.schedule.sigma(view.t)
         clean = example.images[:, 1:2] - correction_size(sigma) * example.target
         assert float(clean.flatten(1).amax(1).min()) > AIR
