@@ -63,18 +63,18 @@ def test_how_far_off_it_lies(voxels):
 def test_the_check_says_whose_model_it_is(tmp_path):
     personal_model(anatomy(1), provenance()).save(tmp_path / "m.safetensors")
     model = ScoreModel.load(tmp_path / "m.safetensors")
-    slab = replace(GEOMETRY, shape=(2, 80, 72), origin=(20.0, 0.0, 0.0))
-    check = check_distribution(model.on(slab, 5.0), 5 * anatomy(1).roll(2, 1)[10:12])
+    slab = replace(GEOMETRY, shape=(1, 80, 72), origin=(20.0, 0.0, 0.0))
+    check = check_distribution(model.on(slab, 5.0), 5 * anatomy(1).roll(2, 1)[10:11])
     assert (check.is_somebody_else, check.is_elsewhere) == (False, True)
     assert check.verdict != IN
     assert ", 4 mm off; the head lies elsewhere" in check.message
     for image, right in ((anatomy(1), True), (anatomy(2), False), (anatomy(1).roll(12, 1), False)):
-        check = check_distribution(model.on(slab, 5.0), 5 * image[10:12])
+        check = check_distribution(model.on(slab, 5.0), 5 * image[10:11])
         assert check.is_somebody_else != right
         assert f"by {check.to_dict()['resemblance']['correlation']:.2f} (least {RESEMBLANCE_LEAST})" in check.message
         assert ("is the model this patient's" in check.recommendation) != right
         assert right or check.verdict == OUT
-    assert check_distribution(tiny_model().on(slab, 5.0), 5 * image[10:12]).resemblance is None
+    assert check_distribution(tiny_model().on(slab, 5.0), 5 * image[10:11]).resemblance is None
 
 
 def test_it_is_shown_where_it_lies(tmp_path):
