@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stir_list_mode import HEADER
 
+from benchmarks.bench.acquisition import script_model
 from sirf_diffusion import data
 
 LIST_MODE = "LinearModelForMeanAndListModeDataWithProjMatrixByBin"
@@ -66,13 +67,7 @@ def bundled(pet: Any, name: str = "brain2d", num_rays: int = 10) -> Scan:
         pet.AcquisitionData(str(folder / f"{part}.hs")) for part in ("prompts", "multiplicative", "additive")
     )
     truth = pet.ImageData(str(folder / "truth.hv"))
-    factors = pet.AcquisitionSensitivityModel(multiplicative)
-    factors.set_up(prompts)
-    model = pet.AcquisitionModelUsingRayTracingMatrix()
-    model.set_num_tangential_LORs(num_rays)
-    model.set_acquisition_sensitivity(factors)
-    model.set_additive_term(additive)
-    model.set_up(prompts, truth)
+    model = script_model(pet, prompts, multiplicative, additive, truth, num_rays)
     return Scan(prompts, model, truth.get_uniform_copy(0), truth)
 
 

@@ -65,12 +65,12 @@ def test_the_check_says_whose_model_it_is(tmp_path):
     model = ScoreModel.load(tmp_path / "m.safetensors")
     slab = replace(GEOMETRY, shape=(1, 80, 72), origin=(20.0, 0.0, 0.0))
     check = check_distribution(model.on(slab, 5.0), 5 * anatomy(1).roll(2, 1)[10:11])
-    assert (check.is_somebody_else, check.is_elsewhere) == (False, True)
+    assert (check.resemblance.is_somebody_else, check.resemblance.is_elsewhere) == (False, True)
     assert check.verdict != IN
     assert ", 4 mm off; the head lies elsewhere" in check.message
     for image, right in ((anatomy(1), True), (anatomy(2), False), (anatomy(1).roll(12, 1), False)):
         check = check_distribution(model.on(slab, 5.0), 5 * image[10:11])
-        assert check.is_somebody_else != right
+        assert check.resemblance.is_somebody_else != right
         assert f"by {check.to_dict()['resemblance']['correlation']:.2f} (least {RESEMBLANCE_LEAST})" in check.message
         assert ("is the model this patient's" in check.recommendation) != right
         assert right or check.verdict == OUT

@@ -95,6 +95,11 @@ class Resemblance:
         return self.off_mm > MOST_OFF_MM
 
     @property
+    def grade(self) -> int:
+        """0: as is to be expected; 1: the head lies elsewhere; 2: somebody else's."""
+        return 2 if self.is_somebody_else else int(self.is_elsewhere)
+
+    @property
     def advice(self) -> str:
         """What to do about it; empty if nothing."""
         if self.is_somebody_else:

@@ -121,19 +121,8 @@ class DistributionCheck:
     def verdict(self) -> str:
         """``"in distribution"``, ``"unusual"`` or ``"out of distribution"``: as far as can be told from the image."""
         misfit = self.likelihood is not None and not abs(self.likelihood.deviations) <= LIKELIHOOD_LIMIT
-        if self.is_somebody_else:
-            return OUT
-        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit), int(self.is_elsewhere))]
-
-    @property
-    def is_somebody_else(self) -> bool:
-        """Whether the model was made for one patient, and these data do not look like that one's."""
-        return self.resemblance is not None and self.resemblance.is_somebody_else
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether the head lies elsewhere than such a model expects."""
-        return self.resemblance is not None and self.resemblance.is_elsewhere
+        grade = 0 if self.resemblance is None else self.resemblance.grade
+        return (IN, UNUSUAL, OUT)[max(self._grade_of_model(), int(misfit), grade)]
 
     @property
     def recommendation(self) -> str:
