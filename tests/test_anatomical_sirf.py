@@ -151,3 +151,22 @@ def test_a_personalised_model_is_shown_its_image_as_the_patient_lies(position):
     expected = ScorePenalty(conditional().on(GRID, SCALE, "three", anatomical=shown), 0.4, memory=False)
     np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected.gradient(activity()), atol=1e-3)
     assert prior.get_anatomical_image() is None
+    prior.set_anatomical_image(None)
+    np.testing.assert_allclose(prior.get_gradient(x).as_array(), expected.gradient(activity()), atol=1e-3)
+    guided = conditional().guided_by(AnatomicalImage.of(anatomy(), FINE))
+    images = [pet.ScoreImageProcessor(m, 0.4, intensity_scale=SCALE).process(x).as_array() for m in (model, guided)]
+    np.testing.assert_allclose(*images, atol=1e-3)
+
+
+def test_a_file_given_after_set_up_lies_as_the_patient(tmp_path):
+    pet, gradients = sirf_diffusion.get_engine("embedded"), []
+    mr = given(pet, "NIfTI", tmp_path)
+    for order in ("known before", "known after", "supine"):
+        x, prior = image_of(pet, activity()), pet.ScorePrior(conditional(), 0.4, intensity_scale=SCALE, memory=False)
+        x.exam = ExamInfo(orientation="head_in", rotation="supine" if order == "supine" else "prone")
+        steps = [lambda p=prior: p.set_anatomical_image(mr), lambda p=prior, x=x: p.set_up(x)]
+        for step in reversed(steps) if order == "known after" else steps:
+            step()
+        gradients.append(prior.get_gradient(x).as_array())
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-6)
+    assert np.abs(gradients[2] - gradients[0]).max() > 0.01 * np.abs(gradients[0]).max()

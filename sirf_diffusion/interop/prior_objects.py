@@ -79,6 +79,7 @@ class AnatomicalObject(EngineImages):
 
     _anatomical: Any = None
     _located: AnatomicalImage | None = None
+    _seen: Any = None  # an image of the data
 
     def set_anatomical_image(self, image: Any) -> None:
         """MR or CT image, None for none; may be changed after ``set_up``.
@@ -90,12 +91,13 @@ class AnatomicalObject(EngineImages):
         from ..patient import AnatomicalImage
 
         if image is None:
-            self._located = None
+            self._located = self._own()
         elif isinstance(image, (str, os.PathLike)):
             self._located = AnatomicalImage.read(image)
         else:
             self._located = AnatomicalImage.of(self.values(image), self.grid(image))
         self._anatomical = image
+        self._lay()
         self._hand_over()
 
     def get_anatomical_image(self) -> Any:
@@ -107,10 +109,21 @@ class AnatomicalObject(EngineImages):
 
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
-        position = None if self._located is None else self.position(image)
-        if position is not None and self._located.data_position != position:
-            self._located = replace(self._located, data_position=position)
+        self._seen, self._located = image, self._located or self._own()
+        if self._lay():
             self._hand_over()
+
+    def _lay(self) -> bool:
+        """Tell the anatomical image how the patient of the data lies; whether that is news."""
+        position = None if self._located is None or self._seen is None else self.position(self._seen)
+        if position is None or self._located.data_position == position:
+            return False
+        self._located = replace(self._located, data_position=position)
+        return True
+
+    def _own(self) -> AnatomicalImage | None:
+        """What is shown if nothing is given."""
+        return None
 
     def _hand_over(self) -> None:
         self.obj.set_anatomical(self._located)  # type: ignore[attr-defined]
@@ -130,10 +143,8 @@ class GuidedObject(AnatomicalObject):
     def get_guidance(self) -> float:
         return self._guidance
 
-    def _see(self, image: Any) -> None:
-        if self._located is None:  # a personalised model has an image of its own
-            self._located = getattr(self.obj.model, "expected_image", None)
-        super()._see(image)
+    def _own(self) -> AnatomicalImage | None:
+        return getattr(self.obj.model, "expected_image", None)  # of a personalised model
 
     def _hand_over(self) -> None:
         self.obj.set_anatomical(self._located, self._guidance)

@@ -230,4 +230,5 @@ class ScoreImageProcessor(EmbeddedImages, ProcessorObject, ImageDataProcessor):
     __doc__ = ProcessorObject.__doc__
 
     def apply(self, image: ImageData) -> None:
+        self._see(image)
         image.tensor.copy_(self.obj(image.tensor, image.geometry))
