@@ -341,14 +341,35 @@ class TestSliceStream:
             Augmentation(rotation=-1)
         with pytest.raises(ValueError, match=r"shift must be a number in \[0, 1\]"):
             Augmentation(shift=1.1)
+        with pytest.raises(ValueError, match="lesions must be"):
+            Augmentation(lesions=-1)
 
     def test_slices_that_their_crop_has_room_for_stay_where_they_are_without_shift(self):
         image = torch.rand(1, 16, 12)
         moved, unmoved = (
-            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16)[0] for shift in (0.5, 0.0)
+            replace(PLAIN, shift=shift).slices(np.random.default_rng(0), image, 0, 16, (2, 2, 2))[0]
+            for shift in (0.5, 0.0)
         )
         assert torch.allclose(unmoved, torch.nn.functional.pad(image[0], (2, 2)), atol=1e-6)
         assert not torch.allclose(unmoved, moved, atol=0.1)
+
+    @pytest.mark.parametrize("cubes", [False, True])
+    def test_uptake_varies_and_has_lesions_where_there_is_some(self, file, cubes):
+        def batch(step, **changes):
+            change = replace(PLAIN, **changes)
+            return SliceStream(file, (16,), 0, (0,), anatomy=True, augmentation=change, cubes=cubes).batch(step, 8)[0]
+
+        plain = batch(0)
+        assert torch.equal(batch(0, uptake_sd=0.5, lesions=2), plain)  # of a share of 0
+        for sd, lesions in ((0.2, 0), (0.0, 2)):
+            varied = batch(0, uptake_share=1.0, uptake_sd=sd, lesions=lesions)
+            assert torch.equal(varied[:, 1], plain[:, 1])
+            factors = (varied[:, 0] / plain[:, 0])[plain[:, 0] > 0.3]
+            unchanged = float(((factors - 1).abs() < 1e-3).float().mean())
+            assert 0.05 < float(factors.log().std()) < 0.6
+            assert (unchanged < 0.1) if sd else (unchanged > 0.2)
+        some = [bool((image == still).all()) for image, still in zip(batch(1, uptake_share=0.5), batch(1), strict=True)]
+        assert 0 < sum(some) < 8
 
     def test_works_in_another_process(self, file):
         copy = pickle.loads(pickle.dumps(file))

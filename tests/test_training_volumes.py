@@ -253,7 +253,7 @@ def test_cubes_are_turned_with_what_lies_around_them(data):
     # No corner of a cube reaches beyond the margin.
     change = replace(STILL, rotation=90.0, scale=0.5)
     ones = torch.ones((1, *(16 + 2 * change.margin(16),) * 3))
-    assert all(float(change.cubes(np.random.default_rng(k), ones, 16).min()) > 0.999 for k in range(20))
+    assert all(float(change.cubes(np.random.default_rng(k), ones, 16, (2, 2, 2)).min()) > 0.999 for k in range(20))
 
 
 def test_configuration_of_volumes_and_planes():

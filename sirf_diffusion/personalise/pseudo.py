@@ -15,6 +15,7 @@ from torch import Tensor
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
 from ..simulation.lesions import soft_ellipsoid
+from ..simulation.uptake import uptake_field
 from ..study.execution import Execution
 from ..training.data.volume_parts import PartStore
 from ..training.data.volumes import Volume
@@ -26,9 +27,8 @@ MOST_MIXED = 4
 VALIDATION = 9
 #: Lesions of a pseudo-PET at most, radii in mm, and factors on the uptake of hot and of cold ones.
 _LESIONS, _RADII, _HOT, _COLD = 20, (3.0, 12.0), (1.1, 3.0), (0.22, 0.9)
-#: Powers of the tissues' contrast; FWHM and largest standard deviation of what varies from place to place. Without it
-#: lesions fade at low counts: while they are faint the network takes them for noise.
-_POWERS, _FIELD_MM, _FIELD_SD = (-0.1, 1.4), (10.0, 20.0), 0.25
+#: Powers of the tissues' contrast.
+_POWERS = (-0.1, 1.4)
 
 
 def mix(
@@ -57,17 +57,6 @@ def mix(
         lesion = soft_ellipsoid(image.shape, centre, radii, factor, softness=0.25)
         lesion.multiply(change, factor)
     return image * change, others
-
-
-def uptake_field(
-    shape: tuple[int, ...], voxel_size: tuple[float, float, float], rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Random factors of uptake, smooth over 10 and over 20 mm."""
-    geometry, total = ImageGeometry(shape, voxel_size), torch.zeros(shape)
-    for fwhm in _FIELD_MM:
-        noise = gaussian_smooth(torch.from_numpy(rng.standard_normal(shape, np.float32)), geometry, fwhm)
-        total += noise / noise.std()
-    return (_FIELD_SD * rng.uniform(0.3, 1.0) * total).exp().numpy()
 
 
 def recontrasted(

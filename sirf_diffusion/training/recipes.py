@@ -168,12 +168,18 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Provenance for the model file: plain values only."""
         content = asdict(self) | {"architecture": self.architecture.to_dict(), "schedule": self.schedule.to_config()}
-        names = [item.name for item in fields(self)]
-        for item in fields(self)[names.index("seed") + 1 :]:
-            default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
-            if getattr(self, item.name) == default:
-                del content[item.name]
+        _leave_out_defaults(content, self, "prediction")
+        _leave_out_defaults(content.get("augmentation", {}), self.augmentation, "uptake_share")
         return content
+
+
+def _leave_out_defaults(content: dict[str, Any], part: Any, first: str) -> None:
+    """Of the fields from ``first`` on."""
+    names = [item.name for item in fields(part)]
+    for item in fields(part)[names.index(first) :]:
+        default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+        if getattr(part, item.name) == default:
+            content.pop(item.name, None)
 
 
 _HEAD = NetworkConfig(

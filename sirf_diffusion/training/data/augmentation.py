@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...geometry.checks import check_real
+from ...geometry.checks import check_count, check_real
+from ...simulation.uptake import varied
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Augmentation:
     shift
         Largest shift of a slice that its crop has room for, as a share in [0, 1] of half its side. Smaller crops lie
         where they please.
+    uptake_share
+        How often, as a share in [0, 1], the uptake is another: it varies from place to place, and there are lesions.
+    uptake_sd, lesions
+        By how much it varies then (standard deviation of its logarithm over 10 and over 20 mm, in [0, 1]) and how many
+        lesions there are, both at most.
     """
 
     flip: float = 0.5
@@ -49,18 +55,27 @@ class Augmentation:
     intensity: tuple[float, float] = (0.5, 1.5)
     anatomy_intensity: tuple[float, float] = (0.9, 1.1)
     shift: float = 0.1
+    uptake_share: float = 0.0
+    uptake_sd: float = 0.25
+    lesions: int = 6
 
     def __post_init__(self) -> None:
-        limits = {"flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5, "shift": 1}
+        limits = {
+            "flip": 1, "axial_flip": 1, "gamma_share": 1, "rotation": 180, "scale": 0.5, "shift": 1, "uptake_share": 1,
+            "uptake_sd": 1,
+        }  # fmt: skip
         for name, highest in limits.items():
             check_real(f"augmentation: {name}", getattr(self, name), 0.0, highest)
+        check_count("augmentation: lesions", self.lesions, 0, 1000)
         for name in ("gamma", "intensity", "anatomy_intensity"):
             value = tuple(getattr(self, name))
             if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
                 raise ValueError(f"augmentation: {name} must be two positive numbers, the lower first, found {value!r}")
             object.__setattr__(self, name, value)
 
-    def slices(self, rng: np.random.Generator, images: Tensor, plane: int, crop: int) -> Tensor:
+    def slices(
+        self, rng: np.random.Generator, images: Tensor, plane: int, crop: int, voxel_size: tuple[float, float, float]
+    ) -> Tensor:
         """Change one slice ``[1 or 2, h, w]``, emission first, to ``[1 or 2, crop, crop]``.
 
         Or a stack of transverse ones ``[1 or 2, n, h, w]``, all alike. Emission and anatomical image are moved alike;
@@ -72,7 +87,7 @@ class Augmentation:
             images = images.flip(-1)
         if plane > 0 and rng.random() < self.axial_flip:
             images = images.flip(-2)
-        return self._brightened(rng, self._moved(rng, images, crop))
+        return self._brightened(rng, self._varied(rng, self._moved(rng, images, crop), voxel_size))
 
     def margin(self, side: int) -> int:
         """Voxels around a cube that rotation and scaling may bring into it."""
@@ -80,7 +95,9 @@ class Augmentation:
         reach = math.cos(angle) + math.sqrt(2) * math.sin(angle) + math.sqrt(3) * (1 - math.cos(angle))
         return math.ceil((min(reach, math.sqrt(3)) * (1 + self.scale) - 1) * side / 2)
 
-    def cubes(self, rng: np.random.Generator, images: Tensor, side: int) -> Tensor:
+    def cubes(
+        self, rng: np.random.Generator, images: Tensor, side: int, voxel_size: tuple[float, float, float]
+    ) -> Tensor:
         """Change one cube ``[1 or 2, s, s, s]``, ``s = side + 2 * margin(side)``, to ``[1 or 2, side, side, side]``."""
         for axis, chance in ((-1, self.flip), (-3, self.axial_flip)):
             if rng.random() < chance:
@@ -95,7 +112,7 @@ class Augmentation:
             matrix = torch.from_numpy(np.hstack((turn, np.zeros((3, 1))))).float()
             grid = torch.nn.functional.affine_grid(matrix[None], [1, 1, side, side, side], align_corners=False)
             images = torch.nn.functional.grid_sample(images[None], grid, align_corners=False)[0]
-        return self._brightened(rng, images)
+        return self._brightened(rng, self._varied(rng, images, voxel_size))
 
     def _brightened(self, rng: np.random.Generator, images: Tensor) -> Tensor:
         """Change contrast and intensity."""
@@ -106,6 +123,14 @@ class Augmentation:
         if len(images) == 1:
             return emission
         return torch.cat([emission, images[1:] * rng.uniform(*self.anatomy_intensity)])
+
+    def _varied(self, rng: np.random.Generator, images: Tensor, voxel_size: tuple[float, float, float]) -> Tensor:
+        """Change the uptake of the emission image."""
+        if not self.uptake_share or rng.random() >= self.uptake_share:
+            return images
+        stack = images[0].reshape(-1, *images.shape[-2:]).numpy()
+        changed = varied(stack, voxel_size, rng, self.lesions, self.uptake_sd)
+        return torch.cat([torch.from_numpy(changed).reshape(images[:1].shape), images[1:]])
 
     def _moved(self, rng: np.random.Generator, images: Tensor, crop: int) -> Tensor:
         """Rotate, scale and crop; zero outside."""

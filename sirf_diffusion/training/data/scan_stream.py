@@ -39,7 +39,7 @@ class ScanStream(SliceStream):
         low = (length - planes) // 2 if length <= planes else min(max(centre - planes // 2, 0), length - planes)
         sides = (0, 0, 0, 0, -low, low + planes - length)  # air where the volume ends, and less where it goes on
         stack = torch.stack([pad(c, sides).float() for c in self._channels(index)])
-        return self.augmentation.slices(rng, grid.to_image(stack), 0, crop), 0
+        return self.augmentation.slices(rng, grid.to_image(stack), 0, crop, wanted.voxel_size), 0
 
     def _channels(self, index: int) -> list[Tensor]:
         emission = self.file.volume(index)

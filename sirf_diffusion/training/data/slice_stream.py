@@ -105,7 +105,9 @@ class SliceStream:
         choices = self._choices[index][plane]
         place = int(choices[rng.integers(len(choices))])
         image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
-        return self.augmentation.slices(rng, image, plane, crop), plane
+        size = self.file.voxel_size
+        across = (size[plane], *size[:plane], *size[plane + 1 :])
+        return self.augmentation.slices(rng, image, plane, crop, across), plane
 
     def _cube(self, rng: np.random.Generator, index: int, side: int) -> tuple[Tensor, int]:
         choices, shape = self._choices[index][0], self.file.infos[index].shape
@@ -113,7 +115,7 @@ class SliceStream:
         centre += [int(rng.integers(n)) for n in shape[1:]]
         margin = self.augmentation.margin(side)
         patch = torch.stack([_patch(c, centre, side, margin) for c in self._channels(index)])
-        return self.augmentation.cubes(rng, patch, side), 0
+        return self.augmentation.cubes(rng, patch, side, self.file.voxel_size), 0
 
     def _samples(self, step: int, size: int, rank: int, world: int) -> list[tuple[np.random.Generator, int]]:
         """Random generator and volume of each sample of this process."""
