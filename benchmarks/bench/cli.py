@@ -30,6 +30,8 @@ suites:
   2d      slices of three subjects at three count levels, all methods: about a day on two cores
   3d      23 planes with oblique segments: half a day on two cores
   ood     slices that differ from the training images: half a day on two cores
+  mismatch, mismatch-stir
+          slices with an error of the system model that no method is told of: hours on two cores
   speed   what each layer costs, and how it grows: a few minutes
 """
 
