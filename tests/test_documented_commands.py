@@ -42,9 +42,10 @@ def parsers(parser):
 
 PARSERS = {parser.prog: parser for main in MAINS.values() for parser in parsers(main.build_parser())}
 SCRIPTS = {path.name: path.read_text("utf-8") for path in ROOT.glob("benchmarks/*.py")}
+PAR_FILES = {path.name: path.read_text("utf-8").replace(";", "") for path in ROOT.glob("stir_priors/par/*.par")}
 SHELL = {name: "\n".join(blocks(text, "sh")) for name, text in PAGES.items()}
 SHELL |= {name: (parser.epilog or "").removeprefix("example: ") for name, parser in PARSERS.items()}
-SHELL |= {name: ast.get_docstring(ast.parse(text)) or "" for name, text in SCRIPTS.items()}
+SHELL |= PAR_FILES | {name: ast.get_docstring(ast.parse(text)) or "" for name, text in SCRIPTS.items()}
 
 
 def commands(text):
@@ -66,6 +67,15 @@ def commands(text):
 COMMANDS = {name: list(commands(text)) for name, text in SHELL.items()}
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_do_not_write_to_one_place(name):
+    """Who gives them one after the other would be refused."""
+    written = {}
+    for _, words in COMMANDS[name]:
+        if "--out" in words:
+            assert written.setdefault(words[words.index("--out") + 1], words) == words
+
+
 class UnderstoodError(Exception):
     """Raised in place of doing it."""
 
@@ -85,7 +95,10 @@ def test_commands_are_understood(name, monkeypatch):
             importlib.import_module(module).main()
 
 
-def test_there_are_commands():
+def test_every_command_helps_with_an_example():
+    for name, parser in PARSERS.items():
+        assert parser.epilog is None or parser.epilog in parser.format_help()
+        assert COMMANDS[name] or name.startswith("python -m benchmarks ")
     assert sum(map(len, COMMANDS.values())) > 150
 
 

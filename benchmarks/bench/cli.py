@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sirf_diffusion.cli.command_line import add_precision
+from sirf_diffusion.patient.image import optional
 
 MODEL = "brain-fdg"
 CONDITIONAL_MODEL = "brain-fdg-mr"
@@ -82,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"sirf-diffusion-bench-{Path(arguments.truth or arguments.suite).stem}")
     device = str(select_device(arguments.device))
     command = shlex.join(["python", "-m", "benchmarks", *_without_folders(sys.argv[1:])])
+    for package in ("pandas", "jinja2"):
+        optional(package, "the report", "bench")
     if arguments.suite == "speed":
         return _speed(arguments, out, device, command)
     return _compare(arguments, out, device, command)
