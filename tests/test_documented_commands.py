@@ -18,14 +18,10 @@ import sirf_diffusion.cli.stir
 from sirf_diffusion.training.configuration import read_configuration
 
 ROOT = Path(__file__).parents[1]
-PAGES = {
-    str(page.relative_to(ROOT)): page.read_text("utf-8")
-    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "docker/*.md", "sirf_diffusion/**/*.md")
-    for page in ROOT.glob(pattern)
-    if page.name != "CHANGELOG.md"
-}
-MAINS = {"sirf-diffusion": sirf_diffusion.cli, "stir-diffusion": sirf_diffusion.cli.stir}
-MAINS["python -m benchmarks"] = benchmarks.__main__
+
+
+def texts(*patterns):
+    return {str(p.relative_to(ROOT)): p.read_text("utf-8") for pattern in patterns for p in ROOT.glob(pattern)}
 
 
 def blocks(text, language):
@@ -40,24 +36,29 @@ def parsers(parser):
             yield from parsers(child)
 
 
+MAINS = {"sirf-diffusion": sirf_diffusion.cli, "stir-diffusion": sirf_diffusion.cli.stir}
+MAINS["python -m benchmarks"] = benchmarks.__main__
 PARSERS = {parser.prog: parser for main in MAINS.values() for parser in parsers(main.build_parser())}
-SCRIPTS = {path.name: path.read_text("utf-8") for path in ROOT.glob("benchmarks/*.py")}
-PAR_FILES = {path.name: path.read_text("utf-8").replace(";", "") for path in ROOT.glob("stir_priors/par/*.par")}
+PAGES = texts("[!C]*.md", "CONTRIBUTING.md", "docs/**/*.md", "benchmarks/*.md", "docker/*.md", "sirf_diffusion/**/*.md")
+SCRIPTS = texts("benchmarks/*.py")
 SHELL = {name: "\n".join(blocks(text, "sh")) for name, text in PAGES.items()}
 SHELL |= {name: (parser.epilog or "").removeprefix("example: ") for name, parser in PARSERS.items()}
-SHELL |= PAR_FILES | {name: ast.get_docstring(ast.parse(text)) or "" for name, text in SCRIPTS.items()}
+SHELL |= {name: ast.get_docstring(ast.parse(text)) or "" for name, text in SCRIPTS.items()}
+SHELL |= {name: text.replace(";", "") for name, text in texts("stir_priors/par/*.par").items()}
+#: What a line begins with, and what that stands for.
+LINES = (
+    (r"^\s*(\.\.\. |[A-Z_]+=\S+ )*", ""),
+    (r"^torchrun .*-m sirf_diffusion.cli", "sirf-diffusion"),
+    (r"^python benchmarks/(\w+)\.py", r"python -m benchmarks.\1"),
+    (r"^benchmarks/gpu.sh", "python -m benchmarks.gpu --out"),
+    (r"^benchmarks/gpu_train.sh (\S+)", r"python -m benchmarks.gpu_train train \1 --out"),
+)
 
 
 def commands(text):
     """Module and arguments of each line that is a command of ours."""
     for line in re.split(r"\n|&&", re.sub(r"\$\(.*?\)|> \S+|[][]", "", text.replace("\\\n", " "))):
-        for found, put in (
-            (r"^\s*(\.\.\. |[A-Z_]+=\S+ )*", ""),
-            (r"^torchrun .*-m sirf_diffusion.cli", "sirf-diffusion"),
-            (r"^python benchmarks/(\w+)\.py", r"python -m benchmarks.\1"),
-            (r"^benchmarks/gpu.sh", "python -m benchmarks.gpu --out"),
-            (r"^benchmarks/gpu_train.sh (\S+)", r"python -m benchmarks.gpu_train train \1 --out"),
-        ):
+        for found, put in LINES:
             line = re.sub(found, put, line)
         if found := re.match(r"(sirf-diffusion|stir-diffusion|python -m benchmarks)(?:\.(\w+))?(?: |$)", line):
             module = f"benchmarks.{found[2]}" if found[2] else MAINS[found[1]].__name__
@@ -67,22 +68,14 @@ def commands(text):
 COMMANDS = {name: list(commands(text)) for name, text in SHELL.items()}
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_commands_of_a_page_do_not_write_to_one_place(name):
-    """Who gives them one after the other would be refused."""
-    written = {}
-    for _, words in COMMANDS[name]:
-        if "--out" in words:
-            assert written.setdefault(words[words.index("--out") + 1], words) == words
-
-
 class UnderstoodError(Exception):
     """Raised in place of doing it."""
 
 
 @pytest.mark.parametrize("name", [name for name, found in COMMANDS.items() if found])
 def test_commands_are_understood(name, monkeypatch):
-    parse = argparse.ArgumentParser.parse_args
+    """And no two of a page write to one place: who gives them one after the other would be refused."""
+    parse, written = argparse.ArgumentParser.parse_args, {}
 
     def understand(self, *arguments, **options):
         parse(self, *arguments, **options)
@@ -93,6 +86,8 @@ def test_commands_are_understood(name, monkeypatch):
         monkeypatch.setattr(sys, "argv", [module, *words])
         with pytest.raises(UnderstoodError):
             importlib.import_module(module).main()
+        if name in PAGES and "--out" in words:
+            assert written.setdefault(words[words.index("--out") + 1], words) == words
 
 
 def test_every_command_helps_with_an_example():
