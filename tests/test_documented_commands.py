@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import itertools
 import pydoc
 import re
 import shlex
@@ -15,7 +16,12 @@ import pytest
 import benchmarks.__main__
 import sirf_diffusion.cli
 import sirf_diffusion.cli.stir
+from benchmarks.bench.table import get_line
+from sirf_diffusion.models.storage import list_models
+from sirf_diffusion.simulation.tracers import TRACERS
 from sirf_diffusion.training.configuration import read_configuration
+from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES
+from sirf_diffusion.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +74,11 @@ def commands(text):
 COMMANDS = {name: list(commands(text)) for name, text in SHELL.items()}
 
 
+MODELS = {*list_models(), *list_models(enhancing=True), "brain-fdg-deft"}
+NAMES = dict.fromkeys(("--model", "--init", "--init-h", "--distil", "--h-transform"), MODELS)
+NAMES |= {"--recipe": {*RECIPES, *ENHANCEMENT_RECIPES}, "--tracer": set(TRACERS)}
+
+
 class UnderstoodError(Exception):
     """Raised in place of doing it."""
 
@@ -78,7 +89,9 @@ def test_commands_are_understood(name, monkeypatch):
     parse, written = argparse.ArgumentParser.parse_args, {}
 
     def understand(self, *arguments, **options):
-        parse(self, *arguments, **options)
+        told = parse(self, *arguments, **options)
+        for line in getattr(told, "methods", None) or [] if "-m" in self.prog else []:
+            get_line(line)
         raise UnderstoodError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", understand)
@@ -86,6 +99,9 @@ def test_commands_are_understood(name, monkeypatch):
         monkeypatch.setattr(sys, "argv", [module, *words])
         with pytest.raises(UnderstoodError):
             importlib.import_module(module).main()
+        for option, value in itertools.pairwise(words):
+            assert value in NAMES.get(option, value) or "." in value or words[:2] == ["data", "build"]
+            assert not re.match("(examples|sirf_diffusion)/", value) or (ROOT / value).exists()
         if name in PAGES and "--out" in words:
             assert written.setdefault(words[words.index("--out") + 1], words) == words
 
