@@ -47,6 +47,7 @@ def main() -> None:
     """Draw and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
+    path = parser.parse_args().file
     image = phantom()
     projdata = ProjDataGeometry.from_scanner("Siemens mMR", span=1, max_ring_difference=0, num_views=126)
     one_ring = Projector(ImageGeometry((127, 81, 101), (2.03125, 4.0, 4.0)), projdata)
@@ -83,8 +84,8 @@ def main() -> None:
     axes[3].annotate("view 0:\ns = x", (-195, 10), color="tab:blue")
     axes[3].annotate("view 63:\ns = y", (-195, 68), color="tab:blue")
     figure.tight_layout()
-    with atomic_path(parser.parse_args().file) as path:
-        figure.savefig(path, dpi=90, format="png")
+    with atomic_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=90, format="png")
 
 
 if __name__ == "__main__":

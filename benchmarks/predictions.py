@@ -123,12 +123,12 @@ QUESTIONS = {question.__name__: question for question in (crossing, samples, eta
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", nargs="*", choices=list(QUESTIONS), help="default: all")
+    parser.add_argument("questions", nargs="*", default="all", choices=["all", *QUESTIONS], metavar="QUESTION")
     parser.add_argument("--model", default="brain", metavar="NAME|FILE", help="default: %(default)s")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = ScoreModel.load(options.model, precision="auto")
-    for name in options.questions or QUESTIONS:
+    for name in QUESTIONS if "all" in options.questions else options.questions:
         QUESTIONS[name](model)
 
 

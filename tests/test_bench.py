@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -309,6 +310,13 @@ def test_a_method_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypa
     assert "num_steps must be an integer" in (tmp_path / "a" / "report.md").read_text()
     rows = {row["method"]: row for row in read_results(tmp_path / "a" / "results.h5")[1]}
     assert (rows["hqs"]["failures"], rows["mlem"]["failures"]) == (2, 0)
+
+
+def test_what_the_report_needs_is_asked_for_before_the_first_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["run", "--out", str(tmp_path / "a")]) == 2
+    assert "sirf-diffusion[bench]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_methods_are_listed(capsys):

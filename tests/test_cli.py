@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_scan import write_example, write_small_scan
 
-from sirf_diffusion.cli import main, stir
+from sirf_diffusion.cli import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
 from sirf_diffusion.files.interfile import read_exam_info, read_image
@@ -361,17 +361,3 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
     expected = {"work_dir": None, "max_steps": 3, "threads": None, "resume": False, "device": "auto", "data": None}
     assert expected.items() <= calls[0][1].items()
     assert main(["train", "--out", str(tmp_path)]) == 2
-
-
-COMMANDS = ["", "demo", "recon", "recon-many", "data", "data build", "data phantom", "data show", "train", "doctor",
-            "atlas", "personalise", "models", "models list", "models show", "models import", "models evaluate",
-            "stir build", "stir run", "stir check", "stir scan"]  # fmt: skip
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_helps_with_an_example(command, capsys):
-    words = command.split()
-    with pytest.raises(SystemExit) as ended:
-        stir.main([*words[1:], "--help"]) if words[:1] == ["stir"] else main([*words, "--help"])
-    assert ended.value.code == 0
-    assert re.search("^examples?:.* (sirf|stir)-diffusion|^examples:$", capsys.readouterr().out, re.MULTILINE)

@@ -153,8 +153,8 @@ def test_training_volumes_can_be_perturbed():
 
 def test_a_written_case_is_read_back(tmp_path):
     case = simulate_case("fdg", SUBJECT)
-    write_case(case, tmp_path)
-    example = load_example(tmp_path)
+    write_case(case, tmp_path / "folder")
+    example = load_example(tmp_path / "folder")
     assert equal(case.acquisition, example.acquisition, "prompts", "multiplicative", "additive")
     assert equal(case, example, "truth", "attenuation", "mr")
     assert example.acquisition.geometry == case.geometry

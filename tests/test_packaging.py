@@ -49,6 +49,20 @@ def test_every_folder_with_code_is_a_package():
         assert (module.parent / "__init__.py").is_file(), f"{module.parent} is left out of an installation"
 
 
+def test_extras_bring_what_the_benchmarks_import():
+    """But those that check this package with the tests' needs."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = metadata["optional-dependencies"]
+    wanted = [*metadata["dependencies"], *extras["bench"], *extras["bm4d"]]
+    brought = {re.split(r"[>=<;\s]", name)[0].lower().replace("scikit-image", "skimage") for name in wanted}
+    known = brought | {"benchmarks", "sirf_diffusion", "stir_priors", "stir", "sirf", *sys.stdlib_module_names}
+    scripts = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("benchmarks/bench/*.py")]
+    for path in (path for path in scripts if not path.name.startswith("kill")):
+        found = re.findall(r"^ *(?:from|import) (\w+)", path.read_text("utf-8"), re.MULTILINE)
+        assert {name.lower() for name in found} <= known, path
+
+
 def test_the_bundled_data_are_small_enough_to_ship():
     data = [p for p in (ROOT / "sirf_diffusion" / "data").rglob("*") if p.is_file()]
     assert sum(path.stat().st_size for path in data) <= 3e6

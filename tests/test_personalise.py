@@ -53,7 +53,7 @@ def test_grey_matter_of_other_subjects_comes_onto_the_patients():
     assert found.jacobian.min() > 0
 
 
-GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8, 1.5)
+GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8)
 
 
 @pytest.mark.parametrize(("change", "reason"), [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sirf_diffusion.cli.command_line import add_precision
+from sirf_diffusion.patient.image import optional
 
 MODEL = "brain-fdg"
 CONDITIONAL_MODEL = "brain-fdg-mr"
@@ -30,6 +31,8 @@ suites:
   2d      slices of three subjects at three count levels, all methods: about a day on two cores
   3d      23 planes with oblique segments: half a day on two cores
   ood     slices that differ from the training images: half a day on two cores
+  mismatch, mismatch-stir
+          slices with an error of the system model that no method is told of: hours on two cores
   speed   what each layer costs, and how it grows: a few minutes
 """
 
@@ -80,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"sirf-diffusion-bench-{Path(arguments.truth or arguments.suite).stem}")
     device = str(select_device(arguments.device))
     command = shlex.join(["python", "-m", "benchmarks", *_without_folders(sys.argv[1:])])
+    for package in ("pandas", "jinja2"):
+        optional(package, "the report", "bench")
     if arguments.suite == "speed":
         return _speed(arguments, out, device, command)
     return _compare(arguments, out, device, command)

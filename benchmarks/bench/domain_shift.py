@@ -139,10 +139,11 @@ def simulate_case(name: str, subject: int, *, prompts: float = 2e5, realisation:
 
 
 def write_case(case: TestCase, folder: str | os.PathLike[str]) -> None:
-    """Write a case into a folder as Interfile, as the bundled examples are: for `load_example` and SIRF."""
+    """Write a case as Interfile, as the bundled examples are, for `load_example` and SIRF; the folder is made."""
     from sirf_diffusion.files.interfile import write_image, write_projection_data
 
     folder, data = Path(folder), case.acquisition
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("prompts", "multiplicative", "additive"):
         write_projection_data(folder / f"{name}.hs", getattr(data, name), data.projdata)
     for name, image in (("truth", case.truth), ("mu", case.attenuation), ("mr", case.mr)):

@@ -28,13 +28,18 @@ FAULT = 1
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)
 
 
+class _Help(argparse.HelpFormatter):
+    """Examples, and texts of several lines, as they are: a command that is broken into lines cannot be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text or text.startswith("example") else super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the options in one line; texts of several lines are printed as they are."""
+    """Says what is wrong with the options in one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        if "\n" in (options.get("description") or "") + (options.get("epilog") or ""):
-            options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **({"formatter_class": _Help} | options))
 
     def error(self, message: str) -> NoReturn:
         """End the program."""

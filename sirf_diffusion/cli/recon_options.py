@@ -64,7 +64,7 @@ all paths must mean the same files everywhere.
 EXAMPLES = """\
   sirf-diffusion recon --prompts prompts.hs --multiplicative norm.hs --additive scatter_and_randoms.hs \\
       --attenuation mu.hv --model brain-fdg --method lisch --out results/lisch
-  sirf-diffusion recon --par OSMAPOSL.par --model brain-fdg --method lisch --out results/lisch
+  sirf-diffusion recon --par OSMAPOSL.par --model brain-fdg --method lisch --out results/par
 """
 
 

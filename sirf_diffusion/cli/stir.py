@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         about="Check a parameter file as `stir-diffusion check` does, then run it by STIR's program with our priors "
         "and filters built in. File names in it are relative to the current folder, as in STIR. KEY=VALUE sets "
         "the variable ${KEY} of the file.",
-        example="stir-diffusion run OSMAPOSL my.par SEED=2\n"
-        "stir-diffusion run postfilter denoised.hv image.hv filter.par",
+        example="  stir-diffusion run OSMAPOSL my.par SEED=2\n"
+        "  stir-diffusion run postfilter denoised.hv image.hv filter.par",
     )
     run.add_argument("program", metavar="OSMAPOSL|OSSPS|postfilter")
     run.add_argument("words", nargs="+", metavar="[OUTPUT INPUT] FILE.par [KEY=VALUE ...]")

@@ -21,9 +21,9 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
         about="Train a score model on a file of volumes (`sirf-diffusion data build`), or by a bundled recipe "
         "that simulates its own. An interrupted or killed run goes on where it was when the same command is given "
         'again. Bundled recipes need the extra: pip install -c constraints.txt -e ".[train]"',
-        example="sirf-diffusion train --data train.h5 --out model.safetensors; several GPUs: torchrun "
-        "--nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors; a smaller, faster "
-        "model: sirf-diffusion train --distil brain --data train.h5 --out small.safetensors",
+        example="  sirf-diffusion train --data train.h5 --out model.safetensors\n"
+        "  sirf-diffusion train --distil brain --data train.h5 --out small.safetensors     # smaller, faster\n"
+        "  torchrun --nproc-per-node 4 -m sirf_diffusion.cli train --data train.h5 --out model.safetensors",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="HDF5 file of `sirf-diffusion data`")
     parser.add_argument(

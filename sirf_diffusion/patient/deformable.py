@@ -15,10 +15,12 @@ from .image import simpleitk
 from .registration import information_method
 
 Array = NDArray[np.float32]
-#: Iterations at half and all of the resolution, and at each coarser one down to voxels of about 16 mm.
-ITERATIONS, _COARSE, _COARSEST = (40, 12), 60, 16.0
-#: Standard deviations, in voxels, of the smoothing of the displacement: where one folds, the next is tried.
-SMOOTHING = (1.5, 2.5)
+#: Size of the largest voxels that demons begin with, mm.
+_COARSEST = 16.0
+#: How often the linear part is fitted anew to a deformation of the coarse voxels.
+_REFINEMENTS = 8
+#: Least determinant of the Jacobian that is left; standard deviation, in voxels, of what is smoothed; rounds at most.
+_LEAST_JACOBIAN, _UNFOLDING, _ROUNDS = 0.02, 2.0, 40
 #: Reach, in voxels, over which contrast is normalised: coils and scanners change slowly, anatomy does not.
 _REACH = 4.0
 
@@ -55,8 +57,6 @@ class Quality:
         Dice coefficient of both heads.
     similarity
         Correlation of the images over what is judged, their contrast normalised locally.
-    smoothing
-        Of the displacement, voxels.
     """
 
     jacobian: float
@@ -66,7 +66,6 @@ class Quality:
     inverse_mm: float
     overlap: float
     similarity: float
-    smoothing: float
 
     def reasons(self, limits: Limits | None = None) -> list[str]:
         """Why the registration must not be used; empty if it may. What is not a number is never good enough."""
@@ -120,10 +119,10 @@ def register_deformable(
 ) -> Deformation:
     """Deform one subject's image onto another's: affine, then diffeomorphic demons.
 
-    Affine by mutual information; then symmetric forces on images whose contrast is normalised locally, with updates
-    that are exponentials of velocity fields (Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040), at three
-    resolutions. Where the result folds, it is made again with a smoother displacement. One thread, so that the result
-    is the same on every machine of a kind.
+    Affine by mutual information, and fitted anew to what coarse demons find; then symmetric forces on images whose
+    contrast is normalised locally, with updates that are exponentials of smoothed velocity fields (Vercauteren et al.
+    2009, doi:10.1016/j.neuroimage.2008.10.040), at several resolutions. Where the result folds it is smoothed until it
+    does not. One thread, so that the result is the same on every machine of a kind.
 
     Parameters
     ----------
@@ -147,19 +146,16 @@ def register_deformable(
     weight = None if judged is None else image_of(judged, spacing)
     with one_thread():
         target, source = (_shrunk(image, 2) if quick else image for image in (whole_target, source))
-        affine = linear_part(target, source)
+        affine = _linear_parts(target, source)
         aligned = sitk.Resample(source, target, affine)
         contrasts = normalised(target), normalised(aligned)
-        for smoothing in SMOOTHING:
-            inner = demons(*contrasts, smoothing)
-            whole = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(inner))])
-            field = sitk.TransformToDisplacementField(
-                whole, sitk.sitkVectorFloat64, whole_target.GetSize(), whole_target.GetOrigin(), spacing
-            )
-            jacobian = _jacobian(field)
-            if jacobian.min() > 0:
-                break
-        back = demons(*contrasts[::-1], smoothing, finest=False)
+        inner = _unfolded(demons(*contrasts))
+        whole = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(inner))])
+        field = sitk.TransformToDisplacementField(
+            whole, sitk.sitkVectorFloat64, whole_target.GetSize(), whole_target.GetOrigin(), spacing
+        )
+        jacobian = _jacobian(field)
+        back = demons(*contrasts[::-1], coarser=1)
         warped = sitk.Resample(source, target, whole)
         head = head_of(sitk.GetArrayFromImage(target))
         there = head if weight is None else head & (sitk.GetArrayFromImage(sitk.Resample(weight, target, whole)) > 0.5)
@@ -167,7 +163,7 @@ def register_deformable(
         quality = Quality(
             float(jacobian.min()), float(jacobian.max()), information(target, aligned), information(target, warped),
             _inverse_error(inner, back, there), dice(head, head_of(sitk.GetArrayFromImage(warped))),
-            float(np.corrcoef(*alike)[0, 1]) if there.any() else 0.0, smoothing,
+            float(np.corrcoef(*alike)[0, 1]) if there.any() else 0.0,
         )  # fmt: skip
         return Deformation(field, tuple(moving.shape), quality)
 
@@ -200,26 +196,77 @@ def linear_part(fixed: Any, moving: Any, *, rigid: bool = False) -> Any:
     return transform
 
 
-def demons(fixed: Any, moving: Any, smoothing: float, *, finest: bool = True) -> Any:
+@dataclass(frozen=True)
+class Demons:
+    """Iterations at voxels twice as large, at all of the resolution, and at each coarser one; smoothing in voxels.
+
+    ``displacement`` and ``update`` are standard deviations of the smoothing of the displacement and of each update.
+    """
+
+    coarse: int = 100
+    half: int = 80
+    full: int = 12
+    displacement: float = 1.0
+    update: float = 1.0
+
+
+def demons(fixed: Any, moving: Any, settings: Demons | None = None, *, coarser: int = 0) -> Any:
     """Displacement, on the fixed image's grid, that puts the moving image of SimpleITK onto it, coarse to fine.
 
-    ``smoothing`` is that of the displacement, in voxels of each resolution; without the ``finest``, an eighth of the
-    time.
+    Without so many of the finest resolutions; each takes about eight times as long as the next coarser one.
     """
-    sitk = simpleitk()
-    coarse = max(0, round(math.log2(_COARSEST / fixed.GetSpacing()[0])) - 1)
-    iterations, field = [_COARSE] * coarse + list(ITERATIONS), None
-    for level, number in enumerate(iterations if finest else iterations[:-1]):
-        pair = [_shrunk(image, 2 ** (len(iterations) - 1 - level)) for image in (fixed, moving)]
+    sitk, settings, field = simpleitk(), settings or Demons(), None
+    levels = max(0, round(math.log2(_COARSEST / fixed.GetSpacing()[0])) - 1) + 2
+    iterations = [settings.coarse] * (levels - 2) + [settings.half, settings.full]
+    for level, number in enumerate(iterations[: max(1, levels - coarser)]):
+        pair = [_shrunk(image, 2 ** (levels - 1 - level)) for image in (fixed, moving)]
         method = sitk.DiffeomorphicDemonsRegistrationFilter()
         method.SetNumberOfIterations(number)
-        method.SetStandardDeviations(smoothing)
+        method.SetStandardDeviations(settings.displacement)
+        method.SetSmoothUpdateField(settings.update > 0)
+        method.SetUpdateFieldStandardDeviations(max(settings.update, 0.1))
         method.SetMaximumUpdateStepLength(2.0)
         method.SetMaximumRMSError(0.0)
         if field is not None:
             field = sitk.Resample(field, pair[0], sitk.Transform(), sitk.sitkLinear, 0.0, field.GetPixelID())
         field = method.Execute(*pair) if field is None else method.Execute(*pair, field)
     return sitk.Resample(field, fixed, sitk.Transform(), sitk.sitkLinear, 0.0, field.GetPixelID())
+
+
+def _linear_parts(fixed: Any, moving: Any) -> Any:
+    """`linear_part`, and after it the linear maps nearest to what demons of coarse voxels still find in the head.
+
+    Mutual information of whole heads leaves brains turned by some degrees against each other, which demons do not undo.
+    """
+    sitk = simpleitk()
+    parts, head = [linear_part(fixed, moving)], head_of(sitk.GetArrayFromImage(fixed))
+    places = np.argwhere(head)[:, ::-1] * np.array(fixed.GetSpacing()) + np.array(fixed.GetOrigin())
+    points = np.column_stack([places, np.ones(len(places))])
+    for _ in range(_REFINEMENTS):
+        aligned = sitk.Resample(moving, fixed, sitk.CompositeTransform(parts))
+        found = sitk.GetArrayFromImage(demons(normalised(fixed), normalised(aligned), coarser=2))[head]
+        solution = np.linalg.lstsq(points, places + found, rcond=None)[0]
+        parts.append(sitk.AffineTransform(solution[:3].T.ravel().tolist(), solution[3].tolist()))
+    return sitk.CompositeTransform(parts)
+
+
+def _unfolded(displacement: Any) -> Any:
+    """The displacement, smoothed around where it folds until it does not."""
+    sitk, reach = simpleitk(), _UNFOLDING * displacement.GetSpacing()[0]
+    for _ in range(_ROUNDS):
+        folded = sitk.GetImageFromArray((_jacobian(displacement) <= _LEAST_JACOBIAN).astype(np.uint8))
+        folded.CopyInformation(displacement)
+        near = sitk.Cast(sitk.BinaryDilate(folded, [3] * 3), sitk.sitkFloat32)
+        weight = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(near, reach)).clip(0, 1)[..., None]
+        if not weight.any():
+            break
+        values, smooth = (
+            sitk.GetArrayFromImage(v) for v in (displacement, sitk.SmoothingRecursiveGaussian(displacement, reach))
+        )
+        changed = sitk.GetImageFromArray((1 - weight) * values + weight * smooth, isVector=True)
+        changed.CopyInformation(displacement)
+        displacement = sitk.Cast(changed, displacement.GetPixelID())
+    return displacement
 
 
 def information(fixed: Any, moving: Any) -> float:

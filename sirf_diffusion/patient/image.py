@@ -92,12 +92,12 @@ def reading(reason: str, name: str = "") -> Iterator[None]:
         raise UnusableImage(reason, f"{name}{type(error).__name__}: {error}") from error
 
 
-def optional(package: str, purpose: str) -> Any:
+def optional(package: str, purpose: str, extra: str = "mr") -> Any:
     """A package that a plain install does not bring, or an error that says how to get it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f'{purpose} needs {package}: pip install "sirf-diffusion[mr]"') from error
+        raise ImportError(f'{purpose} needs {package}: pip install "sirf-diffusion[{extra}]"') from error
 
 
 def simpleitk() -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..patient.deformable import demons, head_of, image_of, linear_part, normalised, one_thread, unit
+from ..patient.deformable import Demons, demons, head_of, image_of, linear_part, normalised, one_thread, unit
 from ..patient.image import UnusableImage, simpleitk
 from ..patient.readers import read_frames, read_source
 from ..patient.resampling import grid_over, resample
@@ -26,7 +26,7 @@ from .atlas import Atlas
 Array = NDArray[np.float32]
 #: Rounds of deforming all subjects onto the template and making it anew.
 ROUNDS = 3
-_SMOOTHING = 1.5
+_DEMONS = Demons(coarse=60, half=40, displacement=1.5, update=0.0)
 _SMOOTHED_MM = 3.0
 
 
@@ -168,7 +168,7 @@ def _velocity(subject: Subject, template: Array, like: Any) -> Field:
         inside = head_of(target)
         weights.append(float(smooth[inside].mean() / max(float((moving - smooth)[inside].std()), 1e-6)) ** 2)
         pair = [normalised(image_of(unit(_smooth(v, spacing)), spacing)) for v in (target, moving)]
-        displacement = simpleitk().GetArrayFromImage(demons(*pair, _SMOOTHING))
+        displacement = simpleitk().GetArrayFromImage(demons(*pair, _DEMONS))
         velocities.append(logarithm(displacement.astype(np.float64), like))
     return np.average(velocities, axis=0, weights=weights)
 
