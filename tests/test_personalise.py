@@ -21,7 +21,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.expected_image import bytes_of
 from sirf_diffusion.models.storage import read_config
-from sirf_diffusion.patient.deformable import Limits, Quality, dice, register_deformable
+from sirf_diffusion.patient.deformable import Limits, Quality, _jacobian, _unfolded, dice, register_deformable
 from sirf_diffusion.personalise import PersonalOptions, personalise
 from sirf_diffusion.personalise.members import outcomes, warped_images
 from sirf_diffusion.personalise.pipeline import recipe_of
@@ -51,6 +51,19 @@ def test_grey_matter_of_other_subjects_comes_onto_the_patients():
     assert dice(found.warp(head(9201)[1], labels=True) == 1, head(9200)[1] == 1) >= 0.77
     assert found.quality.reasons() == []
     assert found.jacobian.min() > 0
+
+
+def test_a_fold_is_smoothed_away_and_what_is_far_from_it_stays():
+    import SimpleITK as sitk
+
+    values = np.zeros((24, 24, 24, 3))
+    values[:, :, 8:] += 1.0
+    values[10:14, 10:14, 10:12, 0] = -5.0
+    field = sitk.GetImageFromArray(values, isVector=True)
+    assert _jacobian(field).min() < 0
+    mended = _unfolded(field)
+    assert _jacobian(mended).min() > 0
+    np.testing.assert_allclose(sitk.GetArrayFromImage(mended)[:, :, :2], values[:, :, :2], atol=1e-4)
 
 
 GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8)
