@@ -80,6 +80,11 @@ def number(minimum: float = 0.0, maximum: float = math.inf) -> Callable[[str], f
     return read
 
 
+def _automatic(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads what ``read`` does; None of ``auto``."""
+    return lambda text: None if text == "auto" else read(text)
+
+
 def count(minimum: int = 0) -> Callable[[str], int]:
     """Reads a whole number of at least ``minimum``."""
 
@@ -197,7 +202,7 @@ BLOCKS = (
         (
             _MODEL,
             BlockKey("number of steps", "0", count()),
-            BlockKey("eta", _of(*_SAMPLING, "eta"), number(0, 1)),
+            BlockKey("eta", "auto", _automatic(number(0, 1))),
             BlockKey("final noise level", _of(*_SAMPLING, "final_noise_level"), number()),
             *_LOOKS,
             BlockKey("anchor strength", "0", number()),

@@ -67,6 +67,7 @@ class SamplerCallback:
         name = options["h-transform filename"]
         self.h = HTransform.load(name, self.model) if name else None
         self.sampling = SteeredSampling if self.h else Sampling
+        self.eta = self.sampling.eta if options["eta"] is None else options["eta"]
         self.num_steps = _num_steps(options["number of steps"], context)
         self.times = reverse_times(self.model.schedule, self.num_steps, options["final noise level"])
 
@@ -126,7 +127,7 @@ class SamplerCallback:
             # The change, not the image: a resampled image would lose detail that only the network's grid holds.
             u0, eps = self._u0 + model.to_latent(image - self._prior_image), self._eps
         times = self.times[max(k - 2, 0) : k + 1]
-        chain.u = renoised(chain, model.schedule, times, u0, eps, self.sampling.solver, self.options["eta"])
+        chain.u = renoised(chain, model.schedule, times, u0, eps, self.sampling.solver, self.eta)
 
     def _steered(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Clean latent image and noise, of the image that was handed out and its EM update."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engines.objective import Objective
 from ...models.h_transform import HTransform, non_negative
-from ..settings import SPEEDS, choice, count, flag, setting
+from ..settings import SPEEDS, choice, count, flag, real, setting
 from .chain import Chain
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .lisch import AscentToSchedule
@@ -32,6 +32,7 @@ class SteeredSampling(Sampling):
     """Settings of the loop, for few steps; the h-transform among them."""
 
     num_steps: int = count(5, "noise levels, 5 to 100; more cost time and change little", minimum=2)
+    eta: float = real(0.5, "share of fresh noise, 0 to 1", maximum=1.0)
     crop: bool = flag(True, "whether the networks look at the object only, as in training")
     solver: str = choice("multistep", "order of a step: `ddim` the first; `multistep` the second", SOLVERS)
     h_transform: str = setting(
