@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
-from ..simulation.lesions import soft_ellipsoid
-from ..simulation.uptake import uptake_field
+from ..simulation.uptake import varied
 from ..study.execution import Execution
 from ..training.data.volume_parts import PartStore
 from ..training.data.volumes import Volume
@@ -25,10 +24,8 @@ from .members import warped_images
 MOST_MIXED = 4
 #: One in so many pseudo-PETs is kept for validation.
 VALIDATION = 9
-#: Lesions of a pseudo-PET at most, radii in mm, and factors on the uptake of hot and of cold ones.
-_LESIONS, _RADII, _HOT, _COLD = 20, (3.0, 12.0), (1.1, 3.0), (0.22, 0.9)
-#: Powers of the tissues' contrast.
-_POWERS = (-0.1, 1.4)
+#: Lesions of a pseudo-PET at most; powers of the tissues' contrast.
+_LESIONS, _POWERS = 20, (-0.1, 1.4)
 
 
 def mix(
@@ -48,15 +45,7 @@ def mix(
     others = torch.stack([images[k].float() for k in order[number:]]).mean(0).numpy()
     if rng.random() < 0.5:
         image = recontrasted(image, voxel_size, rng.uniform(*_POWERS))
-    emitting = np.flatnonzero(image > 0.3)
-    change = uptake_field(image.shape, voxel_size, rng)
-    for _ in range(int(rng.integers(0, _LESIONS + 1))):
-        centre = np.unravel_index(emitting[rng.integers(emitting.size)], image.shape)
-        radii = rng.uniform(*_RADII) * rng.uniform(0.7, 1.3, 3) / np.asarray(voxel_size)
-        factor = float(np.exp(rng.uniform(*np.log(_HOT if rng.random() < 0.65 else _COLD))))
-        lesion = soft_ellipsoid(image.shape, centre, radii, factor, softness=0.25)
-        lesion.multiply(change, factor)
-    return image * change, others
+    return varied(image, voxel_size, rng, _LESIONS), others
 
 
 def recontrasted(
