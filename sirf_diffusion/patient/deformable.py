@@ -29,8 +29,8 @@ _REACH = 4.0
 class Limits:
     """What a registration must keep to be used, see `Quality`.
 
-    Of simulated heads right pairs reach 0.73 to 1 nats, an inverse within 2 to 6 mm, an overlap of 0.94 and a similarity
-    of 0.74 to 0.91; noise, a chest, another weighting, or a head upside down or back to front (0.50) miss a limit.
+    Of simulated heads right pairs reach 0.73 to 1 nats, an inverse within 2 to 6 mm, an overlap of 0.94, a similarity
+    from 0.74 to 0.91; noise, a chest, another weighting, or a head upside down or back to front (0.50) miss a limit.
     """
 
     jacobian: float = 0.0
