@@ -46,6 +46,8 @@ def test_files_acquisition_and_objective_give_one_image(small_acquisition, small
     assert found.record["engine"]["name"] == "embedded"
     with pytest.raises(TypeError, match="cannot make an objective"):
         reconstruct(b"nothing", "osem")
+    with pytest.raises(TypeError, match=r"takes no num_iterations: .* settings="):
+        reconstruct(small_acquisition, "osem", num_iterations=3)
 
 
 def test_order_of_subsets_and_prior_are_used_and_refused_elsewhere(small_acquisition):

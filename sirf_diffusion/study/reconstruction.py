@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from functools import cached_property, update_wrapper
 from typing import Any, ParamSpec
 
@@ -286,8 +286,7 @@ class Study:
         """What is handed out; ``bound`` is the model that the image is compared with, if any."""
         # One projection more than the method made, and not counted as its own.
         began = time.perf_counter()
-        log_likelihood = float(objective.value(image))
-        distribution = None
+        log_likelihood, distribution = float(objective.value(image)), None
         if bound is not None:
             remedy = f"adapt the model to the data: {'--adapt' if self.chosen.samples else '--method'} ddip"
             if self._adaptation is not None:
@@ -330,6 +329,8 @@ def _with_parameters_of(
 @_with_parameters_of(Study)
 def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
     """Reconstruct ``data`` by a method: ``reconstruct(data, "lisch", model="brain-fdg")``; parameters as of `Study`."""
+    if unknown := sorted(options.keys() - {item.name for item in fields(Study)}):
+        raise TypeError(f"reconstruct takes no {', '.join(unknown)}: a method's own settings go into settings={{...}}")
     return Study(*arguments, **options).run()
 
 
