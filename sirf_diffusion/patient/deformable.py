@@ -241,10 +241,10 @@ def _linear_parts(fixed: Any, moving: Any) -> Any:
     sitk = simpleitk()
     parts, head = [linear_part(fixed, moving)], head_of(sitk.GetArrayFromImage(fixed))
     places = np.argwhere(head)[:, ::-1] * np.array(fixed.GetSpacing()) + np.array(fixed.GetOrigin())
-    points = np.column_stack([places, np.ones(len(places))])
+    points, contrast = np.column_stack([places, np.ones(len(places))]), normalised(fixed)
     for _ in range(_REFINEMENTS):
         aligned = sitk.Resample(moving, fixed, sitk.CompositeTransform(parts))
-        found = sitk.GetArrayFromImage(demons(normalised(fixed), normalised(aligned), coarser=2))[head]
+        found = sitk.GetArrayFromImage(demons(contrast, normalised(aligned), coarser=2))[head]
         solution = np.linalg.lstsq(points, places + found, rcond=None)[0]
         parts.append(sitk.AffineTransform(solution[:3].T.ravel().tolist(), solution[3].tolist()))
     return sitk.CompositeTransform(parts)
