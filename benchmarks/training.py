@@ -109,7 +109,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     recipe = read_configuration(options.config).recipe if options.config else DEFAULT
     recipe, device = replace(recipe, crops=recipe.crops[:1]), select_device(options.device)
-    trainer, bare = Trainer(recipe, options.data, device), BareLoop(recipe, device, recipe.precision)
+    trainer = Trainer(recipe, options.data, device)
+    bare = BareLoop(recipe, device, trainer.state.precision)
     each = max(options.steps // BLOCKS, 1)
     for step in (trainer.step, bare.step):
         seconds(step, 3, device)
@@ -122,7 +123,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "threads": torch.get_num_threads(),
         "batch": [recipe.batch_size, recipe.crops[0]],
-        "precision": recipe.precision,
+        "precision": trainer.state.precision,
         "trainer_steps_per_second": each * BLOCKS / sum(ours),
         "bare_steps_per_second": each * BLOCKS / sum(theirs),
         "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),

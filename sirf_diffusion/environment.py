@@ -69,6 +69,12 @@ def fast_in_bfloat16(device: torch.device) -> bool | None:
     return None if tell is None else any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def warn_of_slow_precision(precision: str, device: torch.device) -> None:
+    """Warn if a device would be faster in the other precision."""
+    if precision == "bfloat16" and fast_in_bfloat16(device) is False:
+        logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", device)
+
+
 def faster_precision(device: torch.device) -> str:
     """``"bfloat16"`` where a device has instructions for it, which is logged once, and ``"float32"`` elsewhere."""
     if not fast_in_bfloat16(device):

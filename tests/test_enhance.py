@@ -111,6 +111,47 @@ def test_the_network_sees_patients_as_in_training_however_they_lay(tmp_path, pos
     assert read_exam_info(tmp_path / "again.hv") == read_exam_info(path)
 
 
+@pytest.fixture(scope="module")
+def neighbours():
+    return make_model(replace(PLAIN, neighbours=1))
+
+
+def test_a_network_is_shown_the_neighbours_of_each_slice(neighbours):
+    """Only of it: planes are not averaged before; images of other planes are resampled along the axis, too."""
+    torch.manual_seed(0)
+    image, geometry = torch.rand(6, 32, 32), ImageGeometry((6, 32, 32), (4.0,) * 3)
+    enhancer = Enhancer(neighbours, 0.1, scale=1.0)
+    assert enhancer.axial_fwhm == 0
+    clean, changed = enhancer(image, geometry), image.clone()
+    changed[4] += 1
+    differs = (enhancer(changed, geometry) - clean).abs().amax((1, 2)) > 0
+    assert differs.tolist() == [False, False, False, True, True, True]
+    for plane, shown in ((2, (1, 2, 3)), (0, (1, 0, 1))):
+        stack = image[list(shown)][None]
+        torch.testing.assert_close(neighbours.clean(stack[..., :16, :16], 0.1, None).shape, (1, 1, 16, 16))
+        whole = enhancer.estimate(image[:, None], 0.1, None)[plane, 0, 4, 4]
+        torch.testing.assert_close(whole, neighbours.clean(stack[..., :16, :16], 0.1, None)[0, 0, 4, 4])
+    fine = ImageGeometry((12, 32, 32), (2.0, 4.0, 4.0))
+    assert neighbours.grid(fine).latent_geometry.voxel_size == (4.0, 4.0, 4.0)
+    assert neighbours.grid(geometry).latent_geometry.shape == (6, 32, 32)
+
+
+def test_a_single_slice_has_no_neighbours_which_is_said(neighbours, caplog):
+    geometry = ImageGeometry((1, 32, 32), (4.0,) * 3)
+    assert Enhancer(neighbours, 0.1, scale=1.0)(torch.rand(1, 32, 32), geometry).shape == (1, 32, 32)
+    assert "the image has one slice" in caplog.text
+
+
+def test_files_from_before_neighbours_were_shown_load(neighbours):
+    content = neighbours.config.architecture.to_dict()
+    assert EnhancementConfig.from_dict(content).neighbours == 1
+    assert EnhancementConfig.from_dict({k: v for k, v in content.items() if k != "neighbours"}).neighbours == 0
+    for wrong in ({"spatial_dims": 3, "compression": 1, "noise": "sinogram"}, {"compression": 2, "noise": "sinogram"}):
+        network = replace(VOLUMES) if wrong.pop("spatial_dims", 2) == 3 else PLAIN.network
+        with pytest.raises(ValueError, match="neighbours"):
+            EnhancementConfig(network, ct="none", patch=16, neighbours=1, **wrong)
+
+
 def test_one_time_frame_of_several_is_written_alone(tmp_path):
     import nibabel
 

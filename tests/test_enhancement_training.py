@@ -11,25 +11,29 @@ from sirf_diffusion.models.enhancement import EnhancementModel
 from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import train
 from sirf_diffusion.training.configuration import configuration, default_text
+from sirf_diffusion.training.data.augmentation import Augmentation
+from sirf_diffusion.training.data.slice_stream import with_neighbours
 from sirf_diffusion.training.enhancement import EnhancementStage
 from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES, EnhancementRecipe
 from sirf_diffusion.training.loop import RunOptions
 from sirf_diffusion.training.trainer import training_stream
 
 CPU = torch.device("cpu")
+STILL = Augmentation(0, 0, 0, 0, 0, intensity=(1, 1), anatomy_intensity=(1, 1), shift=0)
 pytestmark = pytest.mark.usefixtures("undrawn")
 SLICES = EnhancementRecipe(
     "small", enhancement=EXACT, doses=DoseSchedule(), crops=(32,), batch_size=4, cycles=(6,), warmup_steps=2,
     learning_rate=2e-3, precision="float32", validate_every=3,
 )  # fmt: skip
+NEIGHBOURS = replace(SLICES, enhancement=replace(EXACT, neighbours=1))
 VOLUMES = replace(SLICES, enhancement=LATENT, crops=(16,), batch_size=2, autoencoder_steps=4)
 
 
-@pytest.mark.parametrize("recipe", [SLICES, VOLUMES], ids=["exact", "latent"])
+@pytest.mark.parametrize("recipe", [SLICES, NEIGHBOURS, VOLUMES], ids=["exact", "neighbours", "latent"])
 def test_a_training_goes_on_to_the_same_bits(data, tmp_path, recipe):
     files = [tmp_path / name for name in ("whole.safetensors", "parts.safetensors")]
     train(recipe, files[0], data=data, device="cpu")
-    for steps in (2, 3) if recipe is SLICES else (2, 7):
+    for steps in (2, 7) if recipe is VOLUMES else (2, 3):
         train(recipe, files[1], data=data, device="cpu", max_steps=steps, options=RunOptions(checkpoint_every=2))
     train(recipe, files[1], data=data, device="cpu")
     whole, parts = (EnhancementModel.load(path, "cpu") for path in files)
@@ -37,7 +41,7 @@ def test_a_training_goes_on_to_the_same_bits(data, tmp_path, recipe):
         assert torch.equal(value, parts.state_dict()[name]), name
     assert whole.config.training["steps"] == 6
     assert whole.config.voxel_size == (4.0, 4.0, 4.0)
-    assert (whole.autoencoder is None) == (recipe is SLICES)
+    assert (whole.autoencoder is None) == (recipe is not VOLUMES)
     doses, noises = zip(*whole.config.noise_by_dose, strict=True)
     assert (doses[0], sorted(noises)) == (1, list(noises))
     log = (files[0].with_name("whole.safetensors.training") / "log.csv").read_text().splitlines()
@@ -69,6 +73,22 @@ def test_examples_are_patches_around_activity_of_doses_of_their_own(data):
         assert torch.equal(getattr(example, name), getattr(again, name))
     for part in (example.part(k, 2) for k in range(2)):
         assert len(part.clean) == 2
+
+
+def test_slices_come_with_their_neighbours_and_the_middle_one_is_the_target(data):
+    """At the ends of a volume they are mirrored."""
+    alone, source = (training_stream(data, replace(r, augmentation=STILL)) for r in (SLICES, NEIGHBOURS))
+    images, single = source.batch(0, 64)[0], alone.batch(0, 64)[0]
+    assert torch.equal(images[:, :, 1], single)
+    assert not torch.equal(images[:, :, 0], images[:, :, 2])
+    stage = EnhancementStage(NEIGHBOURS, source, data, data)
+    example = stage.example(images[:4], 3, CPU, 0, 1)
+    assert (example.noisy.shape[1], example.clean.shape[1], example.ct.shape[1]) == (3, 1, 1)
+    assert float((example.noisy[:, 1:2] - example.clean).abs().mean()) < float(example.clean.mean())
+    volume = torch.arange(5.0)[:, None, None].expand(5, 2, 2)
+    for place, expected in ((0, [1, 0, 1]), (2, [1, 2, 3]), (4, [3, 4, 3])):
+        assert with_neighbours(volume, 0, place, 1)[:, 0, 0].tolist() == expected
+    assert with_neighbours(volume[:1], 0, 0, 2)[:, 0, 0].tolist() == [0] * 5
 
 
 def test_the_ct_is_hidden_in_some_images(data):

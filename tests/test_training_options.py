@@ -6,12 +6,14 @@ import math
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from training_file import write_training_file
 from training_processes import RECIPE
 
+import sirf_diffusion
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.stopping import SIGNALS, Stopped
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -22,6 +24,7 @@ from sirf_diffusion.training import Recipe, RunOptions, loop, train
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
 from sirf_diffusion.training.corruption import corrupted, draw_noise_levels
 from sirf_diffusion.training.distributed import Processes
+from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES
 from sirf_diffusion.training.evaluation.acceptance import calibration
 from sirf_diffusion.training.evaluation.validation import (
     ValidationSet,
@@ -29,6 +32,7 @@ from sirf_diffusion.training.evaluation.validation import (
     non_local_means,
     validation_set,
 )
+from sirf_diffusion.training.recipes import RECIPES
 from sirf_diffusion.training.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -49,6 +53,41 @@ def test_defaults_as_a_file_are_the_defaults(tmp_path, capsys):
     assert path.read_text(encoding="utf-8") == default_text()
     assert read_configuration(path).recipe == DEFAULT
     assert read_configuration(path).options == RunOptions()
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *ENHANCEMENT_RECIPES])
+def test_a_printed_recipe_is_that_recipe(tmp_path, capsys, name):
+    assert main(["train", "--recipe", name, "--print-config"]) == 0
+    (path := tmp_path / "recipe.toml").write_text(capsys.readouterr().out)
+    recipe = (RECIPES | ENHANCEMENT_RECIPES)[name]
+    default = ENHANCEMENT_RECIPES["latent"] if recipe.enhances else DEFAULT
+    assert replace(read_configuration(path, default).recipe, phantoms=None) == replace(recipe, phantoms=None, init="")
+
+
+def test_the_supervised_configuration_is_printed_too(tmp_path, capsys):
+    from sirf_diffusion.training.supervised import SLICES
+
+    header = str(Path(sirf_diffusion.__file__).parent / "data/brain2d/prompts.hs")
+    given = ["train", "--supervised", "--init", "brain-fdg", "--data", "x.h5", "--scanner", header]
+    assert main([*given, "--print-config"]) == 0
+    (path := tmp_path / "supervised.toml").write_text(capsys.readouterr().out)
+    assert read_configuration(path).recipe == SLICES
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_precision_follows_the_device_and_a_training_keeps_its_own(data, tmp_path, monkeypatch, caplog, fast):
+    """Without instructions for it, bfloat16 is several times slower."""
+    recipe, file = replace(SHORT, precision="auto"), tmp_path / "m.safetensors"
+
+    def precision(fast, **options):
+        monkeypatch.setattr("sirf_diffusion.environment.fast_in_bfloat16", lambda device: fast)
+        train(recipe, file, data=data, device="cpu", **options)
+        return load_model(file)[1].training["precision"]
+
+    begun = precision(fast, max_steps=2)
+    assert begun == ("bfloat16" if fast else "float32")
+    assert precision(not fast) == begun
+    assert ("has no instructions for bfloat16" in caplog.text) == fast
 
 
 @pytest.mark.parametrize(("text", "message"), [

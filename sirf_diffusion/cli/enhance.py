@@ -45,8 +45,8 @@ def add_parsers(commands: argparse._SubParsersAction, common: argparse.ArgumentP
     steps = "network evaluations; default: 1, or 8 for each sample"
     parser.add_argument("--steps", type=whole(1, 1000), metavar="N", help=steps)
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the samples; default: 0")
-    axial = "smoothing along the axis before a network of slices, which sees each alone; default: 6"
-    parser.add_argument("--axial-fwhm", type=real(0, 50), default=6.0, metavar="MM", help=axial)
+    axial = "smoothing along the axis before a network of slices, default: 6, or 0 if it is shown the neighbours"
+    parser.add_argument("--axial-fwhm", type=real(0, 50), metavar="MM", help=axial)
     written = "of the images: as IMAGE (default), NIfTI, or both"
     parser.add_argument("--format", choices=("same", "nifti", "both"), default="same", help=written)
     like = "of an Interfile image: write a DICOM PET series too, of the study of this series"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..geometry.checks import check_choice
 from .command_line import add_command, add_machine, whole
 
 
@@ -34,7 +35,8 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     how.add_argument("--recipe", metavar="NAME", help="bundled recipe, for example brain-fdg; simulates its own data")
     how.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration; see --print-config")
     parser.add_argument(
-        "--print-config", action="store_true", help="print the configuration with every default, and end"
+        "--print-config", action="store_true",
+        help="print the configuration of what the other options ask for, with every default, and end",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="model file (.safetensors) to write")
     parser.add_argument(
@@ -78,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.configuration import DEFAULT, default_text, read_configuration
     from ..training.distillation import Distillation
     from ..training.enhancement_recipes import ENHANCEMENT_RECIPES
+    from ..training.recipes import RECIPES
     from ..training.trainer import RunOptions
 
     default = ENHANCEMENT_RECIPES["latent"] if arguments.latent else DEFAULT
@@ -86,8 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.latent or arguments.supervised or arguments.init or arguments.recipe:
             raise ValueError("--distil MODEL takes no --latent, --supervised, --init or --recipe")
         default = distillation.recipe
+    supervision = _supervision(arguments)
     if arguments.print_config:
-        print(default_text(default), end="")
+        known = RECIPES | ENHANCEMENT_RECIPES
+        if arguments.recipe is not None:
+            default = known[check_choice("recipe", arguments.recipe, tuple(sorted(known)))]
+        print(default_text(default if supervision is None else supervision.recipe), end="")
         return 0
     if arguments.out is None:
         raise ValueError("--out FILE is needed: the model file to write")
@@ -102,7 +109,6 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
              "tensorboard": arguments.tensorboard or None}  # fmt: skip
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
-    supervision = _supervision(arguments)
     if supervision is not None and arguments.config is None:
         recipe = supervision.recipe
     train(

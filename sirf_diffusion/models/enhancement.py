@@ -180,15 +180,17 @@ class EnhancementModel(nn.Module):
 
     @torch.no_grad()
     def clean(self, noisy: Tensor, dose: float, ct: Tensor | None) -> Tensor:
-        """The network's estimate of the standard dose, of what is diffused."""
+        """The network's estimate of the standard dose, of what is diffused; with neighbours, of the middle slice."""
         time = told_time(torch.full((len(noisy),), dose, device=noisy.device))
         return self.network(noisy, time, ct if self.sees_ct else None)
 
     def grid(self, geometry: ImageGeometry) -> GridAdapter:
         """How images of a grid become the network's: resampled to its voxels, which is logged, and padded."""
         architecture = self.config.architecture
-        planes = "volume" if architecture.spatial_dims == 3 else "transverse"
-        return GridAdapter(geometry, self.config.voxel_size, architecture.multiple, planes, None, None)
+        volumes = architecture.spatial_dims == 3
+        planes = "volume" if volumes or (architecture.neighbours and geometry.shape[0] > 1) else "transverse"
+        axial = None if volumes else 1
+        return GridAdapter(geometry, self.config.voxel_size, architecture.multiple, planes, axial_multiple=axial)
 
     # As of score models, for what holds either: a light copy with a CT image, and a check before anything is computed.
 

@@ -63,6 +63,8 @@ class GridAdapter:
         all three pairs of axes. ``"volume"``: the network takes the volume.
     extent
         If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
+    axial_multiple
+        That of z, if it is another.
     box
         If given, the first image voxel of z, y and x and the one after the last: only these are covered, and what
         fills the multiples; the image is zero outside.
@@ -76,6 +78,7 @@ class GridAdapter:
         planes: str = "transverse",
         extent: float | None = None,
         box: Box | None = None,
+        axial_multiple: int | None = None,
     ) -> None:
         check_choice("planes", planes, PLANES)
         if planes != "transverse" and geometry.shape[0] == 1:
@@ -88,9 +91,10 @@ class GridAdapter:
         self.geometry, self.planes, self.extent, self.box = geometry, planes, extent, box
         #: With a box, what that is of the latent grid without it.
         self.window: Window | None = None
+        multiples = (1 if planes == "transverse" else axial_multiple or multiple, multiple, multiple)
         axial, *in_plane = zip(geometry.shape, geometry.voxel_size, voxel_size, strict=True)
         self._axes = (
-            _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiple, None),
+            _keep(*axial[:2]) if planes == "transverse" else _axis(*axial, multiples[0], None),
             *(_axis(*axis, multiple, extent) for axis in in_plane),
         )
         z, y, x = self._axes
@@ -98,7 +102,6 @@ class GridAdapter:
         origin_z = geometry.origin[0] + geometry.shape[0] // 2 * geometry.voxel_size[0] - z.size // 2 * z.spacing
         origin = (origin_z, *geometry.origin[1:])
         if box is not None:
-            multiples = (1 if planes == "transverse" else multiple, multiple, multiple)
             places = [
                 _latent_range(axis, *size, *ends, step)
                 for axis, size, ends, step in zip(
@@ -180,6 +183,12 @@ class GridAdapter:
             if matrix is not None:
                 x = _multiply(matrix.to(x), x, axis)
         return x
+
+
+def neighbouring(places: Tensor, size: int, reach: int) -> Tensor:
+    """Numbers ``[n, 1 + 2 reach]`` of slices and of those before and after them; mirrored at the ends of the volume."""
+    around = (places[:, None] + torch.arange(-reach, reach + 1)).abs()
+    return (size - 1 - (size - 1 - around).abs()).clamp(0, size - 1)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class EnhancementConfig:
         Channels of the latent, 1 to 16; of the autoencoder's first level, 8 to 256; they double from level to level.
     patch
         Side of the training patches, and of those that a large image is divided into, in voxels.
+    neighbours
+        Slices on each side that a network of slices is shown beside the one that it cleans, 0 to 4.
     """
 
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(num_class_embeds=0, spatial_dims=3))
@@ -54,6 +56,7 @@ class EnhancementConfig:
     latent_channels: int = 3
     autoencoder_channels: int = 32
     patch: int = 96
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         check_choice("ct", self.ct, CT_INPUTS)
@@ -70,6 +73,8 @@ class EnhancementConfig:
             raise ValueError(f"the network has no preconditioning here, found {network.preconditioning!r}")
         if self.compression > 1 and self.noise == "binomial":
             raise ValueError("a latent has no counts to thin: noise = binomial needs compression = 1")
+        if check_count("neighbours", self.neighbours, 0, 4) and (self.compression > 1 or self.spatial_dims == 3):
+            raise ValueError("neighbours are shown to networks of slices without an autoencoder (compression = 1)")
         if check_count("patch", self.patch, 8, 1024) % self.multiple:
             raise ValueError(f"patch must be a multiple of {self.multiple} for this network, found {self.patch}")
         most = max(self._positions(level) for level, flag in enumerate((*network.attention_levels[:-1], True)) if flag)
@@ -96,6 +101,8 @@ class EnhancementConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EnhancementConfig:
         """Checked configuration of a dictionary with exactly the keys that `to_dict` writes."""
+        if isinstance(content, dict):
+            content = {"neighbours": 0} | content  # of files that are older than it
         check_keys("architecture", content, cls.__dataclass_fields__)
         return cls(**content | {"network": NetworkConfig.from_dict(content["network"])})
 
@@ -148,7 +155,8 @@ class CTGuidedAttention(nn.Module):
 class EnhancementNetwork(nn.Module):
     """``f(noisy [n, c, (z,) y, x], time [n], ct [n, 1, (z,) y, x]) -> clean``; untrained: what it gets.
 
-    ``noisy`` is an image, or the latent of one where there is an autoencoder; the CT image is of the image's size.
+    ``noisy`` is an image, or the latent of one where there is an autoencoder; the CT image is of the image's size. With
+    ``neighbours``, ``c`` are slices, of which the middle one is cleaned: ``clean`` and the CT image have it alone.
     ``time`` is ``250 ln(1 / dose)``.
     """
 
@@ -159,10 +167,11 @@ class EnhancementNetwork(nn.Module):
         self.config = config
         network, dims = config.network, config.spatial_dims
         images = 1 if config.compression == 1 else config.latent_channels
+        slices = 1 + 2 * config.neighbours
         block, shown = network.patch_size**dims, config.ct in ("channel", "both")
         guided = config.ct in ("attention", "both")
         self.unet = DiffusionModelUNet(
-            dims, (images + shown) * block, images * block, network.num_res_blocks, network.channels,
+            dims, (slices * images + shown) * block, images * block, network.num_res_blocks, network.channels,
             network.attention_levels, network.norm_num_groups, network.norm_eps, use_flash_attention=not guided,
             num_head_channels=network.num_head_channels, with_conditioning=guided,
             cross_attention_dim=1 if guided else None,
@@ -183,6 +192,8 @@ class EnhancementNetwork(nn.Module):
             image = noisy.new_zeros((len(noisy), 1, *noisy.shape[2:])) if ct is None else pool(ct, config.compression)
             shown.append(unshuffled(image, size))
         context = None if self.ct_encoder is None or ct is None else self.ct_encoder(ct)
+        if k := config.neighbours:
+            noisy = noisy[:, k : k + 1]
         return noisy + shuffled(self.unet(torch.cat(shown, 1), time, context=context), size)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..environment import fast_in_bfloat16, faster_precision, select_device
+from ..environment import faster_precision, select_device, warn_of_slow_precision
 from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_image
@@ -127,8 +127,7 @@ class ScoreModel(Predictor):
         """
         where = select_device(device)
         check_choice("precision", precision, PRECISIONS)
-        if precision == "bfloat16" and fast_in_bfloat16(where) is False:
-            logger.warning("%s has no instructions for bfloat16: expect it to be slower than float32", where)
+        warn_of_slow_precision(precision, where)
         network, config, digest = load_model(path := find_model(name_or_path))
         model = cls(
             network.to(memory_format=memory_format(config.architecture)).to(where),  # type: ignore[call-overload]

@@ -18,6 +18,7 @@ from ..models import ScoreModel
 from ..models.denoiser import Denoiser
 from ..models.doses import with_more_dose
 from ..models.enhancement import EnhancementModel
+from ..models.grid import neighbouring
 from ..models.intensity import intensity_scale
 from .low_dose import LowDose
 
@@ -73,8 +74,8 @@ class Enhancer:
     without_ct
         Whether a model that was trained with CT images may do without one.
     axial_fwhm
-        Of a Gaussian along the axis, in mm, before a network of slices, which sees each slice alone: its neighbours
-        lend it their counts. Of a network of volumes, without effect.
+        Of a Gaussian along the axis, in mm, before a network of slices: neighbours lend each its counts. None for 6, or
+        0 for a network that is shown the neighbours itself. Of a network of volumes, without effect.
 
     Raises
     ------
@@ -85,7 +86,7 @@ class Enhancer:
     def __init__(
         self, model: EnhancementModel, dose_ratio: float | None = None, *, num_steps: int | None = None,
         num_samples: int = 0, seed: int = 0, scale: float | None = None, without_ct: bool = False,
-        axial_fwhm: float = AXIAL_FWHM, progress: Callable[[], None] = lambda: None,
+        axial_fwhm: float | None = None, progress: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         if dose_ratio is not None:
             check_real("the dose ratio", dose_ratio, 0, 1, open_below=True)
@@ -99,6 +100,8 @@ class Enhancer:
         if num_samples and self.num_steps == 1:
             raise ValueError("samples take noise between steps: with num_steps = 1 they would be alike; give 2 or more")
         self.without_ct, self.progress = without_ct, progress
+        if axial_fwhm is None:
+            axial_fwhm = 0.0 if model.config.architecture.neighbours else AXIAL_FWHM
         self.axial_fwhm = check_real("axial_fwhm", axial_fwhm, 0, 50)
         self.used_dose: float | None = None
 
@@ -176,6 +179,8 @@ class Enhancer:
         if config.architecture.spatial_dims == 3:
             return u, 1.0
         gain = grid.voxel_size[0] / config.voxel_size[0]
+        if config.architecture.neighbours and len(u) == 1:
+            logger.warning("the network was trained with neighbouring slices; the image has one, and is left noisier")
         if self.axial_fwhm == 0 or len(u) == 1:
             return u, gain
         line = ImageGeometry((2 * len(u) - 1, 1, 1), (grid.voxel_size[0], 1.0, 1.0))
@@ -204,16 +209,20 @@ class Enhancer:
     def estimate(self, batch: Tensor, dose: float, ct: Tensor | None, at_once: int | None = None) -> Tensor:
         """The network's estimate of images ``[n, 1, (z,) y, x]`` of any size, in overlapping patches that are blended.
 
+        For a network that is shown neighbouring slices, the images are the slices of one volume, in order.
         ``at_once`` is the number of patches that the network is given together.
         """
         from monai.inferers.utils import sliding_window_inference
 
-        model, side = self.model, self.model.config.architecture.patch
-        dims = model.config.architecture.spatial_dims
+        model, architecture = self.model, self.model.config.architecture
+        side, dims = architecture.patch, architecture.spatial_dims
+        if architecture.neighbours:
+            batch = batch[neighbouring(torch.arange(len(batch)), len(batch), architecture.neighbours), 0]
+        images = batch.shape[1]
 
         def clean(patches: Tensor) -> Tensor:
-            seen = patches[:, 1:] if ct is not None else None
-            return model.to_image(model.clean(model.to_latent(patches[:, :1]), dose, seen))
+            seen = patches[:, images:] if ct is not None else None
+            return model.to_image(model.clean(model.to_latent(patches[:, :images]), dose, seen))
 
         return sliding_window_inference(
             batch if ct is None else torch.cat((batch, ct), 1), (side,) * dims,

@@ -73,8 +73,8 @@ class LowDose:
     def _smoothed(self, image: Tensor, fwhm: float) -> Tensor:
         if fwhm <= 0:
             return image
-        grid = ImageGeometry(tuple(image.shape[-3:]) if image.ndim == 4 else (1, *image.shape[-2:]), self.voxel_size)
-        return gaussian_smooth(image.reshape(grid.shape), grid, fwhm).reshape(image.shape)
+        grid = ImageGeometry(tuple(image.shape[-3:]), self.voxel_size)  # channels of a plane are its neighbours
+        return gaussian_smooth(image, grid, fwhm)
 
     def _counts_per_unit(self, ring: _Ring) -> float:
         return self.scan.counts_per_ml * math.prod(self.voxel_size) / 1000 / ring.centre_sensitivity

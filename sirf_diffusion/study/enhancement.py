@@ -17,7 +17,7 @@ from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_finite
 from ..models.enhancement import EnhancementModel
 from ..patient.derived import OriginalImage
-from ..reconstructors.enhancement import AXIAL_FWHM, Enhanced, Enhancer
+from ..reconstructors.enhancement import Enhanced, Enhancer
 from ..reconstructors.references import bibtex
 from .report import figure_of_views
 from .result import check_writers, write_samples
@@ -38,7 +38,7 @@ class Enhancement:
     num_samples: int = 0
     seed: int = 0
     without_ct: bool = False
-    axial_fwhm: float = AXIAL_FWHM
+    axial_fwhm: float | None = None
     image_format: str = "same"
     like: Path | None = None
 

@@ -109,7 +109,7 @@ class DistillationLoop(TrainingLoop):
 
     def _example(self, step: int) -> Example:
         example, device = super()._example(step), self.state.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
             return replace(example, target=example.predicted_by(self.teacher).float())
 
     def _validation_set(self) -> Any:

@@ -106,8 +106,8 @@ class EnhancementStage:
         kept = (torch.rand(total, generator=generator) >= recipe.condition_dropout)[rank::world]
         own = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 4099 + rank)
         clean = self.diffused(images[:, :1])
-        noisy = self.low_dose(clean, dose, own, width)
-        ct = images[:, 1:] * over_images(kept, images) if recipe.conditional else None
+        noisy, clean = self.low_dose(clean, dose, own, width), self.middle_channel(clean)
+        ct = self.middle(images[:, 1:]) * over_images(kept, clean) if recipe.conditional else None
         weight = dose.sqrt() / (clean.square().flatten(1).mean(1) + 0.05)
         noisy, ct, clean = self._patches(own, noisy, ct, clean)
         values = (noisy, told_time(dose), ct, clean, weight)
@@ -134,9 +134,20 @@ class EnhancementStage:
         model.save(path)
 
     def diffused(self, images: Tensor) -> Tensor:
-        """The images themselves, or their latents."""
+        """The images themselves, or their latents; of slices with neighbours, all as channels."""
+        if self.recipe.neighbours:
+            return images[:, 0]
         with torch.no_grad():
             return images if self.autoencoder is None else self.autoencoder.encode(images)[0] / self.latent_scale
+
+    def middle(self, images: Tensor) -> Tensor:
+        """Of slices ``[n, 1, 1 + 2 neighbours, y, x]`` the middle ones ``[n, 1, y, x]``; other images as they are."""
+        return images[:, :, self.recipe.neighbours] if self.recipe.neighbours else images
+
+    def middle_channel(self, images: Tensor) -> Tensor:
+        """The same of what is diffused."""
+        k = self.recipe.neighbours
+        return images[:, k : k + 1] if k else images
 
     def _patches(self, generator: torch.Generator, *images: Tensor | None) -> list[Tensor | None]:
         """The same patch of each; the clean images, which come last, say where activity is."""

@@ -51,6 +51,11 @@ class EnhancementRecipe(Recipe):
             raise ValueError("a training of an enhancement model does not stop early: patience must be 0")
 
     @property
+    def neighbours(self) -> int:  # type: ignore[override]
+        """Slices on each side that are drawn with each."""
+        return self.enhancement.neighbours
+
+    @property
     def conditional(self) -> bool:
         """Whether the network is shown the CT image."""
         return self.enhancement.ct != "none"

@@ -186,7 +186,7 @@ class TrainingLoop:
         state = self.state
         training = {
             "recipe": self.recipe.to_dict(), "steps": state.step, "validation": state.notes.get("validation", {}),
-            "torch": torch.__version__, "device": state.device.type,
+            "torch": torch.__version__, "device": state.device.type, "precision": state.precision,
         }  # fmt: skip
         return training | {key: value for key, value in state.description.items() if key in ("data", "init", "teacher")}
 

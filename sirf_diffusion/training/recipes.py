@@ -97,7 +97,8 @@ class Recipe:
     gradient_clip: float = setting(1.0, "optimiser", "largest norm of a gradient; 0: any", 0, 1e9)
     accumulation: int = setting(1, "optimiser", "parts in which a batch is computed, to save memory", 1, 2**20)
     precision: str = setting(
-        "bfloat16", "optimiser", "bfloat16 (weights stay float32) or float32", "bfloat16", "float32"
+        "auto", "optimiser", "bfloat16 (weights stay float32), float32, or auto: bfloat16 on devices made for it",
+        "auto", "bfloat16", "float32",
     )
     phantoms: PhantomOptions | None = None
     init: str = ""
@@ -136,6 +137,8 @@ class Recipe:
                 f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
             )
 
+    #: Slices on each side that are drawn with each.
+    neighbours: ClassVar[int] = 0
     #: Names of fields that mean nothing to this kind of training, and whether it is of an enhancement model.
     unused: ClassVar[frozenset[str]] = frozenset()
     enhances: ClassVar[bool] = False

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..environment import faster_precision, warn_of_slow_precision
 from ..files.outputs import difference, jsonable
-from ..geometry.checks import check_finite
+from ..geometry.checks import check_choice, check_finite
 from ..models.lora import attach_low_rank
 from ..models.networks import build_network, memory_format
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -53,6 +54,9 @@ class TrainingState:
         self.average.n_averaged.fill_(1)  # the weights at the start count: the first step is blended, not copied
         self.optimiser = torch.optim.Adam(free, lr=recipe.learning_rate, foreach=True)
         self.step = 0
+        #: What the network computes in; a training keeps what it began with.
+        self.precision = faster_precision(device) if recipe.precision == "auto" else recipe.precision
+        warn_of_slow_precision(self.precision, device)
         #: Values that go into the checkpoint as they are.
         self.notes: dict[str, Any] = {}
         self.description = {"recipe": recipe.to_dict(), **provenance}
@@ -93,7 +97,7 @@ class TrainingState:
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser/{name}/{key}"] = value
-        metadata = {"step": str(self.step), "description": self._description_text()}
+        metadata = {"step": str(self.step), "description": self._description_text(), "precision": self.precision}
         write_checkpoint(work, tensors, metadata | {key: json.dumps(value) for key, value in self.notes.items()})
 
     @torch.no_grad()
@@ -121,7 +125,11 @@ class TrainingState:
         for name, tensor in tensors.items():
             check_finite(tensor, f"tensor {name!r}")
         self.step = int(metadata["step"])
-        self.notes = {key: json.loads(v) for key, v in metadata.items() if key not in ("step", "description")}
+        # checkpoints that do not say it are older than the choice
+        self.precision = metadata.get("precision", "bfloat16" if self.recipe.precision == "auto" else self.precision)
+        warn_of_slow_precision(check_choice("precision", self.precision, ("bfloat16", "float32")), self.device)
+        known = ("step", "description", "precision")
+        self.notes = {key: json.loads(v) for key, v in metadata.items() if key not in known}
         for part, network in (("network/", self.network), ("average/", self.average.module)):
             network.load_state_dict({n.removeprefix(part): v for n, v in tensors.items() if n.startswith(part)})
         if self.step:
@@ -138,7 +146,7 @@ class TrainingState:
         """Add the gradient of a part of the batch; processes exchange theirs with the last."""
         alone = last or self.peers.world == 1
         with nullcontext() if alone else self._wrapped.no_sync():  # type: ignore[operator]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 predicted = part.predicted_by(self._wrapped)
             loss = part.loss(predicted)
             (loss if self.recipe.accumulation == 1 else loss / self.recipe.accumulation).backward()

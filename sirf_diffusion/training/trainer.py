@@ -173,7 +173,7 @@ def training_stream(
     file = VolumeFile(path, "train")
     stream = kind(
         file, recipe.crops, recipe.seed, planes=recipe.planes, anatomy=recipe.conditional,
-        augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3,
+        augmentation=recipe.augmentation, cubes=recipe.architecture.spatial_dims == 3, neighbours=recipe.neighbours,
     )  # fmt: skip
     file.check_values("emission", *(["anatomy"] if recipe.conditional else []))
     return stream

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...models.grid import neighbouring
 from .augmentation import Augmentation
 from .volume_file import VolumeFile
 
@@ -51,6 +52,8 @@ class SliceStream:
         Give the anatomical image as a second channel, zero where a volume has none.
     slices_per_volume
         How many samples are drawn, on average, for each time that a volume is read; at least 1.
+    neighbours
+        Give each slice with so many on both sides of it, ``[1 or 2, 1 + 2 neighbours, crop, crop]``.
     cubes
         Give cubes around emitting tissue instead, of orientation 0.
     """
@@ -63,6 +66,7 @@ class SliceStream:
     augmentation: Augmentation = field(default_factory=Augmentation)
     slices_per_volume: int = 64
     cubes: bool = False
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         self.crops, self.planes = tuple(self.crops), tuple(self.planes)
@@ -104,7 +108,8 @@ class SliceStream:
         plane = usable[int(rng.integers(len(usable)))]
         choices = self._choices[index][plane]
         place = int(choices[rng.integers(len(choices))])
-        image = torch.stack([c.select(plane, place).float() for c in self._channels(index)])
+        channels = [with_neighbours(c, plane, place, self.neighbours) for c in self._channels(index)]
+        image = torch.stack(channels)
         size = self.file.voxel_size
         across = (size[plane], *size[:plane], *size[plane + 1 :])
         return self.augmentation.slices(rng, image, plane, crop, across), plane
@@ -154,6 +159,14 @@ class SliceStream:
         if self.file.infos[index].has_anatomy:
             return [emission, self.file.volume(index, "anatomy")]
         return [emission, torch.zeros((), dtype=emission.dtype).expand(emission.shape)]
+
+
+def with_neighbours(volume: Tensor, plane: int, place: int, reach: int) -> Tensor:
+    """A slice ``[h, w]`` of ``[z, y, x]``, or with its neighbours ``[1 + 2 reach, h, w]``, float32."""
+    if not reach:
+        return volume.select(plane, place).float()
+    places = neighbouring(torch.tensor([place]), volume.shape[plane], reach)[0]
+    return volume.index_select(plane, places).movedim(plane, 0).float()
 
 
 def prefetched(function: Callable[[int], T], steps: Iterable[int], depth: int = 2) -> Iterator[T]:

@@ -35,7 +35,7 @@ class DoseValidation:
 
     def gaussian_errors(self) -> dict[float, float]:
         """Of the best Gaussian filter of a scan at each dose."""
-        scans = self._cleaned(lambda noisy, dose, ct: self._decoded(noisy))
+        scans = self._cleaned(lambda noisy, dose, ct: self.stage.middle_channel(self._decoded(noisy)))
         return {dose: min(_error(pairs, width) for width in GAUSSIAN_FWHM_PIXELS) for dose, pairs in scans}
 
     def _decoded(self, values: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ class DoseValidation:
         stage = self.stage
         for truth, _, ct, _ in self.images.groups(dose):
             generator = torch.Generator().manual_seed(int(1e6 * dose))
-            noisy = stage.low_dose(stage.diffused(truth), torch.full((len(truth),), dose), generator)
+            clean, truth, ct = stage.diffused(truth), stage.middle(truth), stage.middle(ct)
+            noisy = stage.low_dose(clean, torch.full((len(truth),), dose), generator)
             yield noisy, truth, ct if stage.recipe.conditional else None
 
 

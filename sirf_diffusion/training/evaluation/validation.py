@@ -17,6 +17,7 @@ from ...geometry.gaussian import gaussian_smooth
 from ...geometry.images import ImageGeometry
 from ...models.networks import network_time
 from ...models.schedules import NoiseSchedule, denoised_and_noise
+from ..data.slice_stream import with_neighbours
 from ..data.volume_file import VolumeFile
 from ..recipes import Recipe
 
@@ -40,7 +41,8 @@ class ValidationSet:
     """Fixed slices with fixed noise, and their orientations.
 
     ``slices`` are ``[1, h, w]`` of intensity scale 1, or ``[2, h, w]`` with the anatomical image as second channel; for
-    a network of volumes they are cubes, ``[1 or 2, d, h, w]``, of orientation 0.
+    a network of volumes they are cubes, ``[1 or 2, d, h, w]``, of orientation 0; for one that is shown neighbouring
+    slices, the middle one with them.
     """
 
     slices: list[Tensor]
@@ -65,7 +67,8 @@ class ValidationSet:
         for plane in recipe.planes:
             for i in range(4):
                 index = int(volume.shape[plane] * (0.25 + 0.55 * i / 3))
-                slices.append(_padded(images.select(1 + plane, index), recipe.architecture.multiple))
+                slab = torch.stack([with_neighbours(volume, plane, index, recipe.neighbours) for volume in images])
+                slices.append(_padded(slab, recipe.architecture.multiple))
                 orientations.append(plane)
         return cls(slices, orientations, recipe.schedule)
 
