@@ -6,14 +6,13 @@
 Ten subjects, a slab of neighbouring slices of each; two more tune the filters, at each dose. Every slice is scanned by
 a ring of detectors at the doses asked for, and reconstructed by OSEM: the noise that the model was trained on. Lesions
 of 10 mm are put in where CT shows nothing. Filters: Gaussian, bilateral and non-local means (scikit-image), BM4D (the
-package bm4d: free for research alone); a supervised UNet of one dose (--train-unet, then --unet). Prints a table;
-writes results.json and, with --figure, a figure.
+package bm4d: free for research alone), a deep image prior that is shown CT (--only dip, minutes a case); a supervised
+UNet of one dose (--train-unet, then --unet). Prints a table; writes results.json and, with --figure, a figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -40,6 +39,8 @@ from sirf_diffusion.study.report import format_table
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES
+
+from .enhancement_rivals import filters, tuned_deep_image_prior
 
 Image = Tensor
 SLICES, TUNING = 12, 2
@@ -98,42 +99,6 @@ def _add_lesion(truth: Image, labels: Tensor, rng: np.random.Generator, size: tu
     local = truth[(r > 8) & (r < 16)].mean()
     truth += gaussian_smooth(CONTRAST * local * sphere, ImageGeometry(tuple(truth.shape), size), BLUR)
     return r <= RADIUS + 1
-
-
-def filters() -> dict[str, dict[Any, Callable[[Image, ImageGeometry], Image]]]:
-    """By name, and setting."""
-    from skimage.restoration import denoise_bilateral, denoise_nl_means
-
-    def numpy(function: Callable[[np.ndarray], np.ndarray], x: Image, grid: ImageGeometry) -> Image:
-        return torch.from_numpy(np.ascontiguousarray(function(x.double().numpy()))).float()
-
-    def slices(function: Callable[..., np.ndarray], **options: Any) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda volume: np.stack([function(plane, **options) for plane in volume])
-
-    def bm4d(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
-        from bm4d import bm4d as block_matching
-
-        def body(volume: np.ndarray) -> np.ndarray:
-            y, x = (np.flatnonzero((volume > 0.1).mean((0, other)) > 0.02) for other in (2, 1))
-            part, result = (slice(None), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)), volume.copy()
-            result[part] = block_matching(volume[part], sigma)
-            return result
-
-        return body
-
-    known: dict[str, dict[Any, Any]] = {
-        "gaussian": {w: partial(lambda x, grid, w: gaussian_smooth(x, grid, w), w=w) for w in (4, 6, 8, 10, 13, 16)},
-        "bilateral": {
-            (c, s): partial(numpy, slices(denoise_bilateral, sigma_color=c, sigma_spatial=s))
-            for c, s in itertools.product((0.5, 1.0, 2.0), (1.0, 2.0))
-        },
-        "nlm": {
-            h: partial(numpy, slices(denoise_nl_means, h=h, patch_size=5, patch_distance=6))
-            for h in (0.1, 0.2, 0.4, 0.8)
-        },
-    }
-    known["bm4d"] = {s: partial(numpy, bm4d(s)) for s in (0.2, 0.4, 0.8)}
-    return known
 
 
 def measures(image: Image, low: Image, case: Case) -> dict[str, float]:
@@ -206,17 +171,20 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             print(f"dose {dose:g}: {name} {best}", flush=True)
             methods[f"{name} {best}"] = lambda c, apply=settings[best]: apply(noisy[c.number], c.grid(size))  # noqa: B023
         kinds = {"enhance": (dose, True, {}), "enhance, auto dose": (None, True, {}),
-                 "enhance, no CT": (dose, False, {}),
-                 "enhance, slices alone": (dose, True, {"axial_fwhm": 0.0})}  # fmt: skip
+                 "enhance, no CT": (dose, False, {})}  # fmt: skip
+        if not model.config.architecture.neighbours:
+            kinds["enhance, slices alone"] = (dose, True, {"axial_fwhm": 0.0})
         if arguments.quick:
             kinds = {"enhance": kinds["enhance"]}
         elif dose == arguments.doses[0]:
             kinds["enhance, 8 steps"] = (dose, True, {"num_steps": 8})
         for label, (ratio, ct, options) in kinds.items():
-            methods[label] = partial(_enhanced, model, noisy, ratio, ct and model.sees_ct, options)
+            methods[label] = partial(enhanced, model, noisy, ratio, ct and model.sees_ct, options)
         if arguments.unet is not None:
             unet = EnhancementModel.load(arguments.unet, "cpu")
-            methods["unet of one dose"] = partial(_enhanced, unet, noisy, dose, True, {})
+            methods["unet of one dose"] = partial(enhanced, unet, noisy, unet.config.schedule.lowest, True, {})
+        if arguments.only == "dip":
+            methods["dip"] = tuned_deep_image_prior(noisy, tuning)
         if arguments.only is not None:
             methods = {name: method for name, method in methods.items() if name.startswith(arguments.only)}
         for name, method in methods.items():
@@ -239,7 +207,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"dose": dose, "method": f"reconstruction, RDP {best:g}", "slice psnr": float(np.mean(values))}
 
 
-def _enhanced(
+def enhanced(
     model: EnhancementModel, noisy: dict[int, Image], ratio: float | None, with_ct: bool, options: dict[str, Any],
     case: Case,
 ) -> Image:  # fmt: skip
@@ -265,7 +233,7 @@ def figure(path: Path, arguments: argparse.Namespace) -> None:
     axes = drawn.subplots(3, 5)
     for row, case in zip(axes, everything[:3], strict=True):
         low = case.noisy(low_dose, dose)
-        better = _enhanced(model, {case.number: low}, dose, model.sees_ct, {}, case)
+        better = enhanced(model, {case.number: low}, dose, model.sees_ct, {}, case)
         shown = [case.ct, low, gaussian_smooth(low, case.grid(size), 8.0), better, case.truth]
         peak = 1.2 * float(case.truth[k].flatten().quantile(0.97))
         titles = ("CT", "dose 1/10, OSEM", "Gaussian 8 mm", "enhanced", "truth")
@@ -283,11 +251,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="F.h5", help="held-out trunks")
     parser.add_argument("--model", metavar="NAME|FILE")
-    parser.add_argument("--train-unet", type=float, metavar="D", help="train the UNet of this dose into --out, and end")
+    parser.add_argument(
+        "--train-unet", type=float, metavar="D", help="train the UNet of this dose into --out, from --model if that is "
+        "given, and end",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, metavar="N", help="of that training; default: those of the recipe")
     parser.add_argument("--unet", metavar="FILE", help="supervised UNet of one dose")
     parser.add_argument("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.05], metavar="D")
-    parser.add_argument("--only", metavar="FILTER", help="this one alone, such as bm4d, which takes minutes a case")
+    parser.add_argument("--only", metavar="FILTER", help="this one alone: bm4d, dip take minutes a case")
     parser.add_argument("--quick", action="store_true", help="the Gaussian filter and enhancement alone")
     parser.add_argument("--cases", type=int, default=10, metavar="N", help="of the ten; default: all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -299,7 +270,8 @@ def main() -> None:
         recipe = ENHANCEMENT_RECIPES["body-fdg-enhance"]
         recipe = replace(recipe, name="unet", doses=DoseSchedule(1, arguments.train_unet))
         recipe = recipe if arguments.steps is None else replace(recipe, cycles=(arguments.steps,))
-        train(recipe, arguments.out / "unet.safetensors", work_dir=arguments.out, threads=1)
+        init = arguments.model
+        train(recipe, arguments.out / "unet.safetensors", init=init, work_dir=arguments.out, threads=1)
         return
     if arguments.figure is not None:
         figure(arguments.figure, arguments)

@@ -51,6 +51,27 @@ def test_a_training_goes_on_to_the_same_bits(data, tmp_path, recipe):
         assert (files[0].with_name("whole.safetensors.training") / "autoencoder/autoencoder.safetensors").exists()
 
 
+@pytest.mark.parametrize("recipe", [SLICES, VOLUMES], ids=["exact", "latent"])
+def test_a_training_starts_from_a_model(data, tmp_path, recipe):
+    """Its autoencoder stays; a later run goes on, and another start is refused."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    train(recipe, first, data=data, device="cpu")
+    train(recipe, second, data=data, device="cpu", init=first, max_steps=0)
+    begun, model = (EnhancementModel.load(path, "cpu") for path in (first, second))
+    for name, value in begun.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert model.config.latent_scale == begun.config.latent_scale
+    assert model.config.training["init"] == {"sha256": begun.hash}
+    train(recipe, second, data=data, device="cpu", init=first)
+    assert not torch.equal(begun.network.unet.out[2].conv.weight, model_weight(second))
+    with pytest.raises(ValueError, match="another training"):
+        train(recipe, second, data=data, device="cpu", init=second)
+
+
+def model_weight(path):
+    return EnhancementModel.load(path, "cpu").network.unet.out[2].conv.weight
+
+
 def test_training_makes_both_stages_better(data, tmp_path):
     """Loss of the last ten steps below that of the first, of the autoencoder and of the network."""
     recipe = replace(VOLUMES, cycles=(20,), autoencoder_steps=20, validate_every=10)
@@ -101,7 +122,8 @@ def test_the_ct_is_hidden_in_some_images(data):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"init": "brain"}, "no --init"), ({"recipe": "nothing"}, "body-fdg-enhance"),
+    ({"init": "brain"}, "not an enhancement model"), ({"init": "body-fdg-enhance"}, "another network"),
+    ({"recipe": "nothing"}, "body-fdg-enhance"),
 ])  # fmt: skip
 def test_what_does_not_suit_says_so(data, tmp_path, options, words):
     arguments = {"recipe": SLICES, "data": data} | options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.outputs import difference
 from ..files.weights import WeightsFormat, filled
 from ..geometry.images import ImageGeometry
 from ..models.enhancement import EnhancementModel, EnhancementModelConfig, noise_measure
@@ -32,9 +34,23 @@ _STAGE = WeightsFormat("an autoencoder of a training", "sirf_diffusion_autoencod
 
 
 def enhancement_stages(
-    recipe: EnhancementRecipe, source: SliceStream, work: Path, out: Path, device: torch.device
-) -> Iterator[EnhancementStage]:
-    """The stages of a training; each is made when the file of the one before is there."""
+    recipe: EnhancementRecipe, source: SliceStream, work: Path, out: Path, device: torch.device,
+    init: str | os.PathLike[str] | None = None,
+) -> Iterator[EnhancementStage]:  # fmt: skip
+    """The stages of a training; each is made when the file of the one before is there.
+
+    From a model there is one stage: its autoencoder stays as it is. Raises ValueError if it is of another architecture.
+    """
+    if init is not None:
+        model = EnhancementModel.load(init, "cpu")
+        if found := difference(model.config.architecture.to_dict(), recipe.enhancement.to_dict()):
+            raise ValueError(f"{init} is another network than this training's: {found}")
+        stage = EnhancementStage(recipe, source, work, out, device, model.autoencoder, model.hash)
+        stage.network.load_state_dict(model.network.state_dict())
+        stage.latent_scale = model.config.latent_scale
+        stage.provenance["init"] = {"sha256": model.hash}
+        yield stage
+        return
     if recipe.enhancement.compression == 1:
         yield EnhancementStage(recipe, source, work, out, device)
         return

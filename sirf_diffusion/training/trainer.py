@@ -53,7 +53,8 @@ def train(
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
-        Model to start from, a name or a file; it decides network, schedule and prediction. The recipe's if omitted.
+        Model to start from, a name or a file; it decides network, schedule and prediction. The recipe's if omitted. Of
+        a training for enhancement, an enhancement model of the recipe's architecture.
     work_dir
         Folder for simulated data, checkpoints, logs and figures; default ``<out>.training`` beside the model file.
     max_steps
@@ -106,9 +107,10 @@ def train(
     others = [item is not None for item in (init, supervision, distillation)]
     if distillation is not None and sum(others) > 1:
         raise ValueError("a student starts from its teacher and learns from it alone: no --init, no --supervised")
-    if isinstance(recipe, EnhancementRecipe) and any(others):
-        raise ValueError("an enhancement model is trained from the start, on images alone: no --init, no --distil")
-    if supervision is not None:
+    if isinstance(recipe, EnhancementRecipe):
+        if any(others[1:]):
+            raise ValueError("an enhancement model is trained on images alone: no --supervised, no --distil")
+    elif supervision is not None:
         recipe = supervision.checked(recipe)
     elif distillation is not None:
         recipe = distillation.checked(recipe)
@@ -129,7 +131,7 @@ def train(
         options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
         left = 2**50 if max_steps is None else max_steps
         if isinstance(recipe, EnhancementRecipe):
-            for stage in enhancement_stages(recipe, source, work, out, where):
+            for stage in enhancement_stages(recipe, source, work, out, where, init):
                 told = provenance | stage.provenance
                 state = TrainingState(stage.recipe, told, where, peers, None, options.compiled, stage.network)
                 _run(EnhancementLoop(stage, state, source, stage.work, options), stage.out, left, resume)
