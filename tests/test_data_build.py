@@ -6,6 +6,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
 from sirf_diffusion.training.data.manifest import ImageInput, assign_splits, find_images, read_manifest
 from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError, rejected_inputs
-from sirf_diffusion.training.data.volume_parts import NothingUsable
+from sirf_diffusion.training.data.volume_parts import NothingUsable, PartStore
 
 pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -446,10 +447,21 @@ class TestInterruptions:
         assert kills > 8
         assert known >= kills - 2
 
-    def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path):
-        path, missing = write_nifti(tmp_path / "a.nii.gz", activity()), tmp_path / "missing.nii"
+    def test_inputs_are_looked_at_anew_after_a_build_that_found_nothing(self, tmp_path):
         with pytest.raises(NothingUsable):
-            build(tmp_path, missing)
+            build(tmp_path, tmp_path / "a.nii.gz")
+        assert list(tmp_path.iterdir()) == []
+        assert_kept(build(tmp_path, write_nifti(tmp_path / "a.nii.gz", activity()))[0])
+
+    def _stopped(self, tmp_path, path, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(PartStore, "assemble", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                build(tmp_path, path)
+
+    def test_parts_of_other_settings_and_existing_files_are_not_touched(self, tmp_path, monkeypatch):
+        path = write_nifti(tmp_path / "a.nii.gz", activity())
+        self._stopped(tmp_path, path, monkeypatch)
         with pytest.raises(ValueError, match="made with other settings: voxel_size"):
             build(tmp_path, path, options=ImageOptions((3.0,) * 3, None))
         out, _ = build(tmp_path, path)
@@ -457,8 +469,7 @@ class TestInterruptions:
             build(tmp_path, path)
         assert len(VolumeFile(out)) == 1
         out.unlink()
-        with pytest.raises(NothingUsable):
-            build(tmp_path, missing)
+        self._stopped(tmp_path, path, monkeypatch)
         build(tmp_path, path, options=ImageOptions((3.0,) * 3, None), restart=True)
 
 

@@ -15,6 +15,8 @@ from .image import simpleitk
 from .registration import information_method
 
 Array = NDArray[np.float32]
+#: Changes when the same images begin to give another deformation: a stopped build is not gone on with across it.
+REVISION = 2
 #: Size of the largest voxels that demons begin with, mm.
 _COARSEST = 16.0
 #: How often the linear part is fitted anew to a deformation of the coarse voxels.

@@ -20,7 +20,7 @@ from ..geometry.images import ImageGeometry
 from ..models.conditioning import scaled_anatomical
 from ..models.expected_image import place_of
 from ..patient.anatomical import AnatomicalImage
-from ..patient.deformable import Deformation, Limits, register_deformable
+from ..patient.deformable import REVISION, Deformation, Limits, register_deformable
 from ..patient.image import UnusableImage
 from ..patient.resampling import grid_over, resample
 from ..study.execution import Execution
@@ -123,7 +123,7 @@ def carry_over(
     else:
         figures = out.parent / "members"
         figures.mkdir(exist_ok=True)
-        settings = {"bank": bank.fingerprint, "quick": quick, **target.identity}
+        settings = {"bank": bank.fingerprint, "quick": quick, "registration": REVISION, **target.identity}
         # Nothing here is a name: a key that everybody knows makes the same file again.
         store = PartStore(out, "warped", settings, target.voxel_size, key=bytes(32))
         with store.held():

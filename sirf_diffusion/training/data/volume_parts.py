@@ -102,18 +102,23 @@ class PartStore:
     def held(self) -> Iterator[PartStore]:
         """Have the parts for this process alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / LOCK, ValueError):
-            for part in self.folder.iterdir() if self.restart else ():
-                if part.name != LOCK:
-                    part.unlink()
-            self.key = self._take_up(self.key or None)
-            yield self
-            # What says that the file is there goes last: the next command finishes what is cut off here.
-            for part in sorted(self.folder.iterdir(), key=lambda path: path.name == _ASSEMBLED):
-                if self.outcomes is not None and part.name != LOCK:
-                    part.unlink()
-        with suppress(OSError):  # parts that are needed still
-            self.folder.rmdir()
+        try:
+            with locked(self.folder / LOCK, ValueError):
+                if self.restart:
+                    self._forget()
+                self.key = self._take_up(self.key or None)
+                yield self
+                if self.outcomes is not None:
+                    self._forget()
+        finally:
+            with suppress(OSError):  # parts that are needed still
+                self.folder.rmdir()
+
+    def _forget(self) -> None:
+        """Remove the parts. What says that the file is there goes last: the next command finishes what is cut off."""
+        for part in sorted(self.folder.iterdir(), key=lambda path: path.name == _ASSEMBLED):
+            if part.name != LOCK:
+                part.unlink()
 
     def hashed(self, text: str) -> str:
         """Keyed hash of a name: the same in one build, of no use to guess the name from."""
@@ -166,7 +171,7 @@ class PartStore:
             if len(volumes):
                 self._finish(file, rejected, fractions, seed)
         if all(o.status == "left out" for o in outcomes) and not self.add:
-            whole.unlink()
+            self._forget()  # the same command looks at the inputs anew, which may be mended by then
             raise NothingUsable(outcomes)
         write_json(self.folder / _ASSEMBLED, {"file": _identity(whole), "outcomes": [asdict(o) for o in outcomes]})
         os.replace(whole, self.out)
