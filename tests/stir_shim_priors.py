@@ -53,6 +53,16 @@ class Slow(TenLines):
         time.sleep(0.05)
 
 
+class HowThePatientLies:
+    """Prints what STIR tells, as numbers of its enums."""
+
+    def set_patient_position(self, orientation, rotation):
+        print("lies", orientation, rotation, flush=True)
+
+    def apply(self, x):
+        pass
+
+
 class Halve:
     """A filter."""
 

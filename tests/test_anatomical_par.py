@@ -1,28 +1,34 @@
 """The anatomical image in parameter files: keys of our blocks, what `check` says of them, STIR's own calls."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from par_files import par_text
 from patient_images import write_nifti_at
 from small_scan import write_conditional_model, write_small_model
-from stir_shim_blocks import prior
+from stir_shim_blocks import prior, processor
+from stir_shim_scan import run_program
 
 import stir_priors
 from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.files.parfile import ParFile
+from sirf_diffusion.geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir import blocks, check, registry
 from sirf_diffusion.interop.stir.callbacks import make_prior, make_processor
 from sirf_diffusion.interop.stir.par_prior import anatomical_of, score_settings_of
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.denoiser import Denoiser
+from sirf_diffusion.patient import AnatomicalImage
 from sirf_diffusion.priors import NOISE_LEVEL, ScorePenalty
 
 pytest.importorskip("SimpleITK")
 
 GEOMETRY = ImageGeometry((2, 14, 15), (4.0, 4.0, 4.0))
 FINE = ImageGeometry((4, 30, 30), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+MIDDLE = replace(GEOMETRY, origin=(-2.0, 0.0, 0.0))
 SCALE = 10.0
 SCORE = """\
 prior type := Diffusion Score
@@ -45,6 +51,7 @@ def files(tmp_path_factory):
     mr = torch.rand(FINE.shape, generator=torch.Generator().manual_seed(1)) + 0.2
     write_image(folder / "mr.hv", mr, FINE)
     write_nifti_at(folder / "mr.nii", mr, FINE, "SLP")
+    write_nifti_at(folder / "middle.nii", mr, replace(FINE, origin=(-3.0, 0.0, 0.0)))
     return folder
 
 
@@ -116,6 +123,54 @@ def test_the_sampler_shows_it_too(files):
         callback.apply(x)
         images.append(x)
     assert not np.allclose(*images, rtol=1e-2)
+
+
+def made(kind, files, **keys):
+    """The object behind a block that names the MR."""
+    keys["anatomical_image_filename"] = files / "middle.nii"
+    values = options(kind, files, **keys)
+    return make_prior(kind, values, {}) if kind == "Diffusion Score" else make_processor(kind, values, {})
+
+
+@pytest.mark.parametrize("position", [("head_in", "prone"), ("feet_in", "supine"), ("unknown", "unknown")])
+@pytest.mark.parametrize("kind", ["Diffusion Score", "Diffusion Denoiser", "Diffusion Sampler"])
+def test_an_image_of_the_patient_is_placed_as_the_patient_of_the_data_lies(files, kind, position):
+    mr = AnatomicalImage.read(files / "middle.nii")
+    callback = made(kind, files, **({"number_of_steps": 2} if kind == "Diffusion Sampler" else {}))
+    callback.set_patient_position(ORIENTATIONS.index(position[0]), ROTATIONS.index(position[1]))
+    callback.set_up(MIDDLE)
+    owner = {"Diffusion Score": "prior", "Diffusion Denoiser": "denoiser"}.get(kind)
+    shown = (getattr(callback, owner) if owner else callback).model._anatomical.on(MIDDLE)
+    unknown = position[0] == "unknown"
+    assert torch.equal(shown, mr.on(MIDDLE)) == unknown
+    assert torch.equal(shown, replace(mr, data_position=None if unknown else position).on(MIDDLE))
+
+
+def test_the_gradient_follows_the_position(files):
+    """Also after another set-up, which keeps what it can."""
+    callback, found = made("Diffusion Score", files), []
+    for orientation in (0, 1, 0):
+        callback.set_patient_position(orientation, 0)
+        callback.set_up(MIDDLE)
+        found.append(np.zeros(MIDDLE.shape, np.float32))
+        callback.gradient(image().numpy(), found[-1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.allclose(found[0], found[1], rtol=1e-2)
+    with pytest.raises(ValueError, match="head_in, left"):
+        callback.set_patient_position(0, ROTATIONS.index("left"))
+
+
+@pytest.mark.requires_stir
+@pytest.mark.requires_shim
+@pytest.mark.parametrize("position", [("feet_in", "prone"), ("head_in", "supine")])
+def test_stir_tells_how_the_patient_lies(tmp_path, position):
+    """As its own reader has it from the header."""
+    write_image(tmp_path / "x.hv", image(), MIDDLE, exam=ExamInfo(orientation=position[0], rotation=position[1]))
+    block = processor("Postfilter type", "Python", module="stir_shim_priors", cls="HowThePatientLies")
+    (tmp_path / "f.par").write_text(f"PostFilteringParameters :=\n{block}END PostFiltering Parameters :=\n")
+    ran = run_program("postfilter", "out", "x.hv", "f.par", cwd=tmp_path)
+    numbers = ORIENTATIONS.index(position[0]), ROTATIONS.index(position[1])
+    assert "lies {} {}".format(*numbers) in ran.output
 
 
 @pytest.mark.parametrize("kind", ["Diffusion Score", "Diffusion Denoiser", "Diffusion Sampler"])

@@ -12,8 +12,8 @@
 
 namespace stir_priors {
 
-// The Python object has value(x), gradient(x, out), and optionally set_up(geometry), curvature(x, out) and
-// hessian_times(x, v, out), all without the penalisation factor.
+// The Python object has value(x), gradient(x, out), and optionally curvature(x, out) and hessian_times(x, v, out), all
+// without the penalisation factor, and what set_up_object() calls.
 class ForwardingPrior : public WatchedPrior
 {
 public:
@@ -23,10 +23,7 @@ public:
       return stir::Succeeded::no;
     this->report_clamping();
     num_gradients_ = 0;
-    call("set_up", [&] {
-      if (py::hasattr(object(), "set_up"))
-        object().attr("set_up")(geometry_object(grid_of(*target)));
-    });
+    call("set_up", [&] { set_up_object(object(), *target); });
     return stir::Succeeded::yes;
   }
 

@@ -57,10 +57,7 @@ protected:
   stir::Succeeded virtual_set_up(const Density& image) override
   {
     num_calls_ = 0;
-    with_python(std::string(block.name) + ": set_up", [&] {
-      if (py::hasattr(object(), "set_up"))
-        object().attr("set_up")(geometry_object(grid_of(image)));
-    });
+    with_python(std::string(block.name) + ": set_up", [&] { set_up_object(object(), image); });
     return stir::Succeeded::yes;
   }
 

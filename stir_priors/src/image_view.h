@@ -4,6 +4,7 @@
 #include "python_host.h"
 
 #include "stir/DiscretisedDensity.h"
+#include "stir/ExamInfo.h"
 #include "stir/VoxelsOnCartesianGrid.h"
 
 #include <algorithm>
@@ -224,6 +225,17 @@ geometry_object(const Grid& grid)
       .attr("geometry")(py::make_tuple(grid.shape[0], grid.shape[1], grid.shape[2]),
                         py::make_tuple(grid.voxel_size[0], grid.voxel_size[1], grid.voxel_size[2]),
                         py::make_tuple(grid.origin[0], grid.origin[1], grid.origin[2]));
+}
+
+// Tells a Python object how the patient lies, by STIR's enums, and the grid: each if it has a method for it.
+inline void
+set_up_object(const py::object& object, const Density& image)
+{
+  const auto& position = image.get_exam_info().patient_position;
+  if (py::hasattr(object, "set_patient_position"))
+    object.attr("set_patient_position")(int(position.get_orientation()), int(position.get_rotation()));
+  if (py::hasattr(object, "set_up"))
+    object.attr("set_up")(geometry_object(grid_of(image)));
 }
 
 } // namespace stir_priors

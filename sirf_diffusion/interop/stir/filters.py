@@ -71,6 +71,10 @@ class SamplerCallback:
         self.num_steps = _num_steps(options["number of steps"], context)
         self.times = reverse_times(self.model.schedule, self.num_steps, options["final noise level"])
 
+    def set_patient_position(self, orientation: int, rotation: int) -> None:
+        """How the data's patient lies; comes before `set_up`."""
+        self.model = values.lying(self.model, orientation, rotation)
+
     def set_up(self, geometry: ImageGeometry) -> None:
         """Start anew, on this grid."""
         self.geometry = geometry
@@ -177,6 +181,10 @@ class DenoiserCallback:
         )  # fmt: skip
         made.model = values.guided(made.model, options)
         return cls(made)
+
+    def set_patient_position(self, orientation: int, rotation: int) -> None:
+        """How the image's patient lies; comes before `set_up`."""
+        self.denoiser.model = values.lying(self.denoiser.model, orientation, rotation)
 
     def set_up(self, geometry: ImageGeometry) -> None:
         """Take the grid; the intensity scale may have to wait for an image."""

@@ -48,6 +48,10 @@ class ScorePriorCallback(TensorPrior):
         looks = {"planes": options["planes"], "intensity_scale": scale, "memory": options["memory"]}
         super().__init__(ScorePenalty(model, self.noise_levels[0], 1.0, **looks))
 
+    def set_patient_position(self, orientation: int, rotation: int) -> None:
+        """How the data's patient lies; comes before `set_up`."""
+        self.prior.model, self.prior._bound = values.lying(self.prior.model, orientation, rotation), None
+
     def set_up(self, geometry: ImageGeometry) -> None:
         """Read kappa, place the anatomical image and start at the first noise level."""
         self.num_gradients = 0

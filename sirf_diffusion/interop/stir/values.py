@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, position_of
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...patient import AnatomicalImage
@@ -28,6 +31,21 @@ def guided(model: Any, values: Mapping[str, Any]) -> Any:
         return model.guided_by(AnatomicalImage.read(filename) if filename else None, weight)
     except ValueError as problem:
         raise ValueError(f"anatomical image filename := {filename}: {problem}") from problem
+
+
+def lying(model: Any, orientation: int, rotation: int) -> Any:
+    """The model, with its images of the patient placed as the data's patient lies, by the numbers of STIR's enums.
+
+    Images in the scanner's coordinates stay as they are. ValueError for another position than head or feet first,
+    supine or prone.
+    """
+    exam = ExamInfo(orientation=ORIENTATIONS[orientation], rotation=ROTATIONS[rotation])
+    for name in ("_anatomical", "_ct", "expected_image"):
+        shown = getattr(model, name, None)
+        if isinstance(shown, AnatomicalImage) and (shown.image.kind != "Interfile" or shown.image.position):
+            model = copy.copy(model)
+            setattr(model, name, replace(shown, data_position=position_of(exam)))
+    return model
 
 
 def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:
