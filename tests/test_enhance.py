@@ -139,7 +139,7 @@ def test_a_network_is_shown_the_neighbours_of_each_slice(neighbours):
 def test_a_single_slice_has_no_neighbours_which_is_said(neighbours, caplog):
     geometry = ImageGeometry((1, 32, 32), (4.0,) * 3)
     assert Enhancer(neighbours, 0.1, scale=1.0)(torch.rand(1, 32, 32), geometry).shape == (1, 32, 32)
-    assert "the image has one slice" in caplog.text
+    assert "trained with neighbouring slices" in caplog.text
 
 
 def test_files_from_before_neighbours_were_shown_load(neighbours):

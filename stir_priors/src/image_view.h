@@ -229,7 +229,7 @@ geometry_object(const Grid& grid)
 
 // Tells a Python object how the patient lies, by STIR's enums, and the grid: each if it has a method for it.
 inline void
-set_up_object(const py::object& object, const Density& image)
+set_up_object(py::handle object, const Density& image)
 {
   const auto& position = image.get_exam_info().patient_position;
   if (py::hasattr(object, "set_patient_position"))
