@@ -6,8 +6,9 @@
 Jiang et al. 2023 (MICCAI) add to a latent diffusion model Poisson noise in place of Gaussian noise, CT-guided
 cross-attention, and both. The same four are trained here from the same start, on the same slices, for the same steps:
 on images, or with --latent on the latents of one autoencoder; and a fifth, on images, with exactly thinned counts. All
-are judged on counts of held-out trunks that were thinned and reconstructed by OSEM, at the doses asked for. A training
-that was stopped goes on. Prints a table; writes ablation.json.
+are judged on counts of held-out trunks that were thinned and reconstructed by OSEM, at the doses asked for. Noise of
+another kind is another amount at the same dose: each model is told the share of the dose that is best for two tuning
+subjects. A training that was stopped goes on. Prints a table; writes ablation.json.
 """
 
 from __future__ import annotations
@@ -36,13 +37,18 @@ ROWS = {
     "diffusion": ("gaussian", "none"), "+ Poisson": ("sinogram", "none"), "+ CT": ("gaussian", "attention"),
     "+ both": ("sinogram", "attention"), "exact + CT": ("binomial", "attention"),
 }  # fmt: skip
+#: Of the dose, that models are told of it.
+SHARES = (1.0, 0.5, 0.25, 0.125)
 
 
 def recipes(steps: int, latent: bool) -> dict[str, EnhancementRecipe]:
     """By row; of images, or of latents of half the size."""
     whole = ENHANCEMENT_RECIPES["body-fdg-enhance"]
     network = replace(whole.enhancement, neighbours=0)
-    whole = replace(whole, enhancement=network, cycles=(steps,), validate_every=steps, autoencoder_steps=steps)
+    whole = replace(
+        whole, enhancement=network, cycles=(steps,), validate_every=steps, autoencoder_steps=steps,
+        augmentation=ENHANCEMENT_RECIPES["latent"].augmentation,
+    )  # fmt: skip
     if latent:
         network = replace(
             network, network=replace(network.network, patch_size=1), noise="sinogram", compression=2,
@@ -77,15 +83,21 @@ def trained(name: str, recipe: EnhancementRecipe, out: Path) -> EnhancementModel
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Of each model and dose, means over the cases."""
-    tested = cases(arguments.data)[:-TUNING][: arguments.cases]
+    everything = cases(arguments.data)
+    tested, tuning = everything[:-TUNING][: arguments.cases], everything[-TUNING:]
     for name, recipe in recipes(arguments.steps, arguments.latent).items():
         model = trained(name, recipe, arguments.out)
         low_dose = LowDose(model.config.scan, "binomial", model.config.voxel_size)
         for dose in arguments.doses:
-            noisy = {case.number: case.noisy(low_dose, dose) for case in tested}
-            found = [measures(enhanced(model, noisy, dose, model.sees_ct, {}, c), noisy[c.number], c) for c in tested]
+            noisy = {case.number: case.noisy(low_dose, dose) for case in (*tested, *tuning)}
+            errors = {}
+            for share in SHARES:
+                images = [(enhanced(model, noisy, share * dose, model.sees_ct, {}, c), c.truth) for c in tuning]
+                errors[share] = sum(float((image - truth).square().mean()) for image, truth in images)
+            told = dose * min(errors, key=errors.__getitem__)
+            found = [measures(enhanced(model, noisy, told, model.sees_ct, {}, c), noisy[c.number], c) for c in tested]
             mean = {key: float(np.mean([one[key] for one in found])) for key in ("psnr", "ssim", "contrast")}
-            yield {"model": name, "dose": dose, **mean, "cases": len(tested), "steps": arguments.steps}
+            yield {"model": name, "dose": dose, "told": told, **mean, "cases": len(tested), "steps": arguments.steps}
 
 
 def main() -> None:
@@ -104,7 +116,7 @@ def main() -> None:
     for row in rows(arguments):
         found.append(row)
         write_json(arguments.out / "ablation.json", {"rows": found})
-    columns = {"model": "s", "dose": ".3g", "psnr": ".2f", "ssim": ".4f", "contrast": ".2f"}
+    columns = {"model": "s", "dose": ".3g", "told": ".3g", "psnr": ".2f", "ssim": ".4f", "contrast": ".2f"}
     print(format_table(found, columns))
 
 
