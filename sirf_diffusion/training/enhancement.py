@@ -122,7 +122,7 @@ class EnhancementStage:
         kept = (torch.rand(total, generator=generator) >= recipe.condition_dropout)[rank::world]
         own = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 4099 + rank)
         clean = self.diffused(images[:, :1])
-        noisy, clean = self.low_dose(clean, dose, own, width), self.middle_channel(clean)
+        noisy, clean = self.low_dose(clean, dose, own, width), self.middle(clean, 1)
         ct = self.middle(images[:, 1:]) * over_images(kept, clean) if recipe.conditional else None
         weight = dose.sqrt() / (clean.square().flatten(1).mean(1) + 0.05)
         noisy, ct, clean = self._patches(own, noisy, ct, clean)
@@ -156,14 +156,10 @@ class EnhancementStage:
         with torch.no_grad():
             return images if self.autoencoder is None else self.autoencoder.encode(images)[0] / self.latent_scale
 
-    def middle(self, images: Tensor) -> Tensor:
-        """Of slices ``[n, 1, 1 + 2 neighbours, y, x]`` the middle ones ``[n, 1, y, x]``; other images as they are."""
-        return images[:, :, self.recipe.neighbours] if self.recipe.neighbours else images
-
-    def middle_channel(self, images: Tensor) -> Tensor:
-        """The same of what is diffused."""
+    def middle(self, images: Tensor, axis: int = 2) -> Tensor:
+        """Of slices with neighbours along an axis the middle ones, ``[n, 1, y, x]``; other images as they are."""
         k = self.recipe.neighbours
-        return images[:, k : k + 1] if k else images
+        return images.narrow(axis, k, 1).flatten(1, -3) if k else images
 
     def _patches(self, generator: torch.Generator, *images: Tensor | None) -> list[Tensor | None]:
         """The same patch of each; the clean images, which come last, say where activity is."""

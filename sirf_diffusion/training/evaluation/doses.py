@@ -35,7 +35,7 @@ class DoseValidation:
 
     def gaussian_errors(self) -> dict[float, float]:
         """Of the best Gaussian filter of a scan at each dose."""
-        scans = self._cleaned(lambda noisy, dose, ct: self.stage.middle_channel(self._decoded(noisy)))
+        scans = self._cleaned(lambda noisy, dose, ct: self.stage.middle(self._decoded(noisy), 1))
         return {dose: min(_error(pairs, width) for width in GAUSSIAN_FWHM_PIXELS) for dose, pairs in scans}
 
     def _decoded(self, values: Tensor) -> Tensor:
