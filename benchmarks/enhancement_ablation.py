@@ -8,7 +8,7 @@ cross-attention, and both. The same four are trained here from the same start, o
 on images, or with --latent on the latents of one autoencoder; and a fifth, on images, with exactly thinned counts. All
 are judged on counts of held-out trunks that were thinned and reconstructed by OSEM, at the doses asked for. Noise of
 another kind is another amount at the same dose: each model is told the share of the dose that is best for two tuning
-subjects. A training that was stopped goes on. Prints a table; writes ablation.json.
+subjects. A training that was stopped goes on. Prints tables; writes ablation.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ import numpy as np
 import torch
 
 from sirf_diffusion.files.outputs import write_json
+from sirf_diffusion.geometry.gaussian import gaussian_smooth
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.enhancement import EnhancementModel
+from sirf_diffusion.models.latent import NOISES
 from sirf_diffusion.reconstructors.low_dose import LowDose
 from sirf_diffusion.study.report import format_table
 from sirf_diffusion.training import train
@@ -100,6 +103,20 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"model": name, "dose": dose, "told": told, **mean, "cases": len(tested), "steps": arguments.steps}
 
 
+def noise_of_kinds(data: Path, dose: float = 0.1) -> Iterator[dict[str, Any]]:
+    """Standard deviation of each kind of noise in the body of the tuning subjects, and after 10 mm in plane."""
+    scan, size = ENHANCEMENT_RECIPES["body-fdg-enhance"].scan, (4.0, 4.0, 4.0)
+    for kind in NOISES:
+        found = []
+        for case in cases(data)[-TUNING:]:
+            noise = case.noisy(LowDose(scan, kind, size), dose) - case.truth
+            body = gaussian_smooth(case.truth, case.grid(size), 8.0) > 0.3
+            smooth = gaussian_smooth(noise, ImageGeometry(tuple(noise.shape), (1e5, *size[1:])), 10.0)
+            found.append([float(values[body].square().mean().sqrt()) for values in (noise, smooth)])
+        raw, smooth = np.mean(found, 0).tolist()
+        yield {"noise": kind, "dose": dose, "sd": raw, "sd after 10 mm": smooth}
+
+
 def main() -> None:
     """Run the ablation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,10 +129,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    noises = list(noise_of_kinds(arguments.data))
+    print(format_table(noises, {"noise": "s", "dose": ".3g", "sd": ".3f", "sd after 10 mm": ".3f"}))
     found = []
     for row in rows(arguments):
         found.append(row)
-        write_json(arguments.out / "ablation.json", {"rows": found})
+        write_json(arguments.out / "ablation.json", {"noise": noises, "rows": found})
     columns = {"model": "s", "dose": ".3g", "told": ".3g", "psnr": ".2f", "ssim": ".4f", "contrast": ".2f"}
     print(format_table(found, columns))
 
