@@ -270,8 +270,8 @@ def main() -> None:
         recipe = ENHANCEMENT_RECIPES["body-fdg-enhance"]
         recipe = replace(recipe, name="unet", doses=DoseSchedule(1, arguments.train_unet))
         recipe = recipe if arguments.steps is None else replace(recipe, cycles=(arguments.steps,))
-        init = arguments.model
-        train(recipe, arguments.out / "unet.safetensors", init=init, work_dir=arguments.out, threads=1)
+        out, init = arguments.out / "unet.safetensors", arguments.model
+        train(recipe, out, init=init, work_dir=arguments.out, threads=1)
         return
     if arguments.figure is not None:
         figure(arguments.figure, arguments)

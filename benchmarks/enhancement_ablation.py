@@ -14,7 +14,6 @@ subjects. A training that was stopped goes on. Prints tables; writes ablation.js
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from sirf_diffusion.models.latent import NOISES
 from sirf_diffusion.reconstructors.low_dose import LowDose
 from sirf_diffusion.study.report import format_table
 from sirf_diffusion.training import train
+from sirf_diffusion.training.data.phantom_data import build_phantoms
 from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES, EnhancementRecipe
 
 from .enhancement import TUNING, cases, enhanced, measures
@@ -66,22 +66,12 @@ def recipes(steps: int, latent: bool) -> dict[str, EnhancementRecipe]:
 
 
 def trained(name: str, recipe: EnhancementRecipe, out: Path) -> EnhancementModel:
-    """The model of a row; subjects and autoencoder are made once, by the first."""
-    work = out / name.replace(" ", "").replace("+", "and-")
-    shared = [Path("phantoms.h5")]
-    if recipe.enhancement.compression > 1:
-        shared += [Path("autoencoder") / file for file in ("autoencoder.safetensors", "checkpoint.safetensors")]
-    work.mkdir(parents=True, exist_ok=True)
-    for file in shared:
-        if (out / file).exists() and not (work / file).exists():
-            (work / file.parent).mkdir(exist_ok=True)
-            shutil.copyfile(out / file, work / file)
-    train(recipe, work / "model.safetensors", work_dir=work, threads=1)
-    for file in shared:
-        (out / file.parent).mkdir(exist_ok=True)
-        if not (out / file).exists():
-            shutil.copyfile(work / file, out / file)
-    return EnhancementModel.load(work / "model.safetensors", "cpu")
+    """The model of a row; subjects are simulated once. Autoencoders of the rows are alike to the bit."""
+    data, file = out / "phantoms.h5", out / f"{name.replace('+ ', 'and-').replace(' ', '-')}.safetensors"
+    if not data.exists():
+        build_phantoms(data, recipe.phantoms)
+    train(recipe, file, data=data, threads=1)
+    return EnhancementModel.load(file, "cpu")
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -146,10 +146,9 @@ def test_files_from_before_neighbours_were_shown_load(neighbours):
     content = neighbours.config.architecture.to_dict()
     assert EnhancementConfig.from_dict(content).neighbours == 1
     assert EnhancementConfig.from_dict({k: v for k, v in content.items() if k != "neighbours"}).neighbours == 0
-    for wrong in ({"spatial_dims": 3, "compression": 1, "noise": "sinogram"}, {"compression": 2, "noise": "sinogram"}):
-        network = replace(VOLUMES) if wrong.pop("spatial_dims", 2) == 3 else PLAIN.network
+    for network, compression in ((VOLUMES, 1), (PLAIN.network, 2)):
         with pytest.raises(ValueError, match="neighbours"):
-            EnhancementConfig(network, ct="none", patch=16, neighbours=1, **wrong)
+            EnhancementConfig(network, "none", "sinogram", compression, patch=16, neighbours=1)
 
 
 def test_one_time_frame_of_several_is_written_alone(tmp_path):

@@ -130,7 +130,7 @@ class EnhancementModel(nn.Module):
         self.config = config
         self.network = EnhancementNetwork(config.architecture)
         self.autoencoder = build_autoencoder(config.architecture)
-        self._ct: Any = None
+        self._anatomical: Any = None
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], device: str = "auto") -> EnhancementModel:
@@ -201,19 +201,19 @@ class EnhancementModel(nn.Module):
         if ct is not None and not self.sees_ct:
             raise ValueError("this enhancement model was trained without CT images: it takes none")
         copied = copy.copy(self)
-        copied._ct, copied.without_ct = None if guidance else ct, guidance == -1
+        copied._anatomical, copied.without_ct = None if guidance else ct, guidance == -1
         return copied
 
     def check_anatomical(self, geometry: ImageGeometry) -> None:
         """Raise ValueError if the CT image cannot be put onto a grid."""
-        if self._ct is not None:
-            anatomical_on(self._ct, geometry)
+        if self._anatomical is not None:
+            anatomical_on(self._anatomical, geometry)
 
     def ct_on(self, geometry: ImageGeometry) -> Tensor | None:
         """The CT image ``[z, y, x]`` on a grid, scaled as in training; None without one."""
-        if self._ct is None:
+        if self._anatomical is None:
             return None
-        return scaled_anatomical(anatomical_on(self._ct, geometry).float().cpu(), geometry)
+        return scaled_anatomical(anatomical_on(self._anatomical, geometry).float().cpu(), geometry)
 
     def estimated_dose(self, image: Tensor, geometry: ImageGeometry) -> float:
         """Dose whose images are as noisy as this one ``[z, y, x]``, in network units on the network's voxels.

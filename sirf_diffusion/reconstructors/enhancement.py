@@ -137,7 +137,7 @@ class Enhancer:
         """
         check_finite(x, "the image")
         model = self.model
-        if model.sees_ct and model._ct is None:
+        if model.sees_ct and model._anatomical is None:
             if not (self.without_ct or model.without_ct):
                 raise ValueError(
                     "the model was trained with CT images: give one (--ct), or say that it may do without one "

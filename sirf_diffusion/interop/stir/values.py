@@ -14,6 +14,7 @@ from torch import Tensor
 from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, position_of
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
+from ...models.conditioning import shown_image
 from ...patient import AnatomicalImage
 
 
@@ -34,18 +35,18 @@ def guided(model: Any, values: Mapping[str, Any]) -> Any:
 
 
 def lying(model: Any, orientation: int, rotation: int) -> Any:
-    """The model, with its images of the patient placed as the data's patient lies, by the numbers of STIR's enums.
+    """The model, with its image of the patient placed as the data's patient lies, by the numbers of STIR's enums.
 
-    Images in the scanner's coordinates stay as they are. ValueError for another position than head or feet first,
+    An image in the scanner's coordinates stays as it is. ValueError for another position than head or feet first,
     supine or prone.
     """
+    shown = shown_image(model._anatomical, model)
+    if not isinstance(shown, AnatomicalImage) or (shown.image.kind == "Interfile" and not shown.image.position):
+        return model
     exam = ExamInfo(orientation=ORIENTATIONS[orientation], rotation=ROTATIONS[rotation])
-    for name in ("_anatomical", "_ct", "expected_image"):
-        shown = getattr(model, name, None)
-        if isinstance(shown, AnatomicalImage) and (shown.image.kind != "Interfile" or shown.image.position):
-            model = copy.copy(model)
-            setattr(model, name, replace(shown, data_position=position_of(exam)))
-    return model
+    placed = copy.copy(model)
+    placed._anatomical = replace(shown, data_position=position_of(exam))
+    return placed
 
 
 def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:
