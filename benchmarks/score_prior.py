@@ -33,7 +33,9 @@ from sirf_diffusion.simulation.parametric_head import HEAD_TRACERS, HOT_LESIONS,
 from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.study.reconstruction import reconstruct
 
-PROMPTS, NUM_SUBSETS = 2e5, 9
+PROMPTS = 2e5
+#: Of OSMAPOSL, and of the epoch of OSEM that it starts from.
+NUM_SUBSETS, START_SUBSETS = 6, 9
 STRENGTHS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 REPORTED, TUNING = (9002, 9003), (802, 803)
 SECOND = "second-"
@@ -64,7 +66,9 @@ def best_rdp(scan: Scan) -> tuple[float, float]:
     return errors[best], best
 
 
-def osmaposl_errors(scan: Scan, pet: Any, prior: Any, factor: float, epochs: Sequence[int]) -> dict[int, float]:
+def osmaposl_errors(
+    scan: Scan, pet: Any, prior: Any, factor: float, epochs: Sequence[int], subsets: int = NUM_SUBSETS
+) -> dict[int, float]:
     """NRMSE of a script's OSMAPOSL after so many epochs, from one epoch of OSEM."""
     with tempfile.TemporaryDirectory() as folder:
         data = scan.acquisition
@@ -76,24 +80,24 @@ def osmaposl_errors(scan: Scan, pet: Any, prior: Any, factor: float, epochs: Seq
         )
         image = pet.ImageData(str(Path(folder, "ones.hv")))
         model = script_model(pet, prompts, factors, additive, image, 5)
-        start, found = _run(pet, prompts, model, None, image, 1), {}
+        start, found = _run(pet, prompts, model, None, image, 1, START_SUBSETS), {}
         prior.set_penalisation_factor(factor)
         prior.set_up(start)
         for epoch in epochs:
             # The prior is set up again with the objective function: the run begins anew, as a user's would.
-            image = _run(pet, prompts, model, prior, start, epoch)
+            image = _run(pet, prompts, model, prior, start, epoch, subsets)
             found[epoch] = nrmse(torch.from_numpy(np.array(image.as_array())), scan.truth)
         return found
 
 
-def _run(pet: Any, prompts: Any, model: Any, prior: Any, start: Any, epochs: int) -> Any:
+def _run(pet: Any, prompts: Any, model: Any, prior: Any, start: Any, epochs: int, subsets: int) -> Any:
     objective = pet.make_Poisson_loglikelihood(prompts, acq_model=model)
     if prior is not None:
         objective.set_prior(prior)
     recon = pet.OSMAPOSLReconstructor()
     recon.set_objective_function(objective)
-    recon.set_num_subsets(NUM_SUBSETS)
-    recon.set_num_subiterations(epochs * NUM_SUBSETS)
+    recon.set_num_subsets(subsets)
+    recon.set_num_subiterations(epochs * subsets)
     recon.set_up(start)
     recon.set_current_estimate(start)
     recon.process()
@@ -113,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--factor", type=float, default=PENALISATION_FACTOR)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=MEMORY)
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 15])
+    parser.add_argument("--subsets", type=int, default=NUM_SUBSETS, help="of OSMAPOSL")
     parser.add_argument("--iterations", type=int, nargs="+", default=[60], help="of MAP-EM")
     options = parser.parse_args(arguments)
     pet, model = sirf_diffusion.get_engine(options.engine), ScoreModel.load(options.model)
@@ -128,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 row[f"MAP-EM {number}"] = nrmse(run.image, scan.truth) / rdp
             prior = pet.ScorePrior(model, options.noise_level, memory=options.memory)
-            for epoch, error in osmaposl_errors(scan, pet, prior, options.factor, options.epochs).items():
+            found = osmaposl_errors(scan, pet, prior, options.factor, options.epochs, options.subsets)
+            for epoch, error in found.items():
                 row[f"OSMAPOSL {epoch}"] = error / rdp
             print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 

@@ -9,7 +9,8 @@ import torch
 from fresh import DieAt, exit_code
 
 from sirf_diffusion.cli import main
-from sirf_diffusion.files.interfile import read_image
+from sirf_diffusion.files.interfile import read_image, write_image
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.patient import read_source
 from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.study.metrics import nrmse
@@ -81,6 +82,10 @@ def test_it_is_kept_and_used(tmp_path):
     assert quality.jacobian > 0
     before, after = (nrmse(torch.from_numpy(f.mean(0)), early) for f in (again.frames, frames))
     assert after < 0.7 * before
+    exam = ExamInfo(orientation="feet_in", rotation="prone")
+    write_image(tmp_path / "turned.hv", early.flip(0, 1), geometry, exam=exam)
+    turned, _ = again.onto(read_source(tmp_path / "turned.hv"), geometry)
+    np.testing.assert_allclose(turned, frames[:, ::-1, ::-1], rtol=1e-3, atol=1e-3 * frames.max())
     assert len(table) == 1 + len(again.curves)
 
 
@@ -122,10 +127,28 @@ def test_the_command_reads_dynamic_images(files, tmp_path, capsys):
     arguments = ["--voxel-size", str(MM), "--rounds", "0", "--out", str(tmp_path / "A.h5")]
     assert main(["atlas", "--subjects", *files, *arguments, "--images", str(tmp_path / "images")]) == 0
     assert len(Atlas.load(tmp_path / "A.h5").frames) == 2
+    one = ["atlas", "--frames", f"{files[0]}#2", "--voxel-size", str(MM), "--out", str(tmp_path / "one.h5")]
+    assert main(one) == 0
+    assert main([*one[:2], f"{files[0]}#1", *one[3:], "--overwrite"]) == 0
+    assert len(Atlas.load(tmp_path / "one.h5").frames) == 1
     assert main(["atlas", "--subjects", *files, *arguments]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["atlas", "--subjects", *files, *arguments, "--overwrite", "--mr", files[0]]) == 2
     assert "1 images for 2 subjects" in capsys.readouterr().err
+
+
+def test_labels_keep_their_numbers(files, tmp_path):
+    import nibabel
+
+    image = nibabel.load(files[0])
+    frame = image.get_fdata()[..., 0]
+    for name, scale in (("labels", 1), ("halves", 0.5)):
+        kinds = np.where(frame > np.median(frame[frame > 0]), 1002, 2025) * (frame > 0) * scale
+        nibabel.save(nibabel.Nifti1Image(kinds.astype(np.float32), image.affine), tmp_path / f"{name}.nii")
+    words = ["atlas", "--subjects", files[0], "--voxel-size", str(MM), "--rounds", "0", "--out", str(tmp_path / "A.h5")]
+    assert main([*words, "--labels", str(tmp_path / "halves.nii")]) == 2
+    assert main([*words, "--labels", str(tmp_path / "labels.nii")]) == 0
+    assert sorted(Atlas.load(tmp_path / "A.h5").curves) == [1002, 2025]
 
 
 def test_what_is_no_set_of_subjects_is_refused():

@@ -49,8 +49,9 @@ def test_a_text_has_a_size_and_an_encoding(tmp_path):
         read_text(tmp_path)
 
 
-def test_a_header_of_blank_lines_is_hashed_at_once(tmp_path):
-    header, data = tmp_path / "a.hv", tmp_path / "a.v"
+@pytest.mark.parametrize("name", ["a.hv", "A.HS", "a.v.hdr", "a.h33"])
+def test_a_header_of_blank_lines_is_hashed_at_once(tmp_path, name):
+    header, data = tmp_path / name, tmp_path / "a.v"
     data.write_bytes(b"1")
     header.write_text("\n" * 500_000 + "!name of data file := a.v\n")
     before = digest(header)

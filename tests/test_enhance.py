@@ -88,10 +88,15 @@ def test_nifti_of_any_format_lies_where_the_image_does(files, tmp_path, image, n
 
 
 def test_an_interfile_image_becomes_dicom_of_a_study(files, tmp_path, capsys):
+    import pydicom
+
     assert enhance(files, "pet.hv", tmp_path / "out", "--dose-ratio", "0.1", "--like", str(files / "dicom")) == 0
     before, after = OriginalImage.read(tmp_path / "out/enhanced.hv"), OriginalImage.read(tmp_path / "out/dicom")
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-3)
     assert float((after.values - before.values).abs().max()) < 1e-3 * float(before.values.max())
+    file = pydicom.dcmread(tmp_path / "out/dicom/00001.dcm")
+    assert list(file.ImageType) == ["DERIVED", "PRIMARY"]
+    assert "sirf-diffusion" in file.DerivationDescription
     assert enhance(files, "pet.nii.gz", tmp_path / "no", "--like", str(files / "dicom")) == 2
     assert "--like is for Interfile" in capsys.readouterr().err
 
@@ -157,12 +162,15 @@ def test_one_time_frame_of_several_is_written_alone(tmp_path):
     write_nifti(tmp_path / "one.nii", activity())
     one = nibabel.load(tmp_path / "one.nii")
     both = np.stack([one.get_fdata(), 2 * one.get_fdata()], -1).astype(np.float32)
-    nibabel.save(nibabel.Nifti1Image(both, one.affine), tmp_path / "two.nii")
+    dynamic = nibabel.Nifti1Image(both, one.affine)
+    dynamic.header["toffset"], dynamic.header["pixdim"][4] = 10, 60
+    nibabel.save(dynamic, tmp_path / "two.nii")
     original = OriginalImage.read(f"{tmp_path}/two.nii#2")
     original.write(tmp_path / "again.nii.gz", original.values, "")
     again = nibabel.load(tmp_path / "again.nii.gz")
     np.testing.assert_allclose(again.get_fdata(), both[..., 1], rtol=1e-6)
     np.testing.assert_allclose(again.affine, one.affine)
+    assert (float(again.header["toffset"]), float(again.header["pixdim"][4])) == (70, 60)
 
 
 def test_dicom_keeps_units_position_and_time_frame(tmp_path):
@@ -186,6 +194,27 @@ def test_dicom_keeps_units_position_and_time_frame(tmp_path):
         assert file.ImageType[0] == "DERIVED"
         assert not set(stale) & set(file.dir())
         assert file.PatientID == before[0].PatientID
+
+
+def test_dicom_files_named_by_their_uids_stay_apart_and_enhanced_ones_are_refused(tmp_path):
+    import pydicom
+
+    stored = (1000 * activity()).astype(np.int16)
+    dicom_series(tmp_path / "in", stored, [(0, 0, 4.0 * k) for k in range(len(stored))])
+    for k, file in enumerate(sorted((tmp_path / "in").iterdir())):
+        file.rename(tmp_path / "in" / f"PT.1.2.840.{k}")
+    original = OriginalImage.read(tmp_path / "in")
+    original.write(tmp_path / "out", original.values, "")
+    again = OriginalImage.read(tmp_path / "out").values
+    torch.testing.assert_close(again, original.values, rtol=1e-3, atol=0.5)
+    for file in (tmp_path / "in").iterdir():
+        header, group, macro = pydicom.dcmread(file), pydicom.Dataset(), pydicom.Dataset()
+        macro.RescaleSlope, macro.RescaleIntercept = 0.5, 0
+        group.PixelValueTransformationSequence = [macro]
+        header.SharedFunctionalGroupsSequence = [group]
+        header.save_as(file)
+    with pytest.raises(ValueError, match="enhanced DICOM"):
+        OriginalImage.read(tmp_path / "in")
 
 
 def test_a_ct_image_of_another_grid_is_resampled_and_said(files, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Training of enhancement models: both stages, resumed to the bit, and what a configuration says."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -29,33 +30,44 @@ NEIGHBOURS = replace(SLICES, enhancement=replace(EXACT, neighbours=1))
 VOLUMES = replace(SLICES, enhancement=LATENT, crops=(16,), batch_size=2, autoencoder_steps=4)
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The model of a recipe, trained without a stop."""
+
+    @cache
+    def trained(recipe):
+        path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
+        train(recipe, path, data=data, device="cpu")
+        return path
+
+    return trained
+
+
 @pytest.mark.parametrize("recipe", [SLICES, NEIGHBOURS, VOLUMES], ids=["exact", "neighbours", "latent"])
-def test_a_training_goes_on_to_the_same_bits(data, tmp_path, recipe):
-    files = [tmp_path / name for name in ("whole.safetensors", "parts.safetensors")]
-    train(recipe, files[0], data=data, device="cpu")
+def test_a_training_goes_on_to_the_same_bits(whole, data, tmp_path, recipe):
+    files = whole(recipe), tmp_path / "parts.safetensors"
     for steps in (2, 7) if recipe is VOLUMES else (2, 3):
         train(recipe, files[1], data=data, device="cpu", max_steps=steps, options=RunOptions(checkpoint_every=2))
     train(recipe, files[1], data=data, device="cpu")
-    whole, parts = (EnhancementModel.load(path, "cpu") for path in files)
-    for name, value in whole.state_dict().items():
+    model, parts = (EnhancementModel.load(path, "cpu") for path in files)
+    for name, value in model.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
-    assert whole.config.training["steps"] == 6
-    assert whole.config.voxel_size == (4.0, 4.0, 4.0)
-    assert (whole.autoencoder is None) == (recipe is not VOLUMES)
-    doses, noises = zip(*whole.config.noise_by_dose, strict=True)
+    assert model.config.training["steps"] == 6
+    assert model.config.voxel_size == (4.0, 4.0, 4.0)
+    assert (model.autoencoder is None) == (recipe is not VOLUMES)
+    doses, noises = zip(*model.config.noise_by_dose, strict=True)
     assert (doses[0], sorted(noises)) == (1, list(noises))
     log = (files[0].with_name("whole.safetensors.training") / "log.csv").read_text().splitlines()
     assert log[0].endswith("rmse_dose_0.05,rmse_dose_0.02")
     if recipe is VOLUMES:
-        assert whole.config.latent_scale != 1
+        assert model.config.latent_scale != 1
         assert (files[0].with_name("whole.safetensors.training") / "autoencoder/autoencoder.safetensors").exists()
 
 
 @pytest.mark.parametrize("recipe", [SLICES, VOLUMES], ids=["exact", "latent"])
-def test_a_training_starts_from_a_model(data, tmp_path, recipe):
+def test_a_training_starts_from_a_model(whole, data, tmp_path, recipe):
     """Its autoencoder stays; a later run goes on, and another start is refused."""
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    train(recipe, first, data=data, device="cpu")
+    first, second = whole(recipe), tmp_path / "second.safetensors"
     train(recipe, second, data=data, device="cpu", init=first, max_steps=0)
     begun, model = (EnhancementModel.load(path, "cpu") for path in (first, second))
     for name, value in begun.state_dict().items():

@@ -110,7 +110,9 @@ def test_the_same_registration_on_any_number_of_threads():
 
 MM = 8.0
 LENIENT = Limits(inverse_mm=12.0, similarity=0.3)
-OPTIONS = PersonalOptions(pseudo_pets=9, least_members=2, steps=4, batch_size=2, limits=LENIENT)
+OPTIONS = PersonalOptions(
+    pseudo_pets=9, least_members=2, steps=4, batch_size=2, limits=LENIENT, quick_registration=True
+)
 
 
 def write_mr(path, seed):
@@ -207,7 +209,6 @@ def silently(work):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"options": replace(OPTIONS, least_members=4)}, "only 3 of 4 members"),
     ({"options": replace(OPTIONS, limits=Limits(jacobian=0.9))}, "only 0 of 4 members .* folds"),
     ({"model": "brain-fdg"}, "voxels of"), ({"model": "P.safetensors"}, "made for one patient"),
 ])  # fmt: skip
@@ -282,9 +283,9 @@ class TestWhosePatientItIs:
 def test_the_command_and_its_page(folder, capsys):
     arguments = ["personalise", "--bank", folder / "bank.h5", "--mr", folder / "own.nii.gz", "--out",
                  folder / "C.safetensors", "--model", folder / "population.safetensors", "--report", folder / "report",
-                 "--steps", "2", "--batch-size", "2", "--min-members", "4", "--workers", "1"]  # fmt: skip
+                 "--steps", "2", "--min-members", "4", "--workers", "1", "--quick-registration"]  # fmt: skip
     assert main([str(a) for a in arguments]) == 2
-    assert "members of the bank could be registered" in capsys.readouterr().err
+    assert "only 3 of 4 members of the bank could be registered" in capsys.readouterr().err
     made = make(folder, folder / "P.safetensors")
     page = write_report(made, str(folder / "population.safetensors"), folder / "report").read_text()
     assert "3 of 4 members" in page

@@ -17,6 +17,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.callback import CallbackPenalty
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.priors import AnchorPenalty, BowsherPenalty, ScorePenalty
+from sirf_diffusion.priors.score import MEMORY_PULL, MEMORY_RATE
 from sirf_diffusion.reconstructors import MAPEM
 
 VOLUME = ImageGeometry((3, 3, 4), (3.0, 2.0, 2.5))
@@ -281,11 +282,37 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
         torch.testing.assert_close(penalty.value(x), expected.value(x))
 
 
+def test_the_scale_of_other_data_is_found_anew_unless_it_was_given(caplog):
+    penalty, given = PlainPenalty(unbound(), 0.3), PlainPenalty(unbound(), 0.3, intensity_scale=10.0)
+    for unit in (1.0, 1.2, 1000.0):
+        for each in (penalty, given):
+            each.set_up(GRID)
+            each.gradient(unit * activity())
+    assert penalty.intensity_scale == pytest.approx(1000 * intensity_scale(activity(), GRID))
+    assert given.intensity_scale == 10
+    assert sum("of other data" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_the_scale_comes_from_the_data_where_an_objective_is_given():
-    objective, _ = make_toy((1, 16, 16), num_bins=400)
     penalty = PlainPenalty(unbound())
-    penalty.set_up(objective.geometry, objective)
-    assert penalty.intensity_scale == unbound().for_data(objective).intensity_scale
+    for counts in (1e4, 1e6):
+        objective, _ = make_toy((1, 16, 16), num_bins=400, counts=counts)
+        penalty.set_up(objective.geometry, objective)
+        assert penalty.intensity_scale == unbound().for_data(objective).intensity_scale
+
+
+def test_images_of_a_penalty_that_lie_elsewhere_are_refused():
+    elsewhere = ImageGeometry(GRID.shape, GRID.voxel_size, (0.0, 0.0, 10.0))
+    penalty = priors.QuadraticPenalty(GRID)
+    with pytest.raises(ValueError, match="kappa lies on another grid"):
+        penalty.set_kappa(activity(), elsewhere)
+    penalty.set_kappa(activity(), GRID)
+    anchor = AnchorPenalty()
+    anchor.set_anchor(activity(), elsewhere)
+    with pytest.raises(ValueError, match="the anchor image lies on another grid"):
+        anchor.set_up(GRID)
+    anchor.set_anchor(activity())
+    anchor.set_up(GRID)
 
 
 def test_settings_of_the_score_penalty_may_change_after_set_up():
@@ -345,6 +372,6 @@ def test_memory_is_moved_by_the_gradient_of_one_image_alone(bound):
     penalty.noise_level *= 2  # the pull of what was found stays
     torch.testing.assert_close(penalty.noise, 4 * slow)
     plain = PlainPenalty(model, SIGMA, BETA)
-    torch.testing.assert_close(first, plain.gradient(x) * 0.9)
+    torch.testing.assert_close(first, plain.gradient(x) * (MEMORY_RATE + MEMORY_PULL))
     assert plain.noise is None
     assert penalty.settings["memory"]

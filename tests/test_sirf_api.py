@@ -1,6 +1,7 @@
 """One script, SIRF's names: the embedded engine's containers, models and OSMAPOSL do what SIRF documents."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -136,6 +137,26 @@ def test_osmaposl_without_prior_is_osem_with_subsets_in_order(objective, image):
     osem = OSEM(objective, 2, subset_order=range(4))
     osem.set_up(start.tensor)
     torch.testing.assert_close(result.tensor, osem.process().get_output().tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_subsets_that_there_are_not_are_refused(objective, image):
+    for number in (1, 4):
+        objective.set_num_subsets(number)
+        objective.set_up(image)
+        for call in (
+            objective.get_subset_sensitivity,
+            partial(objective.get_backprojection_of_acquisition_ratio, image),
+        ):
+            with pytest.raises(pet.error, match=f"subset 7 is none of 0 to {number - 1}"):
+                call(7)
+
+
+def test_an_attenuation_image_may_change_once_it_was_given(template, image):
+    mu = image.get_uniform_copy(0.09)
+    attenuation = pet.AcquisitionSensitivityModel(mu, pet.AcquisitionModelUsingRayTracingMatrix())
+    mu.fill(0)
+    attenuation.set_up(template)
+    assert float(attenuation.factors.min()) < 0.9
 
 
 def test_osmaposl_continues_update_by_update(objective, image):

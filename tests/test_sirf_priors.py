@@ -241,6 +241,8 @@ def test_score_prior_takes_its_scale_from_set_up_or_from_the_first_image(pet, ca
         assert late.gradient(image.get_uniform_copy(1)).norm() == 0
     assert "uniform" in caplog.text
     assert_close(late.gradient(image), prior.gradient(image))
+    prior.set_up(1000 * image)
+    assert prior.get_intensity_scale() == pytest.approx(1000 * intensity_scale(tensor(image), GRID))
 
 
 @real
@@ -264,6 +266,26 @@ def test_the_factor_of_a_tensor_prior_becomes_sirfs(pet):
     assert prior.value(image) == pytest.approx(float(expected.value(tensor(image))), rel=1e-5)
     prior.set_penalisation_factor(5.0)
     assert float(prior.penalty.value(tensor(image))) == pytest.approx(prior.value(image), rel=1e-5)
+
+
+@real
+def test_a_penalty_keeps_its_factor_when_sirf_takes_it(sirf):
+    penalty = priors.QuadraticPenalty(GRID, 2.5)
+    assert [sirf.PythonPrior(penalty).get_penalisation_factor() for _ in range(2)] == [2.5, 2.5]
+    assert penalty.penalisation_factor == 2.5
+
+
+def test_what_is_refused_leaves_the_object_as_it_was(pet):
+    image = random_image(pet)
+    bowsher = pet.BowsherPrior(image)
+    bowsher.set_up(image)
+    with pytest.raises(ValueError, match="neighbours"):
+        bowsher.set_num_neighbours(99)
+    bowsher.set_anatomical_image(image)
+    prior = pet.ScorePrior(model(), SIGMA)
+    with pytest.raises(ValueError, match="guidance"):
+        prior.set_guidance(-2)
+    assert prior.get_guidance() == 0
 
 
 # The objective function -----------------------------------------------------------------------------------------------

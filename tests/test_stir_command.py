@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from refused_changes import refused
 
@@ -17,6 +18,7 @@ from sirf_diffusion.cli.stir import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.files.interfile import read_image, write_image
 from sirf_diffusion.files.parfile import ParFile, fold
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir import blocks, python_blocks, registry, run
 from sirf_diffusion.interop.stir import check as checking
 from sirf_diffusion.interop.stir.callbacks import make_prior
@@ -122,6 +124,28 @@ def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
         (finding,) = checking.check(edited(folder, *changes)).findings
         assert finding.level == "warning"
         assert f"above 3 level^2 = {largest}." in finding.text
+
+
+def test_the_factor_of_an_anchor_that_a_sampler_moves_is_not_asked_for(folder):
+    end = "end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters:="
+    block = "prior type := Quadratic Anchor\n  Quadratic Anchor Parameters :=\n{}  END Quadratic Anchor Parameters :=\n"
+    moved = ("  ; anchor strength := 0", "  anchor strength := 2")
+    for factor, messages in (("", []), ("  penalisation factor := 1\n", ["'penalisation factor' has no effect"])):
+        path = edited(folder, (end, block.format(factor) + end), moved, source=DDS)
+        found = [finding.text for finding in checking.check(path).findings]
+        assert [text.split(":")[0] for text in found] == messages
+
+
+def test_noise_levels_count_from_where_a_run_goes_on(caplog):
+    options = {"model filename": "brain-fdg", "noise level": "{0.8, 0.4}", "intensity scale": "1",
+               "number of subiterations per noise level": "2"}  # fmt: skip
+    for first, expected in (("1", 0.8), ("4", 0.4)):
+        prior = make_prior("Diffusion Score", options, {"start at subiteration number": first})
+        prior.set_up(ImageGeometry((1, 16, 16), (2.0, 2.0, 2.0)))
+        x = np.random.default_rng(0).random((1, 16, 16)).astype(np.float32)
+        prior.gradient(x, np.empty_like(x))
+        assert prior.prior.noise_level == expected
+    assert "begins at subiteration 4 without what it knew" in caplog.text
 
 
 def test_program_and_data_must_suit_the_file(folder):

@@ -24,7 +24,7 @@ MODEL = {"model_filename": "brain-fdg"}
 
 def score_callback(scan, options):
     values = block_of("prior", "Diffusion Score").values(options)
-    return ScorePriorCallback(values, gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size))
+    return ScorePriorCallback(values, model=gaussian_score_model(VARIANCE, MEAN, voxel_size=scan.geometry.voxel_size))
 
 
 def objective_of(stir, par):

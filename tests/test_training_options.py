@@ -74,6 +74,28 @@ def test_the_supervised_configuration_is_printed_too(tmp_path, capsys):
     assert read_configuration(path).recipe == SLICES
 
 
+def test_what_a_configuration_leaves_out_is_of_the_kind_of_training(data, tmp_path, monkeypatch):
+    from sirf_diffusion.training.supervised import SLICES
+
+    asked, header = [], str(Path(sirf_diffusion.__file__).parent / "data/brain2d/prompts.hs")
+    monkeypatch.setattr("sirf_diffusion.training.train", lambda recipe, *_, **__: asked.append(recipe))
+    (path := tmp_path / "c.toml").write_text("[optimiser]\nlearning_rate = 2e-3\n")
+    given = ["train", "--supervised", "--init", "brain-fdg", "--data", str(data), "--scanner", header]
+    assert main([*given, "--config", str(path), "--out", str(tmp_path / "m.safetensors")]) == 0
+    assert asked == [replace(SLICES, learning_rate=2e-3)]
+
+
+def test_a_model_of_another_training_is_not_replaced_unless_asked(data, tmp_path):
+    (out := tmp_path / "m.safetensors").write_bytes(b"an older model")
+    with pytest.raises(ValueError, match=r"exists, and .* no checkpoint"):
+        train(SHORT, out, data=data, max_steps=1)
+    assert out.read_bytes() == b"an older model"
+    with pytest.raises(ValueError, match="grow needs a model"):
+        train(replace(SHORT, grow=True), tmp_path / "g.safetensors", data=data, max_steps=1)
+    train(SHORT, out, data=data, max_steps=1, resume=False)
+    train(SHORT, out, data=data, max_steps=2)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_precision_follows_the_device_and_a_training_keeps_its_own(data, tmp_path, monkeypatch, caplog, fast):
     """Without instructions for it, bfloat16 is several times slower."""

@@ -15,7 +15,8 @@ from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import stir_grid
 from sirf_diffusion.patient.image import LPS_OF_RAS
-from sirf_diffusion.study.vois import interval_factor, place_vois, read_vois, voi_table
+from sirf_diffusion.patient.readers import read_labels
+from sirf_diffusion.study.vois import interval_factor, place_vois, voi_table
 
 GEOMETRY = ImageGeometry((3, 8, 10), (2.0, 4.0, 5.0))
 
@@ -55,7 +56,7 @@ def test_labels_in_the_patients_coordinates_find_their_voxels(tmp_path, position
     affine = LPS_OF_RAS @ stir_grid(GEOMETRY, position).affine
     nibabel.Nifti1Image(labels.numpy().astype(np.int16), affine).to_filename(tmp_path / "labels.nii.gz")
     exam = ExamInfo(orientation=position[0], rotation=position[1])
-    assert torch.equal(place_vois(read_vois(tmp_path / "labels.nii.gz"), GEOMETRY, exam), labels.long())
+    assert torch.equal(place_vois(read_labels(tmp_path / "labels.nii.gz"), GEOMETRY, exam), labels.long())
 
 
 def test_labels_of_a_finer_grid_stay_labels(tmp_path):
@@ -63,19 +64,30 @@ def test_labels_of_a_finer_grid_stay_labels(tmp_path):
     labels = torch.zeros(fine.shape)
     labels[:, 4:10, 6:14] = 5
     write_image(tmp_path / "labels.hv", labels, fine)
-    placed = place_vois(read_vois(tmp_path / "labels.hv"), GEOMETRY)
+    placed = place_vois(read_labels(tmp_path / "labels.hv"), GEOMETRY)
     assert set(placed.unique().tolist()) == {0, 5}
     assert int((placed == 5).sum()) * 0.04 == pytest.approx(6 * 6 * 8 * 0.005, rel=0.35)
+
+
+def test_a_region_that_lies_partly_outside_is_said(tmp_path, caplog):
+    labels = labels_on(GEOMETRY)
+    write_image(tmp_path / "labels.hv", labels, ImageGeometry(GEOMETRY.shape, GEOMETRY.voxel_size, (0.0, -12.0, 0.0)))
+    place_vois(read_labels(tmp_path / "labels.hv"), GEOMETRY)
+    assert "lie partly outside" in caplog.text
+    caplog.clear()
+    write_image(tmp_path / "inside.hv", labels, GEOMETRY)
+    place_vois(read_labels(tmp_path / "inside.hv"), GEOMETRY)
+    assert not caplog.text
 
 
 def test_what_is_no_label_image_or_lies_elsewhere_is_refused(tmp_path):
     labels = labels_on(GEOMETRY)
     write_image(tmp_path / "half.hv", labels * 0.5, GEOMETRY)
     with pytest.raises(ValueError, match="must hold whole numbers"):
-        read_vois(tmp_path / "half.hv")
+        read_labels(tmp_path / "half.hv")
     write_image(tmp_path / "labels.hv", labels, ImageGeometry(GEOMETRY.shape, GEOMETRY.voxel_size, (0.0, 0.0, -30.0)))
     with pytest.raises(ValueError, match="VOIs 7 have no voxel"):
-        place_vois(read_vois(tmp_path / "labels.hv"), GEOMETRY)
+        place_vois(read_labels(tmp_path / "labels.hv"), GEOMETRY)
 
 
 def test_recon_writes_the_table(small_scan, small_model, tmp_path, capsys):

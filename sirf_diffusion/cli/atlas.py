@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, register, write; a run that was stopped goes on after its last whole registration."""
-    from ..files.documents import digest
     from ..files.outputs import OutputFolder
     from ..files.work import KeptArrays, work_folder
     from ..personalise.groupwise import build_atlas, read_subjects
@@ -72,11 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     work = out.with_name(out.name + ".atlas")
     dynamic = [[path] for path in arguments.subjects] if arguments.subjects else [arguments.frames]
     files = {"subjects": arguments.subjects or arguments.frames, "mr": arguments.mr, "labels": arguments.labels}
-    settings = {name: [digest(path) for path in paths] for name, paths in files.items()}
+    settings = {name: [_identity(path) for path in paths] for name, paths in files.items()}
     settings |= {"voxel_size": sizes, "rounds": arguments.rounds}
     images = None
     if arguments.images is not None:
-        onto = {} if arguments.onto is None else {"onto": digest(arguments.onto)}
+        onto = {} if arguments.onto is None else {"onto": _identity(arguments.onto)}
         images = OutputFolder(arguments.images, settings | onto, overwrite=overwrite).check()
     with (
         work_folder(
@@ -98,16 +98,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _identity(path: Path) -> str:
+    """SHA-256 of a file, and which of its time frames was named."""
+    from ..files.documents import digest
+    from ..files.frames import split_frame
+
+    frame = split_frame(path)[1]
+    return digest(path) + ("" if frame is None else f"#{frame}")
+
+
 def _write_images(atlas: Any, folder: Any, onto: Path | None) -> None:
-    from ..files.interfile import read_image
+    from ..files.interfile import read_exam_info, read_image
     from ..patient import read_source
 
-    frames = geometry = None
+    frames = geometry = exam = None
     if onto is not None:
+        exam = replace(read_exam_info(onto), time_frames=())  # the atlas does not know the times of its frames
         frames, quality = atlas.onto(read_source(onto), geometry := read_image(onto)[1])
         print(f"onto {onto}: {quality.to_dict()}")
         if quality.jacobian <= 0:
             raise ValueError(f"--onto {onto}: the deformation folds; no images are written")
     with folder.staged({"title": "4D atlas"}) as staging:
-        written = atlas.write_images(staging, frames, geometry)
+        written = atlas.write_images(staging, frames, geometry, exam)
     print(f"{len(written)} files in {folder.path}")

@@ -72,8 +72,11 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Register, mix, train, report."""
     from ..personalise.pipeline import PersonalOptions, personalise
+    from ..personalise.report import check_report, write_report
     from ..study.execution import Execution
 
+    if arguments.report is not None:
+        check_report(arguments.report)
     names = [item.name for item in fields(PersonalOptions) if item.name != "limits"]
     options = PersonalOptions(**{name: getattr(arguments, name) for name in names})
     with bars() as progress:
@@ -87,7 +90,5 @@ def run(arguments: argparse.Namespace) -> int:
     for member in left_out:
         print(f"member {member.number} was left out: {member.reason}")
     if arguments.report is not None:
-        from ..personalise.report import write_report
-
         print(f"report: {write_report(made, arguments.model, arguments.report)}")
     return 0

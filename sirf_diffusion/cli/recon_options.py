@@ -218,8 +218,11 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
     from ..study.reconstruction import Study
 
     iteration = {} if arguments.target_iteration is None else {"num_em_iterations": arguments.target_iteration}
-    if iteration and arguments.method != "iso-likelihood":
-        raise ValueError("--target-iteration is for --method iso-likelihood; lisch has --set num_em_iterations=N")
+    settings = parse_settings(arguments.settings)
+    if iteration and (arguments.method != "iso-likelihood" or "num_em_iterations" in settings):
+        raise ValueError(
+            "--target-iteration is for --method iso-likelihood, without --set num_em_iterations; lisch takes that"
+        )
     in_factors = {"yes": True, "no": False}.get(arguments.attenuation_in_factors)
     if arguments.par is None:
         files = {name: getattr(arguments, name) for name in FILES if name != "par"}
@@ -237,7 +240,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         seed=arguments.seed,
         device=arguments.device,
         precision=arguments.precision,
-        settings=parse_settings(arguments.settings) | iteration,
+        settings=settings | iteration,
         speed=arguments.speed,
         anatomical=arguments.anatomical,
         guidance=arguments.guidance,

@@ -90,11 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError("--distil MODEL takes no --latent, --supervised, --init or --recipe")
         default = distillation.recipe
     supervision = _supervision(arguments)
+    if supervision is not None:
+        default = supervision.recipe
     if arguments.print_config:
         known = RECIPES | ENHANCEMENT_RECIPES
         if arguments.recipe is not None:
             default = known[check_choice("recipe", arguments.recipe, tuple(sorted(known)))]
-        print(default_text(default if supervision is None else supervision.recipe), end="")
+        print(default_text(default), end="")
         return 0
     if arguments.out is None:
         raise ValueError("--out FILE is needed: the model file to write")
@@ -109,8 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"samples_every": arguments.samples_every, "compiled": arguments.compile or None,
              "tensorboard": arguments.tensorboard or None}  # fmt: skip
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
-    if supervision is not None and arguments.config is None:
-        recipe = supervision.recipe
     train(
         recipe,
         arguments.out,

@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from .frames import split_frame
+
 _MAX_DEPTH = 32
 _MAX_BYTES = 4 * 1024**2
 
@@ -114,13 +116,16 @@ def parse_json(text: str, kind: type = dict) -> Any:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names."""
+    """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names.
+
+    Of ``NAME#2``, that of the whole file.
+    """
+    path = split_frame(path)[0]
     total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if path.suffix in (".hs", ".hv"):
+    if not path.is_dir():
         with path.open("rb") as file:
-            header = file.read(_MAX_BYTES).decode("utf-8", "replace")
-        named = re.search(r"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", header)
-        data = path.parent / named[1].strip() if named else path
+            named = re.search(rb"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", file.read(_MAX_BYTES))
+        data = path.parent / named[1].decode("utf-8", "replace").strip() if named else path
         paths += [data] if data != path and os.path.isfile(data) else []
     for each in paths:
         with each.open("rb") as file:

@@ -35,8 +35,8 @@ class CallbackPenalty(Penalty):
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "name": type(self.obj).__name__}
 
-    def set_kappa(self, kappa: Tensor | None) -> None:
-        super().set_kappa(kappa)
+    def set_kappa(self, kappa: Tensor | None, grid: ImageGeometry | None = None) -> None:
+        super().set_kappa(kappa, grid)
         self.obj.set_kappa(None if kappa is None else kappa.numpy())
 
     def value(self, x: Tensor) -> Tensor:

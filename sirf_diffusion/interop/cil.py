@@ -95,8 +95,9 @@ class PriorFunction(_Iterated):
     :math:`(x + \tau \rho v) / (1 + \tau \rho)`. For a score prior it is half-quadratic splitting with the denoiser,
     :math:`z \leftarrow (x + \tau \rho D(z)) / (1 + \tau \rho)`, :math:`\rho = \beta / (c \sigma)^2` (Lipschitz bound
     1): one network call per iteration; it converges where :math:`I - D` is monotone, as an ideal denoiser's is for
-    log-concave images. For penalties whose curvature bounds them only nearby (relative differences), a step that does
-    not lower the objective is shortened.
+    log-concave images. With ``memory`` its noise begins at zero in each call, so that the same image has the same
+    result, while each `gradient` depends on those before. For penalties whose curvature bounds them only nearby
+    (relative differences), a step that does not lower the objective is shortened.
 
     Parameters
     ----------
@@ -139,11 +140,17 @@ class PriorFunction(_Iterated):
         if self.prior.has_prox:
             # Separable: the bound may be applied afterwards.
             return to_container(self.prior.prox(image, tau).clamp_min(self.lower), x, out)
-        z = self._iterate(lambda z: self._descend(z, image, tau), image.clamp_min(self.lower))
+        noise, self.prior.noise = self.prior.noise, None
+        try:
+            z = self._iterate(lambda z: self._descend(z, image, tau), image.clamp_min(self.lower))
+        finally:
+            self.prior.noise = noise
         return to_container(z, x, out)
 
     def _known_bound(self) -> float | None:
-        return float(self.prior.curvature(self._template()).max()) if self.prior.has_majoriser else None
+        if not self.prior.has_majoriser or getattr(self.prior, "intensity_scale", 1.0) is None:
+            return None
+        return float(self.prior.curvature(self._template()).max())
 
     def _template(self) -> Tensor:
         geometry = getattr(self.prior, "geometry", None)

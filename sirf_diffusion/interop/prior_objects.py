@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..geometry.checks import check_real
 from ..geometry.images import ImageGeometry
 from ..models.denoiser import Denoiser
 from ..models.storage import DEFAULT_MODEL
@@ -67,7 +68,10 @@ class PythonObject(EngineImages):
             hint = "use set_weight(image)" if hasattr(self.obj, "set_weight") else "it has no set_kappa"
             raise self.error(f"{type(self.obj).__name__} takes no kappa: {hint}")
         kappa = self.values(image)
-        self.obj.set_kappa(kappa if isinstance(self.obj, Penalty) else kappa.numpy())
+        if isinstance(self.obj, Penalty):
+            self.obj.set_kappa(kappa, self.grid(image))
+        else:
+            self.obj.set_kappa(kappa.numpy())
         self._kappa = image
 
     def get_kappa(self) -> Any:
@@ -137,8 +141,12 @@ class GuidedObject(AnatomicalObject):
 
     def set_guidance(self, value: float) -> None:
         """Weight ``w`` of classifier-free guidance, at least -1; 0 is the plain conditional model, -1 no guidance."""
-        self._guidance = float(value)
-        self._hand_over()
+        before, self._guidance = self._guidance, check_real("guidance", value, -1)
+        try:
+            self._hand_over()
+        except ValueError:
+            self._guidance = before
+            raise
 
     def get_guidance(self) -> float:
         return self._guidance
@@ -185,7 +193,7 @@ class ScoreObject(GuidedObject):
 
     def set_up(self, image: Any) -> None:
         super().set_up(image)
-        if self.obj.intensity_scale is None and image.max() > image.min():
+        if image.max() > image.min():
             self.obj.find_scale(self.values(image))
 
     def set_noise_level(self, value: float) -> None:
@@ -223,7 +231,7 @@ class AnchorObject(EngineImages):
 
     def set_anchor_image(self, image: Any) -> None:
         """The image to stay close to, which is copied; may be changed after ``set_up``."""
-        self.obj.set_anchor(self.values(image))
+        self.obj.set_anchor(self.values(image), self.grid(image))
         self._anchor = image
 
     def get_anchor_image(self) -> Any:
@@ -231,7 +239,7 @@ class AnchorObject(EngineImages):
 
     def set_weight(self, image: Any) -> None:
         """Non-negative weight, None for 1; may be changed after ``set_up``."""
-        self.obj.set_weight(None if image is None else self.values(image))
+        self.obj.set_weight(*((None,) if image is None else (self.values(image), self.grid(image))))
         self._weight = image
 
     def get_weight(self) -> Any:

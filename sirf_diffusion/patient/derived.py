@@ -62,8 +62,8 @@ class OriginalImage:
             raise ValueError(f"{path}: {source.kind} is not written: convert it to Interfile, NIfTI or DICOM")
         if source.kind == "DICOM" and split_frame(path)[1] is not None:
             raise ValueError(f"{path}: one time frame of a DICOM folder is not written: give a folder of that frame")
-        if source.kind == "DICOM" and len({frame.file for frame in place_series(path)[0]}) != len(source.values):
-            raise ValueError(f"{path}: multi-frame DICOM is not written: convert it to one file per slice")
+        if source.kind == "DICOM" and (reason := _unwritten(place_series(path)[0])):
+            raise ValueError(f"{path}: {reason} is not written: convert it to classic DICOM, a file per slice")
         axes = _nearest_axes(source.affine)
         affine = source.affine[:, [*axes, 3]]
         values = source.values.transpose(axes)
@@ -121,7 +121,9 @@ class OriginalImage:
         else:
             self._write_dicom(path, stored, description)
 
-    def convert(self, path: Path, values: Tensor, like: str | os.PathLike[str] | None = None) -> None:
+    def convert(
+        self, path: Path, values: Tensor, like: str | os.PathLike[str] | None = None, description: str = ""
+    ) -> None:
         """Write other values ``[z, y, x]`` of Interfile or DICOM as NIfTI, in the scanner's coordinates.
 
         ``path`` ends in ``.nii.gz``, or with ``like`` is a folder to make: DICOM PET, of Interfile alone, see
@@ -130,7 +132,7 @@ class OriginalImage:
         stored = self._stored(values)
         if self.source.kind == "Interfile":
             about = torch.from_numpy(stored), *self._interfile()
-            write_nifti(path, *about) if like is None else write_dicom(path, *about, like)
+            write_nifti(path, *about) if like is None else write_dicom(path, *about, like, derived=description)
         else:
             save_nifti(path, stored, LPS_OF_RAS @ self.source.affine)
 
@@ -146,20 +148,26 @@ class OriginalImage:
         return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
     def _write_nifti(self, path: Path, stored: NDArray[np.float32]) -> None:
-        nibabel = optional("nibabel", "NIfTI")
-        original = nibabel.load(split_frame(self.path)[0])
+        nibabel, (file, frame) = optional("nibabel", "NIfTI"), split_frame(self.path)
+        original = nibabel.load(file)
         header = original.header.copy()
         header.set_data_dtype(np.float32)
         header.set_slope_inter(1, 0)
         kind = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Image) else nibabel.Nifti1Image
-        alone = stored.size == np.prod(original.shape)  # else one time frame of several
-        write_compressed(path, kind(stored.reshape(original.shape) if alone else stored, None, header))
+        if stored.size == np.prod(original.shape):
+            image = kind(stored.reshape(original.shape), None, header)
+        else:  # one time frame of several: it begins later
+            duration = float(header["pixdim"][4])
+            image = kind(stored, None, header)
+            image.header["toffset"] = float(header["toffset"]) + duration * ((frame or 1) - 1)
+            image.header["pixdim"][4] = duration
+        write_compressed(path, image)
 
     def _write_dicom(self, folder: Path, stored: NDArray[np.float32], description: str) -> None:
         pydicom = optional("pydicom", "DICOM")
         folder.mkdir(parents=True)
         series, told = pydicom.uid.generate_uid(), description[:64]
-        for frame, plane in zip(place_series(self.path)[0], stored, strict=True):
+        for number, (frame, plane) in enumerate(zip(place_series(self.path)[0], stored, strict=True), 1):
             dataset = pydicom.dcmread(frame.file)
             uid = pydicom.uid.generate_uid()
             dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
@@ -174,7 +182,16 @@ class OriginalImage:
                     delattr(dataset, keyword)
             set_pixels(dataset, plane)
             dataset["PixelData"].VR = "OW"
-            dataset.save_as(folder / f"{frame.file.stem}.dcm", enforce_file_format=True)
+            dataset.save_as(folder / f"{number:05d}.dcm", enforce_file_format=True)
+
+
+def _unwritten(frames: list[Any]) -> str:
+    """Why files of these frames cannot be given other values; empty if they can."""
+    if len({frame.file for frame in frames}) != len(frames):
+        return "multi-frame DICOM"
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    enhanced = any(frame.find(group) is not None for frame in frames for group in groups)
+    return "enhanced DICOM (values in functional groups)" if enhanced else ""
 
 
 def _nearest_axes(affine: NDArray[np.float64]) -> tuple[int, int, int]:

@@ -76,6 +76,25 @@ def read_source(path: str | os.PathLike[str], assumed: str | None = None) -> Sou
     return image
 
 
+def read_labels(path: str | os.PathLike[str]) -> SourceImage:
+    """A label image (Interfile, NIfTI, DICOM, ECAT7): whole numbers, 0 for what is in no region.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or its values are no labels.
+    """
+    try:
+        image = read_source(Path(path))
+    except UnusableImage as error:
+        raise ValueError(f"the label image {path} cannot be used: {error}") from error
+    if image.values.min() < 0 or not np.array_equal(image.values, np.round(image.values)):
+        raise ValueError(
+            f"the label image {path} must hold whole numbers from 0, one for each region: it is no label image"
+        )
+    return image
+
+
 def read_frames(path: Path) -> list[SourceImage]:
     """Frames of a dynamic image: a NIfTI file with four axes, a folder of images in the order of their names, or one
     image as `read_source` reads it; checked as there, and on one grid.

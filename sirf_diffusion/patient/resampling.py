@@ -125,10 +125,15 @@ def in_common(first: SourceImage | PatientGrid | Lattice, second: SourceImage | 
 
 def share_inside(points: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:
     """Share of points ``[3, n]`` in LPS mm that lie inside an image's voxels."""
+    return float(are_inside(points, affine, shape).mean())
+
+
+def are_inside(points: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which of the points ``[3, n]`` in LPS mm lie inside an image's voxels."""
     to_index = np.linalg.inv(affine)
     source = to_index[:3, :3] @ points + to_index[:3, 3:]
     inside = (source > -0.5 - 1e-6) & (source < np.asarray(shape)[:, None] - 0.5 + 1e-6)
-    return float(inside.all(axis=0).mean())
+    return inside.all(axis=0)
 
 
 def _directions(position: Position) -> NDArray[np.float64]:

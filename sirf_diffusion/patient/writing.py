@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
 import tempfile
 from datetime import timedelta
@@ -84,6 +85,7 @@ def write_dicom(
     like: str | os.PathLike[str] | None = None,
     *,
     units: str = "PROPCNTS",
+    derived: str = "",
 ) -> None:
     """Write an image as a DICOM PET series: a file per plane, 16 bits with a slope of its own, new UIDs.
 
@@ -101,6 +103,8 @@ def write_dicom(
         the frame of reference if the image lies in it. Without it the patient is anonymous.
     units
         What values are, one of ``UNITS``: ``BQML`` if they are in Bq/ml.
+    derived
+        How the image was made of another image; empty for one that was reconstructed from data.
     """
     pydicom = optional("pydicom", "DICOM")
     folder = Path(folder)
@@ -112,6 +116,9 @@ def write_dicom(
     grid = stir_grid(geometry, _position(exam, folder, reference))
     common = _series_tags(pydicom, exam, grid, reference)
     common.Units = units
+    if derived:
+        common.ImageType = ["DERIVED", "PRIMARY"]
+        common.SeriesDescription, common.DerivationDescription = derived[:64], derived[:1024]
     if reference is not None and _lies_in(grid, reference, Path(like)):
         common.FrameOfReferenceUID = reference.get("FrameOfReferenceUID") or common.FrameOfReferenceUID
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -163,8 +170,8 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
             "RadiopharmaceuticalInformationSequence": [tracer], "Modality": "PT",
             "ImageType": ["ORIGINAL", "PRIMARY"], "SeriesType": ["STATIC", "IMAGE"], "SeriesNumber": 1,
             "SeriesDescription": "sirf-diffusion", "NumberOfSlices": num_planes, "CountsSource": "EMISSION",
-            "FrameReferenceTime": 1000 * start, "ActualFrameDuration": round(1000 * duration),
-            "DecayCorrection": "NONE",
+            "FrameReferenceTime": 1000 * (start + _mean_time(duration, nuclide.half_life)),
+            "ActualFrameDuration": round(1000 * duration), "DecayCorrection": "NONE",
             "PatientPosition": next(word for word, position in DICOM_POSITIONS.items() if position == grid.position),
             "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 1,
             "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "Rows": rows, "Columns": columns,
@@ -173,13 +180,19 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
         },
     )  # fmt: skip
     for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
-        times = {"Study": exam.start_time, "Series": begin, "Acquisition": begin}
+        times = {"Study": exam.start_time, "Series": exam.start_time, "Acquisition": begin}
         _set(tags, {f"{of}{name}": time.strftime(form) if time else "" for of, time in times.items()})
     if reference is not None:
         for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
             if name in reference:
                 tags.add(reference[name])
     return tags
+
+
+def _mean_time(duration: float, half_life: float | None) -> float:
+    """When, after its start, a frame's mean activity is that of the moment."""
+    decay = math.log(2) * duration / half_life if half_life else 0.0
+    return duration * (math.log(decay / -math.expm1(-decay)) / decay if decay > 1e-6 else 0.5)
 
 
 def _set(dataset: Any, values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..files.atomic import atomic_path
 from ..files.interfile import write_image
+from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo
 from ..geometry.images import ImageGeometry
 from ..patient.deformable import Quality, head_of, register_deformable
 from ..patient.image import SourceImage
@@ -34,7 +35,7 @@ class Atlas:
     frames: Array
     voxel_size: tuple[float, float, float]
     mr: Array | None = None
-    labels: NDArray[np.uint8] | None = None
+    labels: NDArray[np.uint16] | None = None
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -87,7 +88,7 @@ class Atlas:
     def onto(self, image: SourceImage, geometry: ImageGeometry) -> tuple[Array, Quality]:
         """Frames on a patient's grid, deformed onto an image of the patient and in its units; and how well that went.
 
-        ``image`` is PET of the same tracer, such as an OSEM image of all frames, head first and supine.
+        ``image`` is PET of the same tracer, such as an OSEM image of all frames; ``geometry`` is its grid.
         """
         grid = grid_over(image, self.voxel_size)
         values = np.clip(resample(image, grid), 0, None)
@@ -97,14 +98,19 @@ class Atlas:
         frames *= float((mean * values).sum() / (mean * mean).sum())
         sources = [replace(image, values=frame, affine=grid.affine) for frame in frames]
         # resample has values [i, j, k] of the affine's columns, which are the grid's z, y and x
-        return np.stack([resample(source, stir_grid(geometry)) for source in sources]), found.quality
+        own = stir_grid(geometry, image.position or HEAD_FIRST_SUPINE)
+        return np.stack([resample(source, own) for source in sources]), found.quality
 
     def write_images(
-        self, folder: str | os.PathLike[str], frames: Array | None = None, geometry: ImageGeometry | None = None
+        self,
+        folder: str | os.PathLike[str],
+        frames: Array | None = None,
+        geometry: ImageGeometry | None = None,
+        exam: ExamInfo | None = None,
     ) -> list[Path]:
         """Mean and frames as Interfile (``mean.hv``, ``frame-00.hv`` ...), and ``curves.csv``; returns the paths.
 
-        ``frames`` and their ``geometry``: those of `onto` instead.
+        ``frames`` and their ``geometry``: those of `onto` instead; ``exam`` says how that patient lay.
         """
         folder, written = Path(folder), []
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +118,7 @@ class Atlas:
         named = {"mean": frames.mean(0)} | {f"frame-{k:02d}": f for k, f in enumerate(frames)}
         for name, image in named.items():
             written.append(folder / f"{name}.hv")
-            write_image(written[-1], torch.from_numpy(np.ascontiguousarray(image)), geometry)
+            write_image(written[-1], torch.from_numpy(np.ascontiguousarray(image)), geometry, exam=exam)
         with atomic_path(folder / "curves.csv") as temporary:
             rows = [",".join(["label", *(f"frame {k}" for k in range(len(self.frames)))])]
             rows += [",".join([str(label), *(f"{v:.6g}" for v in curve)]) for label, curve in self.curves.items()]

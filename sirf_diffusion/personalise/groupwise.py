@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..patient.deformable import Demons, demons, head_of, image_of, linear_part, normalised, one_thread, unit
-from ..patient.image import UnusableImage, simpleitk
-from ..patient.readers import read_frames, read_source
+from ..patient.image import SourceImage, UnusableImage, simpleitk
+from ..patient.readers import read_frames, read_labels, read_source
 from ..patient.resampling import grid_over, resample
 from ..patient.velocity import Field, as_transform, exponential, logarithm
 from .atlas import Atlas
@@ -28,6 +28,7 @@ Array = NDArray[np.float32]
 ROUNDS = 3
 _DEMONS = Demons(coarse=60, half=40, displacement=1.5, update=0.0)
 _SMOOTHED_MM = 3.0
+_LARGEST_LABEL = 65535
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Subject:
 
     frames: Array
     mr: Array | None = None
-    labels: NDArray[np.uint8] | None = None
+    labels: NDArray[np.uint16] | None = None
     motions: list[Any] = field(default_factory=list)
     affine: Any = None
     velocity: Field | None = None
@@ -187,14 +188,14 @@ def _mean_mr(subjects: Sequence[Subject], like: Any) -> Array | None:
     return np.mean(known, axis=0).astype(np.float32) if known else None
 
 
-def _vote(subjects: Sequence[Subject], like: Any) -> NDArray[np.uint8] | None:
+def _vote(subjects: Sequence[Subject], like: Any) -> NDArray[np.uint16] | None:
     """Each voxel's most frequent label."""
-    known = [s.carried(s.labels, like, labels=True).astype(np.uint8) for s in subjects if s.labels is not None]
+    known = [s.carried(s.labels, like, labels=True).astype(np.uint16) for s in subjects if s.labels is not None]
     if not known:
         return None
     kinds = np.unique(known)
     votes = np.stack([np.sum([labels == kind for labels in known], axis=0) for kind in kinds])
-    return kinds[votes.argmax(0)].astype(np.uint8)
+    return kinds[votes.argmax(0)]
 
 
 def _smooth(values: Array, spacing: Sequence[float]) -> Array:
@@ -227,9 +228,16 @@ def read_subjects(
         grid = grid_over(frames[0], tuple(voxel_size))
         stack = np.stack([np.clip(resample(frame, grid), 0, None) for frame in frames])
         mr = resample(_usable(mrs[number], read_source), grid) if mrs else None
-        kinds = resample(_usable(labels[number], read_source), grid, labels=True).astype(np.uint8) if labels else None
+        kinds = resample(_labels(labels[number]), grid, labels=True).astype(np.uint16) if labels else None
         subjects.append(Subject(stack, mr, kinds))
     return subjects
+
+
+def _labels(path: Path) -> SourceImage:
+    image = read_labels(path)
+    if image.values.max() > _LARGEST_LABEL:
+        raise ValueError(f"the label image {path} has labels above {_LARGEST_LABEL}: number its regions from 1")
+    return image
 
 
 def _usable(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -17,7 +17,15 @@ _COLUMNS = {
     "jacobian": "least Jacobian", "information_affine": "MI, affine", "information": "MI",
     "inverse_mm": "inverse [mm]", "overlap": "overlap", "similarity": "similarity",
 }  # fmt: skip
+_ADVICE = "give another folder"
 _STYLE = "body{font-family:sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .8em}img{max-width:100%}"
+
+
+def check_report(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds something else than a report, before hours of work for it."""
+    folder = Path(path)
+    if not (folder / "report.json").exists():
+        OutputFolder(folder, {}, record_name="report.json", advice=_ADVICE).check()
 
 
 def write_report(made: Personalised, population: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -25,8 +33,7 @@ def write_report(made: Personalised, population: str, path: str | os.PathLike[st
     curves = denoising_curves(made.work, {population: population, "personalised": made.model})
     model = ScoreModel.load(made.model)
     settings = {"model": model.hash}
-    advice = "give another folder"
-    folder = OutputFolder(path, settings, record_name="report.json", overwrite=overwrite, advice=advice)
+    folder = OutputFolder(path, settings, record_name="report.json", overwrite=overwrite, advice=_ADVICE)
     numbers = {
         "members": [{"number": m.number, "reason": m.reason, **m.quality} for m in made.members], "denoising": curves,
     }  # fmt: skip

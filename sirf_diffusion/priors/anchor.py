@@ -54,15 +54,17 @@ class AnchorPenalty(Penalty):
             )
         return self._anchor
 
-    def set_anchor(self, anchor: Tensor | None) -> None:
-        """The image to stay close to; may change at any time."""
+    def set_anchor(self, anchor: Tensor | None, grid: ImageGeometry | None = None) -> None:
+        """The image to stay close to, and where it lies if that is to be compared; may change at any time."""
+        self._place("the anchor image", grid)
         self._anchor = None if anchor is None else on_grid("the anchor image", anchor, self.geometry, batch=True)
 
-    def set_weight(self, weight: Tensor | None) -> None:
-        """Non-negative weight, None for 1; may change at any time."""
+    def set_weight(self, weight: Tensor | None, grid: ImageGeometry | None = None) -> None:
+        """Non-negative weight, None for 1, and where it lies if that is to be compared; may change at any time."""
+        self._place("the weight", grid)
         weight = torch.ones(()) if weight is None else weight
-        grid = self.geometry if weight.dim() else None
-        self.weight = on_grid("the weight", weight, grid, negative=False, batch=True)
+        geometry = self.geometry if weight.dim() else None
+        self.weight = on_grid("the weight", weight, geometry, negative=False, batch=True)
 
     def value(self, x: Tensor) -> Tensor:
         squares = (self._strength(x) * (x - self.anchor) ** 2).sum((-3, -2, -1), dtype=torch.float64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +59,7 @@ class Penalty(ABC):
     geometry: ImageGeometry | None = None
     noise: Tensor | None = None
     _kappa: Tensor | None = None
+    _grids: Mapping[str, ImageGeometry] = MappingProxyType({})
 
     def __init__(self, penalisation_factor: float) -> None:
         self.penalisation_factor = penalisation_factor
@@ -78,15 +81,20 @@ class Penalty(ABC):
         if geometry == self.geometry:
             return
         self.geometry = None
+        self._check_places(geometry)
         if self._kappa is not None:
             on_grid("kappa", self._kappa, geometry)
         self._prepare(geometry)
         self.geometry = geometry
 
-    def set_kappa(self, kappa: Tensor | None) -> None:
-        """Non-negative image ``[z, y, x]`` that scales the penalty locally; None for none. May change at any time."""
+    def set_kappa(self, kappa: Tensor | None, grid: ImageGeometry | None = None) -> None:
+        """Non-negative image ``[z, y, x]`` that scales the penalty locally; None for none. May change at any time.
+
+        With its ``grid`` it is refused if it lies elsewhere than the images, and not only if its shape is another.
+        """
         if kappa is not None and not self.has_kappa:
             raise ValueError(f"{type(self).__name__} takes no kappa")
+        self._place("kappa", grid)
         self._kappa = None if kappa is None else on_grid("kappa", kappa, self.geometry, negative=False).clone()
 
     @abstractmethod
@@ -137,6 +145,16 @@ class Penalty(ABC):
 
     def _prepare(self, geometry: ImageGeometry) -> None:  # noqa: B027 - most have nothing to prepare
         """Make what depends on the grid and the settings."""
+
+    def _place(self, name: str, grid: ImageGeometry | None) -> None:
+        """Keep where an image lies, None if nobody said, for `set_up` to compare; compare it now if that has been."""
+        self._grids = {**self._grids, name: grid} if grid else {k: v for k, v in self._grids.items() if k != name}
+        self._check_places(self.geometry)
+
+    def _check_places(self, geometry: ImageGeometry | None) -> None:
+        for name, grid in self._grids.items():
+            if geometry is not None and not grid.is_near(geometry):
+                raise ValueError(f"{name} lies on another grid, {grid}: expected {geometry}; resample it")
 
     def _renew(self) -> None:
         """To be called when a setting has changed: prepare again if the grid is known."""

@@ -88,8 +88,12 @@ class BowsherPenalty(QuadraticPenalty):
 
     def set_num_neighbours(self, value: int | None) -> None:
         """Neighbours that each voxel keeps, None for the default; may change at any time."""
-        self._num_neighbours = value
-        self._renew()
+        before, self._num_neighbours = self._num_neighbours, value
+        try:
+            self._renew()
+        except ValueError:
+            self._num_neighbours = before
+            raise
 
     def set_anatomical(self, anatomical: Tensor | AnatomicalImage | None) -> None:
         """Choose the neighbours in another anatomical image; may change at any time."""

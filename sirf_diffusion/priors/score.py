@@ -28,7 +28,7 @@ PENALISATION_FACTOR = 0.4
 MEMORY = True
 # With memory: which share of a change of the noise is kept at once, and how strongly that change pulls. The image in
 # the end does not depend on them; One Step Late exploded where their sum times factor over squared level was 6.7.
-MEMORY_RATE, MEMORY_PULL = 0.1, 0.8
+MEMORY_RATE, MEMORY_PULL = 0.5, 1.2
 #: Factor over squared noise level up to which One Step Late was stable on slices of a head.
 ONE_STEP_LATE_LIMIT = 3.0
 
@@ -36,6 +36,8 @@ ONE_STEP_LATE_LIMIT = 3.0
 PATH_POINTS = 8
 # An image whose values differ by less, relative to the largest, tells no intensity scale.
 _UNIFORM = 1e-3
+# Scales further apart than this factor are of other data, or another unit: early and late images differ by less.
+_OTHER_DATA = 1.5
 
 
 class ScorePenalty(Penalty):
@@ -52,8 +54,8 @@ class ScorePenalty(Penalty):
     With ``memory`` the denoiser is shown the image plus noise ``n``, zero at first:
 
     .. math::
-        r = x - c\, D((x + n) / c, \sigma), \qquad n \leftarrow n + 0.1\, r, \qquad
-        \beta \nabla R(x) = \beta\, \kappa^2\, \frac{n + 0.8\, r}{(c \sigma)^2}
+        r = x - c\, D((x + n) / c, \sigma), \qquad n \leftarrow n + 0.5\, r, \qquad
+        \beta \nabla R(x) = \beta\, \kappa^2\, \frac{n + 1.2\, r}{(c \sigma)^2}
 
     until :math:`r = 0`: then :math:`x = c\,D((x + n) / c)` maximises :math:`L - \beta R` for the penalty whose proximal
     map ``D`` is, as in plug-and-play ADMM with its dual image ``n`` (Venkatakrishnan et al. 2013,
@@ -64,8 +66,9 @@ class ScorePenalty(Penalty):
 
     A model that is not bound to a grid is bound by `set_up`, and its intensity scale ``c`` found from the objective
     given there, as a sampler does. The algorithms of STIR and SIRF give none: then it is estimated from the first image
-    that has structure, kept and logged. A uniform image, with which they like to start, tells nothing: there the
-    penalty is zero, with one warning. For reproducible strengths give the scale, or start from an OSEM image.
+    that has structure, and kept, until the first image after another `set_up` has one more than 1.5 times as large or
+    small. A uniform image, with which they like to start, tells nothing: there the penalty is zero, with one warning.
+    For reproducible strengths give the scale, or start from an OSEM image.
 
     A network is not exactly the gradient of anything, so ``value`` is the path integral
     :math:`\int_0^1 \langle \beta \nabla R(a x), x \rangle\, da` (8 network calls) with the present ``n``, which agrees
@@ -140,7 +143,7 @@ class ScorePenalty(Penalty):
             self._scale = check_real("intensity_scale", intensity_scale, open_below=True)
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
-        self._warned = False
+        self._warned, self._compared = False, True
         self.memory = check_flag("memory", memory)
         self.set_kappa(kappa)
 
@@ -158,12 +161,12 @@ class ScorePenalty(Penalty):
 
     @property
     def intensity_scale(self) -> float | None:
-        """``c`` in image units; None as long as it is not known."""
-        return self._scale
+        """``c`` in image units, as given or estimated; None as long as it is not known."""
+        return self._scale if self._bound is None else self._bound.intensity_scale
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = {"noise_level": self.noise_level, "intensity_scale": self._scale, "planes": self.planes}
+        own = {"noise_level": self.noise_level, "intensity_scale": self.intensity_scale, "planes": self.planes}
         own |= {"memory": self.memory, "anatomical": self._anatomical is not None, "guidance": self._guidance}
         return {**super().settings, **own, "model": getattr(self.model, "hash", None)}
 
@@ -173,10 +176,11 @@ class ScorePenalty(Penalty):
         return getattr(self._bound or self.model, "counter", None)
 
     def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
-        if geometry != self.geometry and hasattr(self.model, "for_data"):
+        if hasattr(self.model, "for_data") and (geometry != self.geometry or (self._estimates and objective)):
             check_anatomical(self._anatomical, geometry)
             self._bound = None
         self.forget()
+        self._compared = False
         super().set_up(geometry)
         if self._bound is None and (self._scale is not None or objective is not None):
             self._bind(geometry if objective is None else objective)
@@ -199,10 +203,10 @@ class ScorePenalty(Penalty):
         return one_step_late_risk(self.penalisation_factor, self.noise_level)
 
     def find_scale(self, x: Tensor) -> bool:
-        """Take the intensity scale from an image; False, with one warning, if the image is uniform."""
-        image = x.detach().reshape(-1, *x.shape[-3:]).mean(0).clamp_min(0)
-        positive = image[image > 0]
-        if positive.numel() and float(positive.max() - positive.min()) > _UNIFORM * float(positive.max()):
+        """Take the intensity scale from an image, unless it was given; False, with one warning, if that is uniform."""
+        if not self._estimates:
+            return True
+        if (image := _with_structure(x)) is not None:
             self._bind(self.geometry, image)
             return True
         if not self._warned:
@@ -280,7 +284,28 @@ class ScorePenalty(Penalty):
             if self._scale is None:
                 return self.find_scale(x)
             self._bind(self.geometry)
+        elif self._estimates and not self._compared and (image := _with_structure(x)) is not None:
+            self._compare(image)
         return True
+
+    @property
+    def _estimates(self) -> bool:
+        """Whether the scale is not the user's, but of each data set."""
+        return self._scale is None and hasattr(self.model, "for_data")
+
+    def _compare(self, image: Tensor) -> None:
+        """Find the scale anew if the first image of a run shows that it is of other data."""
+        from ..models.intensity import intensity_scale
+
+        self._compared, before = True, self.intensity_scale
+        found = intensity_scale(image, self.geometry)
+        if not 1 / _OTHER_DATA < found / before < _OTHER_DATA:
+            logger.warning(
+                "the score prior's intensity scale, %.3g, is of other data: taken from this image instead, %.3g. Call "
+                "set_up with an image of the data, or give intensity_scale", before, found,
+            )  # fmt: skip
+            self.forget()
+            self._bind(self.geometry, image)
 
     def _bind(self, data: Any, early_image: Tensor | None = None) -> None:
         """Bind the model to an objective, or to the grid alone with an image or a scale that is known."""
@@ -288,7 +313,15 @@ class ScorePenalty(Penalty):
         if self._guidance is not None:
             options |= {"anatomical": self._anatomical, "guidance": self._guidance}
         self._bound = self.model.for_data(data, early_image, **options)
-        self._scale = self._bound.intensity_scale
+        self._compared = True
+
+
+def _with_structure(x: Tensor) -> Tensor | None:
+    """An image, or the mean of several, without negative values; None if it is uniform."""
+    image = x.detach().reshape(-1, *x.shape[-3:]).mean(0).clamp_min(0)
+    positive = image[image > 0]
+    structured = positive.numel() and float(positive.max() - positive.min()) > _UNIFORM * float(positive.max())
+    return image if structured else None
 
 
 def one_step_late_risk(factor: float, noise_level: float) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..environment import software_versions
 from ..files.documents import digest
-from ..files.frames import split_frame
 from ..files.outputs import OutputFolder
 from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_finite
@@ -52,7 +51,7 @@ class Enhancement:
     def contents(self) -> dict[str, str]:
         """SHA-256 of the files that it depends on."""
         paths = {"image": self.image, "ct": self.ct}
-        return {name: digest(split_frame(path)[0]) for name, path in paths.items() if path is not None}
+        return {name: digest(path) for name, path in paths.items() if path is not None}
 
     def run(self, folder: OutputFolder, *, restart: bool = False, progress: Any = lambda: None) -> dict[str, Any]:
         """Enhance into a folder that is held; returns the record. A stopped run goes on after its last sample.
@@ -119,7 +118,7 @@ class Enhancement:
             if image_format != "same":
                 original.convert(staging / f"{name}.nii.gz", image)
         if self.like is not None:
-            original.convert(staging / "dicom", result.image, self.like)
+            original.convert(staging / "dicom", result.image, self.like, f"sirf-diffusion: {title}")
         if result.samples is not None:
             write_samples(staging / "samples.h5", result.samples, original.geometry, seed=self.seed, unit="image units")
         (staging / "references.bib").write_text(bibtex(REFERENCES), encoding="utf-8")

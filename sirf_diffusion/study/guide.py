@@ -149,9 +149,9 @@ def load_model_for(
     """
     if not method.uses_model:
         if model is not None:
-            logger.info("%s uses no score model; the one given is left aside", method.method)
+            logger.warning("%s uses no score model; the one given is left aside", method.method)
         if precision != "auto":
-            logger.info("%s uses no network; the precision %s has no effect", method.method, precision)
+            logger.warning("%s uses no network; the precision %s has no effect", method.method, precision)
         return None
     from ..models import ScoreModel
     from ..models.storage import DEFAULT_MODEL

@@ -19,6 +19,7 @@ from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count, check_real, check_seed
 from ..models.intervals import IntervalTable
+from ..patient.readers import read_labels
 from ..reconstructors.base import Reconstructor
 from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
@@ -33,7 +34,7 @@ from .intervals import interval_record
 from .par_data import ParData
 from .report import Trace
 from .result import Reconstruction
-from .vois import place_vois, read_vois
+from .vois import place_vois
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,13 @@ class Study:
     prior
         Of ``map-rdp``: the penalty instead of the relative difference prior that its settings describe.
     members
-        Make only these of the samples ``0`` to ``num_samples - 1``; `.shares.merge` puts such results
-        together.
+        Make only these of the samples ``0`` to ``num_samples - 1``; `.shares.merge` puts such results together.
     projector
         Of data of SIRF and STIR: ``"toolkit"`` (default) or ``"embedded"``, see `sirf_diffusion.as_objective`.
     engine, keep_prior, attenuation_in_factors
         For a parameter file, see `sirf_diffusion.study.par_data.ParData`.
     vois
-        A label image, see `sirf_diffusion.study.vois.read_vois`: the mean of each VOI is written with the result.
+        A label image (`~sirf_diffusion.patient.readers.read_labels`): the mean of each VOI is written with the result.
     callbacks
         Called with a ``StepRecord`` after each step; ``StopIteration`` ends the run.
     checkpoint, checkpoint_every
@@ -149,7 +149,7 @@ class Study:
         self._device = select_device(self.device)
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
-        self._vois = None if self.vois is None else read_vois(self.vois)
+        self._vois = None if self.vois is None else read_labels(self.vois)
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from ..geometry.exam import ExamInfo, position_of
 from ..geometry.images import ImageGeometry
 from ..models.intervals import NOMINAL
 from ..patient.anatomical import AnatomicalImage
-from ..patient.image import SourceImage, UnusableImage, optional
-from ..patient.readers import read_source
-from ..patient.resampling import resample
+from ..patient.image import SourceImage, optional
+from ..patient.resampling import PatientGrid, are_inside, resample
 from ..reconstructors.diffusion.chain import posterior_sd
 from .intervals import NORMAL
 
+logger = logging.getLogger(__name__)
+
+#: A VOI of which a smaller share lies inside the image is said to be cut.
+_WHOLE = 0.99
 #: Columns of a table, with their formats as text.
 COLUMNS = {
     "voi": "d", "voxels": "d", "volume_ml": ".4g", "mean": ".5g", "sd": ".3g", "low": ".5g", "high": ".5g",
@@ -30,27 +33,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def read_vois(path: str | os.PathLike[str]) -> SourceImage:
-    """A label image (Interfile, NIfTI, DICOM, ECAT7): whole numbers, 0 for what is in no VOI.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or its values are no labels.
-    """
-    try:
-        image = read_source(Path(path))
-    except UnusableImage as error:
-        raise ValueError(f"the label image {path} cannot be used: {error}") from error
-    if image.values.min() < 0 or not np.array_equal(image.values, np.round(image.values)):
-        raise ValueError(
-            f"the label image {path} must hold whole numbers from 0, one for each VOI: it is no label image"
-        )
-    return image
-
-
 def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | None = None) -> Tensor:
     """Labels ``[z, y, x]`` on the grid of a reconstruction, of the nearest voxel; ``exam`` says how the patient lay.
+
+    VOIs that lie partly outside are counted as far as they lie inside, with a warning.
 
     Raises
     ------
@@ -59,11 +45,24 @@ def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | No
     """
     grid = AnatomicalImage(labels, data_position=position_of(exam)).grid(geometry)
     placed = resample(labels, grid, labels=True).astype(np.int64)
+    _warn_of_cut(labels, grid)
     if lost := sorted({*np.unique(labels.values).astype(int).tolist()} - {*placed.ravel().tolist(), 0}):
         raise ValueError(
             f"VOIs {', '.join(map(str, lost))} have no voxel on the reconstruction's grid {geometry.shape}"
         )
     return torch.from_numpy(placed)
+
+
+def _warn_of_cut(labels: SourceImage, grid: PatientGrid) -> None:
+    voxels = np.nonzero(labels.values)
+    points = labels.affine[:3, :3] @ np.asarray(voxels) + labels.affine[:3, 3:]
+    kinds, place = np.unique(labels.values[voxels].astype(int), return_inverse=True)
+    shares = np.bincount(place, are_inside(points, grid.affine, grid.shape)) / np.bincount(place)
+    if cut := [f"{kind} ({share:.0%})" for kind, share in zip(kinds, shares, strict=True) if share < _WHOLE]:
+        logger.warning(
+            "VOIs lie partly outside the reconstruction's grid and are counted as far as they lie inside: %s",
+            ", ".join(cut),
+        )
 
 
 def voi_table(

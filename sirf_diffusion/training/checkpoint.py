@@ -59,6 +59,11 @@ def forget_checkpoints(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, whole or not."""
+    return any((folder / name).exists() for name in (NAME, PREVIOUS))
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and metadata of the newest checkpoint that is whole; None if there is none at all.
 

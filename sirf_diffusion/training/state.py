@@ -46,8 +46,9 @@ class TrainingState:
         self.network = (network or build_network(recipe.architecture, seed=recipe.seed)).to(device)
         if start is not None:
             self.network.load_state_dict(start.weights)
-        if recipe.rank and start is None:
-            raise ValueError("rank (low-rank fine-tuning) needs a model to start from: give --init")
+        if start is None and (recipe.rank or recipe.grow):
+            name = "rank (low-rank fine-tuning)" if recipe.rank else "grow"
+            raise ValueError(f"{name} needs a model to start from: give --init")
         free = attach_low_rank(self.network, recipe.rank, recipe.seed) if recipe.rank else self.network.parameters()
         self.network = self.network.to(memory_format=memory_format(recipe.architecture))  # type: ignore[call-overload]
         self.average = AveragedModel(self.network, multi_avg_fn=self._blend).eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
 from ..models.h_transform import NUM_INPUTS
 from ..models.storage import list_models
-from .checkpoint import forget_checkpoints
+from .checkpoint import forget_checkpoints, has_checkpoint
 from .data.phantom_data import PhantomOptions, build_phantoms
 from .data.slice_stream import SliceStream
 from .data.volume_file import VolumeFile
@@ -61,7 +61,7 @@ def train(
         Stop after this step in all (of all stages), leaving a checkpoint to resume from; the model file is written as
         it stands, but for a first stage.
     resume
-        Continue from the checkpoint in ``work_dir`` if there is one.
+        Continue from the checkpoint in ``work_dir`` if there is one; without, begin anew, and replace ``out``.
     threads, device, options
         CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
     supervision
@@ -153,6 +153,11 @@ def _run(loop: TrainingLoop, out: Path, last: int, resume: bool) -> None:
     state, work, peers = loop.state, loop.work, loop.peers
     _check_space(work, state)
     if resume:
+        if not has_checkpoint(work) and out.exists():
+            raise ValueError(
+                f"{out} exists, and {work} holds no checkpoint of its training: give another name, or --restart to "
+                "replace it"
+            )
         state.load(work)
     elif peers.first:
         forget_checkpoints(work)

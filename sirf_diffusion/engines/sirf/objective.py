@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -181,9 +182,13 @@ class SirfObjective(ToolkitObjective):
 
     @cached_property
     def _exam(self) -> ExamInfo:
-        if self._data is None:
-            return exam_info_of_written(self._template.write)
-        return exam_info_of_written(self._data.prompts.write, "data.hs")  # SIRF's images made of data do not have it
+        if self._data is not None:
+            from sirf.STIR import error
+
+            with suppress(error):  # a subset of data cannot be written
+                # SIRF's images made of data do not have it.
+                return exam_info_of_written(self._data.prompts.write, "data.hs")
+        return exam_info_of_written(self._template.write)
 
     def _toolkit_data(self) -> Any:
         from .stand_in import toolkit_data

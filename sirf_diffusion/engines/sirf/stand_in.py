@@ -32,8 +32,15 @@ def toolkit_data(obj: Any, prompts: Any, model: Any, to_image: Callable[[Tensor]
     if model.at is not None:
         additive = to_tensor(model.at) if factors is None else factors * to_tensor(model.at)
         background = additive if background is None else background + additive
+
+    def write(name: str) -> None:
+        try:
+            prompts.write(name)
+        except pet.error as problem:  # of AcquisitionData.get_subset, for example
+            raise refusal("SIRF cannot write these data, whose geometry is read from their file") from problem
+
     return ToolkitData(
-        prompts.write,
+        write,
         f"matrix type := Ray Tracing\n{model.get_matrix().get_info()}",
         to_tensor(prompts),
         factors,

@@ -43,10 +43,8 @@ class PythonPrior(SirfImages, PythonObject, pet.Prior):
         super().__init__()
         self._take(obj)
         self.name = type(self).__name__
-        # Read before STIR, which multiplies by a factor of its own, takes the object over and sets this one to 1.
-        factor = obj.penalisation_factor if isinstance(obj, Penalty) else 1.0
         self.handle = prior_handle(obj)
-        self.set_penalisation_factor(factor)
+        self.set_penalisation_factor(obj.penalisation_factor if isinstance(obj, Penalty) else 1.0)
 
     @property
     def penalty(self) -> Penalty:

@@ -107,8 +107,10 @@ class DataContainer:
         """A container on the same grid, filled with ``value``."""
         return self.with_values(torch.full(self.geometry.shape, float(value)))
 
-    def allocate(self: Self, value: float | None = 0) -> Self:
+    def allocate(self: Self, value: float | None = 0, **more: Any) -> Self:
         """Same as :meth:`get_uniform_copy`, for CIL."""
+        if more or isinstance(value, str):
+            raise error(f"allocate({value!r}): this engine allocates one number; fill() the copy with an array")
         return self.get_uniform_copy(value or 0)
 
     def fill(self: Self, value: Any) -> Self:

@@ -42,8 +42,8 @@ class AcquisitionSensitivityModel:
                 f"wrong source {type(src).__name__} for AcquisitionSensitivityModel: give AcquisitionData, an "
                 "attenuation image with an acquisition model, or two sensitivity models (manufacturer files need SIRF)"
             )
-        # SIRF keeps the inverse of the efficiencies: what becomes of them later does not matter.
-        self._src, self._other = src.clone() if isinstance(src, AcquisitionData) else src, other_src
+        # SIRF keeps what it computes of them: what becomes of the efficiencies or the image later does not matter.
+        self._src, self._other = src if chained else src.clone(), other_src
         self._factors: Tensor | None = None
 
     def set_up(self, ad: AcquisitionData) -> None:

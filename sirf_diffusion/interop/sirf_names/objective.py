@@ -159,6 +159,8 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         return image.with_values(acquisition_ratio(self.log_likelihood, image.tensor, self._subset(subset)), out)
 
     def _subset(self, subset: int) -> int | None:
+        if not 0 <= subset < self._num_subsets:
+            raise error(f"subset {subset} is none of 0 to {self._num_subsets - 1}")
         return subset if self._num_subsets > 1 else None
 
 

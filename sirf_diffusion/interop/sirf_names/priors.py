@@ -43,7 +43,7 @@ class Prior:
 
     def set_kappa(self, image: ImageData) -> None:
         """Image that scales the penalty locally, it or its values changed at any time."""
-        self._penalty.set_kappa(image.tensor)
+        self._penalty.set_kappa(image.tensor, image.geometry)
         self._kappa = image
 
     def get_kappa(self) -> ImageData | None:
@@ -58,7 +58,7 @@ class Prior:
         if self._penalty.geometry is None:
             raise error(f"{type(self).__name__}.set_up() call missing")
         if self._kappa is not None:
-            self._penalty.set_kappa(self._kappa.tensor)
+            self._penalty.set_kappa(self._kappa.tensor, self._kappa.geometry)
         return self._penalty
 
     def get_value(self, image: ImageData) -> float:

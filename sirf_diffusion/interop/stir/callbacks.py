@@ -42,7 +42,7 @@ def make_prior(name: str, options: Mapping[str, str], context: Mapping[str, str]
     """The object behind ``prior type := name``; ``context`` are all keys of the surrounding file."""
     values = block_of("prior", name).values(options)
     if name == "Diffusion Score":
-        return __getattr__("ScorePriorCallback")(values)
+        return __getattr__("ScorePriorCallback")(values, context)
     obj = make("prior type := Python", values["module"], values["class"], values["arguments"])
     priors = sys.modules.get("sirf_diffusion.priors")  # not loaded: then it cannot be one of those
     if priors is not None and isinstance(obj, priors.Penalty):

@@ -151,7 +151,11 @@ def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings)
 
 def _check_factor(own: OwnBlock, block: ParBlock, factor: float, findings: Findings) -> None:
     key = block.key(PENALISATION_FACTOR)
-    if factor == 0 and key is None:
+    if own.name == "Quadratic Anchor" and block.key("anchor filename") is None:
+        if key is not None:  # the sampler moves this anchor
+            text = f"'{PENALISATION_FACTOR}' has no effect: the sampler's 'anchor strength' is this anchor's"
+            findings.warning(key.line, text)
+    elif factor == 0 and key is None:
         text = f"no '{PENALISATION_FACTOR}': its default is 0, with which the prior is never called"
         findings.error(block.line, text)
     elif factor == 0:

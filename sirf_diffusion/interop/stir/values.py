@@ -56,10 +56,6 @@ def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:
     if not Path(filename).is_file():
         raise FileNotFoundError(f"{key} := {filename}: no such file")
     x, grid = read_image(filename)
-    sizes = zip(grid.voxel_size, geometry.voxel_size, strict=True)
-    if grid.shape != geometry.shape or any(abs(a - b) > 1e-3 * b for a, b in sizes):
-        raise ValueError(
-            f"{key} := {filename}: {grid.shape} voxels of {grid.voxel_size} mm, expected those of the estimate, "
-            f"{geometry.shape} of {geometry.voxel_size} mm"
-        )
+    if not grid.is_near(geometry):
+        raise ValueError(f"{key} := {filename} lies on another grid, {grid}: expected the estimate's, {geometry}")
     return torch.as_tensor(x, dtype=torch.float32)

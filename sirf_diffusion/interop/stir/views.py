@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from ...geometry.images import ImageGeometry
 from ...priors import Penalty
-
-logger = logging.getLogger("stir_priors")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -30,30 +29,38 @@ def as_tensor(array: np.ndarray) -> Tensor:
 class TensorPrior:
     """A `sirf_diffusion.priors.Penalty` as an object that STIR calls: arrays in, ``out`` filled.
 
-    STIR multiplies by its own penalisation factor, so that the prior's is set to 1, which is logged if it was another.
+    STIR multiplies by its own penalisation factor, so that the prior is asked as if its own was 1.
     """
 
     curvature_depends_on_image = True
 
     def __init__(self, prior: Penalty) -> None:
         self.prior = prior
-        if prior.penalisation_factor != 1:
-            logger.info(
-                "%s: penalisation factor %g replaced by that of STIR", type(prior).__name__, prior.penalisation_factor
-            )
-            prior.penalisation_factor = 1.0
 
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
 
     def value(self, x: np.ndarray) -> float:
-        return float(self.prior.value(as_tensor(x)))
+        with self._without_factor() as prior:
+            return float(prior.value(as_tensor(x)))
 
     def gradient(self, x: np.ndarray, out: np.ndarray) -> None:
-        as_tensor(out).copy_(self.prior.gradient(as_tensor(x)))
+        with self._without_factor() as prior:
+            as_tensor(out).copy_(prior.gradient(as_tensor(x)))
 
     def curvature(self, x: np.ndarray, out: np.ndarray) -> None:
-        as_tensor(out).copy_(self.prior.curvature(as_tensor(x)))
+        with self._without_factor() as prior:
+            as_tensor(out).copy_(prior.curvature(as_tensor(x)))
 
     def hessian_times(self, x: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-        as_tensor(out).copy_(self.prior.hessian_times(as_tensor(x), as_tensor(v)))
+        with self._without_factor() as prior:
+            as_tensor(out).copy_(prior.hessian_times(as_tensor(x), as_tensor(v)))
+
+    @contextmanager
+    def _without_factor(self) -> Iterator[Penalty]:
+        factor = self.prior.penalisation_factor
+        self.prior.penalisation_factor = 1.0
+        try:
+            yield self.prior
+        finally:
+            self.prior.penalisation_factor = factor

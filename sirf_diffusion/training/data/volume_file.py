@@ -120,7 +120,7 @@ class VolumeFile:
         return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
     def volume(self, index: int, name: str = "emission") -> Tensor:
-        """One array ``[z, y, x]`` as it is stored: float16, or uint8 for masks and labels. Not to be written to.
+        """One array ``[z, y, x]`` as it is stored: float16, masks and labels uint8 or uint16. Not to be written to.
 
         Raises
         ------
@@ -264,8 +264,8 @@ def _info(name: str, group: Any) -> VolumeInfo:
         if array not in DTYPES:
             raise _WrongContent(f"has {array[:40]!r} in {where}; expected {', '.join(DTYPES)}")
         dataset = _check_dataset(group, array, 3)
-        if dataset.dtype != DTYPES[array] or dataset.shape != shape:
-            found, expected = f"{dataset.dtype} {dataset.shape}", np.dtype(DTYPES[array])
+        if dataset.dtype not in DTYPES[array] or dataset.shape != shape:
+            found, expected = f"{dataset.dtype} {dataset.shape}", np.dtype(DTYPES[array][0])
             raise _WrongContent(f"has {array} of {found} in {where}; expected {expected} of one shape: build it anew")
     occupancy = tuple(group.attrs[f"occupancy_{letter}"] for letter in "zyx")
     for share, size in zip(occupancy, shape, strict=True):

@@ -8,7 +8,7 @@ Layout, schema version 1::
         mask       uint8    emission, smoothed by 8 mm, above 0.1
         anatomy    float16  optional: MR, or CT as density, divided by its own scale (attribute ``modality``)
         mu         float16  optional: attenuation in 1/cm
-        labels     uint8    optional: tissues (attribute ``names``)
+        labels     uint8    optional (uint16 if there are more than 255): tissues (attribute ``names``)
         lesions    uint8    optional: 1 hot and 3 cold in the MR, 2 hot and 4 cold not in the MR
     /rejected               number, source, reason: inputs that were left out
 
@@ -41,7 +41,10 @@ MASK_THRESHOLD = 0.1
 #: Smallest ratio of the hottest voxel to the mean that no tracer explains; float16 ends at 65504.
 _IMPLAUSIBLE_PEAK = 20_000.0
 #: Arrays of a volume and their types.
-DTYPES = {"emission": "f2", "anatomy": "f2", "mu": "f2", "mask": "u1", "labels": "u1", "lesions": "u1"}
+#: Types that each array may have: of labels the smaller one that holds them.
+DTYPES = {
+    "emission": ("f2",), "anatomy": ("f2",), "mu": ("f2",), "mask": ("u1",), "labels": ("u1", "u2"), "lesions": ("u1",),
+}  # fmt: skip
 
 
 @dataclass
@@ -110,10 +113,11 @@ class Volume:
 def write_group(group: Any, volume: Volume) -> None:
     """Write a volume into an empty HDF5 group."""
     digests = {"emission": "", "anatomy": ""}
-    for name, dtype in DTYPES.items():
+    for name, kinds in DTYPES.items():
         if name not in volume.arrays:
             continue
-        values = np.ascontiguousarray(volume.arrays[name], dtype=dtype)
+        kind = kinds[-1] if volume.arrays[name].max() > 255 else kinds[0]
+        values = np.ascontiguousarray(volume.arrays[name], dtype=kind)
         if name in digests:
             digests[name] = hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
         planes = int(np.clip(2**20 // max(values[0].nbytes, 1), 1, len(values)))
