@@ -32,8 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case
-from benchmarks.bench.problem import Problem
-from benchmarks.score_prior import SECOND, scan_of
+from benchmarks.score_prior import SECOND, acquisition_of, scan_of
 from sirf_diffusion.data import list_examples, load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.lock import LOCK, locked
@@ -74,9 +73,7 @@ def scan(case: str, prompts: float) -> tuple[Acquisition, Tensor, Tensor, dict[s
         made = scan_of(kind, int(subject), prompts)
         return made.acquisition, made.truth, made.truth > 0.02 * made.truth.max(), {}
     simulated = make_case(CaseSpec(kind, int(subject), prompts))
-    drawn = Problem(simulated, 1, {}, torch.device("cpu")).objective(2).prompts
-    terms = {"multiplicative": simulated.multiplicative, "additive": simulated.additive}
-    data = Acquisition(drawn, simulated.projdata, simulated.geometry, **terms)
+    data = acquisition_of(simulated)
     regions = {name: mask for name, mask in simulated.masks.items() if name != "head" and "around" not in name}
     return data, simulated.truth, simulated.masks["head"], regions
 

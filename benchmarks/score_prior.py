@@ -6,7 +6,8 @@
     python -m benchmarks.score_prior --engine sirf                    # OSMAPOSL of the real SIRF
     python -m benchmarks.score_prior --tuning --memory --noise-level 0.4 --factor 0.4 --cases fdg second-any
 
-Slices of the domain-shift suite and of heads of the second generator (``second-TRACER``), 2e5 prompts. One line of JSON
+Slices of the domain-shift suite, of heads of the second generator (``second-TRACER``), and where asked for of the
+suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts. One line of JSON
 a case: NRMSE relative to RDP's. Strength and noise level are to be chosen with ``--tuning``, on other subjects.
 """
 
@@ -24,7 +25,11 @@ import torch
 
 import sirf_diffusion
 from benchmarks.bench.acquisition import Scan, centred, mmr_slice, script_model, simulate_acquisition
+from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.domain_shift import CASES, GREY_MATTER, simulate_case
+from benchmarks.bench.mismatch import MISMATCHES
+from benchmarks.bench.problem import Problem
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.interfile import write_image, write_projection_data
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.priors import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR
@@ -42,7 +47,12 @@ SECOND = "second-"
 
 
 def scan_of(name: str, subject: int, prompts: float = PROMPTS) -> Scan:
-    """A case of the domain-shift suite, or a head of the second generator with its median uptake at grey matter's."""
+    """A case of the suites of domain shifts and mismatches, or a head of the second generator with its median uptake at
+    grey matter's.
+    """
+    if name in MISMATCHES:
+        mismatched = make_case(CaseSpec(name, subject, prompts))
+        return Scan(acquisition_of(mismatched), mismatched.truth)
     if not name.startswith(SECOND):
         case = simulate_case(name, subject, prompts=prompts)
         return Scan(case.acquisition, case.truth)
@@ -54,6 +64,13 @@ def scan_of(name: str, subject: int, prompts: float = PROMPTS) -> Scan:
     middle = slice(len(activity) // 2, len(activity) // 2 + 1)
     truth, mu = (centred(torch.from_numpy(v[middle].copy()), geometry.shape[1:]) for v in (activity, anatomy.mu))
     return Scan(simulate_acquisition(truth, mu, geometry, projdata, prompts=prompts, seed=(subject, 0)), truth)
+
+
+def acquisition_of(case: Case) -> Acquisition:
+    """The first noise realisation of a benchmark's case."""
+    drawn = Problem(case, 1, {}, torch.device("cpu")).objective(2).prompts
+    terms = {"multiplicative": case.multiplicative, "additive": case.additive}
+    return Acquisition(drawn, case.projdata, case.geometry, **terms)
 
 
 def best_rdp(scan: Scan) -> tuple[float, float]:
@@ -107,9 +124,10 @@ def _run(pet: Any, prompts: Any, model: Any, prior: Any, start: Any, epochs: int
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     second = [f"{SECOND}{tracer}" for tracer in HEAD_TRACERS]
-    known = [name for name, case in CASES.items() if case.trained_on is None] + second
+    shifts = [name for name, case in CASES.items() if case.trained_on is None] + second
+    known = [*shifts, *MISMATCHES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=known, default=known)
+    parser.add_argument("--cases", nargs="+", choices=known, default=shifts)
     parser.add_argument("--tuning", action="store_true", help=f"subjects {TUNING} instead of {REPORTED}")
     parser.add_argument("--engine", choices=("embedded", "sirf"), default="embedded", help="of OSMAPOSL")
     parser.add_argument("--model", default="brain", help="bundled name or file")
