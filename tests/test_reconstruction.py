@@ -4,12 +4,32 @@ import pytest
 import torch
 
 from sirf_diffusion.data import load_example
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.storage import DEFAULT_MODEL
 from sirf_diffusion.priors import QuadraticPenalty
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.study.data import InterfileData
 from sirf_diffusion.study.reconstruction import Study, reconstruct
+
+
+def test_a_checkpoint_of_other_data_or_from_another_image_is_refused(small_acquisition, tmp_path):
+    data, options = small_acquisition, {"settings": {"num_iterations": 2}, "checkpoint": tmp_path / "run.safetensors"}
+    first = reconstruct(data, "osem", **options)
+    again = reconstruct(data, "osem", **options)
+    assert torch.equal(again.image, first.image)
+    assert again.record["seconds"]["data"] >= 0
+    with pytest.raises(ValueError, match="another run: initial_image"):
+        reconstruct(data, "osem", initial=1 + torch.rand(data.geometry.shape), **options)
+    resampled = data.prompts.flatten()[torch.randperm(data.prompts.numel())].reshape(data.prompts.shape)
+    background = {"additive": torch.ones_like(data.prompts)}
+    plain, other = (Acquisition(y, data.projdata, data.geometry, **background) for y in (data.prompts, resampled))
+    options["checkpoint"] = tmp_path / "plain.safetensors"
+    reconstruct(plain, "osem", **options)
+    with pytest.raises(ValueError, match="another run: prompts_mark"):
+        reconstruct(other, "osem", **options)
+    with pytest.raises(TypeError, match="prompts must be a tensor"):
+        Acquisition(data.prompts.numpy(), data.projdata, data.geometry)
 
 
 def test_without_a_model_the_default_one_is_used_and_named(small_acquisition, caplog):

@@ -131,7 +131,7 @@ def events(pet, scan, folder):
 
 REFUSED = {
     "model not known": (without_model, "SIRF does not hand back acquisition data and model"),
-    "one ray": (with_model(lambda pet, scan: scan.model.set_num_tangential_LORs(1)), r"of points differs by \d+ % \(L2\)"),
+    "one ray": (with_model(lambda pet, scan: scan.model.set_num_tangential_LORs(1)), r"points differs by \d+ % \(L2\)"),
     "filter": (with_model(blur), "filters within the acquisition model"),
     "narrow filter": (with_model(partial(blur, fwhm=2.0)), "filters within the acquisition model"),
     "matrix": (with_model(other_matrix), "the model is AcquisitionModelUsingMatrix, not"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,11 +262,12 @@ def calibration_of(text: str | None, study: Study) -> float | None:
     if text is None:
         return None
     if text == "header":
-        from ..files.interfile import read_exam_info
+        from ..files.interfile import InterfileError, UnsupportedError, read_exam_info
 
         prompts = study.data.prompts if study.par is None else study.par.run.files().get("input file", "")
-        if str(prompts).endswith(".hs") and read_exam_info(prompts).calibration_factor is None:
-            raise ValueError(f"--calibration header: {prompts} has no calibration factor; give it as a number")
+        with suppress(InterfileError, UnsupportedError, OSError):  # list mode; faults are said when it is read
+            if read_exam_info(prompts).calibration_factor is None:
+                raise ValueError(f"--calibration header: {prompts} has no calibration factor; give it as a number")
         return None
     try:
         return check_real("--calibration", float(text), open_below=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
-from ..engines.objective import NativeImages
+from ..engines.objective import NativeImages, mark
 from ..files.outputs import jsonable
 from ..geometry.checks import check_image
 from .checkpoint import Checkpoint
@@ -192,6 +192,8 @@ class Reconstructor(ABC):
             "image_shape": list(self.objective.geometry.shape),
             "sensitivity": float(self.objective.sensitivity().double().sum()),
             "mean_activity": float(self.objective.uniform_image().max()),
+            "initial_image": mark(self._initial),
+            **self.objective.marks(),
             **self.settings,
         }
         return jsonable(fingerprint)

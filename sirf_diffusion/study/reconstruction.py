@@ -72,8 +72,7 @@ class Study:
     speed
         ``"accurate"``, ``"balanced"`` or ``"fast"``, of samplers: the settings that ``settings`` does not give.
     initial
-        Image to start from ``[z, y, x]``; if omitted, MAP methods start from an epoch of OSEM, others from a uniform
-        image.
+        Image to start from ``[z, y, x]``; if omitted, an epoch of OSEM for MAP methods, a uniform image for others.
     anatomical, guidance, register_to
         For a model that was trained with MR or CT images, see `sirf_diffusion.study.guide.Guide`.
     adaptation
@@ -197,13 +196,14 @@ class Study:
         if self.members is not None:
             reconstructor.restrict_to(self.members)
         initial = asked["initial"]
-        if initial is None and early is not None and chosen.method.startswith("map-"):
-            # Nearer to the optimum than a uniform image by many iterations, and paid for already.
+        if initial is None and early is not None and chosen.method.startswith("map-"):  # near, and paid for already
             initial = early.image
         reconstructor.resume_from = next((keeper.path for keeper in keepers if keeper.path.is_file()), None)
         try:
-            reconstructor.set_up(None if initial is None else initial.to(objective.device))
+            reconstructor.set_up(initial.to(objective.device) if isinstance(initial, Tensor) else initial)
+            started = time.perf_counter()
             reconstructor.process()
+            began += time.perf_counter() - started  # of a run that goes on, the total has earlier seconds, too
         except BaseException:
             for keeper in keepers:
                 keeper.write()
@@ -234,7 +234,7 @@ class Study:
             **{key: reconstructor.record[key] for key in ("h_transform",) if key in reconstructor.record},
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
-        record["seconds"]["data"] = time.perf_counter() - began - record["seconds"]["total"]
+        record["seconds"]["data"] = time.perf_counter() - began
         # Some of the samples do not stand for all.
         return self.result(objective, None if self.members is not None else bound, image, samples, record, anatomical)
 

@@ -89,6 +89,8 @@ def without_rounding(values: Tensor, name: str) -> Tensor:
 
     Interpolation and scatter estimates leave such values where 0 is meant.
     """
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, found {type(values).__name__}: torch.as_tensor(array) makes one")
     negative = values < 0
     if not bool(negative.any()):
         return values

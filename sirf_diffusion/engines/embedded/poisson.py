@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import __version__
 from ...geometry.checks import check_finite
 from ...geometry.exam import ExamInfo
-from ..objective import Evaluation, Objective, ProjectionCounter, check_single, total_sensitivity
+from ..objective import Evaluation, Objective, ProjectionCounter, check_single, mark, total_sensitivity
 from .acquisition_model import AcquisitionModel, check_projection_data
 from .subsets import largest_num_subsets, select_views
 
@@ -157,6 +157,10 @@ class PoissonObjective(Objective):
             "prompts": float(self.prompts.sum(dtype=torch.float64)),
             **super().describe(),
         }
+
+    def marks(self) -> dict[str, float]:
+        background = self.model.constant_term
+        return {"prompts_mark": mark(self.prompts), "background_mark": 0.0 if background is None else mark(background)}
 
     def exam_info(self) -> ExamInfo:
         """That of the prompts."""

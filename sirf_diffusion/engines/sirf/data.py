@@ -43,6 +43,11 @@ class KnownData:
         self._owners: Tensor | None = None
 
     @property
+    def counts_by_bin(self) -> Tensor:
+        """The prompts."""
+        return self._counts
+
+    @property
     def counts(self) -> float:
         """Sum of the prompts."""
         return float(self._counts.sum(dtype=torch.float64))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
-from ..objective import Evaluation, check_single, exam_info_of_written, total_sensitivity
+from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
 from ..toolkit import ToolkitObjective
 from .convert import Scratch, image_geometry, to_image, to_tensor
 from .data import KnownData
@@ -175,6 +175,9 @@ class SirfObjective(ToolkitObjective):
         from sirf import __version__
 
         return {"name": "sirf", "version": str(__version__)}
+
+    def marks(self) -> dict[str, float]:
+        return {} if self._data is None else {"prompts_mark": mark(self._data.counts_by_bin)}
 
     def exam_info(self) -> ExamInfo:
         """That of the acquisition data if they are known, else of the image that ``obj`` was set up with."""

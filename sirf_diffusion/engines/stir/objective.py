@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
-from ..objective import Evaluation, check_single, exam_info_of_written, total_sensitivity
+from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
 from ..toolkit import ToolkitObjective
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, tensor_of
@@ -138,6 +138,9 @@ class StirObjective(ToolkitObjective):
 
     def describe(self) -> dict[str, Any]:
         return {**({} if self._files is None else {"files": dict(self._files)}), **super().describe()}
+
+    def marks(self) -> dict[str, float]:
+        return {} if self._counts is None else {"prompts_mark": mark(torch.from_numpy(self._counts.prompts))}
 
     def exam_info(self) -> ExamInfo:
         return exam_info_of_written(self._template.write_to_file)
