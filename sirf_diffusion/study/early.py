@@ -27,10 +27,8 @@ class Early:
     cost: Cost
 
     @classmethod
-    def of(cls, data: Data, device: torch.device, adaptation: Any, num_subsets: int) -> Early:
-        """Of these data; tells an adaptation that wants it the likelihood of the truth, if the method's subsets are
-        not halves from which it can find that by itself.
-        """
+    def of(cls, data: Data, device: torch.device) -> Early:
+        """Of these data."""
         objective = data.objective(EARLY_UPDATES, device)
         objective.sensitivity()
         began, before = time.perf_counter(), Cost.now(objective)
@@ -38,13 +36,6 @@ class Early:
         cost = Cost.now(objective) - before
         scale = intensity_scale(image, objective.geometry)
         logger.info("intensity scale %.6g image units", scale)
-        halves = data.objective(2, device) if num_subsets % 2 and getattr(adaptation, "needs_target", False) else None
-        if halves is not None and halves.num_subsets % 2 == 0:
-            from ..reconstructors.diffusion.likelihood_schedule import truth_log_likelihood
-
-            before = Cost.now(halves)
-            adaptation.offer_target(truth_log_likelihood(halves))
-            cost += Cost.now(halves) - before
         cost.total = time.perf_counter() - began
         return cls(image, scale, cost)
 

@@ -171,7 +171,7 @@ class Study:
         given = {name: getattr(self, name) for name in ("initial", "num_subsets", "subset_order", "prior")}
         asked = {name: data.options.get(name) if value is None else value for name, value in given.items()}
         values = self._values()
-        early = None if chosen.method == "osem" else Early.of(data, device, self._adaptation, chosen.num_subsets)
+        early = None if chosen.method == "osem" else Early.of(data, device)
         subsets = asked["num_subsets"]
         objective = data.objective(chosen.num_subsets if subsets is None else subsets, device, subsets is not None)
         exam = objective.exam_info()
