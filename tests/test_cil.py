@@ -88,6 +88,8 @@ def test_a_score_prior_with_memory_has_one_proximal_map_and_no_bound_before_it_h
     function.gradient(x)
     torch.testing.assert_close(function.proximal(x, 0.1), first, rtol=0, atol=0)
     assert function.prior.noise is not None
+    with pytest.raises(ValueError, match="memory=False"):
+        subset_functions(make_toy(SHAPE, num_subsets=4)[0], function.prior)
 
 
 def test_lower_bounds_hold_where_the_penalty_is_not_defined_below():

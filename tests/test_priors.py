@@ -293,6 +293,20 @@ def test_the_scale_of_other_data_is_found_anew_unless_it_was_given(caplog):
     assert sum("of other data" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_scale_that_was_told_holds_where_a_run_starts_from_nothing(caplog):
+    """The first images of such a run have scales that are several times too small."""
+    penalty, c = PlainPenalty(unbound(), 0.3), intensity_scale(activity(), GRID)
+    for first, said in ((torch.ones(GRID.shape), False), (activity() / 4, False), (activity() / 4, True)):
+        penalty.set_up(GRID)
+        if not said:
+            assert penalty.find_scale(activity())
+        penalty.set_up(GRID)  # by an engine, when a run begins
+        for x in (first, activity() / 4, activity()):
+            penalty.gradient(x)
+        assert penalty.intensity_scale == pytest.approx(c)
+        assert ("kept, as early images have smaller ones" in caplog.text) == said
+
+
 def test_the_scale_comes_from_the_data_where_an_objective_is_given():
     penalty = PlainPenalty(unbound())
     for counts in (1e4, 1e6):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,6 +259,9 @@ def test_priors_are_stirs(par, folder, tmp_path):
     weighted, plain = (prior_of(ParFile.read(par(prior=text)), grid) for text in (with_kappa, RDP))
     x = torch.rand(grid.shape, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(weighted.gradient(x), 0.25 * plain.gradient(x))
+    write_image(tmp_path / "kappa.hv", kappa, replace(grid, origin=(0.0, 10.0, 0.0)))
+    with pytest.raises(ParFileError, match="another grid"):
+        prior_of(ParFile.read(par(prior=with_kappa)), grid)
 
 
 @pytest.mark.parametrize(("method", "prior", "more", "message"), [

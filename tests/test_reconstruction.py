@@ -13,6 +13,11 @@ from sirf_diffusion.study.data import InterfileData
 from sirf_diffusion.study.reconstruction import Study, reconstruct
 
 
+def test_the_bundled_student_reconstructs_and_is_checked(small_acquisition):
+    found = reconstruct(small_acquisition, "dds", model="brain-fast", num_samples=1, settings={"num_steps": 1})
+    assert found.record["distribution"]["verdict"]
+
+
 def test_a_checkpoint_of_other_data_or_from_another_image_is_refused(small_acquisition, tmp_path):
     data, options = small_acquisition, {"settings": {"num_iterations": 2}, "checkpoint": tmp_path / "run.safetensors"}
     first = reconstruct(data, "osem", **options)

@@ -139,6 +139,20 @@ def test_osmaposl_without_prior_is_osem_with_subsets_in_order(objective, image):
     torch.testing.assert_close(result.tensor, osem.process().get_output().tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_template_cannot_be_is_an_error_of_this_engine():
+    for words, message in ((("Siemens mCT", 5, 7, 4), "time of flight"), (("Siemens mMR", 3, 2), "max_ring_diff")):
+        with pytest.raises(pet.error, match=message):
+            pet.AcquisitionData(*words)
+
+
+def test_an_anatomical_image_of_another_grid_is_refused(image):
+    prior = pet.PLSPrior()
+    coarser = image.zoom_image(zooms=(1.0, 0.5, 0.5), offsets_in_mm=(0.0, 0.0, 0.0), size=(-1, 15, 15))
+    prior.set_anatomical_image(coarser)
+    with pytest.raises(pet.error, match="another grid"):
+        prior.set_up(image)
+
+
 def test_subsets_that_there_are_not_are_refused(objective, image):
     for number in (1, 4):
         objective.set_num_subsets(number)

@@ -250,8 +250,14 @@ class NegatedObjective(_Iterated):
 def subset_functions(objective: Any, prior: Penalty | None = None) -> list[NegatedObjective]:
     """One function per subset, whose sum is the whole: for CIL's ``SGFunction``, ``SVRGFunction`` and the like.
 
-    Each holds ``1 / num_subsets`` of the penalty, so that it must not be added again.
+    Each holds ``1 / num_subsets`` of the penalty, so that it must not be added again. A score prior with memory is
+    refused with a ValueError: its gradient depends on those before, so that there are no parts of it.
     """
+    if getattr(prior, "memory", False):
+        raise ValueError(
+            "a score prior with memory has no parts for subsets: make it with memory=False, noise_level=0.3 and "
+            "penalisation_factor=0.2"
+        )
     whole = NegatedObjective(objective, prior)
     return [NegatedObjective(whole.objective, prior, k) for k in range(whole.objective.num_subsets)]
 

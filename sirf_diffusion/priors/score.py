@@ -36,8 +36,9 @@ ONE_STEP_LATE_LIMIT = 3.0
 PATH_POINTS = 8
 # An image whose values differ by less, relative to the largest, tells no intensity scale.
 _UNIFORM = 1e-3
-# Scales further apart than this factor are of other data, or another unit: early and late images differ by less.
-_OTHER_DATA = 1.5
+# Scales further apart are said, and beyond the second factor of other data, or in another unit: the first update from
+# a uniform image has a scale four times too small.
+_EARLY_IMAGE, _OTHER_DATA = 1.5, 6.0
 
 
 class ScorePenalty(Penalty):
@@ -66,9 +67,10 @@ class ScorePenalty(Penalty):
 
     A model that is not bound to a grid is bound by `set_up`, and its intensity scale ``c`` found from the objective
     given there, as a sampler does. The algorithms of STIR and SIRF give none: then it is estimated from the first image
-    that has structure, and kept, until the first image after another `set_up` has one more than 1.5 times as large or
-    small. A uniform image, with which they like to start, tells nothing: there the penalty is zero, with one warning.
-    For reproducible strengths give the scale, or start from an OSEM image.
+    that has structure, and kept; if the image that another run starts from has one more than 1.5 times as large or
+    small, that is said, and beyond 6 times it is found anew. A uniform image, with which they like to start, tells
+    nothing: there the penalty is zero, with one warning. For reproducible strengths give the scale, or start from an
+    OSEM image.
 
     A network is not exactly the gradient of anything, so ``value`` is the path integral
     :math:`\int_0^1 \langle \beta \nabla R(a x), x \rangle\, da` (8 network calls) with the present ``n``, which agrees
@@ -143,7 +145,7 @@ class ScorePenalty(Penalty):
             self._scale = check_real("intensity_scale", intensity_scale, open_below=True)
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
-        self._warned, self._compared = False, True
+        self._warned, self._compared, self._told = False, True, False
         self.memory = check_flag("memory", memory)
         self.set_kappa(kappa)
 
@@ -180,7 +182,7 @@ class ScorePenalty(Penalty):
             check_anatomical(self._anatomical, geometry)
             self._bound = None
         self.forget()
-        self._compared = False
+        self._compared = self._told  # what a user told holds for the next run
         super().set_up(geometry)
         if self._bound is None and (self._scale is not None or objective is not None):
             self._bind(geometry if objective is None else objective)
@@ -208,6 +210,7 @@ class ScorePenalty(Penalty):
             return True
         if (image := _with_structure(x)) is not None:
             self._bind(self.geometry, image)
+            self._told = True
             return True
         if not self._warned:
             logger.warning(
@@ -284,8 +287,9 @@ class ScorePenalty(Penalty):
             if self._scale is None:
                 return self.find_scale(x)
             self._bind(self.geometry)
-        elif self._estimates and not self._compared and (image := _with_structure(x)) is not None:
-            self._compare(image)
+        elif self._estimates and not self._compared:
+            self._compare(_with_structure(x))
+        self._told = False
         return True
 
     @property
@@ -293,19 +297,25 @@ class ScorePenalty(Penalty):
         """Whether the scale is not the user's, but of each data set."""
         return self._scale is None and hasattr(self.model, "for_data")
 
-    def _compare(self, image: Tensor) -> None:
-        """Find the scale anew if the first image of a run shows that it is of other data."""
+    def _compare(self, image: Tensor | None) -> None:
+        """Find the scale anew if the image that a run starts from shows that it is of other data."""
         from ..models.intensity import intensity_scale
 
         self._compared, before = True, self.intensity_scale
+        if image is None:
+            return
         found = intensity_scale(image, self.geometry)
-        if not 1 / _OTHER_DATA < found / before < _OTHER_DATA:
+        ratio = max(found / before, before / found)
+        if ratio > _EARLY_IMAGE:
+            other = ratio > _OTHER_DATA
             logger.warning(
-                "the score prior's intensity scale, %.3g, is of other data: taken from this image instead, %.3g. Call "
-                "set_up with an image of the data, or give intensity_scale", before, found,
+                "the score prior's intensity scale, %.3g, %s, and this image has %.3g%s. Call set_up with an image of "
+                "the data, or give intensity_scale", before, "is of other data" if other else "was found before",
+                found, ", which is taken" if other else ": kept, as early images have smaller ones",
             )  # fmt: skip
-            self.forget()
-            self._bind(self.geometry, image)
+            if other:
+                self.forget()
+                self._bind(self.geometry, image)
 
     def _bind(self, data: Any, early_image: Tensor | None = None) -> None:
         """Bind the model to an objective, or to the grid alone with an image or a scale that is known."""

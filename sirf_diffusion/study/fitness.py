@@ -263,7 +263,8 @@ def check_distribution(
 
 
 def _denoising(model: ScoreModel, images: Tensor, seed: int) -> list[DenoisingCheck]:
-    known = {float(k): float(v) for k, v in (model.metadata["training"].get("validation") or {}).items()}
+    errors = model.metadata["training"].get("validation") or {}  # of a student, those of its teacher besides
+    known = {float(k): float(v) for k, v in errors.items() if not k.startswith("teacher_")}
     latent = model.to_latent(images)
     box = _box(model, images.mean(0))
     lowest, highest = (model.schedule.sigma(float(t)) for t in (model.schedule.t_min, model.schedule.t_max))

@@ -248,11 +248,24 @@ def default_image_geometry(projdata: ProjDataGeometry, ny: int | None = None, nx
     return ImageGeometry((planes, ny or default, nx or default), (scanner.ring_spacing / 2, voxel, voxel))
 
 
+#: Scanners of STIR 6.5 whose data have bins of time of flight.
+_WITH_TOF = {
+    "Siemens mCT", "Siemens Vision 600", "Siemens Quadra", "GE Signa PET/MR", "GE Discovery 690",
+    *(f"GE Discovery MI {rings} rings" for rings in (3, 4, 5, 6)),
+    *(f"UPENN_{rings}rings{gaps}" for rings in (5, 6) for gaps in ("", "_no_gaps")), "test_scanner",
+}  # fmt: skip
+
+
 def _scanner_geometry(name: str, span: int, max_ring_diff: int, view_mash_factor: int) -> ProjDataGeometry:
-    largest = max_ring_diff
+    scanner, largest = get_scanner(name), max_ring_diff
+    if scanner.name in _WITH_TOF:
+        raise error(f"STIR's {scanner.name} measures time of flight, which this engine does not know: use SIRF")
     if largest < 0:
-        largest = get_scanner(name).num_rings - 1
-    full = ProjDataGeometry.from_scanner(name, span, largest)
+        largest = scanner.num_rings - 1
+    try:
+        full = ProjDataGeometry.from_scanner(name, span, largest)
+    except ValueError as problem:
+        raise error(str(problem)) from problem
     if view_mash_factor == 1:
         return full
     if full.num_views % view_mash_factor:

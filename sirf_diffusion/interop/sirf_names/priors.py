@@ -132,6 +132,11 @@ class PLSPrior(Prior):
 
     def set_up(self, image: ImageData) -> None:
         """Take up ``eta`` and the anatomical image as they are now."""
+        if self._anatomical is not None and not self._anatomical.geometry.is_near(image.geometry):
+            raise error(
+                f"the anatomical image lies on another grid, {self._anatomical.geometry}: expected {image.geometry}; "
+                "zoom_image_as_template() it"
+            )
         self._penalty.set_anatomical(None if self._anatomical is None else self._anatomical.tensor.clone())
         self._penalty.set_scales(self._penalty.alpha, self._eta)
         super().set_up(image)

@@ -35,8 +35,8 @@ def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
     options: dict[str, Any] = {"neighbourhood": "transverse" if block.boolean("only 2D") else "3x3x3"}
     if filename := block.text("kappa filename"):
         options["kappa"], found = read_image(filename)
-        if found.shape != geometry.shape:
-            raise block.error("kappa filename", f"has the size {found.shape}, the image {geometry.shape}")
+        if not found.is_near(geometry):
+            raise block.error("kappa filename", f"lies on another grid, {found}: expected the image's, {geometry}")
     factor = block.real("penalisation factor", 0.0)
     if not own:
         return QuadraticPenalty(geometry, factor, **options)
