@@ -242,7 +242,12 @@ def test_score_prior_takes_its_scale_from_set_up_or_from_the_first_image(pet, ca
     assert "uniform" in caplog.text
     assert_close(late.gradient(image), prior.gradient(image))
     prior.set_up(1000 * image)
-    assert prior.get_intensity_scale() == pytest.approx(1000 * intensity_scale(tensor(image), GRID))
+    scale = pytest.approx(1000 * intensity_scale(tensor(image), GRID))
+    assert prior.get_intensity_scale() == scale
+    if hasattr(prior, "set_up_for_run"):  # of the embedded engine: by an objective function, with any start
+        prior.set_up_for_run(200 * image)
+        prior.gradient(200 * image)
+        assert prior.get_intensity_scale() == scale
 
 
 @real

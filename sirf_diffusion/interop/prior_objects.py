@@ -193,6 +193,15 @@ class ScoreObject(GuidedObject):
 
     def set_up(self, image: Any) -> None:
         super().set_up(image)
+        self._find_scale(image)
+
+    def set_up_for_run(self, image: Any) -> None:
+        """The scale that is known stays."""
+        super().set_up(image)
+        if self.obj.intensity_scale is None:
+            self._find_scale(image)
+
+    def _find_scale(self, image: Any) -> None:
         if image.max() > image.min():
             self.obj.find_scale(self.values(image))
 

@@ -95,7 +95,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         exam = self._data.exam if image.exam == ExamInfo() else image.exam
         self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets, exam=exam)
         if isinstance(self._prior, Prior):
-            self._prior.set_up(image)
+            self._prior.set_up_for_run(image)
 
     @property
     def log_likelihood(self) -> ImageObjective:

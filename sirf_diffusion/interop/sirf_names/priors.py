@@ -52,6 +52,10 @@ class Prior:
     def set_up(self, image: ImageData) -> None:
         self._penalty.set_up(image.geometry)
 
+    def set_up_for_run(self, image: ImageData) -> None:
+        """As an objective function calls it: the image is where a run starts, and need not be like the result."""
+        self.set_up(image)
+
     @property
     def penalty(self) -> Penalty:
         """The penalty as a function of tensors, for this package's reconstructors."""
