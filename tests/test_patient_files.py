@@ -167,7 +167,9 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
     write_dicom(tmp_path / "plain", image, geometry, exam)
     plain = pydicom.dcmread(tmp_path / "plain" / "00001.dcm")
     assert plain.RadiopharmaceuticalInformationSequence[0].RadionuclideHalfLife == pytest.approx(6586.2)
-    assert (plain.StudyDate, plain.StudyTime, plain.SeriesTime) == ("20260102", "100000", "100100")
+    assert (plain.StudyDate, plain.StudyTime, plain.SeriesTime) == ("20260102", "100000", "100000")
+    decay = np.exp2(-np.linspace(0, 600, 6001) / 6586.2)  # the mean activity of the frame is that of this moment
+    assert plain.FrameReferenceTime == pytest.approx(1e3 * (60 - 6586.2 * np.log2(decay.mean())), rel=1e-4)
     assert (NAME, PATIENT_ID) != (str(plain.PatientName), plain.PatientID) == ("", "")
 
 
