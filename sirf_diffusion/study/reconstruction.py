@@ -234,7 +234,7 @@ class Study:
             **{key: reconstructor.record[key] for key in ("h_transform",) if key in reconstructor.record},
             **({} if self.par is None else {"parameter_file": self.par.record()}),
         }
-        record["seconds"]["data"] = time.perf_counter() - began
+        record["seconds"]["data"] = time.perf_counter() - began - (0 if early is None else early.cost.total)
         # Some of the samples do not stand for all.
         return self.result(objective, None if self.members is not None else bound, image, samples, record, anatomical)
 
