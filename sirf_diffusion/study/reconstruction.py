@@ -200,8 +200,8 @@ class Study:
             initial = early.image
         reconstructor.resume_from = next((keeper.path for keeper in keepers if keeper.path.is_file()), None)
         try:
-            reconstructor.set_up(initial.to(objective.device) if isinstance(initial, Tensor) else initial)
             started = time.perf_counter()
+            reconstructor.set_up(initial.to(objective.device) if isinstance(initial, Tensor) else initial)
             reconstructor.process()
             began += time.perf_counter() - started  # of a run that goes on, the total has earlier seconds, too
         except BaseException:
