@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case
-from benchmarks.score_prior import SECOND, acquisition_of, scan_of
+from benchmarks.bench.problem import acquisition_of
+from benchmarks.score_prior import SECOND, scan_of
 from sirf_diffusion.data import list_examples, load_example
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.lock import LOCK, locked

@@ -7,8 +7,8 @@
     python -m benchmarks.score_prior --tuning --memory --noise-level 0.4 --factor 0.4 --cases fdg second-any
 
 Slices of the domain-shift suite, of heads of the second generator (``second-TRACER``), and where asked for of the
-suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts. One line of JSON
-a case: NRMSE relative to RDP's. Strength and noise level are to be chosen with ``--tuning``, on other subjects.
+suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts. One line of JSON a case: NRMSE relative to RDP's. Strength
+and noise level are to be chosen with ``--tuning``, on other subjects.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import torch
 
 import sirf_diffusion
 from benchmarks.bench.acquisition import Scan, centred, mmr_slice, script_model, simulate_acquisition
-from benchmarks.bench.cases import Case, CaseSpec, make_case
+from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.domain_shift import CASES, GREY_MATTER, simulate_case
 from benchmarks.bench.mismatch import MISMATCHES
-from benchmarks.bench.problem import Problem
-from sirf_diffusion.engines.embedded.acquisition import Acquisition
+from benchmarks.bench.problem import acquisition_of
 from sirf_diffusion.files.interfile import write_image, write_projection_data
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.priors import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR
@@ -64,13 +63,6 @@ def scan_of(name: str, subject: int, prompts: float = PROMPTS) -> Scan:
     middle = slice(len(activity) // 2, len(activity) // 2 + 1)
     truth, mu = (centred(torch.from_numpy(v[middle].copy()), geometry.shape[1:]) for v in (activity, anatomy.mu))
     return Scan(simulate_acquisition(truth, mu, geometry, projdata, prompts=prompts, seed=(subject, 0)), truth)
-
-
-def acquisition_of(case: Case) -> Acquisition:
-    """The first noise realisation of a benchmark's case."""
-    drawn = Problem(case, 1, {}, torch.device("cpu")).objective(2).prompts
-    terms = {"multiplicative": case.multiplicative, "additive": case.additive}
-    return Acquisition(drawn, case.projdata, case.geometry, **terms)
 
 
 def best_rdp(scan: Scan) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.cases import Case, CaseSpec
+from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -113,3 +114,10 @@ def _mean(case: Case, device: torch.device) -> Tensor:
     if key not in _means:
         _means[key] = model.forward(case.truth.to(device)).cpu()
     return _means[key]
+
+
+def acquisition_of(case: Case) -> Acquisition:
+    """A case with its first noise realisation, as a user's data."""
+    drawn = Problem(case, 1, {}, torch.device("cpu")).objective(2).prompts
+    terms = {"multiplicative": case.multiplicative, "additive": case.additive}
+    return Acquisition(drawn, case.projdata, case.geometry, **terms)

@@ -55,6 +55,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, register, write; a run that was stopped goes on after its last whole registration."""
+    from ..files.documents import digest
     from ..files.outputs import OutputFolder
     from ..files.work import KeptArrays, work_folder
     from ..personalise.groupwise import build_atlas, read_subjects
@@ -72,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     work = out.with_name(out.name + ".atlas")
     dynamic = [[path] for path in arguments.subjects] if arguments.subjects else [arguments.frames]
     files = {"subjects": arguments.subjects or arguments.frames, "mr": arguments.mr, "labels": arguments.labels}
-    settings = {name: [_identity(path) for path in paths] for name, paths in files.items()}
+    settings = {name: [digest(path) for path in paths] for name, paths in files.items()}
     settings |= {"voxel_size": sizes, "rounds": arguments.rounds}
     images = None
     if arguments.images is not None:
-        onto = {} if arguments.onto is None else {"onto": _identity(arguments.onto)}
+        onto = {} if arguments.onto is None else {"onto": digest(arguments.onto)}
         images = OutputFolder(arguments.images, settings | onto, overwrite=overwrite).check()
     with (
         work_folder(
@@ -96,15 +97,6 @@ def run(arguments: argparse.Namespace) -> int:
         for path in work.glob("*.safetensors"):
             path.unlink()
     return 0
-
-
-def _identity(path: Path) -> str:
-    """SHA-256 of a file, and which of its time frames was named."""
-    from ..files.documents import digest
-    from ..files.frames import split_frame
-
-    frame = split_frame(path)[1]
-    return digest(path) + ("" if frame is None else f"#{frame}")
 
 
 def _write_images(atlas: Any, folder: Any, onto: Path | None) -> None:

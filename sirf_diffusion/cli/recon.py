@@ -131,8 +131,7 @@ def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
-    files = {name: path for name, path in named.items() if path is not None}
-    return {name: digest(path) for name, path in files.items() if split_frame(path)[0].exists()}
+    return {name: digest(path) for name, path in named.items() if path is not None and split_frame(path)[0].exists()}
 
 
 def run_many(arguments: argparse.Namespace) -> int:

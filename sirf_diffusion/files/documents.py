@@ -118,10 +118,11 @@ def parse_json(text: str, kind: type = dict) -> Any:
 def digest(path: Path) -> str:
     """SHA-256 of all files in a folder, or of a file: an Interfile header with the data file that it names.
 
-    Of ``NAME#2``, that of the whole file.
+    Of ``NAME#2``, that of the whole file and the number of the frame.
     """
-    path = split_frame(path)[0]
-    total, paths = hashlib.sha256(), sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    path, frame = split_frame(path)
+    total = hashlib.sha256(b"" if frame is None else b"#%d" % frame)
+    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not path.is_dir():
         with path.open("rb") as file:
             named = re.search(rb"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", file.read(_MAX_BYTES))

@@ -23,10 +23,9 @@ PER_LEVEL = "number of subiterations per noise level"
 class ScorePriorCallback(TensorPrior):
     r"""Gradient of the score penalty without the penalisation factor; ``memory`` begins anew at set-up.
 
-    The noise level may be annealed: the prior counts the gradients that it is asked for, one per subiteration in
-    STIR's algorithms, and goes on to the next level after every so many of them (``number of
-    subiterations per noise level``); the last level stays. The intensity scale is estimated from the first image that
-    is not uniform, if not given.
+    The noise level may be annealed: the prior counts the gradients that it is asked for, one per subiteration in STIR's
+    algorithms, and goes on to the next level after every so many of them (``number of subiterations per noise level``);
+    the last level stays. The intensity scale is estimated from the first image that is not uniform, if not given.
 
     Parameters
     ----------
