@@ -90,7 +90,8 @@ def guidance() -> None:
             for weight in WEIGHTS:
                 shown = {} if weight is None else {"anatomical": problem.mr, "guidance": weight}
                 run = build_reconstructor(
-                    method, problem.objective(METHODS[method].num_subsets), {}, num_samples=5, seed=0,
+                    method, problem.objective(METHODS[method].num_subsets),
+                    METHODS[method].with_settings({}, speed="accurate"), num_samples=5, seed=0,
                     model=problem.model("conditional" if shown else "score", **shown), intensity_scale=problem.scale,
                 )  # fmt: skip
                 run.set_up()

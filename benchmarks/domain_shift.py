@@ -131,6 +131,7 @@ def _reconstruct(case: TestCase, method: str, model: ScoreModel, rdp: float) -> 
         name,
         model=model if get_method(name).uses_model else None,
         settings={"penalisation_factor": rdp} if name == "map-rdp" else None,
+        speed="accurate",
         adaptation=adaptation or None,
     )
 

@@ -5,9 +5,9 @@ r"""Coverage of samples' intervals, and the factors that make it right: measured
     OMP_NUM_THREADS=1 python -m benchmarks.intervals --out intervals            # the bundled model `brain`
     OMP_NUM_THREADS=1 python -m benchmarks.intervals --out intervals --model FILE.safetensors --write
 
-Each case is reconstructed by `sirf_diffusion.reconstruct` at the defaults, as a user's data are; a run is kept in --out
-as soon as it is there, and not made again. Factors come from the cases of tuning subjects (below 9000) of at least two
-images, all with the same weight: split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2023,
+Each case is reconstructed by `sirf_diffusion.reconstruct` at the defaults or at --speed, as user data are; a run is
+kept in --out as soon as it is there, and not made again. Factors come from cases of tuning subjects (below 9000), at
+least two images, all with the same weight: split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2023,
 doi:10.1561/2200000101) with the score ``|truth - mean| / SD``, inside the head. Coverage is printed *before* (of
 ``mean +- t SD``, Student's t) and *after* for all cases, so for subjects that had no part. --write keeps the factors as
 FILE.intervals.json beside the model.
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case
+from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case, short
 from benchmarks.bench.problem import acquisition_of
 from benchmarks.score_prior import SECOND, scan_of
 from sirf_diffusion.data import list_examples, load_example
@@ -43,6 +43,7 @@ from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.intervals import NOMINAL, Factors, IntervalTable, NotCalibrated, write_table
 from sirf_diffusion.reconstructors.diffusion.chain import posterior_sd
 from sirf_diffusion.reconstructors.methods import get_method
+from sirf_diffusion.reconstructors.settings import DEFAULT_SPEED, SPEEDS
 from sirf_diffusion.study.intervals import trues_per_plane
 from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.study.reconstruction import reconstruct
@@ -100,11 +101,13 @@ def vois_of(head: Tensor, regions: dict[str, Tensor]) -> dict[str, list[Tensor]]
 
 
 def measure(data: Any, truth: Tensor, head: Tensor, regions: dict[str, Tensor], method: str, model: ScoreModel,
-            num_samples: int, checked: bool) -> dict[str, Any]:  # fmt: skip
+            options: argparse.Namespace, checked: bool) -> dict[str, Any]:  # fmt: skip
     """One run: how far the truth lies from the mean, in standard deviations of the samples, by voxel and by VOI."""
     began = time.process_time()
+    num_samples = options.samples
     members = None if checked else range(num_samples)  # a share of the samples is not checked
-    result = reconstruct(data, method, model=model, num_samples=num_samples, seed=1, members=members)
+    drawn = {"num_samples": num_samples, "seed": 1, "members": members, "speed": options.speed}
+    result = reconstruct(data, method, model=model, **drawn)
     seconds = time.process_time() - began
     samples, record = result.samples.double(), result.record
     noises, error = record["values"]["noise"], (truth.double() - samples.mean(0)).abs()
@@ -138,15 +141,16 @@ def runs(options: argparse.Namespace, model: ScoreModel) -> list[dict[str, Any]]
     for case, prompts in [*plan, *((case, 2e5) for case in options.changed)]:
         made = None
         for method in options.methods:
-            path = options.out / f"{case}-{prompts:.0e}-{method}-{options.samples}-{model.hash[:8]}.json"
+            name = f"{case}-{short(prompts)}-{method}-{options.samples}-{options.speed}-{model.hash[:8]}.json"
+            path = options.out / name
             volume = case.startswith("volume") or case == "brain3d"
-            current = jsonable(get_method(method).with_settings({}, volume=volume))
+            current = jsonable(get_method(method).with_settings({}, volume=volume, speed=options.speed))
             run = read_record(path) if path.is_file() else None
             if run is None or run["values"] != current:
                 if options.show:
                     continue
                 made = made or scan(case, prompts)
-                run = jsonable(measure(*made, method, model, options.samples, case not in options.tuning))
+                run = jsonable(measure(*made, method, model, options, case not in options.tuning))
                 run |= {"case": case, "prompts": prompts}
                 write_json(path, run)
                 logger.info("%s, %g prompts, %s: NRMSE %.3f, %.0f s", case, prompts, method, run["nrmse"],
@@ -214,7 +218,7 @@ def table(runs: Sequence[dict[str, Any]], entries: Sequence[Factors], tuning: Se
         cells = [[x for x in column if x is not None] for column in list(zip(*rows, strict=True))[:-1]]
         texts = [f"{sum(c) / len(c):.0f}" if c else "" for c in cells]
         said = ", ".join(dict.fromkeys(row[-1] for row in rows if row[-1]))
-        lines.append(f"| {name} | {method} | {prompts:.0e} | {' | '.join(texts)} | {said} |".replace("e+0", "e"))
+        lines.append(f"| {name} | {method} | {short(prompts)} | {' | '.join(texts)} | {said} |")
     for e in entries:
         lines.append(f"{e.method}, {e.kind}: {e.trues_per_plane} trues per plane, voxels {e.voxels}, VOIs {e.vois}")
     return "\n".join(lines)
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--reported", nargs="*", default=REPORTED, metavar="CASE")
     parser.add_argument("--changed", nargs="*", default=CHANGED, metavar="CASE", help="reported at 2e5 prompts alone")
     parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--speed", choices=SPEEDS, default=DEFAULT_SPEED, help="default: %(default)s")
     parser.add_argument("--write", action="store_true", help="keep the factors beside the model")
     parser.add_argument("--show", action="store_true", help="only what is in --out already")
     options = parser.parse_args()

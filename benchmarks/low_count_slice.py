@@ -92,7 +92,7 @@ def reconstruct(case: Scan, method: str, model: ScoreModel, settings: dict, seed
     early = OSEM(case.acquisition.objective(7), num_iterations=1)
     early.set_up()
     scale = intensity_scale(early.process().get_output(), objective.geometry)
-    bound = model.on(objective.geometry, scale)
+    bound, settings = model.on(objective.geometry, scale), spec.with_settings(settings, speed="accurate")
     run = build_reconstructor(
         method, objective, settings, model=bound, intensity_scale=scale, num_samples=5 if spec.samples else 1, seed=seed
     )

@@ -122,7 +122,7 @@ def compare(
             for number, one in enumerate(slices):
                 data = acquired(one["truth"], one["mu"], prompts, (subject, number))
                 guide = {"MR-guided": one["mr"], "personalised": shown_at(own, places[number])}.get(method)
-                options = {"num_samples": samples, "device": "cpu", "anatomical": guide}
+                options = {"num_samples": samples, "device": "cpu", "speed": "accurate", "anatomical": guide}
                 result = reconstruct(data, "lisch", model=str(model), **options)
                 found.append(measure(one, result.image))
                 verdicts.append(result.record["distribution"]["verdict"])
@@ -143,7 +143,8 @@ def wrong_subjects(bank: VolumeFile, own: Path, numbers: Sequence[int], prompts:
         images = (bank.volume(number, name)[plane : plane + 1].float() for name in ("emission", "mu"))
         truth, mu = (centred(image, mmr_slice()[0].shape[1:]) for image in images)
         data, shown = acquired(GREY_MATTER * truth, mu, prompts, (number,)), shown_at(own, plane * bank.voxel_size[0])
-        result = reconstruct(data, "lisch", model=str(own), num_samples=samples, device="cpu", anatomical=shown)
+        options = {"num_samples": samples, "device": "cpu", "speed": "accurate", "anatomical": shown}
+        result = reconstruct(data, "lisch", model=str(own), **options)
         check = result.record["distribution"]
         warned += check["verdict"] != "in distribution"
         print(f"subject {number}: {check['message']}", flush=True)

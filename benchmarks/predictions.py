@@ -50,7 +50,7 @@ def runs(
     for given in problems(model, prompts, kind):
         case: Case = replace(given.case, scale_error=scale_error)
         problem = replace(given, case=case)
-        made = build(method, problem, settings, Draws(number, REALISATION)).process()
+        made = build(method, problem, {"speed": "accurate", **settings}, Draws(number, REALISATION)).process()
         measures = {"nrmse": nrmse(made.get_output(), case.truth)}
         measures |= likelihood_measures(problem.objective(), made.get_output(), case.truth)
         if number > 1:

@@ -9,14 +9,13 @@ from typing import Any
 from sirf_diffusion.reconstructors.base import Reconstructor
 from sirf_diffusion.reconstructors.diffusion.sampling import Sampling
 from sirf_diffusion.reconstructors.methods import ADAPTATIONS, METHODS
-from sirf_diffusion.reconstructors.settings import SPEEDS, Settings, defaults, kinds_of_default, listed
+from sirf_diffusion.reconstructors.settings import SPEEDS, kinds_of_default, listed
 
 
 def settings_table(method: type[Reconstructor]) -> str:
     """Settings of a method with their defaults, without those that all samplers share."""
     shared = _shared()
-    own = [e for part in method.parts() for e in listed(part)]
-    return _table(method.parts(), without=[e.name for e in own if shared.get(e.name) == _said(e)])
+    return _table(method, [entry for entry in _listed(method) if shared.get(entry.name) != _said(method, entry)])
 
 
 def speed_table() -> str:
@@ -25,7 +24,7 @@ def speed_table() -> str:
     kinds = [kinds_of_default(speed, volume=volume) for speed in SPEEDS for volume in (False, True)]
     for name in ("dds", "hqs", "lisch"):
         columns = [METHODS[name].defaults(*kind) for kind in kinds]
-        for entry in (entry for part in METHODS[name].parts() for entry in listed(part)):
+        for entry in _listed(METHODS[name]):
             values = [str(column[entry.name]) for column in columns]
             if len({*values[::2]}) == len({*values[1::2]}) == 1:
                 continue
@@ -41,8 +40,7 @@ def speed_table() -> str:
 
 def shared_table() -> str:
     """Settings that all samplers share, with their defaults."""
-    shared, parts = _shared(), METHODS["lisch"].parts()
-    return _table(parts, without=[name for name in defaults(parts) if name not in shared])
+    return _table(METHODS["lisch"], listed(Sampling))
 
 
 def adaptation_table() -> str:
@@ -55,22 +53,27 @@ def adaptation_table() -> str:
     return "\n".join(rows)
 
 
+def _listed(method: type[Reconstructor]) -> list[Field[Any]]:
+    return [entry for part in method.parts() for entry in listed(part)]
+
+
 def _shared() -> dict[str, Any]:
     """The settings that every sampler has, with default and meaning; a method may have others of the same name."""
-    return {entry.name: _said(entry) for entry in listed(Sampling)}
+    return {entry.name: _said(METHODS["lisch"], entry) for entry in listed(Sampling)}
 
 
-def _said(entry: Field[Any]) -> Any:
-    return entry.default, entry.metadata["about"]
+def _said(method: type[Reconstructor], entry: Field[Any]) -> tuple[str, str]:
+    """Default, in volumes too where that is another one, and meaning."""
+    slices, volumes = (method.with_settings({}, volume=volume)[entry.name] for volume in (False, True))
+    return f"{slices}" if slices == volumes else f"{slices}; {volumes}", entry.metadata["about"]
 
 
-def _table(parts: Sequence[type[Settings]], without: Sequence[str]) -> str:
-    entries = [entry for part in parts for entry in listed(part) if entry.name not in without]
+def _table(method: type[Reconstructor], entries: Sequence[Field[Any]]) -> str:
     published = any("published" in entry.metadata for entry in entries)
     rows = ["| setting | default | published | |" if published else "| setting | default | |"]
     rows.append("| --- " * (3 + published) + "|")
     for entry in entries:
-        in_volumes = f"; {entry.metadata['volumes']}" if "volumes" in entry.metadata else ""
-        as_published = f" {entry.metadata.get('published', entry.default)} |" if published else ""
-        rows.append(f"| `{entry.name}` | {entry.default}{in_volumes} |{as_published} {entry.metadata['about']} |")
+        default, about = _said(method, entry)
+        as_published = f" {method.defaults('published')[entry.name]} |" if published else ""
+        rows.append(f"| `{entry.name}` | {default} |{as_published} {about} |")
     return "\n".join(rows)

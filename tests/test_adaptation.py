@@ -47,7 +47,8 @@ def model(objective):
 
 
 def run(method, objective, model, **options):
-    return method(objective, model, **{"num_steps": STEPS, **options}).process()
+    speed = {"speed": "accurate"} if method.has_speeds else {}  # as with an adaptation
+    return method(objective, model, **{"num_steps": STEPS, **speed, **options}).process()
 
 
 def adapted(kind, objective, model, *, num_samples=1, **settings):

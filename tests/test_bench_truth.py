@@ -61,6 +61,8 @@ def test_an_image_anywhere_in_space_becomes_the_truth_in_the_middle(tmp_path):
     assert abs(float(columns.double().mean()) - 64) < 6
     mean = case.multiplicative * 0 + case.additive * case.multiplicative
     assert float(mean.sum()) == pytest.approx(0.3 * 2e5, rel=0.02)
+    nibabel.Nifti1Image(values, np.diag([4.0, 4.0, 3.0, 1.0])).to_filename(tmp_path / "my truth.nii.gz")
+    assert Given.of(str(tmp_path / "my truth.nii.gz")).contents != given.contents
     values[0, 0] = 1
     nibabel.Nifti1Image(values, affine).to_filename(tmp_path / "my truth.nii.gz")
     assert Given.of(str(tmp_path / "my truth.nii.gz")).contents != given.contents
@@ -81,6 +83,7 @@ def test_the_command_measures_it_and_says_what_cannot_be_run(tmp_path, capsys):
 @pytest.mark.parametrize(("words", "said"), [
     (["--mu", "mu.hv"], "belong to --truth"), (["--truth", "nema-iq", "--mu", "mu.hv"], "has its own attenuation"),
     (["--truth", "absent.nii"], "no such file"),
+    (["--suite", "speed", "--truth", "nema-iq", "--counts", "2e5"], "--truth, --mu, --mr, --template, --counts"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(tmp_path, capsys, words, said):
     assert main(["run", "--out", str(tmp_path / "out"), *words]) == 2

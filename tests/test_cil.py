@@ -143,11 +143,17 @@ def test_an_unfinished_proximal_operator_says_so_once(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.parametrize("name", ["rdp", "likelihood"])
+def test_the_conjugate_that_pdhg_reports_is_nan_and_that_is_said_once(name, caplog):
+    function = make_function(name)
+    with caplog.at_level(logging.WARNING, "sirf_diffusion"):
+        assert all(math.isnan(function.convex_conjugate(an_image())) for _ in range(2))
+    assert [record.getMessage().count("gap are NaN") for record in caplog.records] == [1]
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: make_function("rdp").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
-        (lambda: make_function("likelihood").convex_conjugate(an_image()), NotImplementedError, "conjugate"),
         (lambda: PriorFunction(3), TypeError, "Penalty"),
         (lambda: PriorFunction(QuadraticPenalty(GRID, 1.0), num_iterations=0), ValueError, "num_iterations"),
         (lambda: make_function("rdp").proximal(an_image(), 0.0), ValueError, "tau"),

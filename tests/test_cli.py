@@ -61,7 +61,7 @@ def test_recon_writes_a_complete_result(recon, small_scan, method):
     assert geometry == small_scan.geometry
     assert float(image.min()) >= 0
     # A random network does not denoise, but the data decide where activity is and how much.
-    assert float(image.sum()) == pytest.approx(float(small_scan.truth.sum()), rel=0.1)
+    assert float(image.sum()) == pytest.approx(float(small_scan.truth.sum()), rel=0.2)
     record = json.loads((out / "record.json").read_text())
     assert record["seed"] == 0
     assert record["engine"]["name"] == "embedded"

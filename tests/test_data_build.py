@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,12 +19,14 @@ from fresh import DieAt, exit_code, run
 from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
 
 from sirf_diffusion.cli import main
+from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.intensity import intensity_scale
 from sirf_diffusion.training.data.image_data import ImageOptions, build_from_images
-from sirf_diffusion.training.data.manifest import ImageInput, assign_splits, find_images, read_manifest
+from sirf_diffusion.training.data.manifest import ImageInput, assign_splits, find_images, read_manifest, subject_of
 from sirf_diffusion.training.data.volume_file import VolumeFile, VolumeFileError, rejected_inputs
 from sirf_diffusion.training.data.volume_parts import NothingUsable, PartStore
+from sirf_diffusion.training.data.volumes import SPLITS
 
 pytest.importorskip("nibabel")
 pytest.importorskip("scipy")
@@ -370,13 +375,14 @@ class TestSubjectsAndSplits:
         ("subject,image\na,\n", "no 'image'"), ("image,pet\na,b\n", "unknown column 'pet'"),
         ("image,split\na.nii,dev\n", "split must be"), ("image,mr,ct\na,b,c\n", "both 'mr' and 'ct'"),
         ("subject,image,split\ns,a,train\ns,b,test\n", "both train and test"), ("", "no rows"),
+        ("image,split\nsub-01/a_pet,train\nsub-01/b_pet,test\n", "'sub-01' is in both train and test"),
     ])  # fmt: skip
     def test_errors_in_a_manifest_are_named(self, tmp_path, text, words):
         (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=words):
             read_manifest(tmp_path / "m.csv")
 
-    def test_additions_with_the_key_know_subjects_and_duplicates(self, tmp_path):
+    def test_additions_with_the_key_know_subjects_and_duplicates(self, tmp_path, caplog):
         images = [write_nifti(tmp_path / f"{k}.nii.gz", activity(k)) for k in range(5)]
         key = bytes(32)
         inputs = [ImageInput(p, subject=f"s{k % 4}") for k, p in enumerate(images)]
@@ -387,6 +393,29 @@ class TestSubjectsAndSplits:
         assert [o.status for o in outcomes] == ["used", "left out"]
         assert len(infos) == 5
         assert {i.subject: i.split for i in infos} == before
+        new = ImageInput(write_nifti(tmp_path / "5.nii.gz", activity(5)), subject="s1")
+        for other in (None, bytes(31) + b"1"):
+            with pytest.raises(ValueError, match="--add needs the --key"):
+                build_from_images([new], out, NATIVE, add=True, key=other)
+        there = before[next(i.subject for i in infos if i.data_sha256 == infos[1].data_sha256)]
+        elsewhere = replace(new, split=next(split for split in SPLITS if split != there))
+        with pytest.raises(ValueError, match="Correct the column 'split'"):
+            build_from_images([elsewhere], out, NATIVE, add=True, key=key)
+        with h5py.File(out, "r+") as file:
+            del file.attrs["key_check"]  # as of files that were built before
+        shutil.rmtree(tmp_path / "out.h5.parts")
+        build_from_images([new], out, NATIVE, add=True, key=key)
+        assert "does not tell the --key" in caplog.text
+
+    def test_a_subjects_folder_is_found_from_within_and_not_above_the_data(self, tmp_path, monkeypatch):
+        (tmp_path / "sub-01" / "ses-1" / "pet").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "sub-01" / "ses-1" / "pet")
+        assert subject_of(ImageInput(Path("a.nii"))) == "sub-01"
+        monkeypatch.chdir(tmp_path)
+        assert subject_of(ImageInput(Path("sub-01/ses-1/pet/sub-02_pet.nii"))) == "sub-02"
+        (tmp_path / "sub-lab" / "images").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "sub-lab" / "images")
+        assert subject_of(ImageInput(Path("p1.nii"))).startswith("image ")
 
 
 def build_and_die(at, *arguments):
@@ -438,14 +467,31 @@ class TestInterruptions:
         again = partial(build, tmp_path, path, key=bytes(32))
         events = ("os.rename", "os.remove", "os.rmdir")
         while exit_code(partial(build_silently, again), DieAt(kills, events, tmp_path)) != 0:
-            _, outcomes = again()
-            known += [outcome.status for outcome in outcomes] == ["used"]
+            if (tmp_path / "out.h5.parts" / "assembled.json").exists() and whole.exists():
+                other = write_nifti(tmp_path / "b.nii.gz", activity(1))
+                with pytest.raises(ValueError, match="exists: --add"):
+                    build(tmp_path, other, key=bytes(32))
+            outcomes = None
+            with suppress(ValueError):  # "exists": nothing tells any more that the file was made by this very command
+                outcomes = again()[1]
+            if outcomes is not None:
+                known += [outcome.status for outcome in outcomes] == ["used"]
+                assert not (tmp_path / "out.h5.parts").exists()
             assert whole.read_bytes() == content
-            assert not (tmp_path / "out.h5.parts").exists()
             whole.unlink()
+            shutil.rmtree(tmp_path / "out.h5.parts", ignore_errors=True)
             kills += 1
         assert kills > 8
-        assert known >= kills - 2
+        assert known >= kills - 3
+
+    def test_a_data_file_that_changed_since_is_read_again(self, tmp_path, monkeypatch):
+        x = activity()
+        geometry, plain = ImageGeometry(x.shape, (VOXEL,) * 3), torch.from_numpy(x.copy())
+        write_image(tmp_path / "a.hv", plain, geometry)
+        self._stopped(tmp_path, tmp_path / "a.hv", monkeypatch)
+        (2 * np.fromfile(tmp_path / "a.v", "f4")).tofile(tmp_path / "a.v")
+        out, _ = build(tmp_path, tmp_path / "a.hv")
+        assert VolumeFile(out).infos[0].intensity_scale == pytest.approx(2 * intensity_scale(plain, geometry), rel=1e-3)
 
     def test_inputs_are_looked_at_anew_after_a_build_that_found_nothing(self, tmp_path):
         with pytest.raises(NothingUsable):

@@ -127,6 +127,7 @@ def test_a_thinned_network_does_what_a_wide_one_does_with_every_channel_twice():
 @pytest.mark.parametrize(("changes", "words"), [
     ({"schedule": DDPMSchedule()}, "schedule of a student"), ({"prediction": "eps"}, "prediction of a student"),
     ({"time_input": "t"}, "time_input of a student"), ({"rank": 2}, "rank of a student"),
+    ({"tracer": "another"}, "tracer of a student"), ({"planes": (0,)}, "planes of a student"),
     ({"architecture": replace(tiny_model(in_channels=2).architecture)}, "in_channels of a student"),
 ])  # fmt: skip
 def test_what_is_the_teachers_cannot_be_changed(files, changes, words):

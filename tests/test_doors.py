@@ -104,11 +104,11 @@ def test_every_door_gives_the_same_image(door, method, data):
 def test_every_door_has_the_same_speeds(method, data, tmp_path):
     scan, model = data
     objective = acquisition(scan).objective()
-    run = METHODS[method](objective, ScoreModel.load(model), speed="balanced", **drawn(method), **SETTINGS[method])
+    run = METHODS[method](objective, ScoreModel.load(model), speed="accurate", **drawn(method), **SETTINGS[method])
     expected = run.process().get_output()
-    assert run.sampling_settings.crop
-    options = {"settings": SETTINGS[method], "speed": "balanced", "device": "cpu", **drawn(method)}
+    assert not run.sampling_settings.crop
+    options = {"settings": SETTINGS[method], "speed": "accurate", "device": "cpu", **drawn(method)}
     result = reconstruct(acquisition(scan), method, model=str(model), **options)
-    assert (result.record["speed"], result.record["values"]["solver"]) == ("balanced", "multistep")
+    assert (result.record["speed"], result.record["values"]["solver"]) == ("accurate", "ddim")
     torch.testing.assert_close(result.image, expected, rtol=0, atol=1e-5 * float(expected.max()))
     assert not torch.equal(expected, the_class_image(method, scan, model))

@@ -135,7 +135,7 @@ def test_the_ct_is_hidden_in_some_images(data):
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"init": "brain"}, "not an enhancement model"), ({"init": "body-fdg-enhance"}, "another network"),
-    ({"recipe": "nothing"}, "body-fdg-enhance"),
+    ({"recipe": "nothing"}, "body-fdg-enhance"), ({"options": RunOptions(samples_every=5)}, "leave --samples-every"),
 ])  # fmt: skip
 def test_what_does_not_suit_says_so(data, tmp_path, options, words):
     arguments = {"recipe": SLICES, "data": data} | options

@@ -175,6 +175,8 @@ def test_a_box_is_seen_as_in_the_whole_image(name):
     for mine, all_of_it in zip(centres(part.latent_geometry), centres(whole.latent_geometry), strict=True):
         offsets.append(int((all_of_it - mine[0]).abs().argmin()))
         torch.testing.assert_close(mine, all_of_it[offsets[-1] : offsets[-1] + len(mine)])
+    # From multiple to multiple of the whole: a network halves the sides at the same places.
+    assert all(offset % step == 0 for offset, step in zip(offsets, steps, strict=True))
     image = blob(
         part.geometry, [float(c[sum(ends) // 2]) for c, ends in zip(centres(part.geometry), box, strict=True)], 9.0
     )

@@ -5,7 +5,7 @@ import torch
 from sirf_diffusion.data import load_example
 from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
-from sirf_diffusion.models.intensity import intensity_scale
+from sirf_diffusion.models.intensity import intensity_scale, object_box
 from sirf_diffusion.simulation import simulate_anatomy
 from sirf_diffusion.simulation.tracer import draw_activity
 from sirf_diffusion.simulation.tracers import TRACERS
@@ -174,3 +174,25 @@ def test_the_bundled_images_keep_their_scale_and_a_hot_object_in_them_too(name, 
         hot = hot_ball(example.truth, geometry, radius, ratio * scale)
         assert intensity_scale(hot, geometry) == pytest.approx(scale, rel=0.15), (ratio, radius)
         assert intensity_scale(30 * hot, geometry) == pytest.approx(30 * intensity_scale(hot, geometry), rel=1e-4)
+
+
+def test_the_objects_box_leaves_specks_of_noise_out_but_no_object():
+    geometry = ImageGeometry((12, 64, 64), (3.0, 3.0, 3.0))
+    across = torch.arange(64).float() - 32
+    head = (((across / 20) ** 2)[:, None] + (across / 16) ** 2 < 1).float().expand(geometry.shape).clone()
+    alone = object_box(head, geometry)
+    assert alone == ((0, 12), (10, 55), (14, 51))
+
+    def with_part(value, size):
+        image = head.clone()
+        image[5 : 5 + size, 2 : 2 + size, 57 : 57 + size] = value
+        return object_box(image, geometry)
+
+    assert with_part(5.0, 1) == alone  # a noisy voxel at the rim, 0.2 of the tissue when smoothed
+    assert with_part(20.0, 1) == ((0, 12), (0, 55), (14, 62))  # a marker
+    assert with_part(0.2, 6) == ((0, 12), (0, 55), (14, 64))  # an arm
+    plane = ImageGeometry((1, 64, 64), (3.0, 3.0, 3.0))
+    speck = head[:1].clone()
+    speck[0, 2, 60] = 1.0
+    assert object_box(speck, plane) == ((0, 1), *alone[1:])
+    assert object_box(torch.zeros(plane.shape), plane) == ((0, 1), (0, 64), (0, 64))

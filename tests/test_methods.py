@@ -69,7 +69,7 @@ def test_defaults_follow_how_the_model_sees_the_image(name):
     ("map-rdp", {"speed": "fast"}, "map-rdp has no speed to choose"),
     ("steerable", {"speed": "balanced"}, "steerable has no speed to choose"),
     ("lisch", {"speed": "slow"}, "speed must be one of accurate, balanced, fast"),
-    ("dds", {"anchor": 1}, "no setting 'anchor'; it has num_steps=40"),
+    ("dds", {"anchor": 1}, "no setting 'anchor'; it has num_steps=28"),
     ("dds", {"num_inner": "abc"}, "num_inner must be an integer"),
     ("dds", {"num_steps": 1e30}, "num_steps must be an integer of at most"),
     ("dds", {"eta": float("nan")}, "eta must be a number"),
@@ -91,11 +91,15 @@ def test_settings_are_checked_before_anything_else(name, given, message):
 def test_speeds_are_defaults_of_settings(name, volume):
     objective, _ = make_toy((4 if volume else 1, 8, 8))
     accurate, balanced, fast = (METHODS[name].with_settings({}, volume=volume, speed=s) for s in SPEEDS)
-    assert accurate == METHODS[name].with_settings({}, volume=volume)
-    assert accurate["num_steps"] > balanced["num_steps"] > fast["num_steps"]
+    assert balanced == METHODS[name].with_settings({}, volume=volume)
+    if volume:  # fewer levels lose lesions
+        assert balanced == {**accurate, "crop": True}
+    assert accurate["num_steps"] >= balanced["num_steps"] > fast["num_steps"]
     assert METHODS[name].with_settings({"num_steps": 7}, volume=volume, speed="fast") == {**fast, "num_steps": 7}
-    made = METHODS[name](objective, ToyModel(identity), speed="balanced")  # a class as a command
-    assert made.settings.items() >= balanced.items()
+    made = METHODS[name](objective, ToyModel(identity), speed="fast")  # a class as a command
+    assert made.settings.items() >= fast.items()
+    adapted = METHODS[name](objective, ToyModel(identity), adaptation=build_adaptation("ddip"))
+    assert adapted.settings.items() >= accurate.items()  # a network that adapts gets all levels
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -105,15 +109,17 @@ def test_the_command_lists_each_setting_with_default_range_and_meaning(name, cap
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     own = METHODS[name].own_adaptation
-    known = [("--set", METHODS[name].parts())] + ([] if own is None else [("--adapt-set", (own.group,))])
-    for option, parts in known:
+    known = [("--set", METHODS[name].parts(), METHODS[name].with_settings({}))]
+    known += [] if own is None else [("--adapt-set", (own.group,), own.defaults())]
+    for option, parts, usual in known:
         for entry in (entry for part in parts for entry in listed(part)):
-            at = next(k for k, line in enumerate(lines) if line.startswith(f"  {option} {entry.name}={entry.default}"))
+            told = f"  {option} {entry.name}={usual[entry.name]}"
+            at = next(k for k, line in enumerate(lines) if line.startswith(told))
             assert entry.metadata["allowed"] in lines[at]
             assert lines[at + 1].strip()
     if name == "lisch":
-        told = "in volumes 0.4, balanced 1.5, balanced in volumes 0.4, published 0.0 (number in [0, inf))"
-        assert f"  --set anchor_strength=2.5, {told}" in lines
+        told = "in volumes 0.4, accurate 2.5, accurate in volumes 0.4, fast 2.5, fast in volumes 0.4, published 0.0"
+        assert f"  --set anchor_strength=1.5, {told} (number in [0, inf))" in lines
         assert not any("](" in line for line in lines)
 
 

@@ -129,7 +129,9 @@ def test_every_line_is_reconstructed_once(small_scan, tmp_path, capsys, monkeypa
         monkeypatch.setattr(Execution, "results", there)
     studies = tmp_path / "studies.txt"
     first, second = line(small_scan, tmp_path / "a"), line(small_scan, tmp_path / "b", "--set num_iterations=2")
-    studies.write_text(f"{first}\n\n# a note\n{second}")
+    frame = first.replace("prompts.hs", "prompts.hs#1")
+    assert frame != first
+    studies.write_text(f"{frame} # a note\n\n# a note\n{second}")
     assert main(["recon-many", str(studies), "--workers", workers]) == 0
     a, b = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in "ab")
     assert not torch.equal(a, b)
@@ -140,6 +142,15 @@ def test_every_line_is_reconstructed_once(small_scan, tmp_path, capsys, monkeypa
     assert main(["recon-many", str(studies), "--workers", workers]) == 0
     assert "2 of 2 have a result already" in capsys.readouterr().out
     assert (tmp_path / "a" / "reconstruction.v").stat().st_mtime_ns == written
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    assert record["settings"]["files"]["prompts"].endswith("prompts.hs#1")
+    # Other data of the same name are no result of these.
+    with (small_scan.folder / "prompts.s").open("r+b") as data:
+        kept = data.read(4)
+        data.seek(0)
+        data.write(bytes(4) if kept != bytes(4) else b"\0\0\x80?")
+    assert main(["recon-many", str(studies), "--workers", workers]) == 2
+    assert "holds another result: contents.prompts differ" in capsys.readouterr().err
 
 
 def test_a_wrong_line_is_named_and_the_others_are_made(small_scan, tmp_path, capsys):

@@ -22,6 +22,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir import blocks, python_blocks, registry, run
 from sirf_diffusion.interop.stir import check as checking
 from sirf_diffusion.interop.stir.callbacks import make_prior
+from sirf_diffusion.models.storage import find_model
 
 PACKAGE = Path(stir_priors.__file__).parent
 SAMPLES = sorted((PACKAGE / "par").glob("*.par"))
@@ -354,11 +355,28 @@ def test_scan_refuses_a_folder_of_another_scan(fake_program):
     other = edited(fake_program, ("noise level := 0.4", "noise level := 0.3"))
     with pytest.raises(ValueError, match="parameter file"):
         scan.Scan(other, Path("out"))
-    os.utime("prompts.hs", (1, 1))
-    with pytest.raises(ValueError, match="input files"):
+    with open("prompts.s", "r+b") as data:  # the header stays as it is
+        data.write(bytes(4))
+    with pytest.raises(ValueError, match="SHA-256"):
         scan.Scan(OSMAPOSL, Path("out"))
     with pytest.raises(ValueError, match="not empty"):
         scan.Scan(OSMAPOSL, Path())
+
+
+@pytest.mark.parametrize("changed", ["own.safetensors", "smooth_prior.py"])
+def test_scan_knows_another_model_or_module_of_the_same_name(fake_program, monkeypatch, changed):
+    if changed == "smooth_prior.py":
+        monkeypatch.setenv(python_blocks.ALLOW, "smooth_prior")
+        par = edited(fake_program, source=PACKAGE / "par" / "OSMAPOSL_python_prior.par")
+        shutil.copy(PACKAGE / "par" / changed, changed)
+    else:
+        par = edited(fake_program, ("model filename := brain-fdg", f"model filename := {changed}"))
+        shutil.copy(find_model("brain-fdg"), changed)
+    scan.Scan(par, Path("out")).run([0.5])
+    with open(changed, "ab") as file:
+        file.write(b"\n")
+    with pytest.raises(ValueError, match="SHA-256"):
+        scan.Scan(par, Path("out"))
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "nan"])

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from sirf_diffusion.training.loop import RunOptions
 from sirf_diffusion.training.state import TrainingState
 from sirf_diffusion.training.supervised import SLICES, SupervisedLoop, Supervision
 from sirf_diffusion.training.trainer import training_stream
-from sirf_diffusion.training.views import Window
+from sirf_diffusion.training.views import Window, ordinary
 
 RING = Scanner("one ring", 1, 64, 90.0, 5.0, 4.0, 4.0, max_num_non_arccorrected_bins=33)
 RECIPE = replace(
@@ -120,6 +121,29 @@ def test_an_example_is_a_function_of_its_step(files):
     assert torch.equal(first.target, later.target)
     assert torch.equal(first.images[:, :2], later.images[:, :2])
     assert not torch.equal(first.images[:, 2], later.images[:, 2])  # another scan
+
+
+def test_another_scanner_or_attenuation_is_another_training(files, tmp_path):
+    wide = replace(layout(), scanner=replace(layout().scanner, inner_ring_radius=180.0))
+    write_projection_data(files / "wide.hs", torch.zeros(wide.shape), wide)  # of the same name and shape
+    assert supervision(files, rings="wide").provenance() != supervision(files).provenance()
+    write_training_file(tmp_path / "train.h5", anatomy=False)
+    found = []
+    for value in (0.05, 0.05, 0.1):
+        with h5py.File(tmp_path / "train.h5", "r+") as file:
+            for volume in file["volumes"].values():
+                volume.pop("mu", None)
+                volume["mu"] = np.full(volume["emission"].shape, value, np.float16)
+        found.append(training_stream(tmp_path / "train.h5", RECIPE, supervision(files).stream).fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
+def test_slices_without_activity_are_drawn_again():
+    geometry = ImageGeometry((1, 32, 32), (4.0, 4.0, 4.0))
+    slices = [torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 32, 32), torch.stack([disc(), disc()])]
+    assert ordinary(slices.__getitem__, geometry) is slices[2]
+    with pytest.raises(ValueError, match="have no activity"):
+        ordinary(lambda _: slices[0], geometry)
 
 
 def test_the_gradient_of_the_loss_is_that_of_finite_differences(files):

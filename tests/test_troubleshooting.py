@@ -284,7 +284,9 @@ TRIGGERS = {
     "this model was trained with anatomical images (MR or CT) and there is none": lambda p: p.guided(None),
     "uses no score model, which an anatomical image could guide": lambda p: p.recon(anatomical=p.scan.mr_hv),
     "network gives values that are not finite": lambda p: p.recon(method="dds", model=overflowing(p)),
-    "unusual: ...; adapt the model to the data: --adapt ddip": lambda p: p.recon(method="dds", set="num_steps=20"),
+    "unusual: ...; adapt the model to the data: --adapt ddip": lambda p: p.recon(
+        "--set", "num_inner=1", method="dds", set="num_steps=20"
+    ),
     # Geometry
     "does not match ...: segments: ... against": lambda p: p.recon(
         prompts=write_small_scan(p.folder / "other", planes=3).prompts_hs

@@ -14,6 +14,7 @@ from benchmarks.bench.patch import PatchPenalty
 from benchmarks.bench.problem import Problem
 from sirf_diffusion.engines.embedded.acquisition_model import GaussianBlur
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.models.intensity import object_box
 from sirf_diffusion.priors import BowsherPenalty, ParallelLevelSetsPenalty, QuadraticPenalty, ScorePenalty, kappa_image
 from sirf_diffusion.reconstructors import MAPEM, MLEM, OSEM, Reconstructor
 from sirf_diffusion.reconstructors.em.map_methods import relative_difference_penalty
@@ -142,8 +143,12 @@ def _by_name(name: str) -> Builder:
     def make(problem: Problem, settings: dict[str, Any], draws: Draws) -> Reconstructor:
         method = METHODS[name]
         role, guidance = settings.pop("role", "score"), settings.pop("guidance", 0.0)
+        speed, volume = settings.pop("speed", None), problem.case.geometry.shape[0] > 1
+        settings = method.with_settings(settings, volume=volume, speed=speed)
         options: dict[str, Any] = {"anatomical": problem.mr, "guidance": guidance} if role == "conditional" else {}
         options["sampling"] = method.samples
+        if settings.get("crop"):
+            options["box"] = object_box(problem.early.get_output(), problem.case.geometry)
         model = problem.model(role, settings.get("planes"), **options) if method.uses_model else None
         return build_reconstructor(
             name,

@@ -64,7 +64,12 @@ class CaseSpec:
     @property
     def name(self) -> str:
         """Name in files and tables."""
-        return f"{self.kind}-{self.subject}-{self.prompts:.0e}".replace("e+0", "e")
+        return f"{self.kind}-{self.subject}-{short(self.prompts)}"
+
+
+def short(counts: float) -> str:
+    """A number of counts as in ``2e5`` and ``1.2e5``, all its digits."""
+    return np.format_float_scientific(counts, trim="-", exp_digits=1).replace("e+", "e")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from sirf_diffusion.patient.image import optional
 
 MODEL = "brain-fdg"
 CONDITIONAL_MODEL = "brain-fdg-mr"
+_NOT_OF_SPEED = ("methods", "compare", "subjects", "realisations", "truth", "mu", "mr", "template", "counts",
+                 "conditional_model")  # fmt: skip
 _SUITES = ("quick", "2d", "3d", "ood", "mismatch", "mismatch-stir", "speed")
 
 _DESCRIPTION = """\
@@ -135,12 +137,12 @@ def _speed(arguments: argparse.Namespace, out: Path, device: str, command: str) 
     from benchmarks.bench.speed import COLUMNS, measure_speed, write_speed
     from benchmarks.bench.tables import as_text, markdown
 
-    given = (arguments.methods, arguments.compare, arguments.subjects, arguments.realisations)
+    given = [getattr(arguments, name) for name in _NOT_OF_SPEED]
     changed = arguments.workers != 1 or arguments.precision != "float32"
     if arguments.cluster is not None or changed or any(given):
         raise ValueError(
-            "--suite speed measures this machine alone, in both precisions: leave --workers, --cluster, --methods, "
-            "--subjects, --realisations, --compare, --precision"
+            "--suite speed measures this machine alone, in both precisions: leave out --workers, --cluster, "
+            f"--precision, {', '.join('--' + name.replace('_', '-') for name in _NOT_OF_SPEED)}"
         )
     rows = measure_speed(arguments.model, device)
     write_speed(rows, out, command, device)

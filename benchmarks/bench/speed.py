@@ -21,6 +21,7 @@ from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.files.outputs import jsonable, write_json
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.reconstructors.methods import METHODS as SAMPLERS
 from sirf_diffusion.reconstructors.methods import build_reconstructor
 
 REPEATS = 3
@@ -122,7 +123,7 @@ def _measured(
         sampler = build_reconstructor(
             name,
             objective,
-            {**settings, "num_steps": _LOOP_STEPS},
+            SAMPLERS[name].with_settings({**settings, "num_steps": _LOOP_STEPS}, speed="accurate"),
             model=bound,
             intensity_scale=scale,
             num_samples=size.samples,

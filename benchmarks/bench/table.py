@@ -50,7 +50,7 @@ class Line:
     builder
         Name of the function in `builders.BUILDERS` that makes the reconstructor.
     settings
-        Fixed settings.
+        Fixed settings, and ``speed`` where that is not the default.
     search
         Parameters that are tuned, by the name of the setting. Empty: nothing is tuned. The first one is varied for
         the curve of bias against standard deviation.
@@ -85,15 +85,20 @@ class Line:
         if self.builder not in METHODS:
             return dict(self.settings)
         method = METHODS[self.builder]
-        own, usual = method.own_adaptation, method.defaults()
+        own, speed = method.own_adaptation, self.settings.get("speed")
+        usual = method.with_settings({}, speed=speed)
         adaptation = {} if own is None else {"adaptation": ADAPTATIONS[own.name].defaults()}
-        volumes = {name: value for name, value in method.defaults("volumes").items() if value != usual[name]}
+        in_volumes = method.with_settings({}, volume=True, speed=speed)
+        volumes = {name: value for name, value in in_volumes.items() if value != usual[name]}
         return {**adaptation, **usual, "volumes": volumes, **self.settings}
 
 
 _STRENGTH = {"penalisation_factor": Range(1.0, 1e-3, 1e3)}
 _SCORE = {"samples": True, "models": ("score",)}
 _GUIDED = {"samples": True, "models": ("conditional",)}
+_ACCURATE = {"speed": "accurate"}
+_DDS = {"anchor_strength": Range(5.0, 0.01, 1e3), "smoothing": Range(8.0, 1.0, 40.0, 1.5)}
+_HQS = {"beta": Range(12.0, 0.05, 1e3)}
 
 _LINES = (
     Line("mlem", "MLEM, best iteration", "mlem", search={"num_iterations": Range(10, 1, 100, 1.6, whole=True)}),
@@ -121,16 +126,18 @@ _LINES = (
     Line("naive", "naive score", "naive", {"num_steps": 200}, {"strength": Range(0.05, 1e-4, 1e2, 3.0)}, **_SCORE),
     Line("dps", "DPS", "dps", {"num_steps": 200}, {"strength": Range(400.0, 1.0, 1e5, 2.5)}, **_SCORE),
     Line("dds-published", "DDS as published", "dds",
-         {"num_steps": 100, "eta": 0.1, "num_inner": 4, "anchor_exponent": 0.0, "smoothing": 0.0,
+         {"speed": "accurate", "num_steps": 100, "eta": 0.1, "num_inner": 4, "anchor_exponent": 0.0, "smoothing": 0.0,
           "axial_rdp": 1.0, "reference_steps": 0},
          {"anchor_strength": Range(10.0, 0.01, 1e3)}, **_SCORE),
-    Line("dds", "DDS, tuned", "dds", {},
-         {"anchor_strength": Range(5.0, 0.01, 1e3), "smoothing": Range(8.0, 1.0, 40.0, 1.5),
-          "num_inner": Range(3, 1, 20, 1.5, whole=True)}, **_SCORE),
-    Line("hqs", "HQS (DiffPIR)", "hqs", {}, {"beta": Range(12.0, 0.05, 1e3)}, **_SCORE),
+    Line("dds", "DDS, tuned", "dds", {}, {**_DDS, "num_inner": Range(4, 1, 20, 1.5, whole=True)}, **_SCORE),
+    Line("hqs", "HQS (DiffPIR)", "hqs", {}, _HQS, **_SCORE),
     Line("lisch", "LiSch, statistical target", "lisch", **_SCORE),
+    Line("dds-accurate", "DDS, tuned, accurate", "dds", _ACCURATE,
+         {**_DDS, "num_inner": Range(3, 1, 20, 1.5, whole=True)}, **_SCORE),
+    Line("hqs-accurate", "HQS (DiffPIR), accurate", "hqs", _ACCURATE, _HQS, **_SCORE),
+    Line("lisch-accurate", "LiSch, statistical target, accurate", "lisch", _ACCURATE, **_SCORE),
     Line("lisch-50", "LiSch as published, 50 MLEM iterations", "lisch",
-         {"num_em_iterations": 50.0, "schedule_exponent": 1.0, "anchor_strength": 0.0}, **_SCORE),
+         {"speed": "accurate", "num_em_iterations": 50.0, "schedule_exponent": 1.0, "anchor_strength": 0.0}, **_SCORE),
     Line("lisch-oracle", "LiSch, likelihood of the truth", "lisch", oracle=True, **_SCORE),
     Line("dds-mr", "DDS, MR-guided", "dds", {"role": "conditional"},
          {"anchor_strength": Range(5.0, 0.01, 1e3), "guidance": Range(0.25, 0.02, 2.0)}, **_GUIDED),

@@ -56,9 +56,11 @@ class Given:
         if truth == NEMA and (mu or mr):
             raise ValueError(f"--truth {NEMA} has its own attenuation and no MR image: leave --mu and --mr out")
         digest = hashlib.sha256()
-        for path in (truth, mu, mr):
+        for name, path in (("truth", truth), ("mu", mu), ("mr", mr)):
             if path is not None and path != NEMA:
-                digest.update(_read(path).values.tobytes())
+                image = _read(path)
+                digest.update(repr((name, image.values.shape, image.affine.tolist())).encode())
+                digest.update(image.values.tobytes())
         if template is not None:
             digest.update(Path(template).read_bytes())
         return cls(truth, mu, mr, template, digest.hexdigest()[:16])
@@ -104,7 +106,7 @@ class Given:
         if self.mu is None:
             body = torch.from_numpy(_filled(body.numpy()))
             mu = _WATER * body.float()
-            logger.warning("no attenuation image (--mu): water where the truth is above 2 %% of its maximum")
+            logger.warning("no attenuation image (--mu): water where the truth is above 2 % of its maximum")
         return case_of(spec, geometry, projdata, truth, mu, placed(self.mr), {"head": body})
 
 

@@ -191,9 +191,7 @@ def run_build(arguments: argparse.Namespace) -> int:
     _print_inputs(inputs, arguments.dry_run)
     if arguments.dry_run:
         return 0
-    key = None if arguments.key is None else _key_file(arguments.key)
-    if arguments.add and key is None:
-        raise ValueError("--add needs the --key that the file was built with: subjects cannot be recognised without")
+    key = None if arguments.key is None else _key_file(arguments.key, new=not arguments.add)
     try:
         with _progress(len(inputs), "images", arguments.out) as bar:
             outcomes = build_from_images(
@@ -261,13 +259,15 @@ def _options(kind: type[T], arguments: argparse.Namespace) -> T:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _key_file(path: Path) -> bytes:
-    """The key in a private file, which is made if it does not exist."""
+def _key_file(path: Path, new: bool) -> bytes:
+    """The key in a private file, which is made if it does not exist and may be ``new``."""
     import secrets
 
     from ..files.atomic import atomic_path
 
     if not path.exists():
+        if not new:
+            raise FileNotFoundError(f"--key {path} does not exist: --add needs the key that the file was built with")
         with atomic_path(path) as temporary:
             temporary.touch(0o600)
             temporary.write_text(secrets.token_hex(32) + "\n", encoding="ascii")

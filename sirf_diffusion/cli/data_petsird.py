@@ -41,9 +41,12 @@ def add_parser(actions: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Bin, write, and say what was found."""
+    from ..files.documents import digest
     from ..files.outputs import OutputFolder
 
-    settings = {"file": str(arguments.file), "template": str(arguments.template)}
+    named = {"file": arguments.file, "template": arguments.template}
+    contents = {name: digest(path) for name, path in named.items() if path.is_file()}
+    settings = {**named, "contents": contents}
     with OutputFolder(arguments.out, settings, overwrite=arguments.overwrite).held() as folder:
         return _bin(arguments, folder)
 

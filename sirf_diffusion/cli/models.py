@@ -147,6 +147,7 @@ def _name_means_show(parser: argparse.ArgumentParser) -> None:
 def _list(arguments: argparse.Namespace) -> int:
     from ..models import list_models, read_config
     from ..models.enhancement import EnhancementModel
+    from ..models.h_transform import find_h_transform, list_h_transforms, read_h_transform
     from ..models.storage import find_model
 
     for name in list_models():
@@ -157,17 +158,25 @@ def _list(arguments: argparse.Namespace) -> int:
         about = EnhancementModel.load(name, "cpu").config
         millimetres = " x ".join(f"{v:.4g}" for v in about.voxel_size)
         print(f"{name}  enhances images; tracer {about.tracer}, voxels of {millimetres} mm, licence {about.licence}")
+    for name in list_h_transforms():
+        steers = read_h_transform(find_h_transform(name))
+        print(f"{name}  for --method deft, steers {steers.base}; tracer {steers.tracer}, licence {steers.licence}")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from ..files.documents import digest
     from ..files.outputs import jsonable
     from ..models import ScoreModel
     from ..models.enhancement import EnhancementModel
+    from ..models.h_transform import find_h_transform, list_h_transforms, read_h_transform
 
     if EnhancementModel.is_one(arguments.model):
         model = EnhancementModel.load(arguments.model, "cpu")
         about = jsonable({"sha256": model.hash, **model.config.to_dict()})
+    elif arguments.model in list_h_transforms():
+        path = find_h_transform(arguments.model)
+        about = jsonable({"sha256": digest(path), **read_h_transform(path).to_dict()})
     else:
         about = describe_model(ScoreModel.load(arguments.model))
     print(f"{arguments.model}")

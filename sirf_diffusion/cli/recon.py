@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import math
+import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -64,8 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{arguments.out}: the result was whole already and only had to be put into place")
             return 0
         voxels = math.prod(study.read.geometry.shape)
-        more = {"contents": _contents(arguments, study), "software": software_versions(), "workers": arguments.workers}
-        study.checkpoint = folder.unfinished(more, restart=arguments.restart) / "run.safetensors"
+        exam = study.read.exam
+        if arguments.calibration == "header" and exam is not None and exam.calibration_factor is None:
+            raise ValueError("--calibration header: the data have no calibration factor; give it as a number")
+        more = {"software": software_versions(), "workers": arguments.workers}
+        writing = ("calibration", "like", "format", "bids_json")
+        study.checkpoint = folder.unfinished(more, besides=writing, restart=arguments.restart) / "run.safetensors"
         # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
         folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
         result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
@@ -103,6 +108,7 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
             "method": arguments.method,
             "files": {name: getattr(arguments, name) for name in FILES if getattr(arguments, name) is not None},
             "model": None if study.score_model is None else study.score_model.hash,
+            "contents": _contents(arguments, study),
             "precision": arguments.precision,
             "samples": arguments.samples,
             "seed": arguments.seed,
@@ -182,11 +188,11 @@ def _is_done(job: Job) -> bool:
 def read_list(path: Path) -> list[Job]:
     """The lines of a list."""
     jobs: dict[str, Job] = {}
-    find_out = _Strict(add_help=False, allow_abbrev=False)
+    find_out = _Strict(add_help=False)
     find_out.add_argument("--out")
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
-            options = shlex.split(line, comments=True)
+            options = shlex.split(_without_note(line))
             out = find_out.parse_known_args(options)[0].out
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
@@ -200,6 +206,13 @@ def read_list(path: Path) -> list[Job]:
     if not jobs:
         raise ValueError(f"{path} holds no line with options of sirf-diffusion recon")
     return list(jobs.values())
+
+
+def _without_note(line: str) -> str:
+    """A line up to the first word that begins with ``#``; ``NAME#2`` is a frame."""
+    words = re.match(r"""(?:[^'"\\#]|\\.|'[^']*'|"(?:\\.|[^"\\])*"|(?<=\S)#)*""", line)
+    end = 0 if words is None else words.end()
+    return line[:end] if line[end:].startswith("#") else line
 
 
 def reconstruct_line(job: Job) -> tuple[Job, int, str]:

@@ -13,7 +13,7 @@ from ..engines import PROJECTORS
 from ..geometry.checks import LARGEST_COUNT, check_real
 from ..models.storage import DEFAULT_MODEL
 from ..reconstructors.methods import ADAPTATIONS, METHODS, NUM_SAMPLES, adaptation_for, build_adaptation
-from ..reconstructors.settings import SPEEDS
+from ..reconstructors.settings import DEFAULT_SPEED, SPEEDS
 from ..study.guide import TARGETS
 from ..study.reconstruction import CHECKPOINT_SECONDS
 from .command_line import add_machine, add_precision, real, seed, whole
@@ -138,7 +138,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="list the settings of a method, or of all, with default, range and meaning, and end",
     )
-    about = f"of samplers: fewer noise levels, and less to look at; default: {SPEEDS[0]}"
+    about = f"of samplers: fewer noise levels, and less to look at; default: {DEFAULT_SPEED}, {SPEEDS[0]} with --adapt"
     method.add_argument("--speed", choices=SPEEDS, help=about)
     iteration = "of iso-likelihood: an MLEM iteration"
     method.add_argument("--target-iteration", type=real(0, LARGEST_COUNT), metavar="N", help=iteration)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import atomic_path
+from ..files.documents import digest
 from ..files.lock import LOCK, locked
 from ..files.outputs import OutputFolder, write_csv, write_json
 from ..files.parfile import ParKey
@@ -27,10 +28,14 @@ from ..geometry.checks import check_real
 from ..interop.stir.blocks import PENALISATION_FACTOR
 from ..interop.stir.check import check
 from ..interop.stir.run import Call
+from ..models.h_transform import find_h_transform, list_h_transforms
+from ..models.storage import find_model, list_models
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "scan.json"
+#: Keys of our blocks that name a file too, or what is in one.
+_NAMED = ("module", "model filename", "h-transform filename")
 _MOST_IMAGES = 8
 _LIKELIHOOD = re.compile(r"Objective function without penalty\s+(\S+)")
 
@@ -148,18 +153,24 @@ class Scan:
         return _with_lines(self._file.text, edits)
 
     def _settings(self) -> dict[str, object]:
-        """What the results depend on besides the factor: the file, and the data by size and time."""
-        named = {key.value for _, key in self._file.root.walk() if key.name in INPUT_FILES}
-        inputs = {name for name in named if Path(name).is_file()}
-        if self.reference is not None:
-            inputs.add(str(self.reference))
+        """What the results depend on besides the factor: the file, and the content of all that it names."""
+        named = {key.value: key.name for _, key in self._file.root.walk() if key.name in (*INPUT_FILES, *_NAMED)}
+        named |= {} if self.reference is None else {str(self.reference): "reference"}
+        contents = {}
+        for value, name in sorted(named.items()):
+            beside = f"{value.replace('.', '/')}.py"
+            found = {
+                "module": next((p for p in (Path(beside), self.par.parent / beside) if p.is_file()), None),
+                "model filename": find_model(value) if value in list_models() else None,
+                "h-transform filename": find_h_transform(value) if value in list_h_transforms() else None,
+            }.get(name) or Path(value)
+            if found.is_file():
+                contents[value] = digest(found)
         return {
             "parameter file": hashlib.sha256(self._file.text.encode("utf-8", "surrogateescape")).hexdigest(),
             "variables": dict(self.variables),
             "reference": None if self.reference is None else str(self.reference),
-            "input files (size, time)": {
-                name: [Path(name).stat().st_size, Path(name).stat().st_mtime_ns] for name in sorted(inputs)
-            },
+            "files (SHA-256)": contents,
         }
 
     def _earlier_points(self) -> dict[float, Point]:

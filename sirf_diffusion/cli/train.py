@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     if supervision is not None:
         default = supervision.recipe
     if arguments.print_config:
+        if arguments.config is not None:
+            raise ValueError("--print-config prints what a configuration can say, without --config: leave that out")
         known = RECIPES | ENHANCEMENT_RECIPES
         if arguments.recipe is not None:
             default = known[check_choice("recipe", arguments.recipe, tuple(sorted(known)))]

@@ -120,19 +120,24 @@ def digest(path: Path) -> str:
 
     Of ``NAME#2``, that of the whole file and the number of the frame.
     """
-    path, frame = split_frame(path)
+    frame = split_frame(path)[1]
     total = hashlib.sha256(b"" if frame is None else b"#%d" % frame)
-    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if not path.is_dir():
-        with path.open("rb") as file:
-            named = re.search(rb"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", file.read(_MAX_BYTES))
-        data = path.parent / named[1].decode("utf-8", "replace").strip() if named else path
-        paths += [data] if data != path and os.path.isfile(data) else []
-    for each in paths:
+    for each in files_of(path):
         with each.open("rb") as file:
             while block := file.read(2**20):
                 total.update(block)
     return total.hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files in a folder, sorted; or a file, and after an Interfile header the data file that it names."""
+    path = split_frame(path)[0]
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    with path.open("rb") as file:
+        named = re.search(rb"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", file.read(_MAX_BYTES))
+    data = path.parent / named[1].decode("utf-8", "replace").strip() if named else path
+    return [path, data] if data != path and os.path.isfile(data) else [path]
 
 
 def _refused(word: str) -> float:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -133,17 +133,20 @@ class OutputFolder:
                 for folder in made:
                     folder.rmdir()
 
-    def unfinished(self, more: Mapping[str, Any], *, restart: bool = False) -> Path:
+    def unfinished(self, more: Mapping[str, Any], *, besides: Sequence[str] = (), restart: bool = False) -> Path:
         """Folder for the checkpoints (``*.safetensors``) of a run with these settings; to be called inside `held`.
 
         Parameters
         ----------
         more
             What the run depends on beside the result's settings.
+        besides
+            Settings that it does not depend on, but its writing does.
         restart
             Forget what is there.
         """
-        folder, settings = self.path / UNFINISHED, jsonable({**self.settings, **more})
+        settings = jsonable({k: v for k, v in {**self.settings, **more}.items() if k not in besides})
+        folder = self.path / UNFINISHED
         if self._states() and not restart:
             advice = "give its command again to go on, --restart to begin anew, or another folder"
             try:
@@ -238,8 +241,10 @@ class OutputFolder:
         return [name for name in _below([self.record_name, *names]) if not (self.path / name).is_dir()]
 
     def _difference(self) -> str:
-        """In what the result that is in the folder differs from these settings."""
-        return difference(_entry(self.record_path, "settings", dict), self.settings)
+        """In what the result that is in the folder differs from these settings; older ones do not tell contents."""
+        found = _entry(self.record_path, "settings", dict)
+        known = self.settings if "contents" in found else {k: v for k, v in self.settings.items() if k != "contents"}
+        return difference(found, known)
 
     def _refuse_another_result(self) -> None:
         if not self.record_path.is_file():

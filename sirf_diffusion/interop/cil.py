@@ -45,11 +45,15 @@ class _Iterated(Function):
         super().__init__()
         self.num_iterations = check_count("num_iterations", num_iterations)
         self.tolerance = check_real("tolerance", tolerance)
-        self._what, self._warned = what, False
+        self._what, self._warned, self._told = what, False, False
 
     def convex_conjugate(self, x: Any) -> float:
-        """Refused: it is not known."""
-        raise NotImplementedError(f"the convex conjugate of {self._what} is not known; use proximal()")
+        """Not known: NaN, which is said once. PDHG and SPDHG ask for it to report a dual objective, and for no more."""
+        if not self._told:
+            logger.warning("the convex conjugate of %s is not known: CIL's dual objective and primal-dual gap are NaN; "
+                           "the primal objective and the image are right", self._what)  # fmt: skip
+            self._told = True
+        return math.nan
 
     @property
     def L(self) -> float | None:

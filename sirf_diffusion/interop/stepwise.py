@@ -18,6 +18,7 @@ from ..priors import AnchorPenalty
 from ..reconstructors.diffusion.hqs import HQSReconstructor
 from ..reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
 from ..reconstructors.diffusion.loop import Denoised, DiffusionReconstructor
+from ..reconstructors.settings import SPEEDS
 from .containers import to_container, to_tensor
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class LikelihoodScheduledObjective(StepwiseObjective):
 
     The parameters are those of :class:`StepwiseObjective`; ``target``, ``num_em_iterations``, ``margin`` and
     ``num_em_iterations_max`` say where the schedule ends, and ``schedule_exponent`` how early it rises: 1 unless given,
-    as published, because a loop of your own has no anchor that an early schedule needs.
+    as published, because a loop of your own has no anchor that an early schedule needs. The speed is ``"accurate"``.
     """
 
     _last: tuple[Tensor, Evaluation] | None = None
@@ -315,7 +316,8 @@ class LikelihoodScheduledObjective(StepwiseObjective):
         return self.log_likelihood(image) >= self.target - 1e-9 * abs(self.target)
 
     def _sampler(self, objective: Objective) -> DiffusionReconstructor:
-        return LikelihoodScheduledReconstructor(objective, self._model, **{"schedule_exponent": 1.0, **self._settings})
+        published = {"speed": SPEEDS[0], "schedule_exponent": 1.0}
+        return LikelihoodScheduledReconstructor(objective, self._model, **published | self._settings)
 
     def _value(self, x: Tensor, subset: int | None) -> float:
         if subset is not None:

@@ -67,7 +67,7 @@ class GridAdapter:
         That of z, if it is another.
     box
         If given, the first image voxel of z, y and x and the one after the last: only these are covered, and what
-        fills the multiples; the image is zero outside.
+        lies around them up to a multiple; the image is zero outside.
     """
 
     def __init__(
@@ -230,13 +230,16 @@ class _Axis:
 
 
 def _latent_range(axis: _Axis, size: int, old: float, first: int, end: int, multiple: int) -> tuple[int, int]:
-    """The latent voxels, a multiple of them, that cover the image's voxels from ``first`` to before ``end``."""
+    """The latent voxels that cover the image's voxels from ``first`` to before ``end``, from multiple to multiple.
+
+    So a box that is a few voxels smaller or larger mostly covers the same, and where it does not, a network that halves
+    the sides of its images halves them at the same places: its answer for the voxels that both cover hardly changes.
+    """
     centre = axis.size // 2 + 0.5
     low, high = (centre + (n - size // 2 - 0.5) * old / axis.spacing for n in (first, end))
     low, high = max(math.floor(low + 1e-6), 0), min(math.ceil(high - 1e-6), axis.size)
-    wanted = -(-max(high - low, 1) // multiple) * multiple
-    low = min(max(low - (wanted - (high - low)) // 2, 0), axis.size - wanted)
-    return low, low + wanted
+    low = min(low, axis.size - 1) // multiple * multiple
+    return low, -(-max(high, low + 1) // multiple) * multiple
 
 
 def _keep(size: int, spacing: float) -> _Axis:

@@ -45,7 +45,7 @@ class Factors:
     voxel_size_mm
         Of the images ``(z, y, x)``; z counts for volumes only.
     values
-        The settings.
+        The settings; whether the network looked at the object alone (``crop``) does not matter.
     trues_per_plane
         Count levels, rising: expected counts of the image alone, without background, per plane.
     voxels, vois
@@ -155,7 +155,7 @@ class IntervalTable:
             if any(abs(voxel_size[axis] / own[axis] - 1) > _VOXEL_SLACK for axis in axes):
                 sizes = [" x ".join(f"{size:.3g}" for size in one) for one in (own, voxel_size)]
                 reasons.append(f"it was measured with voxels of {sizes[0]} mm, and these are {sizes[1]} mm")
-            elif differing := difference(jsonable(entry.values), jsonable(values)):
+            elif differing := difference(*(jsonable({**v, "crop": None}) for v in (entry.values, values))):
                 reasons.append(f"it was measured with other settings: {differing}")
             else:
                 return entry
@@ -168,13 +168,13 @@ def table_path(model_file: str | os.PathLike[str]) -> Path:
 
 
 def write_table(model: Any, entries: Sequence[Factors]) -> Path:
-    """Write the table beside the file that a score model was loaded from; what it has of other kinds of runs stays.
+    """Write the table beside the file that a score model was loaded from; what it has of other runs or settings stays.
 
     Returns its path.
     """
 
     def kind(entry: Factors) -> tuple[Any, ...]:
-        return entry.method, entry.kind, entry.num_samples, entry.voxel_size_mm
+        return entry.method, entry.kind, entry.num_samples, entry.voxel_size_mm, repr(sorted(entry.values.items()))
 
     path, replaced = table_path(model.path), {kind(entry) for entry in entries}
     kept = [entry for entry in IntervalTable.of(model).entries if kind(entry) not in replaced]

@@ -110,15 +110,19 @@ class Atlas:
     ) -> list[Path]:
         """Mean and frames as Interfile (``mean.hv``, ``frame-00.hv`` ...), and ``curves.csv``; returns the paths.
 
-        ``frames`` and their ``geometry``: those of `onto` instead; ``exam`` says how that patient lay.
+        ``frames`` and their ``geometry``: those of `onto` instead, in that patient's units, which the curves have not:
+        they are left out; ``exam`` says how that patient lay.
         """
-        folder, written = Path(folder), []
+        folder, written, own = Path(folder), [], frames is None
         folder.mkdir(parents=True, exist_ok=True)
         frames, geometry = (self.frames, self.geometry) if frames is None else (frames, geometry)
         named = {"mean": frames.mean(0)} | {f"frame-{k:02d}": f for k, f in enumerate(frames)}
         for name, image in named.items():
             written.append(folder / f"{name}.hv")
             write_image(written[-1], torch.from_numpy(np.ascontiguousarray(image)), geometry, exam=exam)
+        if not own:
+            (folder / "curves.csv").unlink(missing_ok=True)  # of an earlier run
+            return written
         with atomic_path(folder / "curves.csv") as temporary:
             rows = [",".join(["label", *(f"frame {k}" for k in range(len(self.frames)))])]
             rows += [",".join([str(label), *(f"{v:.6g}" for v in curve)]) for label, curve in self.curves.items()]

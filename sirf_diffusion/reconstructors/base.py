@@ -18,10 +18,10 @@ from ..engines import Objective, as_objective
 from ..engines.em import raise_zeros
 from ..engines.objective import NativeImages, mark
 from ..files.outputs import jsonable
-from ..geometry.checks import check_image
+from ..geometry.checks import check_choice, check_image
 from .checkpoint import Checkpoint
 from .records import Cost, StepRecord
-from .settings import SPEEDS, Settings, defaults, kinds_of_default, listed, make
+from .settings import DEFAULT_SPEED, SPEEDS, Settings, defaults, kinds_of_default, listed, make
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class Reconstructor(ABC):
     num_subsets: ClassVar[int] = 1
     uses_model: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    #: Whether there are `SPEEDS` to choose from.
+    has_speeds: ClassVar[bool] = False
     #: Bundled model, of a method that works with one alone.
     default_model: ClassVar[str] = ""
     #: Adaptation of the network that is part of the method.
@@ -93,16 +95,22 @@ class Reconstructor(ABC):
 
         ``volume``: for a volume, unless it is seen as transverse slices only. ``quick``: for a quick look.
         """
-        cls.check_speed(speed)
-        kinds = kinds_of_default(speed, volume=volume and given.get("planes") != "transverse", quick=quick)
+        volume = volume and given.get("planes") != "transverse"
+        kinds = kinds_of_default(cls.speed_of(speed), volume=volume, quick=quick)
         make(cls.parts(), given, cls.method, *kinds)
         return {**cls.defaults(*kinds), **given}
 
     @classmethod
-    def check_speed(cls, speed: str | None) -> None:
-        """Samplers have `SPEEDS`, unless they adapt the network; other methods take none: a ValueError."""
-        if speed not in (None, SPEEDS[0]) and (not cls.samples or cls.own_adaptation is not None):
+    def speed_of(cls, speed: str | None, *, adapted: bool = False) -> str:
+        """The speed that holds where ``speed`` was asked for; a ValueError for one that the method does not have.
+
+        Unless told, a network that is ``adapted`` gets all the levels to adapt at.
+        """
+        if cls.has_speeds:
+            return check_choice("speed", speed or (SPEEDS[0] if adapted else DEFAULT_SPEED), SPEEDS)
+        if speed not in (None, SPEEDS[0]):
             raise ValueError(f"{cls.method} has no speed to choose, found {speed!r}: dds, hqs and lisch have")
+        return SPEEDS[0]
 
     def __init_subclass__(cls) -> None:
         """Show the settings in signature and documentation, as if they stood there."""
@@ -111,7 +119,8 @@ class Reconstructor(ABC):
         names = [parameter.name for parameter in own]
         entries = [entry for part in cls.parts() for entry in listed(part) if entry.name not in names]
         if entries and own[-1].kind is Parameter.VAR_KEYWORD:
-            own[-1:] = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default) for e in entries]
+            usual = cls.with_settings({})
+            own[-1:] = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=usual[e.name]) for e in entries]
             cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
             lines = [f"    {entry.name}\n        {entry.metadata['about']}" for entry in entries]
             cls.__doc__ = f"{cls.__doc__}\n\n    Settings\n    --------\n" + "\n".join(lines) + "\n"

@@ -14,8 +14,9 @@ from typing import Any
 
 from ..geometry.checks import check_choice, check_count, check_flag, check_real, interval
 
-#: What samplers are set for; the first is the default.
+#: What samplers are set for. The first has the settings' plain defaults, as have methods without speeds.
 SPEEDS = ("accurate", "balanced", "fast")
+DEFAULT_SPEED = "balanced"
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ def defaults(parts: Sequence[type[Settings]], *kinds: str) -> dict[str, Any]:
     return found
 
 
-def kinds_of_default(speed: str | None, *, volume: bool = False, quick: bool = False) -> tuple[str, ...]:
-    """The kinds of defaults that hold, for `defaults`; a speed of None is the first of `SPEEDS`."""
-    speed = check_choice("speed", speed or SPEEDS[0], SPEEDS)
+def kinds_of_default(speed: str, *, volume: bool = False, quick: bool = False) -> tuple[str, ...]:
+    """The kinds of defaults that hold, for `defaults`."""
     in_volumes = ("volumes", speed, f"{speed}_volumes") if volume else (speed,)
     return (*in_volumes, "quick") if quick else in_volumes
 

@@ -53,7 +53,7 @@ def bound(
 def check_bound(
     model: ScoreModel, objective: Objective, planes: str | None, extent: float | None, crop: bool = False
 ) -> None:
-    """Whether a model that is bound already is bound as it should be; see `bound`. No ``crop`` costs time only."""
+    """Whether a model that is bound already is bound as it should be; see `bound`. ``crop``: it was asked for."""
     if model.geometry is None:
         return
     if model.geometry != objective.geometry:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..engines import PROJECTORS, Objective, as_objective
 from ..engines.embedded.acquisition import Acquisition
 from ..engines.embedded.subsets import basic_views, largest_num_subsets
+from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 
 PathLike = str | os.PathLike[str]
@@ -34,12 +35,15 @@ class Data:
     options
         What the data's files say of the run, by the names of `sirf_diffusion.study.reconstruction.Study`: ``initial``,
         ``num_subsets``, ``subset_order``, ``prior``.
+    exam
+        What STIR read of the examination, where no header of ours tells it before.
     """
 
     objective: Callable[..., Objective]
     geometry: ImageGeometry
     attenuation: tuple[Tensor, ImageGeometry] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    exam: ExamInfo | None = None
 
 
 @dataclass(frozen=True)

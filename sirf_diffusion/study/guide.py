@@ -160,3 +160,17 @@ def load_model_for(
         model = method.default_model or DEFAULT_MODEL
         logger.info("no score model given: %s, the default", model)
     return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
+
+
+def describe_model(model: Any, guide: Guide) -> dict[str, Any]:
+    """What a record tells of the bound model that made an image."""
+    made_for = model.metadata["training"].get("personalised")
+    return {
+        "sha256": model.hash,
+        "voxel_size_mm": model.voxel_size,
+        "planes": model.planes,
+        "box": model.box,
+        "precision": model.precision,
+        "metadata": model.metadata,
+        **({} if made_for is None else {"made_for": made_for, "mr_compared": guide.anatomical is not None}),
+    }

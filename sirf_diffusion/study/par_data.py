@@ -144,7 +144,8 @@ class ParData:
             return stand_ins[str(device)] if exact else stand_ins[str(device)].with_subsets(num_subsets)
 
         stand_ins: dict[str, Any] = {}
-        data = Data(objective if self.projector == PROJECTORS[0] else embedded, made.geometry)
+        chosen = objective if self.projector == PROJECTORS[0] else embedded
+        data = Data(chosen, made.geometry, exam=made.exam_info())
         return data, None if self.run.initial_estimate is None else made.to_tensor(image)
 
     def _check_attenuation(self) -> None:

@@ -18,6 +18,7 @@ from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count, check_real, check_seed
+from ..models.grid import Box
 from ..models.intervals import IntervalTable
 from ..patient.readers import read_labels
 from ..reconstructors.base import Reconstructor
@@ -25,11 +26,10 @@ from ..reconstructors.checkpoint import CheckpointCallback
 from ..reconstructors.diffusion.chain import posterior_sd
 from ..reconstructors.methods import NUM_SAMPLES, adaptation_for, build_reconstructor, get_method
 from ..reconstructors.references import references
-from ..reconstructors.settings import SPEEDS
 from .data import Data, InterfileData, data_of
 from .early import Early, cost_of
 from .fitness import FEWEST_STEPS, check_distribution
-from .guide import Guide, as_shown, load_model_for
+from .guide import Guide, as_shown, describe_model, load_model_for
 from .intervals import interval_record
 from .par_data import ParData
 from .report import Trace
@@ -158,8 +158,9 @@ class Study:
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
         self._settings = settings
-        self.values = chosen.with_settings(settings, quick=self.quick, speed=self.speed)
         self._adaptation = adaptation_for(chosen, self.adaptation)
+        self.speed = chosen.speed_of(self.speed, adapted=self._adaptation is not None)
+        self.values = chosen.with_settings(settings, quick=self.quick, speed=self.speed)
         self.score_model = load_model_for(chosen, model, self._device, self.precision)
         self.guide.check(self.method, self.score_model)
         self._intervals = IntervalTable.of(self.score_model)
@@ -218,7 +219,7 @@ class Study:
             "seed": self.seed,
             "num_samples": self.num_samples,
             **({} if self.members is None else {"members": list(self.members)}),
-            "speed": self.speed or (SPEEDS[0] if chosen.samples else None),
+            "speed": self.speed if chosen.has_speeds else None,
             "values": values,
             "intensity_scale": None if early is None else early.scale,
             **cost_of(reconstructor.record, early),
@@ -226,7 +227,7 @@ class Study:
             "data": {**objective.describe(), "exam": asdict(exam)},
             "engine": objective.engine,
             "device": str(device),
-            "model": None if bound is None else _describe_model(bound, self.guide),
+            "model": None if bound is None else describe_model(bound, self.guide),
             "anatomical": None if placed is None else {**placed.record, "guidance": self.guide.guidance},
             "prior": None if asked["prior"] is None else asked["prior"].settings,
             "software": software_versions(),
@@ -256,9 +257,10 @@ class Study:
         return self.chosen.with_settings(self._settings, volume=volume, quick=self.quick, speed=self.speed)
 
     def bound(
-        self, objective: Objective, scale: float, anatomical: Tensor | None, early_image: Tensor | None = None
-    ) -> Any:
-        """The score model on the grid of the data, as the settings say; the whole grid without an early image."""
+        self, objective: Objective, scale: float, anatomical: Tensor | None, early_image: Tensor | None = None,
+        box: Box | None = None,
+    ) -> Any:  # fmt: skip
+        """The score model on the grid of the data, as the settings say; in the object's box, or one known already."""
         if self.score_model is None:
             return None
         values = self._values()
@@ -267,7 +269,7 @@ class Study:
             sampling=self.chosen.samples,
             planes=values["planes"],
             extent=values["extent"],
-            box="object" if early_image is not None and values.get("crop") else None,
+            box="object" if early_image is not None and values.get("crop") else box,
             early_image=early_image,
             intensity_scale=scale,
             anatomical=as_shown(anatomical, self.score_model, objective.geometry),
@@ -336,15 +338,3 @@ def reconstruct(*arguments: Any, **options: Any) -> Reconstruction:
 
 def _as_tensor(objective: Objective, image: Any) -> Tensor:
     return objective.to_tensor(image) if isinstance(objective, NativeImages) else image
-
-
-def _describe_model(model: Any, guide: Guide) -> dict[str, Any]:
-    made_for = model.metadata["training"].get("personalised")
-    return {
-        "sha256": model.hash,
-        "voxel_size_mm": model.voxel_size,
-        "planes": model.planes,
-        "precision": model.precision,
-        "metadata": model.metadata,
-        **({} if made_for is None else {"made_for": made_for, "mr_compared": guide.anatomical is not None}),
-    }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..geometry.checks import check_count
+from ..models.grid import checked_box
 from .execution import Execution
 from .reconstruction import Study
 from .result import Reconstruction
@@ -67,7 +68,7 @@ def merge(study: Study, shares: Sequence[Reconstruction]) -> Reconstruction:
     samples = torch.cat([share.samples for share in shares])
     device = torch.device(record["device"])
     objective = study.read.objective(record["num_subsets"], device)
-    bound = study.bound(objective, record["intensity_scale"], anatomical)
+    bound = study.bound(objective, record["intensity_scale"], anatomical, box=checked_box(record["model"]["box"]))
     return study.result(objective, bound, samples.mean(0).to(device), samples, record, anatomical)
 
 

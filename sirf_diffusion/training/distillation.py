@@ -66,6 +66,7 @@ class Distillation:
         pairs = {name: (getattr(own, name), getattr(recipe, name)) for name in ("schedule", "prediction", "time_input")}
         for name in ("in_channels", "num_class_embeds", "spatial_dims"):
             pairs[name] = getattr(old, name), getattr(new, name)
+        pairs |= {name: (getattr(own, name), getattr(recipe, name)) for name in ("tracer", "planes")}
         pairs |= {"rank": (0, recipe.rank), "grow": (False, recipe.grow)}
         for name, (wanted, found) in pairs.items():
             if wanted != found:
@@ -106,6 +107,12 @@ class DistillationLoop(TrainingLoop):
                 f"{source.file.path} has voxels of {found} mm, the teacher {wanted}: build the data with --voxel-size"
             )
         super().__init__(*arguments)
+        licence = distillation.model.metadata["licence"]
+        if self.options.licence not in ("", licence):
+            raise ValueError(
+                f"licence of a student is the teacher's, {licence!r}, found {self.options.licence!r}: leave it out of "
+                "the configuration"
+            )
 
     def _example(self, step: int) -> Example:
         example, device = super()._example(step), self.state.device.type

@@ -272,6 +272,7 @@ class EnhancementLoop(TrainingLoop):
     """The loop around a stage."""
 
     curves = Curves("dose", "dose")
+    draws_samples = False
 
     def __init__(self, stage: EnhancementStage, *parts: Any) -> None:
         self.stage = stage
@@ -288,6 +289,3 @@ class EnhancementLoop(TrainingLoop):
 
     def _save_model(self, path: Path) -> None:
         self.stage.save(path, self.state.average.module, self.source, self._provenance(), self._licence)
-
-    def _draw_samples(self) -> None:
-        raise ValueError("an enhancement model has no unconditional samples: leave --samples-every out")

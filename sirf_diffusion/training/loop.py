@@ -54,10 +54,14 @@ class TrainingLoop:
 
     #: What the validation's errors are of.
     curves: ClassVar[Curves] = SIGMA
+    #: Whether what is trained can draw images from noise alone.
+    draws_samples: ClassVar[bool] = True
 
     def __init__(self, state: TrainingState, source: SliceStream, work: Path, options: RunOptions) -> None:
         self.state, self.source, self.work, self.options = state, source, work, options
         self.recipe, self.peers = state.recipe, state.peers
+        if options.samples_every and not self.draws_samples:
+            raise ValueError("this model draws no images from noise alone: leave --samples-every (samples_every) out")
         self.validation = self._validation_set() if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:

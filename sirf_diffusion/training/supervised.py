@@ -42,7 +42,7 @@ from .data.volume_file import VolumeFile
 from .log import Curves
 from .loop import TrainingLoop
 from .recipes import Recipe
-from .views import AIR, View, Window, check_pixels, is_odd, scanned
+from .views import AIR, View, Window, check_pixels, ordinary, scanned
 
 #: The recipe of `train --supervised` for slices. The noise levels are about evenly spread in the schedule's time, with
 #: an eighth of them at its end, where every chain starts.
@@ -63,8 +63,6 @@ VOLUMES = replace(
 #: Of so many volumes, the score model looks at one in all orientations, as a chain does at its last noise level.
 _ALL_ORIENTATIONS = 4
 _COUNT_LEVELS, _VALIDATION_SLICES, _VALIDATION_VOLUMES = 5, 12, 3
-#: Another image is drawn instead of an odd one, so often.
-_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Supervision:
         """What decides the result beside recipe and volumes."""
         return {
             "base": {"name": str(self.base), "sha256": self.model.hash},
-            "scanner": {"name": self.layout.scanner.name, "shape": list(self.layout.shape)},
+            "scanner": {"name": self.layout.scanner.name, "layout": repr(self.layout)},
             "scans": jsonable(asdict(self.scans)),
             "pool": self.pool,
         } | ({"start": {"name": self.start, "sha256": self._beginning.sha256}} if self._beginning else {})
@@ -181,6 +179,7 @@ class SupervisedLoop(TrainingLoop):
     """A training loop whose examples come from simulated scans, validated by error against count level."""
 
     curves = Curves("prompts", "prompts", "score_model", "score model alone")
+    draws_samples = False
 
     def __init__(self, supervision: Supervision, *arguments: Any) -> None:
         self.supervision, state = supervision, arguments[0]
@@ -211,11 +210,7 @@ class SupervisedLoop(TrainingLoop):
 
     def _view(self, number: int) -> View:
         """An image, its noise and what the score model makes of it: a pure function of its number."""
-        recipe, attempt = self.recipe, 0
-        images = self._drawn(self.source, number)[0]
-        while is_odd(images[0], self.simulator.geometry) and attempt < _ATTEMPTS:
-            attempt += 1
-            images = self._drawn(self.source, number + attempt * 2**32)[0]
+        recipe, images = self.recipe, self._ordinary(self.source, number)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
         sigma = draw_noise_levels(replace(recipe, batch_size=1, accumulation=1), generator)
         factor = 0.85 + 0.3 * float(torch.rand(1, generator=generator))
@@ -225,6 +220,10 @@ class SupervisedLoop(TrainingLoop):
     def _drawn(self, source: Any, step: int, number: int = 1) -> Tensor:
         """Emission and attenuation ``[number, 2, z, y, x]``."""
         return source.batch(step, number)[0].reshape(number, 2, *self.simulator.geometry.shape)
+
+    def _ordinary(self, source: Any, number: int) -> Tensor:
+        """The image of a number, or the first of others that is not odd."""
+        return ordinary(lambda attempt: self._drawn(source, number + attempt * 2**32)[0], self.simulator.geometry)
 
     def _turn(self, number: int) -> int:
         """Orientation of the slices of a view."""
@@ -306,7 +305,11 @@ class SupervisedLoop(TrainingLoop):
     def _some(self, split: str) -> Tensor:
         file = VolumeFile(self.source.file.path, split)
         stream = self.supervision.stream(file, self.source.crops, 0, planes=(0,), augmentation=_UNCHANGED)
-        return self._drawn(stream, 0, _VALIDATION_VOLUMES if self.volumes else _VALIDATION_SLICES)
+        images = self._drawn(stream, 0, _VALIDATION_VOLUMES if self.volumes else _VALIDATION_SLICES)
+        for k, image in enumerate(images):
+            if not bool(image[0].any()):
+                images[k] = self._ordinary(stream, k + 1)
+        return images
 
     def _validation_set(self) -> Any:
         splits = {info.split for info in VolumeFile(self.source.file.path).infos}
@@ -341,9 +344,6 @@ class SupervisedLoop(TrainingLoop):
             seen = HTransform.counts(self.base, scans.sensitivity).cpu()
             ends.append(sum(map(counts_per_voxel, seen, self.base.to_latent(truth).cpu())) / len(truth))
         return ends[0], ends[1]
-
-    def _draw_samples(self) -> None:
-        raise ValueError("a supervised training draws no samples of the prior: leave --samples-every out")
 
 
 _UNCHANGED = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, intensity=(1.0, 1.0), anatomy_intensity=(1.0, 1.0), shift=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ from .loop import RunOptions, TrainingLoop
 from .recipes import RECIPES, Recipe
 from .state import TrainingState
 from .supervised import Supervision
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -128,14 +131,16 @@ def train(
             )
         kind = supervision.stream if supervision else SliceStream
         source = training_stream(_file(recipe, data, work, peers), recipe, kind)
-        options, provenance = options or RunOptions(), {"data": source.file.fingerprint}
+        options, provenance = options or RunOptions(), {"data": source.fingerprint}
         left = 2**50 if max_steps is None else max_steps
         if isinstance(recipe, EnhancementRecipe):
             for stage in enhancement_stages(recipe, source, work, out, where, init):
                 told = provenance | stage.provenance
                 state = TrainingState(stage.recipe, told, where, peers, None, options.compiled, stage.network)
                 _run(EnhancementLoop(stage, state, source, stage.work, options), stage.out, left, resume)
-                if (left := left - stage.recipe.num_steps) < 0:
+                if (left := left - stage.recipe.num_steps) <= 0 and stage.out != out:
+                    logger.warning("the first of two stages ends here: there is no model file yet, the same command "
+                                   "without --max-steps goes on")  # fmt: skip
                     break
             return out
         provenance |= supervision.provenance() if supervision else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from .data.volume_file import VolumeFile
 AIR, _MARGIN = 0.05, 2
 #: An image with more than this times its intensity scale anywhere is not learnt from.
 _MOST_CONTRAST = 8.0
+#: Another image is drawn instead of an odd one, so often.
+_ATTEMPTS = 20
 #: How far pixels may differ, as where a score model is bound to a grid.
 _SAME_PIXELS = 0.05
 
@@ -51,8 +53,20 @@ def check_pixels(file: VolumeFile, geometry: ImageGeometry) -> None:
 
 
 def is_odd(emission: Tensor, geometry: ImageGeometry) -> bool:
-    """Whether an image has little but a hot spot: what its intensity scale is hangs on chance."""
-    return float(emission.max()) > _MOST_CONTRAST * intensity_scale(emission, geometry)
+    """Whether an image has nothing, or little but a hot spot: what its intensity scale is hangs on chance."""
+    peak = float(emission.max())
+    return peak <= 0 or peak > _MOST_CONTRAST * intensity_scale(emission, geometry)
+
+
+def ordinary(draw: Callable[[int], Tensor], geometry: ImageGeometry) -> Tensor:
+    """The first of the images (emission in front) ``draw(0)``, ``draw(1)``, ... that is not odd, or else the last."""
+    for attempt in range(_ATTEMPTS + 1):
+        images = draw(attempt)
+        if not is_odd(images[0], geometry):
+            break
+    if not bool(images[0].any()):
+        raise ValueError(f"{_ATTEMPTS + 1} slices of the data in a row have no activity; are these PET images?")
+    return images
 
 
 @dataclass(frozen=True)

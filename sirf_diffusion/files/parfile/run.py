@@ -92,12 +92,12 @@ class ParRun:
         )
 
     def files(self) -> dict[str, str]:
-        """Files that the objective function names, by key, the file itself and the initial estimate."""
-        names = ("input file", "list mode filename", "additive sinogram", "normalisation projdata filename",
-                 "attenuation image filename")  # fmt: skip
-        found = {key.name: key.value for _, key in self.par.objective().walk() if key.name in names and key.value}
-        initial = {} if self.initial_estimate is None else {"initial estimate": self.initial_estimate}
-        return {"parameter file": self.par.path, **found, **initial}
+        """Files that the file names, by key (and line, of a key that comes again), and the file itself."""
+        found = {"parameter file": self.par.path}
+        for _, key in self.par.root.walk():
+            if key.name in keys.INPUT_FILES and key.value and (key.name, key.value) != ("initial estimate", "1"):
+                found[key.name if key.name not in found else f"{key.name} (line {key.line})"] = key.value
+        return found
 
     def num_epochs(self) -> int:
         """Passes through the data that the file asks for.

@@ -120,3 +120,4 @@ class SteerableReconstructor(LikelihoodScheduledReconstructor):
     about: ClassVar[str] = "lisch with a network that is steered towards the data (--adapt-set)"
     references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")
     own_adaptation: ClassVar[type[Adaptation]] = SteerableAdaptation
+    has_speeds: ClassVar[bool] = False

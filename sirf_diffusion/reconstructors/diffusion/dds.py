@@ -39,7 +39,11 @@ class AnchoredAscent(DataConsistency):
     name: ClassVar[str] = "anchored ascent"
 
     num_inner: int = count(
-        3, "ascent steps per noise level; more fit the data closer, and its noise", balanced=4, fast=6
+        3,
+        "ascent steps per noise level; more fit the data closer, and its noise",
+        balanced=4,
+        balanced_volumes=3,
+        fast=6,
     )
     anchor_strength: float = real(
         5.0,
@@ -128,6 +132,7 @@ class DDSReconstructor(DiffusionReconstructor):
     """
 
     method: ClassVar[str] = "dds"
+    has_speeds: ClassVar[bool] = True
     title: ClassVar[str] = "DDS"
     about: ClassVar[str] = "diffusion sampling, proximal data steps towards each denoised image"
     references: ClassVar[tuple[str, ...]] = ("Singh2024", "Song2020")

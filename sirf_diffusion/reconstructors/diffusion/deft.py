@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engines.objective import Objective
 from ...models.h_transform import HTransform, non_negative
-from ..settings import SPEEDS, choice, count, flag, real, setting
+from ..settings import choice, count, flag, real, setting
 from .chain import Chain
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .lisch import AscentToSchedule
@@ -103,12 +103,6 @@ class DEFTReconstructor(DiffusionReconstructor):
     #: For the schedule of the final consistency, as of lisch.
     num_subsets: ClassVar[int] = 2
     default_model: ClassVar[str] = "brain-fdg"
-
-    @classmethod
-    def check_speed(cls, speed: str | None) -> None:
-        """It is as fast as it can be: a ValueError for any speed but the default."""
-        if speed not in (None, SPEEDS[0]):
-            raise ValueError(f"{cls.method} has no speed to choose, found {speed!r}: set num_steps")
 
     def set_up(self, initial_image: Any = None) -> None:
         """As of `DiffusionReconstructor`; reads the h-transform, and compares the data with those of its training.

@@ -29,7 +29,7 @@ class PenalisedEM(DataConsistency):
 
     name: ClassVar[str] = "penalised EM"
 
-    num_inner: int = count(3, "EM updates per noise level", balanced=4, fast=6)
+    num_inner: int = count(3, "EM updates per noise level", balanced=4, balanced_volumes=3, fast=6)
     beta: float = real(
         12.0,
         "weight of the network against the data, the same for any count level and unit; 1 treats the denoised image as "
@@ -83,6 +83,7 @@ class HQSReconstructor(DiffusionReconstructor):
     """
 
     method: ClassVar[str] = "hqs"
+    has_speeds: ClassVar[bool] = True
     title: ClassVar[str] = "HQS"
     about: ClassVar[str] = "diffusion sampling, half-quadratic splitting with a closed-form EM data step"
     references: ClassVar[tuple[str, ...]] = ("Zhu2023", "DePierro1995", "Song2020")

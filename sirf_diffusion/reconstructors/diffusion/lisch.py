@@ -150,6 +150,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     """
 
     method: ClassVar[str] = "lisch"
+    has_speeds: ClassVar[bool] = True
     title: ClassVar[str] = "LiSch"
     about: ClassVar[str] = "diffusion sampling to a likelihood schedule; no strength to tune"
     references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")

@@ -83,8 +83,8 @@ class DiffusionReconstructor(ResumableReconstructor):
     batch_size
         Samples that are projected at once; all if omitted. Limits the projector's memory.
     speed, projector
-        ``"accurate"``, ``"balanced"`` or ``"fast"``: which defaults the settings have. Whose projector is used of data
-        of SIRF or STIR, see `sirf_diffusion.as_objective`.
+        ``"accurate"``, ``"balanced"`` (the default) or ``"fast"``: which defaults the settings have. Whose projector is
+        used of data of SIRF or STIR, see `sirf_diffusion.as_objective`.
     resume_from
         File written by ``CheckpointCallback``; everything else must be as in the run that wrote it.
     callbacks
@@ -130,8 +130,8 @@ class DiffusionReconstructor(ResumableReconstructor):
     ) -> None:
         super().__init__(as_objective(objective, projector=projector), callbacks=callbacks)
         parts = self.parts() if consistency is None else (self.sampling,)
-        self.check_speed(speed)
-        kinds = kinds_of_default(speed, volume=seen_as_volume(model, self.objective, settings.get("planes")))
+        volume = seen_as_volume(model, self.objective, settings.get("planes"))
+        kinds = kinds_of_default(self.speed_of(speed, adapted=adaptation is not None), volume=volume)
         chosen, *data_step = make(parts, settings, self.method, *kinds)
         self.model, self.sampling_settings = model, chosen
         self.consistency: DataConsistency | None = data_step[0] if data_step else consistency
@@ -150,7 +150,8 @@ class DiffusionReconstructor(ResumableReconstructor):
             **({} if self.consistency is None else self.consistency.settings),
             **({} if self.adaptation is None else {"adaptation": self.adaptation.settings}),
         }
-        check_bound(model, self.objective, chosen.planes, chosen.extent, chosen.crop)
+        asked = chosen.crop and (speed is not None or "crop" in settings)
+        check_bound(model, self.objective, chosen.planes, chosen.extent, asked)
         self._samples: Tensor | None = None
         self._preparation = Cost()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files.documents import files_of
 from ...files.frames import split_frame
 from ...geometry.checks import check_real
 from ...patient.image import SourceImage, UnusableImage, density_of_ct
@@ -86,7 +87,7 @@ def build_from_images(
         out, "images", settings, options.voxel_size, add=add, overwrite=overwrite, key=key, restart=restart
     )
     with store.held():
-        return _built(store, inputs, options, progress) if store.outcomes is None else store.outcomes
+        return _built(store, inputs, options, progress)
 
 
 def _built(
@@ -94,10 +95,12 @@ def _built(
 ) -> list[Outcome]:
     keyed = []
     for source in inputs:
-        name = str(source.image)
         others = [source.subject, source.split, source.modality, source.left_out, options.assumed, options.tracer]
         part = store.hashed("\n".join(map(str, [_state(source.image), _state(source.anatomy), *others])))
-        keyed.append((part, name))
+        keyed.append((part, str(source.image)))
+    if store.finished(keyed, options.fractions, options.seed):
+        return store.outcomes or []
+    for source, (part, name) in zip(inputs, keyed, strict=True):
         if not store.done(part):
             try:
                 store.write(part, take_in(source, options, store.hashed))
@@ -183,9 +186,8 @@ def _box(mask: NDArray[np.bool_], margin: Sequence[float]) -> tuple[slice, ...]:
 
 
 def _state(path: Path | None) -> str:
-    """A file's name, size and time: what tells whether it has been dealt with already."""
-    if path is None or not (file := split_frame(path)[0]).exists():
+    """Names, sizes and times of an image's files: what tells whether it has been dealt with already."""
+    if path is None or not split_frame(path)[0].exists():
         return str(path)
-    status = file.stat()
-    size = sum(1 for _ in file.iterdir()) if file.is_dir() else status.st_size
-    return f"{path.resolve()} {size} {status.st_mtime_ns}"
+    states = [(file, file.stat()) for file in files_of(path)]
+    return " ".join([str(path.resolve()), *(f"{file.name} {s.st_size} {s.st_mtime_ns}" for file, s in states)])

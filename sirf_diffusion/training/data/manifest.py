@@ -30,6 +30,8 @@ _OTHER_KINDS = re.compile(
 )
 #: The same for any word of a name that does not say PET.
 _OTHER_WORDS = re.compile(r"t1w?|t2w|mprage|flair|(brain)?mask|aseg|aparc|mni152\w*|ctac|mrac|u-?map|mumap")
+#: An image in a subject's folder, or in one of a session or a modality in that.
+_BIDS_SUBJECT = re.compile(r"(?:^|[/\\])(sub-[0-9A-Za-z]+)(?:[/\\](?:ses-[^/\\]+|pet|anat|ct))*[/\\][^/\\]+$")
 _BIDS_FOLDERS = {"anat", "func", "dwi", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "micr", "nirs", "motion", "mrs"}
 _UNCORRECTED = "PET without attenuation correction"
 #: Folders of a BIDS data set that hold its images again, processed or as they came.
@@ -141,10 +143,13 @@ def paired(images: Sequence[ImageInput], anatomies: Sequence[Path], modality: st
 
 def subject_of(source: ImageInput, patient: str = "") -> str:
     """Whose it is: as given; else ``sub-...`` in its path (BIDS); else the patient identifier; else its path."""
-    found = re.search(r"(?:^|[/_\\])(sub-[0-9A-Za-z]+)", str(source.image))
+    path = split_frame(source.image)[0].resolve()
+    found = re.match(r"(sub-[0-9A-Za-z]+)_", path.name) or _BIDS_SUBJECT.search(str(path))
+    # What was typed may have it farther up; folders above that are not looked at, since they hold all subjects.
+    found = found or re.search(r".*(?:^|[/_\\])(sub-[0-9A-Za-z]+)", str(source.image))
     if source.subject or found:
         return source.subject or found[1]
-    return f"patient {patient}" if patient else f"image {split_frame(source.image)[0].resolve()}"
+    return f"patient {patient}" if patient else f"image {path}"
 
 
 def assign_splits(
@@ -276,8 +281,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _check_splits(inputs: list[ImageInput], path: Path) -> None:
     splits: dict[str, str] = {}
     for source in inputs:
-        if source.subject and source.split and splits.setdefault(source.subject, source.split) != source.split:
+        subject = subject_of(source)
+        if source.split and splits.setdefault(subject, source.split) != source.split:
             raise ValueError(
-                f"{path}: subject {source.subject!r} is in both {splits[source.subject]} and {source.split}; a model "
+                f"{path}: subject {subject!r} is in both {splits[subject]} and {source.split}; a model "
                 "is not to be judged on subjects that it was trained on"
             )

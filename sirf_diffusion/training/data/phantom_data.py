@@ -130,7 +130,7 @@ def build_phantoms(
     parts = [(_key(s, draw), f"subject {s}, draw {draw}") for s in subjects for draw in range(options.draws)]
     fractions = (0.0, 0.0, 1.0) if held_out else options.fractions
     with store.held():
-        if store.outcomes is not None:
+        if store.finished(parts, fractions, options.split_seed):
             return store.outcomes
         missing = [s for s in subjects if not all(store.done(_key(s, d)) for d in range(options.draws))]
         done = range(len(subjects) - len(missing))

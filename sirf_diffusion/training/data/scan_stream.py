@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,15 @@ class ScanStream(SliceStream):
 
     depth: int = 0
     spacing: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """With the attenuation maps, as far as the file has them."""
+        total = hashlib.sha256(self.file.fingerprint.encode())
+        for index in range(len(self.file)):
+            with suppress(KeyError):
+                total.update(self.file.volume(index, "mu").numpy().tobytes())
+        return total.hexdigest()[:16]
 
     def _slice(self, rng: np.random.Generator, index: int, crop: int) -> tuple[Tensor, int]:
         if not self.depth:

@@ -96,6 +96,11 @@ class SliceStream:
         """Whether the volumes do not all fit into memory."""
         return self.window < len(self.file)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the file gives to a training."""
+        return self.file.fingerprint
+
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Slices ``[n, 1 or 2, crop, crop]`` or cubes of one step, float32, emission first; orientations ``[n]``."""
         crop = int(self.crops[np.random.default_rng([26, self.seed, step]).integers(len(self.crops))])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,11 @@ from .volume_file import open_checked, rejected_inputs
 from .volumes import Volume, root_attributes, write_group
 
 _SETTINGS, _ASSEMBLED = "settings.json", "assembled.json"
+_EXISTS = "--add adds to it, --overwrite replaces it"
+#: What is hashed for the file to tell whether a key is its own.
+_KEY_CHECK = "the key of this file"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class PartStore:
     add, overwrite
         Keep the volumes that ``out`` has, and add to them; or replace it.
     key
-        Secret that names are hashed with; default a random one that is forgotten when the file is complete.
+        Secret that names are hashed with; default a random one that is forgotten when the file is complete. To add to a
+        file, it must be the one that this was built with.
     restart
         Forget the parts of an earlier run.
 
@@ -88,15 +95,25 @@ class PartStore:
         self.folder = self.out.with_name(self.out.name + ".parts")
         if self.out.suffix not in (".h5", ".hdf5"):
             raise ValueError(f"--out {self.out}: training data are HDF5 files; give a name that ends in .h5")
-        #: What became of the inputs, if an earlier run was cut off when the file was in place already.
-        self.outcomes = None if restart else self._earlier_outcomes(add or overwrite)
-        if self.out.exists() and not (add or overwrite) and self.outcomes is None:
-            raise ValueError(f"{self.out} exists: --add adds to it, --overwrite replaces it")
+        self.outcomes: list[Outcome] | None = None
+        self.replaces, self._finished = add or overwrite, None if restart else self._earlier()
+        if self.out.exists() and not self.replaces and self._finished is None:
+            raise ValueError(f"{self.out} exists: {_EXISTS}")
         if add:
             if not self.out.exists():
                 raise ValueError(f"{self.out} does not exist: there is nothing to add to; leave out --add")
             with open_checked(self.out) as file:
                 self._compare(parse_json(file.attrs["settings"]), f"{self.out}")
+                known = file.attrs.get("key_check")
+            if known is None and key is not None:
+                logger.warning("%s does not tell the --key that it was built with: if it is another, a subject may be "
+                               "in training and test; build it anew to be sure", self.out)  # fmt: skip
+            elif key is None or known != self.hashed(_KEY_CHECK):
+                raise ValueError(
+                    f"{self.out}: --add needs the --key that the file was built with: without, subjects that it has "
+                    "already are not recognised, and may be in training and test. A file that was built without a key "
+                    "cannot be added to"
+                )
 
     @contextmanager
     def held(self) -> Iterator[PartStore]:
@@ -114,9 +131,28 @@ class PartStore:
             with suppress(OSError):  # parts that are needed still
                 self.folder.rmdir()
 
+    def finished(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> bool:
+        """Whether an earlier run of the same command was cut off when the file was in place; then it has `outcomes`.
+
+        Raises
+        ------
+        ValueError
+            If it was another command, and ``out`` is not to be added to or replaced.
+        """
+        if self._finished is None:
+            return False
+        if self._finished["of"] == self._digest(inputs, fractions, seed):
+            self.outcomes = [Outcome(**outcome) for outcome in self._finished["outcomes"]]
+            return True
+        if not self.replaces:
+            raise ValueError(f"{self.out} exists: {_EXISTS}")
+        self._forget()
+        self._take_up(self.key)
+        return False
+
     def _forget(self) -> None:
         """Remove the parts. What says that the file is there goes last: the next command finishes what is cut off."""
-        for part in sorted(self.folder.iterdir(), key=lambda path: path.name == _ASSEMBLED):
+        for part in sorted(self.folder.iterdir(), key=lambda path: (_ASSEMBLED, _SETTINGS).count(path.name)):
             if part.name != LOCK:
                 part.unlink()
 
@@ -173,19 +209,23 @@ class PartStore:
         if all(o.status == "left out" for o in outcomes) and not self.add:
             self._forget()  # the same command looks at the inputs anew, which may be mended by then
             raise NothingUsable(outcomes)
-        write_json(self.folder / _ASSEMBLED, {"file": _identity(whole), "outcomes": [asdict(o) for o in outcomes]})
+        told = {"of": self._digest(inputs, fractions, seed), "outcomes": [asdict(o) for o in outcomes]}
+        write_json(self.folder / _ASSEMBLED, {"file": _identity(whole), **told})
         os.replace(whole, self.out)
         self.outcomes = outcomes
         return outcomes
 
-    def _earlier_outcomes(self, replaces: bool) -> list[Outcome] | None:
+    def _earlier(self) -> dict[str, Any] | None:
+        """What an earlier run left that was cut off when the file was in place already."""
         try:
             content = read_record(self.folder / _ASSEMBLED)
-            same = content["file"] == _identity(self.out)
-            return [Outcome(**outcome) for outcome in content["outcomes"]] if same else None
+            return content if content["file"] == _identity(self.out) and {"of", "outcomes"} < content.keys() else None
         except (OSError, ValueError, KeyError, TypeError):
-            empty = self.folder.exists() and not (self.folder / _SETTINGS).exists()
-            return [] if empty and self.out.exists() and not replaces else None
+            return None
+
+    def _digest(self, inputs: Sequence[tuple[str, str]], fractions: Sequence[float], seed: int) -> str:
+        """What the file is made of; `hashed`, so that names cannot be guessed from it."""
+        return self.hashed(json.dumps([self.settings, [list(i) for i in inputs], list(map(float, fractions)), seed]))
 
     def _part(self, key: str) -> Path:
         return self.folder / f"{key}.h5"
@@ -196,13 +236,18 @@ class PartStore:
         groups = [file["volumes"][name] for name in sorted(file["volumes"])]
         fixed: dict[str, str] = {}
         for group in groups:
-            if group.attrs["split"]:
-                fixed.setdefault(group.attrs["subject"], group.attrs["split"])
+            wanted = group.attrs["split"]
+            if wanted and fixed.setdefault(group.attrs["subject"], wanted) != wanted:
+                raise ValueError(
+                    f"a subject is to be in {wanted} and is in {fixed[group.attrs['subject']]} already: a model is not "
+                    "to be judged on subjects that it was trained on. Correct the column 'split'"
+                )
         splits = assign_splits([g.attrs["subject"] for g in groups], fractions, seed, fixed)
         for group in groups:
             group.attrs["split"] = splits[group.attrs["subject"]]
         file.attrs.update(root_attributes(self.kind, self.voxel_size))
         file.attrs["settings"] = json.dumps(self.settings, sort_keys=True)
+        file.attrs["key_check"] = self.hashed(_KEY_CHECK)
         table = file.create_group("rejected")
         table["number"] = np.asarray([r[0] for r in rejected], np.int64)
         for column, name in ((1, "source"), (2, "reason")):
