@@ -62,7 +62,11 @@ def test_what_stir_python_does_not_tell_is_said_with_advice(objective, x):
 
 
 @pytest.mark.requires_stir
-def test_a_par_file_with_list_mode_data_runs(par, tmp_path):
+def test_a_par_file_with_list_mode_data_runs(par, tmp_path, capsys):
+    words = ["recon", "--par", str(par), "--method=osem", "--calibration", "header", "--out", str(tmp_path / "none")]
+    assert main(words) == 2
+    assert "the data have no calibration factor" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()  # so before the work
     assert main(["recon", "--par", str(par), "--engine=stir", "--method=osem", "--out", str(tmp_path / "o")]) == 0
     image, _ = read_image(tmp_path / "o" / "reconstruction.hv")
     assert image.isfinite().all()

@@ -18,6 +18,7 @@ from fresh import FRESH, DieAt, exit_code
 from safetensors.torch import load_file, save_file
 
 from sirf_diffusion.cli import main
+from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.files.lock import LOCK
 from sirf_diffusion.files.outputs import UNFINISHED, OutputError, OutputFolder
 from sirf_diffusion.files.stopping import SIGNALS
@@ -153,6 +154,14 @@ def test_other_settings_and_other_data_are_refused_until_restarted(command, smal
     assert main([*arguments, "--seed", "5", "--restart"]) == 0
     assert json.loads((tmp_path / "out" / "record.json").read_text())["seed"] == 5
     assert "ended without finishing; going on in its place" in caplog.text
+
+
+def test_a_run_goes_on_and_is_written_in_another_unit(command, tmp_path):
+    assert main(command("dds", "plain")) == 0
+    assert in_child(command("dds"), DieAt(4, ("os.rename",), tmp_path)) == -signal.SIGKILL
+    assert main([*command("dds"), "--calibration", "2"]) == 0
+    plain, doubled = (read_image(tmp_path / name / "reconstruction.hv")[0] for name in ("plain", "out"))
+    assert torch.equal(doubled, 2 * plain)
 
 
 def test_a_folder_in_use_elsewhere_is_not_taken(tmp_path):

@@ -152,7 +152,8 @@ class PartStore:
 
     def _forget(self) -> None:
         """Remove the parts. What says that the file is there goes last: the next command finishes what is cut off."""
-        for part in sorted(self.folder.iterdir(), key=lambda path: (_ASSEMBLED, _SETTINGS).count(path.name)):
+        last = (_ASSEMBLED, _SETTINGS)
+        for part in sorted(self.folder.iterdir(), key=lambda path: path.name in last and last.index(path.name) + 1):
             if part.name != LOCK:
                 part.unlink()
 
