@@ -63,10 +63,10 @@ class Distillation:
     def checked(self, recipe: Recipe) -> Recipe:
         """The recipe, if the teacher can teach its network; ValueError otherwise."""
         own, old, new = self.recipe, self.architecture, recipe.architecture
-        pairs = {name: (getattr(own, name), getattr(recipe, name)) for name in ("schedule", "prediction", "time_input")}
+        same = ("schedule", "prediction", "time_input", "tracer", "planes")
+        pairs = {name: (getattr(own, name), getattr(recipe, name)) for name in same}
         for name in ("in_channels", "num_class_embeds", "spatial_dims"):
             pairs[name] = getattr(old, name), getattr(new, name)
-        pairs |= {name: (getattr(own, name), getattr(recipe, name)) for name in ("tracer", "planes")}
         pairs |= {"rank": (0, recipe.rank), "grow": (False, recipe.grow)}
         for name, (wanted, found) in pairs.items():
             if wanted != found:

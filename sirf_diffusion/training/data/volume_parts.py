@@ -152,10 +152,9 @@ class PartStore:
 
     def _forget(self) -> None:
         """Remove the parts. What says that the file is there goes last: the next command finishes what is cut off."""
-        last = (_ASSEMBLED, _SETTINGS)
-        for part in sorted(self.folder.iterdir(), key=lambda path: path.name in last and last.index(path.name) + 1):
-            if part.name != LOCK:
-                part.unlink()
+        kept = [self.folder / name for name in (LOCK, _ASSEMBLED, _SETTINGS)]
+        for part in (*(path for path in self.folder.iterdir() if path not in kept), *kept[1:]):
+            part.unlink(missing_ok=True)
 
     def hashed(self, text: str) -> str:
         """Keyed hash of a name: the same in one build, of no use to guess the name from."""
