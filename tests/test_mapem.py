@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from scipy.optimize import minimize
 from toy_denoisers import ResidualOf, gaussian_denoiser, mixture_denoiser
 from toy_objective import make_toy
 
@@ -36,14 +37,26 @@ def optimality(objective, prior, x):
     return float(torch.maximum((x * gradient).abs(), torch.where(x < 1e-3, gradient, -1.0)).max())
 
 
+def maximum(objective, prior):
+    """The maximum by SciPy's quasi-Newton method with bounds, which knows nothing of our algorithms."""
+
+    def cost(values):
+        x = torch.from_numpy(values).reshape(objective.geometry.shape)
+        gradient = prior.gradient(x) - objective.gradient(x)
+        return float(prior.value(x) - objective.value(x)), gradient.flatten().numpy()
+
+    start = objective.uniform_image().flatten().numpy()
+    tight = {"maxiter": 5000, "ftol": 1e-14, "gtol": 1e-7}
+    found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start), options=tight)
+    return torch.from_numpy(found.x).reshape(objective.geometry.shape)
+
+
 @pytest.mark.parametrize("beta", [0.3, 3.0, 30.0])
-@pytest.mark.parametrize(
-    ("name", "num_iterations"), [("anchor", 400), ("quadratic", 400), ("score", 400), ("rdp", 400)]
-)
-def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations, beta):
+@pytest.mark.parametrize("name", ["anchor", "quadratic", "score", "rdp"])
+def test_one_subset_reaches_the_maximum_without_a_decrease(name, beta):
     objective, _ = make_toy()
     prior = make_prior(name, objective, beta)
-    reconstructor = MAPEM(objective, prior, num_iterations)
+    reconstructor = MAPEM(objective, prior, 400)
     x = run(reconstructor)
     assert optimality(objective, prior, x) < 1e-2
     if prior.has_value:
@@ -52,24 +65,17 @@ def test_one_subset_reaches_the_maximum_without_a_decrease(name, num_iterations,
         assert (kept.diff() >= -1e-8 * trace.abs().max()).all()
 
 
-@pytest.mark.parametrize(("beta", "iterations", "epochs"), [(0.1, 2000, 200), (1.0, 800, 120), (300.0, 300, 30)])
-def test_bsrem_with_subsets_converges_to_the_same_image_as_without(beta, iterations, epochs):
+@pytest.mark.parametrize(("beta", "epochs", "tolerance"), [
+    (0.1, 160, 5e-3), (1.0, 80, 5e-3), (3.0, 30, 1e-2), (300.0, 30, 5e-3),
+])  # fmt: skip
+def test_bsrem_with_subsets_converges_to_the_maximum(beta, epochs, tolerance):
+    """PETRIC's thresholds for convergence are 1 % (image) and 0.5 % (regions) of the background."""
     objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
     prior = RelativeDifferencePenalty(objective.geometry, beta, epsilon=1e-2)
-    reference = run(MAPEM(objective.divided(1), prior, iterations))
-    x = run(MAPEM(objective, prior, epochs))
-    # PETRIC's thresholds for convergence are 1 % (image) and 0.5 % (regions) of the background.
-    assert (x - reference).square().mean().sqrt() < 5e-3 * reference.mean()
-
-
-def test_bsrem_is_converged_for_practical_purposes_after_30_epochs():
-    objective, _ = make_toy(num_bins=240, counts=2e4, num_subsets=8)
-    prior = RelativeDifferencePenalty(objective.geometry, 3.0, epsilon=1e-2)
-    reference = run(MAPEM(objective, prior, 120))
-    reconstructor = MAPEM(objective, prior, 30)
-    x = run(reconstructor)
-    assert (x - reference).square().mean().sqrt() < 1e-2 * reference.mean()
-    assert reconstructor.record["projections"]["forward"] < 1.6 * 30
+    reference = maximum(objective.divided(1), prior)
+    reconstructor = MAPEM(objective, prior, epochs)
+    assert (run(reconstructor) - reference).square().mean().sqrt() < tolerance * reference.mean()
+    assert reconstructor.record["projections"]["forward"] < 1.6 * epochs
 
 
 def test_closed_form_with_subsets_stays_near_the_maximum():
