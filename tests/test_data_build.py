@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 from fresh import DieAt, exit_code, run
-from patient_images import NAME, PATIENT_ID, SHAPE, VOXEL, activity, write_dicom, write_interfile, write_nifti
+from patient_images import (
+    NAME,
+    PATIENT_ID,
+    SHAPE,
+    VOXEL,
+    activity,
+    dicom_series,
+    write_dicom,
+    write_interfile,
+    write_nifti,
+)
 
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import write_image
@@ -214,6 +224,22 @@ class TestWhatCannotBeUsed:
         assert "MR left out: it covers 0%" in outcomes[0].reason
         assert not VolumeFile(out).has_anatomy
 
+    def test_an_mr_of_another_patient_is_left_out(self, tmp_path):
+        pydicom = pytest.importorskip("pydicom")
+        pet, mr = (write_dicom(tmp_path / m, activity(), modality=m) for m in ("PT", "MR"))
+        assert build(tmp_path, ImageInput(pet, anatomy=mr, modality="MR"))[1][0].status == "used"
+        for file in mr.iterdir():
+            header = pydicom.dcmread(file)
+            header.PatientID = "another"
+            header.save_as(file)
+        root = bids(tmp_path, "sub-01_pet", "sub-02_T1w")
+        named = ImageInput(root / "sub-01_pet.nii.gz", anatomy=root / "sub-02_T1w.nii.gz", modality="MR")
+        for source, why in ((ImageInput(pet, anatomy=mr, modality="MR"), "by PatientID"), (named, "by its name")):
+            _, outcomes = build(tmp_path, source, overwrite=True)
+            assert outcomes[0].status == "used in part"
+            assert "MR left out: of another" in outcomes[0].reason
+            assert why in outcomes[0].reason
+
     def test_a_little_negative_activity_is_noted(self, tmp_path):
         image = activity() - 0.05
         out, outcomes = build(tmp_path, write_nifti(tmp_path / "a.nii.gz", image))
@@ -290,6 +316,29 @@ class TestWhatAFolderMeans:
         (root / "dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
         assert [i.left_out.split()[1] for i in find_images([root]) if i.left_out] == ["derivatives", "sourcedata"]
         assert not any(i.left_out for i in find_images([root / "derivatives"]))
+
+    def test_of_two_series_in_a_folder_the_reading_says_so(self, tmp_path):
+        pytest.importorskip("pydicom")
+        for number, name in enumerate(("one/pet", "two/pet", "two/pet")):
+            stored = (activity(number) * 1000).astype(np.int16)
+            places = [(0, 0, 4.0 * k) for k in range(len(stored))]
+            folder = dicom_series(tmp_path / "more", stored, places, kind="PT", SeriesInstanceUID=f"1.2.{number}")
+            for file in folder.iterdir():
+                (tmp_path / name).mkdir(parents=True, exist_ok=True)
+                shutil.move(file, tmp_path / name / f"{number}{file.name}")
+        _, outcomes = build(tmp_path, *find_images([tmp_path]))
+        assert [o.status for o in outcomes] == ["used", "left out"]
+        assert "holds 2 series" in outcomes[1].reason
+
+    def test_whose_an_mr_is_must_be_told_and_pairs_are_listed(self, tmp_path, capsys):
+        root = bids(tmp_path, "pet/s1", "pet/s10", "mr/s1_t1", "mr/s10_t1")
+        words = ["data", "build", str(root / "pet"), "--out", str(tmp_path / "a.h5"), "--mr"]
+        assert main([*words, str(root / "mr")]) == 2
+        assert "holds 2 images, and nothing says whose each is" in capsys.readouterr().err
+        assert main([*words, *(str(root / f"mr/{name}_t1.nii.gz") for name in ("s1", "s10"))]) == 0
+        printed = capsys.readouterr().out
+        assert "s10_t1.nii.gz" in printed
+        assert "emission, with MR" in printed
 
     def test_a_sidecar_tells_the_modality(self, tmp_path):
         root = bids(tmp_path / "a", "first", "second")
@@ -370,6 +419,8 @@ class TestSubjectsAndSplits:
         assert table == read_manifest(tmp_path / "m.json")
         assert table[0] == ImageInput(tmp_path / "a.nii", "a", tmp_path / "t1.nii", "MR", "test")
         assert table[1] == ImageInput(tmp_path / "b.nii")
+        (tmp_path / "m.csv").write_text("\n" + (tmp_path / "m.csv").read_text())
+        assert table == read_manifest(tmp_path / "m.csv")
 
     @pytest.mark.parametrize(("text", "words"), [
         ("subject,image\na,\n", "no 'image'"), ("image,pet\na,b\n", "unknown column 'pet'"),
@@ -411,6 +462,9 @@ class TestSubjectsAndSplits:
         (tmp_path / "sub-01" / "ses-1" / "pet").mkdir(parents=True)
         monkeypatch.chdir(tmp_path / "sub-01" / "ses-1" / "pet")
         assert subject_of(ImageInput(Path("a.nii"))) == "sub-01"
+        monkeypatch.chdir(tmp_path / "sub-01")
+        bids(tmp_path / "sub-01", "visit1/scan")
+        assert [subject_of(image) for image in find_images([Path()])] == ["sub-01"]
         monkeypatch.chdir(tmp_path)
         assert subject_of(ImageInput(Path("sub-01/ses-1/pet/sub-02_pet.nii"))) == "sub-02"
         (tmp_path / "sub-lab" / "images").mkdir(parents=True)

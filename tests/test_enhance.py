@@ -250,6 +250,26 @@ def test_a_ct_model_does_without_if_it_is_told(files, tmp_path, caplog):
     assert "without the CT image" in caplog.text
 
 
+def test_a_series_of_another_modality_is_refused_and_another_patients_ct_told(files, tmp_path, capsys, caplog):
+    import pydicom
+
+    ct = write_dicom(tmp_path / "ct", activity(1), modality="CT")
+    mr = write_dicom(tmp_path / "mr", activity(1), modality="MR")
+    assert enhance(files, mr, tmp_path / "o", "--without-ct", model="ct") == 2
+    assert "DICOM of modality MR, not PT" in capsys.readouterr().err
+    assert enhance(files, "dicom", tmp_path / "o", "--ct", str(mr), model="ct") == 2
+    assert "mr is of modality MR" in capsys.readouterr().err
+    for name, same in (("A", True), ("B", False)):
+        if not same:
+            for file in ct.iterdir():
+                header = pydicom.dcmread(file)
+                header.PatientID = name
+                header.save_as(file)
+        assert enhance(files, "dicom", tmp_path / name, "--ct", str(ct), model="ct") == 0
+        assert json.loads((tmp_path / name / "record.json").read_text())["ct"]["same_patient_id"] is same
+        assert ("different patients by PatientID" in caplog.text) is not same
+
+
 def test_a_ct_image_elsewhere_is_refused(files, tmp_path, capsys):
     import nibabel
 

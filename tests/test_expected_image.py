@@ -86,7 +86,7 @@ def test_it_is_shown_where_it_lies(tmp_path):
     shown = model.on(slab, 1.0).anatomy
     factor = float(shown.max() / whole[8:16].max())  # each is scaled by itself
     torch.testing.assert_close(shown, factor * whole[8:16])
-    with pytest.raises(ValueError, match="covers only"):
+    with pytest.raises(ValueError, match="overlap by only"):
         model.on(replace(GEOMETRY, origin=(900.0, 0.0, 0.0)), 1.0)
 
 

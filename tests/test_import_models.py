@@ -155,7 +155,9 @@ def test_class_labels_mean_what_the_caller_says(tmp_path, out, guided):
     found = import_model(tmp_path / "c.pt", out, config=config, classes="coronal, sagittal, transverse", **HOW)
     assert found.architecture.num_class_embeds == 3
     assert_same(network, out, labels=(labels + 1) % 3, labels_there=labels)
-    found = import_model(tmp_path / "c.pt", out, config=config, classes=1, **HOW)
+    with pytest.raises(ValueError, match="exists: give another name"):
+        import_model(tmp_path / "c.pt", out, config=config, classes=1, **HOW)
+    found = import_model(tmp_path / "c.pt", out, config=config, classes=1, overwrite=True, **HOW)
     assert found.architecture.num_class_embeds == 0
     assert "class label 1" in found.training["imported"]["training"]
     assert_same(network, out, labels_there=torch.tensor([1, 1]))

@@ -1,6 +1,7 @@
 """Anatomical images on the grid of a reconstruction: orientation, identity, averaging, CT, what is refused."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sirf_diffusion.files.interfile import write_image
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import AnatomicalImage, load_anatomical
 from sirf_diffusion.patient.registration import rigid_matrix
+from sirf_diffusion.patient.resampling import coverage, in_common, stir_grid
 
 pytest.importorskip("SimpleITK")
 
@@ -89,6 +91,15 @@ def test_cropping_keeps_every_voxel(tmp_path, generator):
     assert torch.equal(found, values[2:5, 10 + 2 - 5 : 10 + 2 + 5, 11 - 3 - 4 : 11 - 3 + 4])
 
 
+def test_a_plane_of_a_wide_field_of_view_has_a_whole_head_in_common():
+    grids = ImageGeometry((1, 100, 100), (4.0, 4.0, 4.0)), ImageGeometry((60, 40, 50), (3.0, 3.0, 3.0), (-90.0, 0, 0))
+    plane, head = map(stir_grid, grids)
+    assert max(coverage(plane, head), coverage(head, plane)) < 0.2
+    assert in_common(plane, head) == in_common(head, plane) == pytest.approx(1, abs=0.02)
+    for origin, share in (((-90.0, 0.0, 200.0), 0.5), ((8.0, 0.0, 0.0), 0.0)):
+        assert in_common(plane, stir_grid(replace(grids[1], origin=origin))) == pytest.approx(share, abs=0.05)
+
+
 @pytest.mark.parametrize("data", [None, ("head_in", "supine"), ("feet_in", "supine")])
 @pytest.mark.parametrize("image", [None, ("head_in", "supine"), ("feet_in", "supine")])
 def test_interfile_is_in_the_scanners_coordinates_unless_both_tell_the_position(tmp_path, image, data):
@@ -98,7 +109,7 @@ def test_interfile_is_in_the_scanners_coordinates_unless_both_tell_the_position(
     if image is None or data is None or image == data:
         np.testing.assert_array_equal(load_anatomical(path, geometry, position=data).values, stored)
         return
-    with pytest.raises(ValueError, match="covers only"):  # z runs from 0 the other way
+    with pytest.raises(ValueError, match="overlap by only"):  # z runs from 0 the other way
         load_anatomical(path, geometry, position=data)
     turned = ImageGeometry(SHAPE, (VOXEL,) * 3, (-(SHAPE[0] - 1) * VOXEL, 0.0, VOXEL))
     found = load_anatomical(path, turned, position=data).values

@@ -23,6 +23,7 @@ from sirf_diffusion.models.storage import ModelConfig
 from sirf_diffusion.training import Recipe, RunOptions, loop, train
 from sirf_diffusion.training.configuration import DEFAULT, configuration, default_text, read_configuration
 from sirf_diffusion.training.corruption import corrupted, draw_noise_levels
+from sirf_diffusion.training.data.volume_file import VolumeFile
 from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.enhancement_recipes import ENHANCEMENT_RECIPES
 from sirf_diffusion.training.evaluation.acceptance import calibration
@@ -214,16 +215,19 @@ def test_the_provenance_of_old_recipes_is_as_it_was():
     assert replace(old, decay="cosine").to_dict()["decay"] == "cosine"
 
 
-def test_an_unconditional_model_becomes_a_conditional_one(data, tmp_path):
+def test_an_unconditional_model_becomes_a_conditional_one(data, tmp_path, caplog):
     architecture = replace(RECIPE.architecture, in_channels=1)
     network = build_network(architecture, seed=3)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    save_model(tmp_path / "a.safetensors", network.state_dict(), ModelConfig(architecture, VPSchedule(), "eps"))
+    begun = ModelConfig(architecture, VPSchedule(), "eps", voxel_size=(5.0, 5.0, 5.0), tracer="[11C]A", licence="L")
+    save_model(tmp_path / "a.safetensors", network.state_dict(), begun)
     train(SHORT, tmp_path / "b.safetensors", data=data, init=tmp_path / "a.safetensors", max_steps=0)
+    assert "voxels of (4.0, 4.0, 4.0) mm, the model that the training starts from (5.0, 5.0, 5.0)" in caplog.text
     extended, config, _ = load_model(tmp_path / "b.safetensors")
     assert (config.architecture.in_channels, config.prediction) == (2, "eps")
+    assert (config.tracer, config.licence) == (VolumeFile(data).tracer or "[11C]A", "L")
     assert config.training["init"]["sha256"] == ScoreModel.load(tmp_path / "a.safetensors").hash
     noisy, anatomy = torch.randn((2, 3, 1, 16, 16), generator=torch.Generator().manual_seed(2))
     time, planes = torch.tensor([1.0, 2.0, 3.0]), torch.arange(3)

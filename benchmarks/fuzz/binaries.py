@@ -308,7 +308,7 @@ class ForeignNetwork(Reader):
         out = self.folder / "out.safetensors"
         given = {} if raw[1] % 2 else {"schedule": "ddpm", "prediction": "eps"}
         with patch.object(importer, "check_denoising", ScoreModel.load):
-            import_model(source, out, kind="monai", config=self.folder / "config.json", **given)
+            import_model(source, out, kind="monai", config=self.folder / "config.json", overwrite=True, **given)
         promise(ScoreModel.load(out).metadata["training"]["imported"], "no word of where it is from")
 
 

@@ -15,6 +15,8 @@ from . import data_petsird
 from .command_line import add_command, real, seed, whole
 
 T = TypeVar("T")
+#: Instead of a subject that only reading the series tells.
+_BY_DICOM = "by PatientID"
 
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
@@ -184,11 +186,11 @@ def run_build(arguments: argparse.Namespace) -> int:
             raise ValueError("--mr and --ct go with IMAGES; in a manifest they are columns")
         inputs = read_manifest(arguments.manifest)
     else:
-        anatomies = [image for path in arguments.mr or arguments.ct for image in images_under(path)]
+        anatomies = [_only_image(path, images_under(path)) for path in arguments.mr or arguments.ct]
         inputs = paired(find_images(arguments.images), anatomies, "CT" if arguments.ct else "MR")
     arguments.voxel_size *= 3 if len(arguments.voxel_size) == 1 else 1
     options = _options(ImageOptions, arguments)
-    _print_inputs(inputs, arguments.dry_run)
+    _print_inputs(inputs, each=arguments.dry_run or bool(arguments.mr or arguments.ct))
     if arguments.dry_run:
         return 0
     key = None if arguments.key is None else _key_file(arguments.key, new=not arguments.add)
@@ -253,6 +255,16 @@ def run_show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _only_image(folder: Path, inside: list[Path]) -> Path:
+    """The image of a folder that holds one: of several, nothing would say whose each is."""
+    if len(inside) > 1:
+        raise ValueError(
+            f"{folder} holds {len(inside)} images, and nothing says whose each is: give one MR or CT image for each of "
+            "the IMAGES, in their order, or a --manifest"
+        )
+    return inside[0]
+
+
 def _options(kind: type[T], arguments: argparse.Namespace) -> T:
     """The dataclass of options whose names are those of the parsed ones."""
     values = {item.name: getattr(arguments, item.name) for item in fields(kind)}
@@ -301,15 +313,19 @@ def _print_inputs(inputs: Sequence[Any], each: bool) -> None:
     for source in inputs:
         taken = f"emission, with {source.modality}" if source.modality else "emission"
         kind = "left out" if source.left_out else taken
-        row = {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""),
-               "subject": subject_of(source), "reason": source.left_out}  # fmt: skip
+        subject = subject_of(source)
+        if subject.startswith("image ") and source.image.is_dir():
+            subject = _BY_DICOM
+        row = {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""), "subject": subject,
+               "reason": source.left_out}  # fmt: skip
         rows.append(row)
         groups.setdefault((kind, source.left_out), []).append(row["subject"])
     if not each:
         rows = [
-            {"taken as": kind, "images": str(len(subjects)), "subjects": str(len(set(subjects))), "reason": reason}
-            for (kind, reason), subjects in groups.items()
-        ]
+            {"taken as": kind, "images": str(len(owners)),
+             "subjects": _BY_DICOM if _BY_DICOM in owners else str(len(set(owners))), "reason": reason}
+            for (kind, reason), owners in groups.items()
+        ]  # fmt: skip
     _print_table(rows)
     print(flush=True)
 

@@ -79,10 +79,11 @@ def _add_import(actions: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--voxel-size", type=real(0.01, 1e3), nargs="+", default=[2.0], metavar="MM",
-        help="of its training images: one, or z y x",
+        help="of its training images: one, or z y x; default: 2",
     )  # fmt: skip
     parser.add_argument("--tracer", default="", help="tracer and body region in words")
     parser.add_argument("--licence", default="", help="licence of the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
 
 
 def _add_evaluate(actions: Any, common: argparse.ArgumentParser) -> None:
@@ -192,10 +193,11 @@ def _import(arguments: argparse.Namespace) -> int:
         arguments.source, arguments.out, kind=arguments.kind, config=_json_or_text("--config", arguments.config),
         schedule=_json_or_text("--schedule", arguments.schedule), prediction=arguments.prediction,
         time_input=arguments.time_input, classes=arguments.classes, voxel_size=tuple(sizes),
-        tracer=arguments.tracer, licence=arguments.licence,
+        tracer=arguments.tracer, licence=arguments.licence, overwrite=arguments.overwrite,
     )  # fmt: skip
-    imported = config.training["imported"]
-    print(f"{arguments.out}: {imported['kind']} network, taken to be trained with {imported['training']}")
+    imported, voxels = config.training["imported"], " x ".join(f"{size:g}" for size in sizes)
+    told = f"taken to be trained with {imported['training']}, on voxels of {voxels} mm"
+    print(f"{arguments.out}: {imported['kind']} network, {told}")
     return 0
 
 

@@ -24,7 +24,7 @@ from .resampling import PatientGrid, in_common, resample, share_inside, stir_gri
 
 logger = logging.getLogger(__name__)
 
-#: Least share of the reconstruction's patient, or else of the smaller of the two images, that must be covered.
+#: Least share of the reconstruction's patient that must be covered, and of what two images could have in common.
 MIN_COVERAGE = 0.5
 #: Less than this gives a warning.
 ALL = 0.95
@@ -89,12 +89,12 @@ class AnatomicalImage:
     def on(self, geometry: ImageGeometry) -> Tensor:
         """Values ``[z, y, x]`` float32 on a grid, see `resample`; on its own grid, the same numbers. Logged once.
 
-        Raises ValueError if less than half of the smaller one of grid and image is common to both.
+        Raises ValueError if grid and image overlap by less than a half of what they could, see `in_common`.
         """
         if geometry not in self._placed:
             grid = self.grid(geometry)
             if (common := in_common(self.image, grid)) < MIN_COVERAGE:
-                raise ValueError(self._elsewhere(common, "the reconstruction's grid"))
+                raise ValueError(self._elsewhere(f"and the reconstruction's grid overlap by only {common:.0%}"))
             values = torch.from_numpy(np.array(resample(self.image, grid)))
             if not self.lies_on(geometry):
                 known = self.describe(geometry)
@@ -119,7 +119,7 @@ class AnatomicalImage:
         points = affine[:3, :3] @ index + affine[:3, 3:]
         share = share_inside(points, self.image.affine, self.image.values.shape)
         if share < MIN_COVERAGE:
-            raise ValueError(self._elsewhere(share, "the patient in the emission image"))
+            raise ValueError(self._elsewhere(f"covers only {share:.0%} of the patient in the emission image"))
         if share < ALL:
             logger.warning(
                 "the anatomical image %s covers %.0f %% of the patient in the emission image: the network sees air "
@@ -159,10 +159,10 @@ class AnatomicalImage:
             return HEAD_FIRST_SUPINE
         return self.data_position or self.image.position
 
-    def _elsewhere(self, share: float, of_what: str) -> str:
+    def _elsewhere(self, what: str) -> str:
         return (
-            f"the anatomical image {self.source} covers only {share:.0%} of {of_what}: is it of another patient, or in "
-            "the coordinates of another scanner? Register it (--register), or give one that is aligned"
+            f"the anatomical image {self.source} {what}: is it of another patient, or in the coordinates of another "
+            "scanner? Register it (--register), or give one that is aligned"
         )
 
 

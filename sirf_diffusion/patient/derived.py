@@ -58,6 +58,8 @@ class OriginalImage:
             source = read_source(path)
         except UnusableImage as error:
             raise ValueError(f"the image {path} cannot be used: {error}") from error
+        if source.modality not in ("", "PT"):
+            raise ValueError(f"the image {path} cannot be used: DICOM of modality {source.modality}, not PT")
         if source.kind not in ("Interfile", "NIfTI", "DICOM"):
             raise ValueError(f"{path}: {source.kind} is not written: convert it to Interfile, NIfTI or DICOM")
         if source.kind == "DICOM" and split_frame(path)[1] is not None:
@@ -76,13 +78,18 @@ class OriginalImage:
         seen = torch.from_numpy(np.ascontiguousarray(np.flip(values, flipped), np.float32))
         return cls(path, source, seen, ImageGeometry(tuple(seen.shape), (z, y, x)), affine, axes, flipped)
 
-    def anatomical(self, path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
-        """An MR or CT image on these voxels ``[z, y, x]``, resampled where it has others; and what a record says.
+    def ct(self, path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
+        """A CT image on these voxels ``[z, y, x]``, resampled where it has others; and what a record says.
 
-        Raises ValueError if it cannot be used, or less than half of either image lies in the other.
+        Raises ValueError if it cannot be used, is of another modality, or lies elsewhere.
         """
         read = AnatomicalImage.read(path)
         other, size = read.image, self.geometry.voxel_size
+        if other.modality not in ("", "CT"):
+            raise ValueError(f"{path} is of modality {other.modality}, and the model is shown CT images")
+        same = other.patient == self.source.patient or not (other.patient and self.source.patient)
+        if not same:
+            logger.warning("%s and %s are of different patients by PatientID", path, self.path)
         if self.source.kind == other.kind == "Interfile" and None in (self.source.position, other.position):
             # Both are in the scanner's coordinates, and the one that is silent means the same patient.
             signs = [np.asarray(POSITIONS[image.position or HEAD_FIRST_SUPINE]) for image in (self.source, other)]
@@ -94,7 +101,7 @@ class OriginalImage:
             logger.warning("%s covers %.0f %% of %s: the rest is taken for air", path, 100 * covered, self.path)
         sizes = [round(float(v), 5) for v in np.linalg.norm(other.affine[:3, :3], axis=0)]
         record = {
-            "file": str(path), "sha256": read.sha256, "modality": other.modality or None,
+            "file": str(path), "sha256": read.sha256, "modality": other.modality or None, "same_patient_id": same,
             "resampled": interpolates(other, self.affine),
             "from": {"shape": list(other.values.shape), "voxel_size_mm": sizes},
             "to": {"shape": list(self.geometry.shape), "voxel_size_mm": [round(v, 5) for v in size]},

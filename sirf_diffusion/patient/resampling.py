@@ -119,8 +119,18 @@ def coverage(image: SourceImage | PatientGrid | Lattice, grid: SourceImage | Pat
 
 
 def in_common(first: SourceImage | PatientGrid | Lattice, second: SourceImage | PatientGrid | Lattice) -> float:
-    """Share of the one, or else of the other, that lies inside the other: the greater of both."""
-    return max(coverage(first, second), coverage(second, first))
+    """Volume that two images share, over the largest that images of their extents could share, in [0, 1].
+
+    So one plane of a wide field of view has all in common with a whole head around its middle.
+    """
+
+    def volume(image: SourceImage | PatientGrid | Lattice) -> float:
+        return float(abs(np.linalg.det(image.affine[:3, :3])) * np.prod(image.shape))
+
+    large, small = sorted((first, second), key=volume, reverse=True)
+    extents = [np.abs(image.affine[:3, :3]) @ np.asarray(image.shape) for image in (large, small)]
+    most = min(volume(small), float(np.prod(np.minimum(*extents))))
+    return min(1.0, coverage(large, small) * volume(small) / most)
 
 
 def share_inside(points: NDArray[np.float64], affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:

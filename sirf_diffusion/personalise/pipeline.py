@@ -156,6 +156,9 @@ def personalise(
             f"the bank {bank} has voxels of {file.voxel_size} mm, the model {model} of {start.voxel_size} mm: build "
             "the bank with the model's voxel size"
         )
+    names = [text.split(",")[0] for text in (file.tracer, start.metadata["tracer"])]
+    if names[0] != names[1] and all(name.startswith("[") for name in names):  # not of "many tracers"
+        logger.warning("the bank is of %s, the model of %s: take a bank of the model's tracer", *names)
     if not file.has_anatomy:
         raise ValueError(f"the bank {bank} has no MRs: build it with --mr")
     target = Target.read(mr, file.voxel_size)
@@ -190,7 +193,7 @@ def recipe_of(start: ScoreModel, options: PersonalOptions, extent: int) -> Recip
     crops = tuple(-(-min(side, extent) // start.multiple) * start.multiple for side in sides)
     orientations = start.architecture.num_class_embeds or start.architecture.num_networks
     return Recipe(
-        "personalised", start.metadata["tracer"], replace(start.architecture, in_channels=2), crops=crops,
+        "personalised", "", replace(start.architecture, in_channels=2), crops=crops,
         batch_size=options.batch_size, cycles=(options.steps,), learning_rate=options.learning_rate,
         warmup_steps=min(50, options.steps), condition_dropout=0.05, ema_decay=0.995, log_sigma_mean=-0.4,
         seed=options.seed, decay="cosine", augmentation=_AUGMENTATION,

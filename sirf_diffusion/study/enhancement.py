@@ -66,7 +66,7 @@ class Enhancement:
         check_writers("hv" if self.image_format == "same" else "nifti", self.like)
         model, ct, about = self.model, None, None
         if self.ct is not None:
-            ct, about = original.anatomical(self.ct)
+            ct, about = original.ct(self.ct)
             model = model.guided_by(ct)
         state = folder.unfinished({"contents": self.contents()}, restart=restart) / "run.safetensors"
         voxels = values.numel()

@@ -49,6 +49,7 @@ def enhancement_stages(
         stage.network.load_state_dict(model.network.state_dict())
         stage.latent_scale = model.config.latent_scale
         stage.provenance["init"] = {"sha256": model.hash}
+        stage.inherited = {"tracer": model.config.tracer, "licence": model.config.licence}
         yield stage
         return
     if recipe.enhancement.compression == 1:
@@ -96,6 +97,8 @@ class EnhancementStage:
         self.recipe, self.autoencoder, self.voxel_size = recipe, autoencoder, source.file.voxel_size
         self.work, self.out, self.latent_scale = work, out, 1.0
         self.provenance: dict[str, Any] = {}
+        #: Tracer and licence of the model that it starts from.
+        self.inherited: dict[str, str] = {}
         if autoencoder is not None:
             images = torch.cat([source.batch(step, recipe.batch_size)[0][:, :1] for step in range(8)])
             with torch.no_grad():
@@ -134,14 +137,13 @@ class EnhancementStage:
         return DoseValidation(images, self)
 
     def save(
-        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], licence: str = ""
+        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], tracer: str, licence: str
     ) -> None:
         """Write the model file."""
         recipe = self.recipe
         config = EnhancementModelConfig(
             recipe.enhancement, recipe.doses, recipe.scan, source.file.voxel_size, self.latent_scale,
-            self._noise_by_dose(source), recipe.tracer or source.file.tracer,
-            licence, training,
+            self._noise_by_dose(source), tracer, licence, training,
         )  # fmt: skip
         model = EnhancementModel(config)
         model.network.load_state_dict(network.state_dict())
@@ -221,7 +223,7 @@ class AutoencoderStage(EnhancementStage):
         return CleanValidation(images, self)
 
     def save(
-        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], licence: str = ""
+        self, path: Path, network: nn.Module, source: SliceStream, training: dict[str, Any], tracer: str, licence: str
     ) -> None:
         """Write the autoencoder for the next stage."""
         _STAGE.write(path, network.autoencoder.state_dict(), {"training": training})
@@ -278,6 +280,10 @@ class EnhancementLoop(TrainingLoop):
         self.stage = stage
         super().__init__(*parts)
 
+    @property
+    def _inherited(self) -> dict[str, str]:
+        return self.stage.inherited
+
     def _validation_set(self) -> Any:
         found = super()._validation_set()
         return None if found is None else self.stage.validation(found)
@@ -288,4 +294,5 @@ class EnhancementLoop(TrainingLoop):
         return self.stage.example(images, step, self.state.device, rank, world)
 
     def _save_model(self, path: Path) -> None:
-        self.stage.save(path, self.state.average.module, self.source, self._provenance(), self._licence)
+        told = self._provenance(), self._tracer, self._licence
+        self.stage.save(path, self.state.average.module, self.source, *told)

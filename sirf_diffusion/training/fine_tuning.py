@@ -6,7 +6,8 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Start:
 
     weights: dict[str, Tensor]
     provenance: dict[str, str]
+    #: Its voxel size (mm), tracer and licence.
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fine_tuning(recipe: Recipe, model_name: str) -> tuple[Recipe, Start]:
@@ -52,7 +55,8 @@ def fine_tuning(recipe: Recipe, model_name: str) -> tuple[Recipe, Start]:
         recipe, architecture=architecture, schedule=model.schedule, prediction=model.prediction,
         time_input=model.time_input,
     )  # fmt: skip
-    return recipe, Start(weights, {"name": str(model_name), "sha256": model.hash})
+    told = {"voxel_size": model.voxel_size, **{name: model.metadata[name] for name in ("tracer", "licence")}}
+    return recipe, Start(weights, {"name": str(model_name), "sha256": model.hash}, told)
 
 
 def with_more_inputs(weights: dict[str, Tensor], old: NetworkConfig, new: NetworkConfig) -> dict[str, Tensor]:

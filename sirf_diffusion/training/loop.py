@@ -7,7 +7,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,8 @@ class TrainingLoop:
         self.recipe, self.peers = state.recipe, state.peers
         if options.samples_every and not self.draws_samples:
             raise ValueError("this model draws no images from noise alone: leave --samples-every (samples_every) out")
+        if (licence := self._inherited.get("licence")) and licence != self._licence:
+            logger.warning("the file will say licence %s; the model it starts from has %s", self._licence, licence)
         self.validation = self._validation_set() if self.peers.first else None
         if self.peers.first and self.validation is None:
             if self.recipe.patience:
@@ -195,15 +197,24 @@ class TrainingLoop:
         return training | {key: value for key, value in state.description.items() if key in ("data", "init", "teacher")}
 
     @property
+    def _inherited(self) -> Mapping[str, Any]:
+        """Tracer and licence of the model that the training starts from."""
+        return self.state.inherited
+
+    @property
+    def _tracer(self) -> str:
+        return self.recipe.tracer or self.source.file.tracer or self._inherited.get("tracer", "")
+
+    @property
     def _licence(self) -> str:
-        return self.options.licence or ("Apache-2.0" if self.recipe.simulated else "")
+        known = self.options.licence or self._inherited.get("licence", "")
+        return known or ("Apache-2.0" if self.recipe.simulated else "")
 
     def _config(self) -> ModelConfig:
         recipe = self.recipe
         return ModelConfig(
             recipe.architecture, recipe.schedule, recipe.prediction, recipe.time_input, self.source.file.voxel_size,
-            tracer=recipe.tracer or self.source.file.tracer,
-            licence=self._licence, training=self._provenance(),
+            tracer=self._tracer, licence=self._licence, training=self._provenance(),
         )  # fmt: skip
 
     def _save_model(self, path: Path) -> None:

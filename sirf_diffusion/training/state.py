@@ -55,6 +55,8 @@ class TrainingState:
         self.average.n_averaged.fill_(1)  # the weights at the start count: the first step is blended, not copied
         self.optimiser = torch.optim.Adam(free, lr=recipe.learning_rate, foreach=True)
         self.step = 0
+        #: Tracer and licence of the model that it starts from.
+        self.inherited = {} if start is None else start.told
         #: What the network computes in; a training keeps what it began with.
         self.precision = faster_precision(device) if recipe.precision == "auto" else recipe.precision
         warn_of_slow_precision(self.precision, device)

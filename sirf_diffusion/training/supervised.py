@@ -193,6 +193,11 @@ class SupervisedLoop(TrainingLoop):
         self._views: dict[int, View] = {}
         super().__init__(*arguments)
 
+    @property
+    def _inherited(self) -> dict[str, Any]:
+        begun = self.supervision._beginning
+        return {} if begun is None else {"tracer": begun.config.tracer, "licence": begun.config.licence}
+
     def _example(self, step: int) -> Example:
         recipe, pool, peers = self.recipe, self.supervision.pool, self.peers
         first, chosen = step * recipe.batch_size, None
@@ -328,7 +333,7 @@ class SupervisedLoop(TrainingLoop):
         config = HTransformConfig(
             recipe.architecture, Path(supervision.base).stem, supervision.model.hash, self._counts,
             geometry.shape[0], geometry.voxel_size, supervision.layout.scanner.name,
-            tracer=recipe.tracer or self.source.file.tracer, licence=self._licence,
+            tracer=self._tracer, licence=self._licence,
             training=self._provenance() | supervision.provenance(),
         )  # fmt: skip
         save_h_transform(path, self.state.average.module.state_dict(), config)

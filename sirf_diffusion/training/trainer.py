@@ -132,6 +132,12 @@ def train(
         kind = supervision.stream if supervision else SliceStream
         source = training_stream(_file(recipe, data, work, peers), recipe, kind)
         options, provenance = options or RunOptions(), {"data": source.fingerprint}
+        known = start.told.get("voxel_size") if start else None
+        if known and any(abs(a / b - 1) > 0.05 for a, b in zip(source.file.voxel_size, known, strict=True)):
+            logger.warning(
+                "the data have voxels of %s mm, the model that the training starts from %s: the new one has the data's",
+                source.file.voxel_size, known,
+            )  # fmt: skip
         left = 2**50 if max_steps is None else max_steps
         if isinstance(recipe, EnhancementRecipe):
             for stage in enhancement_stages(recipe, source, work, out, where, init):

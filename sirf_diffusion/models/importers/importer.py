@@ -70,6 +70,7 @@ def import_model(
     voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0),
     tracer: str = "",
     licence: str = "",
+    overwrite: bool = False,
 ) -> ModelConfig:
     """Write a model file with the network of a foreign one, and try it on a simple image.
 
@@ -95,10 +96,14 @@ def import_model(
         orientations, ``"transverse,coronal,sagittal"`` in the order of the labels.
     voxel_size, tracer, licence
         Voxel size ``(z, y, x)`` of its training images, mm, and the rest in words.
+    overwrite
+        Replace ``out`` if it exists.
     """
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(2, "no such file or folder", str(path))
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists: give another name, or --overwrite to replace it")
     given: dict[str, Any] = {}
     said: Said = None
     if path.is_dir():

@@ -143,7 +143,7 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
     if source.anatomy is not None:
         try:
             # scaled before it is cropped, since a reconstruction scales it on its whole field of view
-            volume.add_anatomy(_anatomy(source.anatomy, source.modality, grid, box, options.assumed), source.modality)
+            volume.add_anatomy(_anatomy(source, image.patient, grid, box, options.assumed), source.modality)
         except UnusableImage as error:
             logger.info("%s is left out: %s", source.anatomy, error)
             notes.append(f"{source.modality} left out: {error.reason}")
@@ -152,11 +152,16 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
 
 
 def _anatomy(
-    path: Path, modality: str, grid: PatientGrid, box: tuple[slice, ...], assumed: str | None
+    source: ImageInput, patient: str, grid: PatientGrid, box: tuple[slice, ...], assumed: str | None
 ) -> NDArray[np.float32]:
-    image = read_source(path, assumed)
+    image, modality = read_source(source.anatomy, assumed), source.modality
     if image.modality not in ("", modality):
         raise UnusableImage(f"DICOM of modality {image.modality[:16]}")
+    if patient and image.patient and patient != image.patient:
+        raise UnusableImage("of another patient by PatientID")
+    owners = [subject_of(ImageInput(path)) for path in (source.image, source.anatomy)]
+    if owners[0] != owners[1] and all(owner.startswith("sub-") for owner in owners):
+        raise UnusableImage("of another subject by its name (sub-...)")
     if modality == "CT":
         image = density_of_ct(image)
     covered = coverage(image, grid.cropped(box))

@@ -66,6 +66,7 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
     for path in paths:
         inside = images_under(path)
         kinds = [_kind(image) for image in inside]
+        whose = re.fullmatch(r"sub-[0-9A-Za-z]+", path.resolve().name) if path.is_dir() else None
         for image, kind in zip(inside, kinds, strict=True):
             part = image.relative_to(path).parts[0] if image != path else ""
             reason = "" if kind in ("", "PET") else f"{kind}, not PET"
@@ -73,9 +74,9 @@ def find_images(paths: Sequence[Path]) -> list[ImageInput]:
                 reason = "" if image == path else f"{kind}: give it by itself if it is meant"
             if part in _NOT_RAW and (path / "dataset_description.json").is_file():
                 reason = f"in {part} of a BIDS data set: give that folder by itself"
-            if not kind and {"PET", _UNCORRECTED} & set(kinds):
+            if not kind and not image.is_dir() and {"PET", _UNCORRECTED} & set(kinds):
                 reason = "nothing says that it is PET, as others of its folder do: name it *_pet, or give it by itself"
-            found.append(ImageInput(image, left_out=reason))
+            found.append(ImageInput(image, whose[0] if whose else "", left_out=reason))
     return found
 
 
@@ -264,10 +265,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} must be a list of objects, each with a key 'image'")
     else:
-        first = text.splitlines()[0] if text.strip() else ""
-        rows = []
+        lines, rows = [line for line in text.splitlines() if line.strip()], []
+        first = lines[0] if lines else ""
         try:
-            for number, row in enumerate(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count)), 1):
+            for number, row in enumerate(csv.DictReader(lines, delimiter=max(",;\t", key=first.count)), 1):
                 if None in row:
                     raise ValueError(f"{path}, row {number}: more values than columns")
                 rows.append({name.strip().lower(): value for name, value in row.items()})

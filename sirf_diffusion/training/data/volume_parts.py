@@ -205,7 +205,8 @@ class PartStore:
                     notes = part.attrs["notes"]
                     outcomes.append(Outcome(number, name, "used in part" if "left out" in notes else "used", notes))
             if len(volumes):
-                self._finish(file, rejected, fractions, seed)
+                taken = [o.name for o in outcomes if o.status != "left out"]
+                self._finish(file, [""] * (len(volumes) - len(taken)) + taken, rejected, fractions, seed)
         if all(o.status == "left out" for o in outcomes) and not self.add:
             self._forget()  # the same command looks at the inputs anew, which may be mended by then
             raise NothingUsable(outcomes)
@@ -230,17 +231,21 @@ class PartStore:
     def _part(self, key: str) -> Path:
         return self.folder / f"{key}.h5"
 
-    def _finish(self, file: Any, rejected: list[tuple[int, str, str]], fractions: Sequence[float], seed: int) -> None:
+    def _finish(
+        self, file: Any, names: Sequence[str], rejected: list[tuple[int, str, str]], fractions: Sequence[float],
+        seed: int,
+    ) -> None:  # fmt: skip
         import h5py
 
         groups = [file["volumes"][name] for name in sorted(file["volumes"])]
         fixed: dict[str, str] = {}
-        for group in groups:
+        for group, name in zip(groups, names, strict=True):
             wanted = group.attrs["split"]
             if wanted and fixed.setdefault(group.attrs["subject"], wanted) != wanted:
                 raise ValueError(
-                    f"a subject is to be in {wanted} and is in {fixed[group.attrs['subject']]} already: a model is not "
-                    "to be judged on subjects that it was trained on. Correct the column 'split'"
+                    f"{name or 'a volume of the file'} is to be in {wanted}, others of its subject are in "
+                    f"{fixed[group.attrs['subject']]}: a model is not to be judged on subjects that it was trained on. "
+                    "Correct the column 'split'"
                 )
         splits = assign_splits([g.attrs["subject"] for g in groups], fractions, seed, fixed)
         for group in groups:
