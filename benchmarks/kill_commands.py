@@ -125,7 +125,10 @@ def commands(data: Path, write: bool = True) -> list[Command]:
         Command("enhance", _main("enhance", files["images"][0], *with_ct), images),
         Command("personalise", _personalise(files), whole("p.safetensors")),
         Command("atlas", _atlas(frames), lambda folder: whole("a.h5")(folder) | images(folder)),
-        Command("models import", _main("models", "import", *foreign, "--overwrite", out="i.safetensors"), whole("i.safetensors")),
+        Command(
+            "models import", _main("models", "import", *foreign, "--overwrite", out="i.safetensors"),
+            whole("i.safetensors"),
+        ),
         Command("models evaluate", _main("models", "evaluate", *judged, "--size", "16"), _card),
         Command("benchmarks run", _benchmark, _runs),
     ]  # fmt: skip

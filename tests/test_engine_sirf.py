@@ -163,6 +163,18 @@ def test_the_engines_objective_functions_remember_their_data(scan, x):
         _ = engine.NoSuchPrior
 
 
+def test_a_model_that_serves_another_frame_by_then_is_refused(pet, x):
+    """SIRF's objective function keeps the terms of its set-up."""
+    scan = bundled(pet)
+    objective = as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
+    before = float(objective.value(x))
+    scan.model.set_additive_term(scan.model.get_additive_term().clone())
+    assert float(objective.value(x)) == before
+    scan.model.set_additive_term(2 * scan.model.get_additive_term())
+    with pytest.raises(RuntimeError, match="make an acquisition model for each"):
+        objective.value(x)
+
+
 def test_objective_functions_of_parameter_files(pet, scan, tmp_path):
     """SIRF gives them a general class that must not be asked for its acquisition model."""
     from sirf_diffusion import data

@@ -271,6 +271,7 @@ def test_the_scale_comes_from_the_first_image_with_structure_and_stays(caplog):
             assert not penalty.gradient(uniform).any()
             assert float(penalty.value(uniform)) == 0
     assert sum("uniform" in record.getMessage() for record in caplog.records) == 1
+    penalty.set_up(GRID)
     penalty.gradient(activity())
     c = intensity_scale(activity(), GRID)
     assert penalty.intensity_scale == c
@@ -305,6 +306,24 @@ def test_a_scale_that_was_told_holds_where_a_run_starts_from_nothing(caplog):
             penalty.gradient(x)
         assert penalty.intensity_scale == pytest.approx(c)
         assert ("kept, as early images have smaller ones" in caplog.text) == said
+
+
+def test_after_a_uniform_image_the_scale_waits_until_it_is_steady(caplog):
+    penalty, c = PlainPenalty(unbound(), 0.3), intensity_scale(activity(), GRID)
+    penalty.set_up(GRID)
+    for size in (0.0, 0.3, 0.3, 0.6, 0.9):
+        image = size * activity() if size else torch.ones(GRID.shape)
+        assert not penalty.gradient(image).any()
+    assert len(caplog.records) == 1
+    assert penalty.gradient(0.92 * activity()).any()
+    assert penalty.intensity_scale == pytest.approx(0.92 * c)
+    penalty.gradient(1.3 * activity())
+    assert penalty.intensity_scale == pytest.approx(0.92 * c)
+    penalty.gradient(1.5 * activity())  # as in an algorithm of small steps
+    assert penalty.intensity_scale == pytest.approx(1.5 * c)
+    assert "the image has" in caplog.text
+    penalty.set_up(GRID)
+    assert penalty.gradient(activity()).any()
 
 
 def test_the_scale_comes_from_the_data_where_an_objective_is_given():

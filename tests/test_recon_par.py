@@ -372,6 +372,14 @@ def test_what_stir_would_drop_or_not_take_is_an_error(par, recon, capsys, old, n
     assert not out.exists()
 
 
+@pytest.mark.parametrize("engine", ["embedded", pytest.param("stir", marks=pytest.mark.requires_stir)])
+def test_data_of_several_time_frames_are_refused(par, recon, folder, tmp_path, capsys, engine):
+    header = (folder / "prompts.hs").read_text().replace("prompts.s", f"{folder}/prompts.s")
+    (tmp_path / "two.hs").write_text(header.replace("!END OF", "number of time frames := 2\n!END OF"))
+    assert recon(par((f"{folder}/prompts.hs", f"{tmp_path}/two.hs")), engine=engine)[0] == 2
+    assert "2 time frames" in capsys.readouterr().err
+
+
 @pytest.mark.requires_stir
 def test_a_key_that_stir_ignores_is_warned_of(par, recon, caplog):
     assert recon(par(("use subset sens", "use subsett sens")), engine="stir")[0] == 0

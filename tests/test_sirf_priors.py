@@ -240,6 +240,7 @@ def test_score_prior_takes_its_scale_from_set_up_or_from_the_first_image(pet, ca
     with caplog.at_level(logging.WARNING, "sirf_diffusion"):
         assert late.gradient(image.get_uniform_copy(1)).norm() == 0
     assert "uniform" in caplog.text
+    assert late.gradient(1.01 * image).norm() == 0  # of the first images that change, the scale is too small
     assert_close(late.gradient(image), prior.gradient(image))
     prior.set_up(1000 * image)
     scale = pytest.approx(1000 * intensity_scale(tensor(image), GRID))
@@ -327,6 +328,14 @@ def test_they_work_in_sirfs_algorithms(scan, name):
         image, plain = (scan.reconstruct(algorithm, scan.objective(p)) for p in (prior, None))
         assert np.isfinite(image.as_array()).all()
         assert (image - plain).norm() > 1e-3 * plain.norm()
+
+
+@real
+def test_kernel_coefficients_are_refused(sirf, sirf_scan):
+    prior = sirf.AnchorPrior(sirf_scan.start)
+    with pytest.raises(ValueError, match="kernel coefficients instead of activity"):
+        sirf.KOSMAPOSLReconstructor().set_objective_function(sirf_scan.objective(prior))
+    sirf.KOSMAPOSLReconstructor().set_objective_function(sirf_scan.objective())
 
 
 @pytest.mark.parametrize(("level", "says"), [(priors.NOISE_LEVEL, 0), (0.2, 1)])

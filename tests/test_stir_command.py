@@ -127,6 +127,24 @@ def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
         assert f"above 3 level^2 = {largest}." in finding.text
 
 
+@pytest.mark.parametrize(("changes", "source", "words"), [
+    ([("inter-iteration filter type", "post-filter type")], DDS, "would make one step of its chain"),
+    ([("noise level := 0.4", "noise level := 40")], OSMAPOSL, "brain-fdg knows up to 12.4"),
+    ([("  ; planes := auto", "  planes := volume")], OSMAPOSL, "brain-fdg is a network of slices"),
+    ([("input file := prompts.hs", "input file := two.hs")], OSMAPOSL, "two.hs has 2 time frames"),
+])  # fmt: skip
+def test_what_could_never_work_is_an_error(folder, changes, source, words):
+    header = (folder / "prompts.hs").read_text()
+    (folder / "two.hs").write_text(header.replace("!END OF", "number of time frames := 2\n!END OF"))
+    assert any(words in error for error in errors_of(edited(folder, *changes, source=source)))
+
+
+def test_a_multiplicative_prior_is_warned_of(folder):
+    path = edited(folder, ("number of subsets", "MAP model := multiplicative\nnumber of subsets"))
+    (finding,) = checking.check(path).findings
+    assert "depends on the sensitivity" in finding.text
+
+
 def test_the_factor_of_an_anchor_that_a_sampler_moves_is_not_asked_for(folder):
     end = "end PoissonLogLikelihoodWithLinearModelForMeanAndProjData Parameters:="
     block = "prior type := Quadratic Anchor\n  Quadratic Anchor Parameters :=\n{}  END Quadratic Anchor Parameters :=\n"
@@ -332,6 +350,13 @@ def test_scan_finds_the_best_factor_and_resumes(fake_program, capsys):
     assert Path("out/scan.png").stat().st_size > 5000
     # Every other setting of the file is as it was.
     assert ParFile.read("out/factor_0p25.par").prior().block.text("model filename") == "brain-fdg"
+
+
+def test_a_reference_on_another_grid_is_refused(fake_program, capsys):
+    x, grid = read_image("osem.hv")
+    write_image("other.hv", x, ImageGeometry(grid.shape, (grid.voxel_size[0], 4.0, 4.0)))
+    assert main(["scan", str(OSMAPOSL), "--reference", "other.hv", "--out", "out", "--factors", "0.5"]) == 2
+    assert "other.hv lies on" in capsys.readouterr().err
 
 
 def test_scan_without_a_reference_tells_likelihood_and_roughness(fake_program):

@@ -5,7 +5,9 @@ import sys
 from sirf_diffusion.files.interfile import read_image
 from sirf_diffusion.study.metrics import nrmse
 
-reference, _ = read_image(sys.argv[1])
+reference, grid = read_image(sys.argv[1])
 for path in sys.argv[2:]:
-    image, _ = read_image(path)
+    image, geometry = read_image(path)
+    if not geometry.is_near(grid):
+        sys.exit(f"{path} lies on {geometry}, the reference on {grid}: resample it")
     print(f"{path:<24} {float(nrmse(image, reference)):.3f}")

@@ -226,8 +226,8 @@ def _measure(image: Path, reference: Path | None) -> tuple[float | None, float]:
     distance = None
     if reference is not None:
         truth, other = read_image(reference)
-        if other.shape != geometry.shape:
-            raise ValueError(f"--reference {reference} has shape {other.shape}, the images have {geometry.shape}")
+        if not other.is_near(geometry):
+            raise ValueError(f"--reference {reference} lies on {other}, the images on {geometry}: resample it")
         distance = float(nrmse(x, truth))
     squares = [float(x.diff(dim=dim).square().mean()) for dim in (-1, -2)]
     mean = float(x.mean())

@@ -39,6 +39,8 @@ _UNIFORM = 1e-3
 # Scales further apart are said, and beyond the second factor of other data, or in another unit: the first update from
 # a uniform image has a scale four times too small.
 _EARLY_IMAGE, _OTHER_DATA = 1.5, 6.0
+# After a uniform image, scales of two images that differ by less are taken.
+_STEADY = 0.03
 
 
 class ScorePenalty(Penalty):
@@ -69,8 +71,8 @@ class ScorePenalty(Penalty):
     given there, as a sampler does. The algorithms of STIR and SIRF give none: then it is estimated from the first image
     that has structure, and kept; if the image that another run starts from has one more than 1.5 times as large or
     small, that is said, and beyond 6 times it is found anew. A uniform image, with which they like to start, tells
-    nothing: there the penalty is zero, with one warning. For reproducible strengths give the scale, or start from an
-    OSEM image.
+    nothing, and their first updates too little: there the penalty is zero, with one warning, until the scales of two
+    images in turn differ by less than 3 %. For reproducible strengths give the scale, or start from an OSEM image.
 
     A network is not exactly the gradient of anything, so ``value`` is the path integral
     :math:`\int_0^1 \langle \beta \nabla R(a x), x \rangle\, da` (8 network calls) with the present ``n``, which agrees
@@ -146,6 +148,7 @@ class ScorePenalty(Penalty):
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
         self._warned, self._compared, self._told = False, True, False
+        self._after_uniform, self._latest = False, 0.0
         self.memory = check_flag("memory", memory)
         self.set_kappa(kappa)
 
@@ -182,6 +185,7 @@ class ScorePenalty(Penalty):
             check_anatomical(self._anatomical, geometry)
             self._bound = None
         self.forget()
+        self._after_uniform, self._latest = False, 0.0
         self._compared = self._told  # what a user told holds for the next run
         super().set_up(geometry)
         if self._bound is None and (self._scale is not None or objective is not None):
@@ -205,20 +209,30 @@ class ScorePenalty(Penalty):
         return one_step_late_risk(self.penalisation_factor, self.noise_level)
 
     def find_scale(self, x: Tensor) -> bool:
-        """Take the intensity scale from an image, unless it was given; False, with one warning, if that is uniform."""
+        """Take the intensity scale from an image, unless it was given; False, with one warning, if that is uniform.
+
+        Also False for the first images after a uniform one.
+        """
         if not self._estimates:
             return True
-        if (image := _with_structure(x)) is not None:
+        if (image := _with_structure(x)) is not None and (not self._after_uniform or self._is_steady(image)):
             self._bind(self.geometry, image)
             self._told = True
             return True
         if not self._warned:
             logger.warning(
-                "the score prior is zero for now: a uniform image does not tell its intensity scale. Give "
-                "intensity_scale, or start from an OSEM image"
+                "the score prior is zero for now: a uniform image and the first updates of it do not tell the "
+                "intensity scale. Give intensity_scale, or start from an OSEM image"
             )
-        self._warned = True
+        self._warned, self._after_uniform = True, self._after_uniform or image is None
         return False
+
+    def _is_steady(self, image: Tensor) -> bool:
+        """Whether an image has about the scale of the one before; the same image again does not count."""
+        from ..models.intensity import intensity_scale
+
+        before, self._latest = self._latest, intensity_scale(image, self.geometry)
+        return before != self._latest and abs(self._latest - before) < _STEADY * before
 
     def value(self, x: Tensor) -> Tensor:
         if not self._ready(x) or self.penalisation_factor == 0:
@@ -289,6 +303,8 @@ class ScorePenalty(Penalty):
             self._bind(self.geometry)
         elif self._estimates and not self._compared:
             self._compare(_with_structure(x))
+        elif self._after_uniform:
+            self._watch(_with_structure(x))
         self._told = False
         return True
 
@@ -296,6 +312,16 @@ class ScorePenalty(Penalty):
     def _estimates(self) -> bool:
         """Whether the scale is not the user's, but of each data set."""
         return self._scale is None and hasattr(self.model, "for_data")
+
+    def _watch(self, image: Tensor | None) -> None:
+        """After a uniform image: take the scale anew where the image has outgrown it, as in slow algorithms."""
+        from ..models.intensity import intensity_scale
+
+        before = self.intensity_scale
+        if image is not None and (found := intensity_scale(image, self.geometry)) > _EARLY_IMAGE * before:
+            logger.warning("the score prior's intensity scale was %.3g, and the image has %.3g now", before, found)
+            self.forget()
+            self._bind(self.geometry, image)
 
     def _compare(self, image: Tensor | None) -> None:
         """Find the scale anew if the image that a run starts from shows that it is of other data."""

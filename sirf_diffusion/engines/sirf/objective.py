@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -228,7 +229,30 @@ class SirfObjective(ToolkitObjective):
                 f"the expected background exceeds the {data.counts:g} measured counts by {background - data.counts:g}"
             )
         self._uniform = (data.counts - max(background, 0.0)) / total * mask
-        self._data = data
+        self._data, self._terms, self._seen = data, self._terms_of_model(), (level * mask, ours)
+
+    def _terms_of_model(self) -> list[Any]:
+        """Additive and background term and sensitivity, as the acquisition model has them now."""
+        return [getattr(self._model, name, None) for name in ("at", "bt", "asm")]
+
+    def _check_model(self) -> None:
+        """Raise RuntimeError if the acquisition model computes otherwise than when its terms were taken up.
+
+        SIRF's objective function keeps the terms of its set-up; the model, which may serve another frame, does not.
+        """
+        terms = self._terms_of_model()
+        if self._data is None or all(map(operator.is_, terms, self._terms)):
+            return
+        uniform, before = self._seen
+        with self.counter.timed():
+            now = self._data.check_at(self._image.fill(uniform))[0]
+            self.counter.forward += 1
+        if abs(now - before) > 1e-6 * max(self._data.counts, abs(before)):
+            raise RuntimeError(
+                "the acquisition model was given another additive term, background or sensitivity after the objective "
+                "function was set up, which keeps the earlier ones: make an acquisition model for each"
+            )
+        self._terms = terms
 
     def _value_of_obj(self) -> float:
         """``L`` of the scratch image, without the attached penalty."""
@@ -264,4 +288,5 @@ class SirfObjective(ToolkitObjective):
                 f"the objective function had {self.num_subsets} subsets and has {int(self.obj.get_num_subsets())} now: "
                 "set it up and make a new objective of it"
             )
+        self._check_model()
         return super()._checked(x, subset)

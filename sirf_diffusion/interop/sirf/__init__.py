@@ -87,6 +87,18 @@ class OSMAPOSLReconstructor(_stir.OSMAPOSLReconstructor):
             logger.warning("OSMAPOSL: %s", risk)
 
 
+class KOSMAPOSLReconstructor(_stir.KOSMAPOSLReconstructor):
+    """SIRF's KOSMAPOSL, which refuses this package's priors: it gives priors kernel coefficients, not activity."""
+
+    def set_objective_function(self, obj: Any) -> None:
+        """Set the objective function."""
+        if getattr(getattr(obj, "known_prior", None), "penalty", None) is not None:
+            raise ValueError(
+                "KOSMAPOSL would give the prior kernel coefficients instead of activity: use OSMAPOSLReconstructor"
+            )
+        super().set_objective_function(obj)
+
+
 def make_Poisson_loglikelihood(
     acq_data: Any, likelihood_type: str | None = "LinearModelForMean", acq_model: Any = None
 ) -> Any:

@@ -88,6 +88,15 @@ def check(file: ParFile, program: str, findings: Findings) -> None:
         if own is not None:
             if program == "KOSMAPOSL":
                 findings.error(key.line, f"KOSMAPOSL would give {own.name} kernel coefficients, not activity: refused")
+            if own.name == "Diffusion Sampler" and key.name in ("post-filter type", "postfilter type"):
+                text = "would make one step of its chain: it is for 'inter-iteration filter type'"
+                findings.error(key.line, f"{own.name} as {key.name.removesuffix(' type')} {text}")
+            if own.kind == "prior" and fold(file.root.text("map model", "")) == "multiplicative":
+                text = (
+                    "'MAP model := multiplicative' multiplies the sensitivity by one plus the prior's gradient: the "
+                    "factor's strength then depends on the sensitivity and on the image's unit; additive is the default"
+                )
+                findings.warning(key.line, text)
             if key.block is not None:
                 findings.of(_check_own, file.path, own, key.block, program)
     if program in ("OSMAPOSL", "OSSPS"):
@@ -107,6 +116,9 @@ def _check_input(key: ParKey, findings: Findings) -> None:
         findings.error(key.line, text + (COMMENT if ";" in key.value else ""))
     elif path.suffix.lower() in (".hs", ".hv"):
         header = _header(path)
+        if number := several_frames(key):
+            text = f"{path} has {number} time frames, of which STIR would take the first: give a header of one"
+            findings.error(key.line, text)
         name = "" if header is None else header.text("name of data file", "")
         if name and not os.path.isfile(path.parent / name):
             findings.error(key.line, f"{path} names the data file {name}, which is not there")
@@ -182,6 +194,13 @@ def _check_model(block: ParBlock, values: dict[str, Any], findings: Findings) ->
     except ModelFileError as error:
         findings.error(line, f"'model filename := {name}': {error}")
         return
+    schedule, planes = config.schedule, values["planes"]
+    largest, levels = float(schedule.sigma(schedule.t_max)), values.get("noise level")
+    if isinstance(levels, list) and max(levels) > largest:
+        raise block.error("noise level", f":= {block.text('noise level')}: the model {name} knows up to {largest:.4g}")
+    if planes is not None and (planes == "volume") != (config.architecture.spatial_dims == 3):
+        kind = "volumes" if config.architecture.spatial_dims == 3 else "slices"
+        raise block.error("planes", f":= {planes}: {name} is a network of {kind}")
     image, weight = values["anatomical image filename"], values["guidance weight"]
     in_channels = config.architecture.in_channels
     if in_channels == 1 and (image or weight):
@@ -292,6 +311,15 @@ def num_views_of(path: Path) -> int | None:
             size = header.text("matrix size", "-", axis)
             return int(size) if re.fullmatch(r"\d{1,9}", size) else None
     return None
+
+
+def several_frames(key: ParKey) -> int:
+    """Number of time frames of the projection data that a key names, if there are several; else 0."""
+    if not (key.name in INPUT_FILES and key.value.lower().endswith(".hs") and os.path.isfile(key.value)):
+        return 0
+    header = _header(Path(key.value))
+    number = "1" if header is None else header.text("number of time frames", "1")
+    return int(number) if re.fullmatch(r"\d{1,9}", number) and int(number) > 1 else 0
 
 
 def _header(path: Path) -> Header | None:
