@@ -91,7 +91,7 @@ def test_the_enhancement_model_is_small_and_beats_the_best_gaussian_filter_on_a_
     assert name in list_models(enhancing=True)
     assert find_model(name).stat().st_size <= 16e6
     model = EnhancementModel.load(name, "cpu")
-    assert (model.config.licence, model.config.training["steps"]) == ("Apache-2.0", 3000)
+    assert (model.config.licence, model.config.training["steps"]) == ("Apache-2.0", 4800)
     volume = simulate_volumes(9300, PhantomOptions("fdg", "trunk", 1, first=9300, voxel_size=4.0))[0]
     truth, ct = (torch.from_numpy(volume.arrays[key][40:52]).float() for key in ("emission", "anatomy"))
     geometry, doses = ImageGeometry(tuple(truth.shape), (4.0, 4.0, 4.0)), torch.full((12,), 0.1)

@@ -171,8 +171,22 @@ def test_a_model_that_serves_another_frame_by_then_is_refused(pet, x):
     scan.model.set_additive_term(scan.model.get_additive_term().clone())
     assert float(objective.value(x)) == before
     scan.model.set_additive_term(2 * scan.model.get_additive_term())
-    with pytest.raises(RuntimeError, match="make an acquisition model for each"):
+    with pytest.raises(RuntimeError, match="a model for each frame"):
         objective.value(x)
+
+
+def test_a_background_that_is_filled_anew_wants_another_objective_function(pet, x):
+    """As between iterations of a scatter estimate."""
+    scan = bundled(pet)
+    background = 0.1 * scan.model.forward(scan.truth)
+    scan.model.set_background_term(background)
+    objective = as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
+    before = float(objective.value(x))
+    background.fill(2 * background.as_array())
+    with pytest.raises(RuntimeError, match="make an objective function anew"):
+        objective.gradient(x)
+    anew = as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
+    assert float(anew.value(x)) != pytest.approx(before, rel=1e-6)
 
 
 def test_objective_functions_of_parameter_files(pet, scan, tmp_path):

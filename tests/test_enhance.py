@@ -270,6 +270,15 @@ def test_a_series_of_another_modality_is_refused_and_another_patients_ct_told(fi
         assert ("different patients by PatientID" in caplog.text) is not same
 
 
+def test_another_image_of_the_same_name_is_another_result(files, tmp_path, capsys):
+    image = write_nifti(tmp_path / "pet.nii.gz", activity())
+    assert enhance(files, image, tmp_path / "o") == 0
+    assert enhance(files, image, tmp_path / "o") == 0
+    write_nifti(image, activity(2))
+    assert enhance(files, image, tmp_path / "o") == 2
+    assert "holds another result: contents.image differ" in capsys.readouterr().err
+
+
 def test_a_ct_image_elsewhere_is_refused(files, tmp_path, capsys):
     import nibabel
 

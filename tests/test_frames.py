@@ -142,7 +142,7 @@ def test_frames_are_those_of_stirs_program(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_recon_of_a_frame_has_its_counts_and_keeps_its_time(tmp_path, number, capsys):
+def test_recon_of_a_frame_has_its_counts_and_keeps_its_time(tmp_path, number, capsys, monkeypatch):
     scan = write_small_scan(tmp_path / "scan")
     data, header = Path(scan.prompts_s), Path(scan.prompts_hs)
     data.write_bytes(np.concatenate([k * np.fromfile(data, "f4") for k in (1, 2)]).astype("f4").tobytes())
@@ -156,9 +156,18 @@ def test_recon_of_a_frame_has_its_counts_and_keeps_its_time(tmp_path, number, ca
     assert main([*words[:-1], str(tmp_path / "none"), "--initial", f"{tmp_path}/start.hv#2"]) == 2
     assert "#2 was asked for, of 1" in capsys.readouterr().err
     arguments = build_parser().parse_args(words)
-    before = _contents(arguments, SimpleNamespace(par=None))["prompts"]
+    study = SimpleNamespace(par=None, values={})
+    before = _contents(arguments, study)["prompts"]
     data.write_bytes(np.fromfile(data, "f4")[::-1].tobytes())
-    assert _contents(arguments, SimpleNamespace(par=None))["prompts"] != before
+    assert _contents(arguments, study)["prompts"] != before
+    header = data.with_suffix(".hs")
+    header.write_text(header.read_text().replace(data.name, "${THE_DATA}"))
+    monkeypatch.setenv("THE_DATA", data.name)
+    before = _contents(arguments, study)["prompts"]
+    data.write_bytes(np.fromfile(data, "f4")[::-1].tobytes())
+    assert _contents(arguments, study)["prompts"] != before
+    study.values["h_transform"] = "brain-fdg-deft"
+    assert len(_contents(arguments, study)["h_transform"]) == 64
 
 
 def test_frames_become_volumes_of_one_subject(tmp_path):

@@ -30,6 +30,7 @@ from sirf_diffusion.personalise.report import write_report
 from sirf_diffusion.simulation.parametric_head import simulate_parametric_head
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.phantom_data import PhantomOptions, build_phantoms
+from sirf_diffusion.training.data.volume_file import VolumeFile
 
 pytest.importorskip("nilearn")
 pytest.importorskip("SimpleITK")
@@ -155,6 +156,7 @@ def test_the_model_tells_its_patient_and_its_members(folder):
     made_for = read_config(folder / "P.safetensors").training["personalised"]
     assert made_for["mr_sha256"] == hashlib.sha256((folder / "own.nii.gz").read_bytes()).hexdigest()
     assert (made_for["members"], made_for["left_out"]) == (3, 1)
+    assert read_config(folder / "P.safetensors").tracer == VolumeFile(folder / "bank.h5").tracer
     found = outcomes(folder / "P.safetensors.personalise" / "members.h5")
     assert [m.reason for m in found] == ["", "", "nothing instead of an MR", ""]
     assert all(m.quality["jacobian"] > 0 for m in found if not m.reason)

@@ -133,10 +133,13 @@ def _contents(arguments: argparse.Namespace, study: Study) -> dict[str, str]:
     """SHA-256 of all files that the result depends on, by option, or by key of the parameter file."""
     from ..files.documents import digest
     from ..files.frames import split_frame
+    from ..models.h_transform import find_h_transform
 
     named = {name: getattr(arguments, name) for name in (*FILES, "anatomical", "adapter", "vois")}
     if study.par is not None:
         named |= study.par.run.files()
+    if h_transform := study.values.get("h_transform"):
+        named["h_transform"] = find_h_transform(h_transform)
     return {name: digest(path) for name, path in named.items() if path is not None and split_frame(path)[0].exists()}
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,16 @@ def files_of(path: Path) -> list[Path]:
         return sorted(p for p in path.rglob("*") if p.is_file())
     with path.open("rb") as file:
         named = re.search(rb"(?im)^[ \t!]*name of data file[ \t]*:=[ \t]*(\S.*)$", file.read(_MAX_BYTES))
-    data = path.parent / named[1].decode("utf-8", "replace").strip() if named else path
+    data = path
+    if named:
+        with suppress(KeyError):  # of a variable that is not set, which reading will explain
+            data = path.parent / expanded(named[1].decode("utf-8", "replace").strip())
     return [path, data] if data != path and os.path.isfile(data) else [path]
+
+
+def expanded(text: str) -> str:
+    """Text with the values of environment variables ``${NAME}``, as STIR has them; KeyError of one that is not set."""
+    return re.sub(r"\$\{([^{}]*)\}", lambda found: os.environ[found[1]], text)
 
 
 def _refused(word: str) -> float:

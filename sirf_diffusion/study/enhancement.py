@@ -46,12 +46,9 @@ class Enhancement:
         names = ("image", "ct", "num_steps", "num_samples", "seed", "without_ct", "axial_fwhm", "image_format",
                  "like")  # fmt: skip
         named = {name: getattr(self, name) for name in names}
-        return named | {"dose_ratio": self.dose_ratio or "auto", "model": self.model.hash}
-
-    def contents(self) -> dict[str, str]:
-        """SHA-256 of the files that it depends on."""
-        paths = {"image": self.image, "ct": self.ct}
-        return {name: digest(path) for name, path in paths.items() if path is not None}
+        files = {"image": self.image, "ct": self.ct}
+        contents = {name: digest(path) for name, path in files.items() if path is not None}
+        return named | {"dose_ratio": self.dose_ratio or "auto", "model": self.model.hash, "contents": contents}
 
     def run(self, folder: OutputFolder, *, restart: bool = False, progress: Any = lambda: None) -> dict[str, Any]:
         """Enhance into a folder that is held; returns the record. A stopped run goes on after its last sample.
@@ -68,7 +65,7 @@ class Enhancement:
         if self.ct is not None:
             ct, about = original.ct(self.ct)
             model = model.guided_by(ct)
-        state = folder.unfinished({"contents": self.contents()}, restart=restart) / "run.safetensors"
+        state = folder.unfinished({}, restart=restart) / "run.safetensors"
         voxels = values.numel()
         folder.check_space(4 * voxels * (3 + 3 * self.num_samples))
         enhancer = Enhancer(

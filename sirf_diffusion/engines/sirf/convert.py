@@ -42,7 +42,7 @@ def to_tensor(container: Any, copy: bool = True) -> Tensor:
 
 def values_of(container: Any) -> tuple[Tensor, bool]:
     """Values of a SIRF container without a copy where that is possible; whether the memory is SIRF's."""
-    values, shared = _view(container)
+    values, shared = view_of(container)
     return (values, True) if shared else (torch.from_numpy(np.asarray(container.as_array(), dtype=np.float32)), False)
 
 
@@ -57,7 +57,7 @@ def to_image(x: Tensor, template: Any) -> Any:
 
 def fill(container: Any, x: Tensor) -> Any:
     """Overwrite the values of a SIRF container with those of a tensor, by one copy; returns the container."""
-    values, shared = (None, False) if getattr(container, "read_only", False) else _view(container)
+    values, shared = (None, False) if getattr(container, "read_only", False) else view_of(container)
     shape = tuple(int(n) for n in (values if shared else container).shape)
     if tuple(x.shape) != shape:
         raise ValueError(f"cannot fill a {type(container).__name__} of shape {shape} with a tensor of {tuple(x.shape)}")
@@ -121,7 +121,7 @@ class Scratch:
 
     def _found(self) -> Tensor | None:
         if self._times_found < _ENOUGH:
-            now, shared = _view(self.image)
+            now, shared = view_of(self.image)
             if not shared:
                 return None
             same = self._memory is not None and now.data_ptr() == self._memory.data_ptr()
@@ -132,7 +132,8 @@ class Scratch:
 _ENOUGH = 4
 
 
-def _view(container: Any) -> tuple[Any, bool]:
+def view_of(container: Any) -> tuple[Any, bool]:
+    """A view of a SIRF container's memory and True; None and False where SIRF offers none."""
     try:
         return torch.from_numpy(np.asarray(_Memory(container, container.__array_interface__))), True
     except (AttributeError, ValueError):  # before SIRF 3.9, and in the storage scheme 'file'

@@ -15,7 +15,7 @@ from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
 from ..toolkit import ToolkitObjective
-from .convert import Scratch, image_geometry, to_image, to_tensor
+from .convert import Scratch, image_geometry, to_image, to_tensor, view_of
 from .data import KnownData
 from .evaluation import DATA_NEEDED, SirfEvaluation, finite
 from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
@@ -229,30 +229,44 @@ class SirfObjective(ToolkitObjective):
                 f"the expected background exceeds the {data.counts:g} measured counts by {background - data.counts:g}"
             )
         self._uniform = (data.counts - max(background, 0.0)) / total * mask
-        self._data, self._terms, self._seen = data, self._terms_of_model(), (level * mask, ours)
+        self._data, self._seen = data, (level * mask, ours - theirs)
+        self._note_terms()
 
     def _terms_of_model(self) -> list[Any]:
         """Additive and background term and sensitivity, as the acquisition model has them now."""
         return [getattr(self._model, name, None) for name in ("at", "bt", "asm")]
 
-    def _check_model(self) -> None:
-        """Raise RuntimeError if the acquisition model computes otherwise than when its terms were taken up.
+    def _note_terms(self) -> None:
+        """Keep the terms, and a few thousand values of those in memory, which may be filled anew."""
+        self._terms = self._terms_of_model()
+        views = (view_of(term)[0] for term in self._terms[:2] if term is not None)
+        self._samples = [view.view(-1)[:: max(1, view.numel() // 4096)] for view in views if view is not None]
+        self._sums = self._sums_of_samples()
 
-        SIRF's objective function keeps the terms of its set-up; the model, which may serve another frame, does not.
+    def _sums_of_samples(self) -> list[float]:
+        return [float(values.sum(dtype=torch.float64)) for values in self._samples]
+
+    def _check_model(self) -> None:
+        """Raise RuntimeError if the acquisition model no longer computes as the objective function does.
+
+        That keeps terms of its set-up, which may have been exchanged since, or filled anew: by another frame, or the
+        next iteration of a scatter estimate.
         """
-        terms = self._terms_of_model()
-        if self._data is None or all(map(operator.is_, terms, self._terms)):
+        if self._data is None:
             return
-        uniform, before = self._seen
+        if all(map(operator.is_, self._terms_of_model(), self._terms)) and self._sums_of_samples() == self._sums:
+            return
+        uniform, gap = self._seen
         with self.counter.timed():
-            now = self._data.check_at(self._image.fill(uniform))[0]
-            self.counter.forward += 1
-        if abs(now - before) > 1e-6 * max(self._data.counts, abs(before)):
+            ours, theirs = self._data.check_at(self._image.fill(uniform))[0], self._value_of_obj()
+            self.counter.forward += 2
+        if abs(ours - theirs - gap) > 1e-6 * max(self._data.counts, abs(theirs)):
             raise RuntimeError(
-                "the acquisition model was given another additive term, background or sensitivity after the objective "
-                "function was set up, which keeps the earlier ones: make an acquisition model for each"
+                "additive term, background or sensitivity of the acquisition model changed after the objective "
+                "function was set up, which keeps the earlier ones: make an objective function anew, and a model for "
+                "each frame"
             )
-        self._terms = terms
+        self._note_terms()
 
     def _value_of_obj(self) -> float:
         """``L`` of the scratch image, without the attached penalty."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...geometry.scanners import standardise
-from ..documents import printable
+from ..documents import expanded, printable
 from ..frames import choose_frame, split_frame
 from .keys import (
     ALIASES,
@@ -98,12 +98,10 @@ class Header:
                 yield ALIASES.get(key, key), index, line.partition("=")[2].strip(" \t")
 
     def _expanded(self, line: str) -> str:
-        def replace(found: re.Match[str]) -> str:
-            if found[1] not in os.environ:
-                raise self.error(f"environment variable '{found[1]}' is not set; it stands in '{line:.80}'")
-            return os.environ[found[1]]
-
-        return re.sub(r"\$\{([^{}]*)\}", replace, line) if "${" in line else line
+        try:
+            return expanded(line)
+        except KeyError as missing:
+            raise self.error(f"environment variable {missing} is not set; it stands in '{line:.80}'") from missing
 
     def _set(self, key: str, index: int, value: str) -> None:
         if key in RING_DIFFERENCES:
