@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 from ..files.documents import read_text
 from . import data_petsird
 from .command_line import add_command, real, seed, whole
+from .data_tables import print_inputs, print_outcomes, print_summary, print_table
 
 T = TypeVar("T")
-#: Instead of a subject that only reading the series tells.
-_BY_DICOM = "by PatientID"
 
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
@@ -190,7 +189,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         inputs = paired(find_images(arguments.images), anatomies, "CT" if arguments.ct else "MR")
     arguments.voxel_size *= 3 if len(arguments.voxel_size) == 1 else 1
     options = _options(ImageOptions, arguments)
-    _print_inputs(inputs, each=arguments.dry_run or bool(arguments.mr or arguments.ct))
+    print_inputs(inputs, each=arguments.dry_run or bool(arguments.mr or arguments.ct))
     if arguments.dry_run:
         return 0
     key = None if arguments.key is None else _key_file(arguments.key, new=not arguments.add)
@@ -201,10 +200,10 @@ def run_build(arguments: argparse.Namespace) -> int:
                 restart=arguments.restart, key=key, progress=bar.update,
             )  # fmt: skip
     except NothingUsable as error:
-        _print_outcomes(error.outcomes)
+        print_outcomes(error.outcomes)
         raise
-    _print_outcomes(outcomes)
-    _print_summary(arguments.out)
+    print_outcomes(outcomes)
+    print_summary(arguments.out)
     return 0
 
 
@@ -218,7 +217,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
             arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
             overwrite=arguments.overwrite, restart=arguments.restart, progress=bar.update,
         )  # fmt: skip
-    _print_summary(arguments.out)
+    print_summary(arguments.out)
     return 0
 
 
@@ -242,15 +241,15 @@ def run_show(arguments: argparse.Namespace) -> int:
         for info in file.infos
     ]  # fmt: skip
     print()
-    _print_table(rows)
+    print_table(rows)
     rejected = rejected_inputs(arguments.file)
     if rejected:
         print(f"\n{len(rejected)} inputs were left out:")
-        _print_table([{"input": str(n), "source": source, "reason": reason} for n, source, reason in rejected])
+        print_table([{"input": str(n), "source": source, "reason": reason} for n, source, reason in rejected])
     figure = arguments.figure or arguments.file.with_suffix(".png")
     volume_sheet(figure, file)
     print()
-    _print_summary(arguments.file)
+    print_summary(arguments.file)
     print(f"figure: {figure}")
     return 0
 
@@ -302,58 +301,3 @@ def _progress(total: int, unit: str, out: Path) -> Iterator[Any]:
     except KeyboardInterrupt:
         print(f"\nstopped: give the same command again to go on where it was ({out}.parts)", file=sys.stderr)
         raise
-
-
-def _print_inputs(inputs: Sequence[Any], each: bool) -> None:
-    """What is taken as what, before a build that may take long: every image, or their numbers."""
-    from ..training.data.manifest import subject_of
-
-    rows: list[dict[str, str]] = []
-    groups: dict[tuple[str, str], list[str]] = {}
-    for source in inputs:
-        taken = f"emission, with {source.modality}" if source.modality else "emission"
-        kind = "left out" if source.left_out else taken
-        subject = subject_of(source)
-        if subject.startswith("image ") and source.image.is_dir():
-            subject = _BY_DICOM
-        row = {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""), "subject": subject,
-               "reason": source.left_out}  # fmt: skip
-        rows.append(row)
-        groups.setdefault((kind, source.left_out), []).append(row["subject"])
-    if not each:
-        rows = [
-            {"taken as": kind, "images": str(len(owners)),
-             "subjects": _BY_DICOM if _BY_DICOM in owners else str(len(set(owners))), "reason": reason}
-            for (kind, reason), owners in groups.items()
-        ]  # fmt: skip
-    _print_table(rows)
-    print(flush=True)
-
-
-def _print_outcomes(outcomes: Sequence[Any]) -> None:
-    told = [o for o in outcomes if o.reason]
-    if told:
-        _print_table([{"input": str(o.number), "": o.status, "image": o.name, "reason": o.reason} for o in told])
-        print()
-
-
-def _print_summary(path: Path) -> None:
-    from ..training.data.volume_file import VolumeFile
-    from ..training.data.volumes import SPLITS
-
-    file = VolumeFile(path)
-    parts = []
-    for split in SPLITS:
-        members = [info for info in file.infos if info.split == split]
-        if members:
-            subjects = len({info.subject for info in members})
-            parts.append(f"{split} {len(members)} (of {subjects} subject{'s' if subjects > 1 else ''})")
-    sizes = " x ".join(f"{v:.4g}" for v in file.voxel_size)
-    print(f"{path}: {len(file)} volumes of {sizes} mm: {', '.join(parts)}; {path.stat().st_size / 1e6:.1f} MB")
-
-
-def _print_table(rows: Sequence[dict[str, str]]) -> None:
-    from ..study.report import format_table
-
-    if rows:
-        print(format_table(rows, {name: "s" for name in rows[0] if any(row[name] for row in rows)}))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..geometry.checks import check_flag, check_real
 from ..geometry.images import ImageGeometry
 from .base import Penalty, check_anatomical
+from .early_scale import EarlyScale, with_structure
 
 if TYPE_CHECKING:
     from ..engines.objective import Objective
@@ -34,13 +35,9 @@ ONE_STEP_LATE_LIMIT = 3.0
 
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
-# An image whose values differ by less, relative to the largest, tells no intensity scale.
-_UNIFORM = 1e-3
 # Scales further apart are said, and beyond the second factor of other data, or in another unit: the first update from
 # a uniform image has a scale four times too small.
 _EARLY_IMAGE, _OTHER_DATA = 1.5, 6.0
-# After a uniform image, scales of two images that differ by less are taken.
-_STEADY = 0.03
 
 
 class ScorePenalty(Penalty):
@@ -148,7 +145,7 @@ class ScorePenalty(Penalty):
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
         self._warned, self._compared, self._told = False, True, False
-        self._after_uniform, self._latest = False, 0.0
+        self._early = EarlyScale()
         self.memory = check_flag("memory", memory)
         self.set_kappa(kappa)
 
@@ -185,7 +182,7 @@ class ScorePenalty(Penalty):
             check_anatomical(self._anatomical, geometry)
             self._bound = None
         self.forget()
-        self._after_uniform, self._latest = False, 0.0
+        self._early = EarlyScale()
         self._compared = self._told  # what a user told holds for the next run
         super().set_up(geometry)
         if self._bound is None and (self._scale is not None or objective is not None):
@@ -209,13 +206,10 @@ class ScorePenalty(Penalty):
         return one_step_late_risk(self.penalisation_factor, self.noise_level)
 
     def find_scale(self, x: Tensor) -> bool:
-        """Take the intensity scale from an image, unless it was given; False, with one warning, if that is uniform.
-
-        Also False for the first images after a uniform one.
-        """
+        """Take the intensity scale from an image, unless it was given; False, with one warning, if it does not tell."""
         if not self._estimates:
             return True
-        if (image := _with_structure(x)) is not None and (not self._after_uniform or self._is_steady(image)):
+        if self._early.is_told_by(image := with_structure(x), self.geometry):
             self._bind(self.geometry, image)
             self._told = True
             return True
@@ -224,15 +218,8 @@ class ScorePenalty(Penalty):
                 "the score prior is zero for now: a uniform image and the first updates of it do not tell the "
                 "intensity scale. Give intensity_scale, or start from an OSEM image"
             )
-        self._warned, self._after_uniform = True, self._after_uniform or image is None
+        self._warned = True
         return False
-
-    def _is_steady(self, image: Tensor) -> bool:
-        """Whether an image has about the scale of the one before; the same image again does not count."""
-        from ..models.intensity import intensity_scale
-
-        before, self._latest = self._latest, intensity_scale(image, self.geometry)
-        return before != self._latest and abs(self._latest - before) < _STEADY * before
 
     def value(self, x: Tensor) -> Tensor:
         if not self._ready(x) or self.penalisation_factor == 0:
@@ -302,9 +289,9 @@ class ScorePenalty(Penalty):
                 return self.find_scale(x)
             self._bind(self.geometry)
         elif self._estimates and not self._compared:
-            self._compare(_with_structure(x))
-        elif self._after_uniform:
-            self._watch(_with_structure(x))
+            self._compare(with_structure(x))
+        elif self._early.after_uniform:
+            self._watch(with_structure(x))
         self._told = False
         return True
 
@@ -350,14 +337,6 @@ class ScorePenalty(Penalty):
             options |= {"anatomical": self._anatomical, "guidance": self._guidance}
         self._bound = self.model.for_data(data, early_image, **options)
         self._compared = True
-
-
-def _with_structure(x: Tensor) -> Tensor | None:
-    """An image, or the mean of several, without negative values; None if it is uniform."""
-    image = x.detach().reshape(-1, *x.shape[-3:]).mean(0).clamp_min(0)
-    positive = image[image > 0]
-    structured = positive.numel() and float(positive.max() - positive.min()) > _UNIFORM * float(positive.max())
-    return image if structured else None
 
 
 def one_step_late_risk(factor: float, noise_level: float) -> str:

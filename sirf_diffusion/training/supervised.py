@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class SupervisedLoop(TrainingLoop):
         self.base = supervision.model.on(geometry, 1.0, "alternating" if self.volumes else "transverse")
         self.base.precision = faster_precision(state.device)
         self.simulator = ScanSimulator(geometry, supervision.layout, supervision.scans, state.device)
-        self._views: dict[int, View] = {}
+        self._kept = cache(self._view)
         super().__init__(*arguments)
 
     @property
@@ -207,11 +207,6 @@ class SupervisedLoop(TrainingLoop):
         rngs = [np.random.default_rng([31, recipe.seed, number]) for number in numbers]
         views = [self._kept(number % pool) if pool else self._view(number) for number in numbers]
         return self._shown(views, self.simulator.scans(*scanned(views), rngs), chosen)
-
-    def _kept(self, number: int) -> View:
-        if number not in self._views:
-            self._views[number] = self._view(number)
-        return self._views[number]
 
     def _view(self, number: int) -> View:
         """An image, its noise and what the score model makes of it: a pure function of its number."""
