@@ -22,10 +22,11 @@ def print_inputs(inputs: Sequence[Any], each: bool) -> None:
         subject = subject_of(source)
         if subject.startswith("image ") and source.image.is_dir():
             subject = _BY_DICOM
-        row = {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""), "subject": subject,
-               "reason": source.left_out}  # fmt: skip
-        rows.append(row)
-        groups.setdefault((kind, source.left_out), []).append(row["subject"])
+        rows.append(
+            {"taken as": kind, "image": str(source.image), "anatomy": str(source.anatomy or ""), "subject": subject,
+             "reason": source.left_out}
+        )  # fmt: skip
+        groups.setdefault((kind, source.left_out), []).append(subject)
     if not each:
         rows = [
             {"taken as": kind, "images": str(len(owners)),

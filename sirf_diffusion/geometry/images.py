@@ -60,3 +60,8 @@ class ImageGeometry:
         """Volume of a voxel in mm^3."""
         dz, dy, dx = self.voxel_size
         return dz * dy * dx
+
+
+def voxels_agree(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    """Whether voxel sizes ``(z, y, x)`` agree to 5 %: what a network was trained on is used as it is then."""
+    return all(abs(a / b - 1) <= 0.05 for a, b in zip(first, second, strict=True))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..patient.image import SourceImage
 
 #: Source of such an image: no file.
-EXPECTED = "that the model expects"
+EXPECTED = "expected by the model"
 #: Largest value that is kept, in network units, and largest image, in voxels.
 _LARGEST, _MOST_VOXELS = 4.0, 2**25
 _KINDS = ("Interfile", "NIfTI", "DICOM", "ECAT7")

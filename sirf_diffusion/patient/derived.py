@@ -87,8 +87,7 @@ class OriginalImage:
         other, size = read.image, self.geometry.voxel_size
         if other.modality not in ("", "CT"):
             raise ValueError(f"{path} is of modality {other.modality}, and the model is shown CT images")
-        same = other.patient == self.source.patient or not (other.patient and self.source.patient)
-        if not same:
+        if another := self.source.is_of_another(other):
             logger.warning("%s and %s are of different patients by PatientID", path, self.path)
         if self.source.kind == other.kind == "Interfile" and None in (self.source.position, other.position):
             # Both are in the scanner's coordinates, and the one that is silent means the same patient.
@@ -101,8 +100,8 @@ class OriginalImage:
             logger.warning("%s covers %.0f %% of %s: the rest is taken for air", path, 100 * covered, self.path)
         sizes = [round(float(v), 5) for v in np.linalg.norm(other.affine[:3, :3], axis=0)]
         record = {
-            "file": str(path), "sha256": read.sha256, "modality": other.modality or None, "same_patient_id": same,
-            "resampled": interpolates(other, self.affine),
+            "file": str(path), "sha256": read.sha256, "modality": other.modality or None,
+            "same_patient_id": not another, "resampled": interpolates(other, self.affine),
             "from": {"shape": list(other.values.shape), "voxel_size_mm": sizes},
             "to": {"shape": list(self.geometry.shape), "voxel_size_mm": [round(v, 5) for v in size]},
         }  # fmt: skip

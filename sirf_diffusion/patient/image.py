@@ -50,6 +50,10 @@ class SourceImage:
         """Numbers of voxels."""
         return self.values.shape
 
+    def is_of_another(self, other: SourceImage) -> bool:
+        """Whether both files tell a patient, and not the same."""
+        return bool(self.patient and other.patient) and self.patient != other.patient
+
 
 def density_of_ct(image: SourceImage) -> SourceImage:
     """Density relative to water from a CT image in Hounsfield units; networks are given non-negative images."""

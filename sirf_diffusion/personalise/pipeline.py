@@ -15,6 +15,7 @@ from torch import Tensor
 from ..files.outputs import jsonable
 from ..files.work import work_folder
 from ..geometry.checks import check_count, check_flag, check_real, check_seed
+from ..geometry.images import voxels_agree
 from ..models.expected_image import bytes_of, expected_image
 from ..models.score_model import ScoreModel
 from ..models.storage import load_model, save_model
@@ -151,7 +152,7 @@ def personalise(
         raise ValueError(f"{model} does not tell its network: it cannot be trained further")
     if start.expected_image is not None:
         raise ValueError(f"{model} was made for one patient: personalise a model of a population")
-    if any(abs(a / b - 1) > 0.05 for a, b in zip(file.voxel_size, start.voxel_size, strict=True)):
+    if not voxels_agree(file.voxel_size, start.voxel_size):
         raise ValueError(
             f"the bank {bank} has voxels of {file.voxel_size} mm, the model {model} of {start.voxel_size} mm: build "
             "the bank with the model's voxel size"

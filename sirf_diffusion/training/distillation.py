@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..geometry.images import voxels_agree
 from ..models.networks import NetworkConfig, build_network
 from ..models.score_model import ScoreModel
 from ..models.storage import ModelConfig
@@ -23,9 +24,6 @@ from .loop import TrainingLoop
 from .recipes import RECIPES, Recipe
 
 logger = logging.getLogger(__name__)
-
-#: Voxels of the data may differ from the teacher's by this share, as in a reconstruction.
-_SAME_VOXELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class DistillationLoop(TrainingLoop):
         self.distillation, state, source = distillation, *arguments[:2]
         self.teacher = distillation.model.network.to(state.device)  # type: ignore[attr-defined]
         found, wanted = source.file.voxel_size, distillation.model.voxel_size
-        if any(abs(a / b - 1) > _SAME_VOXELS for a, b in zip(found, wanted, strict=True)):
+        if not voxels_agree(found, wanted):
             raise ValueError(
                 f"{source.file.path} has voxels of {found} mm, the teacher {wanted}: build the data with --voxel-size"
             )

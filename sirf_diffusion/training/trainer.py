@@ -19,6 +19,7 @@ from ..environment import limit_threads, select_device
 from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
 from ..geometry.checks import check_choice, check_count
+from ..geometry.images import voxels_agree
 from ..models.h_transform import NUM_INPUTS
 from ..models.storage import list_models
 from .checkpoint import forget_checkpoints, has_checkpoint
@@ -133,7 +134,7 @@ def train(
         source = training_stream(_file(recipe, data, work, peers), recipe, kind)
         options, provenance = options or RunOptions(), {"data": source.fingerprint}
         known = start.told.get("voxel_size") if start else None
-        if known and any(abs(a / b - 1) > 0.05 for a, b in zip(source.file.voxel_size, known, strict=True)):
+        if known and not voxels_agree(source.file.voxel_size, known):
             logger.warning(
                 "the data have voxels of %s mm, the model that the training starts from %s: the new one has the data's",
                 source.file.voxel_size, known,

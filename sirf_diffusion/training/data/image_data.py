@@ -143,7 +143,7 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
     if source.anatomy is not None:
         try:
             # scaled before it is cropped, since a reconstruction scales it on its whole field of view
-            volume.add_anatomy(_anatomy(source, image.patient, grid, box, options.assumed), source.modality)
+            volume.add_anatomy(_anatomy(source, image, grid, box, options.assumed), source.modality)
         except UnusableImage as error:
             logger.info("%s is left out: %s", source.anatomy, error)
             notes.append(f"{source.modality} left out: {error.reason}")
@@ -152,12 +152,12 @@ def take_in(source: ImageInput, options: ImageOptions, hashed: Callable[[str], s
 
 
 def _anatomy(
-    source: ImageInput, patient: str, grid: PatientGrid, box: tuple[slice, ...], assumed: str | None
+    source: ImageInput, emission: SourceImage, grid: PatientGrid, box: tuple[slice, ...], assumed: str | None
 ) -> NDArray[np.float32]:
     image, modality = read_source(source.anatomy, assumed), source.modality
     if image.modality not in ("", modality):
         raise UnusableImage(f"DICOM of modality {image.modality[:16]}")
-    if patient and image.patient and patient != image.patient:
+    if emission.is_of_another(image):
         raise UnusableImage("of another patient by PatientID")
     owners = [subject_of(ImageInput(path)) for path in (source.image, source.anatomy)]
     if owners[0] != owners[1] and all(owner.startswith("sub-") for owner in owners):
