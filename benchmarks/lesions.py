@@ -37,6 +37,7 @@ from benchmarks.bench.problem import Problem
 from benchmarks.bench.table import get_line
 from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.files.atomic import atomic_path
+from sirf_diffusion.files.progress import progress_bar
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.simulation import TracerContrast, simulate_activity
 from sirf_diffusion.simulation.lesions import soft_ellipsoid
@@ -94,12 +95,10 @@ def scan_pair(number: int, prompts: float) -> tuple[Case, Case, list[list[int]]]
 
 def measure(out: Path, method: str, prompts: float, pairs: int, samples: int, model: ScoreModel | None) -> None:
     """Reconstruct what is missing, and keep what the observer sees."""
-    from tqdm import tqdm
-
     name, _, strength = method.partition("=")
     line = get_line(name)
     settings = dict(line.settings) | ({next(iter(line.search)): float(strength)} if strength else {})
-    for number in tqdm(range(pairs), desc=f"{method}, {prompts:g}", unit="pair"):
+    for number in progress_bar(pairs, f"{method}, {prompts:g}", "pair", iterable=range(pairs)):
         path = out / f"{method}-{prompts:g}" / f"{number:04d}.npz"
         if path.is_file():
             continue

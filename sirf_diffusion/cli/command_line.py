@@ -248,14 +248,14 @@ def _out_of_memory(error: Exception) -> str | None:
 @contextmanager
 def bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """Bars with the time left, one after the other: given a stage's name and its parts, what to call after each."""
-    from tqdm import tqdm
+    from ..files.progress import progress_bar
 
     opened: list[Any] = []
 
     def begin(stage: str, total: int) -> Callable[[], None]:
         while opened:
             opened.pop().close()
-        opened.append(tqdm(total=total, desc=stage, disable=not sys.stderr.isatty()))
+        opened.append(progress_bar(total, stage))
         return opened[0].update
 
     try:

@@ -293,10 +293,10 @@ def _key_file(path: Path, new: bool) -> bytes:
 
 @contextmanager
 def _progress(total: int, unit: str, out: Path) -> Iterator[Any]:
-    from tqdm import tqdm
+    from ..files.progress import progress_bar
 
     try:
-        with tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar(total, unit, unit) as bar:
             yield bar
     except KeyboardInterrupt:
         print(f"\nstopped: give the same command again to go on where it was ({out}.parts)", file=sys.stderr)

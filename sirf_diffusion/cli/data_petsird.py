@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _bin(arguments: argparse.Namespace, folder: OutputFolder) -> int:
-    from tqdm import tqdm
-
     from ..files.interfile import read_projection_data_geometry, write_projection_data
+    from ..files.progress import progress_bar
     from ..interop.petsird import bin_events
 
     template = read_projection_data_geometry(arguments.template)
-    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", disable=not sys.stderr.isatty()) as bar:
-        found = bin_events(arguments.file, template, lambda share: bar.update(share - bar.n))
+    with progress_bar(100, "events", "%") as bar:
+        found = bin_events(arguments.file, template, lambda share: bar.update(int(100 * share) - bar.n))
     arrays = {"prompts": found.prompts, "delayeds": found.delayeds, "efficiencies": found.efficiencies}
     record: dict[str, Any] = {"notes": found.notes}
     for kind, outside in zip(("prompts", "delayeds"), found.outside, strict=True):

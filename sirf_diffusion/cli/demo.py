@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..environment import select_device, software_versions
     from ..files.outputs import OutputFolder, write_json
     from ..models import ScoreModel
+    from ..reconstructors.records import ProgressBar
     from ..study.comparison import compare
 
     start = time.perf_counter()
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "device": arguments.device,
         "quick": arguments.quick,
-        "callbacks": [_progress] if sys.stderr.isatty() else [],
+        "callbacks": [ProgressBar()],
     }
     spent = {"model and example": time.perf_counter() - start}
     with folder.held():
@@ -129,8 +129,3 @@ def _write_images(folder: Path, prefix: str, comparison: Any) -> None:
     geometry = comparison.example.acquisition.geometry
     for stem, image in comparison.images().items():
         write_image(folder / f"{prefix}{stem}.hv", image, geometry)
-
-
-def _progress(step: Any) -> None:
-    end = "\n" if step.step == step.num_steps else ""
-    print(f"\r{step.method}: {step.step} of {step.num_steps} ", end=end, file=sys.stderr, flush=True)

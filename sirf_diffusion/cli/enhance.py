@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .command_line import add_command, add_machine, real, seed, whole
@@ -58,9 +57,8 @@ def add_parsers(commands: argparse._SubParsersAction, common: argparse.ArgumentP
 
 def run(arguments: argparse.Namespace) -> int:
     """Enhance and write."""
-    from tqdm.auto import tqdm
-
     from ..files.outputs import OutputFolder
+    from ..files.progress import progress_bar
     from ..models.enhancement import EnhancementModel
     from ..reconstructors.enhancement import SAMPLE_STEPS
     from ..study.enhancement import Enhancement
@@ -76,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{arguments.out}: the result was whole already and only had to be put into place")
             return 0
         total = max(arguments.samples, 1) * (arguments.steps or (SAMPLE_STEPS if arguments.samples else 1))
-        with tqdm(total=total, desc="enhance", unit="step", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar(total, "enhance") as bar:
             record = what.run(folder, restart=arguments.restart, progress=bar.update)
     print(f"{arguments.out}: {record['title']} ({record['dose_ratio_from']})")
     if record["ct"] is not None and record["ct"]["resampled"]:

@@ -228,9 +228,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from tqdm.auto import tqdm
-
     from ..files.outputs import OutputFolder
+    from ..files.progress import progress_bar
     from ..geometry.images import ImageGeometry
     from ..models import ScoreModel
     from ..models.generation import generate
@@ -244,7 +243,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     folder = OutputFolder(arguments.out, settings, overwrite=arguments.overwrite)
     with folder.held():
         folder.check_space(8 * arguments.num * arguments.planes * arguments.size**2)
-        with tqdm(total=arguments.steps, desc=arguments.sampler, unit="step", disable=None) as bar:
+        with progress_bar(arguments.steps, arguments.sampler) as bar:
             chosen = (shape, arguments.sampler, arguments.steps, arguments.seed)
             images = generate(model, arguments.num, *chosen, progress=lambda step: bar.update())
         with folder.staged({"settings": settings}) as staging:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.shares import check_shared, run_shared
     from ..study.vois import COLUMNS
 
-    study = study_of(arguments, [ProgressBar()] if sys.stderr.isatty() else [LogCallback()])
+    study = study_of(arguments, [ProgressBar(), LogCallback()])
     calibration = calibration_of(arguments.calibration, study)
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.objective import Objective
+from ..files.progress import progress_bar
 from ..geometry.checks import check_count, check_real
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Cost:
 
 
 class ProgressBar:
-    """Callback that shows a tqdm bar with the noise level and the likelihood."""
+    """Callback that shows a bar with the noise level and the likelihood; in a log, a line every half minute."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -115,10 +116,8 @@ class ProgressBar:
     def __call__(self, record: StepRecord) -> None:
         """Move the bar to this step; a step that does not follow the last one starts a new bar."""
         if self._bar is None or record.step <= self._bar.n:
-            from tqdm.auto import tqdm
-
             self.close()
-            self._bar = tqdm(total=record.num_steps, desc=record.method, unit="step", initial=record.step - 1)
+            self._bar = progress_bar(record.num_steps, record.method, initial=record.step - 1)
         self._bar.update(record.step - self._bar.n)
         self._bar.set_postfix_str(", ".join(_numbers(record)), refresh=False)
         if record.step == record.num_steps:

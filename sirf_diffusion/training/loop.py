@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import atomic_path
+from ..files.progress import progress_bar
 from ..files.stopping import Stopped, heeded
 from ..models.lora import plain_weights
 from ..models.score_model import ScoreModel
@@ -74,8 +75,6 @@ class TrainingLoop:
 
     def advance(self, last: int) -> None:
         """Train up to step ``last``; checkpoints now and then, at the end, and when asked to stop by a signal."""
-        from tqdm import tqdm
-
         state, losses = self.state, self.state.notes.setdefault("losses", [0.0, 0])
         log = None
         if self.peers.first:
@@ -83,7 +82,7 @@ class TrainingLoop:
             log = TrainingLog(self.work, state.step, reference, self.options.tensorboard, self.curves)
         batches = prefetched(self._example, range(state.step, last))
         started = time.perf_counter()
-        bar = tqdm(total=last, initial=state.step, desc=self.recipe.name, unit="step", disable=not self.peers.first)
+        bar = progress_bar(last, self.recipe.name, initial=state.step, disable=not self.peers.first)
         with noted_signals() as asked, bar:
             try:
                 while state.step < last and not self._finished:

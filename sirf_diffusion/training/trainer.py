@@ -13,11 +13,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..environment import limit_threads, select_device
 from ..files.lock import LOCK, locked
 from ..files.outputs import jsonable
+from ..files.progress import progress_bar
 from ..geometry.checks import check_choice, check_count
 from ..geometry.images import voxels_agree
 from ..models.h_transform import NUM_INPUTS
@@ -239,5 +238,5 @@ def _simulate(path: Path, options: PhantomOptions) -> None:
                 f"{path} holds other subjects than the recipe asks for: remove it or choose another folder"
             )
         return
-    with tqdm(total=options.subjects * options.draws, desc="subjects", unit="volume") as bar:
+    with progress_bar(options.subjects * options.draws, "subjects", "volume") as bar:
         build_phantoms(path, options, progress=bar.update)
