@@ -92,6 +92,8 @@ def test_an_adapter_is_kept_and_used(recon, tmp_path):
     record = json.loads((first / "record.json").read_text())
     assert record["adaptation"]["updates"] == 6
     assert record["adaptation"]["rank"] == 2
+    code, other = recon(*options, "--save-adapter", str(kept), method="dds", out=tmp_path / "other")
+    assert code == 2 and not (other / "record.json").exists()
     images = {}
     start = ("--adapter", str(kept))
     for name, more in {"none": (), "used": start, "further": (*options, *start)}.items():

@@ -71,14 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
         more = {"software": software_versions(), "workers": arguments.workers}
         writing = ("calibration", "like", "format", "bids_json")
         study.checkpoint = folder.unfinished(more, besides=writing, restart=arguments.restart) / "run.safetensors"
+        kept = arguments.save_adapter
+        if kept is not None and kept.exists() and not (arguments.overwrite or study.checkpoint.is_file()):
+            raise FileExistsError(f"--save-adapter {kept} exists: give --overwrite, or another name")
         # Image, samples and their standard deviation, and twice images and noisy images in checkpoints.
         folder.check_space(4 * voxels * (2 + 5 * (study.num_samples or 1)))
         result = run_shared(study, Execution(arguments.workers, arguments.cluster)) if shared else study.run()
         if arguments.calibration is not None:
             result = result.calibrated(calibration)
-        if arguments.save_adapter is not None:
-            study.adaptation.save(arguments.save_adapter)
-            print(f"{arguments.save_adapter}: adapter for the next scan (--adapter)")
+        if kept is not None:
+            study.adaptation.save(kept)
+            print(f"{kept}: adapter for the next scan (--adapter)")
         result.save(folder, arguments.format, arguments.like, bids=arguments.bids_json)
     record = result.record
     projections = record["projections"]

@@ -167,7 +167,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cluster", metavar="ADDRESS", help="or among the workers of a Dask scheduler")
     result = parser.add_argument_group("result")
     result.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the result")
-    result.add_argument("--overwrite", action="store_true", help="replace another result in --out")
+    result.add_argument("--overwrite", action="store_true", help="replace another result in --out, and --save-adapter")
     result.add_argument(
         "--checkpoint-every",
         type=real(0, 1e9),
