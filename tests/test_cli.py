@@ -93,7 +93,8 @@ def test_an_adapter_is_kept_and_used(recon, tmp_path):
     assert record["adaptation"]["updates"] == 6
     assert record["adaptation"]["rank"] == 2
     code, other = recon(*options, "--save-adapter", str(kept), method="dds", out=tmp_path / "other")
-    assert code == 2 and not (other / "record.json").exists()
+    assert code == 2
+    assert not (other / "record.json").exists()
     images = {}
     start = ("--adapter", str(kept))
     for name, more in {"none": (), "used": start, "further": (*options, *start)}.items():

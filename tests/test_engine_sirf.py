@@ -175,6 +175,20 @@ def test_a_model_that_serves_another_frame_by_then_is_refused(pet, x):
         objective.value(x)
 
 
+def test_a_model_that_is_set_up_for_other_images_by_then_is_refused(pet, x):
+    """SIRF's value is another one then, without a word."""
+    scan = bundled(pet)
+    objective = as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
+    before = float(objective.value(x))
+    scan.model.set_up(scan.prompts, scan.template.clone())
+    assert float(objective.value(x)) == before
+    coarse = pet.ImageData()
+    coarse.initialise((1, 64, 64), (4.0625, 4.0, 4.0))
+    scan.model.set_up(scan.prompts, coarse)
+    with pytest.raises(RuntimeError, match="a model for each frame and grid"):
+        objective.value(x)
+
+
 def test_a_background_that_is_filled_anew_wants_another_objective_function(pet, x):
     """As between iterations of a scatter estimate."""
     scan = bundled(pet)
@@ -187,6 +201,47 @@ def test_a_background_that_is_filled_anew_wants_another_objective_function(pet, 
         objective.gradient(x)
     anew = as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
     assert float(anew.value(x)) != pytest.approx(before, rel=1e-6)
+
+
+def test_a_blur_after_the_set_up_wants_another_one(pet):
+    """SIRF keeps the sensitivity of the set-up, and projects with the new model."""
+    scan, engine = bundled(pet), get_engine("sirf")
+    obj = scan.objective(engine, NUM_SUBSETS)
+    blur = pet.SeparableGaussianImageFilter()
+    blur.set_fwhms((0, 8, 8))
+    scan.model.set_image_data_processor(blur)
+    with pytest.raises(ValueError, match="set the objective function up again"):
+        as_objective(obj)
+    obj.set_up(scan.template)
+    as_objective(obj)
+
+
+def test_prompts_that_are_filled_anew_want_another_objective(pet, x):
+    scan = bundled(pet)
+    scan.prompts = scan.prompts.clone()
+    obj = scan.objective(get_engine("sirf"), NUM_SUBSETS)
+    objective = as_objective(obj)
+    scan.prompts.fill(3 * scan.prompts.as_array())
+    with pytest.raises(RuntimeError, match="prompts were filled anew"):
+        objective.value(x)
+    assert as_objective(obj).uniform_image().max() > 3 * objective.uniform_image().max()
+
+
+@pytest.mark.parametrize(("what", "value", "message"), [
+    ("prompts", -1.0, "1 prompts are negative or not finite"), ("additive", np.nan, "counts that are not finite"),
+])  # fmt: skip
+def test_data_that_cannot_be_are_named(pet, what, value, message):
+    scan = bundled(pet)
+    changed = (scan.prompts if what == "prompts" else scan.model.get_additive_term()).clone()
+    values = changed.as_array()
+    values[0, 0, 40, 170] = value
+    changed.fill(values)
+    if what == "prompts":
+        scan.prompts = changed
+    else:
+        scan.model.set_additive_term(changed)
+    with pytest.raises(ValueError, match=message):
+        as_objective(scan.objective(get_engine("sirf"), NUM_SUBSETS))
 
 
 def test_objective_functions_of_parameter_files(pet, scan, tmp_path):

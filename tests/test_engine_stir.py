@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from stir_scan import stir_objective
@@ -127,6 +128,24 @@ def test_counts_are_those_behind_stirs_own_value(options):
     uniform = objective.uniform_image()
     predicted = float(counts.expected(objective.to_image(uniform)).sum(dtype="float64"))
     assert predicted == pytest.approx(counts.num_prompts, rel=1e-3)
+
+
+@pytest.mark.parametrize(("what", "value", "message"), [
+    ("prompts", -1.0, "1 prompts are negative or not finite"), ("additive", np.nan, "not finite: look"),
+])  # fmt: skip
+def test_data_that_cannot_be_are_named(what, value, message):
+    """STIR takes them, and its log-likelihood is no number, or none of counts."""
+    import stir
+
+    obj, truth = stir_objective()
+    changed = stir.ProjDataInMemory(obj.get_proj_data() if what == "prompts" else obj.get_additive_proj_data())
+    values = changed.as_array()
+    values.reshape(-1)[values.size // 2] = value
+    changed.fill(values.flat)
+    (obj.set_proj_data_sptr if what == "prompts" else obj.set_additive_proj_data_sptr)(changed)
+    assert obj.set_up(truth).succeeded()
+    with pytest.raises(ValueError, match=message):
+        as_objective(obj).uniform_image()
 
 
 def test_reconstruct_tells_the_engine_and_counts_everything(fresh):

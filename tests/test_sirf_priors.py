@@ -210,6 +210,8 @@ def test_setters_may_be_called_after_set_up(pet):
     score.set_kappa(kappa)
     assert score.get_kappa() is kappa
     assert_close(score.gradient(x), plain * tensor(kappa) ** 2, 1e-4)
+    score.set_kappa(None)
+    assert_close(score.gradient(x), plain, 1e-4)
     anchor = pet.AnchorPrior()
     anchor.set_anchor_image(random_image(pet, 3))
     anchor.set_up(x)
@@ -332,10 +334,11 @@ def test_they_work_in_sirfs_algorithms(scan, name):
 
 @real
 def test_kernel_coefficients_are_refused(sirf, sirf_scan):
-    prior = sirf.AnchorPrior(sirf_scan.start)
+    objective, reconstructor = sirf_scan.objective(), sirf.KOSMAPOSLReconstructor()
+    reconstructor.set_objective_function(objective)
+    objective.set_prior(sirf.AnchorPrior(sirf_scan.start))
     with pytest.raises(ValueError, match="kernel coefficients instead of activity"):
-        sirf.KOSMAPOSLReconstructor().set_objective_function(sirf_scan.objective(prior))
-    sirf.KOSMAPOSLReconstructor().set_objective_function(sirf_scan.objective())
+        reconstructor.set_up(sirf_scan.start)
 
 
 @pytest.mark.parametrize(("level", "says"), [(priors.NOISE_LEVEL, 0), (0.2, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from ..geometry.checks import check_image
 from ..geometry.images import ImageGeometry
 from .objective import Objective, ProjectionCounter
+
+#: What makes a toolkit compute what is no number: it checks none of these.
+CAUSES = "look for NaN, infinity and 0 in the normalisation factors, the additive term and the attenuation"
 
 
 class ToolkitObjective(Objective):
@@ -46,3 +50,17 @@ class ToolkitObjective(Objective):
     def _share(self, subset: int | None) -> float:
         """Of the data."""
         return 1.0 if subset is None else 1 / self.num_subsets
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values that a toolkit computed, ValueError if any of them is not finite."""
+    if not math.isfinite(values.sum(dtype=torch.float64)):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(f"{what}: {bad} of {values.numel()} values are not finite: {CAUSES}")
+    return values
+
+
+def check_prompts(prompts: Tensor) -> None:
+    """ValueError for what cannot have been counted, which the toolkits take without a word."""
+    if bad := int((~((prompts >= 0) & prompts.isfinite())).sum()):
+        raise ValueError(f"{bad} prompts are negative or not finite: give raw counts, before any correction")

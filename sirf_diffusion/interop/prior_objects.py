@@ -63,18 +63,22 @@ class PythonObject(EngineImages):
         self.obj = obj
 
     def set_kappa(self, image: Any) -> None:
-        """Image that scales the penalty locally, handed to the object's own ``set_kappa``; takes effect at once."""
+        """Image that scales the penalty locally, as it is now, handed to the object's own ``set_kappa``; None for none.
+
+        It takes effect at once. Unlike with SIRF's own priors, filling the image anew later does not: set it again.
+        """
         if not callable(getattr(self.obj, "set_kappa", None)) or not getattr(self.obj, "has_kappa", True):
             hint = "use set_weight(image)" if hasattr(self.obj, "set_weight") else "it has no set_kappa"
             raise self.error(f"{type(self.obj).__name__} takes no kappa: {hint}")
-        kappa = self.values(image)
+        kappa = None if image is None else self.values(image)
         if isinstance(self.obj, Penalty):
-            self.obj.set_kappa(kappa, self.grid(image))
+            self.obj.set_kappa(kappa, None if image is None else self.grid(image))
         else:
-            self.obj.set_kappa(kappa.numpy())
+            self.obj.set_kappa(None if kappa is None else kappa.numpy())
         self._kappa = image
 
     def get_kappa(self) -> Any:
+        """The image that was given, None for none."""
         return self._kappa
 
 

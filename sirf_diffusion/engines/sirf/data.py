@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..embedded.poisson import poisson_divergence
-from .convert import fill, values_of
+from .convert import fill, to_tensor, values_of
 
 # STIR bounds quotients of measured and expected counts by this, in the likelihood and in its gradient.
 LARGEST_QUOTIENT = 1e4
@@ -91,6 +91,12 @@ class KnownData:
         spread[self._owners == subset] = quotient
         fill(self._scratch, spread)
         self.model.backward(self._scratch, subset, self.num_subsets, out=out)
+
+    def sensitivity(self, subset: int, out: Any) -> Tensor:
+        """``A^T 1`` of a subset, as the model has it now; by way of the image ``out``."""
+        self._scratch.fill(1.0)
+        self.model.backward(self._scratch, subset, self.num_subsets, out=out)
+        return to_tensor(out)
 
     def expected_log_likelihood(self, image: Any) -> tuple[float, float]:
         """Mean and standard deviation over noise of the truth's ``L``, if it predicts the counts as ``image`` does."""

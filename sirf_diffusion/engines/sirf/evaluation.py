@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..toolkit import finite
 
 # Of quotients that are kept between a value and its gradient; beyond this the gradient projects once more.
 QUOTIENT_BYTES = 1 << 30
@@ -37,9 +38,7 @@ class SirfEvaluation:
                 if i not in self._values:
                     self._evaluate(i, keep)
             values = torch.tensor([self._values[i] for i in range(len(self._images))], dtype=torch.float64)
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"the log-likelihood is not finite: {values.tolist()}")
-        return values.reshape(self._x.shape[:-3])
+        return finite(values, "SIRF's log-likelihood").reshape(self._x.shape[:-3])
 
     def gradient(self, active: Tensor | None = None) -> Tensor:
         chosen = range(len(self._images))
@@ -74,17 +73,10 @@ class SirfEvaluation:
             data.back_project(self._quotients[i], self._subset, objective._result.image)
             objective.counter.back += objective._share(self._subset)
             gradient = objective._result.values()[0] - objective.sensitivity(self._subset)
-            return finite(gradient, self._subset)
+            return finite(gradient, "SIRF's gradient")
         self._check_unchanged()
         return objective._generic_gradient(self._images[i], self._subset)
 
     def _check_unchanged(self) -> None:
         if self._version is not None and self._x._version != self._version:
             raise RuntimeError("the image was changed in place between at() and taking its value or gradient")
-
-
-def finite(gradient: Tensor, subset: int | None) -> Tensor:
-    if not math.isfinite(gradient.sum(dtype=torch.float64)):
-        bad = int((~torch.isfinite(gradient)).sum())
-        raise ValueError(f"SIRF gives {bad} gradient values that are not finite (subset {subset})")
-    return gradient

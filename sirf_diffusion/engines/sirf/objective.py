@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
-from ..toolkit import ToolkitObjective
+from ..toolkit import CAUSES, ToolkitObjective, check_prompts, finite
 from .convert import Scratch, image_geometry, to_image, to_tensor, view_of
 from .data import KnownData
-from .evaluation import DATA_NEEDED, SirfEvaluation, finite
+from .evaluation import DATA_NEEDED, SirfEvaluation
 from .inspection import is_of_sinograms, model_of, require_set_up, set_up_model, without_prior
 
 logger = logging.getLogger(__name__)
@@ -120,9 +122,10 @@ class SirfObjective(ToolkitObjective):
                 found = torch.zeros(self.geometry.shape)
                 for k in range(self.num_subsets):
                     found += to_tensor(self.obj.get_subset_sensitivity(k))
+                finite(found, "SIRF's sensitivity")
             else:
                 self._check_subset(subset)
-                found = to_tensor(self.obj.get_subset_sensitivity(subset))
+                found = finite(to_tensor(self.obj.get_subset_sensitivity(subset)), "SIRF's sensitivity")
                 if 4 * found.numel() * self.num_subsets > SENSITIVITY_CACHE_BYTES:
                     return found
             self._sensitivities[subset] = found
@@ -208,6 +211,7 @@ class SirfObjective(ToolkitObjective):
         data = KnownData(acquisition_data, model, self.num_subsets)
         sensitivity = self.sensitivity()
         total, mask = float(sensitivity.sum(dtype=torch.float64)), (sensitivity > 0).float()
+        check_prompts(data.counts_by_bin)
         if total <= 0 or data.counts <= 0:
             raise ValueError(f"nothing to reconstruct: {data.counts:g} counts, sum of the sensitivity {total:g}")
         level = data.counts / total
@@ -217,11 +221,14 @@ class SirfObjective(ToolkitObjective):
             background = expected - level * total
             theirs = self._value_of_obj()
             self.counter.forward += 2
-        if abs(ours - theirs) > 1e-4 * max(data.counts, abs(theirs)):
+        if not math.isfinite(expected):
+            raise ValueError(f"the acquisition model expects counts that are not finite: {CAUSES}")
+        if not abs(ours - theirs) <= 1e-4 * max(data.counts, abs(theirs)):
             raise ValueError(
                 "acquisition_data or acquisition_model are not those of the objective function: at a uniform image "
                 f"they give {ours:.8g}, the objective function {theirs:.8g}. Leave them out, or give the right ones"
             )
+        self._check_sensitivity(data)
         if impossible:
             logger.warning("%d bins have counts where none are expected: set the prompts of dead bins to 0", impossible)
         if data.counts <= background:
@@ -229,42 +236,58 @@ class SirfObjective(ToolkitObjective):
                 f"the expected background exceeds the {data.counts:g} measured counts by {background - data.counts:g}"
             )
         self._uniform = (data.counts - max(background, 0.0)) / total * mask
-        self._data, self._seen = data, (level * mask, ours - theirs)
+        self._data, self._seen = data, (level * mask, ours, theirs)
+        self._prompts_sum = self._sum_of(data.counts_by_bin)
         self._note_terms()
 
+    def _check_sensitivity(self, data: KnownData) -> None:
+        """Raise ValueError if the acquisition model back-projects otherwise than at the set-up of ``obj``."""
+        with self.counter.timed():
+            now, kept = data.sensitivity(0, self._result.image), self.sensitivity(0)
+            self.counter.back += self._share(0)
+        if not float((now - kept).abs().sum()) <= 1e-3 * float(kept.sum()):
+            raise ValueError(
+                "the acquisition model has another sensitivity than the objective function kept of its set-up: set the "
+                "objective function up again after the last change of the model, such as set_image_data_processor"
+            )
+
     def _terms_of_model(self) -> list[Any]:
-        """Additive and background term and sensitivity, as the acquisition model has them now."""
-        return [getattr(self._model, name, None) for name in ("at", "bt", "asm")]
+        """Additive and background term, sensitivity and image grid, as the acquisition model has them now."""
+        return [getattr(self._model, name, None) for name in ("at", "bt", "asm", "img_templ")]
 
     def _note_terms(self) -> None:
         """Keep the terms, and a few thousand values of those in memory, which may be filled anew."""
         self._terms = self._terms_of_model()
         views = (view_of(term)[0] for term in self._terms[:2] if term is not None)
-        self._samples = [view.view(-1)[:: max(1, view.numel() // 4096)] for view in views if view is not None]
-        self._sums = self._sums_of_samples()
+        self._views = [view for view in views if view is not None]
+        self._sums = [self._sum_of(view) for view in self._views]
 
-    def _sums_of_samples(self) -> list[float]:
-        return [float(values.sum(dtype=torch.float64)) for values in self._samples]
+    @staticmethod
+    def _sum_of(view: Tensor) -> float:
+        return float(view.view(-1)[:: max(1, view.numel() // 4096)].sum(dtype=torch.float64))
 
     def _check_model(self) -> None:
         """Raise RuntimeError if the acquisition model no longer computes as the objective function does.
 
         That keeps terms of its set-up, which may have been exchanged since, or filled anew: by another frame, or the
-        next iteration of a scatter estimate.
+        next iteration of a scatter estimate. A model that is set up for other images changes what both compute.
         """
         if self._data is None:
             return
-        if all(map(operator.is_, self._terms_of_model(), self._terms)) and self._sums_of_samples() == self._sums:
+        if self._sum_of(self._data.counts_by_bin) != self._prompts_sum:
+            raise RuntimeError("the prompts were filled anew: make the objective, or the reconstructor, anew as well")
+        same = all(map(operator.is_, self._terms_of_model(), self._terms))
+        if same and [self._sum_of(view) for view in self._views] == self._sums:
             return
-        uniform, gap = self._seen
+        uniform, *before = self._seen
         with self.counter.timed():
-            ours, theirs = self._data.check_at(self._image.fill(uniform))[0], self._value_of_obj()
+            now = self._data.check_at(self._image.fill(uniform))[0], self._value_of_obj()
             self.counter.forward += 2
-        if abs(ours - theirs - gap) > 1e-6 * max(self._data.counts, abs(theirs)):
+        if not np.allclose(now, before, rtol=1e-6, atol=1e-6 * self._data.counts):
             raise RuntimeError(
-                "additive term, background or sensitivity of the acquisition model changed after the objective "
-                "function was set up, which keeps the earlier ones: make an objective function anew, and a model for "
-                "each frame"
+                "additive term, background, sensitivity or image grid of the acquisition model changed after the "
+                "objective function was set up, which keeps the earlier ones: make an objective function anew, and a "
+                "model for each frame and grid"
             )
         self._note_terms()
 
@@ -294,7 +317,7 @@ class SirfObjective(ToolkitObjective):
             total = total.add_(part) if number else part - total
         self.counter.forward += len(subsets) / self.num_subsets
         self.counter.back += len(subsets) / self.num_subsets
-        return finite(total, subset)
+        return finite(total, "SIRF's gradient")
 
     def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
         if int(self.obj.get_num_subsets()) != self.num_subsets:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..toolkit import check_prompts, finite
+
 _SINGLE_PRECISION = 1e-5
 _SMALLEST_QUOTIENT = 1e-4  # STIR raises estimates to this fraction of the measured counts
 
@@ -26,6 +28,7 @@ class StirCounts:
         self._data = data
         self._used = _bins_in_use(obj, data)
         self.prompts = self._select(data.as_array())
+        check_prompts(torch.from_numpy(self.prompts))
         # STIR-Python cannot tell an absent additive term, and asking for it would end the process.
         self._additive = None
         value = obj.compute_objective_function_without_penalty(empty)
@@ -35,6 +38,7 @@ class StirCounts:
         self.background = np.zeros_like(self.prompts)
         if self._additive is not None:
             self.background = self.detected(self._additive)
+            finite(torch.from_numpy(self.background), "expected background")
 
     @property
     def num_prompts(self) -> float:

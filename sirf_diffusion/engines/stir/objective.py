@@ -15,7 +15,7 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
-from ..toolkit import ToolkitObjective
+from ..toolkit import ToolkitObjective, finite
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, tensor_of
 
@@ -99,7 +99,7 @@ class StirObjective(ToolkitObjective):
             self._check_subset(subset)
             obj = self.stir_objective
             image = obj.get_sensitivity() if subset is None else obj.get_subset_sensitivity(subset)
-            self._sensitivities[subset] = tensor_of(image)
+            self._sensitivities[subset] = finite(tensor_of(image), "STIR's sensitivity")
         return self._sensitivities[subset]
 
     def uniform_image(self) -> Tensor:
@@ -164,7 +164,8 @@ class StirObjective(ToolkitObjective):
         def value_of(image: Tensor) -> float:
             return self._repair(self._stirs_value(image, subset), image, self.sensitivity(subset))
 
-        return torch.tensor(self._each(value_of, x), dtype=torch.float64).reshape(x.shape[:-3])
+        values = torch.tensor(self._each(value_of, x), dtype=torch.float64)
+        return finite(values, "STIR's log-likelihood").reshape(x.shape[:-3])
 
     def _stirs_value(self, image: Tensor, subset: int | None = None) -> float:
         self.counter.forward += self._share(subset)
@@ -183,7 +184,7 @@ class StirObjective(ToolkitObjective):
                 self.stir_objective.compute_gradient_without_penalty(*arguments)
             else:
                 self.stir_objective.compute_sub_gradient_without_penalty(*arguments, subset)
-            return tensor_of(self._result)
+            return finite(tensor_of(self._result), "STIR's gradient")
 
         gradients = self._each(gradient_of, x)
         return torch.stack(gradients).reshape(x.shape) if gradients else torch.zeros_like(x)

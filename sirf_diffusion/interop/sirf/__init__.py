@@ -39,19 +39,28 @@ _OURS = {
 }
 
 
+class _KnowsItsPrior:
+    known_prior: Any = None
+
+    def set_prior(self, prior: Any) -> None:
+        """Set the penalty."""
+        super().set_prior(prior)  # type: ignore[misc]
+        self.known_prior = prior
+
+
+class PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin(
+    _KnowsItsPrior, _stir.PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin
+):
+    """SIRF's log-likelihood of list-mode data, which also remembers its prior."""
+
+
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
-    _stir.PoissonLogLikelihoodWithLinearModelForMeanAndProjData
+    _KnowsItsPrior, _stir.PoissonLogLikelihoodWithLinearModelForMeanAndProjData
 ):
     """SIRF's log-likelihood of sinograms, which also remembers them, their model and its prior."""
 
     known_acquisition_data: Any = None
     known_acquisition_model: Any = None
-    known_prior: Any = None
-
-    def set_prior(self, prior: Any) -> None:
-        """Set the penalty."""
-        super().set_prior(prior)
-        self.known_prior = prior
 
     def set_acquisition_data(self, ad: Any) -> None:
         """Set the acquisition data."""
@@ -69,43 +78,57 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
         self.known_acquisition_data = None
 
 
-class OSMAPOSLReconstructor(_stir.OSMAPOSLReconstructor):
-    """SIRF's OSMAPOSL, which also warns of a score prior that is too strong for One Step Late."""
-
+class _KnowsItsObjective:
     _known_objective: Any = None
 
     def set_objective_function(self, obj: Any) -> None:
         """Set the objective function."""
-        super().set_objective_function(obj)
+        super().set_objective_function(obj)  # type: ignore[misc]
         self._known_objective = obj
+
+    def _penalty(self) -> Any:
+        """Of the prior of this package that the objective function has by now, if it has one."""
+        return getattr(getattr(self._known_objective, "known_prior", None), "penalty", None)
+
+
+class OSMAPOSLReconstructor(_KnowsItsObjective, _stir.OSMAPOSLReconstructor):
+    """SIRF's OSMAPOSL, which also warns of a score prior that is too strong for One Step Late."""
 
     def set_up(self, image: Any) -> None:
         """Set up for images of this grid."""
         super().set_up(image)
-        penalty = getattr(getattr(self._known_objective, "known_prior", None), "penalty", None)
-        if penalty is not None and (risk := penalty.one_step_late_risk()):
+        if (penalty := self._penalty()) is not None and (risk := penalty.one_step_late_risk()):
             logger.warning("OSMAPOSL: %s", risk)
 
 
-class KOSMAPOSLReconstructor(_stir.KOSMAPOSLReconstructor):
+class KOSMAPOSLReconstructor(_KnowsItsObjective, _stir.KOSMAPOSLReconstructor):
     """SIRF's KOSMAPOSL, which refuses this package's priors: it gives priors kernel coefficients, not activity."""
 
-    def set_objective_function(self, obj: Any) -> None:
-        """Set the objective function."""
-        if getattr(getattr(obj, "known_prior", None), "penalty", None) is not None:
+    def set_up(self, image: Any) -> None:
+        """Set up for images of this grid; ValueError if the objective function has a prior of this package."""
+        if self._penalty() is not None:
             raise ValueError(
                 "KOSMAPOSL would give the prior kernel coefficients instead of activity: use OSMAPOSLReconstructor"
             )
-        super().set_objective_function(obj)
+        super().set_up(image)
+
+
+_LIKELIHOODS = {
+    None: PoissonLogLikelihoodWithLinearModelForMeanAndProjData,
+    "LinearModelForMean": PoissonLogLikelihoodWithLinearModelForMeanAndProjData,
+    "LinearModelForMeanAndListModeDataWithProjMatrixByBin": (
+        PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin
+    ),
+}
 
 
 def make_Poisson_loglikelihood(
     acq_data: Any, likelihood_type: str | None = "LinearModelForMean", acq_model: Any = None
 ) -> Any:
     """As ``sirf.STIR.make_Poisson_loglikelihood``; of sinograms, the result remembers its acquisition data."""
-    if likelihood_type not in (None, "LinearModelForMean") or acq_data is None:
+    if likelihood_type not in _LIKELIHOODS or acq_data is None:
         return _stir.make_Poisson_loglikelihood(acq_data, likelihood_type, acq_model)
-    obj_fun = PoissonLogLikelihoodWithLinearModelForMeanAndProjData()
+    obj_fun = _LIKELIHOODS[likelihood_type]()
     obj_fun.set_acquisition_data(acq_data)
     if acq_model is not None:
         obj_fun.set_acquisition_model(acq_model)
