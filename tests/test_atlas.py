@@ -131,7 +131,9 @@ def test_the_command_reads_dynamic_images(files, tmp_path, capsys):
     assert main(one) == 0
     assert main([*one[:2], f"{files[0]}#1", *one[3:], "--overwrite"]) == 0
     assert len(Atlas.load(tmp_path / "one.h5").frames) == 1
-    assert main(["atlas", "--subjects", *files, *arguments]) == 2
+    for more in ([], ["--restart"]):
+        assert main(["atlas", "--subjects", files[0], *arguments, *more]) == 2
+    assert len(Atlas.load(tmp_path / "A.h5").frames) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["atlas", "--subjects", *files, *arguments, "--overwrite", "--mr", files[0]]) == 2
     assert "1 images for 2 subjects" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_
 from sirf_diffusion.files.interfile import read_exam_info, read_image
 from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
+from sirf_diffusion.models.h_transform import find_h_transform
 from sirf_diffusion.patient.writing import write_dicom
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.study.bids import bids_fields
@@ -353,6 +354,8 @@ def test_models_lists_and_shows(small_model, capsys):
     assert main(["models"]) == 0
     assert main(["models", str(small_model)]) == 0
     assert '"licence": "Apache-2.0"' in capsys.readouterr().out
+    assert main(["models", str(find_h_transform("brain-fdg-deft"))]) == 0
+    assert '"counts"' in capsys.readouterr().out
     assert main(["models", "no-such"]) == 2
     assert "no-such" in capsys.readouterr().err
 

@@ -71,7 +71,7 @@ GOOD = Quality(0.1, 3.0, 0.5, 0.8, 4.0, 0.95, 0.8)
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"jacobian": 0.0}, "folds"), ({"jacobian": float("nan")}, "folds"), ({"information": 0.5}, "mutual information"),
+    ({"jacobian": 0.0}, "folds"), ({"jacobian": float("nan")}, "folds"), ({"information": 0.48}, "mutual information"),
     ({"inverse_mm": 9.0}, "inverse"), ({"overlap": 0.5}, "overlap"), ({"similarity": 0.5}, "correlate"),
 ])  # fmt: skip
 def test_each_gate_closes(change, reason):
@@ -218,6 +218,15 @@ def test_what_cannot_be_personalised_is_refused(folder, tmp_path, change, messag
     with pytest.raises(ValueError, match=message):
         make(folder, tmp_path / "P.safetensors", **change)
     assert not (tmp_path / "P.safetensors").exists()
+
+
+def test_images_of_one_subject_are_one_member(folder, tmp_path):
+    shutil.copy(folder / "bank.h5", tmp_path / "bank.h5")
+    with h5py.File(tmp_path / "bank.h5", "r+") as file:
+        for volume in file["volumes"].values():
+            volume.attrs["subject"] = "one"
+    with pytest.raises(ValueError, match="the 3 good members of the bank are of 1 subjects, expected at least 2"):
+        make(folder, tmp_path / "P.safetensors", bank=tmp_path / "bank.h5")
 
 
 def test_another_run_in_the_work_folder_is_refused(folder):

@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 
+from sirf_diffusion.data import load_example
+from sirf_diffusion.engines.embedded.acquisition import default_geometry
+from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.projector import Projector
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Segment
 from sirf_diffusion.geometry.scanners import Scanner
+from sirf_diffusion.interop.sirf_names.data import default_image_geometry
 
 SCANNER = Scanner(
     name="small", num_rings=4, num_detectors_per_ring=96, inner_ring_radius=120.0, average_depth_of_interaction=5.0,
@@ -49,6 +53,18 @@ VARIANTS = {
     "shorter than the scanner": {"shape": (3, 31, 31)},
     "longer than the scanner": {"shape": (15, 31, 31)},
 }
+
+
+def test_the_default_plane_of_a_single_ring_meets_all_its_rays(caplog):
+    projdata = load_example("brain2d").acquisition.projdata
+    whole, thin = default_geometry(projdata), default_image_geometry(projdata)
+    assert whole.voxel_size[0] == projdata.scanner.ring_spacing == 2 * thin.voxel_size[0]
+    counts = []
+    for geometry, says in ((whole, 0), (thin, 1)):
+        model = AcquisitionModel(Projector(geometry, projdata))
+        counts.append(float(model.forward(torch.ones(geometry.shape)).max()))
+        assert sum("the only ring" in message for message in caplog.messages) == says
+    assert counts[0] == pytest.approx(2 * counts[1], rel=0.05)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())

@@ -104,12 +104,14 @@ def _write_images(atlas: Any, folder: Any, onto: Path | None) -> None:
     from ..patient import read_source
 
     frames = geometry = exam = None
+    record: dict[str, Any] = {"title": "4D atlas"}
     if onto is not None:
         exam = replace(read_exam_info(onto), time_frames=())  # the atlas does not know the times of its frames
         frames, quality = atlas.onto(read_source(onto), geometry := read_image(onto)[1])
-        print(f"onto {onto}: {quality.to_dict()}")
+        record["onto"] = {"image": str(onto), "registration": quality.to_dict()}
+        print(f"onto {onto}: {quality.to_dict()}. No curves: they are of the atlas, in its own units")
         if quality.jacobian <= 0:
             raise ValueError(f"--onto {onto}: the deformation folds; no images are written")
-    with folder.staged({"title": "4D atlas"}) as staging:
+    with folder.staged(record) as staging:
         written = atlas.write_images(staging, frames, geometry, exam)
     print(f"{len(written)} files in {folder.path}")

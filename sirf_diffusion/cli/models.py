@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +171,16 @@ def _show(arguments: argparse.Namespace) -> int:
     from ..files.outputs import jsonable
     from ..models import ScoreModel
     from ..models.enhancement import EnhancementModel
-    from ..models.h_transform import find_h_transform, list_h_transforms, read_h_transform
+    from ..models.h_transform import HTransformFileError, find_h_transform, read_h_transform
 
+    h_transform = None
+    with suppress(HTransformFileError, OSError):
+        h_transform = read_h_transform(path := find_h_transform(arguments.model))
     if EnhancementModel.is_one(arguments.model):
         model = EnhancementModel.load(arguments.model, "cpu")
         about = jsonable({"sha256": model.hash, **model.config.to_dict()})
-    elif arguments.model in list_h_transforms():
-        path = find_h_transform(arguments.model)
-        about = jsonable({"sha256": digest(path), **read_h_transform(path).to_dict()})
+    elif h_transform is not None:
+        about = jsonable({"sha256": digest(path), **h_transform.to_dict()})
     else:
         about = describe_model(ScoreModel.load(arguments.model))
     print(f"{arguments.model}")

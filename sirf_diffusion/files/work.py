@@ -40,10 +40,12 @@ def work_folder(
     names
         Patterns of what is kept: all that ``restart`` removes.
     result
-        The file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``.
+        The file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``, and so does
+        ``restart`` one that was not made in this folder.
     """
     path.mkdir(parents=True, exist_ok=True)
     record = path / _SETTINGS
+    replace = replace or (restart and record.exists())
 
     def kept() -> list[Path]:
         return [found for name in names for found in path.glob(name)]
@@ -60,7 +62,7 @@ def work_folder(
                     raise ValueError(f"{path} holds another run ({error}): --restart begins anew") from error
                 if other:
                     raise ValueError(f"{path} holds another run: {other}; --restart begins anew, or give another --out")
-            elif result.exists() and not (replace or restart):
+            elif result.exists() and not replace:
                 raise ValueError(f"{result} exists and was made by another run: {advice}")
             else:
                 write_json(record, settings)

@@ -23,6 +23,8 @@ _COARSEST = 16.0
 _REFINEMENTS = 8
 #: Least determinant of the Jacobian that is left; standard deviation, in voxels, of what is smoothed; rounds at most.
 _LEAST_JACOBIAN, _UNFOLDING, _ROUNDS = 0.02, 2.0, 40
+#: Share of the affine part's mutual information that the whole registration must have.
+_AS_GOOD = 0.98
 #: Reach, in voxels, over which contrast is normalised: coils and scanners change slowly, anatomy does not.
 _REACH = 4.0
 
@@ -74,10 +76,11 @@ class Quality:
         limits, found = limits or Limits(), []
         if not self.jacobian > limits.jacobian:
             found.append(f"the deformation folds (least Jacobian {self.jacobian:.2f})")
-        if not self.information > max(self.information_affine, limits.information):
+        # The affine part alone may be all there is to find: the same head once more.
+        if not self.information > max(_AS_GOOD * self.information_affine, limits.information):
             found.append(
                 f"mutual information {self.information:.2f}, {self.information_affine:.2f} after the affine part: must "
-                f"be above that and {limits.information:g}"
+                f"not fall below that, and be above {limits.information:g}"
             )
         if not self.inverse_mm <= limits.inverse_mm:
             found.append(f"not the inverse of the way back by {self.inverse_mm:.1f} mm (limit {limits.inverse_mm:g})")

@@ -100,7 +100,7 @@ def carry_over(
     bank, target, out
         PET and MR of the subjects, the patient, and the file to write.
     least
-        Members that must be good.
+        Subjects with a good member that there must be.
     limits
         What a registration must keep.
     quick
@@ -113,7 +113,7 @@ def carry_over(
     Raises
     ------
     ValueError
-        If fewer than ``least`` members can be used: the registration of this patient's MR failed.
+        If fewer than ``least`` subjects can be used: the registration of this patient's MR failed.
     """
     execution, parts = execution or Execution(), out.with_name(out.name + ".parts")
     if out.exists():
@@ -140,9 +140,9 @@ def carry_over(
                 store.assemble([(_key(k), bank.infos[k].name) for k in range(len(bank))], (1.0, 0.0, 0.0), 0)
             except NothingUsable as error:
                 raise ValueError(_too_few([Member(o.number, o.reason, {}) for o in error.outcomes], least)) from error
-    members = outcomes(out)
-    if sum(not m.reason for m in members) < least:
-        raise ValueError(_too_few(members, least))
+    members, subjects = outcomes(out), {info.subject for info in VolumeFile(out).infos}
+    if len(subjects) < least:
+        raise ValueError(_too_few(members, least, len(subjects)))
     return members
 
 
@@ -198,8 +198,10 @@ def _key(index: int) -> str:
     return f"{index:05d}"
 
 
-def _too_few(members: list[Member], least: int) -> str:
+def _too_few(members: list[Member], least: int, subjects: int = 0) -> str:
     good = sum(not m.reason for m in members)
+    if good >= least:
+        return f"the {good} good members of the bank are of {subjects} subjects, expected at least {least}"
     reasons = list(dict.fromkeys(f"member {m.number}: {m.reason}" for m in members if m.reason))
     return (
         f"only {good} of {len(members)} members of the bank could be registered to this MR, expected at least {least}: "

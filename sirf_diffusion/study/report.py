@@ -6,6 +6,7 @@ Matplotlib is imported when a figure is drawn, with its own figure objects: no w
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,14 +130,16 @@ def report_figure(
     trace: Trace | None = None,
     anatomical: Tensor | None = None,
     title: str = "",
+    unit: str = "",
 ) -> None:
     """Draw one reconstruction: middle planes, standard deviation, anatomical image, and the log-likelihood of the run.
 
     A volume is shown in its three middle planes (transverse, coronal, sagittal), a single plane alone.
     """
-    rows = [("reconstruction", image, "gray_r")]
+    shown = f" [{unit}]" if unit else ""
+    rows = [(f"reconstruction{shown}", image, "gray_r")]
     if uncertainty is not None:
-        rows.append(("standard deviation", uncertainty, "magma"))
+        rows.append((f"standard deviation{shown}", uncertainty, "magma"))
     if anatomical is not None:
         rows.append(("anatomical image", anatomical, "gray"))
     figure_of_views(path, [(*row, 0.0, float(row[1].max()) or 1.0) for row in rows], geometry, title, trace)
@@ -164,7 +167,8 @@ def figure_of_views(
     if trace is not None:
         _plot_traces(axes[0][-1], [Panel("this run", stacks[0][1], trace=trace)], None)
     if title:
-        figure.suptitle(title, fontsize=9)
+        width = int(13 * figure.get_figwidth())  # characters
+        figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()), fontsize=9)
     _save(figure, path)
 
 
@@ -201,7 +205,9 @@ def _plot_traces(axis: Any, panels: Sequence[Panel], true_value: float | None) -
     if values.numel():
         # The first steps may lie far below: show the part of the run that tells something.
         targets = [min(p.trace.target) for p in panels if p.trace.target is not None]
-        low, high = min([*targets, float(values.quantile(0.15))]), float(values.max())
+        low = min([*targets, float(values.quantile(0.15))])
+        ends = [max(p.trace.target) for p in panels if p.trace.target is not None]
+        high = max([float(values.max()), *ends, *([] if true_value is None else [true_value])])
         margin = 0.1 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
     if true_value is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,7 @@ class Reconstruction:
                 units = "BQML" if self.record.get("unit") == "Bq/ml" else "PROPCNTS"
                 write_dicom(staging / "dicom", self.image, self.geometry, self.exam, like, units=units)
             check = self.record["distribution"]
-            known = "" if check is None else "\n" + textwrap.fill(check["message"], 90)
+            known = "" if check is None else "\n" + check["message"]
             report_figure(
                 staging / "report.png",
                 self.image,
@@ -155,6 +154,7 @@ class Reconstruction:
                 trace=self.trace,
                 anatomical=self.anatomical,
                 title=self.record["title"] + known,
+                unit=self.record.get("unit", ""),
             )
 
     def _write_image(self, stem: Path, image: Tensor, image_format: str) -> None:

@@ -44,7 +44,7 @@ class RunOptions:
     samples_every: int = setting(0, "run", "steps between sheets of unconditional samples; 0: none", 0, 2**40)
     compiled: bool = setting(False, "run", "compile the network with torch.compile")
     tensorboard: bool = setting(False, "run", "TensorBoard logs beside log.csv")
-    licence: str = setting("", "run", "of the weights; empty: Apache-2.0 if the data are simulated here")
+    licence: str = setting("", "run", "of the weights; empty: Apache-2.0 if the recipe simulates the data")
 
     def __post_init__(self) -> None:
         check_settings(self)

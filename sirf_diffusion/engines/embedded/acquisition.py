@@ -239,12 +239,14 @@ def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, f
 def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float] | None = None) -> ImageGeometry:
     """The grid to reconstruct on when no image gives one: the whole field of view.
 
-    As many planes as the scanner has direct and cross planes (``2 rings - 1``, half the ring spacing apart), and an odd
-    square of voxels that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one
-    that the network was trained at; the scanner's default bin size if omitted.
+    As many planes as the scanner has direct and cross planes (``2 rings - 1``), half the ring spacing apart; of one
+    ring alone one as thick as the ring, since half of its rays would not meet a thinner one. An odd square of voxels
+    that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one that the network was
+    trained at; the scanner's default bin size if omitted.
     """
     scanner = projdata.scanner
     radius = min(float(projdata.tangential_positions().abs().max()), scanner.effective_ring_radius)
     dy, dx = voxel_size or (scanner.default_bin_size, scanner.default_bin_size)
     ny, nx = (2 * math.floor(radius / d) + 1 for d in (dy, dx))
-    return ImageGeometry((2 * scanner.num_rings - 1, ny, nx), (scanner.ring_spacing / 2, dy, dx))
+    dz = scanner.ring_spacing / min(scanner.num_rings, 2)
+    return ImageGeometry((2 * scanner.num_rings - 1, ny, nx), (dz, dy, dx))

@@ -50,6 +50,13 @@ class AcquisitionModel:
         psf_fwhm_mm: float | Sequence[float] | None = None,
     ) -> None:
         self.projector, self.geometry, self.device = projector, projector.geometry, projector.device
+        scanner, thickness = projector.projdata.scanner, self.geometry.shape[0] * self.geometry.voxel_size[0]
+        if scanner.num_rings == 1 and thickness < 0.99 * scanner.ring_spacing:
+            _logger.warning(
+                "the image is %.4g mm thick, the only ring %.4g mm: rays miss it, and its values come out about %.2g "
+                "times the activity, as in STIR, whose own grid is so. Give a plane as thick as the ring (Z zoom)",
+                *(thickness, scanner.ring_spacing, scanner.ring_spacing / thickness),
+            )
         self.multiplicative_factors = self._check(multiplicative_factors, "multiplicative_factors")
         additive_term = self._check(additive_term, "additive_term")
         #: ``m a + b'`` in counts, None where there is no background.
