@@ -241,8 +241,8 @@ def default_geometry(projdata: ProjDataGeometry, voxel_size: tuple[float, float]
 
     As many planes as the scanner has direct and cross planes (``2 rings - 1``), half the ring spacing apart; of one
     ring alone one as thick as the ring, since half of its rays would not meet a thinner one. An odd square of voxels
-    that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one that the network was
-    trained at; the scanner's default bin size if omitted.
+    that covers the tangential positions, of the in-plane ``voxel_size`` (y, x) in mm, usually the one that the network
+    was trained at; the scanner's default bin size if omitted.
     """
     scanner = projdata.scanner
     radius = min(float(projdata.tangential_positions().abs().max()), scanner.effective_ring_radius)
