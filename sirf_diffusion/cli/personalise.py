@@ -17,8 +17,8 @@ them, beside the mean of the PETs, which is kept in the file with its place. The
 --register emission. No MR enters the network.
 
 Members of the bank whose registration fails (folds, mutual information, inverse, overlap, similarity) are left out,
-with the reason; with fewer than --min-members good ones no model is made. Look at the page of --report before you
-trust the model.
+with the reason; with good ones of fewer than --min-members subjects no model is made. Look at the page of --report
+before you trust the model.
 
 A run that was stopped goes on when the same command is given again, and gives the same model: FILE.personalise holds
 what it needs, and may be removed afterwards. On a cluster, all paths must mean the same files everywhere.
@@ -47,7 +47,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     making.add_argument(
         "--min-members", dest="least_members", type=whole(2), default=6, metavar="N",
-        help="members of the bank that must be registered well; default: %(default)d",
+        help="subjects of the bank that must be registered well; default: %(default)d",
     )  # fmt: skip
     making.add_argument("--steps", type=whole(), default=1200, metavar="N", help="of training; default: %(default)d")
     making.add_argument("--batch-size", type=whole(1, 4096), default=8, metavar="N", help="default: %(default)d")

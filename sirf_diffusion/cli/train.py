@@ -35,8 +35,7 @@ def add_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     how.add_argument("--recipe", metavar="NAME", help="bundled recipe, for example brain-fdg; simulates its own data")
     how.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration; see --print-config")
     parser.add_argument(
-        "--print-config",
-        action="store_true",
+        "--print-config", action="store_true",
         help="print the configuration of what the other options ask for, with every default, and end",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="model file (.safetensors) to write")

@@ -48,7 +48,7 @@ class PersonalOptions:
     pseudo_pets
         Mixtures to train on; one in nine is kept for validation.
     least_members
-        Members of the bank that must be registered well; with fewer no model is made.
+        Subjects of the bank that must be registered well; with fewer no model is made.
     steps, batch_size, learning_rate
         Of the fine-tuning.
     transverse

@@ -97,12 +97,8 @@ class Recipe:
     gradient_clip: float = setting(1.0, "optimiser", "largest norm of a gradient; 0: any", 0, 1e9)
     accumulation: int = setting(1, "optimiser", "parts in which a batch is computed, to save memory", 1, 2**20)
     precision: str = setting(
-        "auto",
-        "optimiser",
-        "bfloat16 (weights stay float32), float32, or auto: bfloat16 on devices made for it",
-        "auto",
-        "bfloat16",
-        "float32",
+        "auto", "optimiser", "bfloat16 (weights stay float32), float32, or auto: bfloat16 on devices made for it",
+        "auto", "bfloat16", "float32",
     )
     phantoms: PhantomOptions | None = None
     init: str = ""
