@@ -168,7 +168,9 @@ def figure_of_views(
         _plot_traces(axes[0][-1], [Panel("this run", stacks[0][1], trace=trace)], None)
     if title:
         width = int(13 * figure.get_figwidth())  # characters
-        figure.suptitle("\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in title.splitlines()), fontsize=9)
+        figure.suptitle(
+            "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in title.splitlines()), fontsize=9
+        )
     _save(figure, path)
 
 
