@@ -9,6 +9,7 @@ from toy_model import Gaussian, Record, StopAt, ToyModel
 from toy_objective import ToyObjective, make_toy
 
 from sirf_diffusion.engines.objective import Evaluation
+from sirf_diffusion.files import progress
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models.schedules import VESchedule, VPSchedule
 from sirf_diffusion.reconstructors.checkpoint import Checkpoint, CheckpointCallback
@@ -383,7 +384,8 @@ def test_bad_settings_are_named():
         DDSReconstructor(objective, model).get_samples()
 
 
-def test_progress_and_log(caplog, capsys):
+def test_progress_and_log(caplog, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     objective, _ = make_toy(SHAPES[0])
     with caplog.at_level(logging.INFO, logger="sirf_diffusion"):
         run(LikelihoodScheduledReconstructor, objective, callbacks=[ProgressBar(), LogCallback(every=3)])

@@ -25,7 +25,7 @@ TABLE = json.loads((Path(__file__).parent / "reference" / "stir_subsets.json").r
 def _geometries(case):
     scanner = Scanner("ring", 1, case["num_detectors"], 100.0, 0.0, 4.0, 2.0, case["view_offset"])
     layout = ProjDataGeometry.from_scanner(scanner, 1, 0, case["num_views"], 15)
-    return ImageGeometry((1, 9, 9), (2.0, *case["voxel_size"])), layout
+    return ImageGeometry((1, 9, 9), (4.0, *case["voxel_size"])), layout
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda c: c["name"])
