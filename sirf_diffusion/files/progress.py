@@ -17,6 +17,8 @@ def progress_bar(total: float, what: str, unit: str = "step", **options: Any) ->
         return tqdm(total=total, desc=what, unit=unit, **options)
 
     class Lines(tqdm):
+        monitor_interval = 0  # no thread that watches it
+
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             self.fp.write(f"{msg or self}\n")
 

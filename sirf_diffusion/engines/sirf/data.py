@@ -92,10 +92,11 @@ class KnownData:
         fill(self._scratch, spread)
         self.model.backward(self._scratch, subset, self.num_subsets, out=out)
 
-    def sensitivity(self, subset: int, out: Any) -> Tensor:
-        """``A^T 1`` of a subset, as the model has it now; by way of the image ``out``."""
+    def sensitivity(self, subset: int | None, out: Any) -> Tensor:
+        """``A^T 1``, as the model has it now; by way of the image ``out``."""
         self._scratch.fill(1.0)
-        self.model.backward(self._scratch, subset, self.num_subsets, out=out)
+        number, of = (0, 1) if subset is None else (subset, self.num_subsets)
+        self.model.backward(self._scratch, number, of, out=out)
         return to_tensor(out)
 
     def expected_log_likelihood(self, image: Any) -> tuple[float, float]:

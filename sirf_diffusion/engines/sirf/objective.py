@@ -242,14 +242,16 @@ class SirfObjective(ToolkitObjective):
 
     def _check_sensitivity(self, data: KnownData) -> None:
         """Raise ValueError if the acquisition model back-projects otherwise than at the set-up of ``obj``."""
-        with self.counter.timed():
-            now, kept = data.sensitivity(0, self._result.image), self.sensitivity(0)
-            self.counter.back += self._share(0)
-        if not float((now - kept).abs().sum()) <= 1e-3 * float(kept.sum()):
-            raise ValueError(
-                "the acquisition model has another sensitivity than the objective function kept of its set-up: set the "
-                "objective function up again after the last change of the model, such as set_image_data_processor"
-            )
+        for subset in (0, None):  # a parameter file may ask for equal shares instead of sensitivities of subsets
+            with self.counter.timed():
+                now, kept = data.sensitivity(subset, self._result.image), self.sensitivity(subset)
+                self.counter.back += self._share(subset)
+            if float((now - kept).abs().sum()) <= 1e-3 * float(kept.sum()):
+                return
+        raise ValueError(
+            "the acquisition model has another sensitivity than the objective function kept of its set-up: set the "
+            "objective function up again after the last change of the model, such as set_image_data_processor"
+        )
 
     def _terms_of_model(self) -> list[Any]:
         """Additive and background term, sensitivity and image grid, as the acquisition model has them now."""
