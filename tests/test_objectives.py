@@ -9,6 +9,7 @@ from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
 from sirf_diffusion.engines.autograd import log_likelihood
 from sirf_diffusion.engines.em import inside
+from sirf_diffusion.engines.toolkit import check_prompts
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors.methods import build_reconstructor
 
@@ -206,3 +207,10 @@ def test_autograd_goes_through_it(objective):
     (value[0] - 2 * value[1]).backward()
     expected = objective.gradient(x[0].detach())
     assert torch.allclose(x.grad, torch.stack((expected, -2 * expected)), atol=1e-4)
+
+
+def test_prompts_of_a_toolkit_are_counts_up_to_rounding():
+    check_prompts(torch.tensor([0.0, -1e-9, 3.0]))
+    for value in (-1.0, torch.nan):
+        with pytest.raises(ValueError, match="1 prompts are negative or not finite"):
+            check_prompts(torch.tensor([0.0, value, 3.0]))

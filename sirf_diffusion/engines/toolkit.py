@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_image
+from ..geometry.checks import check_finite, check_image
 from ..geometry.images import ImageGeometry
 from .objective import Objective, ProjectionCounter
 
@@ -54,13 +53,14 @@ class ToolkitObjective(Objective):
 
 def finite(values: Tensor, what: str) -> Tensor:
     """The values that a toolkit computed, ValueError if any of them is not finite."""
-    if not math.isfinite(values.sum(dtype=torch.float64)):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{what}: {bad} of {values.numel()} values are not finite: {CAUSES}")
+    check_finite(values, what, CAUSES)
     return values
 
 
 def check_prompts(prompts: Tensor) -> None:
-    """ValueError for what cannot have been counted, which the toolkits take without a word."""
+    """ValueError for what cannot have been counted, which the toolkits take without a word; rounding counts as zero."""
+    from .embedded.acquisition_model import without_rounding
+
+    prompts = without_rounding(prompts, "prompts")
     if bad := int((~((prompts >= 0) & prompts.isfinite())).sum()):
         raise ValueError(f"{bad} prompts are negative or not finite: give raw counts, before any correction")

@@ -14,10 +14,11 @@ LARGEST_COUNT = 10**6
 LARGEST_SEED = 2**63 - 1
 
 
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming ``what`` if ``x`` holds NaN or infinity."""
+def check_finite(x: Tensor, what: str, advice: str = "") -> None:
+    """Raise ``ValueError`` naming ``what``, with the ``advice``, if ``x`` holds NaN or infinity."""
     if number := int((~torch.isfinite(x)).sum()):
-        raise ValueError(f"{what} has {number} values that are not finite (NaN or infinite), of {x.numel()}")
+        end = f": {advice}" if advice else ""
+        raise ValueError(f"{what} has {number} values that are not finite (NaN or infinite), of {x.numel()}{end}")
 
 
 def check_image(x: Tensor, what: str, shape: tuple[int, ...], batch: bool = False) -> None:

@@ -206,10 +206,9 @@ def _plot_traces(axis: Any, panels: Sequence[Panel], true_value: float | None) -
     values = values[torch.isfinite(values)]
     if values.numel():
         # The first steps may lie far below: show the part of the run that tells something.
-        targets = [min(p.trace.target) for p in panels if p.trace.target is not None]
+        targets = [target for p in panels for target in p.trace.target or ()]
         low = min([*targets, float(values.quantile(0.15))])
-        ends = [max(p.trace.target) for p in panels if p.trace.target is not None]
-        high = max([float(values.max()), *ends, *([] if true_value is None else [true_value])])
+        high = max([*targets, float(values.max()), *([] if true_value is None else [true_value])])
         margin = 0.1 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
     if true_value is not None:
