@@ -2,11 +2,12 @@ r"""Detection of lesions, their contrast at matched noise, and lesions that are 
 
 ::
 
-    python -m benchmarks.lesions run OUT --prompts 2e5 --pairs 200 --methods map-rdp=1 map-rdp=2 map-rdp=4 lisch
+    python -m benchmarks.lesions run OUT --prompts 2e5 --slices 100 --methods map-rdp=1 map-rdp=2 map-rdp=4 lisch
     python -m benchmarks.lesions table OUT
 
-A pair is a slice with six lesions (5, 7 and 10 mm, hot and cold, at places that differ from pair to pair) and the same
-slice without, each with its own noise: six pairs of places, told apart by an observer who knows the place. *NPW* is
+A slice has twelve lesions (two each of 5, 7 and 10 mm, hot and cold, at places that differ from slice to slice), and is
+scanned without them, too, each with its own noise: two pairs of places of every kind, told apart by an observer who
+knows the place. *NPW* is
 the non-prewhitening observer, whose template is the mean signal; *CHO* the channelised Hotelling observer: four
 differences of Gaussians, the covariance of both classes, trained on one half of the subjects and applied to the other.
 AUC has an interval of 95 % from 1,000 bootstrap samples of the pairs. ``NAME=STRENGTH`` sets a method's tuned setting.
@@ -46,8 +47,8 @@ Array = NDArray[np.float64]
 
 DIAMETERS, FACTORS = (5.0, 7.0, 10.0), {"hot": 1.8, "cold": 0.3}
 KINDS = tuple((factor, diameter) for factor in FACTORS for diameter in DIAMETERS)
-FIRST_SUBJECT, PAIRS_PER_SUBJECT = 9100, 10
-_APART_MM, _MARGIN_MM, _PSF_MM, _VOXEL = 26.0, 8.0, 4.0, 2.0
+FIRST_SUBJECT, SLICES_PER_SUBJECT, OF_A_KIND = 9100, 5, 2
+_APART_MM, _MARGIN_MM, _PSF_MM, _VOXEL = 22.0, 8.0, 4.0, 2.0
 #: Voxels beside the place that the observer looks at; FWHM in mm of the Gaussians whose differences are channels.
 _REACH, _CHANNELS = 7, (3.0, 6.0, 10.0, 16.0, 26.0)
 #: A place without a lesion where the image, smoothed by so many mm, is off by this share has one invented.
@@ -68,21 +69,29 @@ def _plane(subject: int) -> tuple[Tensor, Tensor, Tensor, NDArray[np.bool_]]:
     return (*rest, binary_erosion(brain[0].numpy() > 0.5, iterations=round(_MARGIN_MM / _VOXEL)))  # type: ignore[return-value]
 
 
-def scan_pair(number: int, prompts: float) -> tuple[Case, Case, list[list[int]]]:
-    """Cases with and without lesions, and the place (row, column) of each of `KINDS`."""
-    subject, rng = FIRST_SUBJECT + number // PAIRS_PER_SUBJECT, np.random.default_rng([46, number])
+def _places(allowed: NDArray[np.bool_], number: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """So many places (row, column), each as far from the others as it must be; drawn anew where they do not fit."""
+    rows, columns = np.indices(allowed.shape)
+    while True:
+        free, places = allowed.copy(), []
+        while free.any() and len(places) < number:
+            places.append(rng.choice(np.argwhere(free)))
+            free &= np.hypot(rows - places[-1][0], columns - places[-1][1]) * _VOXEL > _APART_MM
+        if len(places) == number:
+            return np.stack(places)
+
+
+def scan_pair(number: int, prompts: float) -> tuple[Case, Case, NDArray[np.int64]]:
+    """Cases with and without lesions, and the places ``[kind, one of it, (row, column)]`` of `KINDS`."""
+    subject, rng = FIRST_SUBJECT + number // SLICES_PER_SUBJECT, np.random.default_rng([46, number])
     activity, mu, mr, allowed = _plane(subject)
-    free, rows, columns = allowed.copy(), *np.indices(allowed.shape)
-    change, places = np.ones(allowed.shape), []
-    for factor, diameter in (KINDS[i] for i in rng.permutation(len(KINDS))):
-        if not free.any():
-            free = allowed.copy()
-        row, column = (int(v) for v in rng.choice(np.argwhere(free)))
-        free &= np.hypot(rows - row, columns - column) * _VOXEL > _APART_MM
-        radius = diameter / 2 / _VOXEL
-        lesion = soft_ellipsoid((1, *allowed.shape), (0, row, column), (1.0, radius, radius), FACTORS[factor])
-        change[lesion.box[1:]] *= 1 + (FACTORS[factor] - 1) * lesion.membership[0]
-        places.append((KINDS.index((factor, diameter)), [row, column]))
+    places = _places(allowed, len(KINDS) * OF_A_KIND, rng).reshape(len(KINDS), OF_A_KIND, 2)
+    change = np.ones(allowed.shape)
+    for (factor, diameter), of_a_kind in zip(KINDS, places, strict=True):
+        for row, column in of_a_kind:
+            radius = diameter / 2 / _VOXEL
+            lesion = soft_ellipsoid((1, *allowed.shape), (0, row, column), (1.0, radius, radius), FACTORS[factor])
+            change[lesion.box[1:]] *= 1 + (FACTORS[factor] - 1) * lesion.membership[0]
     change = torch.from_numpy(gaussian_filter(change, _PSF_MM / 2.3548 / _VOXEL)).float()
     geometry, projdata = mmr_slice()
     masks = {"head": activity > 0.05 * GREY_MATTER}
@@ -90,15 +99,15 @@ def scan_pair(number: int, prompts: float) -> tuple[Case, Case, list[list[int]]]
         case_of(CaseSpec(f"{name}-{number}", subject, prompts), geometry, projdata, image, mu, mr, masks)
         for name, image in (("lesions", activity * change), ("none", activity))
     )
-    return with_lesions, without, [place for _, place in sorted(places)]
+    return with_lesions, without, places
 
 
-def measure(out: Path, method: str, prompts: float, pairs: int, samples: int, model: ScoreModel | None) -> None:
+def measure(out: Path, method: str, prompts: float, slices: int, samples: int, model: ScoreModel | None) -> None:
     """Reconstruct what is missing, and keep what the observer sees."""
     name, _, strength = method.partition("=")
     line = get_line(name)
     settings = dict(line.settings) | ({next(iter(line.search)): float(strength)} if strength else {})
-    for number in progress_bar(pairs, f"{method}, {prompts:g}", "pair", iterable=range(pairs)):
+    for number in progress_bar(slices, f"{method}, {prompts:g}", "slice", iterable=range(slices)):
         path = out / f"{method}-{prompts:g}" / f"{number:04d}.npz"
         if path.is_file():
             continue
@@ -109,7 +118,8 @@ def measure(out: Path, method: str, prompts: float, pairs: int, samples: int, mo
             draws = Draws(samples if line.samples else 1, number)
             image = build(line.builder, problem, settings, draws).process().get_output()
             for what, x in (("", image), (" truth", case.truth)):
-                kept[which + what] = np.stack([_patch(x[0].double().numpy(), place) for place in places])
+                patches = [_patch(x[0].double().numpy(), place) for place in places.reshape(-1, 2)]
+                kept[which + what] = np.stack(patches).reshape(*places.shape[:2], *patches[0].shape)
         kept["invented"] = np.array(_num_invented(image[0].double().numpy(), cases[1].truth[0].double().numpy()))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -174,17 +184,16 @@ def table(out: Path) -> None:
     distance = np.hypot(axis[:, None], axis)
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
         files = sorted(folder.glob("*.npz"))
-        if len(files) < 2 * PAIRS_PER_SUBJECT:
-            print(
-                f"{folder.name}: {len(files)} pairs; {2 * PAIRS_PER_SUBJECT} are needed for two halves", file=sys.stderr
-            )
+        needed = 2 * SLICES_PER_SUBJECT
+        if len(files) < needed:
+            print(f"{folder.name}: {len(files)} slices; {needed} are needed for two halves", file=sys.stderr)
             continue
-        subjects = np.array([int(path.stem) // PAIRS_PER_SUBJECT for path in files])
+        subjects = np.repeat([int(path.stem) // SLICES_PER_SUBJECT for path in files], OF_A_KIND)
         data = [dict(np.load(path, allow_pickle=False)) for path in files]
         kept = {name: np.stack([d[name] for d in data]) for name in data[0]}
         for k, (factor, diameter) in enumerate(KINDS):
             present, absent, true, plain = (
-                kept[name][:, k] for name in ("present", "absent", "present truth", "absent truth")
+                np.concatenate(kept[name][:, k]) for name in ("present", "absent", "present truth", "absent truth")
             )
             inner, around = distance <= max(diameter / 2, _VOXEL), (distance > diameter / 2 + 4) & (distance <= 13)
             contrasts = [x[:, inner].mean(1) / x[:, around].mean(1) - 1 for x in (present, absent, true, plain)]
@@ -197,7 +206,7 @@ def table(out: Path) -> None:
             }
             lesion, numbers = f"{factor}, {diameter:g} mm", (f"{recovery:.2f}", f"{noise:.3f}")
             invented = f"{kept['invented'].mean():.2f}"
-            print_row(folder.name, len(files), lesion, areas["NPW"], areas["CHO"], *numbers, invented)
+            print_row(folder.name, len(present), lesion, areas["NPW"], areas["CHO"], *numbers, invented)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -207,7 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--methods", nargs="+", default=["map-rdp=2", "lisch"], metavar="NAME[=STRENGTH]")
     parser.add_argument("--prompts", type=float, nargs="+", default=[5e4, 2e5, 1e6])
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument(
+        "--slices", type=int, default=100, help="each has two pairs of every kind; default: %(default)s"
+    )
     parser.add_argument("--samples", type=int, default=5, help="whose mean is the image; default: %(default)s")
     parser.add_argument("--model", default="brain", metavar="NAME|FILE", help="default: %(default)s")
     options = parser.parse_args(arguments)
@@ -216,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = ScoreModel.load(options.model, precision="auto")
         for prompts in options.prompts:
             for method in options.methods:
-                measure(options.out, method, prompts, options.pairs, options.samples, model)
+                measure(options.out, method, prompts, options.slices, options.samples, model)
     table(options.out)
 
 

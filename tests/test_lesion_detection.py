@@ -50,9 +50,10 @@ def test_an_observer_is_not_tested_on_what_it_was_trained_on():
 def test_pairs_differ_in_the_lesions_alone():
     pytest.importorskip("nilearn")
     present, absent, places = lesions.scan_pair(3, 2e5)
-    assert len(places) == len(lesions.KINDS)
+    assert places.shape == (len(lesions.KINDS), lesions.OF_A_KIND, 2)
     changed = ((present.truth - absent.truth) / absent.truth.clamp(min=1e-3))[0]
-    for (factor, _), (row, column) in zip(lesions.KINDS, places, strict=True):
-        assert (float(changed[row, column]) > 0.2) if factor == "hot" else (float(changed[row, column]) < -0.2)
-        changed[row - 5 : row + 6, column - 5 : column + 6] = 0
+    for (factor, _), of_a_kind in zip(lesions.KINDS, places, strict=True):
+        for row, column in of_a_kind:
+            assert (float(changed[row, column]) > 0.2) if factor == "hot" else (float(changed[row, column]) < -0.2)
+            changed[row - 5 : row + 6, column - 5 : column + 6] = 0
     assert float(changed.abs().max()) < 0.02
