@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -109,6 +110,13 @@ def test_a_second_process_is_refused_by_the_first_ones_number(commands, tmp_path
     with locked(tmp_path / LOCKS[name] / LOCK):
         assert main(commands[name](tmp_path)) == 2
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "ended"), [(130, -signal.SIGINT), (2, 2), (143, 143)])
+def test_ctrl_c_ends_a_shells_loop_too(code, ended):
+    words = f"from sirf_diffusion.cli.command_line import leave; leave({code})"
+    child = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr) == (ended, "")
 
 
 def close_reader() -> None:

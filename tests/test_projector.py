@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import default_geometry
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.projector import Projector
@@ -56,7 +55,8 @@ VARIANTS = {
 
 
 def test_the_default_plane_of_a_single_ring_meets_all_its_rays(caplog):
-    projdata = load_example("brain2d").acquisition.projdata
+    scanner = dataclasses.replace(SCANNER, num_rings=1)
+    projdata = ProjDataGeometry(scanner, (Segment(0, 0, 0, 1),), 24, 40, False, None)
     whole, thin = default_geometry(projdata), default_image_geometry(projdata)
     assert whole.voxel_size[0] == projdata.scanner.ring_spacing == 2 * thin.voxel_size[0]
     counts = []

@@ -130,6 +130,13 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.parametrize("engine", ["embedded", pytest.param("stir", marks=pytest.mark.requires_stir)])
+def test_of_few_rays_only_the_embedded_engine_warns(engine, par, recon, caplog, capfd):
+    assert recon(par(("for each bin := 10", "for each bin := 2")), engine=engine)[0] == 0
+    assert caplog.text.count("with the 2 of the file") == (2 if engine == "embedded" else 0)
+    assert "INFO:" not in capfd.readouterr().err  # of each subset that STIR projects
+
+
 def test_a_par_file_gives_the_likelihood_of_the_same_files(par, folder):
     found = acquisition_of(par())
     given = {name: folder / f"{name}.hs" for name in ("multiplicative", "additive")}

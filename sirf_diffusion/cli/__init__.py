@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
 from . import atlas, data, demo, doctor, enhance, models, personalise, recon, train
-from .command_line import USER_ERRORS, Parser, common_options, run_command
+from .command_line import USER_ERRORS, Parser, common_options, leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     return run_command("sirf-diffusion", arguments, ("sirf_diffusion",), USER_ERRORS)
+
+
+def command() -> NoReturn:
+    """What the installed ``sirf-diffusion`` runs."""
+    leave(main())
 
 
 def build_parser() -> argparse.ArgumentParser:

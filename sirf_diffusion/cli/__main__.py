@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from . import command
 
-from . import main
-
-sys.exit(main())
+command()

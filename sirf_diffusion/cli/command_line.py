@@ -186,6 +186,14 @@ def run_command(
         return code
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; after Ctrl-C by its signal, without which a shell would go on with the next turn of a loop."""
+    if code == INTERRUPTED:
+        sys.excepthook = lambda *error: None
+        raise KeyboardInterrupt
+    sys.exit(code)
+
+
 @contextmanager
 def _outlived(name: str) -> Iterator[None]:
     """Let ``sys.stdout`` or ``sys.stderr`` take its text also if the reader (head, less) has gone: the work goes on."""

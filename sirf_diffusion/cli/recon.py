@@ -54,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.vois import COLUMNS
 
     study = study_of(arguments, [ProgressBar(), LogCallback()])
+    if study.par is not None and study.par.engine == "stir" and not arguments.verbose:
+        import stir
+
+        stir.Verbosity.set(0)  # it would tell of each subset, and hide how far the run is
     calibration = calibration_of(arguments.calibration, study)
     shared = arguments.workers != 1 or arguments.cluster is not None
     if shared:
@@ -223,10 +227,11 @@ def _without_note(line: str) -> str:
 
 def reconstruct_line(job: Job) -> tuple[Job, int, str]:
     """Run ``sirf-diffusion recon`` with the options of a line, here; gives its exit code and what it said."""
+    from ..files.progress import Kept
     from ..files.stopping import SIGNALS, Stopped
     from . import main
 
-    said = io.StringIO()
+    said = Kept()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             code = main(["recon", *job.options])

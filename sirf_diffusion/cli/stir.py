@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .. import __version__
-from .command_line import USER_ERROR, Parser, add_command, common_options, run_command
+from .command_line import USER_ERROR, Parser, add_command, common_options, leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     user_errors = (ValueError, OSError, ImportError, RuntimeError)
     return run_command("stir-diffusion", arguments, ("stir_priors", "sirf_diffusion"), user_errors)
+
+
+def command() -> NoReturn:
+    """What the installed ``stir-diffusion`` runs."""
+    leave(main())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -190,4 +196,4 @@ def _errors(number: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -9,10 +10,18 @@ from typing import Any
 LINE_SECONDS = 30.0
 
 
+class Kept(io.StringIO):
+    """Standard error that is shown later, all at once: how far the work is has no place in it."""
+
+    is_kept = True
+
+
 def progress_bar(total: float, what: str, unit: str = "step", **options: Any) -> Any:
     """Give a ``tqdm`` bar with the time left (``options`` are its own), which writes to standard error."""
     from tqdm.auto import tqdm
 
+    if getattr(sys.stderr, "is_kept", False):
+        return tqdm(total=total, disable=True, **options)
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return tqdm(total=total, desc=what, unit=unit, **options)
 

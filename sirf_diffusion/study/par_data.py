@@ -169,9 +169,10 @@ class ParData:
         return int(stirs.get_proj_data().get_num_views()) if hasattr(stirs, "get_proj_data") else self.run.num_subsets
 
     def _of_embedded(self) -> tuple[Data, Any]:
-        from ..engines.embedded.par_acquisition import read_acquisition
+        from ..engines.embedded.par_acquisition import read_acquisition, warn_of_few_rays
 
         acquisition, initial = read_acquisition(self.run)
+        warn_of_few_rays(self.run)
         if self.method == "osem":
             try:
                 basic = basic_views(acquisition.geometry, acquisition.projdata, acquisition.related_views)
