@@ -4,6 +4,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.speeds --cases slice:800:5e4 slice:801:2e5 slice:802:1e6
     ... --models brain small.safetensors                                # a distilled model beside its teacher
+    ... --speeds balanced --set coarse_above=1.0                        # what a setting does
 
 Each case is reconstructed at each speed, one after the other, from the same counts; `accurate` with the first model in
 float32 is the reference of all ratios. Seconds are those of the processor, which other programs disturb little. Hot
@@ -25,6 +26,7 @@ import torch
 from benchmarks.bench.cases import Case, CaseSpec, make_case
 from benchmarks.bench.measures import image_measures, posterior_measures
 from benchmarks.bench.problem import Problem
+from sirf_diffusion.cli.recon_options import parse_settings
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.reconstructors.settings import SPEEDS
@@ -39,8 +41,9 @@ def measured(case: Case, method: str, name: str, speed: str, options: argparse.N
     objective.sensitivity()
     began = time.process_time()
     made: Any = METHODS[method](
-        objective, model, num_samples=options.samples, seed=options.realisation, speed=speed
-    ).process()
+        objective, model, num_samples=options.samples, seed=options.realisation, speed=speed,
+        **({} if speed == SPEEDS[0] else parse_settings(options.settings)),
+    ).process()  # fmt: skip
     row = {"seconds": time.process_time() - began, **image_measures(made.get_output(), case)}
     row["hot"] = sum(value for name, value in row.items() if name.startswith("crc hot"))
     return row | posterior_measures(made.get_samples(), case, made.noise)[0]
@@ -70,6 +73,8 @@ def main() -> None:
     parser.add_argument("--speeds", nargs="+", default=SPEEDS[1:], choices=SPEEDS[1:])
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--realisation", type=int, default=1)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="of all but the reference")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=["brain"], metavar="NAME|FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)

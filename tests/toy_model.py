@@ -28,7 +28,7 @@ class ToyModel:
         self.geometry: ImageGeometry | None = None
         self.intensity_scale = float("nan")
         self.planes, self.extent, self.box, self.covered = "transverse", None, None, None
-        self.hash, self.conditioning, self.precision = "toy", None, "float32"
+        self.hash, self.conditioning, self.precision, self.coarse = "toy", None, "float32", None
         self.counter = Counter()
 
     def on(self, geometry: ImageGeometry, intensity_scale: float) -> ToyModel:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
+from .coarse import Coarse
 from .conditioning import Conditioning
 from .coverage import Coverage, Network
 from .grid import Box, GridAdapter, Window
@@ -44,6 +45,7 @@ class Predictor:
     time_input: str
     multiple: int
     in_channels: int
+    spatial_dims: int
     architecture: NetworkConfig | None
     precision: str
     #: The file that it was loaded from.
@@ -56,6 +58,8 @@ class Predictor:
     _scale: float | None = None
     _grid: GridAdapter | None = None
     _conditioning: Conditioning | None = None
+    #: What takes the network's place in `predict` while the noise is strong.
+    coarse: Coarse | None = None
 
     @property
     def intensity_scale(self) -> float:
@@ -67,6 +71,17 @@ class Predictor:
     def planes(self) -> str:
         """``"transverse"``, ``"three"``, ``"alternating"`` or ``"volume"``."""
         return "transverse" if self._grid is None else self._grid.planes
+
+    def planes_for(self, geometry: ImageGeometry, *, sampling: bool = False) -> str:
+        """How images of a grid are best seen: volumes in three orientations, which take turns in ``sampling``.
+
+        ``"volume"`` if the network takes those.
+        """
+        if self.spatial_dims == 3:
+            return "volume"
+        if geometry.shape[0] == 1:
+            return "transverse"
+        return "alternating" if sampling else "three"
 
     @property
     def extent(self) -> float | None:
@@ -132,6 +147,9 @@ class Predictor:
         affine functions of each, so that all of them are averages. With ``planes="alternating"``, ``turn`` is the
         number of the noise level: only those slices whose turn it is are looked at; None for the mean over all.
         """
+        gamma, nu = self.schedule.gamma(float(t)), self.schedule.nu(float(t))
+        if self.coarse is not None and nu > self.coarse.above * gamma:
+            return self.coarse.predict(u, gamma, nu, turn)
         with torch.no_grad():
             return self._predict(u, t, turn)
 

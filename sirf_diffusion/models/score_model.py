@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..environment import faster_precision, select_device, warn_of_slow_precision
 from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from ..geometry.images import ImageGeometry
+from .coarse import Coarse, companion_of
 from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_image
 from .coverage import Network
 from .grid import THREE_ORIENTATIONS, Box, GridAdapter
@@ -164,6 +166,7 @@ class ScoreModel(Predictor):
         box: Box | str | None = None,
         anatomical: Anatomical | None = None,
         guidance: float | None = None,
+        coarse_above: float | None = None,
     ) -> ScoreModel:
         """The model for the images of an acquisition: everywhere the same intensity scale, orientations and grid.
 
@@ -182,7 +185,7 @@ class ScoreModel(Predictor):
             Instead of estimating it.
         box
             As for `on`, or ``"object"`` for the `object_box` of the early image.
-        extent, anatomical, guidance
+        extent, anatomical, guidance, coarse_above
             As for `on`, whose ValueErrors it raises, and one if there is nothing to estimate scale or box from.
         """
         geometry = getattr(data, "geometry", data)
@@ -203,9 +206,12 @@ class ScoreModel(Predictor):
             box=box,
             anatomical=anatomical,
             guidance=guidance,
+            coarse_above=coarse_above,
         )
         if sampling and self.precision == "auto":
             bound.precision = faster_precision(self.device)
+            if bound.coarse is not None:
+                bound.coarse.model.precision = bound.precision
         return bound
 
     def on(
@@ -220,6 +226,7 @@ class ScoreModel(Predictor):
         block: int | None = None,
         anatomical: Anatomical | None = None,
         guidance: float | None = None,
+        coarse_above: float | None = None,
     ) -> ScoreModel:
         """The model for images of one grid and intensity: a light copy that shares the network and counts anew.
 
@@ -252,6 +259,8 @@ class ScoreModel(Predictor):
         guidance
             Weight ``w >= -1`` of classifier-free guidance; 0 is the plain conditional model, -1 the unconditional one;
             None for that of `guided_by`, or 0.
+        coarse_above
+            Relative noise level above which `predict` asks the `companion`, if there is one; None: never.
 
         Raises
         ------
@@ -279,13 +288,16 @@ class ScoreModel(Predictor):
             raise ValueError(f"planes={planes!r} needs a network of three orientations, found {known}")
         anatomical = shown_image(self._anatomical if anatomical is None else anatomical, self)
         guidance = self._guidance if guidance is None else guidance
-        grid = GridAdapter(geometry, self.voxel_size, self.multiple, planes, extent, box)
+        companion = None if coarse_above is None or self.in_channels > 1 else self.companion
+        multiple = self.multiple if companion is None else math.lcm(self.multiple, 2 * companion.multiple)
+        grid = GridAdapter(geometry, self.voxel_size, multiple, planes, extent, box)
         grid.log()
         bound = copy.copy(self)
         bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
         bound.max_batch, bound.block, bound.counter = max_batch, block, NetworkCounter()
         bound.precision = "float32" if self.precision == "auto" else self.precision
         bound._conditioning = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
+        bound.coarse = None if companion is None else Coarse.of(bound, companion, coarse_above)
         return bound
 
     def guided_by(self, anatomical: Anatomical | None, guidance: float = 0.0) -> ScoreModel:
@@ -303,17 +315,6 @@ class ScoreModel(Predictor):
         copied.counter = NetworkCounter()
         return copied
 
-    def planes_for(self, geometry: ImageGeometry, *, sampling: bool = False) -> str:
-        """How images of a grid are best seen: volumes in three orientations, which take turns in ``sampling``.
-
-        ``"volume"`` if the network takes those.
-        """
-        if self.spatial_dims == 3:
-            return "volume"
-        if geometry.shape[0] == 1:
-            return "transverse"
-        return "alternating" if sampling else "three"
-
     def check_anatomical(self, geometry: ImageGeometry) -> None:
         """Raise ValueError if the image of `guided_by` cannot be put onto a grid, before anything is computed."""
         if (shown := shown_image(self._anatomical, self)) is not None:
@@ -323,6 +324,9 @@ class ScoreModel(Predictor):
     def is_guided(self) -> bool:
         """Whether it was given an anatomical image, or a weight of guidance that needs none."""
         return self.expected_image is not None or self._anatomical is not None or self._guidance == -1
+
+    #: A model of twice the voxel size, see `sirf_diffusion.models.coarse`; None without one.
+    companion = cached_property(companion_of)
 
     @cached_property
     def hash(self) -> str:

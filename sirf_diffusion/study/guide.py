@@ -170,6 +170,7 @@ def describe_model(model: Any, guide: Guide) -> dict[str, Any]:
         "voxel_size_mm": model.voxel_size,
         "planes": model.planes,
         "box": model.box,
+        "coarse": None if model.coarse is None else model.coarse.describe(),
         "precision": model.precision,
         "metadata": model.metadata,
         **({} if made_for is None else {"made_for": made_for, "mr_compared": guide.anatomical is not None}),

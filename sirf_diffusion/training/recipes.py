@@ -192,6 +192,7 @@ _HEAD = NetworkConfig(
     num_head_channels=32,
     patch_size=2,
 )
+_COARSE_HEAD = replace(_HEAD, num_res_blocks=1, attention_levels=(False, False, True))
 _LARGE_HEAD = replace(_HEAD, channels=(32, 64, 128, 128), attention_levels=(False, False, True, True))
 _CONTINUED: dict[str, Any] = {"learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine"}
 _FDG = PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0))
@@ -212,6 +213,12 @@ RECIPES = {
         Recipe(
             "brain", "many tracers, head", _LARGE_HEAD,
             phantoms=_VARIOUS, init="various-start", grow=True, cycles=(9000,), **_CONTINUED | {"learning_rate": 6e-4},
+        ),
+        Recipe(  # the companion of brain, which looks at strong noise alone
+            "brain-coarse", "many tracers, head", _COARSE_HEAD,
+            phantoms=replace(_VARIOUS, subjects=144, voxel_size=4.0, fractions=(0.95, 0.05, 0.0)),
+            crops=(48, 56, 64), cycles=(6000,), learning_rate=1e-3, decay="cosine", log_sigma_mean=0.3,
+            log_sigma_sd=1.0, ema_decay=0.998, validate_every=500,
         ),
         Recipe(
             "brain-fdg", "[18F]FDG, head", _LARGE_HEAD,

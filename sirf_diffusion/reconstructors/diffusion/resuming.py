@@ -95,4 +95,5 @@ class ResumableReconstructor(Reconstructor):
             "conditioning": self.model.conditioning,
             "precision": self.model.precision,
             "intensity_scale": float(self.model.intensity_scale),
+            **({} if self.model.coarse is None else {"coarse": self.model.coarse.describe()}),
         }

@@ -56,6 +56,12 @@ class Sampling(Settings):
         balanced=True,
         fast=True,
     )
+    coarse_above: float | None = real(
+        None,
+        "noise level above which the model's companion of half the resolution takes its place, where it has one and "
+        "is not adapted, see [speed](#speed); None: nowhere",
+        open_below=True,
+    )
     solver: str = choice(
         "ddim",
         "of what order a step is: `ddim` of the first; `multistep` of the second, for fewer levels",

@@ -1,0 +1,78 @@
+r"""A network of half the resolution in a model's place while the noise is strong: a quarter of the work, or an eighth.
+
+Noise of relative level :math:`\sigma` hides what is finer than a few voxels, so that the means of 2 x 2 (x 2) voxels
+hold nearly all that a noisy image tells. They are an image of the same kind with less noise,
+
+.. math:: \operatorname{mean}(u_t / \gamma) = \operatorname{mean}(u_0) + \frac{\sigma}{\sqrt{n}} z,
+
+which a network that was trained on voxels of twice the size denoises; its clean image is interpolated linearly.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..geometry.images import ImageGeometry
+from .grid import THREE_ORIENTATIONS
+
+if TYPE_CHECKING:
+    from .score_model import ScoreModel
+
+logger = logging.getLogger(__name__)
+
+#: Folder, beside a model's file, with the file of the same name that has its companion.
+FOLDER = "coarse"
+_SAME_VOXEL_SIZE = 0.05
+
+
+def companion_of(model: ScoreModel) -> ScoreModel | None:
+    """The model of twice the voxel size that belongs to one of a file, ``coarse/NAME``; None where there is none."""
+    if model.path is None or not (path := model.path.parent / FOLDER / model.path.name).is_file():
+        return None
+    return type(model).load(path, str(next(model.network.parameters()).device), model.precision)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """A companion bound to the means of a model's latent voxels; used above the relative noise level ``above``."""
+
+    model: ScoreModel
+    above: float
+    #: Voxels of which the mean is taken, along z, y and x.
+    factors: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, bound: ScoreModel, companion: ScoreModel, above: float) -> Coarse | None:
+        """For a bound model; None, and a warning, if the companion does not suit its voxels."""
+        shape, sizes = bound.latent_geometry.shape, bound.latent_geometry.voxel_size
+        factors = (2 if bound.planes in THREE_ORIENTATIONS else 1, 2, 2)
+        voxels = tuple(factor * size for factor, size in zip(factors, sizes, strict=True))
+        if any(abs(v / w - 1) > _SAME_VOXEL_SIZE for v, w in zip(voxels[1:], companion.voxel_size[1:], strict=True)):
+            logger.warning("the model's companion is for voxels of %s mm: it is not used", companion.voxel_size)
+            return None
+        halves = tuple(n // factor for n, factor in zip(shape, factors, strict=True))
+        model = companion.on(ImageGeometry(halves, voxels), 1.0, bound.planes)
+        model.counter = bound.counter
+        return cls(model, above, factors)
+
+    def predict(self, u: Tensor, gamma: float, nu: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
+        """Clean image and noise in ``u = gamma u0 + nu eps``, as `Predictor.predict`."""
+        schedule, leading = self.model.schedule, u.shape[:-3]
+        split = [part for size, n in zip(u.shape[-3:], self.factors, strict=True) for part in (size // n, n)]
+        means = u.reshape(*leading, *split).mean((-5, -3, -1)) / gamma
+        t = schedule.t_of_sigma(nu / gamma / math.sqrt(math.prod(self.factors)))
+        coarse, _ = self.model.predict(schedule.gamma(t) * means, t, turn)
+        u0 = torch.nn.functional.interpolate(
+            coarse.reshape(-1, 1, *coarse.shape[-3:]), size=tuple(u.shape[-3:]), mode="trilinear"
+        ).reshape(u.shape)
+        return u0, (u - gamma * u0) / nu
+
+    def describe(self) -> dict[str, Any]:
+        """What a record tells of it."""
+        return {"sha256": self.model.hash, "above": self.above}
