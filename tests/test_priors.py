@@ -256,6 +256,28 @@ def test_it_is_the_negative_log_density_of_noisy_images_whatever_their_unit():
     assert float(identity.gradient(x).abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize(("size", "latent"), [(2.0, 1.0), (5.0, 2.5**3), (1.0, 0.125)])
+def test_on_other_voxels_the_bound_holds_and_is_no_larger_than_it_must_be(size, latent, memory):
+    """A denoiser that finds nothing: the penalty is quadratic, and a smooth image has the largest eigenvalue."""
+    nothing = ScoreModel(lambda images, time, class_labels: 0 * images[:, :1], VPSchedule(), "x0")
+    geometry = ImageGeometry((12, 20, 20), (size,) * 3)
+    prior = ScorePenalty(nothing.on(geometry, 1.0, "three"), 0.5, 1.0, memory=memory)
+    x = torch.ones(geometry.shape)
+    curvature = prior.curvature(x)
+    middle = curvature[4:8, 8:12, 8:12]
+    assert float(middle.mean()) == pytest.approx(latent * 4 * (1.7 if memory else 1), rel=0.1)
+    prior.forget()
+    assert bool((prior.gradient(x) <= curvature * (1 + 1e-5)).all())
+    for _ in range(20):
+        x = prior.hessian_times(x, x / x.norm())
+    assert float(x.norm()) <= float(curvature.max()) * (1 + 1e-4)
+    prior.forget()
+    centre, rho = prior.majoriser(torch.ones(geometry.shape))
+    assert bool((rho <= curvature * (1 + 1e-5)).all())
+    assert bool((centre >= -1e-5 - memory).all())  # to the minimum, and with memory as far beyond
+
+
 def test_factor_zero_asks_nothing_of_the_network():
     model = ResidualOf(mixture_denoiser(), SCALE)
     assert not PlainPenalty(model, SIGMA, 0.0).gradient(image()).any()

@@ -139,6 +139,14 @@ class Predictor:
         """Boolean latent image: which voxels lie in the image's field of view."""
         return self._bound().latent_inside
 
+    @property
+    def latent_shares(self) -> Tensor:
+        """``P^T 1``: how many of the latent voxels each image voxel is, 1 where sizes agree.
+
+        As diagonal matrix not below ``P^T P``: the rows of ``P`` have no negative weights and sum to at most one.
+        """
+        return self._bound().to_latent_adjoint(torch.ones(self.latent_shape, device=self.device))
+
     def predict(self, u: Tensor, t: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
         """Clean image and noise in a noisy latent image: ``(u0, eps)`` with ``u = gamma u0 + nu eps``.
 

@@ -22,15 +22,20 @@ class EarlyScale:
 
     def is_told_by(self, image: Tensor | None, geometry: ImageGeometry) -> bool:
         """Whether an image ``[z, y, x]`` (None: a uniform one) tells the scale; the same image again does not count."""
-        from ..models.intensity import intensity_scale
-
         if image is None:
             self.after_uniform = True
             return False
         if not self.after_uniform:
             return True
-        before, self._latest = self._latest, intensity_scale(image, geometry)
+        before, self._latest = self._latest, scale_of(image, geometry)
         return before != self._latest and abs(self._latest - before) < _STEADY * before
+
+
+def scale_of(image: Tensor, geometry: ImageGeometry) -> float:
+    """The intensity scale of an image, by the models' rule."""
+    from ..models.intensity import intensity_scale
+
+    return intensity_scale(image, geometry)
 
 
 def with_structure(x: Tensor) -> Tensor | None:

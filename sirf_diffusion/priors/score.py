@@ -14,7 +14,7 @@ from torch import Tensor
 from ..geometry.checks import check_flag, check_real
 from ..geometry.images import ImageGeometry
 from .base import Penalty, check_anatomical
-from .early_scale import EarlyScale, with_structure
+from .early_scale import EarlyScale, scale_of, with_structure
 
 if TYPE_CHECKING:
     from ..engines.objective import Objective
@@ -48,8 +48,8 @@ class ScorePenalty(Penalty):
 
     By Tweedie's formula this is exact for the ideal denoiser ``D`` (Romano, Elad and Milanfar 2017,
     doi:10.1137/16M1102884, with :math:`\lambda = \beta / (c \sigma)^2`). :math:`\beta = 1` is the Bayesian choice for
-    the smoothed density. The curvature :math:`\beta \kappa^2 / (c \sigma)^2` holds for the ideal denoiser. The maximum
-    fits the slow part of the noise, which a denoiser of little noise keeps.
+    the smoothed density. The curvature :math:`\beta \kappa^2 / (c \sigma)^2`, times the latent voxels
+    in a voxel, holds for the ideal denoiser. The maximum fits the slow part of the noise, which small levels keep.
 
     With ``memory`` the denoiser is shown the image plus noise ``n``, zero at first:
 
@@ -137,11 +137,8 @@ class ScorePenalty(Penalty):
         is_bound = not hasattr(model, "for_data") or model.geometry is not None
         self._bound: Any = model if is_bound else None
         self.geometry = getattr(model, "geometry", None)
-        if is_bound:
-            intensity_scale = model.intensity_scale
-        self._scale = intensity_scale
-        if intensity_scale is not None:
-            self._scale = check_real("intensity_scale", intensity_scale, open_below=True)
+        scale = model.intensity_scale if is_bound else intensity_scale
+        self._scale = None if scale is None else check_real("intensity_scale", scale, open_below=True)
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
         self._warned, self._compared, self._told = False, True, False
@@ -239,14 +236,14 @@ class ScorePenalty(Penalty):
     def curvature(self, x: Tensor) -> Tensor:
         if not self._ready(x):
             return torch.zeros_like(x)
-        return torch.ones_like(x) * self._strength(x) * (MEMORY_PULL + MEMORY_RATE if self.memory else 1)
+        return self._strengths(x) * (MEMORY_PULL + MEMORY_RATE if self.memory else 1)
 
     def majoriser(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.memory or not self._ready(x) or self.penalisation_factor == 0:
             return super().majoriser(x)
         gradient, noise = self._slope(x, 1.0, 1.0)
         self._keep(noise)
-        rho = torch.ones_like(x) * self._strength(x)
+        rho = self._strengths(x)
         return x - gradient / rho.clamp_min(torch.finfo(rho.dtype).tiny), rho
 
     def hessian_times(self, x: Tensor, v: Tensor) -> Tensor:
@@ -280,6 +277,11 @@ class ScorePenalty(Penalty):
         strength = self.penalisation_factor / (self._bound.intensity_scale * self.noise_level) ** 2
         return strength if self._kappa is None else strength * self._kappa.to(x).square()
 
+    def _strengths(self, x: Tensor) -> Tensor:
+        """The same for every voxel, times how much of the network's voxels it is: what bounds the Hessian."""
+        shares = getattr(self._bound, "latent_shares", None)
+        return self._strength(x) * (torch.ones_like(x) if shares is None else shares.to(x).expand(x.shape))
+
     def _ready(self, x: Tensor) -> bool:
         """Whether the model is bound, or can be now; if not, neither this image nor the user tells the scale."""
         if self._bound is None:
@@ -302,22 +304,18 @@ class ScorePenalty(Penalty):
 
     def _watch(self, image: Tensor | None) -> None:
         """After a uniform image: take the scale anew where the image has outgrown it, as in slow algorithms."""
-        from ..models.intensity import intensity_scale
-
         before = self.intensity_scale
-        if image is not None and (found := intensity_scale(image, self.geometry)) > _EARLY_IMAGE * before:
+        if image is not None and (found := scale_of(image, self.geometry)) > _EARLY_IMAGE * before:
             logger.warning("the score prior's intensity scale was %.3g, and the image has %.3g now", before, found)
             self.forget()
             self._bind(self.geometry, image)
 
     def _compare(self, image: Tensor | None) -> None:
         """Find the scale anew if the image that a run starts from shows that it is of other data."""
-        from ..models.intensity import intensity_scale
-
         self._compared, before = True, self.intensity_scale
         if image is None:
             return
-        found = intensity_scale(image, self.geometry)
+        found = scale_of(image, self.geometry)
         ratio = max(found / before, before / found)
         if ratio > _EARLY_IMAGE:
             other = ratio > _OTHER_DATA
