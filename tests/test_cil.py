@@ -10,6 +10,7 @@ from small_scan import script_objects, write_small_scan
 from toy_denoisers import ResidualOf, gaussian_score_model, mixture_denoiser
 from toy_objective import make_toy
 
+import sirf_diffusion
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.cil import NegatedObjective, PriorFunction, subset_functions
 from sirf_diffusion.priors import AnchorPenalty, QuadraticPenalty, RelativeDifferencePenalty, ScorePenalty
@@ -155,6 +156,8 @@ def test_the_conjugate_that_pdhg_reports_is_nan_and_that_is_said_once(name, capl
     ("call", "kind", "message"),
     [
         (lambda: PriorFunction(3), TypeError, "Penalty"),
+        (lambda: PriorFunction(sirf_diffusion.get_engine("embedded").AnchorPrior()), TypeError, "give its .penalty"),
+        (lambda: NegatedObjective(make_toy(SHAPE)[0], 3), TypeError, "Penalty"),
         (lambda: PriorFunction(QuadraticPenalty(GRID, 1.0), num_iterations=0), ValueError, "num_iterations"),
         (lambda: make_function("rdp").proximal(an_image(), 0.0), ValueError, "tau"),
         (lambda: make_function("rdp").proximal(an_image(), math.nan), ValueError, "tau"),
@@ -225,7 +228,6 @@ def test_cils_svrg_takes_the_subset_functions(cil):
 @pytest.mark.requires_sirf
 def test_a_sirf_objective_and_prior_go_through_cils_ista(cil, tmp_path):
     """Images, likelihood and container algebra are SIRF's, the loop is CIL's, the penalty ours."""
-    import sirf_diffusion
 
     pet = sirf_diffusion.get_engine("sirf")
     pet.set_verbosity(0)

@@ -313,6 +313,8 @@ def test_list_mode_data_agree_with_their_sinograms(pet, tmp_path):
     with pytest.raises(RuntimeError, match="set_up"):
         as_objective(obj)
     obj.set_up(scan.template)
+    with pytest.raises(ValueError, match="list mode takes none"):
+        as_objective(obj, acquisition_data=scan.prompts)
     objective = as_objective(obj)
     x = sinograms.uniform_image()
     scale = float(sinograms.sensitivity().max())

@@ -6,7 +6,9 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from small_scan import script_objects, write_small_model, write_small_scan
 
 from sirf_diffusion import get_engine, priors
 from sirf_diffusion.geometry.images import ImageGeometry
+from sirf_diffusion.interop.stir.views import TensorPrior
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.models.denoiser import estimate_noise_level
 
@@ -347,6 +350,66 @@ def test_a_prior_too_strong_for_one_step_late_is_said_once(scan, level, says, ca
     prior.set_penalisation_factor(priors.PENALISATION_FACTOR)
     scan.reconstruct("OSMAPOSLReconstructor", scan.objective(prior), 2)
     assert sum("use OSSPS or MAPEM" in message for message in caplog.messages) == says
+
+
+@pytest.mark.parametrize("algorithm", ["OSMAPOSLReconstructor", pytest.param("OSSPSReconstructor", marks=REAL)])
+@pytest.mark.parametrize("given", ["estimate", "image"])
+def test_a_run_that_is_repeated_gives_the_same_image(scan, algorithm, given):
+    """Its prior has a memory, and begins anew."""
+    algorithm = algorithm if hasattr(scan.pet, algorithm) else "OSMAPOSLReconstructor"
+    prior = scan.pet.ScorePrior(model(), noise_level=0.5, intensity_scale=float(scan.truth.max()))
+    prior.set_penalisation_factor(0.3)
+    recon = getattr(scan.pet, algorithm)()
+    recon.set_objective_function(scan.objective(prior))
+    recon.set_num_subsets(scan.num_subsets)
+    recon.set_num_subiterations(3)
+    recon.set_up(scan.start.clone())
+    found = []
+    for _ in range(2):
+        image = scan.start.clone()
+        if given == "estimate":
+            recon.set_current_estimate(image)
+            recon.process()
+            image = recon.get_output()
+        else:
+            recon.reconstruct(image)
+        found.append(tensor(image))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+    assert bool((prior.obj.noise != 0).any())
+
+
+@real
+def test_an_image_of_another_grid_is_refused(sirf):
+    prior = sirf.AnchorPrior(random_image(sirf))
+    prior.set_up(random_image(sirf))
+    moved = ImageGeometry(GRID.shape, GRID.voxel_size, (8.0, 0.0, -3.0))
+    with pytest.raises(sirf.error, match="another grid"):
+        prior.get_gradient(random_image(sirf, geometry=moved))
+
+
+def test_threads_get_the_gradient_of_factor_one_from_what_stir_calls():
+    class Slow(priors.QuadraticPenalty):
+        def gradient(self, x):
+            factor = self.penalisation_factor
+            time.sleep(0.01)
+            assert factor == self.penalisation_factor == 1
+            return super().gradient(x)
+
+    handed = TensorPrior(Slow(GRID, 0.4))
+    x, outs = np.random.default_rng(0).random(GRID.shape, np.float32), []
+
+    def work(_):
+        for _ in range(5):
+            outs.append(np.zeros_like(x))
+            handed.gradient(x, outs[-1])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    expected = priors.QuadraticPenalty(GRID, 1.0).gradient(torch.from_numpy(x)).numpy()
+    assert len(outs) == 20
+    for out in outs:
+        np.testing.assert_array_equal(out, expected)
+    assert handed.prior.penalisation_factor == 0.4
 
 
 # SIRF's numbers -------------------------------------------------------------------------------------------------------

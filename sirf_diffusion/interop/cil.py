@@ -18,6 +18,7 @@ from ..engines.em import em_step, penalised_em_step
 from ..engines.objective import Objective
 from ..geometry.checks import check_count, check_real
 from ..priors import Penalty
+from ..priors.base import checked_penalty
 from .containers import to_container, to_tensor
 from .stepwise import StepwiseObjective
 
@@ -125,9 +126,7 @@ class PriorFunction(_Iterated):
     def __init__(
         self, prior: Penalty, *, lower: float = -math.inf, num_iterations: int = 50, tolerance: float = 1e-5
     ) -> None:
-        if not isinstance(prior, Penalty):
-            raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}")
-        super().__init__(type(prior).__name__, num_iterations, tolerance)
+        super().__init__(type(checked_penalty(prior)).__name__, num_iterations, tolerance)
         self.prior, self.lower = prior, float(lower)
 
     def __call__(self, x: Any) -> float:
@@ -208,7 +207,7 @@ class NegatedObjective(_Iterated):
     ) -> None:
         super().__init__("the log-likelihood", num_iterations, tolerance)
         self.objective = objective if isinstance(objective, StepwiseObjective) else as_objective(objective)
-        self.prior, self.subset = prior, subset
+        self.prior, self.subset = None if prior is None else checked_penalty(prior), subset
         number = self.objective.num_subsets
         if subset is not None and not 0 <= subset < number:
             raise ValueError(f"subset must be None or one of 0..{number - 1}, found {subset}")

@@ -143,6 +143,9 @@ class Penalty(ABC):
         own = {"kappa": self._kappa is not None} if self.has_kappa else {}
         return {"name": type(self).__name__, "penalisation_factor": self.penalisation_factor, **own}
 
+    def forget(self) -> None:  # noqa: B027 - most have nothing to forget
+        """Begin anew: a penalty that remembers what it was asked forgets it."""
+
     def _prepare(self, geometry: ImageGeometry) -> None:  # noqa: B027 - most have nothing to prepare
         """Make what depends on the grid and the settings."""
 
@@ -204,3 +207,11 @@ def check_anatomical(anatomical: Tensor | AnatomicalImage | None, geometry: Imag
     """Refuse an image that is of another grid, or of another place, as soon as the grid is known."""
     if anatomical is not None and geometry is not None:
         anatomical_values("", anatomical, geometry)
+
+
+def checked_penalty(prior: Any) -> Penalty:
+    """A penalty; TypeError, with what to give, for anything else, such as the prior object of a script."""
+    if isinstance(prior, Penalty):
+        return prior
+    advice = ": give its .penalty, after set_up" if hasattr(type(prior), "penalty") else ""
+    raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}{advice}")

@@ -68,6 +68,8 @@ class SirfObjective(ToolkitObjective):
                 raise TypeError(
                     f"obj must be a Poisson log-likelihood of sirf.STIR, found {type(obj).__name__} without {method}()"
                 )
+        if acquisition_data is not None and hasattr(obj, "set_cache_path"):
+            raise ValueError("acquisition_data is for objective functions of sinograms; list mode takes none")
         self.obj = obj
         #: The model as SIRF's Python class, which has its terms; what SIRF hands back has not.
         self._model = acquisition_model or getattr(obj, "known_acquisition_model", None)

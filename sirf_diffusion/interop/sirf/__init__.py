@@ -24,6 +24,8 @@ except ImportError as problem:
         "image ghcr.io/synerbi/sirf, or use sirf_diffusion.get_engine('embedded')"
     ) from problem
 
+from ...priors import Penalty
+
 logger = logging.getLogger(__name__)
 
 _OURS = {
@@ -86,6 +88,21 @@ class _KnowsItsObjective:
         super().set_objective_function(obj)  # type: ignore[misc]
         self._known_objective = obj
 
+    def set_current_estimate(self, image: Any) -> None:
+        """Set the image to start from; a prior with memory begins anew."""
+        super().set_current_estimate(image)  # type: ignore[misc]
+        self._begin_anew()
+
+    def reconstruct(self, image: Any) -> None:
+        """Make all updates on an image; a prior with memory begins anew."""
+        self._begin_anew()
+        super().reconstruct(image)  # type: ignore[misc]
+
+    def _begin_anew(self) -> None:
+        prior = getattr(getattr(self._known_objective, "known_prior", None), "obj", None)
+        if isinstance(prior, Penalty):
+            prior.forget()
+
     def _penalty(self) -> Any:
         """Of the prior of this package that the objective function has by now, if it has one."""
         return getattr(getattr(self._known_objective, "known_prior", None), "penalty", None)
@@ -99,6 +116,10 @@ class OSMAPOSLReconstructor(_KnowsItsObjective, _stir.OSMAPOSLReconstructor):
         super().set_up(image)
         if (penalty := self._penalty()) is not None and (risk := penalty.one_step_late_risk()):
             logger.warning("OSMAPOSL: %s", risk)
+
+
+class OSSPSReconstructor(_KnowsItsObjective, _stir.OSSPSReconstructor):
+    """SIRF's OSSPS, of which each start is one for a prior with memory, too."""
 
 
 class KOSMAPOSLReconstructor(_KnowsItsObjective, _stir.KOSMAPOSLReconstructor):

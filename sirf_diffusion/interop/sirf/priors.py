@@ -54,7 +54,13 @@ class PythonPrior(SirfImages, PythonObject, pet.Prior):
         return penalty
 
     def get_gradient(self, image: Any, out: Any = None) -> Any:
-        """Gradient of the penalty, penalisation factor included, in ``out`` (which may be ``image``) or a new image."""
+        """Gradient of the penalty, penalisation factor included, in ``out`` (which may be ``image``) or a new image.
+
+        ``sirf.STIR.error`` for an image of another grid than that of `set_up`.
+        """
+        known, found = getattr(self.obj, "geometry", None), image_geometry(image)
+        if known is not None and not found.is_near(known):
+            raise pet.error(f"the image lies on another grid, {found}: expected {known}; call set_up with it")
         if out is not None and out.handle is image.handle:
             return out.fill(super().get_gradient(image))
         return super().get_gradient(image, out)

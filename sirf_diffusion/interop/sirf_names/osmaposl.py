@@ -88,8 +88,9 @@ class OSMAPOSLReconstructor:
         self._subiteration_num, self._set_up = 1, True
 
     def set_current_estimate(self, image: ImageData) -> None:
-        """Image to start from; copied."""
+        """Image to start from; copied. A prior with memory begins anew."""
         self._image = image.clone()
+        self._begin_anew()
 
     def get_current_estimate(self) -> ImageData:
         if self._image is None:
@@ -102,10 +103,18 @@ class OSMAPOSLReconstructor:
         """Make all updates, from the current estimate."""
         if self._image is None:
             raise error("current estimate not set: call set_current_estimate(image) or reconstruct(image)")
-        self.reconstruct(self._image)
+        self._run(self._image)
 
     def reconstruct(self, image: ImageData) -> None:
-        """Make all updates on ``image``, in place."""
+        """Make all updates on ``image``, in place. A prior with memory begins anew."""
+        self._begin_anew()
+        self._run(image)
+
+    def _begin_anew(self) -> None:
+        if self._objective is not None and self._objective.penalty is not None:
+            self._objective.penalty.forget()
+
+    def _run(self, image: ImageData) -> None:
         self._image, self._subiteration_num, self._clipped = image, 1, []
         image.tensor.copy_(make_positive(image.tensor))
         for _ in range(self._num_subiterations):

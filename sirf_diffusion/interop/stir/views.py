@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import numpy as np
 import torch
@@ -29,13 +30,14 @@ def as_tensor(array: np.ndarray) -> Tensor:
 class TensorPrior:
     """A `sirf_diffusion.priors.Penalty` as an object that STIR calls: arrays in, ``out`` filled.
 
-    STIR multiplies by its own penalisation factor, so that the prior is asked as if its own was 1.
+    STIR multiplies by its own penalisation factor, so that the prior is asked as if its own was 1, by one thread at a
+    time.
     """
 
     curvature_depends_on_image = True
 
     def __init__(self, prior: Penalty) -> None:
-        self.prior = prior
+        self.prior, self._lock = prior, RLock()
 
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
@@ -58,9 +60,10 @@ class TensorPrior:
 
     @contextmanager
     def _without_factor(self) -> Iterator[Penalty]:
-        factor = self.prior.penalisation_factor
-        self.prior.penalisation_factor = 1.0
-        try:
-            yield self.prior
-        finally:
-            self.prior.penalisation_factor = factor
+        with self._lock:
+            factor = self.prior.penalisation_factor
+            self.prior.penalisation_factor = 1.0
+            try:
+                yield self.prior
+            finally:
+                self.prior.penalisation_factor = factor

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engines.em import em_update, inside, penalised_em_step, update_order
 from ...engines.objective import Objective
 from ...geometry.checks import check_count, check_finite, check_real
-from ...priors.base import Penalty
+from ...priors.base import Penalty, checked_penalty
 from ..base import Reconstructor
 from ..records import Cost, StepRecord
 from .bsrem import Iterate, bsrem
@@ -75,9 +75,7 @@ class MAPEM(Reconstructor):
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
     ) -> None:
         super().__init__(objective, callbacks=callbacks)
-        if not isinstance(prior, Penalty):
-            raise TypeError(f"prior must be a sirf_diffusion.priors.Penalty, found {type(prior).__name__}")
-        self.prior = prior
+        self.prior = checked_penalty(prior)
         self.num_iterations = check_count("num_iterations", num_iterations)
         self.num_inner = check_count("num_inner", num_inner)
         if self.num_inner > 1 and not prior.has_majoriser:
