@@ -106,9 +106,9 @@ def files(tmp_path):
 def test_a_run_takes_the_file_beside_the_models_and_the_record_tells(small_scan, files, capsys):
     records = {}
     for name, more in {
-        "with": ("--set", "coarse_above=2"),
-        "without": (),
-        "adapted": ("--set", "coarse_above=2", "--adapt", "steerable"),
+        "with": (),
+        "without": ("--set", "coarse_above=None"),
+        "adapted": ("--adapt", "steerable", "--speed", "balanced"),
     }.items():
         words = ["recon", *small_scan.options, "--model", str(files / "own.safetensors"), "--out", str(files / name)]
         assert main([*words, "--set", "num_steps=3", "--samples", "2", "--device", "cpu", *more]) == 0

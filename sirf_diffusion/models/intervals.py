@@ -26,6 +26,8 @@ NOMINAL = 0.95
 COUNTS_SLACK = 1.5
 #: Largest relative difference of voxel sizes.
 _VOXEL_SLACK = 0.1
+#: Noise level above which a companion was seen to leave coverage and spread as they are (docs/benchmarks.md, speeds).
+_HIGH_NOISE = 2.0
 _KINDS = ("slices", "volumes")
 _MOST_ENTRIES, _MOST_LEVELS, _LARGEST_FACTOR = 200, 50, 1000.0
 
@@ -45,7 +47,7 @@ class Factors:
     voxel_size_mm
         Of the images ``(z, y, x)``; z counts for volumes only.
     values
-        The settings; whether the network looked at the object alone (``crop``) does not matter.
+        The settings, see `comparable`.
     trues_per_plane
         Count levels, rising: expected counts of the image alone, without background, per plane.
     voxels, vois
@@ -155,11 +157,17 @@ class IntervalTable:
             if any(abs(voxel_size[axis] / own[axis] - 1) > _VOXEL_SLACK for axis in axes):
                 sizes = [" x ".join(f"{size:.3g}" for size in one) for one in (own, voxel_size)]
                 reasons.append(f"it was measured with voxels of {sizes[0]} mm, and these are {sizes[1]} mm")
-            elif differing := difference(*(jsonable({**v, "crop": None}) for v in (entry.values, values))):
+            elif differing := difference(comparable(entry.values), comparable(values)):
                 reasons.append(f"it was measured with other settings: {differing}")
             else:
                 return entry
         raise NotCalibrated(reasons[0])
+
+
+def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without what does not change the spread: a box, and a companion above a noise level of 2 and more."""
+    above = values.get("coarse_above")
+    return jsonable({**values, "crop": None, "coarse_above": None if above is None or above >= _HIGH_NOISE else above})
 
 
 def table_path(model_file: str | os.PathLike[str]) -> Path:

@@ -60,6 +60,8 @@ class Sampling(Settings):
         None,
         "noise level above which the model's companion of half the resolution takes its place, where it has one and "
         "is not adapted, see [speed](#speed); None: nowhere",
+        balanced=2.0,
+        fast=2.0,
         open_below=True,
     )
     solver: str = choice(
