@@ -61,8 +61,11 @@ class Coarse:
         model.counter = bound.counter
         return cls(model, above, factors)
 
-    def predict(self, u: Tensor, gamma: float, nu: float, turn: int | None = None) -> tuple[Tensor, Tensor]:
-        """Clean image and noise in ``u = gamma u0 + nu eps``, as `Predictor.predict`."""
+    def predict(
+        self, u: Tensor, gamma: float, nu: float, turn: int | None = None, precision: str = "float32"
+    ) -> tuple[Tensor, Tensor]:
+        """Clean image and noise in ``u = gamma u0 + nu eps``, as `Predictor.predict` gives them."""
+        self.model.precision = precision
         schedule, leading = self.model.schedule, u.shape[:-3]
         split = [part for size, n in zip(u.shape[-3:], self.factors, strict=True) for part in (size // n, n)]
         means = u.reshape(*leading, *split).mean((-5, -3, -1)) / gamma

@@ -157,7 +157,7 @@ class Predictor:
         """
         gamma, nu = self.schedule.gamma(float(t)), self.schedule.nu(float(t))
         if self.coarse is not None and nu > self.coarse.above * gamma:
-            return self.coarse.predict(u, gamma, nu, turn)
+            return self.coarse.predict(u, gamma, nu, turn, self.precision)
         with torch.no_grad():
             return self._predict(u, t, turn)
 

@@ -210,8 +210,6 @@ class ScoreModel(Predictor):
         )
         if sampling and self.precision == "auto":
             bound.precision = faster_precision(self.device)
-            if bound.coarse is not None:
-                bound.coarse.model.precision = bound.precision
         return bound
 
     def on(
