@@ -257,8 +257,8 @@ def test_it_is_the_negative_log_density_of_noisy_images_whatever_their_unit():
 
 
 @pytest.mark.parametrize("memory", [False, True])
-@pytest.mark.parametrize(("size", "latent"), [(2.0, 1.0), (5.0, 2.5**3), (1.0, 0.125)])
-def test_on_other_voxels_the_bound_holds_and_is_no_larger_than_it_must_be(size, latent, memory):
+@pytest.mark.parametrize(("size", "latent"), [(2.0, 1.0), (5.0, 2.5**3), (1.0, 1.0)])
+def test_on_larger_voxels_the_bound_holds_and_is_no_larger_than_it_must_be(size, latent, memory):
     """A denoiser that finds nothing: the penalty is quadratic, and a smooth image has the largest eigenvalue."""
     nothing = ScoreModel(lambda images, time, class_labels: 0 * images[:, :1], VPSchedule(), "x0")
     geometry = ImageGeometry((12, 20, 20), (size,) * 3)

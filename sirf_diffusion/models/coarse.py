@@ -13,16 +13,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from .grid import THREE_ORIENTATIONS
-
-if TYPE_CHECKING:
-    from .score_model import ScoreModel
+from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +29,24 @@ FOLDER = "coarse"
 _SAME_VOXEL_SIZE = 0.05
 
 
-def companion_of(model: ScoreModel) -> ScoreModel | None:
+def companion_of(model: Any) -> Any:
     """The model of twice the voxel size that belongs to one of a file, ``coarse/NAME``; None where there is none."""
     if model.path is None or not (path := model.path.parent / FOLDER / model.path.name).is_file():
         return None
-    return type(model).load(path, str(next(model.network.parameters()).device), model.precision)  # type: ignore[union-attr]
+    return type(model).load(path, str(next(model.network.parameters()).device), model.precision)
 
 
 @dataclass(frozen=True)
 class Coarse:
     """A companion bound to the means of a model's latent voxels; used above the relative noise level ``above``."""
 
-    model: ScoreModel
+    model: Any
     above: float
     #: Voxels of which the mean is taken, along z, y and x.
     factors: tuple[int, int, int]
 
     @classmethod
-    def of(cls, bound: ScoreModel, companion: ScoreModel, above: float) -> Coarse | None:
+    def of(cls, bound: Predictor, companion: Any, above: float) -> Coarse | None:
         """For a bound model; None, and a warning, if the companion does not suit its voxels."""
         shape, sizes = bound.latent_geometry.shape, bound.latent_geometry.voxel_size
         factors = (2 if bound.planes in THREE_ORIENTATIONS else 1, 2, 2)

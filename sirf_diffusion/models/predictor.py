@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .coarse import Coarse
 from .conditioning import Conditioning
 from .coverage import Coverage, Network
 from .grid import Box, GridAdapter, Window
@@ -58,8 +57,8 @@ class Predictor:
     _scale: float | None = None
     _grid: GridAdapter | None = None
     _conditioning: Conditioning | None = None
-    #: What takes the network's place in `predict` while the noise is strong.
-    coarse: Coarse | None = None
+    #: A `sirf_diffusion.models.coarse.Coarse` that takes the network's place in `predict` while the noise is strong.
+    coarse: Any = None
 
     @property
     def intensity_scale(self) -> float:
@@ -141,7 +140,7 @@ class Predictor:
 
     @property
     def latent_shares(self) -> Tensor:
-        """``P^T 1``: how many of the latent voxels each image voxel is, 1 where sizes agree.
+        """``P^T 1``: how many of the latent voxels each image voxel is, 1 where sizes agree, less where it is smaller.
 
         As diagonal matrix not below ``P^T P``: the rows of ``P`` have no negative weights and sum to at most one.
         """

@@ -278,9 +278,9 @@ class ScorePenalty(Penalty):
         return strength if self._kappa is None else strength * self._kappa.to(x).square()
 
     def _strengths(self, x: Tensor) -> Tensor:
-        """The same for every voxel, times how much of the network's voxels it is: what bounds the Hessian."""
-        shares = getattr(self._bound, "latent_shares", None)
-        return self._strength(x) * (torch.ones_like(x) if shares is None else shares.to(x).expand(x.shape))
+        """What bounds the Hessian: for voxels larger than the network's, as many times more as they have of those."""
+        shares = getattr(self._bound, "latent_shares", torch.ones(1)).clamp_min(1)
+        return self._strength(x) * shares.to(x).expand(x.shape)
 
     def _ready(self, x: Tensor) -> bool:
         """Whether the model is bound, or can be now; if not, neither this image nor the user tells the scale."""
