@@ -7,11 +7,10 @@ r"""Detection of lesions, their contrast at matched noise, and lesions that are 
 
 A slice has twelve lesions (two each of 5, 7 and 10 mm, hot and cold, at places that differ from slice to slice), and is
 scanned without them, too, each with its own noise: two pairs of places of every kind, told apart by an observer who
-knows the place. *NPW* is
-the non-prewhitening observer, whose template is the mean signal; *CHO* the channelised Hotelling observer: four
-differences of Gaussians, the covariance of both classes, trained on one half of the subjects and applied to the other.
-AUC has an interval of 95 % from 1,000 bootstrap samples of the pairs. ``NAME=STRENGTH`` sets a method's tuned setting.
-What was made is kept, and a run goes on where it was stopped.
+knows the place. *NPW* is the non-prewhitening observer, whose template is the mean signal; *CHO* the channelised
+Hotelling observer: four differences of Gaussians, the covariance of both classes, trained on one half of the subjects
+and applied to the other. AUC has an interval of 95 % from 1,000 bootstrap samples of the pairs.
+``NAME=STRENGTH`` sets a method's tuned setting. What was made is kept, and a run goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _by_name(name: str) -> Builder:
         settings = method.with_settings(settings, volume=volume, speed=speed)
         options: dict[str, Any] = {"anatomical": problem.mr, "guidance": guidance} if role == "conditional" else {}
         options["sampling"] = method.samples
-        options["coarse_above"] = settings.get("coarse_above") if method.own_adaptation is None else None
+        options["coarse_above"] = settings.get("coarse_above")
         if settings.get("crop"):
             options["box"] = object_box(problem.early.get_output(), problem.case.geometry)
         model = problem.model(role, settings.get("planes"), **options) if method.uses_model else None

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from ..geometry.images import ImageGeometry
-from .grid import THREE_ORIENTATIONS
+from .grid import SAME_VOXEL_SIZE, THREE_ORIENTATIONS
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
 #: Folder, beside a model's file, with the file of the same name that has its companion.
 FOLDER = "coarse"
-_SAME_VOXEL_SIZE = 0.05
 
 
 def companion_of(model: Any) -> Any:
@@ -51,7 +50,7 @@ class Coarse:
         shape, sizes = bound.latent_geometry.shape, bound.latent_geometry.voxel_size
         factors = (2 if bound.planes in THREE_ORIENTATIONS else 1, 2, 2)
         voxels = tuple(factor * size for factor, size in zip(factors, sizes, strict=True))
-        if any(abs(v / w - 1) > _SAME_VOXEL_SIZE for v, w in zip(voxels[1:], companion.voxel_size[1:], strict=True)):
+        if any(abs(v / w - 1) > SAME_VOXEL_SIZE for v, w in zip(voxels[1:], companion.voxel_size[1:], strict=True)):
             logger.warning("the model's companion is for voxels of %s mm: it is not used", companion.voxel_size)
             return None
         halves = tuple(n // factor for n, factor in zip(shape, factors, strict=True))

@@ -29,7 +29,8 @@ THREE_ORIENTATIONS = ("three", "alternating")
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 #: Shape of a latent grid, and the part of it that a box is.
 Window = tuple[tuple[int, ...], tuple[slice, ...]]
-_SAME_VOXEL_SIZE = 0.05  # networks are trained with scale changes of 10 %; interpolation would blur instead
+#: Voxel sizes that differ by less are not resampled: networks are trained with scale changes of 10 %.
+SAME_VOXEL_SIZE = 0.05
 
 
 def checked_box(value: Any) -> Box | None:
@@ -248,7 +249,7 @@ def _keep(size: int, spacing: float) -> _Axis:
 
 
 def _axis(size: int, old: float, new: float, multiple: int, extent: float | None) -> _Axis:
-    same = abs(old - new) <= _SAME_VOXEL_SIZE * new
+    same = abs(old - new) <= SAME_VOXEL_SIZE * new
     spacing = old if same else new
     # Half-sizes in mm below and above the centre of voxel size // 2.
     below, above = (size // 2 + 0.5) * old, (size - size // 2 - 0.5) * old

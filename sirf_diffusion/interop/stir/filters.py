@@ -111,7 +111,6 @@ class SamplerCallback:
             planes=self.options["planes"],
             intensity_scale=self.options["intensity scale"] or None,
             box="object" if self.sampling.crop else None,
-            coarse_above=self.sampling.coarse_above if self.h is None else None,
         )
         if self.h is not None:
             sensitivity = values.image("sensitivity filename", self.options["sensitivity filename"], self.geometry)
