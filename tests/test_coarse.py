@@ -73,13 +73,28 @@ def test_a_ramp_of_means_is_interpolated_between_their_centres():
     coarse.forward = lambda images, time, class_labels: torch.arange(images.shape[-1]) * torch.ones_like(images[:, :1])
     bound = model.for_data(GEOMETRY, intensity_scale=1.0, coarse_above=1.0)
     found, _ = bound.predict(torch.zeros(GEOMETRY.shape), bound.schedule.t_max)
-    torch.testing.assert_close(found[0, 5, 1:-1], (torch.arange(1, 23) - 0.5) / 2)
+    torch.testing.assert_close(found[0, 5, 5:-5], (torch.arange(5, 19) - 0.5) / 2)
 
 
-def test_the_grid_is_a_multiple_of_what_both_need():
-    model, *_ = pair(multiple=8)
-    assert model.for_data(GEOMETRY, intensity_scale=1.0).latent_shape == (1, 32, 24)
-    assert model.for_data(GEOMETRY, intensity_scale=1.0, coarse_above=1.0).latent_shape == (1, 32, 32)
+def test_means_of_the_finer_image_are_those_of_the_coarse_one():
+    model, _, coarse = pair()
+    peak = torch.zeros(16, 12)
+    peak[7, 5] = 1.0
+    coarse.forward = lambda images, time, class_labels: peak.expand_as(images)
+    bound = model.for_data(GEOMETRY, intensity_scale=1.0, coarse_above=1.0)
+    found, _ = bound.predict(torch.zeros(GEOMETRY.shape), bound.schedule.t_max)
+    assert float(torch.nn.functional.avg_pool2d(found, 2)[0, 7, 5]) > 0.85  # 0.56 by linear interpolation alone
+
+
+def test_it_sees_multiples_of_its_own_and_the_grid_stays_small(generator):
+    model, _, coarse = pair(multiple=8)
+    bound = model.for_data(GEOMETRY, intensity_scale=1.0, coarse_above=1.0)
+    assert bound.latent_shape == GEOMETRY.shape
+    found, _ = bound.predict(torch.randn((2, *GEOMETRY.shape), generator=generator), bound.schedule.t_max)
+    ((images, _),) = coarse.calls
+    assert images.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(images[..., 12:], images[..., 7:11].flip(-1))
+    assert found.shape == (2, *GEOMETRY.shape)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -113,8 +128,11 @@ def test_a_run_takes_the_file_beside_the_models_and_the_record_tells(small_scan,
         words = ["recon", *small_scan.options, "--model", str(files / "own.safetensors"), "--out", str(files / name)]
         assert main([*words, "--set", "num_steps=3", "--samples", "2", "--device", "cpu", *more]) == 0
         records[name] = json.loads((files / name / "record.json").read_text())["model"]["coarse"]
-    assert records["with"] == {"sha256": ScoreModel.load(files / "coarse" / "own.safetensors").hash, "above": 2.0}
+    assert records["with"] == {"sha256": ScoreModel.load(files / "coarse" / "own.safetensors").hash, "above": 0.5}
     assert records["without"] is records["adapted"] is None
+    capsys.readouterr()
+    assert main(["models", "show", str(files / "own.safetensors")]) == 0
+    assert f'"companion": "{records["with"]["sha256"]}"' in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_needs_the_same_one(small_scan, files):

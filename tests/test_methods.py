@@ -93,7 +93,7 @@ def test_speeds_are_defaults_of_settings(name, volume):
     accurate, balanced, fast = (METHODS[name].with_settings({}, volume=volume, speed=s) for s in SPEEDS)
     assert balanced == METHODS[name].with_settings({}, volume=volume)
     if volume:  # fewer levels lose lesions
-        assert balanced == {**accurate, "crop": True, "coarse_above": 2.0}
+        assert balanced == {**accurate, "crop": True, "coarse_above": 0.35}
     assert accurate["num_steps"] >= balanced["num_steps"] > fast["num_steps"]
     assert METHODS[name].with_settings({"num_steps": 7}, volume=volume, speed="fast") == {**fast, "num_steps": 7}
     made = METHODS[name](objective, ToyModel(identity), speed="fast")  # a class as a command

@@ -267,6 +267,7 @@ def describe_model(model: Any) -> dict[str, Any]:
             "prediction": model.prediction,
             "schedule": model.schedule.to_config(),
             "voxel_size_mm": list(model.voxel_size),
+            "companion": None if model.companion is None else model.companion.hash,
             "metadata": model.metadata,
         }
     )

@@ -26,8 +26,6 @@ NOMINAL = 0.95
 COUNTS_SLACK = 1.5
 #: Largest relative difference of voxel sizes.
 _VOXEL_SLACK = 0.1
-#: Noise level above which a companion was seen to leave coverage and spread as they are (docs/benchmarks.md, speeds).
-_HIGH_NOISE = 2.0
 _KINDS = ("slices", "volumes")
 _MOST_ENTRIES, _MOST_LEVELS, _LARGEST_FACTOR = 200, 50, 1000.0
 
@@ -165,9 +163,8 @@ class IntervalTable:
 
 
 def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without what does not change the spread: a box, and a companion above a noise level of 2 and more."""
-    above = values.get("coarse_above")
-    return jsonable({**values, "crop": None, "coarse_above": None if above is None or above >= _HIGH_NOISE else above})
+    """Settings without what does not change the spread: a box. Tables that know of no companion are without one."""
+    return jsonable({**values, "crop": None, "coarse_above": values.get("coarse_above")})
 
 
 def table_path(model_file: str | os.PathLike[str]) -> Path:

@@ -287,7 +287,7 @@ class ScoreModel(Predictor):
         anatomical = shown_image(self._anatomical if anatomical is None else anatomical, self)
         guidance = self._guidance if guidance is None else guidance
         companion = None if coarse_above is None or self.in_channels > 1 else self.companion
-        multiple = self.multiple if companion is None else math.lcm(self.multiple, 2 * companion.multiple)
+        multiple = self.multiple if companion is None else math.lcm(self.multiple, companion.multiple, 2)
         grid = GridAdapter(geometry, self.voxel_size, multiple, planes, extent, box)
         grid.log()
         bound = copy.copy(self)

@@ -274,7 +274,7 @@ class Study:
             intensity_scale=scale,
             anatomical=as_shown(anatomical, self.score_model, objective.geometry),
             guidance=self.guide.guidance or None,
-            coarse_above=None if self._adaptation is not None else values.get("coarse_above"),
+            coarse_above=values.get("coarse_above"),
         )
 
     def result(

@@ -192,9 +192,12 @@ _HEAD = NetworkConfig(
     num_head_channels=32,
     patch_size=2,
 )
-_COARSE_HEAD = replace(_HEAD, num_res_blocks=1, attention_levels=(False, False, True))
 _LARGE_HEAD = replace(_HEAD, channels=(32, 64, 128, 128), attention_levels=(False, False, True, True))
 _CONTINUED: dict[str, Any] = {"learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine"}
+#: Of a companion of twice the voxel size: it looks at more noise, and at less of it than the model in finer voxels.
+_COARSE = _CONTINUED | {
+    "crops": (48, 48, 64), "log_sigma_mean": -0.1, "log_sigma_sd": 1.0, "ema_decay": 0.998, "validate_every": 500
+}  # fmt: skip
 _FDG = PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0))
 _VARIOUS = PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0))
 
@@ -214,15 +217,19 @@ RECIPES = {
             "brain", "many tracers, head", _LARGE_HEAD,
             phantoms=_VARIOUS, init="various-start", grow=True, cycles=(9000,), **_CONTINUED | {"learning_rate": 6e-4},
         ),
-        Recipe(  # the companion of brain, which looks at strong noise alone
-            "brain-coarse", "many tracers, head", _COARSE_HEAD,
+        Recipe(  # the companion of brain
+            "brain-coarse", "many tracers, head", _LARGE_HEAD,
             phantoms=replace(_VARIOUS, subjects=144, voxel_size=4.0, fractions=(0.95, 0.05, 0.0)),
-            crops=(48, 56, 64), cycles=(6000,), learning_rate=1e-3, decay="cosine", log_sigma_mean=0.3,
-            log_sigma_sd=1.0, ema_decay=0.998, validate_every=500,
+            init="brain", cycles=(3000,), **_COARSE,
         ),
         Recipe(
             "brain-fdg", "[18F]FDG, head", _LARGE_HEAD,
             phantoms=_FDG, init="brain", cycles=(3000,), log_sigma_mean=-0.4, **_CONTINUED,
+        ),
+        Recipe(
+            "brain-fdg-coarse", "[18F]FDG, head", _LARGE_HEAD,
+            phantoms=replace(_FDG, subjects=96, voxel_size=4.0, fractions=(0.95, 0.05, 0.0)),
+            init="brain-fdg", cycles=(1500,), **_COARSE,
         ),
         Recipe(
             "brain-fdg-mr", "[18F]FDG, head", replace(_HEAD, in_channels=2),

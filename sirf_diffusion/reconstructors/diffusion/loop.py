@@ -193,9 +193,10 @@ class DiffusionReconstructor(ResumableReconstructor):
             resumed = self._kept("intensity_scale", partial(check_real, "intensity_scale", minimum=1e-12, maximum=1e12))
             chosen = self.sampling_settings
             box = (self._kept("box", checked_box) or "object") if chosen.crop else None
-            coarse_above = None if self.adaptation is not None else chosen.coarse_above
-            options = {"sampling": True, "intensity_scale": resumed, "box": box, "coarse_above": coarse_above}
-            self.model = bound(self.model, self.objective, chosen.planes, chosen.extent, **options)
+            self.model = bound(
+                self.model, self.objective, chosen.planes, chosen.extent, sampling=True, intensity_scale=resumed,
+                box=box, coarse_above=chosen.coarse_above,
+            )  # fmt: skip
             start.evaluations, start.network = 0, 0.0  # a bound copy counts for itself
         if self.consistency is not None:
             self.consistency.set_scale(self.model.intensity_scale, self.model.covered)

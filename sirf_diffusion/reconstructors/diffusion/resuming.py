@@ -48,6 +48,7 @@ class ResumableReconstructor(Reconstructor):
 
     def _set_up_adaptation(self) -> None:
         if self.adaptation is not None:
+            self.model.coarse = None  # what is adapted to the data is the model itself
             set_up = partial(self.adaptation.set_up, self.objective, self.model, self.consistency, self.num_steps)
             set_up() if self._resumed is None else self._kept("adaptation", set_up)
             self.settings["adaptation"] = self.adaptation.settings
