@@ -41,6 +41,25 @@ def test_is_bundled_small_and_says_where_it_comes_from(name):
     assert training["recipe"] == training["recipe"] | jsonable(recipe.to_dict())
 
 
+@pytest.mark.parametrize("name", ["brain", "brain-fdg"])
+def test_a_companion_started_from_its_model_and_errs_little_more_where_it_is_asked(name, example):
+    model, truth, geometry = ScoreModel.load(name), example.truth, example.acquisition.geometry
+    training, recipe = model.companion.metadata["training"], RECIPES[f"{name}-coarse"]
+    assert training["init"] == {"name": name, "sha256": model.hash}
+    assert training["steps"] == recipe.num_steps
+    assert training["recipe"] == training["recipe"] | jsonable(recipe.to_dict())
+    c = intensity_scale(truth, geometry)
+    noise = torch.randn((3, *truth.shape), generator=torch.Generator().manual_seed(1))
+    for sigma, most in ((0.5, 1.25), (1.0, 1.15), (2.0, 1.1)):
+        t, errors = model.schedule.t_of_sigma(sigma), []
+        for above in (None, 0.4):
+            bound = model.on(geometry, c, coarse_above=above)
+            clean = bound.to_latent(truth)
+            noisy = model.schedule.gamma(t) * (clean + sigma * noise[..., : clean.shape[-2], : clean.shape[-1]])
+            errors.append(float((bound.predict(noisy, t)[0] - clean).norm()))
+        assert errors[1] < most * errors[0]
+
+
 def test_the_distilled_model_is_small_and_close_to_its_teacher(example):
     from sirf_diffusion.models.storage import find_model
 

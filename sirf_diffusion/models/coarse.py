@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: Folder, beside a model's file, with the file of the same name that has its companion.
 FOLDER = "coarse"
-#: Steps that put contrast in; more gain nothing on heads.
+#: Steps that put contrast in; more gain little on heads.
 _SHARPENED = 2
 
 
