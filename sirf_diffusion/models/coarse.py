@@ -5,8 +5,8 @@ hold nearly all that a noisy image tells. They are an image of the same kind wit
 
 .. math:: \operatorname{mean}(u_t / \gamma) = \operatorname{mean}(u_0) + \frac{\sigma}{\sqrt{n}} z,
 
-which a network that was trained on voxels of twice the size denoises. Its clean image is interpolated linearly, after
-the contrast that this takes from the means was put in (Landweber steps).
+which a network that was trained on voxels of twice the size denoises. Its clean image is interpolated linearly;
+Landweber steps first put in the contrast that the interpolation takes away.
 """
 
 from __future__ import annotations
