@@ -57,10 +57,8 @@ class Coarse:
         if any(abs(v / w - 1) > SAME_VOXEL_SIZE for v, w in zip(voxels[1:], companion.voxel_size[1:], strict=True)):
             logger.warning("the model's companion is for voxels of %s mm: it is not used", companion.voxel_size)
             return None
-        axial = companion.multiple if bound.planes in THREE_ORIENTATIONS else 1
-        multiples = (axial, companion.multiple, companion.multiple)
-        filled = tuple(-(-n // (f * m)) * m for n, f, m in zip(shape, factors, multiples, strict=True))
-        model = companion.on(ImageGeometry(filled, voxels), 1.0, bound.planes)
+        halves = tuple(n // factor for n, factor in zip(shape, factors, strict=True))
+        model = companion.on(ImageGeometry(halves, voxels), 1.0, bound.planes)
         model.counter = bound.counter
         return cls(model, above, factors)
 

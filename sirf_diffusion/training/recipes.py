@@ -194,7 +194,7 @@ _HEAD = NetworkConfig(
 )
 _LARGE_HEAD = replace(_HEAD, channels=(32, 64, 128, 128), attention_levels=(False, False, True, True))
 _CONTINUED: dict[str, Any] = {"learning_rate": 4e-4, "warmup_steps": 300, "decay": "cosine"}
-#: Of a companion of twice the voxel size: it looks at more noise, and at less of it than the model in finer voxels.
+#: Of a companion, which has voxels of twice the size: half the crops, and the noise levels that it is asked at.
 _COARSE = _CONTINUED | {
     "crops": (48, 48, 64), "log_sigma_mean": -0.1, "log_sigma_sd": 1.0, "ema_decay": 0.998, "validate_every": 500
 }  # fmt: skip
