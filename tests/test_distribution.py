@@ -12,6 +12,7 @@ from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, intensity_scale
 from sirf_diffusion.reconstructors import OSEM
 from sirf_diffusion.study.fitness import (
+    COARSE,
     IN,
     LIKELIHOOD_LIMIT,
     OUT,
@@ -47,6 +48,7 @@ def test_the_model_s_own_images_are_denoised_as_well_as_it_expects(planes):
     check = check_distribution(gaussian_model(geometry, planes), image, samples=image[None])
     assert [level.sigma for level in check.denoising] == list(PROBES)
     assert check.network_evaluations == (2 * sum(PROBES.values()) if planes == "transverse" else 2 * len(PROBES))
+    assert not any(level.companion for level in check.denoising)
     for level in check.denoising:
         exact = (VARIANCE * level.sigma**2 / (VARIANCE + level.sigma**2)) ** 0.5
         assert level.expected == pytest.approx(exact, rel=0.04)
@@ -110,6 +112,8 @@ def test_noise_and_patterns_are_noticed_by_the_bundled_model():
     model = ScoreModel.load("brain-fdg").on(geometry, intensity_scale(truth, geometry))
     check = check_distribution(model, truth, samples=truth[None], objective=example.acquisition.objective())
     assert check.verdict == IN
+    assert [level.companion for level in check.denoising] == [level.sigma >= COARSE for level in check.denoising]
+    assert all(0.9 < level.own_ratio < 1.1 and level.training for level in check.denoising)
     assert abs(check.likelihood.deviations) < 4
     assert check.network_evaluations == 2 * sum(PROBES.values())
     assert check.forward_projections == 2

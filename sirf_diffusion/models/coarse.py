@@ -67,18 +67,30 @@ class Coarse:
     ) -> tuple[Tensor, Tensor]:
         """Clean image and noise in ``u = gamma u0 + nu eps``, as `Predictor.predict` gives them."""
         self.model.precision = precision
-        schedule, leading = self.model.schedule, u.shape[:-3]
-        split = [part for size, n in zip(u.shape[-3:], self.factors, strict=True) for part in (size // n, n)]
-        means = u.reshape(-1, 1, *split).mean((-5, -3, -1)) / gamma
-        sizes, filled = means.shape[-3:], self.model.latent_shape
-        t = schedule.t_of_sigma(nu / gamma / math.sqrt(math.prod(self.factors)))
-        # Filled up to what the network needs by a mirror, which has the noise that it expects.
-        beyond = [m - n for n, m in zip(sizes, filled, strict=True)]
-        mode = "reflect" if all(b < n for b, n in zip(beyond, sizes, strict=True)) else "circular"
-        means = torch.nn.functional.pad(means, [side for b in reversed(beyond) for side in (0, b)], mode=mode)
-        coarse, _ = self.model.predict(schedule.gamma(t) * means.reshape(*leading, *filled), t, turn)
-        u0 = self._finer(coarse.reshape(-1, 1, *filled)[..., : sizes[0], : sizes[1], : sizes[2]]).reshape(u.shape)
+        schedule = self.model.schedule
+        sizes = [size // n for size, n in zip(u.shape[-3:], self.factors, strict=True)]
+        t = schedule.t_of_sigma(nu / gamma * self.noise)
+        coarse, _ = self.model.predict(schedule.gamma(t) * self.means(u / gamma), t, turn)
+        coarse = coarse.reshape(-1, 1, *coarse.shape[-3:])[..., : sizes[0], : sizes[1], : sizes[2]]
+        u0 = self._finer(coarse).reshape(u.shape)
         return u0, (u - gamma * u0) / nu
+
+    @property
+    def noise(self) -> float:
+        """What is left of the noise's standard deviation in means."""
+        return 1 / math.sqrt(math.prod(self.factors))
+
+    def means(self, u: Tensor) -> Tensor:
+        """Means of latent voxels ``[..., z, y, x]``, filled up to what the network needs by a mirror.
+
+        A mirror has the noise that the network expects.
+        """
+        split = [part for size, n in zip(u.shape[-3:], self.factors, strict=True) for part in (size // n, n)]
+        means = u.reshape(-1, 1, *split).mean((-5, -3, -1))
+        beyond = [m - n for n, m in zip(means.shape[-3:], self.model.latent_shape, strict=True)]
+        mode = "reflect" if all(b < n for b, n in zip(beyond, means.shape[-3:], strict=True)) else "circular"
+        filled = torch.nn.functional.pad(means, [side for b in reversed(beyond) for side in (0, b)], mode=mode)
+        return filled.reshape(*u.shape[:-3], *self.model.latent_shape)
 
     def _finer(self, means: Tensor) -> Tensor:
         """Linear interpolation of values that are changed until the means of what comes out are nearly ``means``."""
