@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def divide_views(basic: Sequence[int], num_subsets: int, equal: bool = False) ->
 
 def equal_divisions(basic: Sequence[int]) -> list[int]:
     """Numbers of subsets that give all of them as many views."""
-    return [n for n in range(1, len(basic) + 1) if len({len(views) for views in _divided(basic, n)}) == 1]
+    return [n for n in range(1, len(basic) + 1) if len(set(np.bincount(np.remainder(basic, n), minlength=n))) == 1]
 
 
 def largest_num_subsets(basic: Sequence[int], wanted: int) -> int:
