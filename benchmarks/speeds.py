@@ -7,8 +7,9 @@
     ... --speeds balanced --set coarse_above=1.0                        # what a setting does
 
 Each case is reconstructed at each speed, one after the other, from the same counts; `accurate` with the first model in
-float32 is the reference of all ratios. Seconds are those of the processor, which other programs disturb little. Hot
-lesions: recovered contrast, summed over the lesions of all cases. Subjects 800 to 899 are those of tuning.
+float32 is the reference of all ratios. A model that takes an MR is shown the case's. Seconds are those of the
+processor, which other programs disturb little. Hot lesions: recovered contrast, summed over the lesions of all cases.
+Subjects 800 to 899 are those of tuning.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ HEADER = "| method | model | speed | processor | NRMSE | SSIM | hot lesions | co
 
 def measured(case: Case, method: str, name: str, speed: str, options: argparse.Namespace) -> dict[str, float]:
     """Processor seconds and quality of one reconstruction."""
-    objective = Problem(case, options.realisation, {}, torch.device("cpu")).objective(METHODS[method].num_subsets)
+    problem = Problem(case, options.realisation, {}, torch.device("cpu"))
+    objective = problem.objective(METHODS[method].num_subsets)
     model = ScoreModel.load(name, precision="float32" if speed == SPEEDS[0] else "auto")
+    if model.in_channels > 1:
+        model = model.guided_by(problem.mr)
     objective.sensitivity()
     began = time.process_time()
     made: Any = METHODS[method](

@@ -28,11 +28,12 @@ class Seen(torch.nn.Module):
         return torch.full_like(images[:, :1], self.clean)
 
 
-def pair(clean: float = 1.0, multiple: int = 1):
+def pair(clean: float = 1.0, multiple: int = 1, inputs: int = 1):
     """A model of 2 mm and its companion of 4 mm, and their networks."""
     fine, coarse = Seen(), Seen(clean)
-    model = ScoreModel(fine, VPSchedule(), "x0", multiple=2)
-    model.companion = ScoreModel(coarse, VPSchedule(), "x0", (4.0, 4.0, 4.0), multiple=multiple)
+    model = ScoreModel(fine, VPSchedule(), "x0", multiple=2, in_channels=inputs)
+    of_twice = {"voxel_size": (4.0, 4.0, 4.0), "multiple": multiple, "in_channels": inputs}
+    model.companion = ScoreModel(coarse, VPSchedule(), "x0", **of_twice)
     return model, fine, coarse
 
 
@@ -97,14 +98,33 @@ def test_it_sees_multiples_of_its_own_and_the_grid_stays_small(generator):
     assert found.shape == (2, *GEOMETRY.shape)
 
 
-@pytest.mark.parametrize("there", [True, False])
+def test_it_is_shown_means_of_the_anatomical_image(generator, caplog):
+    model, fine, coarse = pair(multiple=8, inputs=2)
+    anatomical = 5 * torch.rand(GEOMETRY.shape, generator=generator)
+    of = {"intensity_scale": 1.0, "anatomical": anatomical, "guidance": 1.0, "coarse_above": 1.0}
+    bound = model.for_data(GEOMETRY, **of)
+    bound.predict(torch.zeros(GEOMETRY.shape), bound.schedule.t_max)
+    (with_it, _), (without, _) = coarse.calls
+    means = torch.nn.functional.avg_pool2d(bound.anatomy, 2)
+    torch.testing.assert_close(with_it[0, 1, :, :12], means[0])
+    assert float(means.mean()) == pytest.approx(1.0, abs=0.2)
+    assert not without[:, 1].any()
+    assert not fine.calls
+    model.for_data(GEOMETRY, intensity_scale=1.0, guidance=-1.0, coarse_above=1.0).predict(
+        torch.zeros(GEOMETRY.shape), bound.schedule.t_max
+    )
+    assert len(coarse.calls) == 3
+    assert "unconditionally" not in caplog.text
+
+
+@pytest.mark.parametrize("there", [{"voxel_size": (3.0, 3.0, 3.0)}, {"voxel_size": (4.0,) * 3, "in_channels": 2}, None])
 def test_without_one_that_suits_the_model_is_asked(there, caplog):
     model, fine, coarse = pair()
-    model.companion = ScoreModel(coarse, VPSchedule(), "x0", (3.0, 3.0, 3.0)) if there else None
+    model.companion = ScoreModel(coarse, VPSchedule(), "x0", **there) if there else None
     bound = model.for_data(GEOMETRY, intensity_scale=1.0, coarse_above=1.0)
     bound.predict(torch.zeros(GEOMETRY.shape), bound.schedule.t_max)
     assert (len(fine.calls), len(coarse.calls)) == (1, 0)
-    assert ("companion" in caplog.text) == there
+    assert ("companion" in caplog.text) == bool(there)
 
 
 @pytest.fixture

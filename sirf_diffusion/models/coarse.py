@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,10 +57,18 @@ class Coarse:
         if any(abs(v / w - 1) > SAME_VOXEL_SIZE for v, w in zip(voxels[1:], companion.voxel_size[1:], strict=True)):
             logger.warning("the model's companion is for voxels of %s mm: it is not used", companion.voxel_size)
             return None
+        if companion.in_channels != bound.in_channels:
+            logger.warning("the model's companion is for %d input images: it is not used", companion.in_channels)
+            return None
         halves = tuple(n // factor for n, factor in zip(shape, factors, strict=True))
-        model = companion.on(ImageGeometry(halves, voxels), 1.0, bound.planes)
+        shown = bound.anatomical_input
+        model = companion.on(ImageGeometry(halves, voxels), 1.0, bound.planes, guidance=None if shown is None else -1.0)
         model.counter = bound.counter
-        return cls(model, above, factors)
+        coarse = cls(model, above, factors)
+        if shown is not None:
+            seen = None if shown.anatomy is None else coarse.means(shown.anatomy)
+            model.anatomical_input = replace(shown, anatomy=seen)
+        return coarse
 
     def predict(
         self, u: Tensor, gamma: float, nu: float, turn: int | None = None, precision: str = "float32"

@@ -56,7 +56,7 @@ class Predictor:
     geometry: ImageGeometry | None = None
     _scale: float | None = None
     _grid: GridAdapter | None = None
-    _conditioning: Conditioning | None = None
+    anatomical_input: Conditioning | None = None
     #: A `sirf_diffusion.models.coarse.Coarse` that takes the network's place in `predict` while the noise is strong.
     coarse: Any = None
 
@@ -100,12 +100,12 @@ class Predictor:
     @property
     def conditioning(self) -> dict[str, Any] | None:
         """Hash of the anatomical image and guidance weight, ready for JSON; None for a model that takes none."""
-        return None if self._conditioning is None else self._conditioning.describe()
+        return None if self.anatomical_input is None else self.anatomical_input.describe()
 
     @property
     def anatomy(self) -> Tensor | None:
         """The anatomical image as the network sees it, on the latent grid; None without one."""
-        return None if self._conditioning is None else self._conditioning.anatomy
+        return None if self.anatomical_input is None else self.anatomical_input.anatomy
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +183,7 @@ class Predictor:
                 f"the score model's network gives values that are not finite (at noise level "
                 f"{self.schedule.sigma(t):.3g}): its file is damaged, or it does not suit these images; use another"
             )
-        passes = 1 if self._conditioning is None else len(self._conditioning.terms())
+        passes = 1 if self.anatomical_input is None else len(self.anatomical_input.terms())
         self.counter.evaluations += math.prod(u.shape[:-3]) * passes
         self.counter.seconds += self._clock() - start
         return denoised_and_noise(self.prediction, output, u, gamma, nu)
@@ -260,10 +260,10 @@ class Predictor:
     def _evaluate(self, images: Tensor, t: float, turn: int | None) -> Tensor:
         """Network output, the weighted sum of those with and without anatomy under guidance."""
         network, told = self._coverage, float(network_time(self.time_input, self.schedule, t))
-        if self._conditioning is None:
+        if self.anatomical_input is None:
             return network(images[..., None, :, :, :], told, turn)
         outputs = []
-        for weight, anatomy in self._conditioning.terms():
+        for weight, anatomy in self.anatomical_input.terms():
             second = torch.zeros_like(images) if anatomy is None else anatomy.to(images).expand_as(images)
             outputs.append(weight * network(torch.stack((images, second), -4), told, turn))
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]

@@ -103,7 +103,7 @@ class ScoreModel(Predictor):
         self.precision = "float32"
         #: Of a model for one patient: what its network is shown, see `sirf_diffusion.models.expected_image`.
         self.expected_image: AnatomicalImage | None = None
-        self._conditioning = Conditioning() if self.in_channels > 1 else None
+        self.anatomical_input = Conditioning() if self.in_channels > 1 else None
         self._anatomical: Anatomical | None = None
         self._guidance = 0.0
 
@@ -286,7 +286,7 @@ class ScoreModel(Predictor):
             raise ValueError(f"planes={planes!r} needs a network of three orientations, found {known}")
         anatomical = shown_image(self._anatomical if anatomical is None else anatomical, self)
         guidance = self._guidance if guidance is None else guidance
-        companion = None if coarse_above is None or self.in_channels > 1 else self.companion
+        companion = None if coarse_above is None else self.companion
         multiple = self.multiple if companion is None else math.lcm(self.multiple, companion.multiple, 2)
         grid = GridAdapter(geometry, self.voxel_size, multiple, planes, extent, box)
         grid.log()
@@ -294,7 +294,7 @@ class ScoreModel(Predictor):
         bound.geometry, bound._scale, bound._grid = geometry, float(intensity_scale), grid.to(self.device)
         bound.max_batch, bound.block, bound.counter = max_batch, block, NetworkCounter()
         bound.precision = "float32" if self.precision == "auto" else self.precision
-        bound._conditioning = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
+        bound.anatomical_input = make_conditioning(self.in_channels, anatomical, guidance, geometry, grid, self.device)
         bound.coarse = None if companion is None else Coarse.of(bound, companion, coarse_above)
         return bound
 

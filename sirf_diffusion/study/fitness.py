@@ -13,6 +13,7 @@ from torch import Tensor
 from ..engines.objective import Objective
 from ..geometry.gaussian import gaussian_smooth
 from ..geometry.images import ImageGeometry
+from ..models.coarse import Coarse
 from ..models.expected_image import MOST_OFF_MM, RESEMBLANCE_LEAST, Resemblance, resemblance
 from ..models.intensity import object_box
 
@@ -246,7 +247,7 @@ def check_distribution(
     if model.planes != "volume" and model.conditioning is None:
         images, planes = some_planes(images, model.geometry, NUM_PLANES)
         box = object_box(images.mean(0).clamp(min=0), planes)
-        bound = model.on(planes, model.intensity_scale, box=box, coarse_above=COARSE)
+        bound = model.on(planes, model.intensity_scale, box=box)
     evaluations = bound.counter.evaluations
     denoising = _denoising(bound, images, seed)
     evaluations = bound.counter.evaluations - evaluations
@@ -266,7 +267,8 @@ def check_distribution(
 
 
 def _denoising(model: ScoreModel, images: Tensor, seed: int) -> list[DenoisingCheck]:
-    latent, box, coarse = model.to_latent(images), _box(model, images.mean(0)), model.coarse
+    latent, box = model.to_latent(images), _box(model, images.mean(0))
+    coarse = None if model.companion is None else Coarse.of(model, model.companion, COARSE)
     lowest, highest = (model.schedule.sigma(float(t)) for t in (model.schedule.t_min, model.schedule.t_max))
     # Not the noise that a sampler of the same seed started from.
     generator = torch.Generator().manual_seed(_SEED + seed)

@@ -199,6 +199,7 @@ _COARSE = _CONTINUED | {
     "crops": (48, 48, 64), "log_sigma_mean": -0.1, "log_sigma_sd": 1.0, "ema_decay": 0.998, "validate_every": 500
 }  # fmt: skip
 _FDG = PhantomOptions("fdg", subjects=72, draws=2, fractions=(0.9, 0.1, 0.0))
+_COARSE_FDG = replace(_FDG, subjects=96, voxel_size=4.0, fractions=(0.95, 0.05, 0.0))
 _VARIOUS = PhantomOptions("various", subjects=72, draws=3, fractions=(0.9, 0.1, 0.0))
 
 #: Of the bundled models, and of those that they started from (``fdg-start``, ``various-start``).
@@ -228,12 +229,15 @@ RECIPES = {
         ),
         Recipe(
             "brain-fdg-coarse", "[18F]FDG, head", _LARGE_HEAD,
-            phantoms=replace(_FDG, subjects=96, voxel_size=4.0, fractions=(0.95, 0.05, 0.0)),
-            init="brain-fdg", cycles=(1500,), **_COARSE,
+            phantoms=_COARSE_FDG, init="brain-fdg", cycles=(1500,), **_COARSE,
         ),
         Recipe(
             "brain-fdg-mr", "[18F]FDG, head", replace(_HEAD, in_channels=2),
             phantoms=_FDG, init="fdg-start", cycles=(8000,), **_CONTINUED,
+        ),
+        Recipe(
+            "brain-fdg-mr-coarse", "[18F]FDG, head", replace(_HEAD, in_channels=2),
+            phantoms=_COARSE_FDG, init="brain-fdg-mr", cycles=(2500,), **_COARSE,
         ),
     )
 }  # fmt: skip
