@@ -7,7 +7,7 @@
     python -m benchmarks.score_prior --tuning --memory --noise-level 0.4 --factor 0.4 --cases fdg second-any
 
 Slices of the domain-shift suite, of heads of the second generator (``second-TRACER``), and where asked for of the
-suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts. One line of JSON a case: NRMSE relative to RDP's. Strength
+suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts unless others are asked for. One line of JSON a case: NRMSE relative to RDP's. Strength
 and noise level are to be chosen with ``--tuning``, on other subjects.
 """
 
@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=known, default=shifts)
     parser.add_argument("--tuning", action="store_true", help=f"subjects {TUNING} instead of {REPORTED}")
+    parser.add_argument("--prompts", type=float, default=PROMPTS, help="default: %(default)g")
     parser.add_argument("--engine", choices=("embedded", "sirf"), default="embedded", help="of OSMAPOSL")
     parser.add_argument("--model", default="brain", help="bundled name or file")
     parser.add_argument("--noise-level", type=float, default=NOISE_LEVEL)
@@ -134,9 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {"noise_level": options.noise_level, "penalisation_factor": options.factor, "memory": options.memory}
     for name in options.cases:
         for subject in TUNING if options.tuning else REPORTED:
-            scan = scan_of(name, subject)
+            scan = scan_of(name, subject, options.prompts)
             rdp, strength = best_rdp(scan)
-            row: dict[str, Any] = {"case": name, "subject": subject, "rdp": rdp, "rdp strength": strength}
+            row: dict[str, Any] = {"case": name, "subject": subject, "prompts": options.prompts, "rdp": rdp, "rdp strength": strength}
             for number in options.iterations:
                 run = reconstruct(
                     scan.acquisition, "map-score", model=model, settings={**settings, "num_iterations": number}

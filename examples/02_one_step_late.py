@@ -1,8 +1,9 @@
 """MAP by one-step-late OSEM, with the relative difference prior and with a diffusion model as prior.
 
 A score prior is set on the objective function like any other. OSL diverges if the penalty is strong against the data,
-of any prior: for a score prior of factor b and noise level n, at scale c, keep b x / ((c n)^2 s) below about 0.5 for
-activity x and sensitivity s; the script prints the largest. For an exact maximum use sirf_diffusion.MAPEM (see 06).
+of any prior. Of a score prior with factor b and noise level n, at scale c, the script prints the largest
+b x / ((c n)^2 s) for activity x and sensitivity s: above about 1, OSMAPOSLReconstructor shortens the prior's steps,
+which leaves the image in the end what it is. For an exact maximum use sirf_diffusion.MAPEM with one or two subsets.
 """
 
 import common
@@ -27,7 +28,8 @@ def main():
     print(f"intensity scale {scale:.4g} image units")
     sensitivity = sum(objective.get_subset_sensitivity(k).as_array() for k in range(args.subsets))
     relative = start.as_array() / np.where(sensitivity > 0.1 * sensitivity.max(), sensitivity, np.inf)
-    print(f"OSL needs less than 0.5: {args.score_factor * relative.max() / (scale * args.noise_level) ** 2:.2g}")
+    largest = args.score_factor * relative.max() / (scale * args.noise_level) ** 2
+    print(f"largest factor x activity / (scale level)^2 / sensitivity: {largest:.2g}")
 
     # the strength of RDP is given for an image of unit mean, too: its value is proportional to the image's
     rdp = pet.RelativeDifferencePrior()

@@ -53,6 +53,8 @@ def load(pet: Any, path: Path) -> Scan:
     """Read a folder that holds ``prompts.hs``, ``multiplicative.hs``, ``additive.hs`` and an image on the grid."""
     pet.set_verbosity(0)
     pet.AcquisitionData.set_storage_scheme("memory")
+    if missing := [n for n in ("prompts.hs", "multiplicative.hs", "additive.hs") if not (path / n).is_file()]:
+        raise SystemExit(f"{path} holds no {' and no '.join(missing)}: see --path in --help, and docs/your-data.md")
     prompts = pet.AcquisitionData(str(path / "prompts.hs"))
     # counts = multiplicative (G x + additive): attenuation is a part of the multiplicative factors here
     acq_model = pet.AcquisitionModelUsingRayTracingMatrix()

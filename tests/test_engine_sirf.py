@@ -122,6 +122,14 @@ def test_needs_an_objective_that_is_set_up(pet, scan, capfd):
     assert "out-of-range" not in capfd.readouterr().err
 
 
+def test_a_subset_without_views_is_refused(pet, scan):
+    obj = pet.make_Poisson_loglikelihood(scan.prompts, acq_model=scan.model)
+    obj.set_num_subsets(scan.prompts.shape[-2] + 1)
+    obj.set_up(scan.template)
+    with pytest.raises(ValueError, match="sees no voxel"):
+        as_objective(obj).sensitivity()
+
+
 def test_a_model_that_was_left_to_the_objective_function_will_do(pet, scan, x):
     model = pet.AcquisitionModelUsingRayTracingMatrix()
     obj = pet.make_Poisson_loglikelihood(scan.prompts, acq_model=model)

@@ -78,11 +78,13 @@ def test_bsrem_with_subsets_converges_to_the_maximum(beta, epochs, tolerance):
     assert reconstructor.record["projections"]["forward"] < 1.6 * epochs
 
 
-def test_closed_form_with_subsets_stays_near_the_maximum():
+def test_closed_form_with_subsets_stays_near_the_maximum_and_says_so(caplog):
     objective, _ = make_toy(num_bins=240, counts=1e5, num_subsets=4)
     prior = make_prior("score", objective, 3.0)
     reference = run(MAPEM(objective.divided(1), prior, 500))
+    assert "limit cycle" not in caplog.text
     assert (run(MAPEM(objective, prior, 60)) - reference).norm() < 0.06 * reference.norm()
+    assert "4 subsets ends in a limit cycle" in caplog.text
 
 
 def test_vanishing_penalty_gives_mlem_and_overwhelming_one_its_own_minimum():

@@ -15,12 +15,14 @@ import pytest
 import torch
 from sirf_scan import quiet_sirf
 from small_scan import script_objects, write_small_model, write_small_scan
+from toy_denoisers import gaussian_score_model
 
 from sirf_diffusion import get_engine, priors
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.interop.stir.views import TensorPrior
 from sirf_diffusion.models import ScoreModel, VPSchedule, intensity_scale
 from sirf_diffusion.models.denoiser import estimate_noise_level
+from sirf_diffusion.priors import one_step_late
 
 GRID = ImageGeometry((3, 15, 17), (4.0, 2.0, 2.5), (1.0, 0.0, -3.0))
 SIGMA, SCALE = 0.3, 0.8
@@ -346,10 +348,35 @@ def test_kernel_coefficients_are_refused(sirf, sirf_scan):
 
 @pytest.mark.parametrize(("level", "says"), [(priors.NOISE_LEVEL, 0), (0.2, 1)])
 def test_a_prior_too_strong_for_one_step_late_is_said_once(scan, level, says, caplog):
-    prior = scan.pet.ScorePrior(model(), noise_level=level, intensity_scale=float(scan.truth.max()))
+    prior = scan.pet.ScorePrior(model(), noise_level=level, intensity_scale=float(scan.truth.max()), memory=False)
     prior.set_penalisation_factor(priors.PENALISATION_FACTOR)
     scan.reconstruct("OSMAPOSLReconstructor", scan.objective(prior), 2)
     assert sum("use OSSPS or MAPEM" in message for message in caplog.messages) == says
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_one_step_late_converges_with_any_factor_of_a_prior_with_memory(scan, stable, monkeypatch):
+    if not stable:
+        monkeypatch.setattr(priors.ScorePenalty, "prepare_one_step_late", lambda *_: "")
+    denoiser = gaussian_score_model(0.06, voxel_size=(4.0, 4.0, 4.0))
+    prior = scan.pet.ScorePrior(denoiser, intensity_scale=float(scan.truth.as_array().mean()))
+    prior.set_penalisation_factor(100 * priors.PENALISATION_FACTOR)
+    few, more = (scan.reconstruct("OSMAPOSLReconstructor", scan.objective(prior), n) for n in (40, 60))
+    assert ((more - few).norm() < 0.01 * more.norm()) == stable
+
+
+def test_a_run_that_diverges_is_said_once(caplog):
+    updates = one_step_late.Updates()
+    image = torch.rand(GRID.shape)
+    for growth in (1.0, 4.0, 8.0, 9.0, 10.0, 40.0, 60.0, 80.0):
+        updates.watch(growth * image)
+    assert [message.count("diverge") for message in caplog.messages] == [1]
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf"), "auto", None])
+def test_a_factor_that_is_none_is_refused_at_once(pet, factor):
+    with pytest.raises(ValueError, match="penalisation_factor must be a number"):
+        pet.PythonPrior(Ridge()).set_penalisation_factor(factor)
 
 
 @pytest.mark.parametrize("algorithm", ["OSMAPOSLReconstructor", pytest.param("OSSPSReconstructor", marks=REAL)])
@@ -543,6 +570,13 @@ def test_errors_of_the_object_reach_the_script(sirf, sirf_scan):
 
     with pytest.raises(sirf.error, match="1 NaN"):
         sirf_scan.reconstruct("OSMAPOSLReconstructor", sirf_scan.objective(sirf.PythonPrior(NotFinite())), 1)
+
+    class Stopped(Ridge):
+        def gradient(self, x, out):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sirf_scan.reconstruct("OSMAPOSLReconstructor", sirf_scan.objective(sirf.PythonPrior(Stopped())), 1)
     # SIRF is still usable afterwards.
     sirf_scan.reconstruct("OSMAPOSLReconstructor", sirf_scan.objective(sirf.PythonPrior(Ridge())), 1)
 

@@ -133,8 +133,11 @@ class Penalty(ABC):
         rho = self.curvature(x)
         return x - self.gradient(x) / rho.clamp_min(torch.finfo(rho.dtype).tiny), rho
 
-    def one_step_late_risk(self) -> str:
-        """Why One Step Late (OSMAPOSL) may diverge with the present settings; empty if nothing is known."""
+    def prepare_one_step_late(self, sensitivity: Tensor, factor: float) -> str:
+        """Hear that One Step Late (OSMAPOSL) is about to run; why it may diverge, empty if nothing is known.
+
+        ``sensitivity`` is that of all data, ``[z, y, x]``, and ``factor`` the penalisation factor in use.
+        """
         return ""
 
     @property

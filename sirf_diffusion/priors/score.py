@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..geometry.checks import check_flag, check_real
 from ..geometry.images import ImageGeometry
+from . import one_step_late
 from .base import Penalty, check_anatomical
 from .early_scale import EarlyScale, scale_of, with_structure
 
@@ -30,8 +31,6 @@ MEMORY = True
 # With memory: which share of a change of the noise is kept at once, and how strongly that change pulls. The image in
 # the end does not depend on them; One Step Late exploded where their sum times factor over squared level was 6.7.
 MEMORY_RATE, MEMORY_PULL = 0.5, 1.2
-#: Factor over squared noise level up to which One Step Late was stable on slices of a head.
-ONE_STEP_LATE_LIMIT = 3.0
 
 # Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
 PATH_POINTS = 8
@@ -142,7 +141,8 @@ class ScorePenalty(Penalty):
         self._anatomical: Tensor | AnatomicalImage | None = None
         self._guidance: float | None = None
         self._warned, self._compared, self._told = False, True, False
-        self._early = EarlyScale()
+        self._early, self._updates = EarlyScale(), one_step_late.Updates()
+        self._sensitivity: Tensor | None = None  # of One Step Late, over the penalisation factor
         self.memory = check_flag("memory", memory)
         self.set_kappa(kappa)
 
@@ -179,7 +179,7 @@ class ScorePenalty(Penalty):
             check_anatomical(self._anatomical, geometry)
             self._bound = None
         self.forget()
-        self._early = EarlyScale()
+        self._early, self._sensitivity = EarlyScale(), None
         self._compared = self._told  # what a user told holds for the next run
         super().set_up(geometry)
         if self._bound is None and (self._scale is not None or objective is not None):
@@ -197,10 +197,14 @@ class ScorePenalty(Penalty):
 
     def forget(self) -> None:
         """Begin anew: nothing has been taken away yet."""
-        self.noise = None
+        self.noise, self._updates = None, one_step_late.Updates()
 
-    def one_step_late_risk(self) -> str:
-        return one_step_late_risk(self.penalisation_factor, self.noise_level)
+    def prepare_one_step_late(self, sensitivity: Tensor, factor: float) -> str:
+        """With memory, steps are shortened where they would not be stable: the image in the end is the same."""
+        if not self.memory:
+            return one_step_late.risk(factor, self.noise_level)
+        self._sensitivity = sensitivity / factor if factor > 0 else None
+        return ""
 
     def find_scale(self, x: Tensor) -> bool:
         """Take the intensity scale from an image, unless it was given; False, with one warning, if it does not tell."""
@@ -229,6 +233,7 @@ class ScorePenalty(Penalty):
     def gradient(self, x: Tensor) -> Tensor:
         if not self._ready(x) or self.penalisation_factor == 0:
             return torch.zeros_like(x)
+        self._updates.watch(x)
         gradient, noise = self._slope(x)
         self._keep(noise)
         return gradient
@@ -270,6 +275,12 @@ class ScorePenalty(Penalty):
         if not self.memory:
             return self._strength(x) * to_image(removed).to(x.device), removed
         change = removed - noise
+        if self._sensitivity is not None:
+            slope = (rate + pull) * self._strengths(x) / self.penalisation_factor
+            share, most = self._updates.bounds(x, slope, self._sensitivity.to(x), c)
+            if hasattr(model, "removed"):
+                share, most = (model.to_latent(c * v) for v in (share, most))
+            change = torch.clamp(change * share, -most, most)
         noise = noise + rate * change
         return self._strength(x) * to_image(noise + pull * change).to(x.device), noise
 
@@ -335,14 +346,3 @@ class ScorePenalty(Penalty):
             options |= {"anatomical": self._anatomical, "guidance": self._guidance}
         self._bound = self.model.for_data(data, early_image, **options)
         self._compared = True
-
-
-def one_step_late_risk(factor: float, noise_level: float) -> str:
-    """What to do if a score prior is too strong for One Step Late; empty if it is not."""
-    largest = ONE_STEP_LATE_LIMIT * noise_level**2
-    if factor <= largest:
-        return ""
-    return (
-        f"factor {factor:g} at noise level {noise_level:g}: One Step Late was unstable (hot pixels that grow) above "
-        f"{ONE_STEP_LATE_LIMIT:g} level^2 = {largest:.2g}. Lower the factor, raise the level, or use OSSPS or MAPEM"
-    )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.checks import check_count
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
@@ -74,6 +75,7 @@ class SirfObjective(ToolkitObjective):
         #: The model as SIRF's Python class, which has its terms; what SIRF hands back has not.
         self._model = acquisition_model or getattr(obj, "known_acquisition_model", None)
         model = acquisition_model if acquisition_model is not None else model_of(obj)
+        check_count("num_subsets", int(obj.get_num_subsets()))
         require_set_up(obj, int(obj.get_num_subsets()))
         self._template = obj.get_subset_sensitivity(0)
         super().__init__(int(obj.get_num_subsets()), image_geometry(self._template))
@@ -123,15 +125,20 @@ class SirfObjective(ToolkitObjective):
             if subset is None:
                 found = torch.zeros(self.geometry.shape)
                 for k in range(self.num_subsets):
-                    found += to_tensor(self.obj.get_subset_sensitivity(k))
-                finite(found, "SIRF's sensitivity")
+                    found += self._subset_sensitivity(k)
             else:
                 self._check_subset(subset)
-                found = finite(to_tensor(self.obj.get_subset_sensitivity(subset)), "SIRF's sensitivity")
+                found = self._subset_sensitivity(subset)
                 if 4 * found.numel() * self.num_subsets > SENSITIVITY_CACHE_BYTES:
                     return found
             self._sensitivities[subset] = found
         return self._sensitivities[subset]
+
+    def _subset_sensitivity(self, subset: int) -> Tensor:
+        found = finite(to_tensor(self.obj.get_subset_sensitivity(subset)), "SIRF's sensitivity")
+        if not bool((found > 0).any()):
+            raise ValueError(f"subset {subset} of {self.num_subsets} sees no voxel: the data have not so many views")
+        return found
 
     def uniform_image(self) -> Tensor:
         r"""Constant where the sensitivity is positive, zero elsewhere; computed once.

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 try:
@@ -24,6 +26,7 @@ except ImportError as problem:
         "image ghcr.io/synerbi/sirf, or use sirf_diffusion.get_engine('embedded')"
     ) from problem
 
+from ...engines.sirf.convert import to_tensor
 from ...priors import Penalty
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,17 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
         self.known_acquisition_data = None
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C, which goes through STIR as an error of its own, is Python's again."""
+    try:
+        yield
+    except _stir.error as problem:
+        if "interrupted by Ctrl-C" in str(problem):
+            raise KeyboardInterrupt from problem
+        raise
+
+
 class _KnowsItsObjective:
     _known_objective: Any = None
 
@@ -96,26 +110,53 @@ class _KnowsItsObjective:
     def reconstruct(self, image: Any) -> None:
         """Make all updates on an image; a prior with memory begins anew."""
         self._begin_anew()
-        super().reconstruct(image)  # type: ignore[misc]
+        with _ctrl_c():
+            super().reconstruct(image)  # type: ignore[misc]
+
+    def process(self) -> None:
+        """Make all updates on the current estimate."""
+        with _ctrl_c():
+            super().process()  # type: ignore[misc]
+
+    def update_current_estimate(self) -> None:
+        """Make one update."""
+        with _ctrl_c():
+            super().update_current_estimate()  # type: ignore[misc]
 
     def _begin_anew(self) -> None:
-        prior = getattr(getattr(self._known_objective, "known_prior", None), "obj", None)
-        if isinstance(prior, Penalty):
-            prior.forget()
+        if (prior := self._prior()) is not None and isinstance(prior.obj, Penalty):
+            prior.obj.forget()
 
-    def _penalty(self) -> Any:
-        """Of the prior of this package that the objective function has by now, if it has one."""
-        return getattr(getattr(self._known_objective, "known_prior", None), "penalty", None)
+    def _prior(self) -> Any:
+        """The prior of this package that the objective function has by now, if it has one."""
+        prior = getattr(self._known_objective, "known_prior", None)
+        return prior if hasattr(prior, "obj") else None
 
 
 class OSMAPOSLReconstructor(_KnowsItsObjective, _stir.OSMAPOSLReconstructor):
-    """SIRF's OSMAPOSL, which also warns of a score prior that is too strong for One Step Late."""
+    """SIRF's OSMAPOSL, which keeps a score prior stable under One Step Late, or warns of one that may not be."""
+
+    _sensitivity: Any = None
 
     def set_up(self, image: Any) -> None:
         """Set up for images of this grid."""
         super().set_up(image)
-        if (penalty := self._penalty()) is not None and (risk := penalty.one_step_late_risk()):
+        self._sensitivity = None
+        if risk := self._prepare():
             logger.warning("OSMAPOSL: %s", risk)
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._prepare()
+
+    def _prepare(self) -> str:
+        prior, objective = self._prior(), self._known_objective
+        if prior is None or not isinstance(prior.obj, Penalty):
+            return ""
+        if self._sensitivity is None:
+            subsets = range(objective.get_num_subsets())
+            self._sensitivity = sum(to_tensor(objective.get_subset_sensitivity(k)) for k in subsets)
+        return prior.obj.prepare_one_step_late(self._sensitivity, prior.get_penalisation_factor())
 
 
 class OSSPSReconstructor(_KnowsItsObjective, _stir.OSSPSReconstructor):
@@ -127,7 +168,7 @@ class KOSMAPOSLReconstructor(_KnowsItsObjective, _stir.KOSMAPOSLReconstructor):
 
     def set_up(self, image: Any) -> None:
         """Set up for images of this grid; ValueError if the objective function has a prior of this package."""
-        if self._penalty() is not None:
+        if self._prior() is not None:
             raise ValueError(
                 "KOSMAPOSL would give the prior kernel coefficients instead of activity: use OSMAPOSLReconstructor"
             )

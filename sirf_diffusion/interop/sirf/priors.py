@@ -15,6 +15,7 @@ import sirf.STIR as pet
 from torch import Tensor
 
 from ...engines.sirf.convert import fill, image_geometry, patient_position, to_tensor
+from ...geometry.checks import check_real
 from ...priors import Penalty
 from ..callback import CallbackPenalty
 from ..prior_objects import AnchorObject, BowsherObject, EngineImages, ProcessorObject, PythonObject, ScoreObject
@@ -45,6 +46,10 @@ class PythonPrior(SirfImages, PythonObject, pet.Prior):
         self.name = type(self).__name__
         self.handle = prior_handle(obj)
         self.set_penalisation_factor(obj.penalisation_factor if isinstance(obj, Penalty) else 1.0)
+
+    def set_penalisation_factor(self, value: float) -> Any:
+        """Strength of the penalty; ValueError unless it is a finite number of at least 0."""
+        return super().set_penalisation_factor(check_real("penalisation_factor", value))
 
     @property
     def penalty(self) -> Penalty:

@@ -83,7 +83,7 @@ class OSMAPOSLReconstructor:
         objective = self._required()
         objective.set_num_subsets(self._num_subsets)
         objective.set_up(image)
-        if objective.penalty is not None and (risk := objective.penalty.one_step_late_risk()):
+        if risk := self._prepare():
             logger.warning("OSMAPOSL: %s", risk)
         self._subiteration_num, self._set_up = 1, True
 
@@ -113,6 +113,14 @@ class OSMAPOSLReconstructor:
     def _begin_anew(self) -> None:
         if self._objective is not None and self._objective.penalty is not None:
             self._objective.penalty.forget()
+            if self._set_up:
+                self._prepare()
+
+    def _prepare(self) -> str:
+        penalty, likelihood = self._required().penalty, self._required().log_likelihood
+        if penalty is None:
+            return ""
+        return penalty.prepare_one_step_late(likelihood.sensitivity(), penalty.penalisation_factor)
 
     def _run(self, image: ImageData) -> None:
         self._image, self._subiteration_num, self._clipped = image, 1, []

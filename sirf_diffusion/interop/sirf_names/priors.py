@@ -35,7 +35,7 @@ class Prior:
 
     def set_penalisation_factor(self, value: float) -> Prior:
         """Factor in front of the penalty (STIR's default: 0)."""
-        self._penalty.penalisation_factor = float(value)
+        self._penalty.penalisation_factor = value
         return self
 
     def get_penalisation_factor(self) -> float:

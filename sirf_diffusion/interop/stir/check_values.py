@@ -155,7 +155,7 @@ def _check_own(own: OwnBlock, block: ParBlock, program: str, findings: Findings)
     if isinstance(levels, list) and len(levels) > 1 and values[each] < 1:
         raise block.error("noise level", f"is a list: give '{each}', for example the number of subsets")
     if isinstance(levels, list) and program == "OSMAPOSL":
-        from ...priors.score import one_step_late_risk
+        from ...priors.one_step_late import risk as one_step_late_risk
 
         if risk := one_step_late_risk(values[PENALISATION_FACTOR], min(levels)):
             findings.warning(block.line, risk)
