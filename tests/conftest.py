@@ -94,11 +94,25 @@ def untouched_random_state():
 
 @pytest.fixture
 def undrawn(request, monkeypatch):
-    """Figures of results, a third of a small one's time, are drawn in tests marked ``draws`` alone."""
+    """Figures of results, and all noise levels of their check, half of a small one's time, are for ``draws`` alone."""
     if request.node.get_closest_marker("draws") is None:
-        for name in ("result.report_figure", "enhancement.figure_of_views"):
-            monkeypatch.setattr(f"sirf_diffusion.study.{name}", lambda path, *_, **__: Path(path).touch())
+        for name in ("study.result.report_figure", "study.enhancement.figure_of_views",
+                     "personalise.members.member_figure"):  # fmt: skip
+            monkeypatch.setattr(f"sirf_diffusion.{name}", lambda path, *_, **__: Path(path).touch())
         monkeypatch.setattr("sirf_diffusion.training.log.TrainingLog._draw", lambda self: None)
+        monkeypatch.setattr("sirf_diffusion.study.fitness.PROBES", {0.1: 1, 1.6: 1})
+
+
+@pytest.fixture(scope="module")
+def few_levels():
+    """Trained networks are validated at three noise levels or doses, beside three filters."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, values in {
+            "validation.SIGMAS": (0.1, 0.4, 1.6), "validation.GAUSSIAN_FWHM_PIXELS": (1.0, 4.0, 14.0),
+            "doses.DOSES": (0.1, 0.05, 0.02), "doses.GAUSSIAN_FWHM_PIXELS": (1.0, 4.0, 14.0),
+        }.items():  # fmt: skip
+            patch.setattr(f"sirf_diffusion.training.evaluation.{name}", values)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from test_enhancement_model import EXACT, LATENT
 
 from sirf_diffusion.models.doses import DoseSchedule
-from sirf_diffusion.models.enhancement import EnhancementModel
+from sirf_diffusion.models.enhancement import EnhancementModel, LowDoseConfig
 from sirf_diffusion.simulation import FIRST_HELD_OUT_SUBJECT
 from sirf_diffusion.training import train
 from sirf_diffusion.training.configuration import configuration, default_text
@@ -21,10 +21,10 @@ from sirf_diffusion.training.trainer import training_stream
 
 CPU = torch.device("cpu")
 STILL = Augmentation(0, 0, 0, 0, 0, intensity=(1, 1), anatomy_intensity=(1, 1), shift=0)
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "few_levels")
 SLICES = EnhancementRecipe(
     "small", enhancement=EXACT, doses=DoseSchedule(), crops=(32,), batch_size=4, cycles=(6,), warmup_steps=2,
-    learning_rate=2e-3, precision="float32", validate_every=3,
+    learning_rate=2e-3, precision="float32", validate_every=3, scan=LowDoseConfig(num_iterations=1),
 )  # fmt: skip
 NEIGHBOURS = replace(SLICES, enhancement=replace(EXACT, neighbours=1))
 VOLUMES = replace(SLICES, enhancement=LATENT, crops=(16,), batch_size=2, autoencoder_steps=4)
@@ -46,7 +46,7 @@ def whole(data, tmp_path_factory):
 @pytest.mark.parametrize("recipe", [SLICES, NEIGHBOURS, VOLUMES], ids=["exact", "neighbours", "latent"])
 def test_a_training_goes_on_to_the_same_bits(whole, data, tmp_path, recipe):
     files = whole(recipe), tmp_path / "parts.safetensors"
-    for steps in (2, 7) if recipe is VOLUMES else (2, 3):
+    for steps in (2, 7) if recipe is VOLUMES else (3,):
         train(recipe, files[1], data=data, device="cpu", max_steps=steps, options=RunOptions(checkpoint_every=2))
     train(recipe, files[1], data=data, device="cpu")
     model, parts = (EnhancementModel.load(path, "cpu") for path in files)

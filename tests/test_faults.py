@@ -30,7 +30,7 @@ from sirf_diffusion.files.lock import LOCK, locked
 from sirf_diffusion.reconstructors.records import LogCallback
 from sirf_diffusion.training.data.volume_file import VolumeFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "few_levels")
 
 
 @pytest.fixture(scope="module")

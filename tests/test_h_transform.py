@@ -36,6 +36,7 @@ ARCHITECTURE = NetworkConfig(
     in_channels=5,
 )  # fmt: skip
 SHAPE = (1, 12, 12)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def config_for(base, **changes) -> HTransformConfig:

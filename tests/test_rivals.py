@@ -15,6 +15,7 @@ from sirf_diffusion.training import train
 from sirf_diffusion.training.data.scans import ScanSimulator
 from sirf_diffusion.training.views import Window
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 ARCHITECTURE = replace(RECIPE.architecture, in_channels=1)
 
 

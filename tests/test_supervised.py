@@ -25,6 +25,7 @@ from sirf_diffusion.training.supervised import SLICES, SupervisedLoop, Supervisi
 from sirf_diffusion.training.trainer import training_stream
 from sirf_diffusion.training.views import Window, ordinary
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 RING = Scanner("one ring", 1, 64, 90.0, 5.0, 4.0, 4.0, max_num_non_arccorrected_bins=33)
 RECIPE = replace(
     SLICES, crops=(32,), cycles=(4,), batch_size=2, validate_every=2,

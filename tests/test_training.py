@@ -1,6 +1,7 @@
 """Training: recipes, checkpoints, what is checked before the first step, and the validation."""
 
 import errno
+import pickle
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -37,7 +38,11 @@ def test_recipes_leave_the_held_out_subjects_alone():
         assert recipe.phantoms.first + recipe.phantoms.subjects <= FIRST_HELD_OUT_SUBJECT
 
 
-def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path):
+def test_a_recipe_simulates_what_it_needs_and_starts_where_it_says(tmp_path, monkeypatch):
+    def here(number, function, jobs):  # in a process of its own each would load PyTorch
+        return [(key, pickle.loads(pickle.dumps(function))(job)) for key, job in jobs.items()]
+
+    monkeypatch.setattr("sirf_diffusion.training.data.phantom_data.in_processes", here)
     small = PhantomOptions("fdg", "head-parametric", subjects=2, voxel_size=8.0, fractions=(1.0, 0.0, 0.0))
     recipe = replace(RECIPES["brain-fdg"], phantoms=small, crops=(16,), batch_size=2, cycles=(2,), warmup_steps=0)
     model = ScoreModel.load(train(recipe, tmp_path / "m.safetensors", threads=1))

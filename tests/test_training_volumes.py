@@ -26,7 +26,7 @@ from sirf_diffusion.training.distributed import Processes
 from sirf_diffusion.training.state import TrainingState
 from sirf_diffusion.training.trainer import training_stream
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "few_levels")
 VOLUMES = replace(
     RECIPE, crops=(16,), cycles=(4,), batch_size=2, validate_every=2, learning_rate=5e-3, warmup_steps=0,
     architecture=NetworkConfig(
@@ -68,7 +68,7 @@ def test_a_network_of_volumes_learns_a_batch(data):
 )
 def test_resumed_training_equals_uninterrupted(data, tmp_path, recipe):
     whole = train(recipe, tmp_path / "a.safetensors", data=data)
-    for steps in (1, 3, None):
+    for steps in (1, None):
         train(recipe, tmp_path / "b.safetensors", data=data, max_steps=steps)
     assert whole.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     untrained = build_network(recipe.architecture, seed=recipe.seed).state_dict()
