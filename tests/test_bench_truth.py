@@ -8,8 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from bench_cases import tiny_case
 
 from benchmarks.__main__ import main
+from benchmarks.bench import campaign
 from benchmarks.bench.cases import CaseSpec, make_case
 from benchmarks.bench.measures import image_measures
 from benchmarks.bench.truth import Given, nema_iq
@@ -68,9 +70,12 @@ def test_an_image_anywhere_in_space_becomes_the_truth_in_the_middle(tmp_path):
     assert Given.of(str(tmp_path / "my truth.nii.gz")).contents != given.contents
 
 
-def test_the_command_measures_it_and_says_what_cannot_be_run(tmp_path, capsys):
-    words = ["run", "--truth", "nema-iq", "--counts", "2e5", "--methods", "osem", "map-bowsher"]
-    assert main([*words, "--subjects", "1", "--realisations", "1", "--out", str(tmp_path / "out")]) == 0
+def test_the_command_measures_it_and_says_what_cannot_be_run(small_model, tmp_path, monkeypatch, capsys):
+    """Tuned on another kind of case, here a small one."""
+    monkeypatch.setattr(campaign, "make_case", lambda spec: (make_case if spec.given else tiny_case)(spec))
+    words = ["run", "--truth", "nema-iq", "--counts", "2e5", "--methods", "osem", "map-bowsher", "--subjects", "1"]
+    words += ["--realisations", "1", "--model", str(small_model), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
     said = capsys.readouterr().out
     assert "not run: map-bowsher: needs an MR image (--mr)" in said
     with (tmp_path / "out" / "results.csv").open() as file:

@@ -69,7 +69,7 @@ def cluster():
 
 def test_on_a_cluster_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "make_case", tiny_case)
-    suite = replace(TINY, methods=("mlem", "map-quadratic"))
+    suite = replace(TINY, methods=("mlem", "map-quadratic"), variants=())
     execution = Execution(cluster=cluster.scheduler_address)
     processes = execution.client.run(os.getpid)
     killed = []
