@@ -47,8 +47,9 @@ def recon(small_scan, small_model, tmp_path):
     return run
 
 
-@pytest.mark.draws
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.draws] if m in ("map-rdp", "lisch") else []) for m in METHODS]
+)
 def test_recon_writes_a_complete_result(recon, small_scan, method):
     code, out = recon(method=method)
     assert code == 0
