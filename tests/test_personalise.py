@@ -35,6 +35,7 @@ from sirf_diffusion.training.data.volume_file import VolumeFile
 pytest.importorskip("nilearn")
 pytest.importorskip("SimpleITK")
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SHAPE, VOXEL = (56, 64, 56), 4.0
 
 
@@ -125,6 +126,22 @@ def write_mr(path, seed):
     image.SetOrigin(tuple(-MM * (n - 1) / 2 for n in image.GetSize()))  # around the scanner's axis
     sitk.WriteImage(image, str(path))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """A pair of the same images is registered once, processes of their own apart."""
+    known = {}
+
+    def register(fixed, moving, *more, **options):
+        pair = fixed.tobytes(), moving.tobytes()
+        if pair not in known:
+            known[pair] = register_deformable(fixed, moving, *more, **options)
+        return known[pair]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sirf_diffusion.personalise.members.register_deformable", register)
+        yield
 
 
 @pytest.fixture(scope="module")
