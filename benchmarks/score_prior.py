@@ -7,8 +7,8 @@
     python -m benchmarks.score_prior --tuning --memory --noise-level 0.4 --factor 0.4 --cases fdg second-any
 
 Slices of the domain-shift suite, of heads of the second generator (``second-TRACER``), and where asked for of the
-suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts unless others are asked for. One line of JSON a case: NRMSE relative to RDP's. Strength
-and noise level are to be chosen with ``--tuning``, on other subjects.
+suite of mismatches (``--cases wrong-psf ...``), 2e5 prompts unless others are asked for. One line of JSON a case: NRMSE
+relative to RDP's. Strength and noise level are to be chosen with ``--tuning``, on other subjects.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for subject in TUNING if options.tuning else REPORTED:
             scan = scan_of(name, subject, options.prompts)
             rdp, strength = best_rdp(scan)
-            row: dict[str, Any] = {"case": name, "subject": subject, "prompts": options.prompts, "rdp": rdp, "rdp strength": strength}
+            row: dict[str, Any] = {"case": name, "subject": subject, "prompts": options.prompts}
+            row |= {"rdp": rdp, "rdp strength": strength}
             for number in options.iterations:
                 run = reconstruct(
                     scan.acquisition, "map-score", model=model, settings={**settings, "num_iterations": number}

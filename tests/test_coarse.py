@@ -110,10 +110,11 @@ def test_it_is_shown_means_of_the_anatomical_image(generator, caplog):
     assert float(means.mean()) == pytest.approx(1.0, abs=0.2)
     assert not without[:, 1].any()
     assert not fine.calls
-    model.for_data(GEOMETRY, intensity_scale=1.0, guidance=-1.0, coarse_above=1.0).predict(
-        torch.zeros(GEOMETRY.shape), bound.schedule.t_max
-    )
+    unguided = model.for_data(GEOMETRY, intensity_scale=1.0, guidance=-1.0, coarse_above=1.0)
+    unguided.predict(torch.zeros(GEOMETRY.shape), bound.schedule.t_max)
     assert len(coarse.calls) == 3
+    # It shows what is finer than the companion's voxels, whatever the noise.
+    assert (bound.coarse.above, unguided.coarse.above) == (1.4, 1.0)
     assert "unconditionally" not in caplog.text
 
 

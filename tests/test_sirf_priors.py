@@ -560,7 +560,7 @@ def test_errors_of_the_object_reach_the_script(sirf, sirf_scan):
         def gradient(self, x, out):
             raise ValueError("words of the user")
 
-    with pytest.raises(sirf.error, match="words of the user"):
+    with pytest.raises(sirf.error, match=r"failed in Python:\W+nValueError: words of the user"):
         sirf_scan.reconstruct("OSMAPOSLReconstructor", sirf_scan.objective(sirf.PythonPrior(Broken())), 1)
 
     class NotFinite(Ridge):

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "coarse"
 #: Steps that put contrast in; more gain little on heads.
 _SHARPENED = 2
+#: An anatomical image shows what is finer than a few voxels, at any noise: bound below which that was lost.
+_GUIDED = 1.4
 
 
 def companion_of(model: Any) -> Any:
@@ -64,10 +66,10 @@ class Coarse:
         shown = bound.anatomical_input
         model = companion.on(ImageGeometry(halves, voxels), 1.0, bound.planes, guidance=None if shown is None else -1.0)
         model.counter = bound.counter
-        coarse = cls(model, above, factors)
+        guided = shown is not None and shown.anatomy is not None
+        coarse = cls(model, max(above, _GUIDED) if guided else above, factors)
         if shown is not None:
-            seen = None if shown.anatomy is None else coarse.means(shown.anatomy)
-            model.anatomical_input = replace(shown, anatomy=seen)
+            model.anatomical_input = replace(shown, anatomy=coarse.means(shown.anatomy) if guided else None)
         return coarse
 
     def predict(

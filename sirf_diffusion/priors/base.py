@@ -172,7 +172,8 @@ class Penalty(ABC):
             raise RuntimeError(f"{type(self).__name__}: set_up(geometry) call missing")
         if tuple(x.shape[-3:]) != self.geometry.shape:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, expected [..., z, y, x] on a grid of {self.geometry.shape}"
+                f"{name} has shape {tuple(x.shape)}, expected [..., z, y, x] on a grid of {self.geometry.shape}: a "
+                "prior serves the grid that it was set up for last"
             )
 
 

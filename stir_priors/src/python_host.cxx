@@ -134,8 +134,11 @@ describe(py::error_already_set& error)
   try
     {
       const py::object trace = error.trace() ? error.trace() : py::none();
-      const py::object lines = py::module_::import("traceback").attr("format_exception")(error.type(), error.value(), trace);
-      return py::cast<std::string>(py::str("").attr("join")(lines));
+      const py::module_ traceback = py::module_::import("traceback");
+      // First what is wrong, then where.
+      const py::object what = traceback.attr("format_exception_only")(error.type(), error.value());
+      const py::object lines = traceback.attr("format_exception")(error.type(), error.value(), trace);
+      return py::cast<std::string>(py::str("").attr("join")(what)) + py::cast<std::string>(py::str("").attr("join")(lines));
     }
   catch (py::error_already_set&)
     {

@@ -59,7 +59,7 @@ class Sampling(Settings):
     coarse_above: float | None = real(
         None,
         "noise level above which the model's companion of half the resolution takes its place, where it has one and "
-        "is not adapted, see [speed](#speed); None: nowhere",
+        "is not adapted (1.4 at least where it is shown an anatomical image), see [speed](#speed); None: nowhere",
         balanced=0.5,
         balanced_volumes=0.35,  # means of eight voxels have less noise
         fast=0.5,
