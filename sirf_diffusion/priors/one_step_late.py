@@ -43,7 +43,7 @@ class Updates:
         self._largest: Tensor | None = None
 
     def watch(self, x: Tensor) -> None:
-        """Take in the image of an update, and say once if images grow as those of a run that diverges do."""
+        """Take in the image ``[z, y, x]`` of an update, and say once if images grow as in a run that diverges."""
         self._largest = x.clone() if self._largest is None else torch.maximum(self._largest, x)
         self._num, largest = self._num + 1, float(x.max())
         if self._num <= _FEW:

@@ -233,7 +233,8 @@ class ScorePenalty(Penalty):
     def gradient(self, x: Tensor) -> Tensor:
         if not self._ready(x) or self.penalisation_factor == 0:
             return torch.zeros_like(x)
-        self._updates.watch(x)
+        if x.dim() == 3:
+            self._updates.watch(x)
         gradient, noise = self._slope(x)
         self._keep(noise)
         return gradient

@@ -136,18 +136,25 @@ class _KnowsItsObjective:
 class OSMAPOSLReconstructor(_KnowsItsObjective, _stir.OSMAPOSLReconstructor):
     """SIRF's OSMAPOSL, which keeps a score prior stable under One Step Late, or warns of one that may not be."""
 
+    _is_set_up = False
     _sensitivity: Any = None
+
+    def set_objective_function(self, obj: Any) -> None:
+        """Set the objective function."""
+        super().set_objective_function(obj)
+        self._is_set_up = False
 
     def set_up(self, image: Any) -> None:
         """Set up for images of this grid."""
         super().set_up(image)
-        self._sensitivity = None
+        self._is_set_up, self._sensitivity = True, None
         if risk := self._prepare():
             logger.warning("OSMAPOSL: %s", risk)
 
     def _begin_anew(self) -> None:
         super()._begin_anew()
-        self._prepare()
+        if self._is_set_up:
+            self._prepare()
 
     def _prepare(self) -> str:
         prior, objective = self._prior(), self._known_objective
