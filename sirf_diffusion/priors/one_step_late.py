@@ -59,8 +59,9 @@ class Updates:
     def bounds(self, x: Tensor, slope: Tensor, sensitivity: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Which share of a step to take, and the largest step over ``scale``, the activity that a voxel has at least.
 
-        ``x [..., z, y, x]``; large where the prior does not act.
+        ``x [..., z, y, x]``; large where the prior does not act, and where no data do.
         """
         room = (sensitivity / (scale * slope).clamp_min(torch.finfo(x.dtype).tiny)).clamp(max=_FREE)
+        room = torch.where(sensitivity > 0, room, _FREE)
         largest = x if self._largest is None else torch.maximum(self._largest, x)
         return (_STABLE * room / (largest / scale).clamp_min(1)).clamp(max=1), _MOST * room
