@@ -365,6 +365,21 @@ def test_one_step_late_converges_with_any_factor_of_a_prior_with_memory(scan, st
     assert ((more - few).norm() < 0.01 * more.norm()) == stable
 
 
+@real
+def test_a_prior_that_comes_late_needs_an_objective_function_that_is_set_up(sirf, sirf_scan):
+    """SIRF ends the process if asked for the sensitivity of another."""
+    objective, recon = sirf_scan.objective(), sirf.OSMAPOSLReconstructor()
+    recon.set_objective_function(objective)
+    recon.set_num_subsets(sirf_scan.num_subsets)
+    recon.set_up(sirf_scan.start)
+    prior = sirf.ScorePrior(model(), intensity_scale=1.0)
+    prior.set_up(sirf_scan.start)
+    objective.set_prior(prior)
+    objective.set_num_subsets(2)
+    with pytest.raises(RuntimeError, match="set_up"):
+        recon.set_current_estimate(sirf_scan.start)
+
+
 def test_a_run_that_diverges_is_said_once(caplog):
     updates = one_step_late.Updates()
     image = torch.rand(GRID.shape)

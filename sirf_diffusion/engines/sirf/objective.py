@@ -75,8 +75,7 @@ class SirfObjective(ToolkitObjective):
         #: The model as SIRF's Python class, which has its terms; what SIRF hands back has not.
         self._model = acquisition_model or getattr(obj, "known_acquisition_model", None)
         model = acquisition_model if acquisition_model is not None else model_of(obj)
-        check_count("num_subsets", int(obj.get_num_subsets()))
-        require_set_up(obj, int(obj.get_num_subsets()))
+        require_set_up(obj, check_count("num_subsets", int(obj.get_num_subsets())))
         self._template = obj.get_subset_sensitivity(0)
         super().__init__(int(obj.get_num_subsets()), image_geometry(self._template))
         self._image, self._result = Scratch(self._template.clone()), Scratch(self._template.clone())

@@ -27,6 +27,7 @@ except ImportError as problem:
     ) from problem
 
 from ...engines.sirf.convert import to_tensor
+from ...engines.sirf.inspection import require_set_up
 from ...priors import Penalty
 
 logger = logging.getLogger(__name__)
@@ -161,8 +162,9 @@ class OSMAPOSLReconstructor(_KnowsItsObjective, _stir.OSMAPOSLReconstructor):
         if prior is None or not isinstance(prior.obj, Penalty):
             return ""
         if self._sensitivity is None:
-            subsets = range(objective.get_num_subsets())
-            self._sensitivity = sum(to_tensor(objective.get_subset_sensitivity(k)) for k in subsets)
+            number = objective.get_num_subsets()
+            require_set_up(objective, number)
+            self._sensitivity = sum(to_tensor(objective.get_subset_sensitivity(k)) for k in range(number))
         return prior.obj.prepare_one_step_late(self._sensitivity, prior.get_penalisation_factor())
 
 
