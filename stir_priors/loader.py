@@ -57,11 +57,12 @@ def load(path: str | os.PathLike[str] | None = None) -> ModuleType:
 def watch(
     objective: Any, *, order: Sequence[int] | None = None, map_model: str = "additive", prior: Any = None
 ) -> None:
-    """Count, in the OSMAPOSL run that follows, the voxels at which STIR limits a prior's effect; logged once per run.
+    """Tell a prior the sensitivities of the OSMAPOSL run that follows, and count where STIR limits its effect.
 
-    STIR keeps OSMAPOSL's denominator within a factor 10 of the sensitivity, silently. The executables of this package
-    count by themselves; STIR-Python and SIRF need this call, after the objective function was set up. The count is
-    logged when the prior is set up anew or deleted.
+    A score prior with memory then keeps its updates stable. STIR keeps OSMAPOSL's denominator within a factor 10 of the
+    sensitivity, silently: voxels at which it does are counted, and logged once, when the prior is set up anew or
+    deleted. The executables of this package do both by themselves; STIR-Python and SIRF's own classes need this call,
+    after each set-up.
 
     Parameters
     ----------
@@ -89,7 +90,8 @@ def watch(
         raise ValueError("none of this package's priors is alive in this process" if prior is None else "no such prior")
     order = range(objective.get_num_subsets()) if order is None else order
     images = [np.ascontiguousarray(_as_array(objective.get_subset_sensitivity(k)), dtype=np.float32) for k in order]
-    shim.watch(living[-1], images, map_model == "multiplicative")
+    multiplicative = map_model == "multiplicative"
+    shim.watch(living[-1], images, np.ones_like(images[0]) if multiplicative else np.sum(images, 0), multiplicative)
 
 
 def _as_array(image: Any) -> Any:

@@ -260,6 +260,27 @@ def test_osmaposl_counts_where_stir_limits_the_prior(factor, scan, stir, caplog)
     assert f"effect in {percent:.6f} %" in caplog.text
 
 
+@pytest.mark.parametrize("model", ["additive", "multiplicative"])
+@pytest.mark.parametrize("host", ["program", "stir"])
+def test_a_prior_is_told_the_sensitivity_of_all_data(host, model, scan, stir, monkeypatch):
+    import stirextra
+
+    monkeypatch.chdir(scan.folder)
+    par = scan.par("told", python("Prepared", 0.01), extra=f"MAP model := {model}", subiterations=2)
+    reconstruction = stir.OSMAPOSLReconstruction3DFloat(str(par))
+    reconstruction.set_up(stir.FloatVoxelsOnCartesianGrid.read_from_file(str(scan.folder / "start.hv")))
+    objective = reconstruction.get_objective_function()
+    if host == "stir":
+        stir_priors.watch(objective, map_model=model)
+    else:
+        assert run_program("OSMAPOSL", par, cwd=scan.folder).returncode == 0
+    told = np.load("prepared.npz")
+    expected = sum(stirextra.to_numpy(objective.get_subset_sensitivity(k)) for k in range(2))
+    np.testing.assert_allclose(told["sensitivity"], np.ones_like(expected) if model == "multiplicative" else expected)
+    assert told["factor"] == np.float32(0.01)
+    (scan.folder / "prepared.npz").unlink()
+
+
 def test_all_blocks_are_registered():
     shim = stir_priors.load()
     for block in BLOCKS:

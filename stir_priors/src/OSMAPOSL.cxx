@@ -7,6 +7,7 @@
 #include "stir/num_threads.h"
 
 #include <iostream>
+#include <memory>
 
 using namespace stir_priors;
 
@@ -23,17 +24,35 @@ public:
       prior->report_clamping();
   }
 
+  stir::Succeeded set_up(stir::shared_ptr<Density> const& target) override
+  {
+    if (stir::OSMAPOSLReconstruction<Density>::set_up(target) != stir::Succeeded::yes)
+      return stir::Succeeded::no;
+    if (WatchedPrior* prior = watched())
+      {
+        const std::unique_ptr<Density> sensitivity(target->get_empty_copy());
+        if (multiplicative())
+          sensitivity->fill(1.F);
+        else
+          for (int subset = 0; subset < this->get_num_subsets(); ++subset)
+            *sensitivity += stir::OSMAPOSLReconstruction<Density>::get_subset_sensitivity(subset);
+        with_python("OSMAPOSL", [&] { prior->prepare_one_step_late(ReadView(*sensitivity).array()); });
+      }
+    return stir::Succeeded::yes;
+  }
+
 protected:
   // Called just before the prior's gradient, which the result will be compared with.
   const Density& get_subset_sensitivity(const int subset) override
   {
     const Density& sensitivity = stir::OSMAPOSLReconstruction<Density>::get_subset_sensitivity(subset);
     if (WatchedPrior* prior = watched())
-      prior->expect_division_by(&sensitivity, this->get_num_subsets(), this->MAP_model == "multiplicative");
+      prior->expect_division_by(&sensitivity, this->get_num_subsets(), multiplicative());
     return sensitivity;
   }
 
 private:
+  bool multiplicative() const { return this->MAP_model == "multiplicative"; }
   WatchedPrior* watched() { return dynamic_cast<WatchedPrior*>(this->objective_function_sptr->get_prior_ptr()); }
 };
 

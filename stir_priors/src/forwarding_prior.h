@@ -100,6 +100,16 @@ public:
     return sum;
   }
 
+  void prepare_one_step_late(const py::array& sensitivity) override
+  {
+    if (this->penalisation_factor == 0)
+      return;
+    call("prepare_one_step_late", [&] {
+      if (py::hasattr(object(), "prepare_one_step_late"))
+        object().attr("prepare_one_step_late")(sensitivity, this->penalisation_factor);
+    });
+  }
+
   py::object callback() const override { return py::reinterpret_borrow<py::object>(object()); }
 
 protected:

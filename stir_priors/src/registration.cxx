@@ -145,10 +145,12 @@ bind(py::module_& module)
       "(id, label, Python object) of every prior of this project that is alive, oldest first.");
   module.def(
       "watch",
-      [](int id, const std::vector<py::array_t<float>>& sensitivities, bool multiplicative) {
+      [](int id, const std::vector<py::array_t<float>>& sensitivities, const py::array_t<float>& total, bool multiplicative) {
         prior_of(id).expect_divisions_by(sensitivities, multiplicative);
+        prior_of(id).prepare_one_step_late(total);
       },
-      "Count from now on where OSMAPOSL limits the effect of a prior, given subset sensitivities in order of use.");
+      "Prepare a prior for OSMAPOSL, given subset sensitivities in order of use and their sum (ones if multiplicative), and "
+      "count from now on where its effect is limited.");
   module.def("clamped", [](int id) { return prior_of(id).clamped(); }, "(limited voxel updates, all of them) since `watch`.");
   module.def("report_clamping", [](int id) { prior_of(id).report_clamping(); }, "Log the count once, and start anew.");
   module.def(

@@ -31,6 +31,9 @@ public:
   virtual std::string label() const = 0;
   virtual py::object callback() const { return py::none(); }
 
+  // OSMAPOSL is about to run, and divides by this and the prior's gradient: the sensitivity of all data.
+  virtual void prepare_one_step_late(const py::array&) {}
+
   // OSMAPOSL is about to divide by `sensitivity + gradient / num_subsets` (additive) or `sensitivity (1 + gradient)`.
   void expect_division_by(const Density* sensitivity, int num_subsets, bool multiplicative)
   {

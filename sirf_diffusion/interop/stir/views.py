@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ...geometry.images import ImageGeometry
 from ...priors import Penalty
+
+logger = logging.getLogger("stir_priors")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -41,6 +44,11 @@ class TensorPrior:
 
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
+
+    def prepare_one_step_late(self, sensitivity: np.ndarray, factor: float) -> None:
+        """OSMAPOSL is about to run; ``sensitivity`` is that of all data."""
+        if risk := self.prior.prepare_one_step_late(as_tensor(sensitivity).clone(), factor):
+            logger.warning("OSMAPOSL: %s", risk)
 
     def value(self, x: np.ndarray) -> float:
         with self._without_factor() as prior:
