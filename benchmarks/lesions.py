@@ -32,6 +32,7 @@ from torch import Tensor
 from benchmarks.bench.acquisition import centred, mmr_slice
 from benchmarks.bench.builders import Draws, build
 from benchmarks.bench.cases import GREY_MATTER, Case, CaseSpec, case_of
+from benchmarks.bench.cli import CONDITIONAL_MODEL
 from benchmarks.bench.domain_shift import anatomy_of
 from benchmarks.bench.problem import Problem
 from benchmarks.bench.table import get_line
@@ -101,7 +102,7 @@ def scan_pair(number: int, prompts: float) -> tuple[Case, Case, NDArray[np.int64
     return with_lesions, without, places
 
 
-def measure(out: Path, method: str, prompts: float, slices: int, samples: int, model: ScoreModel | None) -> None:
+def measure(out: Path, method: str, prompts: float, slices: int, samples: int, models: dict[str, ScoreModel]) -> None:
     """Reconstruct what is missing, and keep what the observer sees."""
     name, _, strength = method.partition("=")
     line = get_line(name)
@@ -113,7 +114,7 @@ def measure(out: Path, method: str, prompts: float, slices: int, samples: int, m
         *cases, places = scan_pair(number, prompts)
         kept: dict[str, Array] = {}
         for which, case in zip(("present", "absent"), cases, strict=True):
-            problem = Problem(case, 0, {} if model is None else {"score": model}, torch.device("cpu"))
+            problem = Problem(case, 0, models, torch.device("cpu"))
             draws = Draws(samples if line.samples else 1, number)
             image = build(line.builder, problem, settings, draws).process().get_output()
             for what, x in (("", image), (" truth", case.truth)):
@@ -223,10 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.what == "run":
-        model = ScoreModel.load(options.model, precision="auto")
+        named = {"score": options.model, "conditional": CONDITIONAL_MODEL}
+        models = {role: ScoreModel.load(name, precision="auto") for role, name in named.items()}
         for prompts in options.prompts:
             for method in options.methods:
-                measure(options.out, method, prompts, options.slices, options.samples, model)
+                measure(options.out, method, prompts, options.slices, options.samples, models)
     table(options.out)
 
 

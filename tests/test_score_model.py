@@ -311,6 +311,22 @@ def test_bfloat16_is_inside_the_network_only(tmp_path, caplog, monkeypatch):
         ScoreModel.load(path, precision="half")
 
 
+@pytest.mark.parametrize("channels", [(16, 32), (128,)])
+def test_normalisation_that_is_slow_in_bfloat16_is_done_in_float32(channels):
+    network = build_network(
+        NetworkConfig(channels=channels, attention_levels=(False,) * len(channels), num_res_blocks=1)
+    )
+    seen = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            kept = "float32" if module.num_channels // module.num_groups % 16 else "bfloat16"
+            module.register_forward_hook(lambda m, args, out, kept=kept: seen.append((args[0].dtype, out.dtype, kept)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(2, 1, 16, 16), torch.zeros(2), class_labels=torch.zeros(2, dtype=torch.long))
+    assert seen
+    assert all((str(found), given) == (f"torch.{kept}", torch.bfloat16) for found, given, kept in seen)
+
+
 @pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
 def test_samplers_compute_in_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, instructions, expected):
     path, grid = tmp_path / "m.safetensors", geometry((1, 8, 8))

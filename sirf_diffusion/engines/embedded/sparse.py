@@ -31,6 +31,7 @@ class SparseMatrix:
         return sum(t.numel() * t.element_size() for t in (self.offsets, self.columns, self.weights))
 
     def times(self, dense: Tensor) -> Tensor:
+        dense = dense.reshape(-1).view(dense.shape)  # a single column may have an odd stride, which is slow
         return functional.embedding_bag(
             self.columns, dense, self.offsets, mode="sum", per_sample_weights=self.weights, include_last_offset=True
         )
