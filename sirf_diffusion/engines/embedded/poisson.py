@@ -68,19 +68,24 @@ class PoissonObjective(Objective):
             x = x.to(device=self.device, dtype=torch.float32)
             prompts = select_views(self.prompts, views)
             expected = self.model.forward(x, views)
-            terms = torch.xlogy(prompts, expected) - expected
-            value = terms.sum((-3, -2, -1), dtype=torch.float64)
             self.counter.forward += share * math.prod(x.shape[:-3])
-            if not bool(torch.isfinite(value).all()):
+            least, largest = torch.aminmax(expected)
+            positive = bool((least > 0) & torch.isfinite(largest))
+            if not positive and not bool(torch.isfinite(torch.xlogy(prompts, expected) - expected).all()):
                 self._explain(x, prompts, expected, views)
+
+        def value() -> Tensor:
+            with self.counter.timed():
+                logarithms = expected.log().mul_(prompts) if positive else torch.xlogy(prompts, expected)
+                return logarithms.sub_(expected).sum((-3, -2, -1), dtype=torch.float64)
 
         def gradient(active: Tensor | None = None) -> Tensor:
             with self.counter.timed():
                 q = expected if active is None else expected[active.to(self.device)]
                 # Bins without counts contribute -1 wherever q lies, also where it is 0.
-                ratio = torch.where(prompts > 0, prompts / q, torch.zeros_like(q)) - 1
+                ratio = prompts / q if positive else torch.where(prompts > 0, prompts / q, torch.zeros_like(q))
                 self.counter.back += share * math.prod(q.shape[:-3])
-                return self.model.adjoint(ratio, views)
+                return self.model.adjoint(ratio.sub_(1), views)
 
         return Evaluation(value, gradient)
 
