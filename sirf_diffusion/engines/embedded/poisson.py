@@ -63,29 +63,27 @@ class PoissonObjective(Objective):
         ValueError if a bin with counts is predicted to have none, or the image is not finite.
         """
         views = self._views(subset)
-        share = self._share(views)
+        share, tiny = self._share(views), torch.finfo(torch.float32).tiny
         with self.counter.timed():
             x = x.to(device=self.device, dtype=torch.float32)
             prompts = select_views(self.prompts, views)
             expected = self.model.forward(x, views)
             self.counter.forward += share * math.prod(x.shape[:-3])
-            least, largest = torch.aminmax(expected)
-            positive = bool((least > 0) & torch.isfinite(largest))
-            if not positive and not bool(torch.isfinite(torch.xlogy(prompts, expected) - expected).all()):
+            least, largest = torch.aminmax(expected + (prompts == 0))
+            if not bool((least > 0) & torch.isfinite(largest)):  # rarely: also of a bin without counts
                 self._explain(x, prompts, expected, views)
 
         def value() -> Tensor:
             with self.counter.timed():
-                logarithms = expected.log().mul_(prompts) if positive else torch.xlogy(prompts, expected)
-                return logarithms.sub_(expected).sum((-3, -2, -1), dtype=torch.float64)
+                terms = expected.clamp_min(tiny).log().mul_(prompts).sub_(expected)
+                return terms.sum((-3, -2, -1), dtype=torch.float64)
 
         def gradient(active: Tensor | None = None) -> Tensor:
             with self.counter.timed():
                 q = expected if active is None else expected[active.to(self.device)]
-                # Bins without counts contribute -1 wherever q lies, also where it is 0.
-                ratio = prompts / q if positive else torch.where(prompts > 0, prompts / q, torch.zeros_like(q))
                 self.counter.back += share * math.prod(q.shape[:-3])
-                return self.model.adjoint(ratio.sub_(1), views)
+                # Bins without counts contribute -1 wherever q lies, also where it is 0.
+                return self.model.adjoint((prompts / q.clamp_min(tiny)).sub_(1), views)
 
         return Evaluation(value, gradient)
 
@@ -178,9 +176,12 @@ class PoissonObjective(Objective):
         return 1.0 if views is None else len(views) / self.model.projector.projdata.num_views
 
     def _explain(self, x: Tensor, prompts: Tensor, expected: Tensor, views: tuple[int, ...] | None) -> None:
+        """Raise what is wrong with the expected counts, if anything is."""
         check_finite(x, "the image")
         impossible = (prompts > 0) & ~(expected > 0)
         if not bool(impossible.any()):
+            if bool(torch.isfinite(expected).all()):
+                return
             raise ValueError("log-likelihood is not finite: the image is too large for float32 projections")
         sinogram, view, bin_num = torch.nonzero(impossible)[0].tolist()[-3:]
         view = view if views is None else views[view]

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -305,6 +305,7 @@ class _Job:
         return _Job(self.base[which], self.rotations, tuple(p[which] for p in self.places))
 
 
+@lru_cache(maxsize=256)
 def _jobs(views: tuple[int, ...], quarter_turn: int | None) -> list[_Job]:
     """Pair views with the ones a quarter turn further where both are wanted."""
     place = {view: i for i, view in enumerate(views)}
