@@ -1,7 +1,9 @@
 """The anatomical image of SIRF scripts: an image of another grid or a file, on both engines."""
 
 import logging
+import shutil
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from sirf_diffusion.geometry.exam import HEAD_FIRST_SUPINE, ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.models import ScoreModel, VPSchedule
 from sirf_diffusion.models.expected_image import EXPECTED
-from sirf_diffusion.patient import AnatomicalImage
+from sirf_diffusion.patient import AnatomicalImage, write_nifti
 from sirf_diffusion.patient.image import SourceImage
 from sirf_diffusion.patient.resampling import stir_grid
-from sirf_diffusion.priors import ScorePenalty
+from sirf_diffusion.priors import BowsherPenalty, ScorePenalty
 
 pytest.importorskip("SimpleITK")
 
@@ -170,3 +172,65 @@ def test_a_file_given_after_set_up_lies_as_the_patient(tmp_path):
         gradients.append(prior.get_gradient(x).as_array())
     np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-6)
     assert np.abs(gradients[2] - gradients[0]).max() > 0.01 * np.abs(gradients[0]).max()
+
+
+PRONE = ExamInfo(orientation="head_in", rotation="prone")
+
+
+def prone_data(pet, folder):
+    """Acquisition data of a patient who lies prone, and the grid that images made of them have."""
+    example = files("sirf_diffusion.data") / "brain2d"
+    header = (example / "prompts.hs").read_text()
+    lines = "patient orientation := head_in\npatient rotation := prone\nimagedata byte order"
+    (folder / "prompts.hs").write_text(header.replace("imagedata byte order", lines))
+    shutil.copy(example / "prompts.s", folder)
+    pet.AcquisitionData.set_storage_scheme("memory")
+    data = pet.AcquisitionData(str(folder / "prompts.hs"))
+    return data, data.create_uniform_image(1.0, (24, 20))
+
+
+@pytest.mark.parametrize("kind", ["NIfTI", "Interfile"])
+@pytest.mark.parametrize("before", [True, False], ids=["set_up before", "objective alone"])
+def test_files_lie_as_the_patient_of_the_data(pet, tmp_path, kind, before):
+    """SIRF's images made of data do not tell the position."""
+    data, image = prone_data(pet, tmp_path)
+    shape, sizes = image.shape, tuple(float(v) for v in image.voxel_sizes())
+    grid, generator = ImageGeometry(shape, sizes), torch.Generator().manual_seed(1)
+    mr, x = (torch.rand(shape, generator=generator) + 0.5 for _ in range(2))
+    write = write_image if kind == "Interfile" else write_nifti
+    path = tmp_path / ("mr.hv" if kind == "Interfile" else "mr.nii.gz")
+    write(path, mr, grid, exam=PRONE)
+    prior = pet.BowsherPrior(path)
+    objective = pet.make_Poisson_loglikelihood(data, acq_model=pet.AcquisitionModelUsingRayTracingMatrix())
+    objective.set_prior(prior)
+    if before:
+        prior.set_up(image)
+    objective.set_up(image)
+    expected = BowsherPenalty(grid, 1.0, mr).gradient(x)
+    found = prior.get_gradient(image.fill(x.numpy())).as_array()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.requires_sirf
+@pytest.mark.requires_shim
+@pytest.mark.parametrize("known", [True, False])
+def test_sirfs_own_objective_function_tells_what_its_image_does(tmp_path, caplog, known):
+    import sirf.STIR
+
+    pet = sirf_diffusion.get_engine("sirf")
+    data, image = prone_data(pet, tmp_path)
+    grid = ImageGeometry(image.shape, tuple(float(v) for v in image.voxel_sizes()))
+    mr, x = (torch.rand(grid.shape, generator=torch.Generator().manual_seed(k)) + 0.5 for k in (1, 2))
+    if known:
+        write_image(tmp_path / "start.hv", torch.ones(grid.shape), grid, exam=PRONE)
+        image = pet.ImageData(str(tmp_path / "start.hv"))
+    write_nifti(tmp_path / "mr.nii.gz", mr, grid, exam=PRONE)
+    prior = pet.BowsherPrior(tmp_path / "mr.nii.gz")
+    objective = sirf.STIR.make_Poisson_loglikelihood(data, acq_model=pet.AcquisitionModelUsingRayTracingMatrix())
+    objective.set_prior(prior)
+    for _ in range(2):
+        objective.set_up(image)
+    assert caplog.text.count("does not say how the patient lies") == (0 if known else 1)
+    expected = BowsherPenalty(grid, 1.0, mr).gradient(x)
+    found = prior.get_gradient(image.fill(x.numpy())).as_array()
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())) == known

@@ -13,7 +13,7 @@ from small_scan import write_example, write_small_scan
 from sirf_diffusion.cli import main
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines.embedded.acquisition import AcquisitionError, power_of_attenuation
-from sirf_diffusion.files.interfile import read_exam_info, read_image
+from sirf_diffusion.files.interfile import read_exam_info, read_image, write_image
 from sirf_diffusion.files.versions import read_record
 from sirf_diffusion.geometry.exam import ExamInfo, Radionuclide
 from sirf_diffusion.models.h_transform import find_h_transform
@@ -239,6 +239,23 @@ def test_images_come_as_nifti_and_dicom_too(recon, feet_first, tmp_path):
     header = pydicom.dcmread(next((out / "dicom").iterdir()))
     assert (header.PatientPosition, header.Units) == ("FFP", "BQML")
     assert recon("--like", str(tmp_path / "nothing"), method="osem", out=tmp_path / "other")[0] == 2
+
+
+def test_a_position_that_nifti_cannot_say_is_refused_before_the_work(recon, feet_first, capsys, monkeypatch):
+    feet_first.write_text(feet_first.read_text().replace("prone", "left"))
+    monkeypatch.setattr(Study, "run", None)
+    assert recon(prompts=feet_first, method="osem", format="nifti")[0] == 2
+    assert "'feet_in, left' is none of head or feet first, supine or prone: write Interfile" in capsys.readouterr().err
+
+
+def test_headers_that_have_the_patient_lie_otherwise_are_warned_of(recon, small_scan, feet_first, tmp_path, caplog):
+    values, grid = read_image(small_scan.folder / "mu.hv")
+    for position, warned in ((("feet_in", "prone"), 0), (("head_in", "supine"), 1), (("unknown", "unknown"), 0)):
+        write_image(tmp_path / "mu.hv", values, grid, exam=ExamInfo(*position))
+        caplog.clear()
+        out = tmp_path / position[0]
+        assert recon(prompts=feet_first, method="osem", attenuation=tmp_path / "mu.hv", out=out)[0] == 0
+        assert caplog.text.count("but 'feet_in, prone' in") == warned
 
 
 def test_the_json_of_a_bids_derivative_has_what_the_data_tell_and_names_the_rest(recon, feet_first, tmp_path, caplog):

@@ -20,6 +20,7 @@ from patient_images import (
 )
 
 from sirf_diffusion.files.interfile import write_image
+from sirf_diffusion.geometry.exam import ExamInfo
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import AnatomicalImage, load_anatomical
 from sirf_diffusion.patient.registration import rigid_matrix
@@ -52,6 +53,11 @@ def wrong(found, signs=(1, 1, -1)):
     return np.abs(np.asarray(found) - expected)[6:-6, 6:-6, 6:-6].max() / expected.max()
 
 
+def lying(path, position):
+    """The image of a file for data of a patient who lay so."""
+    return AnatomicalImage.read(path).lying_as(None if position is None else ExamInfo(*position))
+
+
 @pytest.mark.parametrize(("degrees", "order", "flips", "form", "position"), [
     ((0, 0, 0), (2, 0, 1), (-1, 1, -1), "sform", None),
     ((25, -15, 35), (0, 1, 2), (1, 1, 1), "sform", ("head_in", "supine")),
@@ -64,7 +70,7 @@ def test_an_oblique_nifti_lands_where_it_is_in_a_patient_of_any_position(
 ):
     path = write_oblique(tmp_path / "mr.nii.gz", degrees, order, flips, form=form)
     found, signs = (
-        load_anatomical(path, GRID, position=position).values.numpy(),
+        load_anatomical(lying(path, position), GRID).values.numpy(),
         SIGNS[position or ("head_in", "supine")],
     )
     assert wrong(found, signs) < 0.05
@@ -107,12 +113,12 @@ def test_interfile_is_in_the_scanners_coordinates_unless_both_tell_the_position(
     geometry = ImageGeometry(SHAPE, (VOXEL,) * 3, (0.0, 0.0, 0.0))
     stored = AnatomicalImage.read(path).image.values
     if image is None or data is None or image == data:
-        np.testing.assert_array_equal(load_anatomical(path, geometry, position=data).values, stored)
+        np.testing.assert_array_equal(load_anatomical(lying(path, data), geometry).values, stored)
         return
     with pytest.raises(ValueError, match="overlap by only"):  # z runs from 0 the other way
-        load_anatomical(path, geometry, position=data)
+        load_anatomical(lying(path, data), geometry)
     turned = ImageGeometry(SHAPE, (VOXEL,) * 3, (-(SHAPE[0] - 1) * VOXEL, 0.0, VOXEL))
-    found = load_anatomical(path, turned, position=data).values
+    found = load_anatomical(lying(path, data), turned).values
     np.testing.assert_array_equal(found, stored[::-1, :, ::-1])
 
 

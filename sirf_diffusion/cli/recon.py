@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         voxels = math.prod(study.read.geometry.shape)
         exam = study.read.exam
+        check_writers(arguments.format, arguments.like, exam=exam)
         if arguments.calibration == "header" and exam is not None and exam.calibration_factor is None:
             raise ValueError("--calibration header: the data have no calibration factor; give it as a number")
         more = {"software": software_versions(), "workers": arguments.workers}

@@ -80,6 +80,15 @@ class ExamInfo:
             check_choice(name, getattr(self, name), words)
 
 
+def position_words(exam: ExamInfo) -> Position:
+    """Orientation and rotation; an unknown word stands for head first or supine."""
+    first, second = HEAD_FIRST_SUPINE
+    return (
+        first if exam.orientation == "unknown" else exam.orientation,
+        second if exam.rotation == "unknown" else exam.rotation,
+    )
+
+
 def position_of(exam: ExamInfo | None) -> Position | None:
     """Position of the patient; None if nobody said. Of two words, an unknown one stands for head first or supine.
 
@@ -87,8 +96,7 @@ def position_of(exam: ExamInfo | None) -> Position | None:
     """
     if exam is None or (exam.orientation, exam.rotation) == ("unknown", "unknown"):
         return None
-    words = (exam.orientation, exam.rotation)
-    position = tuple(d if w == "unknown" else w for w, d in zip(words, HEAD_FIRST_SUPINE, strict=True))
+    position = position_words(exam)
     if position not in POSITIONS:
-        raise ValueError(f"the patient position '{', '.join(words)}' is none of head or feet first, supine or prone")
+        raise ValueError(f"the patient position '{', '.join(position)}' is none of head or feet first, supine or prone")
     return position

@@ -20,6 +20,7 @@ from ..priors import MEMORY, NOISE_LEVEL, AnchorPenalty, BowsherPenalty, Penalty
 from ..reconstructors.enhancement import image_filter
 
 if TYPE_CHECKING:
+    from ..geometry.exam import ExamInfo
     from ..models import ScoreModel
     from ..patient import AnatomicalImage, Position
 
@@ -88,6 +89,7 @@ class AnatomicalObject(EngineImages):
     _anatomical: Any = None
     _located: AnatomicalImage | None = None
     _seen: Any = None  # an image of the data
+    _exam: ExamInfo | None = None  # what the data say of the patient
 
     def set_anatomical_image(self, image: Any) -> None:
         """MR or CT image, None for none; may be changed after ``set_up``.
@@ -115,6 +117,12 @@ class AnatomicalObject(EngineImages):
         self._see(image)
         super().set_up(image)  # type: ignore[misc]
 
+    def tell_exam(self, exam: ExamInfo) -> None:
+        """What the data say of the patient: how the patient lies counts more than what images say."""
+        self._exam, self._located = exam, self._located or self._own()
+        if self._lay():
+            self._hand_over()
+
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
         self._seen, self._located = image, self._located or self._own()
@@ -123,11 +131,12 @@ class AnatomicalObject(EngineImages):
 
     def _lay(self) -> bool:
         """Tell the anatomical image how the patient of the data lies; whether that is news."""
-        position = None if self._located is None or self._seen is None else self.position(self._seen)
-        if position is None or self._located.data_position == position:
+        if (before := self._located) is None or not before.needs_position:
             return False
-        self._located = replace(self._located, data_position=position)
-        return True
+        self._located = before.lying_as(self._exam)
+        if self._located is before and self._seen is not None and (position := self.position(self._seen)) is not None:
+            self._located = replace(before, data_position=position)
+        return self._located.data_position != before.data_position
 
     def _own(self) -> AnatomicalImage | None:
         """What is shown if nothing is given."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files.frames import split_frame
 from ..geometry.checks import check_image
-from ..geometry.exam import HEAD_FIRST_SUPINE, Position
+from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
 from .image import SourceImage, UnusableImage, density_of_ct
 from .readers import read_source
@@ -151,6 +151,19 @@ class AnatomicalImage:
             "registration": None if self.registration is None else self.registration.describe(),
         }
 
+    @property
+    def needs_position(self) -> bool:
+        """Whether it matters how the patient of the data lies: not if it is in the scanner's coordinates."""
+        return self.image.kind != "Interfile" or self.image.position is not None
+
+    def lying_as(self, exam: ExamInfo | None) -> AnatomicalImage:
+        """The image for data of this exam; itself if nobody said how the patient lay, or it does not matter.
+
+        Raises ValueError if the patient lay otherwise than head or feet first, supine or prone.
+        """
+        position = position_of(exam) if self.needs_position else None
+        return self if position is None else replace(self, data_position=position)
+
     def _position(self) -> Position:
         """Position for the reconstruction's grid."""
         if self.image.kind != "Interfile":
@@ -180,18 +193,14 @@ def load_anatomical(
     *,
     register_to: tuple[Tensor, ImageGeometry] | None = None,
     emission: Tensor | None = None,
-    position: Position | None = None,
 ) -> Placed:
     """An anatomical image for a reconstruction on this grid; a ``ValueError`` if it cannot be used or lies elsewhere.
 
     It is a file (see `AnatomicalImage.read`), an image in its own space, or values ``[z, y, x]`` that are on the grid.
     With ``register_to``, an emission or attenuation image and its grid, it is moved rigidly onto that first; it must
-    cover the patient in ``emission``, an early image on the grid. ``position`` is how the patient lay, if that is
-    known; see `AnatomicalImage`.
+    cover the patient in ``emission``, an early image on the grid.
     """
     image = as_anatomical(anatomical, geometry)
-    if position is not None:
-        image = replace(image, data_position=position)
     if register_to is not None:
         image = image.registered_to(*register_to)
     share = None if emission is None else image.check_against(emission, geometry)

@@ -36,7 +36,7 @@ class Data:
         What the data's files say of the run, by the names of `sirf_diffusion.study.reconstruction.Study`: ``initial``,
         ``num_subsets``, ``subset_order``, ``prior``.
     exam
-        What STIR read of the examination, where no header of ours tells it before.
+        What is known of the examination.
     """
 
     objective: Callable[..., Objective]
@@ -101,7 +101,7 @@ def data_of(given: Any, *, projector: str = PROJECTORS[0], device: str | torch.d
                 raise ValueError(f"the objective has {likelihood.num_subsets} subsets, not num_subsets={num_subsets}")
             return likelihood
 
-        return Data(as_it_is, likelihood.geometry, options=options)
+        return Data(as_it_is, likelihood.geometry, options=options, exam=likelihood.exam_info())
 
     def objective(num_subsets: int, device: torch.device, exact: bool = False) -> Objective:
         if not exact:
@@ -110,4 +110,4 @@ def data_of(given: Any, *, projector: str = PROJECTORS[0], device: str | torch.d
         return given.objective(num_subsets, device)
 
     mu = None if given.attenuation is None else (given.attenuation, given.attenuation_geometry)
-    return Data(objective, given.geometry, mu, options)
+    return Data(objective, given.geometry, mu, options, given.exam)

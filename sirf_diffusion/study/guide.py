@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..geometry.checks import check_choice
-from ..geometry.exam import position_of
 from ..reconstructors.methods import METHODS
 
 if TYPE_CHECKING:
@@ -102,15 +101,10 @@ class Guide:
         shown = shown_image(self.anatomical, model)
         if shown is None:
             return None
-        from ..patient import load_anatomical
+        from ..patient.anatomical import as_anatomical, load_anatomical
 
-        return load_anatomical(
-            shown,
-            data.geometry,
-            register_to=self._target(data, emission),
-            emission=emission,
-            position=position_of(exam),
-        )
+        lying = as_anatomical(shown, data.geometry).lying_as(exam)
+        return load_anatomical(lying, data.geometry, register_to=self._target(data, emission), emission=emission)
 
     def _target(self, data: Data, emission: Tensor) -> Any:
         if self.register_to is None:

@@ -14,7 +14,7 @@ from ..files.atomic import new_hdf5
 from ..files.outputs import OutputFolder
 from ..files.versions import KEY
 from ..geometry.checks import check_choice, check_real
-from ..geometry.exam import ExamInfo
+from ..geometry.exam import ExamInfo, position_of
 from ..geometry.images import ImageGeometry
 from ..reconstructors.references import bibtex
 from .bids import bids_fields
@@ -185,7 +185,9 @@ def write_samples(path: Path, samples: Tensor, geometry: ImageGeometry, **about:
         data.attrs.update(grid | about)
 
 
-def check_writers(image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False) -> None:
+def check_writers(
+    image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False, exam: ExamInfo | None = None
+) -> None:
     """Whether `Reconstruction.save` will be able to write so, before anything is computed.
 
     Raises
@@ -193,7 +195,8 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
     ImportError
         If a package is missing.
     ValueError
-        For an unknown format, a reference series that cannot be read, or BIDS without NIfTI.
+        For an unknown format, a reference series that cannot be read, BIDS without NIfTI, or a patient position that
+        Interfile alone can say.
     """
     from ..patient.dicom import read_tags
     from ..patient.image import optional
@@ -206,3 +209,9 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
     if like is not None:
         optional("pydicom", "DICOM")
         read_tags(Path(like))
+    if image_format != "hv" or like is not None:
+        try:
+            position_of(exam)
+        except ValueError as problem:
+            hint = "write Interfile alone (--format hv, without --like), which keeps it"
+            raise ValueError(f"{problem}: {hint}") from None

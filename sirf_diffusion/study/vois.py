@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files.outputs import write_csv
-from ..geometry.exam import ExamInfo, position_of
+from ..geometry.exam import ExamInfo
 from ..geometry.images import ImageGeometry
 from ..models.intervals import NOMINAL
 from ..patient.anatomical import AnatomicalImage
@@ -43,7 +43,7 @@ def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | No
     ValueError
         If a label has no voxel there.
     """
-    grid = AnatomicalImage(labels, data_position=position_of(exam)).grid(geometry)
+    grid = AnatomicalImage(labels).lying_as(exam).grid(geometry)
     placed = resample(labels, grid, labels=True).astype(np.int64)
     _warn_of_cut(labels, grid)
     if lost := sorted({*np.unique(labels.values).astype(int).tolist()} - {*placed.ravel().tolist(), 0}):

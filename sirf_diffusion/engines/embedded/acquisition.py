@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...geometry.exam import ExamInfo
+from ...geometry.exam import ExamInfo, position_words
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
 from .acquisition_model import AcquisitionModel, attenuation_factors, check_projection_data, without_rounding
@@ -102,7 +103,7 @@ class Acquisition:
         ``attenuation`` an image (``.hv``) in 1/cm. The grid of the reconstruction is ``geometry``, else that of the
         attenuation image, else `default_geometry` with the in-plane ``voxel_size`` (y, x) in mm.
         """
-        from ...files.interfile import read_exam_info, read_image, read_projection_data
+        from ...files.interfile import read_image, read_projection_data
 
         counts, projdata = read_projection_data(prompts)
         files = {"prompts": prompts, "multiplicative": multiplicative, "additive": additive, "attenuation": attenuation}
@@ -115,8 +116,8 @@ class Acquisition:
         if attenuation is not None:
             terms["attenuation"], terms["attenuation_geometry"] = read_image(attenuation)
         geometry = geometry or terms.get("attenuation_geometry") or default_geometry(projdata, voxel_size)
-        terms |= {"attenuation_in_factors": attenuation_in_factors, "sources": sources, "exam": read_exam_info(prompts)}
-        return cls(counts, projdata, geometry, **terms)
+        terms |= {"attenuation_in_factors": attenuation_in_factors, "sources": sources}
+        return cls(counts, projdata, geometry, exam=exam_of_files(sources), **terms)
 
     def objective(self, num_subsets: int = 1, device: torch.device | str = "cpu") -> PoissonObjective:
         """The Poisson log-likelihood of the embedded engine; the projector is made once per device.
@@ -203,6 +204,23 @@ class Acquisition:
         values = without_rounding(values, name)
         check_attenuation_units(values, name)
         return values
+
+
+def exam_of_files(sources: Mapping[str, str]) -> ExamInfo:
+    """Exam information of the prompts; warns of other files whose headers have the patient lie otherwise."""
+    from ...files.interfile import read_exam_info
+
+    exam = read_exam_info(sources["prompts"])
+    lies = position_words(exam)
+    for what in ("multiplicative", "additive", "attenuation"):
+        other = read_exam_info(sources[what]) if what in sources else ExamInfo()
+        if (other.orientation, other.rotation) != ("unknown", "unknown") and position_words(other) != lies:
+            logger.warning(
+                "the patient lies '%s' in %s, but '%s' in %s. Values are taken as they lie in the files, as STIR takes "
+                "them; if the headers are right, they are those of another position",
+                *(", ".join(position_words(other)), sources[what], ", ".join(lies), sources["prompts"]),
+            )
+    return exam
 
 
 def power_of_attenuation(factors: Tensor, attenuating: Tensor) -> tuple[float, float]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...files.interfile import read_exam_info, read_image, read_projection_data
+from ...files.interfile import read_image, read_projection_data
 from ...files.parfile import ParBlock, ParFileError, check_keys, fold
 from ...files.parfile.keys import BLOCKS, PROJECTION_DATA
 from ...files.parfile.run import ParRun
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
-from .acquisition import Acquisition
+from .acquisition import Acquisition, exam_of_files
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def read_acquisition(run: ParRun) -> tuple[Acquisition, Tensor | None]:
     if run.initial_estimate is not None:
         # As in STIR, the first image's grid is that of the result.
         initial, geometry = read_image(run.initial_estimate)
-    exam = read_exam_info(prompts)
+    exam = exam_of_files(terms["sources"])
     return Acquisition(counts, projdata, geometry, related_views=related_views, exam=exam, **terms), initial
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, ExamInfo, Position, position_of
 from ...geometry.images import ImageGeometry
-
-if TYPE_CHECKING:
-    from ...geometry.exam import Position
 
 
 def to_tensor(container: Any, copy: bool = True) -> Tensor:
@@ -86,12 +85,27 @@ def image_geometry(image: Any) -> ImageGeometry:
 
 
 def patient_position(image: Any) -> Position | None:
-    """How the patient lies, from the signs of a SIRF image's axes; None if they are those of no known position."""
-    from ...geometry.exam import POSITIONS
+    """How the patient lies, from the signs of a SIRF image's axes; None if nobody said, or they are of no known one.
+
+    An image without a position has the signs of head first, supine, and so do most of those that SIRF makes of data:
+    what it would write tells the difference.
+    """
+    from ..objective import exam_info_of_written
 
     matrix = np.asarray(image.transf_matrix(), dtype=np.float64)[:3, :3]
     signs = tuple(int(v) for v in np.sign(np.diag(matrix)))
+    if signs == POSITIONS[HEAD_FIRST_SUPINE]:
+        return position_of(exam_info_of_written(image.write))
     return next((position for position, known in POSITIONS.items() if known == signs), None)
+
+
+def exam_of_data(data: Any) -> ExamInfo:
+    """How the patient of SIRF's acquisition data lies; nothing else of their exam information."""
+    found = re.search(r"^Patient position: (HF|FF)(\w+)", data.get_info(), re.MULTILINE)
+    if found is None:
+        return ExamInfo()
+    rotation = {"S": "supine", "P": "prone", "DL": "left", "DR": "right"}.get(found[2], "other")
+    return ExamInfo(orientation="head_in" if found[1] == "HF" else "feet_in", rotation=rotation)
 
 
 class Scratch:

@@ -26,9 +26,10 @@ except ImportError as problem:
         "image ghcr.io/synerbi/sirf, or use sirf_diffusion.get_engine('embedded')"
     ) from problem
 
-from ...engines.sirf.convert import to_tensor
+from ...engines.sirf.convert import exam_of_data, to_tensor
 from ...engines.sirf.inspection import require_set_up
 from ...priors import Penalty
+from ..prior_objects import AnatomicalObject
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +48,17 @@ _OURS = {
 
 class _KnowsItsPrior:
     known_prior: Any = None
+    known_acquisition_data: Any = None
 
     def set_prior(self, prior: Any) -> None:
-        """Set the penalty."""
+        """Set the penalty; one with an anatomical image is told how the patient of the data lies."""
         super().set_prior(prior)  # type: ignore[misc]
         self.known_prior = prior
+        self._tell_prior()
+
+    def _tell_prior(self) -> None:
+        if self.known_acquisition_data is not None and isinstance(self.known_prior, AnatomicalObject):
+            self.known_prior.tell_exam(exam_of_data(self.known_acquisition_data))
 
 
 class PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin(
@@ -65,13 +72,13 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
 ):
     """SIRF's log-likelihood of sinograms, which also remembers them, their model and its prior."""
 
-    known_acquisition_data: Any = None
     known_acquisition_model: Any = None
 
     def set_acquisition_data(self, ad: Any) -> None:
         """Set the acquisition data."""
         super().set_acquisition_data(ad)
         self.known_acquisition_data = ad
+        self._tell_prior()
 
     def set_acquisition_model(self, am: Any) -> None:
         """Set the acquisition model."""

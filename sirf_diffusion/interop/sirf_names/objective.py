@@ -11,6 +11,7 @@ from ...engines.embedded.poisson import PoissonObjective
 from ...engines.embedded.subsets import select_views
 from ...geometry.exam import ExamInfo
 from ...priors import Penalty
+from ..prior_objects import AnatomicalObject
 from .containers import error, missing
 from .data import AcquisitionData, ImageData
 from .models import AcquisitionModelUsingRayTracingMatrix
@@ -94,6 +95,8 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         # What reconstructors give tells of the patient what the template does, or else the data.
         exam = self._data.exam if image.exam == ExamInfo() else image.exam
         self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets, exam=exam)
+        if isinstance(self._prior, AnatomicalObject):
+            self._prior.tell_exam(self._data.exam)
         if isinstance(self._prior, Prior):
             self._prior.set_up_for_run(image)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo, position_of
+from ...geometry.exam import ORIENTATIONS, ROTATIONS, ExamInfo
 from ...geometry.images import ImageGeometry
 from ...models import ScoreModel
 from ...models.conditioning import shown_image
@@ -41,12 +40,16 @@ def lying(model: Any, orientation: int, rotation: int) -> Any:
     supine or prone.
     """
     shown = shown_image(model._anatomical, model)
-    if not isinstance(shown, AnatomicalImage) or (shown.image.kind == "Interfile" and not shown.image.position):
+    if not isinstance(shown, AnatomicalImage):
         return model
-    exam = ExamInfo(orientation=ORIENTATIONS[orientation], rotation=ROTATIONS[rotation])
     placed = copy.copy(model)
-    placed._anatomical = replace(shown, data_position=position_of(exam))
+    placed._anatomical = shown.lying_as(exam_of(orientation, rotation))
     return placed
+
+
+def exam_of(orientation: int, rotation: int) -> ExamInfo:
+    """How a patient lies, by the numbers of STIR's enums."""
+    return ExamInfo(orientation=ORIENTATIONS[orientation], rotation=ROTATIONS[rotation])
 
 
 def image(key: str, filename: str, geometry: ImageGeometry) -> Tensor:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ...geometry.images import ImageGeometry
+from ...patient import AnatomicalImage
 from ...priors import Penalty
+from .values import exam_of
 
 logger = logging.getLogger("stir_priors")
 
@@ -40,7 +42,24 @@ class TensorPrior:
     curvature_depends_on_image = True
 
     def __init__(self, prior: Penalty) -> None:
-        self.prior, self._lock = prior, RLock()
+        self.prior, self._lock, self._warned = prior, RLock(), False
+
+    def set_patient_position(self, orientation: int, rotation: int) -> None:
+        """How the patient of the estimate lies, by the numbers of STIR's enums: of use where nobody told so before."""
+        shown = getattr(self.prior, "_anatomical", None)
+        if not isinstance(shown, AnatomicalImage) or shown.data_position is not None or not shown.needs_position:
+            return
+        placed = shown.lying_as(exam_of(orientation, rotation))
+        if placed is not shown:
+            guidance = getattr(self.prior, "_guidance", None)
+            self.prior.set_anatomical(placed, *(() if guidance is None else (guidance,)))
+        elif shown.image.kind != "Interfile" and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the estimate does not say how the patient lies, as images that SIRF makes of data do not: %s is "
+                "placed for head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data",
+                shown.source,
+            )
 
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
