@@ -219,7 +219,8 @@ def _single_network(config: NetworkConfig) -> nn.Module:
 
 
 def _in_float32(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].float(),) if inputs[0].device.type == "cpu" else inputs
+    slow = inputs[0].device.type == "cpu" and inputs[0].dtype == torch.bfloat16
+    return (inputs[0].float(),) if slow else inputs
 
 
 def _as_autocast(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
