@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -288,6 +289,22 @@ def test_a_ct_image_elsewhere_is_refused(files, tmp_path, capsys):
     nibabel.save(nibabel.Nifti1Image(moved.get_fdata().astype(np.float32), affine), tmp_path / "ct.nii.gz")
     assert enhance(files, "pet.nii.gz", tmp_path / "o", "--ct", str(tmp_path / "ct.nii.gz"), model="ct") == 2
     assert "only 0% in common" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", ["feet.hv", "psl.nii", "dicom"])
+def test_samples_lie_as_the_image_beside_them(files, tmp_path, image):
+    write_interfile(files / "feet.hv", activity(), ("feet_in", "supine"))
+    assert enhance(files, image, tmp_path / "out", "--samples", "2", "--steps", "2", "--dose-ratio", "0.1") == 0
+    written = OriginalImage.read(tmp_path / "out" / OriginalImage.read(files / image).name("enhanced")).source
+    with h5py.File(tmp_path / "out/samples.h5") as file:
+        data = file["samples"]
+        mean, about = data[:].mean(0), dict(data.attrs)
+    np.testing.assert_allclose(mean, written.values, atol=2e-3 * float(written.values.max()))
+    if image == "feet.hv":
+        assert list(about["patient_position"]) == ["feet_in", "supine"]
+        assert about["origin_mm"].tolist() == list(read_image(files / image)[1].origin)
+    else:
+        np.testing.assert_allclose(about["affine_lps_mm"], written.affine, atol=1e-3)
 
 
 def test_samples_come_with_their_standard_deviation_and_a_stopped_run_goes_on(files, tmp_path, monkeypatch):

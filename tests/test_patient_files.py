@@ -164,6 +164,14 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
         assert (first.Units, first.ActualFrameDuration, first.AcquisitionTime) == ("BQML", 600000, "100100")
         assert first.SeriesInstanceUID != reference.SeriesInstanceUID
         assert len({d.SOPInstanceUID for d in written}) == 4
+    caplog.clear()
+    tracer.RadionuclideHalfLife = 4062.6
+    like = dicom_series(tmp_path / "gallium", stored, [(-33, 0, 4 * k) for k in range(4)], **tags)
+    write_dicom(tmp_path / "other tracer", image, geometry, exam, like)
+    nuclide = pydicom.dcmread(tmp_path / "other tracer" / "00001.dcm").RadiopharmaceuticalInformationSequence[0]
+    assert "another radionuclide (4062.6 s)" in caplog.text
+    assert "RadionuclideTotalDose" not in nuclide
+    assert float(nuclide.RadionuclideHalfLife) == pytest.approx(6586.2)
     write_dicom(tmp_path / "plain", image, geometry, exam)
     plain = pydicom.dcmread(tmp_path / "plain" / "00001.dcm")
     assert plain.RadiopharmaceuticalInformationSequence[0].RadionuclideHalfLife == pytest.approx(6586.2)

@@ -115,13 +115,18 @@ class AnatomicalObject(EngineImages):
 
     def set_up(self, image: Any) -> None:
         self._see(image)
-        super().set_up(image)  # type: ignore[misc]
+        try:
+            super().set_up(image)  # type: ignore[misc]
+        except ValueError as problem:
+            if (shown := self._located) is None or shown.data_position or not shown.needs_position:
+                raise
+            hint = "the image of set_up does not say how the patient lies; call set_prior of the objective before"
+            raise ValueError(f"{problem}. Head first, supine was assumed: {hint}") from problem
 
     def tell_exam(self, exam: ExamInfo) -> None:
         """What the data say of the patient: how the patient lies counts more than what images say."""
-        self._exam, self._located = exam, self._located or self._own()
-        if self._lay():
-            self._hand_over()
+        self._exam = exam
+        self._see(self._seen)
 
     def _see(self, image: Any) -> None:
         """Take from an image of the data how the patient lies: files need it."""
@@ -139,8 +144,7 @@ class AnatomicalObject(EngineImages):
         return self._located.data_position != before.data_position
 
     def _own(self) -> AnatomicalImage | None:
-        """What is shown if nothing is given."""
-        return None
+        return None  # what is shown if nothing is given
 
     def _hand_over(self) -> None:
         self.obj.set_anatomical(self._located)  # type: ignore[attr-defined]

@@ -127,6 +127,19 @@ def shown_image(
     return replace(expected, image=place, registration=moved, data_position=image.data_position)
 
 
+def shown_for(
+    anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None, model: Any, data: Any
+) -> Tensor | AnatomicalImage | str | os.PathLike[str] | None:
+    """`shown_image` for these data, an `Objective` or a grid: it lies as their patient does."""
+    shown = shown_image(model._anatomical if anatomical is None else anatomical, model)
+    if shown is None or isinstance(shown, Tensor) or not hasattr(data, "exam_info"):
+        return shown
+    from ..patient.anatomical import as_anatomical
+
+    image = as_anatomical(shown, data.geometry)
+    return image.lying_as(data.exam_info()) if image.data_position is None and image.needs_position else image
+
+
 def make_conditioning(
     in_channels: int,
     anatomical: Tensor | AnatomicalImage | str | os.PathLike[str] | None,

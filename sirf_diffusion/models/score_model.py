@@ -16,7 +16,7 @@ from ..environment import faster_precision, select_device, warn_of_slow_precisio
 from ..geometry.checks import check_choice, check_count, check_keys, check_real
 from ..geometry.images import ImageGeometry
 from .coarse import Coarse, companion_of
-from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_image
+from .conditioning import Conditioning, anatomical_on, check_guidance, make_conditioning, shown_for, shown_image
 from .coverage import Network
 from .grid import THREE_ORIENTATIONS, Box, GridAdapter
 from .intensity import INTENSITY_RULES, object_box
@@ -204,7 +204,7 @@ class ScoreModel(Predictor):
             planes or self.planes_for(geometry, sampling=sampling),
             extent=extent,
             box=box,
-            anatomical=anatomical,
+            anatomical=shown_for(anatomical, self, data),
             guidance=guidance,
             coarse_above=coarse_above,
         )

@@ -142,6 +142,14 @@ class OriginalImage:
         else:
             save_nifti(path, stored, LPS_OF_RAS @ self.source.affine)
 
+    def stored_samples(self, samples: Tensor) -> tuple[Tensor, ImageGeometry | None, dict[str, Any]]:
+        """Samples ``[S, z, y, x]`` along the axes of the file, their grid if it is STIR's, and their place."""
+        stored = torch.from_numpy(np.stack([self._stored(sample) for sample in samples]))
+        if self.source.kind == "Interfile":
+            geometry, exam = self._interfile()
+            return stored, geometry, {"patient_position": (exam.orientation, exam.rotation)}
+        return stored, None, {"axes": "sample, and those of the image's file", "affine_lps_mm": self.source.affine}
+
     def _interfile(self) -> tuple[ImageGeometry, ExamInfo]:
         from ..files.interfile import read_exam_info, read_image
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files.atomic import atomic_path
 from ..geometry.checks import check_choice, check_image
-from ..geometry.exam import DICOM_POSITIONS, HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
+from ..geometry.exam import DICOM_POSITIONS, HEAD_FIRST_SUPINE, ExamInfo, Position, Radionuclide, position_of
 from ..geometry.images import ImageGeometry
 from .dicom import place_series, read_tags
 from .image import LPS_OF_RAS, UnusableImage, optional
@@ -183,10 +183,24 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
         times = {"Study": exam.start_time, "Series": exam.start_time, "Acquisition": begin}
         _set(tags, {f"{of}{name}": time.strftime(form) if time else "" for of, time in times.items()})
     if reference is not None:
-        for name in (*_OF_STUDY, *(_OF_PET if reference.get("Modality") == "PT" else ())):
+        for name in (*_OF_STUDY, *(_OF_PET if _is_of_tracer(reference, nuclide) else ())):
             if name in reference:
                 tags.add(reference[name])
     return tags
+
+
+def _is_of_tracer(reference: Any, nuclide: Radionuclide) -> bool:
+    """Whether a reference series is of PET, and of this radionuclide as far as both tell; if not, a warning."""
+    if reference.get("Modality") != "PT":
+        return False
+    told = next((t.get("RadionuclideHalfLife") for t in reference.get(_OF_PET[0]) or ()), None)
+    if None in (told, nuclide.half_life) or abs(float(told) / nuclide.half_life - 1) < 0.01:
+        return True
+    logger.warning(
+        "the data are of %s (half-life %.6g s), the reference series of another radionuclide (%s s): its tracer and "
+        "dose are not taken", nuclide.name, nuclide.half_life, told,
+    )  # fmt: skip
+    return False
 
 
 def _mean_time(duration: float, half_life: float | None) -> float:

@@ -32,8 +32,7 @@ MEMORY = True
 # the end does not depend on them; One Step Late exploded where their sum times factor over squared level was 6.7.
 MEMORY_RATE, MEMORY_PULL = 0.5, 1.2
 
-# Gauss-Legendre points per straight path: exact where the gradient is a polynomial of up to degree 15 along it.
-PATH_POINTS = 8
+PATH_POINTS = 8  # of Gauss and Legendre on a straight path: exact for gradients that are polynomials of degree 15
 # Scales further apart are said, and beyond the second factor of other data, or in another unit: the first update from
 # a uniform image has a scale four times too small.
 _EARLY_IMAGE, _OTHER_DATA = 1.5, 6.0
@@ -171,7 +170,7 @@ class ScorePenalty(Penalty):
 
     @property
     def counter(self) -> Any:
-        """The model's network counter, or None."""
+        """Of the network, or None."""
         return getattr(self._bound or self.model, "counter", None)
 
     def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:
@@ -191,9 +190,11 @@ class ScorePenalty(Penalty):
         ``[z, y, x]`` on the image grid, or in its own space: then it is resampled when the grid is known.
         """
         check_anatomical(anatomical, self.geometry)
-        self._anatomical, self._bound = anatomical, None
+        before, self._anatomical, self._bound = self._bound, anatomical, None
         self.forget()
         self._guidance = None if anatomical is None and guidance == 0 else float(guidance)
+        if before is not None and self.geometry is not None:
+            self._bind(self.geometry, scale=before.intensity_scale)
 
     def forget(self) -> None:
         """Begin anew: nothing has been taken away yet."""
@@ -340,9 +341,9 @@ class ScorePenalty(Penalty):
                 self.forget()
                 self._bind(self.geometry, image)
 
-    def _bind(self, data: Any, early_image: Tensor | None = None) -> None:
+    def _bind(self, data: Any, early_image: Tensor | None = None, scale: float | None = None) -> None:
         """Bind the model to an objective, or to the grid alone with an image or a scale that is known."""
-        options = {"planes": self.planes, "intensity_scale": self._scale}
+        options = {"planes": self.planes, "intensity_scale": scale or self._scale}
         if self._guidance is not None:
             options |= {"anatomical": self._anatomical, "guidance": self._guidance}
         self._bound = self.model.for_data(data, early_image, **options)

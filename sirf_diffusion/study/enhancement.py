@@ -130,7 +130,8 @@ class Enhancement:
         if self.like is not None:
             original.convert(staging / "dicom", result.image, self.like, f"sirf-diffusion: {title}")
         if result.samples is not None:
-            write_samples(staging / "samples.h5", result.samples, original.geometry, seed=self.seed, unit="image units")
+            samples, grid, place = original.stored_samples(result.samples)
+            write_samples(staging / "samples.h5", samples, grid, seed=self.seed, unit="image units", **place)
         (staging / "references.bib").write_text(bibtex(REFERENCES), encoding="utf-8")
         values, image = original.values, result.image
         peak = float(image.flatten()[:: max(1, image.numel() // 10**6)].quantile(0.998)) or 1.0

@@ -176,13 +176,17 @@ class Reconstruction:
             (staging / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_samples(path: Path, samples: Tensor, geometry: ImageGeometry, **about: Any) -> None:
-    """Write samples ``[S, z, y, x]`` as HDF5; ``about`` becomes attributes, ``unit`` among them."""
+def write_samples(path: Path, samples: Tensor, geometry: ImageGeometry | None, **about: Any) -> None:
+    """Write samples ``[S, z, y, x]`` as HDF5; ``about`` becomes attributes, ``unit`` among them.
+
+    Samples that are not on a grid of STIR's have none, and ``about`` says how they lie.
+    """
     with new_hdf5(path) as file:
         file.attrs.update({"format": "sirf-diffusion samples", KEY: 1})
         data = file.create_dataset("samples", data=samples.numpy(), compression="gzip", chunks=True)
-        grid = {"axes": "sample, z, y, x", "voxel_size_mm": geometry.voxel_size, "origin_mm": geometry.origin}
-        data.attrs.update(grid | about)
+        if geometry is not None:
+            about |= {"axes": "sample, z, y, x", "voxel_size_mm": geometry.voxel_size, "origin_mm": geometry.origin}
+        data.attrs.update(about)
 
 
 def check_writers(

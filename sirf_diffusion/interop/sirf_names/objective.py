@@ -82,6 +82,12 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         if not isinstance(prior, (Prior, Penalty)):
             raise error(f"expected a prior, found {type(prior).__name__}")
         self._prior = prior
+        self._tell_prior()
+
+    def _tell_prior(self) -> None:
+        """How the patient of the data lies, of use to a prior with an anatomical image."""
+        if self._data is not None and isinstance(self._prior, AnatomicalObject):
+            self._prior.tell_exam(self._data.exam)
 
     def get_prior(self) -> Prior | Penalty | None:
         return self._prior
@@ -95,8 +101,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         # What reconstructors give tells of the patient what the template does, or else the data.
         exam = self._data.exam if image.exam == ExamInfo() else image.exam
         self._likelihood = ImageObjective(model, self._data.tensor, self._num_subsets, exam=exam)
-        if isinstance(self._prior, AnatomicalObject):
-            self._prior.tell_exam(self._data.exam)
+        self._tell_prior()
         if isinstance(self._prior, Prior):
             self._prior.set_up_for_run(image)
 

@@ -49,17 +49,20 @@ class TensorPrior:
         shown = getattr(self.prior, "_anatomical", None)
         if not isinstance(shown, AnatomicalImage) or shown.data_position is not None or not shown.needs_position:
             return
-        placed = shown.lying_as(exam_of(orientation, rotation))
-        if placed is not shown:
+        if (placed := shown.lying_as(exam_of(orientation, rotation))) is not shown:
             guidance = getattr(self.prior, "_guidance", None)
             self.prior.set_anatomical(placed, *(() if guidance is None else (guidance,)))
-        elif shown.image.kind != "Interfile" and not self._warned:
-            self._warned = True
-            logger.warning(
-                "the estimate does not say how the patient lies, as images that SIRF makes of data do not: %s is "
-                "placed for head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data",
-                shown.source,
-            )
+
+    def _warn_of_position(self) -> None:
+        shown = getattr(self.prior, "_anatomical", None)
+        if not isinstance(shown, AnatomicalImage) or shown.data_position is not None or shown.image.kind == "Interfile":
+            return
+        self._warned = True
+        logger.warning(
+            "the estimate does not say how the patient lies, as images that SIRF makes of data do not: %s is placed "
+            "for head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data",
+            shown.source,
+        )
 
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
@@ -74,6 +77,8 @@ class TensorPrior:
             return float(prior.value(as_tensor(x)))
 
     def gradient(self, x: np.ndarray, out: np.ndarray) -> None:
+        if not self._warned:
+            self._warn_of_position()
         with self._without_factor() as prior:
             as_tensor(out).copy_(prior.gradient(as_tensor(x)))
 
