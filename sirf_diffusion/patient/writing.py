@@ -194,7 +194,7 @@ def _is_of_tracer(reference: Any, nuclide: Radionuclide) -> bool:
     if reference.get("Modality") != "PT":
         return False
     told = next((t.get("RadionuclideHalfLife") for t in reference.get(_OF_PET[0]) or ()), None)
-    if None in (told, nuclide.half_life) or abs(float(told) / nuclide.half_life - 1) < 0.01:
+    if not told or not nuclide.half_life or abs(float(told) / nuclide.half_life - 1) < 0.01:
         return True
     logger.warning(
         "the data are of %s (half-life %.6g s), the reference series of another radionuclide (%s s): its tracer and "
