@@ -271,6 +271,15 @@ def test_a_series_of_another_modality_is_refused_and_another_patients_ct_told(fi
         assert ("different patients by PatientID" in caplog.text) is not same
 
 
+def test_a_map_of_attenuation_is_no_ct(files, tmp_path, caplog):
+    mu = write_nifti(tmp_path / "mu.nii.gz", 0.096 * (activity(1) > 0.5))
+    for ct, said in ((mu, True), (files / "ct.nii.gz", False)):
+        caplog.clear()
+        assert enhance(files, "pet.hv", tmp_path / f"out-{said}", "--ct", str(ct), model="ct") == 0
+        assert ("values of at most 0.096, like a map of attenuation" in caplog.text) is said
+        assert json.loads((tmp_path / f"out-{said}/record.json").read_text())["ct"]["same_patient_id"] is None
+
+
 def test_another_image_of_the_same_name_is_another_result(files, tmp_path, capsys):
     image = write_nifti(tmp_path / "pet.nii.gz", activity())
     assert enhance(files, image, tmp_path / "o") == 0

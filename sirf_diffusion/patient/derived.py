@@ -26,6 +26,9 @@ from .writing import save_nifti, set_pixels, write_compressed, write_dicom, writ
 
 logger = logging.getLogger(__name__)
 
+#: Any CT image of a patient has values above this share of the density of water.
+_LEAST_DENSEST = 0.5
+
 #: Tags that tell of stored values.
 _OF_OLD_VALUES = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
@@ -87,6 +90,12 @@ class OriginalImage:
         other, size = read.image, self.geometry.voxel_size
         if other.modality not in ("", "CT"):
             raise ValueError(f"{path} is of modality {other.modality}, and the model is shown CT images")
+        if (densest := float(other.values.max())) < _LEAST_DENSEST:
+            logger.warning(
+                "%s has values of at most %.3g, like a map of attenuation in 1/cm: a CT image in Hounsfield units is "
+                "expected, or density relative to water", path, densest,
+            )  # fmt: skip
+        told = bool(self.source.patient and other.patient)
         if another := self.source.is_of_another(other):
             logger.warning("%s and %s are of different patients by PatientID", path, self.path)
         if self.source.kind == other.kind == "Interfile" and None in (self.source.position, other.position):
@@ -101,7 +110,7 @@ class OriginalImage:
         sizes = [round(float(v), 5) for v in np.linalg.norm(other.affine[:3, :3], axis=0)]
         record = {
             "file": str(path), "sha256": read.sha256, "modality": other.modality or None,
-            "same_patient_id": not another, "resampled": interpolates(other, self.affine),
+            "same_patient_id": not another if told else None, "resampled": interpolates(other, self.affine),
             "from": {"shape": list(other.values.shape), "voxel_size_mm": sizes},
             "to": {"shape": list(self.geometry.shape), "voxel_size_mm": [round(v, 5) for v in size]},
         }  # fmt: skip
