@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..reconstructors.records import LogCallback, ProgressBar
     from ..study.execution import Execution
     from ..study.report import format_table
-    from ..study.result import check_writers
+    from ..study.result import check_position, check_writers
     from ..study.shares import check_shared, run_shared
     from ..study.vois import COLUMNS
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         voxels = math.prod(study.read.geometry.shape)
         exam = study.read.exam
-        check_writers(arguments.format, arguments.like, exam=exam)
+        check_position(exam, arguments.format, arguments.like)
         if arguments.calibration == "header" and exam is not None and exam.calibration_factor is None:
             raise ValueError("--calibration header: the data have no calibration factor; give it as a number")
         more = {"software": software_versions(), "workers": arguments.workers}

@@ -118,7 +118,7 @@ class AnatomicalObject(EngineImages):
         try:
             super().set_up(image)  # type: ignore[misc]
         except ValueError as problem:
-            if (shown := self._located) is None or shown.data_position or not shown.needs_position:
+            if self._located is None or not self._located.unplaced:
                 raise
             hint = "the image of set_up does not say how the patient lies; call set_prior of the objective before"
             raise ValueError(f"{problem}. Head first, supine was assumed: {hint}") from problem

@@ -137,7 +137,7 @@ def shown_for(
     from ..patient.anatomical import as_anatomical
 
     image = as_anatomical(shown, data.geometry)
-    return image.lying_as(data.exam_info()) if image.data_position is None and image.needs_position else image
+    return image.lying_as(data.exam_info()) if image.unplaced else image
 
 
 def make_conditioning(

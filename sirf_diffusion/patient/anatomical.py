@@ -156,6 +156,11 @@ class AnatomicalImage:
         """Whether it matters how the patient of the data lies: not if it is in the scanner's coordinates."""
         return self.image.kind != "Interfile" or self.image.position is not None
 
+    @property
+    def unplaced(self) -> bool:
+        """Whether it matters how the patient of the data lies, and nobody has told."""
+        return self.needs_position and self.data_position is None
+
     def lying_as(self, exam: ExamInfo | None) -> AnatomicalImage:
         """The image for data of this exam; itself if nobody said how the patient lay, or it does not matter.
 

@@ -32,7 +32,7 @@ MEMORY = True
 # the end does not depend on them; One Step Late exploded where their sum times factor over squared level was 6.7.
 MEMORY_RATE, MEMORY_PULL = 0.5, 1.2
 
-PATH_POINTS = 8  # of Gauss and Legendre on a straight path: exact for gradients that are polynomials of degree 15
+PATH_POINTS = 8  # Gauss-Legendre points per straight path: exact for gradients that are polynomials of degree 15
 # Scales further apart are said, and beyond the second factor of other data, or in another unit: the first update from
 # a uniform image has a scale four times too small.
 _EARLY_IMAGE, _OTHER_DATA = 1.5, 6.0
@@ -170,7 +170,7 @@ class ScorePenalty(Penalty):
 
     @property
     def counter(self) -> Any:
-        """Of the network, or None."""
+        """The model's network counter, or None."""
         return getattr(self._bound or self.model, "counter", None)
 
     def set_up(self, geometry: ImageGeometry, objective: Objective | None = None) -> None:

@@ -189,9 +189,7 @@ def write_samples(path: Path, samples: Tensor, geometry: ImageGeometry | None, *
         data.attrs.update(about)
 
 
-def check_writers(
-    image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False, exam: ExamInfo | None = None
-) -> None:
+def check_writers(image_format: str, like: str | os.PathLike[str] | None = None, bids: bool = False) -> None:
     """Whether `Reconstruction.save` will be able to write so, before anything is computed.
 
     Raises
@@ -199,8 +197,7 @@ def check_writers(
     ImportError
         If a package is missing.
     ValueError
-        For an unknown format, a reference series that cannot be read, BIDS without NIfTI, or a patient position that
-        Interfile alone can say.
+        For an unknown format, a reference series that cannot be read, or BIDS without NIfTI.
     """
     from ..patient.dicom import read_tags
     from ..patient.image import optional
@@ -213,6 +210,10 @@ def check_writers(
     if like is not None:
         optional("pydicom", "DICOM")
         read_tags(Path(like))
+
+
+def check_position(exam: ExamInfo | None, image_format: str, like: str | os.PathLike[str] | None = None) -> None:
+    """ValueError if the patient lay as Interfile alone can say, and other files are to be written."""
     if image_format != "hv" or like is not None:
         try:
             position_of(exam)

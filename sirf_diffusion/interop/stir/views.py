@@ -46,16 +46,19 @@ class TensorPrior:
 
     def set_patient_position(self, orientation: int, rotation: int) -> None:
         """How the patient of the estimate lies, by the numbers of STIR's enums: of use where nobody told so before."""
-        shown = getattr(self.prior, "_anatomical", None)
-        if not isinstance(shown, AnatomicalImage) or shown.data_position is not None or not shown.needs_position:
+        if (shown := self._unplaced()) is None:
             return
         if (placed := shown.lying_as(exam_of(orientation, rotation))) is not shown:
             guidance = getattr(self.prior, "_guidance", None)
             self.prior.set_anatomical(placed, *(() if guidance is None else (guidance,)))
 
-    def _warn_of_position(self) -> None:
+    def _unplaced(self) -> AnatomicalImage | None:
+        """The prior's anatomical image, if nobody has told how the patient of the data lies, and it matters."""
         shown = getattr(self.prior, "_anatomical", None)
-        if not isinstance(shown, AnatomicalImage) or shown.data_position is not None or shown.image.kind == "Interfile":
+        return shown if isinstance(shown, AnatomicalImage) and shown.unplaced else None
+
+    def _warn_of_position(self) -> None:
+        if (shown := self._unplaced()) is None or shown.image.kind == "Interfile":
             return
         self._warned = True
         logger.warning(
