@@ -189,7 +189,8 @@ def test_frames_without_a_place_and_frames_in_time_are_refused_by_their_names(tm
 
 
 @pytest.mark.parametrize("codec", ["RLE", "JPEG lossless"])
-def test_compressed_slices_have_the_same_values(tmp_path, codec):
+@pytest.mark.parametrize("shown", ["MONOCHROME1", "MONOCHROME2"])
+def test_compressed_slices_have_the_same_values(tmp_path, codec, shown):
     sitk = pytest.importorskip("SimpleITK")
     stored = np.random.default_rng(2).integers(1, 30000, (3, 16, 16)).astype(np.uint16)
     folder = dicom_series(tmp_path / "s", stored, POSITIONS[:3], RescaleSlope=0.5)
@@ -199,6 +200,7 @@ def test_compressed_slices_have_the_same_values(tmp_path, codec):
     writer.SetCompressor("JPEG")
     for file in folder.iterdir():
         data = pydicom.dcmread(file)
+        data.PhotometricInterpretation = shown
         if codec == "RLE":
             data.compress(pydicom.uid.RLELossless)
         else:  # pydicom cannot decode it

@@ -272,8 +272,9 @@ def _stored(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
             if not dataset.file_meta.TransferSyntaxUID.is_compressed:
                 raise
         sitk = optional("SimpleITK", "compressed DICOM")
-        # SimpleITK applies the rescaling of the first frame to all of them: it must not see any.
+        # SimpleITK applies the rescaling of the first frame to all, and turns MONOCHROME1 over: it must not see either.
         dataset.walk(_without_rescaling)
+        dataset.PhotometricInterpretation = "MONOCHROME2"
         with tempfile.TemporaryDirectory() as folder:
             dataset.save_as(plain := Path(folder) / "image.dcm")
             return np.reshape(sitk.GetArrayFromImage(sitk.ReadImage(plain)), (-1, *shape))
