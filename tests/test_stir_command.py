@@ -132,10 +132,15 @@ def test_a_prior_too_strong_for_one_step_late_is_a_warning(folder):
     ([("noise level := 0.4", "noise level := 40")], OSMAPOSL, "brain-fdg knows up to 12.4"),
     ([("  ; planes := auto", "  planes := volume")], OSMAPOSL, "brain-fdg is a network of slices"),
     ([("input file := prompts.hs", "input file := two.hs")], OSMAPOSL, "two.hs has 2 time frames"),
+    ([("input file := prompts.hs", "input file := askew.hs")], OSMAPOSL, "its mirror (ring differences 1 to 2)"),
 ])  # fmt: skip
 def test_what_could_never_work_is_an_error(folder, changes, source, words):
     header = (folder / "prompts.hs").read_text()
     (folder / "two.hs").write_text(header.replace("!END OF", "number of time frames := 2\n!END OF"))
+    changed = {"size [4]": "2", "size [2]": "{ 1,1}", "minimum ring": "{ 0,1}", "maximum ring": "{ 0,2}"}
+    for key, value in changed.items():
+        header = re.sub(rf"({re.escape(key)}.* := ).*", rf"\g<1>{value}", header)
+    (folder / "askew.hs").write_text(header)
     assert any(words in error for error in errors_of(edited(folder, *changes, source=source)))
 
 

@@ -123,15 +123,14 @@ class ParData:
         return {"path": self.path, "text": self.par.text, "prior": fate}
 
     def _of_stir(self) -> tuple[Data, Any]:
-        from ..interop.stir.check_values import several_frames
+        from ..interop.stir.check_values import not_for_stir
         from ..interop.stir.par import stir_objective
 
         if self.attenuation_in_factors is None:
             self._check_attenuation()
         for block, key in self.par.root.walk():
-            if number := several_frames(key):
-                text = f":= {key.value} has {number} time frames, of which STIR would take the first"
-                raise block.error(key.name, f"{text}: give a header of one")
+            if reason := not_for_stir(key):
+                raise block.error(key.name, f":= {key.value} {reason}")
         made, image = stir_objective(self.run, self.run.num_subsets)
         latest = made
 

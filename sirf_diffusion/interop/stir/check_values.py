@@ -116,9 +116,8 @@ def _check_input(key: ParKey, findings: Findings) -> None:
         findings.error(key.line, text + (COMMENT if ";" in key.value else ""))
     elif path.suffix.lower() in (".hs", ".hv"):
         header = _header(path)
-        if number := several_frames(key):
-            text = f"{path} has {number} time frames, of which STIR would take the first: give a header of one"
-            findings.error(key.line, text)
+        if reason := not_for_stir(key):
+            findings.error(key.line, f"{path} {reason}")
         name = "" if header is None else header.text("name of data file", "")
         if name and not os.path.isfile(path.parent / name):
             findings.error(key.line, f"{path} names the data file {name}, which is not there")
@@ -306,20 +305,33 @@ def _check_subsets(file: ParFile, findings: Findings) -> None:
 def num_views_of(path: Path) -> int | None:
     """Number of views of Interfile projection data; None if the header does not tell."""
     header = _header(path)
-    for axis in range(1, 6) if header is not None else ():
-        if fold(header.text("matrix axis label", "-", axis)) == "view":
-            size = header.text("matrix size", "-", axis)
-            return int(size) if re.fullmatch(r"\d{1,9}", size) else None
-    return None
+    size = "-" if header is None else _size(header, "view")
+    return int(size) if re.fullmatch(r"\d{1,9}", size) else None
 
 
-def several_frames(key: ParKey) -> int:
-    """Number of time frames of the projection data that a key names, if there are several; else 0."""
+def _size(header: Header, label: str) -> str:
+    """Size, or sizes, of the axis of a label."""
+    axes = [axis for axis in range(1, 6) if fold(header.text("matrix axis label", "-", axis)) == label]
+    return header.text("matrix size", "-", axes[0]) if axes else "-"
+
+
+def not_for_stir(key: ParKey) -> str:
+    """What STIR would make of the projection data that a key names, where that is not what a user means; else empty."""
     if not (key.name in INPUT_FILES and key.value.lower().endswith(".hs") and os.path.isfile(key.value)):
-        return 0
-    header = _header(Path(key.value))
-    number = "1" if header is None else header.text("number of time frames", "1")
-    return int(number) if re.fullmatch(r"\d{1,9}", number) and int(number) > 1 else 0
+        return ""
+    if (header := _header(Path(key.value))) is None:
+        return ""
+    number = header.text("number of time frames", "1")
+    if re.fullmatch(r"\d{1,9}", number) and int(number) > 1:
+        return f"has {number} time frames, of which STIR would take the first: give a header of one"
+    ends = (header.text(f"{end} ring difference per segment", "-") for end in ("minimum", "maximum"))
+    low, high, sizes = (re.findall(r"-?\d+", text) for text in (*ends, _size(header, "axial coordinate")))
+    pairs = (sorted((int(a), int(b))) for a, b in zip(low, high, strict=False))
+    segments = {(a, b): size for (a, b), size in zip(pairs, sizes, strict=False)}
+    alone = [f"{a} to {b}" for (a, b), size in segments.items() if segments.get((-b, -a)) != size]
+    if alone:
+        return f"has a segment without its mirror (ring differences {', '.join(alone)}), on which STIR ends the process"
+    return ""
 
 
 def _header(path: Path) -> Header | None:
