@@ -40,6 +40,7 @@ from benchmarks.bench.tables import print_head, print_row
 from sirf_diffusion.files.atomic import atomic_path
 from sirf_diffusion.files.progress import progress_bar
 from sirf_diffusion.models import ScoreModel
+from sirf_diffusion.reconstructors.methods import METHODS
 from sirf_diffusion.simulation import TracerContrast, simulate_activity
 from sirf_diffusion.simulation.lesions import soft_ellipsoid
 
@@ -106,7 +107,8 @@ def measure(out: Path, method: str, prompts: float, slices: int, samples: int, m
     """Reconstruct what is missing, and keep what the observer sees."""
     name, _, strength = method.partition("=")
     line = get_line(name)
-    settings = dict(line.settings) | ({next(iter(line.search)): float(strength)} if strength else {})
+    usual = {} if line.builder in METHODS else {key: searched.start for key, searched in line.search.items()}
+    settings = {**line.settings, **usual} | ({next(iter(line.search)): float(strength)} if strength else {})
     for number in progress_bar(slices, f"{method}, {prompts:g}", "slice", iterable=range(slices)):
         path = out / f"{method}-{prompts:g}" / f"{number:04d}.npz"
         if path.is_file():
