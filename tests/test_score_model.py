@@ -327,6 +327,26 @@ def test_normalisation_that_is_slow_in_bfloat16_is_done_in_float32(channels):
     assert all((str(found), given) == (f"torch.{kept}", torch.bfloat16) for found, given, kept in seen)
 
 
+@pytest.mark.parametrize("kind", ["unet", "drunet"])
+def test_gradients_of_two_planes_are_right_in_bfloat16(kind):
+    network = build_network(
+        NetworkConfig(kind=kind, spatial_dims=3, channels=(32, 32), attention_levels=(False, False), num_res_blocks=1,
+                      num_class_embeds=0)
+    )  # fmt: skip
+    images, time, found = torch.randn(2, 1, 4, 8, 8), torch.full((2,), 10.0), []
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    for reduced in (False, True):
+        network.zero_grad()
+        for size in (5_000, 20_000, 100_000):  # what memory that nobody writes to would have
+            torch.full((size,), torch.nan)
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            network(images, time).float().square().sum().backward()
+            assert torch.is_autocast_enabled("cpu") == reduced
+        found.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.05
+
+
 @pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
 def test_samplers_compute_in_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, instructions, expected):
     path, grid = tmp_path / "m.safetensors", geometry((1, 8, 8))

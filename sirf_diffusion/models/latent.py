@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..geometry.checks import check_choice, check_count, check_keys
-from .networks import NetworkConfig, shuffled, unshuffled
+from .networks import NetworkConfig, mend_bfloat16, shuffled, unshuffled
 
 #: How the network is shown the CT image.
 CT_INPUTS = ("none", "attention", "channel", "both")
@@ -183,6 +183,7 @@ class EnhancementNetwork(nn.Module):
                     channels = child.proj_in.conv.in_channels
                     owner.register_module(name, CTGuidedAttention(dims, int(channels)))
         self.ct_encoder = _ct_encoder(dims, config.compression * network.patch_size) if guided else None
+        mend_bfloat16(self)
 
     def forward(self, noisy: Tensor, time: Tensor, ct: Tensor | None = None) -> Tensor:
         config, size = self.config, self.config.network.patch_size

@@ -16,6 +16,7 @@ from ..files.weights import WeightsFormat, filled
 from ..geometry.images import ImageGeometry
 from ..models.enhancement import EnhancementModel, EnhancementModelConfig, noise_measure
 from ..models.latent import EnhancementConfig, EnhancementNetwork, build_autoencoder, told_time
+from ..models.networks import mend_bfloat16
 from ..reconstructors.low_dose import LowDose
 from .corruption import Parted, over_images
 from .data.slice_stream import SliceStream
@@ -238,6 +239,7 @@ class AutoencoderAndCritic(nn.Module):
 
         self.autoencoder = build_autoencoder(config)
         self.critic = PatchDiscriminator(config.spatial_dims, 32, 1, num_layers_d=2, norm="INSTANCE")
+        mend_bfloat16(self)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         mean, sd = self.autoencoder.encode(images)
