@@ -274,7 +274,7 @@ def test_priors_are_stirs(par, folder, tmp_path):
 @pytest.mark.parametrize(("method", "prior", "more", "message"), [
     ("osem", RDP, (), "no place for the prior"), ("dds", RDP, (), "no place for the prior"),
     ("map-rdp", "", (), "has no prior"), ("map-score", RDP, (), "Diffusion Score"),
-    ("map-rdp", RDP.replace("Relative Difference Prior", "Logcosh"), (), "cannot be kept"),
+    ("map-rdp", RDP.replace("Relative Difference Prior", "Logcosh"), (), "map-rdp cannot keep"),
     ("map-rdp", RDP.replace("gamma value", "weights := {1}\n gamma value"), (), "weights"),
     ("map-rdp", RDP, ("--set", "gamma=1"), "leave one of them out"),
 ])  # fmt: skip

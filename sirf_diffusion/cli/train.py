@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
         supervision=supervision,
         distillation=distillation,
     )
+    if os.environ.get("RANK", "0") == "0":
+        made = arguments.out.is_file()
+        print(f"{arguments.out}: {'the model' if made else 'not made yet: go on without --max-steps'}")
     return 0
 
 

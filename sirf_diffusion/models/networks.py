@@ -113,7 +113,8 @@ class NetworkConfig:
         for value, has_attention in zip(self.channels, (*self.attention_levels[:-1], True), strict=True):
             if has_attention and value % self.num_head_channels:
                 raise ValueError(
-                    f"num_head_channels = {self.num_head_channels} must divide the {value} channels that have attention"
+                    f"num_head_channels = {self.num_head_channels} must divide the {value} channels that have "
+                    "attention, as those of the last level always do"
                 )
         self._check_form()
 

@@ -47,9 +47,10 @@ class Reconstructor(ABC):
         File written by ``CheckpointCallback``, set before :meth:`set_up`: the run goes on from there. Everything else
         must be as in the run that wrote it, or :meth:`process` raises ``ValueError``.
     record : dict
-        After ``process``: ``method``, ``settings``, ``projections`` (``forward`` and ``back``, in full-data
-        equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``, ``network``, ``callbacks``,
-        ``other``), ``log_likelihood`` (values that the method had to compute anyway) and ``stopped_early``.
+        After ``process``: ``method``, ``engine`` (whose projector), ``settings``, ``projections`` (``forward`` and
+        ``back``, in full-data equivalents), ``network_evaluations``, ``seconds`` (``total``, ``projector``,
+        ``network``, ``callbacks``, ``other``), ``log_likelihood`` (values that the method had to compute anyway) and
+        ``stopped_early``.
 
     Raises
     ------
@@ -171,6 +172,7 @@ class Reconstructor(ABC):
             self._output = self._run()
         self.record = {
             "method": self.method,
+            "engine": self.objective.engine,
             "settings": dict(self.settings),
             **self._cost().to_record(),
             "log_likelihood": list(self._trace),

@@ -49,7 +49,8 @@ def interval_record(
         voxels, vois = factors.at(trues)
         _check_alike(study, record)
     except NotCalibrated as reason:
-        _say_once(str(reason))
+        if study.members is None:  # a share is a part of a run, and what puts the parts together says what holds
+            _say_once(str(reason))
         return told | {"calibrated": False, "why": str(reason), "uncertainty_over_sd": 1.0}
     ratio = voxels / NORMAL
     logger.info("intervals are calibrated: uncertainty is %.3g x the samples' SD (%s)", ratio, table.file)

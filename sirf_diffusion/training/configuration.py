@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files.documents import read_text
 from ..geometry.checks import check_choice, check_keys
+from ..models.h_transform import NUM_INPUTS
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
 from .loop import RunOptions
@@ -42,7 +43,7 @@ _NETWORK = {
     "norm_num_groups": "groups of the normalisation; divides all channels",
     "num_head_channels": "channels of an attention head",
     "num_class_embeds": "slice orientations that the network tells apart",
-    "in_channels": "1, or 2 for a network that is shown the anatomical image (MR or CT)",
+    "in_channels": "1, or 2 for a network that is shown the anatomical image (MR or CT); 5 for --supervised",
     "out_channels": "always 1",
     "patch_size": "blocks of pixels that the network works on: 2 is four times faster than 1, and a little less sharp",
     "spatial_dims": "2: slices; 3: volumes, trained on cubes (num_class_embeds is 0 then, and planes have no meaning)",
@@ -98,8 +99,9 @@ def configuration(content: dict[str, Any], default: Recipe = DEFAULT) -> Configu
 
 def default_text(default: Recipe = DEFAULT) -> str:
     """The defaults as a TOML file that `read_configuration` reads, each with a line that says what it is."""
-    latent = "--latent " if default.enhances else ""
-    lines = [f"# Configuration of `sirf-diffusion train {latent}--data F.h5 --config THIS --out MODEL`: the defaults."]
+    supervised = "--supervised --init MODEL --scanner F.hs " if default.architecture.in_channels == NUM_INPUTS else ""
+    kind = "--latent " if default.enhances else supervised
+    lines = [f"# Configuration of `sirf-diffusion train {kind}--data F.h5 --config THIS --out MODEL`: the defaults."]
     for table, keys in _keys(default).items():
         lines += ["", f"[{table}]"] if table else [""]
         lines += [_line(key, getattr(default, i.name), i.metadata["text"]) for key, i in keys.items()]

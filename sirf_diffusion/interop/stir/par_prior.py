@@ -26,8 +26,8 @@ def prior_of(par: ParFile, geometry: ImageGeometry) -> Penalty:
     own = {"relative difference prior": {"gamma value", "epsilon value"}, "quadratic": set()}.get(fold(key.value))
     if own is None:
         raise ParFileError(
-            f"{par.path}:{key.line}: prior type '{key.value}' cannot be kept here, only 'Relative Difference Prior' "
-            "and 'Quadratic'; run the file with STIR, or leave --keep-prior out to replace the prior"
+            f"{par.path}:{key.line}: map-rdp cannot keep the prior '{key.value}', only 'Relative Difference Prior' and "
+            "'Quadratic' (map-score keeps 'Diffusion Score'); run the file with STIR, or leave --keep-prior out"
         )
     _check_model(par)
     block = key.block

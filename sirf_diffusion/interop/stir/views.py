@@ -62,8 +62,8 @@ class TensorPrior:
             return
         self._warned = True
         logger.warning(
-            "the estimate does not say how the patient lies, as images that SIRF makes of data do not: %s is placed "
-            "for head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data",
+            "neither the estimate nor, as far as they were asked, the data say how the patient lies: %s is placed for "
+            "head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data; SIRF's do not",
             shown.source,
         )
 
