@@ -1,5 +1,7 @@
 """Reconstructions by a method's name: what they take, where they start, and what they count."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,12 +59,13 @@ def test_map_starts_from_the_early_osem_image_and_counts_its_cost(small_acquisit
     assert found.record["seconds"]["total"] > found.record["seconds"]["intensity_scale"] > 0
 
 
-def test_files_acquisition_and_objective_give_one_image(small_acquisition, small_scan):
+def test_files_acquisition_example_and_objective_give_one_image(small_acquisition, small_scan):
     settings = {"num_iterations": 3}
     expected = reconstruct(small_acquisition, "osem", num_subsets=4, settings=settings)
     names = {name: getattr(small_scan, f"{name}_hs") for name in ("prompts", "multiplicative", "additive")}
     files = InterfileData(**names, attenuation=small_scan.mu_hv)
-    for data, options in ((files, {"num_subsets": 4}), (small_acquisition.objective(4), {})):
+    example, four = replace(load_example(), acquisition=small_acquisition), {"num_subsets": 4}
+    for data, options in ((files, four), (example, four), (small_acquisition.objective(4), {})):
         found = reconstruct(data, "osem", settings=settings, **options)
         assert torch.equal(found.image, expected.image)
         assert found.record["num_subsets"] == 4

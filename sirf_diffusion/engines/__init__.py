@@ -75,8 +75,8 @@ def _objective_of(obj: Any, options: dict[str, Any]) -> Objective:
             logger.warning("the penalty of the objective function is left out: give it to the reconstructor")
         return likelihood
     raise TypeError(
-        f"cannot make an objective of {_kind(obj)}: give an Objective, or an objective function of SIRF, of STIR's "
-        "Python module or of sirf_diffusion.get_engine('embedded').make_Poisson_loglikelihood(...)"
+        f"cannot make an objective of {_kind(obj)}: give an Objective, as acquisition.objective() is, or an objective "
+        "function of SIRF, of STIR's Python module or of get_engine('embedded').make_Poisson_loglikelihood(...)"
     )
 
 

@@ -83,7 +83,7 @@ class InterfileData:
 
 
 def data_of(given: Any, *, projector: str = PROJECTORS[0], device: str | torch.device = "cpu", **options: Any) -> Data:
-    """Data of an acquisition, or of whatever ``sirf_diffusion.as_objective`` takes; ``options`` are those of `Data`.
+    """Data of an acquisition, an example with one, or of what ``as_objective`` takes; ``options`` are those of `Data`.
 
     ``projector`` and ``device`` are those of ``as_objective``.
 
@@ -92,6 +92,7 @@ def data_of(given: Any, *, projector: str = PROJECTORS[0], device: str | torch.d
     TypeError
         For anything else.
     """
+    given = getattr(given, "acquisition", given)
     if not isinstance(given, Acquisition):
         likelihood = as_objective(given, projector=projector, device=device)
 
