@@ -18,6 +18,7 @@ name of data file := events.l
 !type of data:=PET
 %study date (yyyy:mm:dd):=2017:03:27
 %study time (hh:mm:ss GMT+00:00):=17:00:35
+%patient orientation:=FFS
 PET data type:=Emission
 data format:=CoincidenceList
 number of energy windows:=1

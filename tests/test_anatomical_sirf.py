@@ -212,11 +212,14 @@ def test_files_lie_as_the_patient_of_the_data(pet, tmp_path, kind, before):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_model_with_a_file_lies_as_the_patient_of_an_objective(tmp_path):
+def test_a_model_with_a_file_lies_as_the_patient_of_an_objective(tmp_path, caplog):
     write_nifti(tmp_path / "mr.nii.gz", anatomy(), FINE, PRONE)
     model = conditional().guided_by(tmp_path / "mr.nii.gz")
-    data = SimpleNamespace(geometry=GRID, exam_info=lambda: PRONE)
+    data, silent = (SimpleNamespace(geometry=GRID, exam_info=lambda exam=exam: exam) for exam in (PRONE, ExamInfo()))
     found, plain = (model.for_data(d, intensity_scale=SCALE).anatomical_input.anatomy for d in (data, GRID))
+    assert "placed for head first" not in caplog.text
+    assert torch.equal(model.for_data(silent, intensity_scale=SCALE).anatomical_input.anatomy, plain)
+    assert "placed for head first, supine" in caplog.text
     shown = AnatomicalImage.of(anatomy(), FINE)
     expected = conditional().on(GRID, SCALE, "three", anatomical=shown).anatomical_input.anatomy
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -6,6 +6,7 @@ import logging
 import math
 import operator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -203,7 +204,10 @@ class SirfObjective(ToolkitObjective):
             with suppress(error):  # a subset of data cannot be written
                 # SIRF's images made of data do not have it.
                 return exam_info_of_written(self._data.prompts.write, "data.hs")
-        return exam_info_of_written(self._template.write)
+        found, known = exam_info_of_written(self._template.write), getattr(self.obj, "known_exam", None)
+        if known is None or known.orientation == "unknown":
+            return found
+        return replace(found, orientation=known.orientation, rotation=known.rotation)
 
     def _toolkit_data(self) -> Any:
         from .stand_in import toolkit_data

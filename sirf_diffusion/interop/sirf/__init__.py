@@ -28,6 +28,7 @@ except ImportError as problem:
 
 from ...engines.sirf.convert import exam_of_data, to_tensor
 from ...engines.sirf.inspection import require_set_up
+from ...geometry.exam import ExamInfo
 from ...priors import Penalty
 from ..prior_objects import AnatomicalObject
 
@@ -48,7 +49,13 @@ _OURS = {
 
 class _KnowsItsPrior:
     known_prior: Any = None
-    known_acquisition_data: Any = None
+    known_exam: ExamInfo | None = None
+
+    def set_acquisition_data(self, ad: Any) -> None:
+        """Set the acquisition data."""
+        super().set_acquisition_data(ad)  # type: ignore[misc]
+        self.known_exam = exam_of_data(ad)
+        self._tell_prior()
 
     def set_prior(self, prior: Any) -> None:
         """Set the penalty; one with an anatomical image is told how the patient of the data lies."""
@@ -57,14 +64,14 @@ class _KnowsItsPrior:
         self._tell_prior()
 
     def _tell_prior(self) -> None:
-        if self.known_acquisition_data is not None and isinstance(self.known_prior, AnatomicalObject):
-            self.known_prior.tell_exam(exam_of_data(self.known_acquisition_data))
+        if self.known_exam is not None and isinstance(self.known_prior, AnatomicalObject):
+            self.known_prior.tell_exam(self.known_exam)
 
 
 class PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin(
     _KnowsItsPrior, _stir.PoissonLogLikelihoodWithLinearModelForMeanAndListModeDataWithProjMatrixByBin
 ):
-    """SIRF's log-likelihood of list-mode data, which also remembers its prior."""
+    """SIRF's log-likelihood of list-mode data, which also remembers its prior, and how the patient lay."""
 
 
 class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
@@ -72,13 +79,13 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
 ):
     """SIRF's log-likelihood of sinograms, which also remembers them, their model and its prior."""
 
+    known_acquisition_data: Any = None
     known_acquisition_model: Any = None
 
     def set_acquisition_data(self, ad: Any) -> None:
         """Set the acquisition data."""
         super().set_acquisition_data(ad)
         self.known_acquisition_data = ad
-        self._tell_prior()
 
     def set_acquisition_model(self, am: Any) -> None:
         """Set the acquisition model."""
@@ -88,7 +95,7 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(
     def set_input_filename(self, name: str) -> None:
         """Let STIR read the acquisition data from a file."""
         super().set_input_filename(name)
-        self.known_acquisition_data = None
+        self.known_acquisition_data = self.known_exam = None
 
 
 @contextmanager
