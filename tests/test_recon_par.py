@@ -388,6 +388,17 @@ def test_data_of_several_time_frames_are_refused(par, recon, folder, tmp_path, c
 
 
 @pytest.mark.requires_stir
+def test_a_projector_within_the_normalisation_may_use_symmetries(par, recon):
+    off = "".join(f"          do symmetry {angle}degrees min phi := 0\n" for angle in (90, 180))
+    few, images = ("number of subsets := 4", "number of subsets := 2"), []
+    for changes in ((few,), (few, (off, ""))):
+        code, out = recon(par(*changes), "osem", "--overwrite", engine="stir")
+        assert code == 0
+        images.append(read_image(out / "reconstruction.hv")[0])
+    assert relative(*images) < 1e-3
+
+
+@pytest.mark.requires_stir
 def test_a_key_that_stir_ignores_is_warned_of(par, recon, caplog):
     assert recon(par(("use subset sens", "use subsett sens")), engine="stir")[0] == 0
     assert "use subsett sensitivities" in caplog.text

@@ -25,7 +25,7 @@ class StirCounts:
 
         self._obj = obj
         data = obj.get_proj_data()
-        self._data = data
+        self._data, self._projector = data, obj.get_projector_pair().get_forward_projector()
         self._used = _bins_in_use(obj, data)
         self.prompts = self._select(data.as_array())
         check_prompts(torch.from_numpy(self.prompts))
@@ -55,7 +55,7 @@ class StirCounts:
         import stir
 
         projection = stir.ProjDataInMemory(self._data.get_exam_info(), self._data.get_proj_data_info())
-        self._obj.get_projector_pair().get_forward_projector().forward_project(projection, image)
+        self._projector.forward_project(projection, image)
         values = projection.as_array()
         return self.detected(values if self._additive is None else values + self._additive)
 
@@ -80,7 +80,8 @@ class StirCounts:
 
         data = stir.ProjDataInMemory(self._data.get_exam_info(), self._data.get_proj_data_info())
         data.fill(np.ascontiguousarray(values, dtype=np.float32).flat)
-        self._obj.get_normalisation().undo(data)
+        # With the symmetries that a projector within the normalisation was set up for: with others STIR ends the process.
+        self._obj.get_normalisation().undo(data, self._projector.get_symmetries_used())
         return self._select(data.as_array())
 
     def _select(self, values: np.ndarray) -> np.ndarray:
