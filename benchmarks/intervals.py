@@ -35,6 +35,7 @@ from benchmarks.bench.cases import FIRST_REPORTED_SUBJECT, CaseSpec, make_case, 
 from benchmarks.bench.problem import acquisition_of
 from benchmarks.score_prior import SECOND, scan_of
 from sirf_diffusion.data import list_examples, load_example
+from sirf_diffusion.engines.em import trues_per_plane
 from sirf_diffusion.engines.embedded.acquisition import Acquisition
 from sirf_diffusion.files.lock import LOCK, locked
 from sirf_diffusion.files.outputs import jsonable, write_json
@@ -44,7 +45,6 @@ from sirf_diffusion.models.intervals import NOMINAL, Factors, IntervalTable, Not
 from sirf_diffusion.reconstructors.diffusion.chain import posterior_sd
 from sirf_diffusion.reconstructors.methods import get_method
 from sirf_diffusion.reconstructors.settings import DEFAULT_SPEED, SPEEDS
-from sirf_diffusion.study.intervals import trues_per_plane
 from sirf_diffusion.study.metrics import nrmse
 from sirf_diffusion.study.reconstruction import reconstruct
 from sirf_diffusion.study.vois import interval_factor

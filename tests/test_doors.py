@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 @pytest.fixture(scope="module", params=[1, 3], ids=["slice", "volume"])
 def data(request, tmp_path_factory) -> tuple[SmallScan, Path]:
     folder = tmp_path_factory.mktemp("doors")
-    scan = write_small_scan(folder / "scan", planes=request.param)
+    scan = write_small_scan(folder / "scan", planes=request.param, counts=2e4 * request.param)
     return scan, write_small_model(folder / "model.safetensors")
 
 

@@ -13,6 +13,8 @@ SMALLEST_SENSITIVITY = 1e-2
 RELATIVE_FLOOR = 1e-6
 #: Of the image that a run starts from, relative to its mean.
 STARTING_FLOOR = 1e-4
+#: Counts of a plane in each subset of an early image; with fewer, its updates are of all data, and so many.
+FEWEST_COUNTS, UPDATES_OF_FEW_COUNTS = 700.0, 4
 
 
 class Likelihood(Protocol):
@@ -135,10 +137,23 @@ def raise_zeros(image: Tensor, sensitivity: Tensor) -> Tensor:
     return torch.where(mask, torch.maximum(image, floor), torch.zeros_like(image))
 
 
+def trues_per_plane(objective: Likelihood, image: Tensor) -> float:
+    r"""Expected counts of the image itself, without background, per plane: :math:`\sum x\,s / N_z`, sensitivity s."""
+    x = image.to(objective.sensitivity().device).double()
+    return float((x * objective.sensitivity().double()).sum()) / x.shape[0]
+
+
 def early_em_image(objective: Likelihood, num_updates: int) -> Tensor:
-    """OSEM from the uniform image: as many epochs as make at least so many updates."""
+    """OSEM from the uniform image: as many epochs as make at least so many updates.
+
+    Where a plane has less than 700 counts in a subset, four updates of all data instead: of fewer counts each subset
+    empties more voxels for good, and noise grows sooner. The intensity scale of the bundled slice at 1,000 counts comes
+    out 1.2 times too high by four updates of all data, 2.4 times by 14 and 6 times by 14 subsets.
+    """
     x = raise_zeros(objective.uniform_image(), objective.sensitivity())
     order = update_order(objective.num_subsets)
+    if trues_per_plane(objective, x) < FEWEST_COUNTS * objective.num_subsets:
+        order, num_updates = (None,), min(num_updates, UPDATES_OF_FEW_COUNTS)
     for _ in range(-(-num_updates // len(order))):
         for subset in order:
             x = em_update(objective, x, subset)

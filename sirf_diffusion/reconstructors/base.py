@@ -170,6 +170,12 @@ class Reconstructor(ABC):
         self._before, self._start = self._spent(), time.perf_counter()
         with torch.no_grad():
             self._output = self._run()
+        if not bool(self._output.any()):
+            raise ValueError(
+                f"the image is zero everywhere: the counts are too few for {self.objective.num_subsets} subsets, each "
+                "of which empties the voxels that it saw no count of. Take a longer time frame, or reconstruct(..., "
+                "num_subsets=1)"
+            )
         self.record = {
             "method": self.method,
             "engine": self.objective.engine,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..engines.em import trues_per_plane
 from ..engines.objective import Objective
 from ..models.intervals import NOMINAL, IntervalTable, NotCalibrated
 from .fitness import OUT
@@ -16,12 +17,6 @@ logger = logging.getLogger(__name__)
 
 #: Standard deviations on each side of the mean that hold 95 % of a normal distribution.
 NORMAL = 1.96
-
-
-def trues_per_plane(objective: Objective, image: Tensor) -> float:
-    r"""Expected counts of the image itself, without background, per plane: :math:`\sum x\,s / N_z`, sensitivity s."""
-    x = image.to(objective.device).double()
-    return float((x * objective.sensitivity().double()).sum()) / x.shape[0]
 
 
 def interval_record(

@@ -80,7 +80,7 @@ class StirCounts:
 
         data = stir.ProjDataInMemory(self._data.get_exam_info(), self._data.get_proj_data_info())
         data.fill(np.ascontiguousarray(values, dtype=np.float32).flat)
-        # With the symmetries that a projector within the normalisation was set up for: with others STIR ends the process.
+        # With the symmetries that a projector within the normalisation was set up for: others end the process.
         self._obj.get_normalisation().undo(data, self._projector.get_symmetries_used())
         return self._select(data.as_array())
 

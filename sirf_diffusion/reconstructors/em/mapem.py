@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...engines.em import em_update, inside, penalised_em_step, update_order
+from ...engines.em import em_update, inside, penalised_em_step, trues_per_plane, update_order
 from ...engines.objective import Objective
 from ...geometry.checks import check_count, check_finite, check_real
 from ...priors.base import Penalty, checked_penalty
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Of De Pierro's closed form: with so many, its limit cycle was narrower than what 100 iterations leave.
 _FEW_SUBSETS = 2
+#: Counts that a given image may predict, relative to those of the data, before it is scaled to them.
+_MOST_OFF = 1.5
 
 
 class MAPEM(Reconstructor):
@@ -107,6 +109,16 @@ class MAPEM(Reconstructor):
             )  # fmt: skip
         self.settings["prior"] = self.prior.settings
         super().set_up(initial_image)
+        if initial_image is not None:
+            self._scale_to_the_data()
+
+    def _scale_to_the_data(self) -> None:
+        """A given image of a longer frame, say, would be new to the network, which does not find the way back."""
+        found, wanted = (trues_per_plane(self.objective, x) for x in (self._initial, self.objective.uniform_image()))
+        ratio = found / wanted
+        if not 1 / _MOST_OFF < ratio < _MOST_OFF:
+            logger.warning("the initial image predicts %.3g times the counts of the data: it is scaled to them", ratio)
+            self._initial = self._initial / ratio
 
     def _default_image(self) -> Tensor:
         # Nearer to the optimum than a uniform image by many iterations.
