@@ -387,6 +387,16 @@ def test_data_of_several_time_frames_are_refused(par, recon, folder, tmp_path, c
     assert "2 time frames" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("engine", ["embedded", pytest.param("stir", marks=pytest.mark.requires_stir)])
+def test_unequal_subsets_are_refused_as_by_osmaposl(par, recon, capsys, engine):
+    off = "".join(f"          do symmetry {angle}degrees min phi := 0\n" for angle in (90, 180))
+    numbers = {"subsets := 4": "subsets := 16", "iterations := 8": "iterations := 16", "vals := 8": "vals := 16"}
+    code, out = recon(par((off, ""), *numbers.items()), engine=engine)
+    assert code == 2
+    assert "'number of subsets' is refused, as by OSMAPOSL" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.requires_stir
 def test_a_projector_within_the_normalisation_may_use_symmetries(par, recon):
     off = "".join(f"          do symmetry {angle}degrees min phi := 0\n" for angle in (90, 180))

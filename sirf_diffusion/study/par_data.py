@@ -132,6 +132,8 @@ class ParData:
             if reason := not_for_stir(key):
                 raise block.error(key.name, f":= {key.value} {reason}")
         made, image = stir_objective(self.run, self.run.num_subsets)
+        if self.method == "osem" and not made.stir_objective.subsets_are_approximately_balanced():
+            raise self.par.root.error("number of subsets", "is refused, as by OSMAPOSL: the subsets are not balanced")
         latest = made
 
         def objective(num_subsets: int, device: torch.device, exact: bool = False) -> Any:
