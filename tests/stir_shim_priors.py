@@ -29,8 +29,10 @@ class FailsAt(TenLines):
         self.call, self.kind, self.calls = call, kind, 0
 
     def gradient(self, x, out):
-        super().gradient(x, out)
         self.calls += 1
+        if self.calls == self.call and self.kind == "rebinds":
+            out = np.empty_like(out)
+        super().gradient(x, out)
         if self.calls == self.call:
             if self.kind == "error":
                 raise ZeroDivisionError("deliberately")

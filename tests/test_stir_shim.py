@@ -179,6 +179,7 @@ def test_arrays_are_views_on_the_grid_of_the_estimate(scan):
 @pytest.mark.parametrize(("kind", "message"), [
     ("error", "ZeroDivisionError: deliberately"), ("nan", "has 1 NaN or infinite values"),
     ("infinity", "has 3 NaN or infinite values"), ("returns", "must fill its argument `out`"),
+    ("rebinds", "NaN or infinite values"),
 ])  # fmt: skip
 def test_an_error_in_python_ends_the_run_and_keeps_saved_estimates(kind, message, scan):
     par = scan.par(f"fails_{kind}", python("FailsAt", 0.1, call=6, kind=kind), save=2)

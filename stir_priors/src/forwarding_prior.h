@@ -72,6 +72,7 @@ public:
     call("hessian_times", [&] {
       const ReadView at(x), direction(input);
       WriteView result(*product);
+      result.spoil();
       expect_nothing("hessian_times", object().attr("hessian_times")(at.array(), direction.array(), result.array()));
       finish("hessian_times", result, this->penalisation_factor);
     });
@@ -143,6 +144,7 @@ private:
   {
     const ReadView view(x);
     WriteView result(out);
+    result.spoil();
     expect_nothing(method, object().attr(method)(view.array(), result.array()));
     finish(method, result, factor);
   }

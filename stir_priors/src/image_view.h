@@ -174,6 +174,8 @@ public:
   const py::array_t<float>& array() const { return array_; }
   float* data() { return data_; }
   std::size_t size() const { return size_; }
+  // NaN everywhere, so that what nobody writes is found.
+  void spoil() { std::memset(data_, 0xff, size_ * sizeof(float)); }
   void commit()
   {
     if (!copy_.empty())
