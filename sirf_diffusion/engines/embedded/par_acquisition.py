@@ -177,7 +177,7 @@ def _check_segments(block: ParBlock, projdata: ProjDataGeometry) -> None:
         raise block.error(
             "maximum absolute segment number to process",
             f"({highest}) leaves out segments of {block.text('input file')}, which has them up to {there}: the "
-            f"embedded engine uses all. Extract the segments with STIR's SSRB or stir_subsinograms; {ADVICE}",
+            f"embedded engine uses all. Extract the segments with STIR's SSRB or stir_subsinograms{ADVICE}",
         )
 
 

@@ -91,7 +91,8 @@ class Header:
             line = self._expanded(raw) if number and not raw.startswith(";") else raw
             key, index = _key_and_index(line)
             if number == 0 and (":" not in line or standardise(line.partition(":")[0]) != "interfile"):
-                raise self.error("not an Interfile header (the first line must be '!INTERFILE :=')")
+                several = "; it lists several files (Multi): give one of them" if line.startswith("Multi") else ""
+                raise self.error(f"not an Interfile header (the first line must be '!INTERFILE :='){several}")
             if key == "end of interfile":
                 return
             if number > 0 and key and not key.startswith(";"):
