@@ -211,6 +211,13 @@ class TestWhatCannotBeUsed:
         assert str(tmp_path).encode() not in out.read_bytes()
         assert not (tmp_path / "out.h5.parts").exists()
 
+    @pytest.mark.parametrize("other", ["A", "B"])
+    def test_an_image_of_two_subjects_may_be_one_person(self, tmp_path, caplog, other):
+        paths = [write_nifti(tmp_path / f"{k}.nii.gz", activity()) for k in range(2)]
+        _, outcomes = build(tmp_path, ImageInput(paths[0], "A"), ImageInput(paths[1], other))
+        assert outcomes[1].reason.startswith("duplicate of input 1")
+        assert ("of another subject" in outcomes[1].reason) == ("of another subject" in caplog.text) == (other == "B")
+
     def test_a_bad_anatomy_is_left_out_and_the_emission_image_kept(self, tmp_path):
         import nibabel
 

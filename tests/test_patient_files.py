@@ -1,7 +1,7 @@
 """NIfTI and ECAT7 read in the scanner's coordinates; NIfTI and DICOM PET written where STIR puts the patient."""
 
 import logging
-from datetime import datetime
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -179,6 +179,32 @@ def test_a_dicom_series_has_its_patient_from_the_reference_and_the_rest_from_the
     decay = np.exp2(-np.linspace(0, 600, 6001) / 6586.2)  # the mean activity of the frame is that of this moment
     assert plain.FrameReferenceTime == pytest.approx(1e3 * (60 - 6586.2 * np.log2(decay.mean())), rel=1e-4)
     assert (NAME, PATIENT_ID) != (str(plain.PatientName), plain.PatientID) == ("", "")
+
+
+@pytest.mark.parametrize(("zone", "acquired", "offset", "said"), [
+    ("+0200", ("20240401", "020020"), "+0200", ""),
+    ("", ("20240401", "000020"), None, "does not name its zone"),
+    (None, ("20240401", "000020"), "+0000", ""),
+])  # fmt: skip
+def test_times_are_those_of_the_zone_of_the_reference(tmp_path, caplog, zone, acquired, offset, said):
+    """Interfile has UTC, DICOM the local time, and a time of injection that is copied decides on the SUV."""
+    tracer = pydicom.Dataset()
+    tracer.RadiopharmaceuticalStartDateTime = "20240401010000"
+    tracer.private_block(0x41, "secret", create=True).add_new(1, "LO", "who")
+    started = datetime(2024, 3, 31, 23, 58, 20, tzinfo=timezone.utc)
+    exam = ExamInfo(orientation="head_in", time_frames=((120.0, 600.0),), start_time=started)
+    stored = np.ones((4, 10, 12), np.int16)
+    more = {"TimezoneOffsetFromUTC": zone} if zone else {}
+    more |= {"RadiopharmaceuticalInformationSequence": [tracer], "PatientPosition": "HFS"}
+    like = dicom_series(tmp_path / "like", stored, [(0, 0, 4 * k) for k in range(4)], **more)
+    geometry = ImageGeometry((4, 10, 12), (4.0, 2.0, 3.0))
+    write_dicom(tmp_path / "out", torch.ones(geometry.shape), geometry, exam, None if zone is None else like)
+    found = pydicom.dcmread(tmp_path / "out" / "00001.dcm")
+    assert (found.AcquisitionDate, found.AcquisitionTime) == acquired
+    assert found.get("TimezoneOffsetFromUTC") == offset
+    assert (said in caplog.text) if said else "zone" not in caplog.text
+    assert ("60 minutes before the injection" in caplog.text) == (zone == "")
+    assert not any(element.tag.is_private for element in found.iterall())
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

@@ -164,7 +164,7 @@ def run_command(
             from ..environment import limit_threads
 
             limit_threads(arguments.threads)
-        with _outlived("stdout"), _outlived("stderr"), warnings.catch_warnings(), stoppable():
+        with outlived("stdout"), outlived("stderr"), warnings.catch_warnings(), stoppable():
             warnings.showwarning = log_warning
             return arguments.run(arguments)
     except KeyboardInterrupt as stop:
@@ -195,7 +195,7 @@ def leave(code: int) -> NoReturn:
 
 
 @contextmanager
-def _outlived(name: str) -> Iterator[None]:
+def outlived(name: str) -> Iterator[None]:
     """Let ``sys.stdout`` or ``sys.stderr`` take its text also if the reader (head, less) has gone: the work goes on."""
     stream = getattr(sys, name)
     if stream is None:
@@ -205,8 +205,8 @@ def _outlived(name: str) -> Iterator[None]:
     setattr(sys, name, patient)
     try:
         yield
-        patient.flush()
     finally:
+        patient.flush()
         setattr(sys, name, stream)
 
 

@@ -6,8 +6,10 @@ import gzip
 import logging
 import math
 import os
+import re
 import tempfile
-from datetime import timedelta
+from copy import deepcopy
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,8 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
     }
     _set(tracer, {name: value for name, value in given.items() if value is not None})
     start, duration = exam.time_frames[0] if exam.time_frames else (0.0, 0.0)
-    begin = exam.start_time and exam.start_time + timedelta(seconds=start)
+    study, zone = _in_zone_of(exam.start_time, reference)
+    begin = study and study + timedelta(seconds=start)
     directions = grid.affine[:3, :3] / grid.voxel_size
     (num_planes, rows, columns), (dz, dy, dx) = grid.shape, grid.voxel_size
     _set(tags, dict.fromkeys(_UNKNOWN, ""))
@@ -180,13 +183,53 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
         },
     )  # fmt: skip
     for name, form in (("Date", "%Y%m%d"), ("Time", "%H%M%S")):
-        times = {"Study": exam.start_time, "Series": exam.start_time, "Acquisition": begin}
+        times = {"Study": study, "Series": study, "Acquisition": begin}
         _set(tags, {f"{of}{name}": time.strftime(form) if time else "" for of, time in times.items()})
+    if zone:
+        tags.TimezoneOffsetFromUTC = zone
     if reference is not None:
-        for name in (*_OF_STUDY, *(_OF_PET if _is_of_tracer(reference, nuclide) else ())):
+        names = (*_OF_STUDY, *(_OF_PET if _is_of_tracer(reference, nuclide) else ()))
+        taken = pydicom.Dataset()
+        for name in names:
             if name in reference:
-                tags.add(reference[name])
+                taken.add(deepcopy(reference[name]))
+        taken.remove_private_tags()
+        tags.update(taken)
+        _check_injection(tags, begin)
     return tags
+
+
+def _in_zone_of(time: datetime | None, reference: Any) -> tuple[datetime | None, str]:
+    """The time in the zone of the reference series, whose times are copied, and the zone, empty if it is not known."""
+    zone = "" if reference is None else str(reference.get("TimezoneOffsetFromUTC") or "")
+    if time is None or time.tzinfo is None:
+        return time, zone
+    if reference is None:
+        return time, f"{time:%z}"
+    if zone:
+        return time.astimezone(datetime.strptime(zone, "%z").tzinfo), zone
+    logger.warning(
+        "times of the data are %s from UTC, and the reference series does not name its zone (TimezoneOffsetFromUTC): "
+        "its time of injection and the series' times may be hours apart. Compare them before you compute an SUV",
+        f"{time:%z}",
+    )
+    return time, ""
+
+
+def _check_injection(tags: Any, begin: datetime | None) -> None:
+    """Warn of an acquisition that begins before the injection, by clocks or time zones that do not agree."""
+    tracer = next(iter(tags.RadiopharmaceuticalInformationSequence), {})
+    told = tracer.get("RadiopharmaceuticalStartDateTime") or tracer.get("RadiopharmaceuticalStartTime") or ""
+    digits = re.match(r"\d*", str(told))[0]  # type: ignore[index]
+    if begin is None or len(digits) not in (6, 14):
+        return
+    local = begin.replace(tzinfo=None)
+    injected = datetime.strptime(digits if len(digits) == 14 else f"{local:%Y%m%d}{digits}", "%Y%m%d%H%M%S")
+    if timedelta(0) < injected - local < timedelta(hours=12):  # beyond: yesterday's injection, if the day is not told
+        logger.warning(
+            "the acquisition begins %.0f minutes before the injection that the reference series tells: clocks or time "
+            "zones do not agree, and an SUV would be wrong", (injected - local).total_seconds() / 60,
+        )  # fmt: skip
 
 
 def _is_of_tracer(reference: Any, nuclide: Radionuclide) -> bool:

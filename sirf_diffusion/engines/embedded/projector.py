@@ -237,9 +237,9 @@ class Projector:
         key = (group.key, base, transposed)
         if key in self._cache:
             return self._cache[key]
-        other = self._cache.get((group.key, base, not transposed))
         with torch.inference_mode(False), torch.no_grad():
-            matrix = other.transposed() if other is not None else self._build(group, base, transposed)
+            # One from the other, always, so that sums have the same order whichever was asked for first.
+            matrix = self._build(group, base) if transposed else self._matrix(group, base, True).transposed()
         if self._cached_bytes + matrix.num_bytes <= 3 * self.max_bytes // 4:
             self._cache[key] = matrix
             self._cached_bytes += matrix.num_bytes
@@ -252,7 +252,8 @@ class Projector:
             )
         return matrix
 
-    def _build(self, group: SegmentGroup, base: tuple[int, ...], transposed: bool) -> SparseMatrix:
+    def _build(self, group: SegmentGroup, base: tuple[int, ...]) -> SparseMatrix:
+        """The transposed matrix."""
         num_bins, num_pixels = self.projdata.num_tangential_positions, math.prod(self._grid.shape)
         inner, rim = self._grid.pixels(self.device)
 
@@ -271,8 +272,7 @@ class Projector:
         parts = zip(*map_threaded(weights_of, len(base), self.device), strict=True)
         rows, columns, weights = (torch.cat(v) for v in zip(*itertools.chain(*parts), strict=True))
         shape = (len(group.members) * len(base) * num_bins, group.num_shifts * num_pixels)
-        matrix = SparseMatrix.from_sorted(rows, columns, weights, shape)
-        return matrix.transposed() if transposed else matrix
+        return SparseMatrix.from_sorted(rows, columns, weights, shape).transposed()
 
 
 class _Product(torch.autograd.Function):

@@ -186,21 +186,28 @@ class PartStore:
         whole = self.folder / "whole.h5"  # in here: what a kill leaves behind is removed with the parts
         with new_hdf5(whole) as file:
             volumes = file.create_group("volumes")
-            known: dict[str, str] = {}
+            known: dict[str, tuple[str, str]] = {}
             if self.add:
                 with open_checked(self.out) as old:
                     for name in sorted(old["volumes"]):
                         old.copy(old["volumes"][name], volumes, name)
-                        known[volumes[name].attrs["data_sha256"]] = "duplicate of a volume that the file has already"
+                        there = volumes[name].attrs
+                        told = "duplicate of a volume that the file has already"
+                        known[there["data_sha256"]] = told, there["subject"]
                 rejected += rejected_inputs(self.out)
             for number, (key, name) in enumerate(inputs, start=1):
                 with h5py.File(self._part(key)) as part:
-                    reason = part.attrs.get("reason", "") or known.get(part.attrs["data_sha256"], "")
+                    reason = part.attrs.get("reason", "")
+                    if not reason and part.attrs["data_sha256"] in known:
+                        reason, subject = known[part.attrs["data_sha256"]]
+                        if subject != part.attrs["subject"]:
+                            reason += " of another subject: one person under two names may be in two splits"
+                            logger.warning("%s: %s. Give both the same name (--manifest)", name, reason)
                     if reason:
                         rejected.append((number, self.hashed(str(Path(name).resolve())), reason))
                         outcomes.append(Outcome(number, name, "left out", reason))
                         continue
-                    known[part.attrs["data_sha256"]] = f"duplicate of input {number}"
+                    known[part.attrs["data_sha256"]] = f"duplicate of input {number}", part.attrs["subject"]
                     part.copy(part, volumes, f"{len(volumes):05d}")
                     notes = part.attrs["notes"]
                     outcomes.append(Outcome(number, name, "used in part" if "left out" in notes else "used", notes))
