@@ -1,6 +1,7 @@
 """`ScoreModel.for_data`: one intensity scale, one choice of orientations, whichever door a model comes in by."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from toy_objective import make_toy
 
 from sirf_diffusion.data import load_example
 from sirf_diffusion.models import ScoreModel, intensity_scale
-from sirf_diffusion.reconstructors import OSEM, ScoreMAP
+from sirf_diffusion.reconstructors import OSEM, DDSReconstructor, ScoreMAP
 
 
 @pytest.mark.parametrize(("shape", "sampling", "planes", "updates"), [
@@ -83,3 +84,12 @@ def test_an_image_of_more_counts_is_scaled_before_a_score_prior_sees_it(caplog):
 def test_subsets_that_empty_the_image_are_an_error():
     with pytest.raises(ValueError, match="the image is zero everywhere: the counts are too few for 14 subsets"):
         OSEM(thinned(200)[0].objective(14), 2).process()
+
+
+def test_a_class_takes_the_name_of_a_model_and_nothing_else():
+    objective = load_example("brain2d").acquisition.objective()
+    for make in (partial(ScoreMAP, num_iterations=1), partial(DDSReconstructor, num_steps=2)):
+        images = [make(objective, m).process().get_output() for m in ("brain-fast", ScoreModel.load("brain-fast"))]
+        assert torch.equal(*images)
+        with pytest.raises(TypeError, match="expected a score model, the name of a bundled one or a file, found int"):
+            make(objective, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..engines.objective import Objective
@@ -33,6 +34,17 @@ def extent_setting() -> Any:
         "side in mm of the central square that the network covers; the whole image unless given",
         open_below=True,
     )
+
+
+def as_score_model(model: Any, device: Any = "cpu", precision: str = "auto") -> ScoreModel:
+    """A score model, or that of a bundled name or a file; TypeError for anything else."""
+    from ..models.score_model import ScoreModel
+
+    if isinstance(model, (str, os.PathLike)):
+        return ScoreModel.load(model, str(device), precision)
+    if not hasattr(model, "predict"):
+        raise TypeError(f"expected a score model, the name of a bundled one or a file, found {type(model).__name__}")
+    return model
 
 
 def seen_as_volume(model: ScoreModel | None, objective: Objective, planes: str | None) -> bool:

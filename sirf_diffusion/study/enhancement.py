@@ -17,6 +17,7 @@ from ..files.documents import digest
 from ..files.outputs import OutputFolder
 from ..files.weights import WeightsFileError, WeightsFormat
 from ..geometry.checks import check_finite
+from ..geometry.exam import ExamInfo
 from ..models.enhancement import EnhancementModel
 from ..patient.derived import OriginalImage
 from ..reconstructors.enhancement import Enhanced, Enhancer
@@ -26,6 +27,8 @@ from .result import check_writers, write_samples
 
 logger = logging.getLogger(__name__)
 
+#: How images lie that the network sees, whatever the file's axes.
+_AS_TRAINED = ExamInfo(orientation="head_in", rotation="supine")
 #: Share by which total activity may change: of held-out phantoms it is 0.3 %.
 _ACTIVITY_KEPT = 0.05
 _CHECKPOINT = WeightsFormat("a checkpoint of an enhancement", "sirf_diffusion_enhancement_run", "give --restart")
@@ -141,4 +144,4 @@ class Enhancement:
             rows.append(("standard deviation", result.sd, "magma", 0.0, float(result.sd.max()) or 1.0))
         if ct is not None:
             rows.append(("CT", ct, "gray", 0.0, float(ct.max()) or 1.0))
-        figure_of_views(staging / "report.png", rows, original.geometry, title)
+        figure_of_views(staging / "report.png", rows, original.geometry, title, exam=_AS_TRAINED)

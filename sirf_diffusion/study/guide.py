@@ -147,13 +147,13 @@ def load_model_for(
         if precision != "auto":
             logger.warning("%s uses no network; the precision %s has no effect", method.method, precision)
         return None
-    from ..models import ScoreModel
     from ..models.storage import DEFAULT_MODEL
+    from ..reconstructors.view import as_score_model
 
     if model is None:
         model = method.default_model or DEFAULT_MODEL
         logger.info("no score model given: %s, the default", model)
-    return ScoreModel.load(model, str(device), precision) if isinstance(model, (str, os.PathLike)) else model
+    return as_score_model(model, device, precision)
 
 
 def describe_model(model: Any, guide: Guide) -> dict[str, Any]:

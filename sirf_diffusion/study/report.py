@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import atomic_path
+from ..geometry.exam import POSITIONS, ExamInfo, position_of
 from ..geometry.images import ImageGeometry
+
+#: Top, bottom, left and right, in a panel's own coordinates.
+_AT_EDGES = ((0.5, 0.95), (0.5, 0.05), (0.05, 0.5), (0.95, 0.5))
+_LETTER = {"color": "C1", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ def report_figure(
     anatomical: Tensor | None = None,
     title: str = "",
     unit: str = "",
+    exam: ExamInfo | None = None,
 ) -> None:
     """Draw one reconstruction: middle planes, standard deviation, anatomical image, and the log-likelihood of the run.
 
@@ -142,25 +148,31 @@ def report_figure(
         rows.append((f"standard deviation{shown}", uncertainty, "magma"))
     if anatomical is not None:
         rows.append(("anatomical image", anatomical, "gray"))
-    figure_of_views(path, [(*row, 0.0, float(row[1].max()) or 1.0) for row in rows], geometry, title, trace)
+    figure_of_views(path, [(*row, 0.0, float(row[1].max()) or 1.0) for row in rows], geometry, title, trace, exam)
 
 
 def figure_of_views(
     path: str | os.PathLike[str], stacks: Sequence[tuple[str, Tensor, str, float, float]], geometry: ImageGeometry,
-    title: str = "", trace: Trace | None = None,
+    title: str = "", trace: Trace | None = None, exam: ExamInfo | None = None,
 ) -> None:  # fmt: skip
-    """Draw the middle planes of images on one grid, a row each: name, image, colours, lowest and highest value."""
+    """Draw the middle planes of images on one grid, a row each: name, image, colours, lowest and highest value.
+
+    Planes lie as they are stored, along the scanner's axes. Where ``exam`` says how the patient lay, letters at their
+    edges say where that is in the patient: right, left, anterior, posterior, head, feet.
+    """
     from matplotlib.figure import Figure
 
     views = _views(stacks[0][1].shape, geometry)
     columns = len(views) + (trace is not None)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained")
+    figure, letters = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained"), _edges(exam)
     axes = figure.subplots(len(stacks), columns, squeeze=False)
     for row, (name, volume, colours, low, high) in enumerate(stacks):
         for column, (view, index, aspect) in enumerate(views):
             shown = _show(axes[row][column], volume[index], low, high, colours, aspect)
             axes[row][column].set_axis_off()
             axes[row][column].set_title(f"{name}, {view}", fontsize=8)
+            for letter, place in zip(letters.get(view, ""), _AT_EDGES, strict=False):
+                axes[row][column].text(*place, letter, transform=axes[row][column].transAxes, **_LETTER)
         figure.colorbar(shown, ax=list(axes[row][: len(views)]), fraction=0.03, pad=0.01)
         if trace is not None and row > 0:
             axes[row][-1].set_axis_off()
@@ -172,6 +184,18 @@ def figure_of_views(
             "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in title.splitlines()), fontsize=9
         )
     _save(figure, path)
+
+
+def _edges(exam: ExamInfo | None) -> dict[str, str]:
+    """Letters of the top, bottom, left and right edge of each view; none where nobody said how the patient lay."""
+    try:
+        position = position_of(exam)
+    except ValueError:  # on a side
+        position = None
+    if position is None:
+        return {}
+    x, y, z = (ends[::sign] for ends, sign in zip(("RL", "AP", "FH"), POSITIONS[position], strict=True))
+    return {"transverse": y + x, "coronal": z + x, "sagittal": z + y}
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

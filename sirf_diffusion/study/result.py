@@ -155,6 +155,7 @@ class Reconstruction:
                 anatomical=self.anatomical,
                 title=self.record["title"] + known,
                 unit=self.record.get("unit", ""),
+                exam=self.exam,
             )
 
     def _write_image(self, stem: Path, image: Tensor, image_format: str) -> None:

@@ -19,7 +19,7 @@ from ...geometry.checks import check_count, check_real, check_seed
 from ...models.grid import checked_box
 from ..records import Cost, StepRecord
 from ..settings import Settings, kinds_of_default, make
-from ..view import bound, check_bound, seen_as_volume
+from ..view import as_score_model, bound, check_bound, seen_as_volume
 from .chain import Chain, posterior_sd
 from .consistency import Adaptation, DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .resuming import ResumableReconstructor
@@ -69,7 +69,8 @@ class DiffusionReconstructor(ResumableReconstructor):
     objective
         Poisson log-likelihood of the acquisition.
     model
-        Score model. One that is not bound to an image grid is bound in :meth:`set_up` (``model.for_data``).
+        Score model, or its name or file. One that is not bound to an image grid is bound in :meth:`set_up`
+        (``model.for_data``).
     consistency
         The data step; if omitted, that of the class with its settings, or none, which samples the prior.
     num_samples
@@ -115,7 +116,7 @@ class DiffusionReconstructor(ResumableReconstructor):
     def __init__(
         self,
         objective: Objective,
-        model: ScoreModel,
+        model: ScoreModel | str | Path,
         consistency: DataConsistency | None = None,
         *,
         num_samples: int = 1,
@@ -129,6 +130,7 @@ class DiffusionReconstructor(ResumableReconstructor):
         **settings: Any,
     ) -> None:
         super().__init__(as_objective(objective, projector=projector), callbacks=callbacks)
+        model = as_score_model(model, getattr(self.objective, "device", "cpu"))
         parts = self.parts() if consistency is None else (self.sampling,)
         volume = seen_as_volume(model, self.objective, settings.get("planes"))
         kinds = kinds_of_default(self.speed_of(speed, adapted=adaptation is not None), volume=volume)

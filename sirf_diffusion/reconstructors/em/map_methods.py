@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ from ...models.intensity import intensity_scale as estimate_intensity_scale
 from ...priors import Penalty, RelativeDifferencePenalty, ScorePenalty
 from ...priors.score import MEMORY, NOISE_LEVEL, PENALISATION_FACTOR
 from ..settings import Settings, count, flag, make, real
-from ..view import bound, extent_setting, planes_setting
+from ..view import as_score_model, bound, extent_setting, planes_setting
 from .mapem import MAPEM
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class ScoreMAP(MAPEM):
     objective
         Poisson log-likelihood.
     model
-        Score model, bound here (`ScoreModel.for_data`) if it is not.
+        Score model, or its name or file; bound here (`ScoreModel.for_data`) if it is not.
     callbacks
         As for `MAPEM`.
     """
@@ -142,13 +143,13 @@ class ScoreMAP(MAPEM):
     def __init__(
         self,
         objective: Objective,
-        model: ScoreModel,
+        model: ScoreModel | str | os.PathLike[str],
         *,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
         **settings: Any,
     ) -> None:
         objective = as_objective(objective)
         (chosen,) = make(self.parts(), settings, self.method)
-        model = bound(model, objective, chosen.planes, chosen.extent)
+        model = bound(as_score_model(model), objective, chosen.planes, chosen.extent)
         prior = ScorePenalty(model, chosen.noise_level, chosen.penalisation_factor, memory=chosen.memory)
         super().__init__(objective, prior, chosen.num_iterations, num_inner=chosen.num_inner, callbacks=callbacks)
