@@ -68,7 +68,7 @@ def read_tags(path: Path) -> list[tuple[Path, Any]]:
     with reading("a damaged DICOM file"):
         series = {str(header.get("SeriesInstanceUID")) for _, header in found}
     if len(series) != 1:
-        raise UnusableImage(f"the folder holds {len(series) or 'no DICOM'} series: one is expected")
+        raise UnusableImage(f"it holds {len(series) or 'no DICOM'} series: one is expected")
     return found
 
 

@@ -201,7 +201,7 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
         For an unknown format, a reference series that cannot be read, or BIDS without NIfTI.
     """
     from ..patient.dicom import read_tags
-    from ..patient.image import optional
+    from ..patient.image import UnusableImage, optional
 
     check_choice("the format of images", image_format, FORMATS)
     if image_format != "hv":
@@ -210,7 +210,12 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
         raise ValueError("BIDS knows NIfTI images only: add --format nifti, or both")
     if like is not None:
         optional("pydicom", "DICOM")
-        read_tags(Path(like))
+        if not Path(like).exists():
+            raise FileNotFoundError(f"the reference series {like} (--like): no such file or folder")
+        try:
+            read_tags(Path(like))
+        except UnusableImage as problem:
+            raise UnusableImage(f"the reference series {like} (--like): {problem}") from problem
 
 
 def check_position(exam: ExamInfo | None, image_format: str, like: str | os.PathLike[str] | None = None) -> None:

@@ -190,8 +190,8 @@ class PoissonObjective(Objective):
         raise ValueError(
             f"{int(impossible.sum())} bins have counts where the model expects none (q <= 0), the first one in "
             f"sinogram {sinogram}, view {view}, tangential position {bin_num}; {dead} of them have multiplicative "
-            "factor 0. Start from an image that is positive where the sensitivity is, give a background, or set the "
-            "prompts of dead bins to 0"
+            "factor 0. Start from an image that is positive where the sensitivity is, take fewer subsets, give a "
+            "background, or set the prompts of dead bins to 0"
         )
 
 
