@@ -147,8 +147,8 @@ def early_em_image(objective: Likelihood, num_updates: int) -> Tensor:
     """OSEM from the uniform image: as many epochs as make at least so many updates.
 
     Where a plane has less than 700 counts in a subset, four updates of all data instead: of fewer counts each subset
-    empties more voxels for good, and noise grows sooner. The intensity scale of the bundled slice at 1,000 counts comes
-    out 1.2 times too high by four updates of all data, 2.4 times by 14 and 6 times by 14 subsets.
+    empties more voxels for good, and noise grows sooner. The intensity scale of the bundled slice at 1,000 counts came
+    out 1.2 times too high by four updates of all data, 1.2 to 3.6 times by 14 of them, and 6 times by 14 subsets.
     """
     x = raise_zeros(objective.uniform_image(), objective.sensitivity())
     order = update_order(objective.num_subsets)

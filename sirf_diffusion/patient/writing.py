@@ -201,7 +201,8 @@ def _series_tags(pydicom: Any, exam: ExamInfo, grid: PatientGrid, reference: Any
 
 def _in_zone_of(time: datetime | None, reference: Any) -> tuple[datetime | None, str]:
     """The time in the zone of the reference series, whose times are copied, and the zone, empty if it is not known."""
-    zone = "" if reference is None else str(reference.get("TimezoneOffsetFromUTC") or "")
+    named = "" if reference is None else str(reference.get("TimezoneOffsetFromUTC") or "").strip()
+    zone = named if re.fullmatch(r"[+-]\d{4}", named) else ""
     if time is None or time.tzinfo is None:
         return time, zone
     if reference is None:
