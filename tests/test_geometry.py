@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner, Segment
 from sirf_diffusion.geometry.scanners import find_scanner, get_scanner, scanner_names
 
@@ -184,3 +185,13 @@ class TestAgainstSTIR:
         assert ours.default_num_arccorrected_bins == its.get_default_num_arccorrected_bins()
         for field in dataclasses.fields(ours.blocks):
             assert getattr(ours.blocks, field.name) == getattr(its, f"get_{field.name}")()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (((1.5, 2, 3), (1, 1, 1)), "shape must be whole numbers"),
+    (((1, 2, 3), 2.0), "voxel_size needs three numbers"),
+    (((1, 2), (1, 1, 1)), "shape needs three numbers"),
+])  # fmt: skip
+def test_an_image_grid_of_wrong_numbers_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageGeometry(*arguments)

@@ -7,6 +7,7 @@ store it; leading dimensions are independent images (posterior samples).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: Smallest and largest voxel in mm: beyond these, a number is a slip.
@@ -39,9 +40,12 @@ class ImageGeometry:
 
     def __post_init__(self) -> None:
         for name, kind in (("shape", int), ("voxel_size", float), ("origin", float)):
-            values = tuple(kind(v) for v in getattr(self, name))
+            given = getattr(self, name)
+            values = tuple(kind(v) for v in given) if isinstance(given, Iterable) else (given,)
             if len(values) != 3:
                 raise ValueError(f"{name} needs three numbers (z, y, x), found {values}")
+            if kind is int and any(value != told for value, told in zip(values, given, strict=True)):
+                raise ValueError(f"{name} must be whole numbers, found {given}")
             low, high = _LIMITS[name]
             if not all(low <= value <= high for value in values):
                 sign = "positive, " if low > 0 else ""
