@@ -220,6 +220,10 @@ def test_a_model_with_a_file_lies_as_the_patient_of_an_objective(tmp_path, caplo
     assert "placed for head first" not in caplog.text
     assert torch.equal(model.for_data(silent, intensity_scale=SCALE).anatomical_input.anatomy, plain)
     assert "placed for head first, supine" in caplog.text
+    caplog.clear()
+    write_image(tmp_path / "mr.hv", anatomy(), FINE, exam=PRONE)  # says so itself
+    conditional().guided_by(tmp_path / "mr.hv").for_data(silent, intensity_scale=SCALE)
+    assert "placed for head first" not in caplog.text
     shown = AnatomicalImage.of(anatomy(), FINE)
     expected = conditional().on(GRID, SCALE, "three", anatomical=shown).anatomical_input.anatomy
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -254,5 +258,5 @@ def test_sirfs_own_objective_function_tells_what_its_image_does(tmp_path, caplog
     objective.set_up(image)
     expected = BowsherPenalty(grid, 1.0, mr).gradient(x)
     found = [prior.get_gradient(image.fill(x.numpy())).as_array() for _ in range(2)][1]
-    assert caplog.text.count("say how the patient lies") == (0 if known else 1)
+    assert caplog.text.count("is placed for head first, supine") == (0 if known else 1)
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())) == known

@@ -205,6 +205,9 @@ def test_times_are_those_of_the_zone_of_the_reference(tmp_path, caplog, zone, ac
     assert (said in caplog.text) if said else "zone" not in caplog.text
     assert ("60 minutes before the injection" in caplog.text) == (zone == "")
     assert not any(element.tag.is_private for element in found.iterall())
+    tracer.RadiopharmaceuticalStartDateTime = "20240431990000"  # no time: not compared
+    like = dicom_series(tmp_path / "odd", stored, [(0, 0, 4 * k) for k in range(4)], **more)
+    write_dicom(tmp_path / "odd out", torch.ones(geometry.shape), geometry, exam, like)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

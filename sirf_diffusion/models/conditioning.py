@@ -137,7 +137,7 @@ def shown_for(
     from ..patient.anatomical import as_anatomical
 
     image = as_anatomical(shown, data.geometry)
-    return image.lying_as_the_patient_of(data.exam_info()) if image.unplaced else image
+    return image.lying_as(data.exam_info()).say_if_assumed() if image.unplaced else image
 
 
 def make_conditioning(

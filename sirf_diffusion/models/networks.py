@@ -173,6 +173,7 @@ def build_network(
         torch.default_generator.manual_seed(seed)
         networks = [_single_network(config) for _ in range(config.num_networks)]
         network = networks[0] if len(networks) == 1 else PlaneNetworks(networks)
+        mend_bfloat16(network)
     return network.to(where)
 
 
@@ -191,9 +192,7 @@ def _single_network(config: NetworkConfig) -> nn.Module:
     if config.kind == "drunet":
         from .drunet import DRUNet
 
-        drunet = DRUNet(config.channels, config.num_res_blocks, config.in_channels, config.spatial_dims)
-        mend_bfloat16(drunet)
-        return drunet
+        return DRUNet(config.channels, config.num_res_blocks, config.in_channels, config.spatial_dims)
     from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
     block = config.patch_size**config.spatial_dims
@@ -210,7 +209,6 @@ def _single_network(config: NetworkConfig) -> nn.Module:
         num_class_embeds=config.num_class_embeds or None,
         use_flash_attention=True,  # the same function, without its matrix of all pairs of pixels in memory
     )
-    mend_bfloat16(network)
     if config.patch_size > 1:
         network = PatchedNetwork(network, config.patch_size)
     if config.preconditioning == "none":

@@ -169,17 +169,16 @@ class AnatomicalImage:
         position = position_of(exam) if self.needs_position else None
         return self if position is None else replace(self, data_position=position)
 
-    def lying_as_the_patient_of(self, exam: ExamInfo | None) -> AnatomicalImage:
-        """`lying_as`, and what is assumed where nobody said how the patient lay is said."""
-        lying = self.lying_as(exam)
-        if lying.unplaced:
+    def say_if_assumed(self) -> AnatomicalImage:
+        """Itself; a warning if it is placed for head first, supine because nobody said how the patient lay."""
+        if self.unplaced and self.image.kind != "Interfile":  # which has a position of its own
             logger.warning(
-                "nothing says how the patient of the data lay: %s is placed for head first, supine. Headers of data "
+                "nothing says how the patient of the data lies: %s is placed for head first, supine. Headers of data "
                 "have 'patient orientation' and 'patient rotation'; SIRF's own objective functions do not tell, those "
                 "of sirf_diffusion.get_engine('sirf') ask their data",
-                lying.source,
+                self.source,
             )
-        return lying
+        return self
 
     def _position(self) -> Position:
         """Position for the reconstruction's grid."""

@@ -225,7 +225,10 @@ def _check_injection(tags: Any, begin: datetime | None) -> None:
     if begin is None or len(digits) not in (6, 14):
         return
     local = begin.replace(tzinfo=None)
-    injected = datetime.strptime(digits if len(digits) == 14 else f"{local:%Y%m%d}{digits}", "%Y%m%d%H%M%S")
+    try:
+        injected = datetime.strptime(digits if len(digits) == 14 else f"{local:%Y%m%d}{digits}", "%Y%m%d%H%M%S")
+    except ValueError:  # no time
+        return
     if timedelta(0) < injected - local < timedelta(hours=12):  # beyond: yesterday's injection, if the day is not told
         logger.warning(
             "the acquisition begins %.0f minutes before the injection that the reference series tells: clocks or time "

@@ -103,7 +103,7 @@ class Guide:
             return None
         from ..patient.anatomical import as_anatomical, load_anatomical
 
-        lying = as_anatomical(shown, data.geometry).lying_as_the_patient_of(exam)
+        lying = as_anatomical(shown, data.geometry).lying_as(exam).say_if_assumed()
         return load_anatomical(lying, data.geometry, register_to=self._target(data, emission), emission=emission)
 
     def _target(self, data: Data, emission: Tensor) -> Any:

@@ -57,16 +57,6 @@ class TensorPrior:
         shown = getattr(self.prior, "_anatomical", None)
         return shown if isinstance(shown, AnatomicalImage) and shown.unplaced else None
 
-    def _warn_of_position(self) -> None:
-        if (shown := self._unplaced()) is None or shown.image.kind == "Interfile":
-            return
-        self._warned = True
-        logger.warning(
-            "neither the estimate nor, as far as they were asked, the data say how the patient lies: %s is placed for "
-            "head first, supine. Objective functions of sirf_diffusion.get_engine('sirf') ask the data; SIRF's do not",
-            shown.source,
-        )
-
     def set_up(self, geometry: ImageGeometry) -> None:
         self.prior.set_up(geometry)
 
@@ -80,8 +70,9 @@ class TensorPrior:
             return float(prior.value(as_tensor(x)))
 
     def gradient(self, x: np.ndarray, out: np.ndarray) -> None:
-        if not self._warned:
-            self._warn_of_position()
+        if not self._warned and (shown := self._unplaced()) is not None:
+            self._warned = True
+            shown.say_if_assumed()
         with self._without_factor() as prior:
             as_tensor(out).copy_(prior.gradient(as_tensor(x)))
 

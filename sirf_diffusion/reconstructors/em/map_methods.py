@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...engines import as_objective
@@ -143,7 +143,7 @@ class ScoreMAP(MAPEM):
     def __init__(
         self,
         objective: Objective,
-        model: ScoreModel | str | os.PathLike[str],
+        model: ScoreModel | str | Path,
         *,
         callbacks: Iterable[Callable[[StepRecord], None]] = (),
         **settings: Any,
