@@ -323,6 +323,12 @@ def test_one_sample_has_no_uncertainty_and_says_so(recon, capsys):
     assert "no standard deviation" in capsys.readouterr().out
 
 
+def test_the_number_of_subsets_is_chosen(recon):
+    code, out = recon(method="osem", subsets=2)
+    assert code == 0
+    assert json.loads((out / "record.json").read_text())["num_subsets"] == 2
+
+
 def test_debug_shows_the_traceback(recon, small_scan):
     with pytest.raises(ValueError, match="liver"):
         recon("--debug", model="liver")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -306,9 +307,10 @@ def test_options_that_exclude_one_another(par, folder, capsys, tmp_path):
         ["--par", par(), "--additive", str(folder / "additive.hs")],
         ["--prompts", str(folder / "prompts.hs"), "--keep-prior"],
         ["--prompts", str(folder / "prompts.hs"), "--engine", "stir"],
+        ["--par", par(), "--subsets", "2"],
     ):
         assert main(["recon", *arguments, *out]) == 2
-        assert "--par" in capsys.readouterr().err
+        assert re.search(r"--par|file\.par says", capsys.readouterr().err)
 
 
 def test_order_of_subsets_is_stirs():
@@ -344,7 +346,7 @@ def test_stir_and_embedded_engine_give_the_image_of_stirs_own_program(par, recon
 @pytest.mark.requires_stir
 @pytest.mark.parametrize("method", ["osem", "dds"])
 def test_the_embedded_projector_gives_the_image_of_stirs(par, recon, small_model, method, tmp_path):
-    more = [] if method == "osem" else ["--model", small_model, "--samples", 2, "--set", "num_steps=4"]
+    more = ["--model", small_model, "--samples", 2, "--set", "num_steps=4", "--subsets", 2] if method != "osem" else []
     images = []
     for projector in ("toolkit", "embedded"):
         out = tmp_path / projector
@@ -354,6 +356,7 @@ def test_the_embedded_projector_gives_the_image_of_stirs(par, recon, small_model
         record = json.loads((out / "record.json").read_text(encoding="utf-8"))
         assert ("projector" in record["engine"]) == (projector == "embedded")
         assert record["engine"]["name"] == "stir"
+        assert record["num_subsets"] == (4 if method == "osem" else 2)
     assert 0 < relative(*images) < 0.01
 
 

@@ -127,7 +127,7 @@ def _folder_of(arguments: argparse.Namespace, study: Study) -> OutputFolder:
             **({} if study.projector == PROJECTORS[0] else {"projector": study.projector}),
             **{
                 name: value
-                for name in ("attenuation_in_factors", "calibration", "like", "vois")
+                for name in ("attenuation_in_factors", "subsets", "calibration", "like", "vois")
                 if (value := getattr(arguments, name)) is not None
             },
             **({} if arguments.format == "hv" else {"format": arguments.format}),

@@ -140,6 +140,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     about = f"of samplers: fewer noise levels, and less to look at; default: {DEFAULT_SPEED}, {SPEEDS[0]} with --adapt"
     method.add_argument("--speed", choices=SPEEDS, help=about)
+    about = "ordered subsets of the data; default: the method's own number, or the file's (--par, osem)"
+    method.add_argument("--subsets", type=whole(1, LARGEST_COUNT), metavar="N", help=about)
     iteration = "of iso-likelihood: an MLEM iteration"
     method.add_argument("--target-iteration", type=real(0, LARGEST_COUNT), metavar="N", help=iteration)
     method.add_argument("--samples", type=whole(), metavar="K", help=f"posterior samples; default: {NUM_SAMPLES}")
@@ -250,6 +252,7 @@ def study_of(arguments: argparse.Namespace, callbacks: Sequence[Any] = ()) -> St
         projector=arguments.projector,
         engine=arguments.engine,
         keep_prior=arguments.keep_prior,
+        num_subsets=arguments.subsets,
         attenuation_in_factors=in_factors,
         vois=arguments.vois,
         callbacks=callbacks,

@@ -173,8 +173,8 @@ class Reconstructor(ABC):
         if not bool(self._output.any()):
             raise ValueError(
                 f"the image is zero everywhere: the counts are too few for {self.objective.num_subsets} subsets, each "
-                "of which empties the voxels that it saw no count of. Take a longer time frame, or reconstruct(..., "
-                "num_subsets=1)"
+                "of which empties the voxels that it saw no count of. Take a longer time frame, or one subset "
+                "(--subsets 1, in Python num_subsets=1)"
             )
         self.record = {
             "method": self.method,

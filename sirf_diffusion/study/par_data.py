@@ -147,7 +147,13 @@ class ParData:
         def embedded(num_subsets: int, device: torch.device, exact: bool = False) -> Any:
             if str(device) not in stand_ins:
                 stand_ins[str(device)] = as_objective(made, projector=self.projector, device=device)
-            return stand_ins[str(device)] if exact else stand_ins[str(device)].with_subsets(num_subsets)
+            if (found := stand_ins[str(device)]).num_subsets != num_subsets:
+                found = found.with_subsets(num_subsets)
+            if exact and found.num_subsets != num_subsets:
+                raise ValueError(
+                    f"these data cannot be divided into {num_subsets} equal subsets, but into {found.num_subsets}"
+                )
+            return found
 
         stand_ins: dict[str, Any] = {}
         chosen = objective if self.projector == PROJECTORS[0] else embedded

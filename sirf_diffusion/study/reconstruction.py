@@ -143,6 +143,8 @@ class Study:
         if chosen.samples:
             self.num_samples = check_count("num_samples", NUM_SAMPLES if self.num_samples is None else self.num_samples)
         check_seed("seed", self.seed)
+        if self.num_subsets is not None:
+            check_count("num_subsets", self.num_subsets)
         check_choice("projector", self.projector, PROJECTORS)
         check_real("checkpoint_every", self.checkpoint_every)
         self._device = select_device(self.device)
@@ -155,6 +157,8 @@ class Study:
             options = self.projector, self.keep_prior, self.attenuation_in_factors
             self.par = ParData(path, self.method, self.engine or "auto", *options)
             settings, model, self.guide = self.par.completed(settings, model, self.guide)
+            if self.method == "osem" and (self.num_subsets or self.subset_order):
+                raise ValueError(f"{path} says the number and order of osem's subsets (--subsets): leave them out")
         elif self.engine is not None or self.keep_prior or self.attenuation_in_factors is not None:
             raise ValueError("engine, keep_prior (--engine, --keep-prior) and attenuation_in_factors are for --par")
         self._settings = settings

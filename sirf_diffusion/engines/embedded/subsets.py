@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...geometry.checks import check_count
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
 
@@ -71,7 +72,8 @@ def largest_num_subsets(basic: Sequence[int], wanted: int) -> int:
     >>> largest_num_subsets(range(126), 10)
     9
     """
-    return max(n for n in equal_divisions(basic) if n <= max(1, wanted))
+    wanted = check_count("num_subsets", wanted)
+    return max(n for n in equal_divisions(basic) if n <= wanted)
 
 
 def select_views(term: Tensor, views: Sequence[int] | None) -> Tensor:
