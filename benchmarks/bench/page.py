@@ -42,6 +42,7 @@ table { border-collapse: collapse; font-size: 85%; margin: 1em 0; }
 th, td { padding: 0.25em 0.7em; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 img { max-width: 100%; }
+.wide { overflow-x: auto; }
 pre { background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>
 </head>
@@ -51,7 +52,7 @@ pre { background: #f4f4f4; padding: 0.7em; white-space: pre-wrap; overflow-wrap:
 {% for part in sections %}
 <h{{ part.level }}>{{ part.heading }}</h{{ part.level }}>
 {% if part.text %}<p>{{ part.text }}</p>{% endif %}
-{% for table in part.tables %}{{ table.to_html(index=False, border=0) | safe }}{% endfor %}
+{% for table in part.tables %}<div class="wide">{{ table.to_html(index=False, border=0) | safe }}</div>{% endfor %}
 {% for words, png in part.figures %}<p><img alt="{{ words }}" src="data:image/png;base64,{{ png }}"></p>{% endfor %}
 {% if part.verbatim %}<pre>{{ part.verbatim }}</pre>{% endif %}
 {% endfor %}
@@ -161,19 +162,18 @@ def _group(heading: str, rows: Sequence[Row]) -> list[Section]:
     tuned = [r for r in rows if r["variant"] == 1]
     sections = [
         Section(2, heading).table(QUALITY, sorted(tuned, key=lambda r: r.get("nrmse", float("inf")))),
-        Section(3, "Lesions").table(lesion_columns(tuned), tuned),
         Section(3, "Errors as in PETRIC, against the truth").table(PETRIC, tuned),
-        Section(3, "Cost").table(COST, tuned),
+        Section(3, "Cost").table(COST, tuned).figure("cost against error", figures.cost_against_error(rows)),
     ]
-    if any("crc" in name for r in tuned for name in r):
-        sections[1].figure("contrast recovery", figures.lesion_recovery(rows))
+    if len(columns := lesion_columns(tuned)) > 1:
+        section = Section(3, "Lesions").table(columns, tuned)
+        sections.insert(1, section.figure("contrast recovery", figures.lesion_recovery(rows)))
     if any("bias" in r for r in tuned):
         section = Section(3, "Bias against standard deviation", "Each method's first parameter varies along its line.")
         if any(r["variant"] != 1 for r in rows):
             sections.append(section.table(_VARIANTS, rows).figure("bias against SD", figures.bias_against_sd(rows)))
         else:
             sections.append(section.figure("bias against SD", figures.bias_against_sd(rows)))
-    sections[3].figure("cost against error", figures.cost_against_error(rows))
     sampled = [r for r in tuned if r.get("ranks")]
     if sampled:
         section = Section(3, "Calibration of the samples").table(CALIBRATION, sampled)
