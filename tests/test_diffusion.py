@@ -1,5 +1,6 @@
 """Properties of the reverse-diffusion loop that hold whatever the data step is."""
 
+import itertools
 import logging
 
 import pytest
@@ -206,16 +207,18 @@ def test_outside_the_image_the_chain_follows_the_prior(method, tmp_path):
 
 
 @each_method
-@pytest.mark.parametrize(("bound", "solver"), [(True, "ddim"), (False, "ddim"), (True, "multistep")])
-def test_resumed_equals_uninterrupted(method, bound, solver, tmp_path):
+@pytest.mark.parametrize(
+    ("bound", "options"), [(True, {}), (False, {}), (True, {"solver": "multistep"}), (True, {"reuse_above": 1e-3})]
+)
+def test_resumed_equals_uninterrupted(method, bound, options, tmp_path):
     def objective():  # afresh each time: one keeps its early image
         return make_toy(SHAPES[1], num_subsets=1)[0]
 
     model = ToyModel(Gaussian())
     model = model.on(objective().geometry, 1.2) if bound else model
-    path, options = tmp_path / "run.safetensors", {"num_samples": 2, "solver": solver}
+    path, options = tmp_path / "run.safetensors", {"num_samples": 2, "solver": "ddim", **options}
     whole = run(method, objective(), model, **options)
-    killed = [CheckpointCallback(path, every=2), StopAt(5, KeyboardInterrupt)]
+    killed = [CheckpointCallback(path, every=3), StopAt(5, KeyboardInterrupt)]
     with pytest.raises(KeyboardInterrupt):
         run(method, objective(), model, **options, callbacks=killed)
     resumed = run(method, objective(), model, **options, resume_from=path, callbacks=[CheckpointCallback(path)])
@@ -236,6 +239,18 @@ def test_orientations_take_turns_until_the_last_level():
     model.predict = lambda u, t, turn=None: turns.append(turn) or predict(u, t)
     run(DDSReconstructor, objective, model, num_steps=5)
     assert turns == [0, 1, 2, 3, None]
+
+
+@each_method
+def test_every_second_level_takes_over_what_the_data_changed(method):
+    objective, truth = make_toy(SHAPES[0])
+    model = bound_model(objective)
+    whole, reusing = (run(method, objective, model, reuse_above=above) for above in (None, 1e-3))
+    spent = [0, *(entry["forward"] for entry in reusing.record["trace"])]
+    assert [b > a for a, b in itertools.pairwise(spent)] == [True, False] * 3 + [True, True]
+    errors = [float((made.get_output() - truth).norm()) for made in (whole, reusing)]
+    assert 0 < abs(errors[1] - errors[0]) < 0.5 * errors[0]
+    assert torch.equal(run(method, objective, model, reuse_above=1e3).get_output(), whole.get_output())
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

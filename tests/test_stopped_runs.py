@@ -153,7 +153,7 @@ def test_other_settings_and_other_data_are_refused_until_restarted(command, smal
     assert "contents.prompts differ" in capsys.readouterr().err
     assert main([*arguments, "--seed", "5", "--restart"]) == 0
     assert json.loads((tmp_path / "out" / "record.json").read_text())["seed"] == 5
-    assert "ended without finishing; going on in its place" in caplog.text
+    assert "ended without finishing; the folder is free" in caplog.text
 
 
 def test_a_run_goes_on_and_is_written_in_another_unit(command, tmp_path):

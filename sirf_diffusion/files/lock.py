@@ -64,7 +64,7 @@ def _acquired(path: Path, error: type[Exception]) -> int:
             same = False
         if same:  # else its holder removed the file just now
             if holder:
-                logger.warning("%s: process %s ended without finishing; going on in its place", path.parent, process)
+                logger.warning("%s: process %s ended without finishing; the folder is free", path.parent, process)
             return descriptor
         os.close(descriptor)
 

@@ -19,7 +19,8 @@ NOISES = ("balanced", "independent")
 class Chain:
     """Noisy latent images ``u [samples, z, y, x]``, data-consistent images ``x`` of the last step, and steps done.
 
-    ``previous`` are the latent data-consistent images that a multistep solver remembers.
+    ``previous`` are the latent data-consistent images that a multistep solver remembers; ``correction`` is what the data
+    changed at the last level, where the next one takes it over.
     ``generators`` are those of all samples of the run; ``members`` tells which of them are here, None for all.
     ``window`` is that of the model's `~sirf_diffusion.models.grid.GridAdapter`: noise is drawn for the whole grid and
     cut, so that it is the same wherever a box begins and ends.
@@ -33,6 +34,7 @@ class Chain:
     members: tuple[int, ...] | None = None
     previous: Tensor | None = None
     window: Window | None = None
+    correction: Tensor | None = None
 
     @classmethod
     def start(
@@ -76,7 +78,7 @@ class Chain:
             "u": self.u,
             "x": self.x,
             **generators,
-            **({} if self.previous is None else {"previous": self.previous}),
+            **{name: x for name in ("previous", "correction") if (x := getattr(self, name)) is not None},
         }
 
     @classmethod
@@ -95,8 +97,9 @@ class Chain:
         for k, generator in enumerate(generators):
             generator.set_state(tensors[f"generator_{k}"])
         previous = tensors["previous"].to(latent) if "previous" in tensors else None
+        correction = tensors["correction"].to(image) if "correction" in tensors else None
         u, x = tensors["u"].to(latent), tensors["x"].to(image)
-        return cls(u, x, generators, noises, step, members, previous, window)
+        return cls(u, x, generators, noises, step, members, previous, window, correction)
 
 
 def balanced(noise: Tensor) -> Tensor:

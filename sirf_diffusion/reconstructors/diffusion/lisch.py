@@ -17,6 +17,7 @@ from ..settings import count, real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, smooth_direction
 from .likelihood_schedule import LikelihoodSchedule
 from .loop import DiffusionReconstructor
+from .sampling import ReusingSampling
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class LikelihoodScheduledReconstructor(DiffusionReconstructor):
     title: ClassVar[str] = "LiSch"
     about: ClassVar[str] = "diffusion sampling to a likelihood schedule; no strength to tune"
     references: ClassVar[tuple[str, ...]] = ("Webber2025", "Song2020")
+    sampling: ClassVar[type[ReusingSampling]] = ReusingSampling
     data_step: ClassVar[type[DataConsistency]] = AscentToSchedule
     #: The end of the schedule is estimated from two halves of the data; the sampling itself uses all of them.
     num_subsets: ClassVar[int] = 2

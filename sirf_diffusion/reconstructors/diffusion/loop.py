@@ -256,7 +256,7 @@ class DiffusionReconstructor(ResumableReconstructor):
                 model = self.adaptation(model, chain.u, self._level(chain)) or model
             denoised = self.denoise(chain, model)
             step = denoised.step
-            data = self._consistent(denoised.image, step)
+            data = self._consistent(chain, denoised.image, step)
             chain.x, chain.step = data.x, step.index + 1
             if chain.step < self.num_steps:
                 self.renoise(chain, denoised, model)
@@ -267,11 +267,17 @@ class DiffusionReconstructor(ResumableReconstructor):
         self._samples = chain.x
         return chain.x.mean(0)
 
-    def _consistent(self, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
+    def _consistent(self, chain: Chain, prior_image: Tensor, step: DiffusionStep) -> DataStepResult:
         if self.consistency is None:
             return DataStepResult(prior_image.clamp(min=0))
+        correction, chain.correction = chain.correction, None
+        if correction is not None:
+            return DataStepResult(self.consistency.admissible(prior_image + correction))
         groups = prior_image.split(self.batch_size)
-        return DataStepResult.joined([self.consistency(group, step) for group in groups])
+        result = DataStepResult.joined([self.consistency(group, step) for group in groups])
+        if self.sampling_settings.serves_next(step):
+            chain.correction = result.x - prior_image
+        return result
 
     def begin(self) -> Chain:
         """The state before the first step, no pure noise: a missing mean would bias samples; needs :meth:`set_up`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...models.schedules import NoiseSchedule
+    from .consistency import DiffusionStep
 
 FINAL_NOISE_LEVEL = 0.05
 SOLVERS = ("ddim", "multistep")
@@ -76,6 +77,26 @@ class Sampling(Settings):
     )
     planes: str | None = planes_setting()
     extent: float | None = extent_setting()
+
+    def serves_next(self, step: DiffusionStep) -> bool:
+        """Whether the next noise level takes over what the data change at this one, for a data step of its own."""
+        return False
+
+
+@dataclass(frozen=True)
+class ReusingSampling(Sampling):
+    """Settings of the loop around a data step that projects."""
+
+    reuse_above: float | None = real(
+        None,
+        "noise level above which every second level takes over what the data changed at the level before, see "
+        "[projections that take long](#projections-that-take-long); None: nowhere",
+        open_below=True,
+    )
+
+    def serves_next(self, step: DiffusionStep) -> bool:
+        """Above ``reuse_above``; the last noise level has a data step of its own."""
+        return self.reuse_above is not None and step.sigma_next > self.reuse_above and step.index + 2 < step.num_steps
 
 
 def reverse_times(
