@@ -30,6 +30,7 @@ import sirf_diffusion
 from benchmarks.bench.acquisition import mmr_of, script_model
 from benchmarks.bench.tables import print_head, print_row
 from benchmarks.bench.timing import peak_memory
+from sirf_diffusion.cli.recon_options import parse_settings
 from sirf_diffusion.engines import PROJECTORS
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--planes", choices=("transverse", "three", "alternating"), default="alternating")
     parser.add_argument("--methods", nargs="+", default=["dds", "lisch"])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     pet = sirf_diffusion.get_engine("sirf")
@@ -155,6 +157,7 @@ def main() -> None:
         model = ScoreModel.load("brain-fdg", precision="float32" if speed == SPEEDS[0] else "auto")
         settings = METHODS[method].with_settings({"planes": arguments.planes}, volume=True, speed=speed)
         settings |= {"extent": BRAIN_MM} | ({} if arguments.steps is None else {"num_steps": arguments.steps})
+        settings |= parse_settings(arguments.settings)
         if method == "lisch":
             settings["num_em_iterations"] = arguments.em_iterations
         first: Tensor | None = None

@@ -11,6 +11,7 @@ from fresh import DieAt, exit_code
 from sirf_diffusion.cli import main
 from sirf_diffusion.files.interfile import read_image, write_image
 from sirf_diffusion.geometry.exam import ExamInfo
+from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.patient import read_source
 from sirf_diffusion.priors import AnchorPenalty
 from sirf_diffusion.study.metrics import nrmse
@@ -18,6 +19,9 @@ from sirf_diffusion.training.data.volume_file import VolumeFile
 
 pytest.importorskip("SimpleITK")
 pytest.importorskip("scipy")
+pytest.importorskip("nibabel")
+
+import nibabel
 
 from benchmarks.atlas import cohort
 from sirf_diffusion.patient.velocity import compose, exponential, logarithm
@@ -92,7 +96,6 @@ def test_it_is_kept_and_used(tmp_path):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Dynamic images of two subjects."""
-    nibabel = pytest.importorskip("nibabel")
     paths = [str(tmp_path_factory.mktemp("dynamic") / f"{number}.nii.gz") for number in range(2)]
     for path, subject in zip(paths, known().subjects, strict=False):
         values = np.moveaxis(subject.frames, 0, -1).transpose(2, 1, 0, 3)
@@ -109,7 +112,6 @@ def test_killed_it_ends_at_the_same_bits(files, tmp_path, capsys):
     for renamings in (4, 5, 9, 3):
         killed = exit_code(partial(main, words("killed")), DieAt(renamings, ("os.rename",), tmp_path))
         assert killed == -signal.SIGKILL
-        assert not (tmp_path / "killed.h5").exists()
     kept = {path.name for path in (tmp_path / "killed.h5.atlas").iterdir()}
     assert {"motions-1.safetensors", "affine.safetensors", "velocity-0-1.safetensors"} <= kept
     assert main(words("killed", "--rounds", "2")) == 2
@@ -137,11 +139,20 @@ def test_the_command_reads_dynamic_images(files, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert main(["atlas", "--subjects", *files, *arguments, "--overwrite", "--mr", files[0]]) == 2
     assert "1 images for 2 subjects" in capsys.readouterr().err
+    small = ImageGeometry((6, 30, 30), (2.0, 2.0, 2.0))
+    write_image(tmp_path / "small.hv", torch.rand(small.shape), small)
+    onto = ["--images", str(tmp_path / "onto"), "--onto", str(tmp_path / "small.hv")]
+    assert main(["atlas", "--subjects", *files, *arguments, "--overwrite", *onto]) == 2
+    assert "small.hv" in (said := capsys.readouterr().err)
+    assert "give a smaller --voxel-size" in said
+    image = nibabel.load(files[0])
+    empty = image.get_fdata() * [0, 1]
+    nibabel.save(nibabel.Nifti1Image(empty.astype(np.float32), image.affine), tmp_path / "empty.nii")
+    assert main(["atlas", "--subjects", str(tmp_path / "empty.nii"), *arguments, "--overwrite"]) == 2
+    assert "frame 1: all voxels have the same value" in capsys.readouterr().err
 
 
 def test_labels_keep_their_numbers(files, tmp_path):
-    import nibabel
-
     image = nibabel.load(files[0])
     frame = image.get_fdata()[..., 0]
     for name, scale in (("labels", 1), ("halves", 0.5)):

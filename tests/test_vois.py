@@ -80,6 +80,19 @@ def test_a_region_that_lies_partly_outside_is_said(tmp_path, caplog):
     assert not caplog.text
 
 
+def test_voxels_that_the_scanner_does_not_see_are_not_counted(tmp_path, caplog):
+    labels = labels_on(GEOMETRY)
+    write_image(tmp_path / "labels.hv", labels, GEOMETRY)
+    seen = torch.ones(GEOMETRY.shape, dtype=torch.bool)
+    seen[:, :, 3] = False
+    placed = place_vois(read_labels(tmp_path / "labels.hv"), GEOMETRY, None, seen)
+    assert torch.equal(placed, (labels * seen).long())
+    assert "as far as they lie inside: 1 (75%)" in caplog.text
+    seen[:, :, 1] = False
+    with pytest.raises(ValueError, match="VOIs 7 have no voxel in the field of view"):
+        place_vois(read_labels(tmp_path / "labels.hv"), GEOMETRY, None, seen)
+
+
 def test_what_is_no_label_image_or_lies_elsewhere_is_refused(tmp_path):
     labels = labels_on(GEOMETRY)
     write_image(tmp_path / "half.hv", labels * 0.5, GEOMETRY)

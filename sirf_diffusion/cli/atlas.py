@@ -58,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..files.documents import digest
     from ..files.outputs import OutputFolder
     from ..files.work import KeptArrays, work_folder
+    from ..patient import read_source
+    from ..patient.deformable import LEAST_VOXELS
+    from ..patient.resampling import grid_over
     from ..personalise.groupwise import build_atlas, read_subjects
 
     out, overwrite = arguments.out, arguments.overwrite
@@ -79,6 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images is not None:
         onto = {} if arguments.onto is None else {"onto": digest(arguments.onto)}
         images = OutputFolder(arguments.images, settings | onto, overwrite=overwrite).check()
+        if onto and min(shape := grid_over(read_source(arguments.onto), tuple(sizes)).shape) < LEAST_VOXELS:
+            raise ValueError(
+                f"--onto {arguments.onto}: {' x '.join(map(str, shape))} voxels of --voxel-size are too few to be "
+                f"registered, {LEAST_VOXELS} along each axis are needed: give a smaller --voxel-size"
+            )
     with (
         work_folder(
             work, settings, ["*.safetensors"], result=out, restart=arguments.restart, replace=overwrite,
@@ -90,10 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
         parts = len(subjects) * (1 + (arguments.rounds if len(subjects) > 1 else 0))
         tick = progress("subjects", parts)
         atlas = build_atlas(subjects, sizes, rounds=arguments.rounds, progress=tick, kept=KeptArrays(work))
+        atlas.save(out, overwrite=True, tracer=arguments.tracer)
+        print(f"{out}: {len(atlas.frames)} frames of {len(subjects)} subjects")
         if images is not None:
             _write_images(atlas, images, arguments.onto)
-        atlas.save(out, overwrite=True, tracer=arguments.tracer)  # last: with it the run is complete
-        print(f"{out}: {len(atlas.frames)} frames of {len(subjects)} subjects")
         for path in work.glob("*.safetensors"):
             path.unlink()
     return 0
@@ -111,7 +119,7 @@ def _write_images(atlas: Any, folder: Any, onto: Path | None) -> None:
         record["onto"] = {"image": str(onto), "registration": quality.to_dict()}
         print(f"onto {onto}: {quality.to_dict()}. No curves: they are of the atlas, in its own units")
         if quality.jacobian <= 0:
-            raise ValueError(f"--onto {onto}: the deformation folds; no images are written")
+            raise ValueError(f"--onto {onto}: the deformation folds: no images are written, the atlas is")
     with folder.staged(record) as staging:
         written = atlas.write_images(staging, frames, geometry, exam)
     print(f"{len(written)} files in {folder.path}")

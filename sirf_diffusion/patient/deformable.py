@@ -17,8 +17,8 @@ from .registration import information_method
 Array = NDArray[np.float32]
 #: Changes when the same images begin to give another deformation: a stopped build is not gone on with across it.
 REVISION = 2
-#: Size of the largest voxels that demons begin with, mm.
-_COARSEST = 16.0
+#: Size of the largest voxels that demons begin with, mm; voxels that an image must have along each axis.
+_COARSEST, LEAST_VOXELS = 16.0, 16
 #: How often the linear part is fitted anew to a deformation of the coarse voxels.
 _REFINEMENTS = 8
 #: Least determinant of the Jacobian that is left; standard deviation, in voxels, of what is smoothed; rounds at most.
@@ -144,7 +144,7 @@ def register_deformable(
     """
     sitk = simpleitk()
     for name, image in (("fixed", fixed), ("moving", moving)):
-        if image.ndim != 3 or min(image.shape) < 16 or not np.isfinite(image).all() or not image.max() > 0:
+        if image.ndim != 3 or min(image.shape) < LEAST_VOXELS or not np.isfinite(image).all() or not image.max() > 0:
             raise ValueError(f"the {name} image, {image.shape}, cannot be registered: empty, not finite or small")
     spacing = tuple(float(v) for v in voxel_size[::-1])
     whole_target, source = (image_of(unit(image), spacing) for image in (fixed, moving))

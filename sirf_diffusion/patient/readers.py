@@ -107,7 +107,14 @@ def read_frames(path: Path) -> list[SourceImage]:
             names = [f"{path}#{number}" for number in range(1, shape[3] + 1)]
     elif path.is_dir():
         names = sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI + INTERFILE)) or names
-    frames = [read_source(name) for name in names]
+    frames = []
+    for number, name in enumerate(names, start=1):
+        try:
+            frames.append(read_source(name))
+        except UnusableImage as error:
+            if len(names) == 1:
+                raise
+            raise UnusableImage(f"frame {number}: {error.reason} (NAME#N is one frame)", error.detail) from error
     for frame in frames:
         if frame.values.shape != frames[0].values.shape or not np.allclose(frame.affine, frames[0].affine, atol=1e-3):
             raise UnusableImage("its frames are not on one grid")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engines import PROJECTORS
+from ..engines.em import inside
 from ..engines.objective import NativeImages, Objective
 from ..environment import select_device, software_versions
 from ..files.outputs import jsonable
@@ -151,6 +152,7 @@ class Study:
         settings, model = dict(self.settings or {}), self.model
         self.guide = Guide(self.anatomical, self.guidance, self.register_to)
         self._vois = None if self.vois is None else read_labels(self.vois)
+        self._placed: Tensor | None = None
         self.par = None
         if isinstance(self.data, (str, os.PathLike)):
             path = os.fspath(self.data)
@@ -254,7 +256,10 @@ class Study:
 
     def _labels(self, objective: Objective) -> Tensor | None:
         """VOIs on the image's grid, asked for before the work as well: they may lie elsewhere."""
-        return None if self._vois is None else place_vois(self._vois, objective.geometry, objective.exam_info())
+        if self._placed is None and self._vois is not None:
+            seen = inside(objective.sensitivity())
+            self._placed = place_vois(self._vois, objective.geometry, objective.exam_info(), seen)
+        return self._placed
 
     def _values(self) -> dict[str, Any]:
         volume = self.read.geometry.shape[0] > 1

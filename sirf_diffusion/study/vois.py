@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.outputs import write_csv
@@ -33,10 +34,13 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | None = None) -> Tensor:
+def place_vois(
+    labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | None = None, seen: Tensor | None = None
+) -> Tensor:
     """Labels ``[z, y, x]`` on the grid of a reconstruction, of the nearest voxel; ``exam`` says how the patient lay.
 
-    VOIs that lie partly outside are counted as far as they lie inside, with a warning.
+    VOIs that lie partly outside the grid, or the voxels ``seen`` by the scanner, are counted as far as they lie inside,
+    with a warning.
 
     Raises
     ------
@@ -45,22 +49,33 @@ def place_vois(labels: SourceImage, geometry: ImageGeometry, exam: ExamInfo | No
     """
     grid = AnatomicalImage(labels).lying_as(exam).grid(geometry)
     placed = resample(labels, grid, labels=True).astype(np.int64)
-    _warn_of_cut(labels, grid)
-    if lost := sorted({*np.unique(labels.values).astype(int).tolist()} - {*placed.ravel().tolist(), 0}):
+    kinds = np.union1d(labels.values.astype(np.int64), 0)
+    on_grid = _voxels(placed, kinds)
+    if seen is not None:
+        placed *= seen.cpu().numpy()
+    counted = _voxels(placed, kinds)
+    _warn_of_cut(labels, grid, kinds, counted / np.maximum(on_grid, 1))
+    if lost := kinds[(counted == 0) & (kinds > 0)].tolist():
         raise ValueError(
-            f"VOIs {', '.join(map(str, lost))} have no voxel on the reconstruction's grid {geometry.shape}"
+            f"VOIs {', '.join(map(str, lost))} have no voxel in the field of view on the reconstruction's grid "
+            f"{geometry.shape}"
         )
     return torch.from_numpy(placed)
 
 
-def _warn_of_cut(labels: SourceImage, grid: PatientGrid) -> None:
+def _voxels(values: NDArray[Any], kinds: NDArray[np.int64], which: Any = None) -> NDArray[Any]:
+    return np.bincount(np.searchsorted(kinds, values.ravel()), which, len(kinds))
+
+
+def _warn_of_cut(labels: SourceImage, grid: PatientGrid, kinds: NDArray[np.int64], seen: NDArray[np.float64]) -> None:
     voxels = np.nonzero(labels.values)
     points = labels.affine[:3, :3] @ np.asarray(voxels) + labels.affine[:3, 3:]
-    kinds, place = np.unique(labels.values[voxels].astype(int), return_inverse=True)
-    shares = np.bincount(place, are_inside(points, grid.affine, grid.shape)) / np.bincount(place)
-    if cut := [f"{kind} ({share:.0%})" for kind, share in zip(kinds, shares, strict=True) if share < _WHOLE]:
+    values = labels.values[voxels].astype(np.int64)
+    shares = seen * _voxels(values, kinds, are_inside(points, grid.affine, grid.shape))
+    shares /= np.maximum(_voxels(values, kinds), 1)
+    if cut := [f"{kind} ({share:.0%})" for kind, share in zip(kinds, shares, strict=True) if kind and share < _WHOLE]:
         logger.warning(
-            "VOIs lie partly outside the reconstruction's grid and are counted as far as they lie inside: %s",
+            "VOIs lie partly outside the reconstruction's field of view and are counted as far as they lie inside: %s",
             ", ".join(cut),
         )
 

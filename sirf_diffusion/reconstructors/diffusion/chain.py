@@ -19,8 +19,8 @@ NOISES = ("balanced", "independent")
 class Chain:
     """Noisy latent images ``u [samples, z, y, x]``, data-consistent images ``x`` of the last step, and steps done.
 
-    ``previous`` are the latent data-consistent images that a multistep solver remembers; ``correction`` is what the data
-    changed at the last level, where the next one takes it over.
+    ``previous`` are the latent data-consistent images that a multistep solver remembers. ``correction`` is what the
+    data changed at the last level, where the next one takes it over.
     ``generators`` are those of all samples of the run; ``members`` tells which of them are here, None for all.
     ``window`` is that of the model's `~sirf_diffusion.models.grid.GridAdapter`: noise is drawn for the whole grid and
     cut, so that it is the same wherever a box begins and ends.
