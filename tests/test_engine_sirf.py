@@ -224,6 +224,23 @@ def test_a_blur_after_the_set_up_wants_another_one(pet):
     as_objective(obj)
 
 
+@pytest.mark.parametrize("part", ["data", "model"])
+def test_parts_exchanged_in_the_objective_function_want_another_objective(pet, x, part):
+    scan = bundled(pet)
+    obj = scan.objective(get_engine("sirf") if part == "data" else pet, NUM_SUBSETS)
+    objective = as_objective(obj)
+    if part == "data":
+        obj.set_acquisition_data(scan.prompts * 2)
+    else:
+        model = bundled(pet).model
+        model.set_acquisition_sensitivity(pet.AcquisitionSensitivityModel(scan.prompts.get_uniform_copy(2)))
+        obj.set_acquisition_model(model)
+    obj.set_up(scan.truth)
+    for asked in (objective.value, objective.gradient, lambda _: objective.uniform_image()):
+        with pytest.raises(RuntimeError, match="given other data or another model"):
+            asked(x)
+
+
 def test_prompts_that_are_filled_anew_want_another_objective(pet, x):
     scan = bundled(pet)
     scan.prompts = scan.prompts.clone()

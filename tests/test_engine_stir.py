@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from stir_scan import stir_objective
+from stir_scan import FOLDER, stir_objective
 
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import as_objective
@@ -146,6 +146,37 @@ def test_data_that_cannot_be_are_named(what, value, message):
     assert obj.set_up(truth).succeeded()
     with pytest.raises(ValueError, match=message):
         as_objective(obj).uniform_image()
+
+
+@pytest.mark.parametrize("asked", [
+    lambda o, x: o.value(x), lambda o, _: o.uniform_image(), lambda o, x: o.expected_log_likelihood(x),
+])  # fmt: skip
+@pytest.mark.parametrize("part", ["prompts", "normalisation"])
+def test_data_exchanged_in_the_objective_function_want_another_objective(part, asked, slice_):
+    import stir
+
+    obj, image = stir_objective()
+    objective, given = as_objective(obj), stir.ProjData.read_from_file(str(FOLDER / "brain2d" / "prompts.hs"))
+    objective.uniform_image()
+    other = stir.ProjDataInMemory(given.get_exam_info(), given.get_proj_data_info())
+    other.fill((2 * given.as_array() if part == "prompts" else np.full_like(given.as_array(), 2)).flat)
+    if part == "prompts":
+        obj.set_proj_data_sptr(other)
+    else:
+        obj.set_normalisation_sptr(stir.BinNormalisationFromProjData(other))
+    assert obj.set_up(image).succeeded()
+    with pytest.raises(RuntimeError, match="given other data or another model"):
+        asked(objective, slice_[2])
+
+
+def test_a_subsets_gradient_is_the_one_of_osmaposls_update(slice_):
+    obj, image = stir_objective(set_up=False)
+    obj.set_use_subset_sensitivities(False)
+    assert obj.set_up(image).succeeded()
+    objective, result = as_objective(obj), image.get_empty_copy()
+    obj.compute_sub_gradient_without_penalty_plus_sensitivity(result, image, 1)
+    ratio = objective.gradient(slice_[2], 1) + objective.sensitivity(1)
+    assert torch.allclose(ratio, objective.to_tensor(result), atol=1e-5 * float(ratio.max()))
 
 
 def test_reconstruct_tells_the_engine_and_counts_everything(fresh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class ToolkitObjective(Objective):
         self.num_subsets, self.geometry = num_subsets, geometry
         self.counter = ProjectionCounter()
         self._sensitivities: dict[int | None, Tensor] = {}
+        self._made_of = self._parts()
 
     def with_embedded_projector(self, device: str | torch.device = "cpu") -> Objective:
         """The same log-likelihood by the embedded engine's projector, where that has a counterpart (ValueError)."""
@@ -35,8 +37,22 @@ class ToolkitObjective(Objective):
         """What the embedded engine needs of the toolkit's objects."""
         raise NotImplementedError
 
+    def _parts(self) -> tuple[Any, float]:
+        """What tells data and model of the toolkit's object from others: something to compare; `sum_of` a sensitivity."""
+        raise NotImplementedError
+
+    def _check_parts(self) -> None:
+        """RuntimeError if the toolkit's object computes with other data than this objective knows."""
+        (before, seen), (now, sees) = self._made_of, self._parts()
+        if now != before or not math.isclose(seen, sees, rel_tol=1e-4):
+            raise RuntimeError(
+                "the objective function was given other data or another model and set up again: make the objective, or "
+                "the reconstructor, anew as well"
+            )
+
     def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
         """Images ``[..., z, y, x]`` for the toolkit, which may have been compiled to take NaN for a number."""
+        self._check_parts()
         self._check_subset(subset)
         x = x.detach().to("cpu", torch.float32)
         check_image(x, "the image", self.geometry.shape, batch=True)
@@ -49,6 +65,12 @@ class ToolkitObjective(Objective):
     def _share(self, subset: int | None) -> float:
         """Of the data."""
         return 1.0 if subset is None else 1 / self.num_subsets
+
+
+def sum_of(values: Tensor) -> float:
+    """Of a few thousand of the values, which tells other ones."""
+    flat = values.reshape(-1)
+    return float(flat[:: max(1, len(flat) // 4096)].sum(dtype=torch.float64))
 
 
 def finite(values: Tensor, what: str) -> Tensor:

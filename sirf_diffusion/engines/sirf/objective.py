@@ -18,7 +18,7 @@ from ...geometry.checks import check_count
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
-from ..toolkit import CAUSES, ToolkitObjective, check_prompts, finite
+from ..toolkit import CAUSES, ToolkitObjective, check_prompts, finite, sum_of
 from .convert import Scratch, image_geometry, to_image, to_tensor, view_of
 from .data import KnownData
 from .evaluation import DATA_NEEDED, SirfEvaluation
@@ -147,6 +147,7 @@ class SirfObjective(ToolkitObjective):
         where :math:`\langle \nabla L(c), 1 \rangle = 0`, to 0.1 % of the sensitivity: the same if there is no
         background, and a few gradients of all data.
         """
+        self._check_parts()
         if self._uniform is None:
             total, mask = total_sensitivity(self), (self.sensitivity() > 0).float()
             self._uniform = constant_of_highest_likelihood(self, mask, total) * mask
@@ -249,7 +250,7 @@ class SirfObjective(ToolkitObjective):
             )
         self._uniform = (data.counts - max(background, 0.0)) / total * mask
         self._data, self._seen = data, (level * mask, ours, theirs)
-        self._prompts_sum = self._sum_of(data.counts_by_bin)
+        self._prompts_sum = sum_of(data.counts_by_bin)
         self._note_terms()
 
     def _check_sensitivity(self, data: KnownData) -> None:
@@ -274,11 +275,7 @@ class SirfObjective(ToolkitObjective):
         self._terms = self._terms_of_model()
         views = (view_of(term)[0] for term in self._terms[:2] if term is not None)
         self._views = [view for view in views if view is not None]
-        self._sums = [self._sum_of(view) for view in self._views]
-
-    @staticmethod
-    def _sum_of(view: Tensor) -> float:
-        return float(view.view(-1)[:: max(1, view.numel() // 4096)].sum(dtype=torch.float64))
+        self._sums = [sum_of(view) for view in self._views]
 
     def _check_model(self) -> None:
         """Raise RuntimeError if the acquisition model no longer computes as the objective function does.
@@ -288,10 +285,10 @@ class SirfObjective(ToolkitObjective):
         """
         if self._data is None:
             return
-        if self._sum_of(self._data.counts_by_bin) != self._prompts_sum:
+        if sum_of(self._data.counts_by_bin) != self._prompts_sum:
             raise RuntimeError("the prompts were filled anew: make the objective, or the reconstructor, anew as well")
         same = all(map(operator.is_, self._terms_of_model(), self._terms))
-        if same and [self._sum_of(view) for view in self._views] == self._sums:
+        if same and [sum_of(view) for view in self._views] == self._sums:
             return
         uniform, *before = self._seen
         with self.counter.timed():
@@ -332,6 +329,10 @@ class SirfObjective(ToolkitObjective):
         self.counter.forward += len(subsets) / self.num_subsets
         self.counter.back += len(subsets) / self.num_subsets
         return finite(total, "SIRF's gradient")
+
+    def _parts(self) -> tuple[Any, float]:
+        known = [getattr(self.obj, f"known_acquisition_{name}", None) for name in ("data", "model")]
+        return [id(part) for part in known], sum_of(to_tensor(self.obj.get_subset_sensitivity(0), copy=False))
 
     def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
         if int(self.obj.get_num_subsets()) != self.num_subsets:

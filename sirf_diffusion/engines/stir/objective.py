@@ -15,7 +15,7 @@ from torch import Tensor
 from ...geometry.exam import ExamInfo
 from ..list_mode import ValueRepair, constant_of_highest_likelihood
 from ..objective import Evaluation, check_single, exam_info_of_written, mark, total_sensitivity
-from ..toolkit import ToolkitObjective, finite
+from ..toolkit import ToolkitObjective, finite, sum_of
 from .counts import StirCounts
 from .images import geometry_of, is_set_up, tensor_of
 
@@ -145,12 +145,21 @@ class StirObjective(ToolkitObjective):
     def exam_info(self) -> ExamInfo:
         return exam_info_of_written(self._template.write_to_file)
 
+    def _parts(self) -> tuple[Any, float]:
+        obj, known = self.stir_objective, 0.0
+        if _has_projection_data(obj):  # asked for anew each time: STIR frees what is exchanged
+            data = obj.get_proj_data()
+            middle = (data.get_min_axial_pos_num(0) + data.get_max_axial_pos_num(0)) // 2
+            known = data.get_sinogram(middle, 0).sum()
+        return known, sum_of(tensor_of(obj.get_subset_sensitivity(0)))
+
     def _toolkit_data(self) -> Any:
         from .stand_in import toolkit_data
 
         return toolkit_data(self.stir_objective, self._known_counts, self.to_image)
 
     def _known_counts(self) -> StirCounts:
+        self._check_parts()
         if self._counts is None:
             with self.counter.timed():
                 self._counts = StirCounts(self.stir_objective, self._template.get_empty_copy())
@@ -179,12 +188,15 @@ class StirObjective(ToolkitObjective):
         def gradient_of(image: Tensor) -> Tensor:
             self.counter.forward += self._share(subset)
             self.counter.back += self._share(subset)
-            arguments = self._result, self._filled(self._estimate, image)
+            obj, arguments, less = self.stir_objective, (self._result, self._filled(self._estimate, image)), 0.0
             if subset is None:
-                self.stir_objective.compute_gradient_without_penalty(*arguments)
-            else:
-                self.stir_objective.compute_sub_gradient_without_penalty(*arguments, subset)
-            return finite(tensor_of(self._result), "STIR's gradient")
+                obj.compute_gradient_without_penalty(*arguments)
+            elif obj.get_use_subset_sensitivities():
+                obj.compute_sub_gradient_without_penalty(*arguments, subset)
+            else:  # that takes off what the subset sees, where OSMAPOSL divides by an equal share
+                obj.compute_sub_gradient_without_penalty_plus_sensitivity(*arguments, subset)
+                less = self.sensitivity(subset)
+            return finite(tensor_of(self._result) - less, "STIR's gradient")
 
         gradients = self._each(gradient_of, x)
         return torch.stack(gradients).reshape(x.shape) if gradients else torch.zeros_like(x)

@@ -15,7 +15,6 @@ from ..em.map_methods import relative_difference_penalty
 from ..settings import count, real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, share_of_levels, smooth_direction
 from .loop import DiffusionReconstructor
-from .sampling import ReusingSampling
 
 
 @dataclass(frozen=True)
@@ -137,5 +136,4 @@ class DDSReconstructor(DiffusionReconstructor):
     title: ClassVar[str] = "DDS"
     about: ClassVar[str] = "diffusion sampling, proximal data steps towards each denoised image"
     references: ClassVar[tuple[str, ...]] = ("Singh2024", "Song2020")
-    sampling: ClassVar[type[ReusingSampling]] = ReusingSampling
     data_step: ClassVar[type[DataConsistency]] = AnchoredAscent

@@ -12,7 +12,6 @@ from ...engines.objective import Evaluation
 from ..settings import count, real
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, share_of_levels
 from .loop import DiffusionReconstructor
-from .sampling import ReusingSampling
 
 
 @dataclass(frozen=True)
@@ -88,5 +87,4 @@ class HQSReconstructor(DiffusionReconstructor):
     title: ClassVar[str] = "HQS"
     about: ClassVar[str] = "diffusion sampling, half-quadratic splitting with a closed-form EM data step"
     references: ClassVar[tuple[str, ...]] = ("Zhu2023", "DePierro1995", "Song2020")
-    sampling: ClassVar[type[ReusingSampling]] = ReusingSampling
     data_step: ClassVar[type[DataConsistency]] = PenalisedEM
