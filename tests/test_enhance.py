@@ -214,8 +214,28 @@ def test_dicom_files_named_by_their_uids_stay_apart_and_enhanced_ones_are_refuse
         group.PixelValueTransformationSequence = [macro]
         header.SharedFunctionalGroupsSequence = [group]
         header.save_as(file)
-    with pytest.raises(ValueError, match="enhanced DICOM"):
-        OriginalImage.read(tmp_path / "in")
+    enhanced = OriginalImage.read(tmp_path / "in")
+    with pytest.raises(ValueError, match=r"enhanced DICOM .* ask for NIfTI"):
+        enhanced.check_writer()
+    enhanced.convert(tmp_path / "out.nii.gz", enhanced.values)
+    torch.testing.assert_close(OriginalImage.read(tmp_path / "out.nii.gz").values, enhanced.values)
+
+
+def test_one_time_frame_of_a_dicom_series_is_written_alone(tmp_path):
+    import pydicom
+
+    stored, number = (1000 * activity()).astype(np.int16), len(activity())
+    places = [(0, 0, 4.0 * (k % number)) for k in range(2 * number)]
+
+    def change(k, tags):
+        tags["FrameReferenceTime"] = 1000.0 * (1 + k // number)
+
+    dicom_series(tmp_path / "in", np.concatenate([stored, 2 * stored]), places, change)
+    second = OriginalImage.read(f"{tmp_path}/in#2")
+    second.check_writer()
+    second.write(tmp_path / "out", second.values, "")
+    torch.testing.assert_close(OriginalImage.read(tmp_path / "out").values, second.values, rtol=1e-3, atol=0.5)
+    assert {pydicom.dcmread(file).FrameReferenceTime for file in (tmp_path / "out").iterdir()} == {2000}
 
 
 def test_a_ct_image_of_another_grid_is_resampled_and_said(files, tmp_path, capsys):

@@ -223,6 +223,12 @@ def test_images_and_numbers_of_a_penalty_may_change_after_set_up():
     (lambda: ScorePenalty("no-such-model"), ValueError, "no-such-model"),
     (lambda: PlainPenalty(unbound()).gradient(image()), RuntimeError, "set_up"),
     (lambda: make("rdp").gradient(torch.ones(2, 3, 5)), ValueError, "expected"),
+    (lambda: make("rdp").gradient(image().numpy()), TypeError, "image must be a PyTorch tensor"),
+    (lambda: make("rdp").value(image().long()), TypeError, "must hold real numbers"),
+    (lambda: AnchorPenalty(image()).set_up(VOLUME.shape), TypeError, "geometry must be a sirf_diffusion.ImageGeometry"),
+    (lambda: AnchorPenalty(image().numpy()), TypeError, "anchor image must be a PyTorch tensor"),
+    (lambda: priors.kappa_image(image(), image()), TypeError, "objective must be an objective"),
+    (lambda: priors.kappa_image(make_toy((1, 4, 4))[0], image()), ValueError, "has shape"),
 ])  # fmt: skip
 def test_wrong_use_is_explained(call, kind, message):
     with pytest.raises(kind, match=message):

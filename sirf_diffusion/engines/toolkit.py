@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_finite, check_image
+from ..geometry.checks import check_finite, check_image, check_tensor
 from ..geometry.images import ImageGeometry
 from .objective import Objective, ProjectionCounter
 
@@ -38,7 +38,7 @@ class ToolkitObjective(Objective):
         raise NotImplementedError
 
     def _parts(self) -> tuple[Any, float]:
-        """What tells data and model of the toolkit's object from others: something to compare; `sum_of` a sensitivity."""
+        """What tells the data of the toolkit's object from others, and its model: `sum_of` a sensitivity."""
         raise NotImplementedError
 
     def _check_parts(self) -> None:
@@ -54,6 +54,7 @@ class ToolkitObjective(Objective):
         """Images ``[..., z, y, x]`` for the toolkit, which may have been compiled to take NaN for a number."""
         self._check_parts()
         self._check_subset(subset)
+        check_tensor(x, "the image")
         x = x.detach().to("cpu", torch.float32)
         check_image(x, "the image", self.geometry.shape, batch=True)
         return x

@@ -14,8 +14,18 @@ LARGEST_COUNT = 10**6
 LARGEST_SEED = 2**63 - 1
 
 
+def check_tensor(x: Any, what: str) -> None:
+    """Raise ``TypeError`` for an image that is no tensor of real numbers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a PyTorch tensor (torch.as_tensor makes one), found {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{what} must hold real numbers (.float() makes them), found {x.dtype}")
+
+
 def check_finite(x: Tensor, what: str, advice: str = "") -> None:
     """Raise ``ValueError`` naming ``what``, with the ``advice``, if ``x`` holds NaN or infinity."""
+    if not isinstance(x, Tensor):
+        check_tensor(x, what)
     if number := int((~torch.isfinite(x)).sum()):
         end = f": {advice}" if advice else ""
         raise ValueError(f"{what} has {number} values that are not finite (NaN or infinite), of {x.numel()}{end}")
@@ -23,6 +33,7 @@ def check_finite(x: Tensor, what: str, advice: str = "") -> None:
 
 def check_image(x: Tensor, what: str, shape: tuple[int, ...], batch: bool = False) -> None:
     """Raise ``ValueError`` for an image, or a ``batch`` of them, of another shape than its grid, or not finite."""
+    check_tensor(x, what)
     found = tuple(x.shape[-3:] if batch else x.shape)
     if found != shape:
         raise ValueError(

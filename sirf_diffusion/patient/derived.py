@@ -65,10 +65,6 @@ class OriginalImage:
             raise ValueError(f"the image {path} cannot be used: DICOM of modality {source.modality}, not PT")
         if source.kind not in ("Interfile", "NIfTI", "DICOM"):
             raise ValueError(f"{path}: {source.kind} is not written: convert it to Interfile, NIfTI or DICOM")
-        if source.kind == "DICOM" and split_frame(path)[1] is not None:
-            raise ValueError(f"{path}: one time frame of a DICOM folder is not written: give a folder of that frame")
-        if source.kind == "DICOM" and (reason := _unwritten(place_series(path)[0])):
-            raise ValueError(f"{path}: {reason} is not written: convert it to classic DICOM, a file per slice")
         axes = _nearest_axes(source.affine)
         affine = source.affine[:, [*axes, 3]]
         values = source.values.transpose(axes)
@@ -115,6 +111,16 @@ class OriginalImage:
             "to": {"shape": list(self.geometry.shape), "voxel_size_mm": [round(v, 5) for v in size]},
         }  # fmt: skip
         return torch.from_numpy(np.array(resample(other, grid), np.float32)), record
+
+    def check_writer(self) -> None:
+        """ValueError if `write` cannot give other values to files of this kind, which is known before the work."""
+        if self.source.kind == "DICOM" and (reason := _unwritten(self._frames())):
+            raise ValueError(
+                f"{self.path}: {reason} is not written: ask for NIfTI, or convert it to classic DICOM, a file per slice"
+            )
+
+    def _frames(self) -> list[Any]:
+        return place_series(*split_frame(self.path))[0]
 
     def name(self, stem: str) -> str:
         """Name of a file (of DICOM: a folder) of this format."""
@@ -190,7 +196,7 @@ class OriginalImage:
         pydicom = optional("pydicom", "DICOM")
         folder.mkdir(parents=True)
         series, told = pydicom.uid.generate_uid(), description[:64]
-        for number, (frame, plane) in enumerate(zip(place_series(self.path)[0], stored, strict=True), 1):
+        for number, (frame, plane) in enumerate(zip(self._frames(), stored, strict=True), 1):
             dataset = pydicom.dcmread(frame.file)
             uid = pydicom.uid.generate_uid()
             dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.atomic import atomic_path
+from ..files.frames import split_frame
 from ..geometry.checks import check_choice, check_image
 from ..geometry.exam import DICOM_POSITIONS, HEAD_FIRST_SUPINE, ExamInfo, Position, Radionuclide, position_of
 from ..geometry.images import ImageGeometry
@@ -114,14 +115,14 @@ def write_dicom(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder: give another one for the DICOM series")
     values, exam = _checked(image, geometry), exam or ExamInfo()
-    reference = None if like is None else read_tags(Path(like))[0][1]
+    reference = None if like is None else read_tags(split_frame(like)[0])[0][1]
     grid = stir_grid(geometry, _position(exam, folder, reference))
     common = _series_tags(pydicom, exam, grid, reference)
     common.Units = units
     if derived:
         common.ImageType = ["DERIVED", "PRIMARY"]
         common.SeriesDescription, common.DerivationDescription = derived[:64], derived[:1024]
-    if reference is not None and _lies_in(grid, reference, Path(like)):
+    if reference is not None and _lies_in(grid, reference, *split_frame(like)):
         common.FrameOfReferenceUID = reference.get("FrameOfReferenceUID") or common.FrameOfReferenceUID
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -266,13 +267,13 @@ def _set(dataset: Any, values: dict[str, Any]) -> None:
         setattr(dataset, name, [text(v) for v in value] if isinstance(value, list) else text(value))
 
 
-def _lies_in(grid: PatientGrid, reference: Any, like: Path) -> bool:
+def _lies_in(grid: PatientGrid, reference: Any, like: Path, frame: int | None) -> bool:
     """Whether the image lies in the reference series; if not, its frame of reference would be a false claim."""
     if (told := _told(reference) or grid.position) != grid.position:
         why = f"the patient lay {' '.join(grid.position)} in the data, {' '.join(told)} there"
     else:
         try:
-            _, affine, shape = place_series(like)
+            _, affine, shape = place_series(like, frame)
         except UnusableImage as error:
             why = str(error)
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_finite, check_image, check_real
+from ..geometry.checks import check_finite, check_image, check_real, check_tensor
 from ..geometry.images import ImageGeometry
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Penalty(ABC):
         """
         if geometry == self.geometry:
             return
+        if not isinstance(geometry, ImageGeometry):
+            raise TypeError(f"geometry must be a sirf_diffusion.ImageGeometry, found {type(geometry).__name__}")
         self.geometry = None
         self._check_places(geometry)
         if self._kappa is not None:
@@ -170,6 +172,7 @@ class Penalty(ABC):
     def _check(self, x: Tensor, name: str = "image") -> None:
         if self.geometry is None:
             raise RuntimeError(f"{type(self).__name__}: set_up(geometry) call missing")
+        check_tensor(x, name)
         if tuple(x.shape[-3:]) != self.geometry.shape:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}, expected [..., z, y, x] on a grid of {self.geometry.shape}: a "

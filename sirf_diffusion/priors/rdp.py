@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_real
+from ..geometry.checks import check_image, check_real
 from ..geometry.images import ImageGeometry
 from .neighbours import Neighbourhood, NeighbourPenalty, Pair, as_batch
 
@@ -174,7 +174,15 @@ def kappa_image(objective: Objective, x: Tensor) -> Tensor:
         The log-likelihood; its Hessian is applied to the constant image by a central difference of gradients.
     x
         Positive image ``[z, y, x]``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are none, or do not belong together.
     """
+    if not hasattr(objective, "sensitivity"):
+        raise TypeError(f"objective must be an objective (as_objective makes one), found {type(objective).__name__}")
+    check_image(x, "the image", objective.geometry.shape)
     seen = objective.sensitivity() > 0
     step = 1e-2 * x[seen].mean()
     ones = seen.to(x.dtype)

@@ -70,6 +70,8 @@ class Enhancement:
         values, geometry = original.values, original.geometry
         if self.like is not None and original.source.kind != "Interfile":
             raise ValueError(f"--like is for Interfile: {self.image} is {original.source.kind}, and stays in its place")
+        if self.image_format != "nifti":
+            original.check_writer()
         check_writers("hv" if self.image_format == "same" else "nifti", self.like)
         model, ct, about = self.model, None, None
         if self.ct is not None:

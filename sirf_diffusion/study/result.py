@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files.atomic import new_hdf5
+from ..files.frames import split_frame
 from ..files.outputs import OutputFolder
 from ..files.versions import KEY
 from ..geometry.checks import check_choice, check_real
@@ -210,10 +211,10 @@ def check_writers(image_format: str, like: str | os.PathLike[str] | None = None,
         raise ValueError("BIDS knows NIfTI images only: add --format nifti, or both")
     if like is not None:
         optional("pydicom", "DICOM")
-        if not Path(like).exists():
+        if not (series := split_frame(like)[0]).exists():
             raise FileNotFoundError(f"the reference series {like} (--like): no such file or folder")
         try:
-            read_tags(Path(like))
+            read_tags(series)
         except UnusableImage as problem:
             raise UnusableImage(f"the reference series {like} (--like): {problem}") from problem
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...environment import select_device
 from ...geometry.exam import ExamInfo, position_words
 from ...geometry.images import ImageGeometry
 from ...geometry.projdata import ProjDataGeometry
@@ -125,6 +126,8 @@ class Acquisition:
         Raises ValueError if the views cannot be divided into so many subsets, or the image cannot be seen by any bin.
         """
         device = torch.device(device)
+        if device.type == "cuda":
+            select_device(str(device))  # says it if there is none
         if str(device) not in self._projectors:
             self._projectors[str(device)] = self._acquisition_model(device)
         model = self._projectors[str(device)]

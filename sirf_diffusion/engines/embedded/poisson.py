@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...geometry.checks import check_finite
+from ...geometry.checks import check_finite, check_tensor
 from ...geometry.exam import ExamInfo
 from ..objective import Evaluation, Objective, ProjectionCounter, check_single, mark, total_sensitivity
 from .acquisition_model import AcquisitionModel, check_projection_data
@@ -62,6 +62,7 @@ class PoissonObjective(Objective):
         ``gradient(active)`` with a bool per image returns the gradients of the active images only, stacked. Raises
         ValueError if a bin with counts is predicted to have none, or the image is not finite.
         """
+        check_tensor(x, "the image")
         views = self._views(subset)
         share, tiny = self._share(views), torch.finfo(torch.float32).tiny
         with self.counter.timed():

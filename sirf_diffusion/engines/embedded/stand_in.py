@@ -90,7 +90,7 @@ class StandInObjective(PoissonObjective):
     """
 
     def __init__(self, toolkit: Any, data: ToolkitData, device: str | torch.device = "cpu") -> None:
-        views, layout = data.related_views(), data.layout()
+        layout, views = data.layout(), data.related_views()
         try:
             projector = Projector(toolkit.geometry, layout, device, related_views=views)
             prompts, factors, background = (
