@@ -42,24 +42,10 @@ class OutputFolder:
     is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`. While
     files are moved into place there is no record: it goes first and comes last, and where there is none is no result.
 
-    Parameters
-    ----------
-    path
-        The folder; made when it is held, with its parents.
-    settings
-        What the result depends on, as JSON values. Kept in the record, and compared with the record of a result that is
-        already in the folder: the same settings may be run again, others are refused.
-    record_name
-        The file that marks a folder as holding a result; it is written last.
-    overwrite
-        Replace another result.
-    advice
-        What to do about another result in the folder.
-
-    Raises
-    ------
-    OutputError
-        By `check` and `held`: the path is a file, cannot be written, holds another result, or another process has it.
+    ``settings`` (JSON values) are what the result depends on. They are kept in the record, and compared with the record
+    of a result that is already in the folder: the same settings may be run again, others are refused with ``advice``,
+    unless ``overwrite``. `check` and `held` raise OutputError if the path is a file, cannot be written, holds another
+    result, or another process has it.
     """
 
     def __init__(

@@ -85,10 +85,8 @@ def build_atlas(
 
     Parameters
     ----------
-    subjects
-        At least one; frames in the same order, axes and voxel size.
-    voxel_size
-        ``(z, y, x)`` in mm.
+    subjects, voxel_size
+        At least one, frames in the same order, axes and voxel size: ``(z, y, x)`` in mm.
     rounds
         0 gives the affine average.
     progress
