@@ -245,9 +245,9 @@ class OutputFolder:
             raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
 
-def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
-    text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
+    text = json.dumps({KEY: 1, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -181,6 +182,13 @@ def budget_bytes(device: torch.device) -> float:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + kept) * CUDA_BUDGET_SHARE
     return float(CPU_BUDGET_BYTES)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all that the device has been given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def activations(config: NetworkConfig | None, voxels: int) -> float:
