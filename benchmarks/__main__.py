@@ -15,8 +15,7 @@ from .fuzz import campaign
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    return run_command("python -m benchmarks", arguments, ("benchmarks", "sirf_diffusion"), USER_ERRORS)
+    return run_command(build_parser(), argv, ("benchmarks", "sirf_diffusion"), USER_ERRORS)
 
 
 def build_parser() -> argparse.ArgumentParser:

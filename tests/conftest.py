@@ -157,6 +157,17 @@ def scan(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="module")
+def pet():
+    """SIRF's engine, see ``sirf_scan.quiet_sirf``."""
+    from sirf_scan import quiet_sirf
+
+    from sirf_diffusion import get_engine
+
+    with quiet_sirf():
+        yield get_engine("sirf")
+
+
+@pytest.fixture(scope="module")
 def stir():
     """STIR-Python with this package's priors and filters, silent; parameter files may run Python."""
     import stir_priors

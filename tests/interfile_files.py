@@ -115,38 +115,28 @@ effective central bin size (cm) := 0.2
 NUM_BINS = 10 * 8 * 7
 
 
-def write_image_files(folder, values, *, byte_order="<", number=("float", 4, "f4"), offset=0, **changes):
-    (folder / "image.v").write_bytes(b"\xff" * offset + np.asarray(values).astype(byte_order + number[2]).tobytes())
+def _write(header, text, data, values, /, *, byte_order="<", number=("float", 4, "f4"), offset=0, **changes):
+    content = b"\xff" * offset + np.asarray(values).astype(byte_order + number[2]).tobytes()
+    header.with_name(data).write_bytes(content)
     keys = {
-        "data": "image.v",
+        "data": data,
         "order": "LITTLEENDIAN" if byte_order == "<" else "BIGENDIAN",
         "format": number[0],
         "bytes": number[1],
         "more": f"data offset in bytes[1] := {offset}\n" if offset else "",
     } | changes
-    header = folder / "image.hv"
-    header.write_text(IMAGE_HEADER.format(**keys))
+    header.write_text(text.format(**keys))
     return header
 
 
-def write_projdata_files(folder, values=None, *, byte_order="<", number=("float", 4, "f4"), offset=0, **changes):
+def write_image_files(folder, values, **changes):
+    return _write(folder / "image.hv", IMAGE_HEADER, "image.v", values, **changes)
+
+
+def write_projdata_files(folder, values=None, **changes):
+    keys = {"system": "unknown", "corrections": "None", "view": 3, "axial": 2, "scanner": SCANNER} | changes
     values = np.arange(NUM_BINS) if values is None else values
-    (folder / "data.s").write_bytes(b"\xff" * offset + np.asarray(values).astype(byte_order + number[2]).tobytes())
-    keys = {
-        "data": "data.s",
-        "system": "unknown",
-        "order": "LITTLEENDIAN" if byte_order == "<" else "BIGENDIAN",
-        "corrections": "None",
-        "format": number[0],
-        "bytes": number[1],
-        "view": 3,
-        "axial": 2,
-        "scanner": SCANNER,
-        "more": f"data offset in bytes[1] := {offset}\n" if offset else "",
-    } | changes
-    header = folder / "data.hs"
-    header.write_text(PROJDATA_HEADER.format(**keys))
-    return header
+    return _write(folder / "data.hs", PROJDATA_HEADER, "data.s", values, **keys)
 
 
 def replace_in(header, old, new):

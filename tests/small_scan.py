@@ -19,6 +19,11 @@ SCANNER = Scanner(
 )  # fmt: skip
 
 
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over that of what is expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
 @dataclass(frozen=True)
 class SmallScan:
     folder: Path

@@ -15,12 +15,6 @@ pytestmark = pytest.mark.requires_sirf
 SHAPE, SIZES = (3, 6, 5), (4.0625, 2.08626, 3.0)
 
 
-@pytest.fixture(scope="module")
-def pet():
-    with quiet_sirf() as module:
-        yield module
-
-
 @pytest.fixture
 def image(pet):
     made = pet.ImageData()

@@ -188,9 +188,9 @@ def test_with_an_identity_denoiser_it_follows_em():
     for before, after, step in zip(record.images[:-1], record.images[1:], record.steps[1:], strict=True):
         x = before
         for _ in range(step.num_inner[0] - 1):
-            x = em_update(objective, x, floor=1e-6)
+            x = em_update(objective, x).clamp_min(1e-6)
         if step.num_inner[0]:
-            end = em_update(objective, x, floor=1e-6)
+            end = em_update(objective, x).clamp_min(1e-6)
             share = ((after - x) * (end - x)).sum() / ((end - x) ** 2).sum()
             assert 0 < share <= 1 + 1e-9
             assert torch.allclose(after, torch.lerp(x, end, share), rtol=1e-7, atol=1e-9)
@@ -241,7 +241,7 @@ def test_with_an_anchor_the_ascent_ends_near_the_penalised_maximum_or_at_the_tar
 
         best = denoised.clone()
         for _ in range(400):
-            best = penalised_em_step(em_update(objective, best, floor=1e-6), objective.sensitivity(), denoised, rho)
+            best = penalised_em_step(em_update(objective, best).clamp_min(1e-6), objective.sensitivity(), denoised, rho)
         if step.log_likelihood_after[0] >= step.target - 1e-9 * abs(step.target):
             ends.add("target")
             continue

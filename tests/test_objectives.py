@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_scan import relative
 
 from sirf_diffusion.data import load_example
 from sirf_diffusion.engines import Objective, as_objective
@@ -162,10 +163,6 @@ def test_what_cannot_be_is_refused(objective, x):
 
 
 # Against the embedded engine ------------------------------------------------------------------------------------------
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("subset", [None, 1])

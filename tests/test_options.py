@@ -68,9 +68,8 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(program, words, *options):
         try:
-            arguments = PROGRAMS[program].parse_args([*words, *options])
             errors = (*cli.USER_ERRORS, RuntimeError) if program == "stir-diffusion" else cli.USER_ERRORS
-            code = run_command(program, arguments, ("sirf_diffusion",), errors)
+            code = run_command(PROGRAMS[program], [*words, *options], ("sirf_diffusion",), errors)
         except SystemExit as end:
             code = end.code
         return code, capsys.readouterr().err

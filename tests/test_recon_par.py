@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from refused_changes import refused
-from small_scan import write_small_scan
+from small_scan import relative, write_small_scan
 
 import sirf_diffusion
 from sirf_diffusion.cli import main
@@ -125,10 +125,6 @@ def recon(tmp_path):
 
 def acquisition_of(path):
     return read_acquisition(ParRun.of(ParFile.read(path)))[0]
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("engine", ["embedded", pytest.param("stir", marks=pytest.mark.requires_stir)])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sirf_scan import quiet_sirf
 
-from sirf_diffusion import get_engine, priors
+from sirf_diffusion import priors
 
 pytestmark = [pytest.mark.requires_sirf, pytest.mark.requires_shim]
 
@@ -23,12 +22,6 @@ FACTORS = {"osl": 0.1, "ossps": 10.0}
 def elsewhere(tmp_path, monkeypatch):
     """OSSPS leaves files in the working directory."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pet():
-    with quiet_sirf():
-        yield get_engine("sirf")
 
 
 @pytest.fixture(scope="module", params=sorted(DATA))

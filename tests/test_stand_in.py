@@ -6,24 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from sirf_scan import bundled, list_mode, quiet_sirf, time_of_flight
+from sirf_scan import bundled, list_mode, time_of_flight
+from small_scan import relative
 
-from sirf_diffusion import DDSReconstructor, ScoreModel, as_objective, get_engine, reconstruct
+from sirf_diffusion import DDSReconstructor, ScoreModel, as_objective, reconstruct
 from sirf_diffusion.engines.embedded.stand_in import LARGEST_DIFFERENCE, StandInObjective, ToolkitData
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
 
 NUM_SUBSETS = 6
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
-
-
-@pytest.fixture(scope="module")
-def pet():
-    with quiet_sirf():
-        yield get_engine("sirf")
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,12 @@ from typing import NoReturn
 
 from .. import __version__
 from . import atlas, data, demo, doctor, enhance, models, personalise, recon, train
-from .command_line import USER_ERRORS, Parser, common_options, leave, outlived, run_command
+from .command_line import USER_ERRORS, Parser, common_options, leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    with outlived("stdout"):  # help and lists may be read by `head`
-        arguments = build_parser().parse_args(argv)
-    return run_command("sirf-diffusion", arguments, ("sirf_diffusion",), USER_ERRORS)
+    return run_command(build_parser(), argv, ("sirf_diffusion",), USER_ERRORS)
 
 
 def command() -> NoReturn:

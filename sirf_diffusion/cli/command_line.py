@@ -13,8 +13,9 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from ..geometry.checks import LARGEST_COUNT, LARGEST_SEED, check_count, check_real
@@ -106,6 +107,12 @@ def _checked(check: Callable[[], T]) -> T:
         raise argparse.ArgumentTypeError(f"{error!s:.200}") from error
 
 
+def options_of(kind: type[T], arguments: argparse.Namespace) -> T:
+    """The dataclass of options whose names are those of the parsed ones."""
+    values = {item.name: getattr(arguments, item.name) for item in fields(kind) if hasattr(arguments, item.name)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Declare ``--device`` and ``--threads``."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
@@ -133,21 +140,22 @@ def add_precision(parser: argparse._ActionsContainer, default: str = "auto") -> 
 
 
 def run_command(
-    program: str, arguments: argparse.Namespace, loggers: tuple[str, ...], user_errors: tuple[type[Exception], ...]
-) -> int:
-    """Call ``arguments.run(arguments)``; returns the exit code.
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, loggers: tuple[str, ...],
+    user_errors: tuple[type[Exception], ...],
+) -> int:  # fmt: skip
+    """Parse ``argv`` (default: the process's) and call ``arguments.run(arguments)``; returns the exit code.
 
     Parameters
     ----------
-    program
-        Name for messages.
-    arguments
-        Parsed options, those of `common_options` and ``command`` among them; ``threads``, if there, is obeyed.
+    parser
+        Of options with those of `common_options` and ``command`` among them; ``threads``, if there, is obeyed.
     loggers
         Loggers to open as far as ``--verbose`` and ``--debug`` say; warnings go to the first.
     user_errors
         Exceptions that become one message, unless ``--debug`` is given.
     """
+    with outlived("stdout"):  # help and lists may be read by `head`
+        arguments = parser.parse_args(argv)
     # Other libraries' debug messages would bury ours: only our own loggers are opened.
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     level = logging.DEBUG if arguments.debug else logging.INFO if arguments.verbose else logging.WARNING
@@ -182,7 +190,7 @@ def run_command(
         if message is None:
             message = f"{type(error).__name__}: {_one_message(error)}. This is a fault of sirf-diffusion itself: "
             message += "please report it, with what --debug shows"
-        print(f"{program} {arguments.command}: error: {message}", file=sys.stderr)
+        print(f"{parser.prog} {arguments.command}: error: {message}", file=sys.stderr)
         return code
 
 

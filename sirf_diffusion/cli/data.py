@@ -6,16 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..files.documents import read_text
 from . import data_petsird
-from .command_line import add_command, real, seed, whole
+from .command_line import add_command, options_of, real, seed, whole
 from .data_tables import print_inputs, print_outcomes, print_summary, print_table
-
-T = TypeVar("T")
 
 _BUILD = """\
 Take in images (Interfile .hv, NIfTI .nii and .nii.gz, folders with a DICOM series), write them as training volumes:
@@ -188,7 +185,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         anatomies = [_only_image(path, images_under(path)) for path in arguments.mr or arguments.ct]
         inputs = paired(find_images(arguments.images), anatomies, "CT" if arguments.ct else "MR")
     arguments.voxel_size *= 3 if len(arguments.voxel_size) == 1 else 1
-    options = _options(ImageOptions, arguments)
+    options = options_of(ImageOptions, arguments)
     print_inputs(inputs, each=arguments.dry_run or bool(arguments.mr or arguments.ct))
     if arguments.dry_run:
         return 0
@@ -211,7 +208,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
     """Simulate."""
     from ..training.data.phantom_data import PhantomOptions, build_phantoms
 
-    options = _options(PhantomOptions, arguments)
+    options = options_of(PhantomOptions, arguments)
     with _progress(options.subjects * options.draws, "volumes", arguments.out) as bar:
         build_phantoms(
             arguments.out, options, held_out=arguments.held_out, workers=arguments.workers,
@@ -262,12 +259,6 @@ def _only_image(folder: Path, inside: list[Path]) -> Path:
             "the IMAGES, in their order, or a --manifest"
         )
     return inside[0]
-
-
-def _options(kind: type[T], arguments: argparse.Namespace) -> T:
-    """The dataclass of options whose names are those of the parsed ones."""
-    values = {item.name: getattr(arguments, item.name) for item in fields(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _key_file(path: Path, new: bool) -> bytes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .command_line import add_command, add_machine, add_workers, bars, real, seed, whole
+from .command_line import add_command, add_machine, add_workers, bars, options_of, real, seed, whole
 
 _ABOUT = """\
 Make a score model for one patient's anatomy: the MRs of a bank of subjects with PET and MR are registered to the
@@ -77,11 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.report is not None:
         check_report(arguments.report)
-    names = [item.name for item in fields(PersonalOptions) if item.name != "limits"]
-    options = PersonalOptions(**{name: getattr(arguments, name) for name in names})
     with bars() as progress:
         made = personalise(
-            arguments.bank, arguments.mr, arguments.out, model=arguments.model, options=options,
+            arguments.bank, arguments.mr, arguments.out, model=arguments.model,
+            options=options_of(PersonalOptions, arguments),
             execution=Execution(arguments.workers, arguments.cluster), device=arguments.device,
             restart=arguments.restart, progress=progress,
         )  # fmt: skip

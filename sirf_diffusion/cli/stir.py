@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .command_line import USER_ERROR, Parser, add_command, common_options, leave, outlived, run_command
+from .command_line import USER_ERROR, Parser, add_command, common_options, leave, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    with outlived("stdout"):  # help and lists may be read by `head`
-        arguments = build_parser().parse_args(argv)
     user_errors = (ValueError, OSError, ImportError, RuntimeError)
-    return run_command("stir-diffusion", arguments, ("stir_priors", "sirf_diffusion"), user_errors)
+    return run_command(build_parser(), argv, ("stir_priors", "sirf_diffusion"), user_errors)
 
 
 def command() -> NoReturn:

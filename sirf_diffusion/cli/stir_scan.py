@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import atomic_path
+from ..files.atomic import atomic_path, save_figure
 from ..files.documents import digest
 from ..files.lock import LOCK, locked
 from ..files.outputs import OutputFolder, write_csv, write_json
-from ..files.parfile import ParKey
 from ..files.parfile.keys import INPUT_FILES
 from ..files.versions import read_record
 from ..files.workers import end_with_parent
@@ -108,8 +107,7 @@ class Scan:
                     self._write()
                 report(self.points[factor])
         points = sorted(self.points.values(), key=lambda point: point.factor)
-        with atomic_path(self.out / "scan.png") as temporary:
-            _figure(temporary, self.out, points, self.prior, self.reference)
+        _figure(self.out, points, self.prior, self.reference)
         return points
 
     def _run(self, factor: float) -> Point:
@@ -143,14 +141,17 @@ class Scan:
     def _text(self, factor: float, prefix: Path, last: int) -> str:
         """The file with another factor, other output, and a report of the log-likelihood at the end."""
         root, prior = self._file.root, self._prior.block
-        edits = [(prior.key(PENALISATION_FACTOR), prior.line, f"{PENALISATION_FACTOR} := {factor:g}")]
-        for name, value in (
-            ("output filename prefix", prefix),
-            ("save estimates at subiteration intervals", last),
-            ("report objective function values interval", last),
+        edits = []
+        for block, name, value in (
+            (prior, PENALISATION_FACTOR, f"{factor:g}"),
+            (root, "output filename prefix", prefix),
+            (root, "save estimates at subiteration intervals", last),
+            (root, "report objective function values interval", last),
         ):
-            edits.append((root.key(name), root.line, f"{name} := {value}"))
-        return _with_lines(self._file.text, edits)
+            key = block.key(name)
+            lines = (key.line, key.last_line) if key else (block.line + 1, block.line)
+            edits.append((*lines, f"{name} := {value}\n"))
+        return self._file.edited(edits)
 
     def _settings(self) -> dict[str, object]:
         """What the results depend on besides the factor: the file, and the content of all that it names."""
@@ -234,22 +235,10 @@ def _measure(image: Path, reference: Path | None) -> tuple[float | None, float]:
     return distance, (sum(squares) / 2) ** 0.5 / mean if mean > 0 else 0.0
 
 
-def _with_lines(text: str, edits: Sequence[tuple[ParKey | None, int, str]]) -> str:
-    """``text`` with the line of each key replaced, or, where there is no key, a line added behind line ``after``."""
-    lines = text.split("\n")
-    for key, after, new in sorted(edits, key=lambda edit: -(edit[0].line if edit[0] else edit[1] + 0.5)):
-        if key is None:
-            lines.insert(after, new)
-        else:
-            lines[key.line - 1 : key.last_line] = [new]
-    return "\n".join(lines)
-
-
-def _figure(path: Path, folder: Path, points: Sequence[Point], prior: str, reference: Path | None) -> None:
+def _figure(folder: Path, points: Sequence[Point], prior: str, reference: Path | None) -> None:
     """Draw the slice with most activity for up to 8 factors, and below it NRMSE by factor, or roughness against
     log-likelihood where there is no reference.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from ..files.interfile import read_image
@@ -262,7 +251,6 @@ def _figure(path: Path, folder: Path, points: Sequence[Point], prior: str, refer
     plane = int(middle.sum((-1, -2)).argmax())
     vmax = float(panels[0][1][plane].max() if reference is not None else panels[len(panels) // 2][1][plane].max())
     canvas = Figure(figsize=(max(6.0, 1.9 * len(panels)), 5.4), layout="constrained")
-    FigureCanvasAgg(canvas)
     upper, lower = canvas.subfigures(2, 1, height_ratios=(1, 1.3))
     for axes, (title, image) in zip(upper.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.imshow(image[plane].numpy(), cmap="gray_r", vmin=0, vmax=vmax)
@@ -270,7 +258,7 @@ def _figure(path: Path, folder: Path, points: Sequence[Point], prior: str, refer
         axes.set_axis_off()
     upper.suptitle(f"{prior}: penalisation factor", fontsize=10)
     _curve(lower.subplots(), points, reference is not None)
-    canvas.savefig(path, dpi=130, format="png")
+    save_figure(folder / "scan.png", canvas, 130)
 
 
 def _curve(axes: Any, points: Sequence[Point], with_reference: bool) -> None:

@@ -29,34 +29,26 @@ class Likelihood(Protocol):
     def uniform_image(self) -> Tensor: ...
 
 
-def em_update(
-    objective: Likelihood,
-    x: Tensor,
-    subset: int | None = None,
-    *,
-    evaluation: Any = None,
-    step_size: float = 1.0,
-    floor: float = 0.0,
-) -> Tensor:
-    r"""One EM update, :math:`x + \delta\, \frac{x}{s_k} \nabla L_k(x)`, of an image or a batch ``[..., z, y, x]``.
+def em_update(objective: Likelihood, x: Tensor, subset: int | None = None, *, evaluation: Any = None) -> Tensor:
+    r"""One EM update, :math:`x + \frac{x}{s_k} \nabla L_k(x)`, of an image or a batch ``[..., z, y, x]``.
 
-    With ``step_size`` 1 and all data this is MLEM and never lowers the likelihood; steps below 2 converge. Zero outside
-    the field of view, at least ``floor`` inside it; voxels that this subset does not see are kept. ``evaluation`` is
-    ``objective.at(x, subset)`` if the caller has it already: then no forward projection is made here.
+    With all data this is MLEM and never lowers the likelihood. Zero outside the field of view; voxels that this subset
+    does not see are kept. ``evaluation`` is ``objective.at(x, subset)`` if the caller has it already: then no forward
+    projection is made here.
     """
     if evaluation is None:
         evaluation = objective.at(x, subset)
     gradient = evaluation.gradient()
-    updated = em_step(x, gradient, objective.sensitivity(subset), step_size, floor)
+    updated = em_step(x, gradient, objective.sensitivity(subset))
     return updated.mul_(inside(objective.sensitivity()))
 
 
-def em_step(x: Tensor, gradient: Tensor, sensitivity: Tensor, step_size: float = 1.0, floor: float = 0.0) -> Tensor:
-    r""":math:`\max(x (1 + \delta \nabla L / s),\ floor)` where the sensitivity is positive, ``x`` elsewhere."""
+def em_step(x: Tensor, gradient: Tensor, sensitivity: Tensor) -> Tensor:
+    r""":math:`\max(x (1 + \nabla L / s),\ 0)` where the sensitivity is positive, ``x`` elsewhere."""
     seen = sensitivity > 1e-9 * sensitivity.max()
     ratio = gradient / torch.where(seen, sensitivity, torch.ones_like(sensitivity))
     # Rounding can push the bracket below zero where EM sends a voxel to zero; a negative image is never right.
-    updated = (x * (1 + step_size * ratio)).clamp_min(floor)
+    updated = (x * (1 + ratio)).clamp_min(0.0)
     return torch.where(seen, updated, x)
 
 

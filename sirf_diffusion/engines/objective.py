@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -49,15 +50,12 @@ class Evaluation:
     """
 
     def __init__(self, value: Tensor | Callable[[], Tensor], gradient: Callable[[Tensor | None], Tensor]) -> None:
-        self._value = value
-        self._gradient = gradient
+        self._value, self._gradient = value, gradient
 
-    @property
+    @cached_property
     def value(self) -> Tensor:
         """``L(x)``, float64, one number per image."""
-        if not isinstance(self._value, Tensor):
-            self._value = self._value()
-        return self._value
+        return self._value if isinstance(self._value, Tensor) else self._value()
 
     def gradient(self, active: Tensor | None = None) -> Tensor:
         """Gradient with respect to the image; with ``active`` (bool, one per image of the batch) of those only."""

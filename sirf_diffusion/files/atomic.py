@@ -58,6 +58,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def save_figure(path: str | os.PathLike[str], figure: Any, dpi: int) -> None:
+    """Write a ``matplotlib.figure.Figure``, in the format of the name's suffix; no window, no global state."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file has the name of one that `atomic_path` has not finished."""
     return re.fullmatch(r"\..+\.[0-9a-f]{6}-\d+\.part(\.\w+)?", name) is not None

@@ -80,11 +80,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def read_json(path: str | os.PathLike[str], kind: type = dict, most: int = _MAX_BYTES) -> Any:
-    """A JSON file that holds a dictionary, or a list; see `read_text` and `parse_json`."""
+def read_json(path: str | os.PathLike[str], most: int = _MAX_BYTES) -> Any:
+    """A JSON file that holds a dictionary; see `read_text` and `parse_json`."""
     text = read_text(path, most)
     try:
-        return parse_json(text, kind)
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -42,24 +42,10 @@ class OutputFolder:
     is cut off before leaves the earlier result as it was, what is cut off later is completed by the next `held`. While
     files are moved into place there is no record: it goes first and comes last, and where there is none is no result.
 
-    Parameters
-    ----------
-    path
-        The folder; made when it is held, with its parents.
-    settings
-        What the result depends on, as JSON values. Kept in the record, and compared with the record of a result that is
-        already in the folder: the same settings may be run again, others are refused.
-    record_name
-        The file that marks a folder as holding a result; it is written last.
-    overwrite
-        Replace another result.
-    advice
-        What to do about another result in the folder.
-
-    Raises
-    ------
-    OutputError
-        By `check` and `held`: the path is a file, cannot be written, holds another result, or another process has it.
+    ``settings`` (JSON values) are what the result depends on. They are kept in the record, and compared with the record
+    of a result that is already in the folder: the same settings may be run again, others are refused with ``advice``,
+    unless ``overwrite``. `check` and `held` raise OutputError if the path is a file, cannot be written, holds another
+    result, or another process has it.
     """
 
     def __init__(
@@ -259,9 +245,9 @@ class OutputFolder:
             raise OutputError(f"--out {self.path} holds another result: {other}; {self.advice}")
 
 
-def write_json(path: str | os.PathLike[str], value: Mapping[str, Any], version: int = 1) -> None:
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write ``value`` as JSON, through `jsonable`, with its schema version; `read_record` reads it."""
-    text = json.dumps({KEY: version, **jsonable(value)}, indent=2, allow_nan=False)
+    text = json.dumps({KEY: 1, **jsonable(value)}, indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -31,7 +31,7 @@ def check_version(found: Any, newest: int = 1, key: str = KEY) -> None:
         raise ValueError(f"made by a newer version of sirf-diffusion ({name}): update it")
 
 
-def read_record(path: str | os.PathLike[str], newest: int = 1) -> dict[str, Any]:
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `write_json` wrote, without its version.
 
     Raises
@@ -43,7 +43,7 @@ def read_record(path: str | os.PathLike[str], newest: int = 1) -> dict[str, Any]
     """
     content = read_json(path)
     try:
-        check_version(content.pop(KEY, 1), newest)
+        check_version(content.pop(KEY, 1))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return content

@@ -31,17 +31,9 @@ def work_folder(
 
     A folder in which nothing is kept at the end is gone afterwards.
 
-    Parameters
-    ----------
-    path
-        The folder; made if it is not there.
-    settings
-        What the result depends on.
-    names
-        Patterns of what is kept: all that ``restart`` removes.
-    result
-        The file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``, and so does
-        ``restart`` one that was not made in this folder.
+    ``settings`` are what the result depends on, ``names`` patterns of what is kept: all that ``restart`` removes.
+    ``result`` is the file that is made; unless ``replace``, a new run refuses one that exists, with this ``advice``,
+    and so does ``restart`` one that was not made in this folder.
     """
     path.mkdir(parents=True, exist_ok=True)
     record = path / _SETTINGS

@@ -36,6 +36,21 @@ def to_tensor(image: Any) -> Tensor:
     return torch.from_numpy(array if array.ndim == 3 else array[None])
 
 
+class ObjectiveNames:
+    """Other names that ``sirf.STIR.ObjectiveFunction`` has for value and gradient."""
+
+    def get_value(self, image: Any) -> float:
+        return self.value(image)
+
+    __call__ = get_value
+
+    def get_gradient(self, image: Any, out: Any = None) -> Any:
+        return self.gradient(image, -1, out)
+
+    def get_subset_gradient(self, image: Any, subset: int, out: Any = None) -> Any:
+        return self.gradient(image, subset, out)
+
+
 def to_container(values: Tensor, like: Image, out: Image | None = None) -> Image:
     """Put values into ``out``, or into a new image on the grid of ``like``; returns it.
 

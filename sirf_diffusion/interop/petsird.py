@@ -54,23 +54,10 @@ class BinnedEvents:
 def bin_events(
     path: str | os.PathLike[str], template: ProjDataGeometry, progress: Callable[[float], None] = lambda share: None
 ) -> BinnedEvents:
-    """Bin a binary PETSIRD file of a cylindrical scanner; its time blocks are read one by one.
+    """Bin a binary PETSIRD file of a cylindrical scanner into a layout that is not arc-corrected, block by block.
 
-    Parameters
-    ----------
-    path
-        The file.
-    template
-        Layout to bin into, not arc-corrected.
-    progress
-        Called with the share of the work that is done, 0 to 1.
-
-    Raises
-    ------
-    ImportError
-        If the package ``petsird`` is not installed.
-    PetsirdError
-        If the file cannot be read, its scanner is not cylindrical or not the template's, or bed or gantry move.
+    ``progress`` is called with the share of the work that is done, 0 to 1. Raises PetsirdError if the file cannot be
+    read, its scanner is not cylindrical or not the template's, or bed or gantry move.
     """
     try:
         from petsird import CoincidencePolicy, TimeBlock

@@ -19,7 +19,7 @@ from ..reconstructors.diffusion.hqs import HQSReconstructor
 from ..reconstructors.diffusion.lisch import LikelihoodScheduledReconstructor
 from ..reconstructors.diffusion.loop import Denoised, DiffusionReconstructor
 from ..reconstructors.settings import SPEEDS
-from .containers import to_container, to_tensor
+from .containers import ObjectiveNames, to_container, to_tensor
 
 if TYPE_CHECKING:
     from ..models.score_model import ScoreModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..reconstructors.diffusion.likelihood_schedule import LikelihoodSchedule
 
 
-class StepwiseObjective(ABC):
+class StepwiseObjective(ObjectiveNames, ABC):
     """The objective of one noise level of a reverse diffusion, with the methods of ``sirf.STIR.ObjectiveFunction``.
 
     It is maximised. Images are those of the objective given (SIRF's, the embedded engine's) or tensors ``[z, y, x]``;
@@ -152,23 +152,12 @@ class StepwiseObjective(ABC):
         """Value of this noise level's objective, or of a subset's share of it."""
         return self._value(self._tensor(image), _subset(subset))
 
-    def get_value(self, image: Any) -> float:
-        return self.value(image)
-
-    __call__ = get_value
-
     def gradient(self, image: Any, subset: int | None = -1, out: Any = None) -> Any:
         """Gradient with respect to the image, in ``out`` (which may be ``image``) or a new image.
 
         That of a subset is not multiplied by the number of subsets: they add up to that of all data (-1 or None).
         """
         return to_container(self._gradient(self._tensor(image), _subset(subset)), image, out)
-
-    def get_gradient(self, image: Any, out: Any = None) -> Any:
-        return self.gradient(image, -1, out)
-
-    def get_subset_gradient(self, image: Any, subset: int, out: Any = None) -> Any:
-        return self.gradient(image, subset, out)
 
     def get_subset_sensitivity(self, subset: int) -> Any:
         """Sensitivity of one subset, an image of the engine or a tensor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -34,21 +35,14 @@ class Coverage:
 
     Parameters
     ----------
-    network
-        As for `ScoreModel`.
-    planes
-        ``"transverse"``, ``"three"`` for the mean over three orientations, ``"alternating"`` for one of them at a time,
-        or ``"volume"``, see `ScoreModel.on`.
+    network, precision, planes, max_batch, block
+        As for `ScoreModel`, `ScoreModel.load` and `ScoreModel.on`.
     multiple
         Sizes of slices or volumes must be multiples of this.
     architecture
-        Its configuration, from which memory is estimated, if there is one.
-    max_batch, block
-        As for `ScoreModel.on`.
+        The network's configuration, from which memory is estimated, if there is one.
     gradient_batch
         Most slices, or volumes, in one network call with gradients; None to fit memory.
-    precision
-        As for `ScoreModel.load`.
     """
 
     network: Network
@@ -190,6 +184,13 @@ def budget_bytes(device: torch.device) -> float:
     return float(CPU_BUDGET_BYTES)
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, when all that the device has been given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def activations(config: NetworkConfig | None, voxels: int) -> float:
     """About how many numbers a slice, or a volume, of this many voxels takes inside a network."""
     if config is None:
@@ -218,17 +219,12 @@ def in_blocks(
     function
         From ``[1, in, D, H, W]`` to ``[1, 1, D, H, W]``, for sizes that are multiples of ``multiple``.
     volumes
-        ``[n, in, D, H, W]``, sizes multiples of ``multiple``.
+        ``[n, in, D, H, W]``, sizes multiples of ``multiple``; the result is ``[n, 1, D, H, W]``.
     side
         Size of the blocks in voxels, of all axes or each, at least twice ``multiple``; rounded down to a multiple of
         ``multiple``. Axes that are not longer are not divided.
     multiple
         Blocks start at multiples of this: networks with strides see the same grid as in the whole volume.
-
-    Returns
-    -------
-    Tensor
-        ``[n, 1, D, H, W]``.
     """
     sides = (side,) * 3 if isinstance(side, int) else side
     if min(sides) < 2 * multiple:

@@ -53,19 +53,15 @@ class GridAdapter:
 
     Parameters
     ----------
-    geometry
-        The image grid.
-    voxel_size
-        The network's voxel size ``(z, y, x)`` in mm.
-    multiple
-        The latent sizes of the axes that slices lie in are multiples of this.
+    geometry, voxel_size
+        The image grid, and the network's voxel size ``(z, y, x)`` in mm.
+    multiple, axial_multiple
+        The latent sizes of the axes that slices lie in are multiples of this; that of z, if it is another.
     planes
         ``"transverse"``: slices lie in y and x, and z is left as it is. ``"three"``, ``"alternating"``: slices lie in
         all three pairs of axes. ``"volume"``: the network takes the volume.
     extent
         If given, only a centred square of this side in mm, in y and x, is covered; the image is zero outside it.
-    axial_multiple
-        That of z, if it is another.
     box
         If given, the first image voxel of z, y and x and the one after the last: only these are covered, and what
         lies around them up to a multiple; the image is zero outside.

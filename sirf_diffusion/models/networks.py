@@ -32,10 +32,6 @@ class NetworkConfig:
     channels, attention_levels
         Channels at each of 1 to 6 resolution levels, multiples of ``norm_num_groups`` up to 1024, and whether each
         level has self-attention.
-    num_res_blocks, norm_num_groups
-        Residual blocks at each level, 1 to 8; groups of the group normalisation, 1 to 64.
-    num_head_channels
-        Channels of an attention head, 1 to 1024; divides the channels of the levels with attention, and of the last.
     num_class_embeds
         Number of slice orientations that the network tells apart (transverse 0, coronal 1, sagittal 2), 0 for none, as
         for a network of volumes and for one network per orientation.

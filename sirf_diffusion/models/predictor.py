@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..geometry.images import ImageGeometry
 from .conditioning import Conditioning
-from .coverage import Coverage, Network
+from .coverage import Coverage, Network, clock
 from .grid import Box, GridAdapter, Window
 from .networks import NetworkConfig, network_time
 from .schedules import NoiseSchedule, denoised_and_noise
@@ -176,7 +175,7 @@ class Predictor:
             raise ValueError(f"a network needs noise: found none at t = {t:g}")
         if self._grid is not None and tuple(u.shape[-3:]) != self.latent_shape:
             raise ValueError(f"u must have the shape [..., {self.latent_shape}], found {tuple(u.shape)}; see to_latent")
-        start = self._clock()
+        start = clock(self.device)
         output = self._evaluate(u / math.sqrt(gamma * gamma + nu * nu), t, turn)
         if not bool(torch.isfinite(output.detach()).all()):
             raise FloatingPointError(
@@ -185,7 +184,7 @@ class Predictor:
             )
         passes = 1 if self.anatomical_input is None else len(self.anatomical_input.terms())
         self.counter.evaluations += math.prod(u.shape[:-3]) * passes
-        self.counter.seconds += self._clock() - start
+        self.counter.seconds += clock(self.device) - start
         return denoised_and_noise(self.prediction, output, u, gamma, nu)
 
     def seen_by(
@@ -195,10 +194,10 @@ class Predictor:
 
         ``time`` is what the network is told, see `network_time`. Seconds are counted with the model's own.
         """
-        start = self._clock()
+        start = clock(self.device)
         with torch.no_grad():
             output = replace(self._coverage, network=network, architecture=architecture)(images, time, turn)
-        self.counter.seconds += self._clock() - start
+        self.counter.seconds += clock(self.device) - start
         return output
 
     def to_latent(self, x: Tensor) -> Tensor:
@@ -280,11 +279,6 @@ class Predictor:
             self.gradient_batch,
             self.precision,
         )
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _bound(self) -> GridAdapter:
         if self._grid is None:

@@ -17,7 +17,7 @@ from ..files.frames import split_frame
 from ..geometry.checks import check_image
 from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo, Position, position_of
 from ..geometry.images import ImageGeometry
-from .image import SourceImage, UnusableImage, density_of_ct
+from .image import SourceImage, density_of_ct, usable
 from .readers import read_source
 from .registration import Registration, register
 from .resampling import PatientGrid, in_common, resample, share_inside, stir_grid
@@ -55,10 +55,7 @@ class AnatomicalImage:
 
         CT images (by their DICOM header, or values below -300) become density relative to water, as for training.
         """
-        try:
-            image = read_source(path)
-        except UnusableImage as error:
-            raise ValueError(f"the anatomical image {path} cannot be used: {error}") from error
+        image = usable(read_source, path, "the anatomical image ")
         digest = _digest(split_frame(path)[0], image)
         if image.modality == "CT" or (not image.modality and float(image.values.min()) < _LEAST_CT):
             logger.info("%s is taken for a CT image in Hounsfield units: converted to density", path)

@@ -19,7 +19,7 @@ from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, ExamInfo
 from ..geometry.images import ImageGeometry
 from .anatomical import ALL, MIN_COVERAGE, AnatomicalImage
 from .dicom import place_series
-from .image import LPS_OF_RAS, SourceImage, UnusableImage, optional
+from .image import LPS_OF_RAS, SourceImage, optional, usable
 from .readers import read_source
 from .resampling import Lattice, coverage, in_common, interpolates, resample
 from .writing import save_nifti, set_pixels, write_compressed, write_dicom, write_nifti
@@ -57,10 +57,7 @@ class OriginalImage:
     def read(cls, path: str | os.PathLike[str]) -> OriginalImage:
         """From Interfile, NIfTI, or a DICOM series; a ValueError that names the file if it cannot be used."""
         path = Path(path)
-        try:
-            source = read_source(path)
-        except UnusableImage as error:
-            raise ValueError(f"the image {path} cannot be used: {error}") from error
+        source = usable(read_source, path, "the image ")
         if source.modality not in ("", "PT"):
             raise ValueError(f"the image {path} cannot be used: DICOM of modality {source.modality}, not PT")
         if source.kind not in ("Interfile", "NIfTI", "DICOM"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry.exam import Position
+
+Read = TypeVar("Read")
 
 #: From NIfTI's axes (to the right, front, head) to those of DICOM and ITK (left, back, head).
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -83,6 +85,14 @@ def check_affine(affine: NDArray[np.float64], *, sheared: bool = False) -> None:
     cosines = (columns / spacing).T @ (columns / spacing)
     if not sheared and np.abs(cosines - np.eye(3)).max() > 0.02:
         raise UnusableImage("its axes are not at right angles (a tilted gantry, or a wrong affine): resample it first")
+
+
+def usable(read: Callable[[Any], Read], path: Any, name: str = "") -> Read:
+    """What ``read(path)`` gives; a ValueError that names the image if it cannot be used."""
+    try:
+        return read(path)
+    except UnusableImage as error:
+        raise ValueError(f"{name}{path} cannot be used: {error}") from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..files.frames import choose_frame, split_frame
 from ..geometry.exam import HEAD_FIRST_SUPINE, POSITIONS, Position, position_of
 from .dicom import read_dicom
-from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional, reading
+from .image import LPS_OF_RAS, SourceImage, UnusableImage, check_affine, check_values, optional, reading, usable
 from .resampling import stir_grid
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,7 @@ def read_labels(path: str | os.PathLike[str]) -> SourceImage:
     ValueError
         If it cannot be read, or its values are no labels.
     """
-    try:
-        image = read_source(Path(path))
-    except UnusableImage as error:
-        raise ValueError(f"the label image {path} cannot be used: {error}") from error
+    image = usable(read_source, path, "the label image ")
     if image.values.min() < 0 or not np.array_equal(image.values, np.round(image.values)):
         raise ValueError(
             f"the label image {path} must hold whole numbers from 0, one for each region: it is no label image"

@@ -124,7 +124,11 @@ def register(fixed: SourceImage, moving: SourceImage) -> Registration:
 
 def rigid_matrix(rotation_deg: Any, shift: Any, centre: Any) -> NDArray[np.float64]:
     """Fixed to moving coordinates ``[4, 4]``: turned by degrees about y, then x, then z (ITK's order), and shifted."""
-    transform = _transform((*rotation_deg, *shift), centre)
+    return matrix_of(_transform((*rotation_deg, *shift), centre))
+
+
+def matrix_of(transform: Any) -> NDArray[np.float64]:
+    """The matrix ``[4, 4]`` of an affine or rigid transform."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))

@@ -47,12 +47,12 @@ def exponential(velocity: Field, like: Any) -> Field:
     return displacement
 
 
-def logarithm(displacement: Field, like: Any, iterations: int = 4) -> Field:
+def logarithm(displacement: Field, like: Any) -> Field:
     r"""The velocity whose exponential is this displacement, which must not fold.
 
-    Fixed-point iteration :math:`v \leftarrow v + (u - (\exp v - id))`, from :math:`v = u`.
+    Four fixed-point iterations :math:`v \leftarrow v + (u - (\exp v - id))`, from :math:`v = u`.
     """
     velocity = displacement
-    for _ in range(iterations):
+    for _ in range(4):
         velocity = velocity + (displacement - exponential(velocity, like))
     return velocity

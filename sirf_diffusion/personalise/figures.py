@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import atomic_path
+from ..files.atomic import save_figure
 
 Array = NDArray[np.float32]
 
@@ -36,7 +36,7 @@ def member_figure(
         for row, plane in enumerate((image[z], image[:, :, x])):
             axes[row][column].imshow(plane, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest")
         axes[0][column].set_title(name, fontsize=8)
-    _save(figure, path)
+    save_figure(path, figure, 90)
 
 
 def pseudo_figure(path: Path, images: Sequence[Array], mr: Array, expected: Array) -> None:
@@ -47,7 +47,7 @@ def pseudo_figure(path: Path, images: Sequence[Array], mr: Array, expected: Arra
     axes[0][0].imshow(mr[z], cmap="gray", vmin=0, vmax=2)
     for axis, image in zip(axes[0][1:], (expected, *images), strict=True):
         axis.imshow(image[z], cmap="gray_r", vmin=0, vmax=2.5, interpolation="nearest")
-    _save(figure, path)
+    save_figure(path, figure, 90)
 
 
 def curves_figure(path: Path, curves: Mapping[str, Mapping[float, float]]) -> None:
@@ -61,7 +61,7 @@ def curves_figure(path: Path, curves: Mapping[str, Mapping[float, float]]) -> No
     axis.set(xscale="log", xlabel="noise level (network units)", ylabel="denoising error, root mean square")
     axis.legend(fontsize=8, frameon=False)
     axis.set_title("on pseudo-PETs that were kept from the training", fontsize=9)
-    _save(figure, path)
+    save_figure(path, figure, 90)
 
 
 def _sheet(rows: int, columns: int, title: str) -> tuple[Any, Any]:
@@ -80,11 +80,3 @@ def _middle(image: Array, axis: int) -> int:
     others = tuple(k for k in range(3) if k != axis)
     inside = np.flatnonzero((image > 0.5 * np.quantile(image, 0.99)).mean(others) > 0.05)
     return int(inside[len(inside) // 2]) if len(inside) else image.shape[axis] // 2
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..patient.deformable import Demons, demons, head_of, image_of, linear_part, normalised, one_thread, unit
-from ..patient.image import SourceImage, UnusableImage, simpleitk
+from ..patient.image import SourceImage, simpleitk, usable
 from ..patient.readers import read_frames, read_labels, read_source
+from ..patient.registration import matrix_of
 from ..patient.resampling import grid_over, resample
 from ..patient.velocity import Field, as_transform, exponential, logarithm
 from .atlas import Atlas
@@ -85,10 +86,8 @@ def build_atlas(
 
     Parameters
     ----------
-    subjects
-        At least one; frames in the same order, axes and voxel size.
-    voxel_size
-        ``(z, y, x)`` in mm.
+    subjects, voxel_size
+        At least one, frames in the same order, axes and voxel size: ``(z, y, x)`` in mm.
     rounds
         0 gives the affine average.
     progress
@@ -139,7 +138,7 @@ def _motions(frames: Array, spacing: tuple[float, ...]) -> NDArray[np.float64]:
         motions = [linear_part(target, image_of(_smooth(f, spacing), spacing), rigid=True) for f in frames]
         pairs = zip(frames, motions, strict=True)
         moved = np.stack([sitk.GetArrayFromImage(sitk.Resample(image_of(f, spacing), target, m)) for f, m in pairs])
-    return np.stack([_matrix(m) for m in motions])
+    return np.stack([matrix_of(m) for m in motions])
 
 
 def _aligned(subjects: Sequence[Subject], like: Any) -> NDArray[np.float64]:
@@ -151,7 +150,7 @@ def _aligned(subjects: Sequence[Subject], like: Any) -> NDArray[np.float64]:
     images = [image_of(unit(m), like.GetSpacing()) for m in means]
     template = images[0]
     for _ in range(2):
-        matrices = np.stack([_matrix(linear_part(template, image)) for image in images])
+        matrices = np.stack([matrix_of(linear_part(template, image)) for image in images])
         matrices = matrices @ np.linalg.inv(expm(np.mean([logm(m).real for m in matrices], axis=0)).real)
         pairs = zip(images, matrices, strict=True)
         carried = [sitk.GetArrayFromImage(sitk.Resample(image, like, _affine(m))) for image, m in pairs]
@@ -203,13 +202,6 @@ def _smooth(values: Array, spacing: Sequence[float]) -> Array:
     return sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image_of(values, spacing), _SMOOTHED_MM))
 
 
-def _matrix(transform: Any) -> NDArray[np.float64]:
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return matrix
-
-
 def _affine(matrix: NDArray[np.float64]) -> Any:
     return simpleitk().AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
 
@@ -224,10 +216,10 @@ def read_subjects(
             raise ValueError(f"{name}: {len(others)} images for {len(dynamic)} subjects: give one for each")
     subjects = []
     for number, paths in enumerate(dynamic):
-        frames = [frame for path in paths for frame in _usable(path, read_frames)]
+        frames = [frame for path in paths for frame in usable(read_frames, path)]
         grid = grid_over(frames[0], tuple(voxel_size))
         stack = np.stack([np.clip(resample(frame, grid), 0, None) for frame in frames])
-        mr = resample(_usable(mrs[number], read_source), grid) if mrs else None
+        mr = resample(usable(read_source, mrs[number]), grid) if mrs else None
         kinds = resample(_labels(labels[number]), grid, labels=True).astype(np.uint16) if labels else None
         subjects.append(Subject(stack, mr, kinds))
     return subjects
@@ -238,10 +230,3 @@ def _labels(path: Path) -> SourceImage:
     if image.values.max() > _LARGEST_LABEL:
         raise ValueError(f"the label image {path} has labels above {_LARGEST_LABEL}: number its regions from 1")
     return image
-
-
-def _usable(path: Path, read: Callable[[Path], Any]) -> Any:
-    try:
-        return read(path)
-    except UnusableImage as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error

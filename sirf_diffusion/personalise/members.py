@@ -95,25 +95,8 @@ def carry_over(
     A member whose registration fails, see `~sirf_diffusion.patient.deformable.Quality`, is left out with the reason.
     A build that was stopped goes on. Figures of all members lie in the folder ``members`` beside ``out``.
 
-    Parameters
-    ----------
-    bank, target, out
-        PET and MR of the subjects, the patient, and the file to write.
-    least
-        Subjects with a good member that there must be.
-    limits
-        What a registration must keep.
-    quick
-        Register on voxels twice as large, see `register_deformable`.
-    execution
-        Where to compute.
-    progress
-        Called after each member.
-
-    Raises
-    ------
-    ValueError
-        If fewer than ``least`` subjects can be used: the registration of this patient's MR failed.
+    ``limits`` are what a registration must keep; ``quick`` registers on voxels twice as large, see
+    `register_deformable`. Raises ValueError if fewer than ``least`` subjects have a good member.
     """
     execution, parts = execution or Execution(), out.with_name(out.name + ".parts")
     if out.exists():

@@ -49,19 +49,13 @@ class PersonalOptions:
         Mixtures to train on; one in nine is kept for validation.
     least_members
         Subjects of the bank that must be registered well; with fewer no model is made.
-    steps, batch_size, learning_rate
-        Of the fine-tuning.
     transverse
         Train on transverse slices alone, for data of single planes: three times as many of them in the same time. Of
         the two other orientations, that a volume is seen in, the model learns nothing.
     rank
         Of the changes of the weights (LoRA); 0: all weights are trained.
-    seed
-        Same seed, same machine, same model.
     quick_registration
         Register on voxels twice as large: an eighth of the time, and less sharp.
-    limits
-        What a registration must keep.
     """
 
     pseudo_pets: int = 90
@@ -122,17 +116,13 @@ def personalise(
         HDF5 file of ``sirf-diffusion data build`` (with MRs) or ``data phantom``.
     mr
         The patient's MR: NIfTI, Interfile, or a folder with one DICOM series; of the bank's weighting.
-    out
-        Model file (``.safetensors``) to write.
     model
         Model of the population, a name or a file, on the voxel size of the bank. One that takes an MR has learnt to use
         an anatomy.
-    options, execution, device
-        Settings; where registrations and mixtures are computed; device of the training.
+    execution, device
+        Where registrations and mixtures are computed; device of the training.
     work_dir
-        Folder for all that is kept on the way; default ``<out>.personalise`` beside the model file.
-    restart
-        Begin anew.
+        Folder for all that is kept on the way; default ``<out>.personalise`` beside the model file ``out``.
     progress
         Given a stage's name and the number of its parts, returns what is called after each part.
 

@@ -67,20 +67,11 @@ class Enhancer:
         Network evaluations of each voxel (1 or more); None for 1, or 8 for each sample.
     num_samples
         0: one image, without noise in the chain. Else the image is the mean of so many samples.
-    seed
-        Of the samples.
     scale
         Image units per network unit; None estimates it.
-    without_ct
-        Whether a model that was trained with CT images may do without one.
     axial_fwhm
         Of a Gaussian along the axis, in mm, before a network of slices: neighbours lend each its counts. None for 6, or
         0 for a network that is shown the neighbours itself. Of a network of volumes, without effect.
-
-    Raises
-    ------
-    ValueError
-        For values out of range, or a missing CT image.
     """
 
     def __init__(

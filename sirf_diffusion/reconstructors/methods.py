@@ -75,18 +75,14 @@ def build_reconstructor(
 
     Parameters
     ----------
-    name
-        A name of `METHODS`.
+    name, settings
+        A name of `METHODS`, and the settings that differ from its defaults.
     objective
         The log-likelihood, with the subsets that the method is to use.
-    settings
-        Settings that differ from the method's defaults.
     model
         A score model, for the methods that use one; bound when it is set up if it is not yet.
     intensity_scale
         Of ``map-rdp``: ``c``, image units; estimated from the objective's early image if omitted.
-    num_samples, seed
-        Of the methods that draw posterior samples.
     subset_order
         Of ``osem``: order of the subsets; or the `StirUpdates` of a parameter file, which STIR's OSMAPOSL would make.
     prior
@@ -95,12 +91,6 @@ def build_reconstructor(
         Of the methods that draw posterior samples: a name of `ADAPTATIONS`, or an object; the method's own if omitted.
     callbacks
         Called with a ``StepRecord`` after each step.
-
-    Raises
-    ------
-    ValueError
-        For an unknown method or setting, a setting out of range, or an order, prior or adaptation that the method has
-        no use for.
     """
     method = get_method(name)
     options: dict[str, Any] = {"callbacks": tuple(callbacks), **settings}

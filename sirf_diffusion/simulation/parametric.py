@@ -60,11 +60,11 @@ class Shaper:
 
     def blob(
         self, centre: tuple[float, float, float], radii: tuple[float, float, float], power: float = 2.0,
-        jitter: float = 4.0, spread: float = 0.12,
+        jitter: float = 4.0,
     ) -> Volume:  # fmt: skip
         """Membership of a super-ellipsoid (mm) whose place and size vary from subject to subject."""
         at = np.asarray(centre) + self.rng.normal(0, jitter, 3)
-        size = np.asarray(radii) * np.exp(self.rng.normal(0, spread, 3))
+        size = np.asarray(radii) * np.exp(self.rng.normal(0, 0.12, 3))
         r = sum(np.abs((c - a) / s) ** power for c, a, s in zip((self.x, self.y, self.z), at, size, strict=True))
         return self.edge((1 - r ** (1 / power)) * float(size.min()))
 

@@ -19,25 +19,11 @@ MOST_DEATHS = 3
 
 @dataclass(frozen=True)
 class Execution:
-    """Where to compute.
+    """Where to compute: in processes of this machine, which share its cores (1: this one), or on a Dask scheduler's
+    workers, ``cluster`` being its address, as ``tcp://host:8786``.
 
-    Parameters
-    ----------
-    num_workers
-        Processes of this machine, which share its cores; 1 computes in this process.
-    cluster
-        Address of a Dask scheduler instead, as ``tcp://host:8786``; it has the workers that it has.
-    timeout
-        How long to wait for the scheduler.
-
-    Raises
-    ------
-    ImportError
-        If Dask is not installed.
-    ValueError
-        For a number of workers below 1 or beside a cluster, or workers with another version of this package.
-    OSError
-        If there is no scheduler at the address.
+    Raises ImportError without Dask, ValueError for workers of another version of this package, and OSError if there is
+    no scheduler at the address.
     """
 
     num_workers: int = 1

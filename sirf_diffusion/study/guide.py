@@ -80,21 +80,8 @@ class Guide:
     def place(self, model: Any, data: Data, exam: ExamInfo, emission: Tensor) -> Placed | None:
         """What the model is shown on the grid of the data, registered if asked for; None if there is nothing.
 
-        Parameters
-        ----------
-        model
-            The score model; None for none.
-        data
-            The data.
-        exam
-            Their exam information: how the patient lay.
-        emission
-            An early image of them on their grid ``[z, y, x]``.
-
-        Raises
-        ------
-        ValueError
-            If the image lies elsewhere, or cannot be registered.
+        ``exam`` tells how the patient lay, ``emission`` is an early image ``[z, y, x]`` of the data. Raises ValueError
+        if the image lies elsewhere, or cannot be registered.
         """
         from ..models.conditioning import shown_image
 

@@ -26,10 +26,6 @@ class ParData:
 
     Parameters
     ----------
-    path
-        The file.
-    method
-        Name of the method.
     engine
         Who reads the data: ``"stir"``, ``"embedded"``, or ``"auto"``, STIR where its Python module is installed.
     projector

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.atomic import atomic_path
+from ..files.atomic import save_figure
 from ..geometry.exam import POSITIONS, ExamInfo, position_of
 from ..geometry.images import ImageGeometry
 
@@ -123,7 +123,7 @@ def comparison_figure(
         _plot_traces(figure.add_subplot(grid[2, :first_with_spread]), traced, true_log_likelihood)
     if title:
         figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(path, figure, 130)
 
 
 def report_figure(
@@ -183,7 +183,7 @@ def figure_of_views(
         figure.suptitle(
             "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in title.splitlines()), fontsize=9
         )
-    _save(figure, path)
+    save_figure(path, figure, 130)
 
 
 def _edges(exam: ExamInfo | None) -> dict[str, str]:
@@ -269,8 +269,3 @@ def _views(shape: Sequence[int], geometry: ImageGeometry) -> list[tuple[str, tup
 def _show(axis: Any, plane: Tensor, low: float, high: float, colours: str, aspect: float) -> Any:
     pixels = plane.detach().cpu().numpy()
     return axis.imshow(pixels, vmin=low, vmax=high, cmap=colours, aspect=aspect, interpolation="nearest")
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)

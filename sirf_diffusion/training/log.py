@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import atomic_path
+from ..files.atomic import save_figure
 from ..files.outputs import write_csv
 
 
@@ -86,8 +86,7 @@ class TrainingLog:
         axes.axhline(1, color="0.6", linestyle="--")
         axes.set(xlabel="step", ylabel=f"error / {self.curves.relative_to}", yscale="log")
         axes.legend(title=self.curves.title, ncols=2, fontsize="small")
-        with atomic_path(self._figure) as temporary:
-            figure.savefig(temporary, dpi=100)
+        save_figure(self._figure, figure, 100)
         self._drawn, self._next = True, time.monotonic() + DRAW_EVERY
 
 

@@ -51,8 +51,8 @@ def train(
 
     Parameters
     ----------
-    recipe, out
-        Name in `RECIPES`, or a `Recipe`; and the model file (``.safetensors``) to write.
+    recipe
+        Name in `RECIPES`, or a `Recipe`.
     data
         HDF5 file of ``sirf-diffusion data build`` or ``data phantom``; None to simulate the recipe's subjects.
     init
@@ -65,8 +65,6 @@ def train(
         it stands, but for a first stage.
     resume
         Continue from the checkpoint in ``work_dir`` if there is one; without, begin anew, and replace ``out``.
-    threads, device, options
-        CPU threads; ``"auto"``, ``"cpu"`` or ``"cuda"``; checkpoints, sample sheets, compilation, TensorBoard.
     supervision
         Score model, scanner and scans of a supervised training: the file written is that of an h-transform.
     distillation
@@ -84,8 +82,6 @@ def train(
         work folder holds another training (`CheckpointError`).
     OSError
         If the folders cannot be written, or have too little space for model and checkpoints.
-    FloatingPointError
-        If the loss is not finite.
     """
     out = Path(out)
     if not isinstance(recipe, Recipe):

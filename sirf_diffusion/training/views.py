@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry.images import ImageGeometry
+from ..geometry.images import ImageGeometry, voxels_agree
 from ..models.intensity import intensity_scale
 from .data.volume_file import VolumeFile
 
@@ -19,8 +19,6 @@ AIR, _MARGIN = 0.05, 2
 _MOST_CONTRAST = 8.0
 #: Another image is drawn instead of an odd one, so often.
 _ATTEMPTS = 20
-#: How far pixels may differ, as where a score model is bound to a grid.
-_SAME_PIXELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def scanned(views: Sequence[View]) -> tuple[Tensor, Tensor]:
 def check_pixels(file: VolumeFile, geometry: ImageGeometry) -> None:
     """ValueError unless the volumes' pixels are as large as those of the images; how far planes are apart is free."""
     found, expected = file.voxel_size[1:], geometry.voxel_size[1:]
-    if any(abs(a - b) > _SAME_PIXELS * b for a, b in zip(found, expected, strict=True)):
+    if not voxels_agree(found, expected):
         raise ValueError(
             f"{file.path} has pixels of {found[0]:g} x {found[1]:g} mm, the score model was trained with "
             f"{expected[0]:g} x {expected[1]:g} mm: make the data with that voxel size"

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from ..files.atomic import atomic_path
+from ..files.atomic import save_figure
 from .data.volume_file import VolumeFile
 
 _MOST = 8
@@ -22,13 +22,11 @@ def volume_sheet(path: str | os.PathLike[str], file: VolumeFile) -> None:
     file
         The volumes; those drawn are spread over it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = np.unique(np.linspace(0, len(file) - 1, min(_MOST, len(file))).round().astype(int)).tolist()
     columns = 3 + file.has_anatomy
     figure = Figure(figsize=(2.4 * columns, 2.3 * len(chosen) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(chosen), columns, squeeze=False)
     dz, dy, dx = file.voxel_size
     for row, index in enumerate(chosen):
@@ -51,8 +49,7 @@ def volume_sheet(path: str | os.PathLike[str], file: VolumeFile) -> None:
         "the patient's left on the right; head up in the others if the axes are right",
         fontsize=8,
     )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(path, figure, 110)
 
 
 def _middle(occupancy: np.ndarray) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,24 +104,19 @@ class ParFile:
     def with_prior(self, block: str | None) -> str:
         """The text with another prior, the lines from ``prior type := ...`` to the end of its block; None for none."""
         objective = self.objective()
-        old = [key for key in objective.keys if key.name == "prior type"]
-        edits = {key.line: (key.last_line, "") for key in old}
+        edits = [(key.line, key.last_line, "") for key in objective.keys if key.name == "prior type"]
         if block is not None:
-            block = block.rstrip("\n") + "\n"
-            if old:
-                edits[old[-1].line] = (old[-1].last_line, block)
-            else:
-                edits[objective.last_line] = (objective.last_line - 1, block)
-        return self._edited(edits)
+            first, last, _ = edits.pop() if edits else (objective.last_line, objective.last_line - 1, "")
+            edits.append((first, last, block.rstrip("\n") + "\n"))
+        return self.edited(edits)
 
     def lines_of(self, key: ParKey) -> str:
         """The text of a key and its block as it stands in the file."""
         return "".join(self.text.splitlines(keepends=True)[key.line - 1 : key.last_line])
 
-    def _edited(self, edits: Mapping[int, tuple[int, str]]) -> str:
-        """Replace lines ``first`` to ``last`` (before ``first``, if ``last`` is less) by texts."""
+    def edited(self, edits: Sequence[tuple[int, int, str]]) -> str:
+        """The text with lines ``first`` to ``last`` replaced, or added before ``first``, if ``last`` is less."""
         lines = self.text.split("\n")
-        for first in sorted(edits, reverse=True):
-            last, text = edits[first]
+        for first, last, text in sorted(edits, key=lambda edit: edit[:2], reverse=True):
             lines[first - 1 : last] = text.split("\n")[:-1]
         return "\n".join(lines)

@@ -11,6 +11,7 @@ from ...engines.embedded.poisson import PoissonObjective
 from ...engines.embedded.subsets import select_views
 from ...geometry.exam import ExamInfo
 from ...priors import Penalty
+from ..containers import ObjectiveNames
 from ..prior_objects import AnatomicalObject
 from .containers import error, missing
 from .data import AcquisitionData, ImageData
@@ -43,7 +44,7 @@ class ImageObjective(PoissonObjective):
         return product
 
 
-class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
+class PoissonLogLikelihoodWithLinearModelForMeanAndProjData(ObjectiveNames):
     """Poisson log-likelihood minus penalty.
 
     Gradients of subsets are not scaled; each contains its share of the penalty's.
@@ -123,9 +124,6 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
         value = float(self.log_likelihood.value(image.tensor))
         return value if self.penalty is None else value - float(self.penalty.value(image.tensor))
 
-    get_value = value
-    __call__ = value
-
     def gradient(self, image: ImageData, subset: int = -1, out: ImageData | None = None) -> ImageData:
         """Gradient of a subset minus ``1 / num_subsets`` of the penalty's; of all data for subset -1."""
         result = self.log_likelihood.gradient(image.tensor, None if subset < 0 else subset)
@@ -133,12 +131,6 @@ class PoissonLogLikelihoodWithLinearModelForMeanAndProjData:
             share = 1 if subset < 0 else 1 / self._num_subsets
             result = result - share * self.penalty.gradient(image.tensor)
         return image.with_values(result, out)
-
-    def get_gradient(self, image: ImageData, out: ImageData | None = None) -> ImageData:
-        return self.gradient(image, -1, out)
-
-    def get_subset_gradient(self, image: ImageData, subset: int, out: ImageData | None = None) -> ImageData:
-        return self.gradient(image, subset, out)
 
     def multiply_with_Hessian(
         self, current_estimate: ImageData, input_: ImageData, subset: int = -1, out: ImageData | None = None

@@ -56,8 +56,6 @@ class SamplerCallback:
         If ``anchor strength``, :math:`\lambda \ge 0` in network units, is positive, the prior ``Quadratic Anchor`` of
         the same run, which must have no ``anchor filename``, ties the subiterations to the denoised image with the
         penalisation factor :math:`\lambda / c^2`.
-    context
-        All keys of the surrounding file.
     """
 
     def __init__(self, options: Mapping[str, Any], context: Mapping[str, str]) -> None:

@@ -33,8 +33,6 @@ class ScorePriorCallback(TensorPrior):
         Values of the block's keys; 0 for the intensity scale estimates it.
     context
         All keys of the parameter file: levels count from its ``start at subiteration number``.
-    model
-        Score model, not bound to a grid, instead of the one that the options name.
     """
 
     def __init__(

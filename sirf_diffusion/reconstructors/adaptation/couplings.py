@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ...engines.autograd import log_likelihood
 from ...engines.objective import Objective
-from ...models.coverage import budget_bytes
+from ...models.coverage import budget_bytes, clock
 from ..diffusion.consistency import DataConsistency, DiffusionStep, smooth_direction
 from ..diffusion.hqs import PenalisedEM
 
@@ -209,20 +208,14 @@ def probe(model: ScoreModel, parameters: Sequence[nn.Parameter]) -> NetworkCost:
         return tensor
 
     for _ in range(2):  # the first call warms up
-        began = _clock(weight.device)
+        began = clock(weight.device)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             total = model.network(images, times, class_labels=labels).sum()
         torch.autograd.grad(total, parameters, allow_unused=True)
-        seconds = _clock(weight.device) - began
+        seconds = clock(weight.device) - began
         of_weights = {p.untyped_storage().data_ptr() for p in model.network.parameters()}
         needed = max(sum(size for where, size in kept.items() if where not in of_weights), 1)
         kept.clear()
     batch = max(1, min(int(budget_bytes(weight.device) / needed), round(number)))
     recomputed = _RECOMPUTED if number > batch or model.planes != "transverse" else 1.0
     return NetworkCost(batch, float(batch * needed), seconds * number * recomputed, str(weight.device))
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -99,8 +99,7 @@ class NetworkAdaptation(Adaptation):
     ``coupling="data-step"``: the same with the reconstructor's own data step in place of EM. In likelihood-scheduled
     sampling, the schedule then decides how closely the network is to fit the data at each noise level.
 
-    ``coupling="projector"``: ``num_updates`` updates of :math:`\theta` lower
-    the same objective before it is split,
+    ``coupling="projector"``: ``num_updates`` updates of :math:`\theta` lower the same objective before it is split,
     :math:`[-L(\max(c D_\theta(u_t), 0)) + \frac{\rho}{2} \lVert c D_\theta(u_t) - v \rVert^2] / N` with the denoised
     image ``v`` before the first of them, with a forward and a back projection for each; ``N`` are the net counts, which
     makes the loss a number without unit.
@@ -115,12 +114,9 @@ class NetworkAdaptation(Adaptation):
 
     Parameters
     ----------
-    adapter
-        File of an adapter to start from, see :meth:`save`; its rank, scale and layers are used.
-    seed
-        Of the low-rank matrices at the start.
-    settings
-        Those of `AdaptationSettings`.
+    adapter, seed
+        File of an adapter to start from, see :meth:`save`, whose rank, scale and layers are used; or the seed of the
+        low-rank matrices at the start.
     """
 
     name: ClassVar[str] = "adaptation"

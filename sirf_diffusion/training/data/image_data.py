@@ -39,12 +39,8 @@ class ImageOptions:
         ``(z, y, x)`` in mm, each from 0.5 to 20.
     margin
         Millimetres of air kept around the emission mask; None to keep the whole field of view.
-    tracer
-        Written into the file; part of the model card later.
     assumed
         Axes of images that do not tell theirs, such as ``RAS``.
-    fractions, seed
-        Shares of the subjects for training, validation and test; decides which subject goes where.
     """
 
     voxel_size: tuple[float, float, float] = (2.0, 2.0, 2.0)

@@ -51,16 +51,14 @@ class PhantomOptions:
     tracer, body
         A name in `BODIES`; ``head`` (deformed MNI152), ``head-parametric`` or ``thorax`` (both without any template);
         ``head-ct`` and ``trunk``, which come with CT in place of MR.
-    subjects, draws, first
-        Number of subjects, activity distributions of each, and the first one's seed; the others follow.
+    draws, first
+        Activity distributions of each subject, and the first one's seed; the others follow.
     voxel_size
         Isotropic, in mm: 1 to 4 for ``head``, 1 to 10 for the others.
     psf_fwhm
         Blur in mm; None for a random one per volume.
     in_mr
         Share of the lesions that show in the MR, in [0, 1].
-    fractions, split_seed
-        Shares of the subjects for training, validation and test; decides which subject goes where.
     perturb
         A name in `~sirf_diffusion.simulation.perturbations.PERTURBATIONS`: images that are wrong in a known way, to
         study what a model makes of it; None for none.

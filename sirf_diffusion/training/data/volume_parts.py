@@ -69,19 +69,9 @@ class PartStore:
     settings, voxel_size
         What the data depend on, as JSON values without names or paths, and ``(z, y, x)`` in mm: written into the file,
         and compared when a build is continued.
-    add, overwrite
-        Keep the volumes that ``out`` has, and add to them; or replace it.
     key
         Secret that names are hashed with; default a random one that is forgotten when the file is complete. To add to a
         file, it must be the one that this was built with.
-    restart
-        Forget the parts of an earlier run.
-
-    Raises
-    ------
-    ValueError
-        If ``out`` exists and neither ``add`` nor ``overwrite`` is given, there is nothing to add to, or the folder of
-        parts or the file to add to was made with other settings.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files.atomic import atomic_path
+from ...files.atomic import save_figure
+from ...geometry.images import voxels_agree
 from ...models.generation import generate
 from ...models.score_model import ScoreModel
 from ..data.volume_file import VolumeFile
@@ -122,7 +123,7 @@ def evaluate(
     """
     loaded = ScoreModel.load(model, device)
     recipe, found = _recipe(loaded), VolumeFile(data).voxel_size
-    if any(abs(a - b) > 0.05 * b for a, b in zip(found, loaded.voxel_size, strict=True)):
+    if not voxels_agree(found, loaded.voxel_size):
         raise ValueError(
             f"{data} has voxels of {found} mm and {model} is for {loaded.voxel_size} mm (z, y, x): build the file with "
             "the model's --voxel-size"
@@ -218,18 +219,17 @@ def unconditional_samples(model: ScoreModel, count: int, size: int, num_steps: i
     return generate(model, count, shape, "ddim", num_steps, eta=0.85)[:, shape[0] // 2]
 
 
-def save_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
+def save_sheet(images: Tensor, path: Path) -> None:
     """Contact sheet of slices ``[n, h, w]`` as a picture; 0 is white, 2.2 times the mean activity black."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(images) // columns)
+    columns, rows = 4, -(-len(images) // 4)
     figure = Figure(figsize=(2.2 * columns, 2.2 * rows), layout="constrained")
     for k, image in enumerate(images):
         axis = figure.add_subplot(rows, columns, k + 1)
         axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=2.2)
         axis.axis("off")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90)
+    save_figure(path, figure, 90)
 
 
 def _recipe(model: ScoreModel) -> Recipe:
