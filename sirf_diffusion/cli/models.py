@@ -237,7 +237,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from ..models import ScoreModel
     from ..models.generation import generate
     from ..study.result import write_samples
-    from ..training.evaluation.acceptance import save_sheet
+    from ..training.evaluation.acceptance import mean_activity, save_sheet
 
     model = ScoreModel.load(arguments.model, arguments.device)
     shape = (arguments.planes, arguments.size, arguments.size)
@@ -253,7 +253,7 @@ def _sample(arguments: argparse.Namespace) -> int:
             geometry = ImageGeometry(shape, model.voxel_size)
             write_samples(staging / "samples.h5", images, geometry, seed=arguments.seed, unit="network units")
             save_sheet(images[:, shape[0] // 2], staging / "samples.png")
-    print(f"{arguments.out}: {arguments.num} images by {arguments.sampler}, mean activity {float(images.mean()):.3g}")
+    print(f"{arguments.out}: {arguments.num} images by {arguments.sampler}, mean activity {mean_activity(images):.3g}")
     return 0
 
 

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from ..files.atomic import save_figure
 
 Array = NDArray[np.float32]
+#: Training volumes have z to the feet, y to the back and x to the left.
+_TRANSVERSE, _SAGITTAL = "APRL", "HFAP"
 
 
 def member_figure(
     path: Path, target: Array, found: Any, mr: Array, emission: Array, number: int, reasons: Sequence[str]
 ) -> None:
-    """The patient's MR, a member's MR on it in checks, its PET carried over, and the Jacobian, in two planes."""
+    """The patient's MR, a member's MR on it in checks, its PET carried over, and the Jacobian, in two planes of his."""
     warped, pet = found.warp(mr), found.warp(emission)
-    z, x = _middle(pet, 0), _middle(pet, 2)
+    z, x = _middle(target, 0), _middle(target, 2)
     checks = (np.indices(target.shape) // 12).sum(0) % 2 == 0
     columns = [
         ("patient's MR", target, "gray", (0, 2)),
@@ -33,9 +35,10 @@ def member_figure(
     title += f"{quality.information:.2f}, inverse within {quality.inverse_mm:.1f} mm, overlap {quality.overlap:.2f}"
     figure, axes = _sheet(2, len(columns), title)
     for column, (name, image, colours, span) in enumerate(columns):
-        for row, plane in enumerate((image[z], image[:, :, x])):
-            axes[row][column].imshow(plane, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest")
+        shown = _show(axes[0][column], image[z], colours, span, _TRANSVERSE)
+        _show(axes[1][column], image[:, :, x], colours, span, _SAGITTAL)
         axes[0][column].set_title(name, fontsize=8)
+        figure.colorbar(shown, ax=list(axes[:, column]), location="bottom", aspect=30).ax.tick_params(labelsize=6)
     save_figure(path, figure, 90)
 
 
@@ -44,9 +47,10 @@ def pseudo_figure(path: Path, images: Sequence[Array], mr: Array, expected: Arra
     z = _middle(expected, 0)
     title = "means of the members' MRs and PETs (sharp where registration is good): the network is shown the latter; "
     figure, axes = _sheet(1, 2 + len(images), title + "and pseudo-PETs, which it is trained on")
-    axes[0][0].imshow(mr[z], cmap="gray", vmin=0, vmax=2)
+    _show(axes[0][0], mr[z], "gray", (0, 2), _TRANSVERSE)
     for axis, image in zip(axes[0][1:], (expected, *images), strict=True):
-        axis.imshow(image[z], cmap="gray_r", vmin=0, vmax=2.5, interpolation="nearest")
+        shown = _show(axis, image[z], "gray_r", (0, 2.5), _TRANSVERSE)
+    figure.colorbar(shown, ax=list(axes[0]), aspect=12).ax.tick_params(labelsize=6)
     save_figure(path, figure, 90)
 
 
@@ -73,6 +77,13 @@ def _sheet(rows: int, columns: int, title: str) -> tuple[Any, Any]:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=8)
     return figure, axes
+
+
+def _show(axis: Any, plane: Array, colours: str, span: tuple[float, float], edges: Sequence[str]) -> Any:
+    """Draw a plane, with letters of the patient's directions at its top, bottom, left and right."""
+    for letter, place in zip(edges, ((0.5, 0.93), (0.5, 0.02), (0.02, 0.47), (0.93, 0.47)), strict=True):
+        axis.text(*place, letter, transform=axis.transAxes, fontsize=7, color="tab:orange")
+    return axis.imshow(plane, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest")
 
 
 def _middle(image: Array, axis: int) -> int:

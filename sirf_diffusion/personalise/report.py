@@ -38,19 +38,20 @@ def write_report(made: Personalised, population: str, path: str | os.PathLike[st
         "members": [{"number": m.number, "reason": m.reason, **m.quality} for m in made.members], "denoising": curves,
     }  # fmt: skip
     with folder.staged(numbers) as staging:
-        for figure in sorted((made.work / "members").glob("*.png")):
-            if not figure.name.startswith("."):
-                shutil.copyfile(figure, staging / figure.name)
+        drawn = {m.number: f"{m.number - 1:05d}.png" for m in made.members}  # but those that were not registered
+        drawn = {n: name for n, name in drawn.items() if (made.work / "members" / name).is_file()}
+        for name in drawn.values():
+            shutil.copyfile(made.work / "members" / name, staging / name)
         members, pseudo = VolumeFile(made.work / "members.h5"), VolumeFile(made.work / "pseudo.h5")
         mr = sum(members.volume(k, "anatomy").float().numpy() for k in range(len(members))) / len(members)
         some = [pseudo.volume(k).float().numpy() for k in range(min(5, len(pseudo)))]
         pseudo_figure(staging / "pseudo.png", some, mr, model.expected_image.image.values)
         curves_figure(staging / "denoising.png", curves)
-        (staging / "index.html").write_text(_page(made, curves), encoding="utf-8")
+        (staging / "index.html").write_text(_page(made, curves, drawn), encoding="utf-8")
     return folder / "index.html"
 
 
-def _page(made: Personalised, curves: dict[str, dict[float, float]]) -> str:
+def _page(made: Personalised, curves: dict[str, dict[float, float]], drawn: dict[int, str]) -> str:
     good = sum(not m.reason for m in made.members)
     heads = "".join(f"<th>{name}</th>" for name in ("member", *_COLUMNS.values(), "left out"))
     rows = "".join(
@@ -65,7 +66,7 @@ def _page(made: Personalised, curves: dict[str, dict[float, float]]) -> str:
         f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{errors[level]:.4f}</td>" for level in levels) + "</tr>"
         for name, errors in curves.items()
     )
-    figures = "".join(f'<img src="{m.number - 1:05d}.png" alt="member {m.number}">' for m in made.members)
+    figures = "".join(f'<img src="{name}" alt="member {number}">' for number, name in drawn.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Personalised model</title><style>{_STYLE}</style>'
         f"<h1>{escape(made.model.name)}</h1><p>{good} of {len(made.members)} members of the bank were registered well "

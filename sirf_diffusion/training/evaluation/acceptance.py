@@ -162,11 +162,15 @@ def evaluate(
             "predicted": {s: ratio[1] for s, ratio in ratios.items()},
         },
         scales=scale_errors(slices, denoise),
-        sample_means=[
-            float(image[image > _EMITTING].mean()) if bool((image > _EMITTING).any()) else 0.0 for image in samples
-        ],
+        sample_means=[mean_activity(image) for image in samples],
         samples=samples,
     )  # fmt: skip
+
+
+def mean_activity(images: Tensor) -> float:
+    """Of the pixels that emit, network units: about 1 in training."""
+    emitting = images[images > _EMITTING]
+    return float(emitting.mean()) if len(emitting) else 0.0
 
 
 def scale_errors(slices: ValidationSet, denoise: Denoiser) -> dict[float, dict[float, float]]:
