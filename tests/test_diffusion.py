@@ -206,10 +206,10 @@ def test_outside_the_image_the_chain_follows_the_prior(method, tmp_path):
     assert not torch.allclose(ends[0][~outside], ends[1][~outside], rtol=0.01)
 
 
-@each_method
-@pytest.mark.parametrize(
-    ("bound", "options"), [(True, {}), (False, {}), (True, {"solver": "multistep"}), (True, {"reuse_above": 1e-3})]
-)
+@pytest.mark.parametrize(("method", "bound", "options"), [
+    *itertools.product(METHODS, (True, False), [{}]), *((method, True, {"solver": "multistep"}) for method in METHODS),
+    (LikelihoodScheduledReconstructor, True, {"reuse_above": 1e-3}),
+])  # fmt: skip
 def test_resumed_equals_uninterrupted(method, bound, options, tmp_path):
     def objective():  # afresh each time: one keeps its early image
         return make_toy(SHAPES[1], num_subsets=1)[0]
@@ -241,8 +241,8 @@ def test_orientations_take_turns_until_the_last_level():
     assert turns == [0, 1, 2, 3, None]
 
 
-@each_method
-def test_every_second_level_takes_over_what_the_data_changed(method):
+def test_every_second_level_takes_over_what_the_data_changed():
+    method = LikelihoodScheduledReconstructor
     objective, truth = make_toy(SHAPES[0])
     model = bound_model(objective)
     whole, reusing = (run(method, objective, model, reuse_above=above) for above in (None, 1e-3))

@@ -54,6 +54,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             synchronise(temporary)
             os.replace(temporary, target)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

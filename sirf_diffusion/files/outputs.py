@@ -180,7 +180,7 @@ class OutputFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OutputError(
-                f"--out {self.path}: the result needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make "
+                f"--out {self.path}: the result needs about {needed / 1e6:.3g} MB, {free / 1e6:.3g} MB are free; make "
                 "room, or give another folder"
             )
 

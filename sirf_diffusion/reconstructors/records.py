@@ -83,7 +83,8 @@ class Cost:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Cost:
         """Inverse of ``asdict``; a ValueError or TypeError for anything else."""
-        return cls(**{name: check_real(name, value) for name, value in values.items()})
+        checked = {name: check_real(name, value) for name, value in values.items()}
+        return cls(**checked | {"evaluations": int(checked.get("evaluations", 0))})
 
     def to_record(self) -> dict[str, Any]:
         """The entries of a run's record."""

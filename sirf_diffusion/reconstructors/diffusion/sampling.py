@@ -85,7 +85,7 @@ class Sampling(Settings):
 
 @dataclass(frozen=True)
 class ReusingSampling(Sampling):
-    """Settings of the loop around a data step that projects."""
+    """Settings of the loop around a data step that one noise level can take over from the one before."""
 
     reuse_above: float | None = real(
         None,
