@@ -9,7 +9,7 @@ import torch
 from sirf_scan import bundled, list_mode, time_of_flight
 from small_scan import relative
 
-from sirf_diffusion import DDSReconstructor, ScoreModel, as_objective, reconstruct
+from sirf_diffusion import DDSReconstructor, ScoreModel, as_objective, get_engine, reconstruct
 from sirf_diffusion.engines.embedded.stand_in import LARGEST_DIFFERENCE, StandInObjective, ToolkitData
 from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.projdata import ProjDataGeometry
@@ -64,6 +64,17 @@ def test_a_sampler_gives_the_image_of_sirfs_projector(pet, obj, speed):
         images.append(sampler.process().get_output())
     assert isinstance(images[1], pet.ImageData)
     assert relative(*(torch.from_numpy(image.as_array()) for image in reversed(images))) < 0.01
+
+
+@pytest.mark.requires_sirf
+def test_data_exchanged_in_the_objective_function_want_another_one(pet):
+    scan, engine = bundled(pet, num_rays=5), get_engine("sirf")
+    obj = scan.objective(engine, NUM_SUBSETS)
+    stand_in = as_objective(obj, projector="embedded")
+    obj.set_acquisition_data(scan.prompts * 2)
+    obj.set_up(scan.truth)
+    with pytest.raises(RuntimeError, match="given other data or another model"):
+        stand_in.value(stand_in.early_image())
 
 
 @pytest.mark.requires_sirf

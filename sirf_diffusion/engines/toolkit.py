@@ -41,8 +41,8 @@ class ToolkitObjective(Objective):
         """What tells the data of the toolkit's object from others, and its model: `sum_of` a sensitivity."""
         raise NotImplementedError
 
-    def _check_parts(self) -> None:
-        """RuntimeError if the toolkit's object computes with other data than this objective knows."""
+    def check_unchanged(self) -> None:
+        """RuntimeError if the toolkit's object computes with other data, or another model, than this one knows."""
         (before, seen), (now, sees) = self._made_of, self._parts()
         if now != before or not math.isclose(seen, sees, rel_tol=1e-4):
             raise RuntimeError(
@@ -52,7 +52,7 @@ class ToolkitObjective(Objective):
 
     def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
         """Images ``[..., z, y, x]`` for the toolkit, which may have been compiled to take NaN for a number."""
-        self._check_parts()
+        self.check_unchanged()
         self._check_subset(subset)
         check_tensor(x, "the image")
         x = x.detach().to("cpu", torch.float32)

@@ -16,7 +16,7 @@ from ...files.interfile import InterfileError, read_projection_data_geometry
 from ...files.parfile import ParFile, ParFileError
 from ...geometry.projdata import ProjDataGeometry
 from ..em import early_em_image
-from ..objective import EARLY_UPDATES
+from ..objective import EARLY_UPDATES, Evaluation
 from .acquisition_model import AcquisitionModel
 from .par_acquisition import ADVICE, related_views
 from .poisson import PoissonObjective
@@ -108,6 +108,11 @@ class StandInObjective(PoissonObjective):
             toolkit.engine["name"],
             100 * self.difference,
         )
+
+    def at(self, x: Tensor, subset: int | None = None) -> Evaluation:
+        """As of `PoissonObjective`; RuntimeError if the toolkit's object was given other data since."""
+        self.toolkit.check_unchanged()
+        return super().at(x, subset)
 
     def to_tensor(self, image: Any) -> Tensor:
         """A toolkit's image as a tensor ``[z, y, x]``."""

@@ -147,7 +147,7 @@ class SirfObjective(ToolkitObjective):
         where :math:`\langle \nabla L(c), 1 \rangle = 0`, to 0.1 % of the sensitivity: the same if there is no
         background, and a few gradients of all data.
         """
-        self._check_parts()
+        self.check_unchanged()
         if self._uniform is None:
             total, mask = total_sensitivity(self), (self.sensitivity() > 0).float()
             self._uniform = constant_of_highest_likelihood(self, mask, total) * mask
@@ -334,11 +334,11 @@ class SirfObjective(ToolkitObjective):
         known = [getattr(self.obj, f"known_acquisition_{name}", None) for name in ("data", "model")]
         return [id(part) for part in known], sum_of(to_tensor(self.obj.get_subset_sensitivity(0), copy=False))
 
-    def _checked(self, x: Tensor, subset: int | None = None) -> Tensor:
+    def check_unchanged(self) -> None:
         if int(self.obj.get_num_subsets()) != self.num_subsets:
             raise RuntimeError(
                 f"the objective function had {self.num_subsets} subsets and has {int(self.obj.get_num_subsets())} now: "
                 "set it up and make a new objective of it"
             )
         self._check_model()
-        return super()._checked(x, subset)
+        super().check_unchanged()

@@ -159,7 +159,7 @@ class StirObjective(ToolkitObjective):
         return toolkit_data(self.stir_objective, self._known_counts, self.to_image)
 
     def _known_counts(self) -> StirCounts:
-        self._check_parts()
+        self.check_unchanged()
         if self._counts is None:
             with self.counter.timed():
                 self._counts = StirCounts(self.stir_objective, self._template.get_empty_copy())
