@@ -88,8 +88,12 @@ def lesion_recovery(rows: Sequence[Row]) -> bytes:
 def calibration(rows: Sequence[Row]) -> bytes:
     """Rank of the truth among the samples: on the line if calibrated, high at the ends if they spread too little."""
     members = [r for r in _tuned(rows) if r.get("ranks")]
-    figure = _figure(1.9 * max(len(members), 1), 1.8)
-    axes = figure.subplots(1, max(len(members), 1), squeeze=False)[0]
+    columns = min(max(len(members), 1), 6)
+    lines = -(-max(len(members), 1) // columns)
+    figure = _figure(1.9 * columns, 1.8 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axis in axes[len(members) :]:
+        axis.set_axis_off()
     for axis, row in zip(axes, members, strict=False):
         ranks = row["ranks"]
         total = sum(ranks)

@@ -163,8 +163,8 @@ class IntervalTable:
 
 
 def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without what does not change the spread: a box. Tables that know of no companion are without one."""
-    return jsonable({**values, "crop": None, "coarse_above": values.get("coarse_above")})
+    """Settings without what does not change the spread: a box. None was not there when older tables were made."""
+    return jsonable({name: value for name, value in values.items() if value is not None and name != "crop"})
 
 
 def table_path(model_file: str | os.PathLike[str]) -> Path:
