@@ -3,7 +3,7 @@
 import pytest
 
 from sirf_diffusion.geometry.exam import ExamInfo
-from sirf_diffusion.study.report import _edges
+from sirf_diffusion.study.report import edge_letters
 
 
 @pytest.mark.parametrize(("orientation", "rotation", "transverse", "coronal"), [
@@ -15,5 +15,5 @@ from sirf_diffusion.study.report import _edges
     ("unknown", "unknown", None, None),
 ])  # fmt: skip
 def test_top_bottom_left_and_right_of_views(orientation, rotation, transverse, coronal):
-    found = _edges(ExamInfo(orientation=orientation, rotation=rotation))
+    found = edge_letters(ExamInfo(orientation=orientation, rotation=rotation))
     assert (found.get("transverse"), found.get("coronal")) == (transverse, coronal)

@@ -34,19 +34,19 @@ def image_grid(case: Case, maps: Mapping[str, Mapping[str, Tensor]], titles: Map
         axis.set_axis_off()
     for group, members in enumerate(groups):
         top = group * len(kinds)
-        shown = [_show(axes[top][0], case.truth[plane][window], "gray_r", 0, peak, "truth")]
+        truth = _show(axes[top][0], case.truth[plane][window], "gray_r", 0, peak, "truth")
         mr = case.mr[plane][window]
         if bool(mr.any()):
             _show(axes[top + 1][0], mr, "gray", 0, float(mr.max()), "MR")
         for row, (kind, colours, low, high) in enumerate(kinds):
+            drawn = None if row else truth
             for column, name in enumerate(members, start=1):
                 found = maps[f"{case.spec.name}/{name}"].get(kind)
                 if found is not None:
                     title = titles[name] if row == 0 else {"bias": "bias", "sd": "SD"}[kind]
                     drawn = _show(axes[top + row][column], found[plane][window], colours, low, high, title)
-                    shown = [*shown[:row], drawn]
-            if row < len(shown):
-                bar = figure.colorbar(shown[row], ax=list(axes[top + row]), pad=0.01, aspect=12)
+            if drawn is not None:
+                bar = figure.colorbar(drawn, ax=list(axes[top + row]), pad=0.01, aspect=12)
                 bar.ax.tick_params(labelsize=6)
     return _png(figure)
 

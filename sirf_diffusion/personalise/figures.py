@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.atomic import save_figure
+from ..geometry.exam import HEAD_FIRST_SUPINE, ExamInfo
+from ..study.report import edge_letters, put_letters
 
 Array = NDArray[np.float32]
-#: Training volumes have z to the feet, y to the back and x to the left.
-_TRANSVERSE, _SAGITTAL = "APRL", "HFAP"
+#: As training volumes lie.
+_LETTERS = edge_letters(ExamInfo(*HEAD_FIRST_SUPINE))
 
 
 def member_figure(
@@ -35,8 +37,8 @@ def member_figure(
     title += f"{quality.information:.2f}, inverse within {quality.inverse_mm:.1f} mm, overlap {quality.overlap:.2f}"
     figure, axes = _sheet(2, len(columns), title)
     for column, (name, image, colours, span) in enumerate(columns):
-        shown = _show(axes[0][column], image[z], colours, span, _TRANSVERSE)
-        _show(axes[1][column], image[:, :, x], colours, span, _SAGITTAL)
+        shown = _show(axes[0][column], image[z], colours, span, "transverse")
+        _show(axes[1][column], image[:, :, x], colours, span, "sagittal")
         axes[0][column].set_title(name, fontsize=8)
         figure.colorbar(shown, ax=list(axes[:, column]), location="bottom", aspect=30).ax.tick_params(labelsize=6)
     save_figure(path, figure, 90)
@@ -47,9 +49,9 @@ def pseudo_figure(path: Path, images: Sequence[Array], mr: Array, expected: Arra
     z = _middle(expected, 0)
     title = "means of the members' MRs and PETs (sharp where registration is good): the network is shown the latter; "
     figure, axes = _sheet(1, 2 + len(images), title + "and pseudo-PETs, which it is trained on")
-    _show(axes[0][0], mr[z], "gray", (0, 2), _TRANSVERSE)
+    _show(axes[0][0], mr[z], "gray", (0, 2), "transverse")
     for axis, image in zip(axes[0][1:], (expected, *images), strict=True):
-        shown = _show(axis, image[z], "gray_r", (0, 2.5), _TRANSVERSE)
+        shown = _show(axis, image[z], "gray_r", (0, 2.5), "transverse")
     figure.colorbar(shown, ax=list(axes[0]), aspect=12).ax.tick_params(labelsize=6)
     save_figure(path, figure, 90)
 
@@ -79,10 +81,8 @@ def _sheet(rows: int, columns: int, title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _show(axis: Any, plane: Array, colours: str, span: tuple[float, float], edges: Sequence[str]) -> Any:
-    """Draw a plane, with letters of the patient's directions at its top, bottom, left and right."""
-    for letter, place in zip(edges, ((0.5, 0.93), (0.5, 0.02), (0.02, 0.47), (0.93, 0.47)), strict=True):
-        axis.text(*place, letter, transform=axis.transAxes, fontsize=7, color="tab:orange")
+def _show(axis: Any, plane: Array, colours: str, span: tuple[float, float], view: str) -> Any:
+    put_letters(axis, _LETTERS[view])
     return axis.imshow(plane, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest")
 
 

@@ -164,15 +164,14 @@ def figure_of_views(
 
     views = _views(stacks[0][1].shape, geometry)
     columns = len(views) + (trace is not None)
-    figure, letters = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained"), _edges(exam)
+    figure, letters = Figure(figsize=(3.2 * columns, 3.2 * len(stacks) + 0.5), layout="constrained"), edge_letters(exam)
     axes = figure.subplots(len(stacks), columns, squeeze=False)
     for row, (name, volume, colours, low, high) in enumerate(stacks):
         for column, (view, index, aspect) in enumerate(views):
             shown = _show(axes[row][column], volume[index], low, high, colours, aspect)
             axes[row][column].set_axis_off()
             axes[row][column].set_title(f"{name}, {view}", fontsize=8)
-            for letter, place in zip(letters.get(view, ""), _AT_EDGES, strict=False):
-                axes[row][column].text(*place, letter, transform=axes[row][column].transAxes, **_LETTER)
+            put_letters(axes[row][column], letters.get(view, ""))
         figure.colorbar(shown, ax=list(axes[row][: len(views)]), fraction=0.03, pad=0.01)
         if trace is not None and row > 0:
             axes[row][-1].set_axis_off()
@@ -186,7 +185,13 @@ def figure_of_views(
     save_figure(path, figure, 130)
 
 
-def _edges(exam: ExamInfo | None) -> dict[str, str]:
+def put_letters(axis: Any, letters: str) -> None:
+    """Write the letters of a view's edges, see `edge_letters`."""
+    for letter, place in zip(letters, _AT_EDGES, strict=False):
+        axis.text(*place, letter, transform=axis.transAxes, **_LETTER)
+
+
+def edge_letters(exam: ExamInfo | None) -> dict[str, str]:
     """Letters of the top, bottom, left and right edge of each view; none where nobody said how the patient lay."""
     try:
         position = position_of(exam)
