@@ -2,7 +2,7 @@ r"""What an h-transform does beside LiSch and its supervised rivals: error, cali
 
 ::
 
-    OMP_NUM_THREADS=1 python -m benchmarks.supervised --h-transform brain-fdg-deft \
+    OMP_NUM_THREADS=1 python -m benchmarks.supervised \
         --cases slice:9002:5e4 slice:9002:2e5 slice:9002:1e6 --figure docs/images/supervised.png --ranks ranks.png
 
 All reconstruct the same counts, LiSch at its speed `balanced` if not told; ``fbsem`` and ``unet`` are files of
@@ -79,7 +79,8 @@ def run(
         return row | _measures(image, case), image, image[None], None
     settings: dict[str, Any] = {"speed": "fast" if name == "lisch, fast" else "balanced"}
     if name.startswith("deft"):
-        settings = {"h_transform": options.h_transform, "final_consistency": name == "deft, consistent"}
+        settings = {"final_consistency": name == "deft, consistent"}
+        settings |= {"h_transform": options.h_transform} if options.h_transform else {}
         settings |= {key: float(value) if "." in value else int(value)
                      for key, _, value in (word.partition("=") for word in options.set)}  # fmt: skip
     model = ScoreModel.load("brain-fdg", precision="auto")
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["slice:9002:2e5"], metavar="KIND:SUBJECT:PROMPTS")
     parser.add_argument("--methods", nargs="+", default=["lisch", "deft"],
                         choices=METHODS_HERE)  # fmt: skip
-    parser.add_argument("--h-transform", default="brain-fdg-deft", metavar="NAME|FILE")
+    parser.add_argument("--h-transform", metavar="NAME|FILE", help="if omitted, deft's default")
     for name in rivals.RIVALS:
         parser.add_argument(f"--{name}", type=Path, default=f"{name}.safetensors", metavar="FILE")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of deft")

@@ -2,6 +2,7 @@
 
 import signal
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ import nibabel
 from benchmarks.atlas import cohort
 from sirf_diffusion.patient.velocity import compose, exponential, logarithm
 from sirf_diffusion.personalise.atlas import Atlas
-from sirf_diffusion.personalise.groupwise import Subject, build_atlas
+from sirf_diffusion.personalise.groupwise import Subject, build_atlas, read_subjects
 
 MM = 8.0
 
@@ -150,6 +151,17 @@ def test_the_command_reads_dynamic_images(files, tmp_path, capsys):
     nibabel.save(nibabel.Nifti1Image(empty.astype(np.float32), image.affine), tmp_path / "empty.nii")
     assert main(["atlas", "--subjects", str(tmp_path / "empty.nii"), *arguments, "--overwrite"]) == 2
     assert "frame 1: all voxels have the same value" in capsys.readouterr().err
+
+
+def test_frames_of_other_grids_are_told(files, tmp_path, caplog):
+    image = nibabel.load(f"{files[0]}")
+    moved = nibabel.Nifti1Image(image.get_fdata()[1:, ..., 0], image.affine)
+    nibabel.save(moved, tmp_path / "moved.nii")
+    frames = [Path(f"{files[0]}#1"), tmp_path / "moved.nii"]
+    read_subjects([frames[:1]], (MM,) * 3)
+    assert not caplog.text
+    assert len(read_subjects([frames], (MM,) * 3)[0].frames) == 2
+    assert "subject 1: 1 of 2 frames have another grid than the first" in caplog.text
 
 
 def test_labels_keep_their_numbers(files, tmp_path):

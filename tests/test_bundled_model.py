@@ -75,12 +75,13 @@ def test_the_distilled_model_is_small_and_close_to_its_teacher(example):
     assert float((found - taught).norm()) < 0.6 * float((taught - truth).norm())
 
 
-def test_the_bundled_h_transform_is_small_and_helps_its_score_model(example):
-    """One step: the prior's mean against what the data make of it."""
-    assert list_h_transforms() == ["brain-fdg-deft"]
-    assert find_h_transform("brain-fdg-deft").stat().st_size <= 8e6
-    config = read_h_transform(find_h_transform("brain-fdg-deft"))
-    assert config.base_sha256 == ScoreModel.load(config.base).hash
+def test_the_bundled_h_transforms_are_small_and_help_their_score_model(example):
+    assert list_h_transforms() == ["brain-fdg-deft", "brain-fdg-deft-3d"]
+    for name, updates in (("brain-fdg-deft-3d", 7), ("brain-fdg-deft", 0)):
+        assert find_h_transform(name).stat().st_size <= 8e6
+        config = read_h_transform(find_h_transform(name))
+        assert config.num_updates == updates
+        assert config.base_sha256 == ScoreModel.load(config.base).hash
     result = reconstruct(example.acquisition, "deft", num_samples=2, seed=1)
     assert result.record["model"]["sha256"] == config.base_sha256
     assert nrmse(result.image, example.truth) < 0.35

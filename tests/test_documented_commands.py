@@ -74,7 +74,7 @@ def commands(text):
 COMMANDS = {name: list(commands(text)) for name, text in SHELL.items()}
 
 
-MODELS = {*list_models(), *list_models(enhancing=True), "brain-fdg-deft"}
+MODELS = {*list_models(), *list_models(enhancing=True), "brain-fdg-deft", "brain-fdg-deft-3d"}
 NAMES = dict.fromkeys(("--model", "--init", "--init-h", "--distil", "--h-transform"), MODELS)
 NAMES |= {"--recipe": {*RECIPES, *ENHANCEMENT_RECIPES}, "--tracer": set(TRACERS)}
 

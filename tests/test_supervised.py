@@ -15,7 +15,7 @@ from sirf_diffusion.files.interfile import write_projection_data
 from sirf_diffusion.geometry.images import ImageGeometry
 from sirf_diffusion.geometry.projdata import ProjDataGeometry, Scanner
 from sirf_diffusion.models import NetworkConfig, build_network
-from sirf_diffusion.models.h_transform import read_h_transform
+from sirf_diffusion.models.h_transform import num_inputs, read_h_transform
 from sirf_diffusion.training import train
 from sirf_diffusion.training.data.scans import ScanOptions, ScanSimulator
 from sirf_diffusion.training.distributed import Processes
@@ -35,7 +35,7 @@ RECIPE = replace(
     ),
 )  # fmt: skip
 VOLUME_RECIPE = replace(
-    RECIPE, planes=(0, 1, 2), batch_size=4, architecture=replace(RECIPE.architecture, num_class_embeds=3)
+    RECIPE, batch_size=4, architecture=replace(RECIPE.architecture, in_channels=num_inputs(True))
 )
 
 

@@ -12,6 +12,7 @@ from test_supervised import VOLUME_RECIPE, files, loop_of  # noqa: F401
 from sirf_diffusion.engines.em import em_update
 from sirf_diffusion.engines.embedded.acquisition_model import AcquisitionModel
 from sirf_diffusion.engines.embedded.poisson import PoissonObjective
+from sirf_diffusion.interop.stir.callbacks import make_processor
 from sirf_diffusion.models import ScoreModel
 from sirf_diffusion.models.h_transform import HTransform, HTransformConfig, correction_size
 from sirf_diffusion.models.networks import build_network
@@ -40,7 +41,7 @@ def saved(folder, loop, trained=True):
     network = build_network(VOLUME_RECIPE.architecture, seed=1).requires_grad_(False).eval()
     if trained:
         torch.nn.init.normal_(network.out[2].conv.weight, 0, 0.1, torch.Generator().manual_seed(0))
-    config = HTransformConfig(VOLUME_RECIPE.architecture, "base", loop.base.hash, (1e-6, 1e6), 5)
+    config = HTransformConfig(VOLUME_RECIPE.architecture, "base", loop.base.hash, (1e-6, 1e6), 5, num_updates=7)
     path = folder / f"h{int(trained)}.safetensors"
     HTransform(network, loop.base, config).save(path, "float32")
     return path
@@ -70,19 +71,43 @@ def test_what_is_shown_is_what_a_reconstruction_shows(files, tmp_path, monkeypat
     made.times = [float(view.t)] * 6
 
     def network(images, times, class_labels):
-        if class_labels[0] == view.turn:
-            shown.append((images.clone(), times.clone(), class_labels))
+        shown.append((images.clone(), times.clone()))
         return torch.zeros_like(images[:, :1])
 
     made.h.network = network
     chain = Chain.start(view.u, 0.0, 1, 0)
     chain.u, chain.step = view.u[None], step
     found = made.denoise(chain, loop.base)
-    images, times, labels = (torch.cat(part) for part in zip(*shown, strict=True))
-    assert labels.tolist() == example.planes.tolist() == [number % 3] * len(images)
+    images, times = (torch.cat(part) for part in zip(*shown, strict=True))
     torch.testing.assert_close(times, example.time)
     torch.testing.assert_close(images, example.images, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.u0[0], view.v.clamp(min=0), rtol=1e-4, atol=1e-5)
+
+
+def test_where_subsets_are_fixed_as_many_updates_are_made(files, tmp_path, monkeypatch):  # noqa: F811
+    loop = loop_of(files, recipe=VOLUME_RECIPE, rings="ring3")
+    view = loop._view(0)
+    _, objective = scan(loop, view)
+    monkeypatch.setattr(PoissonObjective, "with_subsets", lambda self, number: self)
+    made = DEFTReconstructor(objective, loop.base, h_transform=str(saved(tmp_path, loop)))
+    made.set_up()
+    before = made.consistency.admissible(loop.base.to_image(view.v)[None])
+    after, found = before, made._increments(before)
+    for k in range(1, 15):
+        after = em_update(objective, after)
+        if k in (1, 7, 14):
+            torch.testing.assert_close(before + found.pop(0), after, rtol=1e-4, atol=1e-5)
+    assert not found
+
+
+def test_the_filter_of_parameter_files_refuses_it(files, tmp_path):  # noqa: F811
+    loop = loop_of(files, recipe=VOLUME_RECIPE, rings="ring3")
+    keys = {
+        "model filename": str(files / "base.safetensors"), "h-transform filename": str(saved(tmp_path, loop)),
+        "sensitivity filename": "s.hv",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="wants to see ordered subsets, which no filter sees"):
+        make_processor("Diffusion Sampler", keys, {})
 
 
 def test_untrained_it_is_the_score_model_to_the_bit(files, tmp_path):  # noqa: F811
@@ -91,17 +116,15 @@ def test_untrained_it_is_the_score_model_to_the_bit(files, tmp_path):  # noqa: F
     counts = torch.ones(base.latent_shape)
     for trained in (False, True):
         h = HTransform.load(saved(tmp_path, loop, trained), base)
-        for turn in (0, 1, 2, None):
-            found = h.estimate(base, view.u, view.v, float(view.t), 0.1 * view.v, counts, turn)
-            assert torch.equal(found, view.v) is not trained
+        found = h.estimate(base, view.u, view.v, float(view.t), [0.1 * view.v] * 3, counts)
+        assert torch.equal(found, view.v) is not trained
 
 
-def test_a_step_has_active_slices_of_one_orientation(files):  # noqa: F811
+def test_a_step_has_active_slices(files):  # noqa: F811
     loop = loop_of(files, recipe=VOLUME_RECIPE, rings="ring3")
     for step in range(4):
         example, view = loop._example(step), loop._view(step)
         assert len(example.images) == VOLUME_RECIPE.batch_size
-        assert example.planes.tolist() == [step % 3] * len(example.images)
         sigma = loop.recipe.schedule.sigma(view.t)
         clean = example.images[:, 1:2] - correction_size(sigma) * example.target
         assert float(clean.flatten(1).amax(1).min()) > AIR
@@ -144,8 +167,8 @@ def test_pixels_of_another_size_are_refused(files, tmp_path):  # noqa: F811
 
 
 def test_it_starts_from_another(files, tmp_path):  # noqa: F811
-    """Of a network of slices, all orientations begin alike."""
-    recipe = replace(VOLUME_RECIPE, architecture=replace(VOLUME_RECIPE.architecture, num_class_embeds=0))
+    """Of a network of slices, what it was not shown has no say at first."""
+    recipe = replace(VOLUME_RECIPE, architecture=replace(VOLUME_RECIPE.architecture, in_channels=5))
     network = build_network(recipe.architecture, seed=1).eval()
     torch.nn.init.normal_(network.out[2].conv.weight, 0, 0.1, torch.Generator().manual_seed(0))
     loop = loop_of(files, recipe=VOLUME_RECIPE, rings="ring3")
@@ -155,13 +178,13 @@ def test_it_starts_from_another(files, tmp_path):  # noqa: F811
     assert started.recipe.architecture == VOLUME_RECIPE.architecture
     assert "start" in started.supervision.provenance()
     other = replace(VOLUMES, crops=(32,), architecture=replace(VOLUMES.architecture, channels=(16, 32, 32)))
-    config = replace(config, architecture=VOLUME_RECIPE.architecture)
+    config = replace(config, architecture=VOLUME_RECIPE.architecture, num_updates=7)
     HTransform(build_network(config.architecture), loop.base, config).save(tmp_path / "volumes.safetensors")
     for recipe, rings, name in ((other, "ring3", "h"), (replace(SLICES, crops=(32,)), "ring1", "volumes")):
         with pytest.raises(ValueError, match="cannot start this network"):
             loop_of(files, recipe=recipe, rings=rings, start=tmp_path / f"{name}.safetensors")
-    images, times = torch.randn(3, 5, 16, 16), torch.full((3,), 100.0)
+    images, times = torch.randn(3, 18, 16, 16), torch.full((3,), 100.0)
     with torch.no_grad():
-        expected = network(images, times, class_labels=torch.zeros(3, dtype=torch.long))
-        found = started.state.network.eval()(images, times, class_labels=torch.arange(3))
+        expected = network(images[:, :5], times)
+        found = started.state.network.eval()(images, times)
     torch.testing.assert_close(found, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: What the network is shown: the noisy image, the base model's clean image, the EM increment, that increment sharpened,
 #: and the logarithm of the counts.
 NUM_INPUTS = 5
+#: Increments of ordered subsets that a network for volumes is shown, the first in place of the sharpened one, the other
+#: after all; and of so many planes above and below clean image and these increments.
+INCREMENTS, NEIGHBOURS = 2, 2
 FOLDER = BUNDLED / "h_transforms"
 #: Width in voxels of the Gaussian that ends the ramp of `sharpened`.
 _FWHM_VOXELS = 2.0
@@ -54,6 +58,10 @@ class HTransformConfig:
         Planes of the images, their voxel size ``(z, y, x)`` in mm and the scanner's name in training.
     tracer, licence, training
         As in `sirf_diffusion.models.ModelConfig`.
+    num_updates
+        0, for slices: the network sees the EM increment, and the same sharpened. Else what so many updates of as many
+        ordered subsets add, and twice as many, besides, and neighbouring planes: in 3D no filter of slices undoes the
+        backprojection's blur.
     """
 
     architecture: NetworkConfig
@@ -66,10 +74,12 @@ class HTransformConfig:
     tracer: str = ""
     licence: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    num_updates: int = 0
 
     def __post_init__(self) -> None:
-        if (found := self.architecture.in_channels) != NUM_INPUTS:
-            raise ValueError(f"an h-transform takes {NUM_INPUTS} images, found in_channels = {found}")
+        check_count("num_updates", self.num_updates, 0, 10**4)
+        if (found := self.architecture.in_channels) != (needs := num_inputs(self.num_updates > 0)):
+            raise ValueError(f"this h-transform takes {needs} images, found in_channels = {found}")
         check_words(self, "base", "base_sha256", "scanner")
         if not isinstance(self.counts, (list, tuple)) or len(self.counts) != 2:
             raise ValueError(f"counts must be two numbers, found {self.counts!r}")
@@ -79,6 +89,8 @@ class HTransformConfig:
         if self.counts[0] > self.counts[1]:
             raise ValueError(f"counts must be a range, the lower first, found {self.counts}")
         check_count("num_planes", self.num_planes, 1, 10**5)
+        if self.num_planes > 1 and not self.num_updates:
+            raise ValueError("it sees volumes in three orientations, and without ordered subsets: no longer supported")
 
     def to_dict(self) -> dict[str, Any]:
         """Contents as a dictionary that JSON can hold; `from_dict` is its inverse."""
@@ -87,6 +99,7 @@ class HTransformConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> HTransformConfig:
         """Checked contents of a dictionary written by `to_dict`; raises ValueError for anything else."""
+        content = {"num_updates": 0} | content  # older files
         check_keys("the configuration", content, cls.__dataclass_fields__)
         return cls(**content | {"architecture": NetworkConfig.from_dict(content["architecture"])})
 
@@ -99,16 +112,18 @@ class HTransform:
         \hat u_0 = v - \sqrt{\frac{\sigma^2 + 0.05^2}{1 + \sigma^2}}\; h(u_t, v, e, R e, \log c\,s;\ t)
 
     ``e`` is what one EM update would add to the score model's clean image: :math:`v \nabla L / s`, the gradient of the
-    log-likelihood in network units, whatever the counts and the image's unit. ``R`` is `sharpened`; :math:`c\,s` are
-    the counts that a voxel of mean activity gives, which tell how far the increment is noise. The output corrects what
-    the score model predicts; of an untrained network it is zero, and :math:`\hat u_0 = v` to the bit.
+    log-likelihood in network units, whatever the counts and the image's unit. ``R`` is `sharpened`; in volumes two
+    increments of ordered subsets take its place (``num_updates`` of `HTransformConfig`). :math:`c\,s` are the counts
+    that a voxel of mean activity gives, which tell how far the increment is noise. The output corrects what the score
+    model predicts; of an untrained network it is zero, and :math:`\hat u_0 = v` to the bit.
 
     Webber et al. 2025, arXiv:2506.24034; the h-transform of Denker et al. 2024, arXiv:2406.01781.
 
     Parameters
     ----------
     network
-        ``f(images [B, 5, H, W], time [B], class_labels=plane [B]) -> [B, 1, H, W]``.
+        ``f(images [B, N, H, W], time [B], class_labels=None) -> [B, 1, H, W]`` of transverse slices, N of
+        `num_inputs`.
     base
         The score model; ValueError unless its hash is ``config.base_sha256`` and its slices suit the network.
     config
@@ -161,9 +176,8 @@ class HTransform:
         u: Tensor,
         v: Tensor,
         t: float,
-        increment: Tensor,
+        increments: Sequence[Tensor],
         counts: Tensor,
-        turn: int | None = None,
     ) -> Tensor:
         """The clean latent image that data and score model agree on, before anything is clipped.
 
@@ -173,16 +187,14 @@ class HTransform:
             The score model, bound to the image grid.
         u, v, t
             Noisy latent images ``[..., Z', Y', X']``, the model's clean ones and the time, as of `ScoreModel.predict`.
-        increment
-            ``e``, network units, on the same grid.
+        increments
+            ``e``, network units, on the same grid; and those of ordered subsets.
         counts
             ``c s`` ``[Z', Y', X']``.
-        turn
-            As of `ScoreModel.predict`.
         """
-        shown = inputs(u / math.hypot(self.schedule.gamma(t), self.schedule.nu(t)), v, increment, counts)
+        shown = inputs(u / math.hypot(self.schedule.gamma(t), self.schedule.nu(t)), v, increments, counts)
         told = float(network_time(self.time_input, self.schedule, t))
-        correction = base.seen_by(self.network, self.config.architecture, shown, told, turn)
+        correction = base.seen_by(self.network, self.config.architecture, shown, told, 0)
         return v - correction_size(self.schedule.sigma(t)) * correction
 
     @staticmethod
@@ -241,15 +253,25 @@ def save_h_transform(
     return _FORMAT.write(path, stored, config.to_dict())
 
 
-def inputs(u: Tensor, v: Tensor, increment: Tensor, counts: Tensor) -> Tensor:
-    """What the network is shown: images ``[..., 5, Z, Y, X]`` of images ``[..., Z, Y, X]``.
+def num_inputs(volumes: bool) -> int:
+    """Images that the network is shown."""
+    return NUM_INPUTS - 1 + INCREMENTS + 2 * NEIGHBOURS * (1 + INCREMENTS) if volumes else NUM_INPUTS
+
+
+def inputs(u: Tensor, v: Tensor, increments: Sequence[Tensor], counts: Tensor) -> Tensor:
+    """What the network is shown: images ``[..., N, Z, Y, X]`` of images ``[..., Z, Y, X]``.
 
     ``u`` is scaled to unit variance of its noise; ``counts`` is ``c s``, for each image or one for all.
     """
+    increment, *others = increments
     seen = counts.amax((-2, -1), keepdim=True)
     logarithm = torch.log10(counts.clamp(min=1e-30).maximum(_LOWEST_SENSITIVITY * seen)) - 1
-    channels = (u, v, increment, sharpened(increment, v), logarithm.to(u).expand_as(u))
-    return torch.stack(channels, -4)
+    first, *rest = others or [sharpened(increment, v)]
+    if others:
+        planes, last = torch.arange(v.shape[-3], device=v.device), v.shape[-3] - 1
+        for k in (k for k in range(-NEIGHBOURS, NEIGHBOURS + 1) if k):
+            rest += [x.index_select(-3, (planes + k).clamp(0, last)) for x in (v, *others)]
+    return torch.stack((u, v, increment, first, logarithm.to(u).expand_as(u), *rest), -4)
 
 
 def correction_size(sigma: Any) -> Any:

@@ -90,7 +90,7 @@ class NetworkConfig:
             ("norm_num_groups", 1, 64),
             ("num_head_channels", 1, 1024),
             ("num_class_embeds", 0, 64),
-            ("in_channels", 1, 16),
+            ("in_channels", 1, 32),
             ("out_channels", 1, 1),
             ("patch_size", 1, 4),
             ("spatial_dims", 2, 3),

@@ -52,6 +52,10 @@ class SourceImage:
         """Numbers of voxels."""
         return self.values.shape
 
+    def shares_grid(self, other: SourceImage) -> bool:
+        """Whether both have the same voxels, at the same places."""
+        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=1e-3))
+
     def is_of_another(self, other: SourceImage) -> bool:
         """Whether both files tell a patient, and not the same."""
         return bool(self.patient and other.patient) and self.patient != other.patient

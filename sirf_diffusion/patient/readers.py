@@ -113,7 +113,7 @@ def read_frames(path: Path) -> list[SourceImage]:
                 raise
             raise UnusableImage(f"frame {number}: {error.reason} (NAME#N is one frame)", error.detail) from error
     for frame in frames:
-        if frame.values.shape != frames[0].values.shape or not np.allclose(frame.affine, frames[0].affine, atol=1e-3):
+        if not frame.shares_grid(frames[0]):
             raise UnusableImage("its frames are not on one grid")
     return frames
 

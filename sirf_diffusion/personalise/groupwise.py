@@ -7,6 +7,7 @@ velocities. Template and deformations take turns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ from ..patient.registration import matrix_of
 from ..patient.resampling import grid_over, resample
 from ..patient.velocity import Field, as_transform, exponential, logarithm
 from .atlas import Atlas
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 #: Rounds of deforming all subjects onto the template and making it anew.
@@ -217,6 +220,11 @@ def read_subjects(
     subjects = []
     for number, paths in enumerate(dynamic):
         frames = [frame for path in paths for frame in usable(read_frames, path)]
+        if others := sum(not frame.shares_grid(frames[0]) for frame in frames):
+            logger.warning(
+                "subject %d: %d of %d frames have another grid than the first, and are resampled onto its; are they of "
+                "one scan?", number + 1, others, len(frames),
+            )  # fmt: skip
         grid = grid_over(frames[0], tuple(voxel_size))
         stack = np.stack([np.clip(resample(frame, grid), 0, None) for frame in frames])
         mr = resample(usable(read_source, mrs[number]), grid) if mrs else None

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..files.documents import read_text
 from ..geometry.checks import check_choice, check_keys
-from ..models.h_transform import NUM_INPUTS
 from ..models.networks import NetworkConfig
 from ..models.schedules import NoiseSchedule
 from .loop import RunOptions
@@ -99,7 +98,7 @@ def configuration(content: dict[str, Any], default: Recipe = DEFAULT) -> Configu
 
 def default_text(default: Recipe = DEFAULT) -> str:
     """The defaults as a TOML file that `read_configuration` reads, each with a line that says what it is."""
-    supervised = "--supervised --init MODEL --scanner F.hs " if default.architecture.in_channels == NUM_INPUTS else ""
+    supervised = "--supervised --init MODEL --scanner F.hs " if default.supervised else ""
     kind = "--latent " if default.enhances else supervised
     lines = [f"# Configuration of `sirf-diffusion train {kind}--data F.h5 --config THIS --out MODEL`: the defaults."]
     for table, keys in _keys(default).items():

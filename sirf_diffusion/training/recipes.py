@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from ..geometry.checks import check_choice, check_real
-from ..models.h_transform import NUM_INPUTS
+from ..models.h_transform import NUM_INPUTS, num_inputs
 from ..models.networks import TIME_INPUTS, NetworkConfig, check_time_input
 from ..models.schedules import PREDICTIONS, NoiseSchedule, VPSchedule
 from .data.augmentation import Augmentation
@@ -132,9 +132,10 @@ class Recipe:
         if self.architecture.num_networks == 3 and set(self.planes) != {0, 1, 2}:
             raise ValueError(f"planes = {self.planes} leave some of the three networks untrained: use 0, 1 and 2")
         check_time_input(self.architecture, self.time_input)
-        if self.architecture.in_channels not in (1, 2, NUM_INPUTS):
+        if not (self.architecture.in_channels in (1, 2) or self.supervised):
             raise ValueError(
-                f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} with --supervised"
+                f"a network in training takes 1 (noisy) or 2 (noisy, anatomical) images, {NUM_INPUTS} or more with "
+                "--supervised"
             )
 
     #: Slices on each side that are drawn with each.
@@ -142,6 +143,11 @@ class Recipe:
     #: Names of fields that mean nothing to this kind of training, and whether it is of an enhancement model.
     unused: ClassVar[frozenset[str]] = frozenset()
     enhances: ClassVar[bool] = False
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the network is shown data."""
+        return self.architecture.in_channels in (num_inputs(False), num_inputs(True))
 
     @property
     def simulated(self) -> bool:

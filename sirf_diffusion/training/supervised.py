@@ -22,12 +22,14 @@ from ..geometry.checks import check_count
 from ..geometry.images import ImageGeometry
 from ..geometry.projdata import ProjDataGeometry
 from ..models.h_transform import (
+    INCREMENTS,
     NUM_INPUTS,
     HTransform,
     HTransformConfig,
     correction_size,
     counts_per_voxel,
     inputs,
+    num_inputs,
     save_h_transform,
 )
 from ..models.intensity import intensity_scale
@@ -56,10 +58,10 @@ SLICES = Recipe(
     decay="cosine", log_sigma_mean=0.6,
     log_sigma_sd=1.6, uniform_share=0.0, augmentation=Augmentation(shift=0.05), validate_every=100,
 )  # fmt: skip
-#: The same for volumes: the slices of a step are of one orientation of one volume.
-VOLUMES = replace(
-    SLICES, name="deft-3d", planes=(0, 1, 2), architecture=replace(SLICES.architecture, num_class_embeds=3)
-)
+#: Updates of ordered subsets between the increments of volumes.
+_UPDATES = 7
+#: The same for volumes: the slices of a step are of one volume.
+VOLUMES = replace(SLICES, name="deft-3d", architecture=replace(SLICES.architecture, in_channels=num_inputs(True)))
 #: Of so many volumes, the score model looks at one in all orientations, as a chain does at its last noise level.
 _ALL_ORIENTATIONS = 4
 _COUNT_LEVELS, _VALIDATION_SLICES, _VALIDATION_VOLUMES = 5, 12, 3
@@ -123,17 +125,16 @@ class Supervision:
 
     def checked(self, recipe: Recipe) -> Recipe:
         """The recipe, with the schedule and what the network is told as the score model has them."""
-        expected = self.recipe.planes
-        if recipe.architecture.in_channels != NUM_INPUTS or len(recipe.crops) != 1 or recipe.planes != expected:
+        needs, found = self.recipe.architecture.in_channels, recipe.architecture.in_channels
+        if found != needs or len(recipe.crops) != 1 or recipe.planes != (0,):
             raise ValueError(
-                f"a supervised training needs in_channels = {NUM_INPUTS}, one crop and planes = {list(expected)} for "
-                f"{self.scanner}; found {recipe.architecture.in_channels}, {list(recipe.crops)} and "
-                f"{list(recipe.planes)}"
+                f"{self.scanner}: a supervised training needs in_channels = {needs}, one crop and planes = [0], found "
+                f"{found}, {list(recipe.crops)} and {list(recipe.planes)}"
             )
         if self._beginning is not None:
             begun, wanted = self._beginning.config.architecture, recipe.architecture
-            known = replace(begun, num_class_embeds=wanted.num_class_embeds)
-            if begun.num_class_embeds > wanted.num_class_embeds or wanted not in (self.recipe.architecture, known):
+            known = replace(begun, in_channels=wanted.in_channels)
+            if begun.in_channels > wanted.in_channels or wanted not in (self.recipe.architecture, known):
                 raise ValueError(f"{self.start} cannot start this network ([network], slices or volumes): {begun}")
             recipe = replace(recipe, architecture=known)
         return replace(
@@ -154,8 +155,9 @@ class Supervision:
         if self._beginning is None:
             return None
         network, known = build_network(recipe.architecture, seed=recipe.seed), self._beginning.network.state_dict()
-        # Orientations, if it did not know them, are alike at first.
-        weights = {name: known.get(name, torch.zeros_like(value)) for name, value in network.state_dict().items()}
+        weights = network.state_dict()
+        for name, value in weights.items():  # images that it was not shown have no effect at first
+            value.zero_()[tuple(map(slice, known[name].shape))] = known[name]
         network.load_state_dict(weights)
         return network
 
@@ -190,6 +192,7 @@ class SupervisedLoop(TrainingLoop):
         self.base = supervision.model.on(geometry, 1.0, "alternating" if self.volumes else "transverse")
         self.base.precision = faster_precision(state.device)
         self.simulator = ScanSimulator(geometry, supervision.layout, supervision.scans, state.device)
+        self.num_updates = _UPDATES if self.volumes else 0
         self._kept = cache(self._view)
         super().__init__(*arguments)
 
@@ -214,8 +217,8 @@ class SupervisedLoop(TrainingLoop):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
         sigma = draw_noise_levels(replace(recipe, batch_size=1, accumulation=1), generator)
         factor = 0.85 + 0.3 * float(torch.rand(1, generator=generator))
-        alone = number % _ALL_ORIENTATIONS > 0
-        return self._seen(images, recipe.schedule.t_of_sigma(sigma), generator, factor, self._turn(number), alone)
+        turn = number % 3 if number % _ALL_ORIENTATIONS else None
+        return self._seen(images, recipe.schedule.t_of_sigma(sigma), generator, factor, turn)
 
     def _drawn(self, source: Any, step: int, number: int = 1) -> Tensor:
         """Emission and attenuation ``[number, 2, z, y, x]``."""
@@ -225,15 +228,13 @@ class SupervisedLoop(TrainingLoop):
         """The image of a number, or the first of others that is not odd."""
         return ordinary(lambda attempt: self._drawn(source, number + attempt * 2**32)[0], self.simulator.geometry)
 
-    def _turn(self, number: int) -> int:
-        """Orientation of the slices of a view."""
-        return number % 3 if self.volumes else 0
-
     def _seen(
-        self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0, turn: int = 0,
-        alone: bool = True,
-    ) -> View:  # fmt: skip
-        """Emission (and attenuation, ``[2, z, y, x]``) scaled to about 1, with noise, and the score model's image."""
+        self, images: Tensor, t: Tensor, generator: torch.Generator, factor: float = 1.0, turn: int | None = None
+    ) -> View:
+        """Emission (and attenuation, ``[2, z, y, x]``) scaled to about 1, with noise, and the score model's image.
+
+        ``turn`` is as of `ScoreModel.predict`.
+        """
         recipe, base, (emission, attenuation) = self.recipe, self.base, images.float().clamp(min=0)
         truth = emission / (factor * intensity_scale(emission, self.simulator.geometry))
         gamma, nu, clean = recipe.schedule.gamma(t), recipe.schedule.nu(t), base.to_latent(truth).cpu()
@@ -241,28 +242,28 @@ class SupervisedLoop(TrainingLoop):
         cut = Window.around(clean[None], base.multiple)
         told, seen = float(network_time(recipe.time_input, recipe.schedule, t)), cut(u[None]).to(self.state.device)
         shown = (seen / torch.sqrt(gamma * gamma + nu * nu).to(seen))[:, None]
-        output = base.seen_by(base.network, base.architecture, shown, told, turn if alone else None)
+        output = base.seen_by(base.network, base.architecture, shown, told, turn)
         v = denoised_and_noise(recipe.prediction, output, seen, float(gamma), float(nu))[0]
-        return View(truth, attenuation, u, cut.back(v.cpu())[0], t, turn)
+        return View(truth, attenuation, u, cut.back(v.cpu())[0], t)
 
     def _shown(self, views: Sequence[View], scans: Scans, chosen: np.random.Generator | None = None) -> Example:
-        """Example of views of one orientation, cut to the objects: all their slices, or a choice of active ones."""
-        recipe, device, base, turn = self.recipe, self.state.device, self.base, views[0].turn
+        """Example of views, cut to the objects: all their slices, or a choice of active ones."""
+        recipe, device, base = self.recipe, self.state.device, self.base
         parts = zip(*((view.truth, view.u, view.v, view.t[0]) for view in views), strict=True)
         truth, u, v, t = (torch.stack(part) for part in parts)
         truth, v = base.to_latent(truth), v.to(device)
         cut = Window.around(truth, recipe.architecture.multiple)
         gamma, nu = (over_images(f(t), truth).to(device) for f in (recipe.schedule.gamma, recipe.schedule.nu))
-        increment = cut(base.to_latent(scans.increment(base.to_image(v))))
+        increments = [cut(base.to_latent(x)) for x in scans.increments(base.to_image(v), self.num_updates, INCREMENTS)]
         counts = cut(HTransform.counts(base, scans.sensitivity))
         truth, u, v = cut(truth), cut(u).to(device), cut(v)
-        shown = inputs(u / torch.sqrt(gamma * gamma + nu * nu), v, increment, counts)
-        # Slices of the orientation, those of all views after each other.
+        shown = inputs(u / torch.sqrt(gamma * gamma + nu * nu), v, increments, counts)
+        # The slices of all views after each other.
         shown, target, truth = (
-            x.movedim(turn - 3, 1).flatten(0, 1) for x in (shown, (v - truth) / correction_size(nu / gamma), truth)
+            x.movedim(-3, 1).flatten(0, 1) for x in (shown, (v - truth) / correction_size(nu / gamma), truth)
         )
         told = network_time(recipe.time_input, recipe.schedule, t).to(device).repeat_interleave(len(shown) // len(t))
-        planes = torch.full((len(shown),), turn, device=device)
+        planes = torch.zeros(len(shown), dtype=torch.long, device=device)
         rows: Any = slice(None)
         if chosen is not None:
             active = (truth.flatten(1).amax(1) > AIR).nonzero()[:, 0].tolist() or range(len(truth))
@@ -277,7 +278,7 @@ class SupervisedLoop(TrainingLoop):
         low, high = np.log(self.supervision.scans.counts)
         t, generator = torch.tensor([float(self.recipe.schedule.t_max)]), torch.Generator().manual_seed(5)
         images = self._some("validation")
-        views = [self._seen(x, t, generator, 1.0, self._turn(k)) for k, x in enumerate(images)]
+        views = [self._seen(x, t, generator, 1.0, k % 3) for k, x in enumerate(images)]
         groups = [[k] for k in range(len(views))] if self.volumes else [list(range(len(views)))]
         found: dict[float, list[Example]] = {}
         for k, counts in enumerate(np.exp(np.linspace(low, high, _COUNT_LEVELS))):
@@ -329,7 +330,7 @@ class SupervisedLoop(TrainingLoop):
             recipe.architecture, Path(supervision.base).stem, supervision.model.hash, self._counts,
             geometry.shape[0], geometry.voxel_size, supervision.layout.scanner.name,
             tracer=self._tracer, licence=self._licence,
-            training=self._provenance() | supervision.provenance(),
+            training=self._provenance() | supervision.provenance(), num_updates=self.num_updates,
         )  # fmt: skip
         save_h_transform(path, self.state.average.module.state_dict(), config)
 

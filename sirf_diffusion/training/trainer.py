@@ -19,7 +19,6 @@ from ..files.outputs import jsonable
 from ..files.progress import progress_bar
 from ..geometry.checks import check_choice, check_count
 from ..geometry.images import voxels_agree
-from ..models.h_transform import NUM_INPUTS
 from ..models.storage import list_models
 from .checkpoint import forget_checkpoints, has_checkpoint
 from .data.phantom_data import PhantomOptions, build_phantoms
@@ -114,8 +113,9 @@ def train(
     elif distillation is not None:
         recipe = distillation.checked(recipe)
         start = distillation.start(recipe)
-    elif recipe.architecture.in_channels == NUM_INPUTS:
-        raise ValueError(f"a network of {NUM_INPUTS} input images is for a supervised training (--supervised)")
+    elif recipe.supervised:
+        found = recipe.architecture.in_channels
+        raise ValueError(f"a network of {found} input images is for a supervised training (--supervised)")
     elif init is not None or recipe.init:
         recipe, start = fine_tuning(recipe, _start_of(recipe) if init is None else os.fspath(init))
     with processes(where) as peers, locked(work / LOCK, ValueError) if peers.first else nullcontext():

@@ -24,7 +24,7 @@ _ATTEMPTS = 20
 @dataclass(frozen=True)
 class View:
     """A clean image ``[z, y, x]``, network units, and its attenuation; on the network's grid the noisy one and the
-    score model's ``v``; the time ``[1]``; the orientation of the slices.
+    score model's ``v``; the time ``[1]``.
     """
 
     truth: Tensor
@@ -32,7 +32,6 @@ class View:
     u: Tensor
     v: Tensor
     t: Tensor
-    turn: int = 0
 
 
 def scanned(views: Sequence[View]) -> tuple[Tensor, Tensor]:

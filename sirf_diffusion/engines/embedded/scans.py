@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
 from ..em import RELATIVE_FLOOR, STARTING_FLOOR, herman_meyer_order
 from .projector import Projector
+from .subsets import largest_num_subsets
 
 _SMALLEST = 1e-9
 
@@ -31,14 +33,31 @@ class Scans:
         """``A^T 1`` of each scan, ``[B, z, y, x]``."""
         return self.projector.adjoint(self.factors)
 
+    @property
+    def _seen(self) -> Tensor:
+        return self.sensitivity > 1e-9 * self.sensitivity.amax((-3, -2, -1), keepdim=True)
+
     def increment(self, x: Tensor) -> Tensor:
         """What one EM update adds to images ``[B, z, y, x]``: one forward and one back projection of each."""
-        seen = self.sensitivity > 1e-9 * self.sensitivity.amax((-3, -2, -1), keepdim=True)
+        seen = self._seen
         x = x.clamp(min=RELATIVE_FLOOR) * seen
         expected = self.factors * self.projector.forward(x) + self.background
         ratio = torch.where(self.prompts > 0, self.prompts / expected, torch.zeros_like(expected)) - 1
         gradient = self.projector.adjoint(self.factors * torch.nan_to_num(ratio, posinf=0.0))
         return x * gradient / torch.where(seen, self.sensitivity, torch.ones_like(self.sensitivity))
+
+    def increments(self, x: Tensor, num_updates: int, times: int) -> list[Tensor]:
+        """`increment`, and what so many updates of about as many subsets add, once and up to ``times`` times."""
+        found = [self.increment(x)]
+        if num_updates:
+            number = largest_num_subsets(self.projector.basic_views, num_updates)
+            subsets, order = OrderedSubsets(self, number), cycle(range(number))
+            image = start = x.clamp(min=RELATIVE_FLOOR) * self._seen
+            for _ in range(times):
+                for k in islice(order, num_updates):
+                    image = subsets.update(image, k)
+                found.append(image - start)
+        return found
 
     def osem(self, num_iterations: int, num_subsets: int, inside: Tensor) -> Tensor:
         """Images after so many epochs, from uniform ones where the mask ``inside`` is true."""

@@ -250,6 +250,10 @@ def check_steered(values: Mapping[str, Any], context: Mapping[str, str]) -> None
         raise ValueError("'h-transform filename' and 'sensitivity filename' go together: give both, or neither")
     if not given:
         return
+    from ...models.h_transform import find_h_transform, read_h_transform
+
+    if read_h_transform(find_h_transform(given)).num_updates:
+        raise ValueError(f"{given} wants to see ordered subsets, which no filter sees: use recon --par --method deft")
     if values["anchor strength"] > 0:
         raise ValueError("'anchor strength' ties EM updates to an image; an h-transform wants plain ones: remove it")
     for key, wanted in _STEERED.items():

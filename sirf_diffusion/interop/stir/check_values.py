@@ -257,7 +257,7 @@ def _check_filter_interval(file: ParFile, findings: Findings) -> None:
 
 
 def _check_steered(file: ParFile, own: OwnBlock, block: ParBlock, findings: Findings) -> None:
-    from ...models.h_transform import HTransformFileError, find_h_transform, read_h_transform
+    from ...models.h_transform import HTransformFileError
 
     context = {file.root.name: ""}
     for _, key in file.root.walk():
@@ -265,15 +265,13 @@ def _check_steered(file: ParFile, own: OwnBlock, block: ParBlock, findings: Find
     try:
         values = own.values({key.name: key.value for key in block.keys})
         check_steered(values, context)
-        name, image = values["h-transform filename"], values["sensitivity filename"]
-        if name:
-            read_h_transform(find_h_transform(name))
     except HTransformFileError as problem:
+        name = values["h-transform filename"]
         raise block.error("h-transform filename", f":= {name}: {problem}") from problem
     except ValueError as problem:
         findings.error(block.line, str(problem))
         return
-    stir = file.objective()
+    stir, image = file.objective(), values["sensitivity filename"]
     written = stir.text("recompute sensitivity", "0") == "1" and stir.text("sensitivity filename", "") == image
     if image and not written and not os.path.isfile(image):
         text = "no such file, and this one has no 'recompute sensitivity := 1' with which STIR writes it"

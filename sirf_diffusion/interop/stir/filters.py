@@ -135,8 +135,7 @@ class SamplerCallback:
         """Clean latent image and noise, of the image that was handed out and its EM update."""
         model, u, k = self._bound, self._chain.u, self.num_calls - 2
         increment = model.to_latent((image - self._handed_out) * self._inside)[None]
-        turn = orientation_of_step(k, self.num_steps)
-        u0 = self.h.estimate(model, u, self._u0, self.times[k], increment.to(u), self._counts, turn)
+        u0 = self.h.estimate(model, u, self._u0, self.times[k], [increment.to(u)], self._counts)
         return non_negative(model.schedule, u, u0, self.times[k])
 
     def _denoise(self, image: Tensor) -> None:

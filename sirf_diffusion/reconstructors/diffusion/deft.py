@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ...engines.em import em_update, update_order
 from ...engines.objective import Objective
-from ...models.h_transform import HTransform, non_negative
+from ...models.h_transform import INCREMENTS, HTransform, non_negative
 from ..settings import choice, count, flag, real, setting
 from .chain import Chain
 from .consistency import DataConsistency, DataStepResult, DiffusionStep, orientation_of_step
 from .lisch import AscentToSchedule
 from .loop import Denoised, DiffusionReconstructor
 from .sampling import SOLVERS, Sampling
-
-DEFAULT_H_TRANSFORM = "brain-fdg-deft"
 
 
 def _name_or_file(name: str, value: Any) -> str:
@@ -36,8 +36,8 @@ class SteeredSampling(Sampling):
     crop: bool = flag(True, "whether the networks look at the object only, as in training")
     solver: str = choice("multistep", "order of a step: `ddim` the first; `multistep` the second", SOLVERS)
     h_transform: str = setting(
-        DEFAULT_H_TRANSFORM, "the network that steers: a bundled name, or a file of `train --supervised`",
-        _name_or_file, "name or file",
+        "brain-fdg-deft", "the network that steers: a bundled name, or a file of `train --supervised`",
+        _name_or_file, "name or file", volumes="brain-fdg-deft-3d",
     )  # fmt: skip
 
 
@@ -113,6 +113,8 @@ class DEFTReconstructor(DiffusionReconstructor):
         super().set_up(initial_image)
         model, objective = self.model, self.objective
         self._counts = self.h.counts(model, objective.sensitivity())
+        #: The same data in the subsets of the increments.
+        self._subsets = objective.with_subsets(self.h.config.num_updates or objective.num_subsets)
         early, scanner = model.to_latent(objective.early_image()), objective.describe().get("scanner")
         self.outside: list[str] = self.h.outside(self._counts, early, objective.geometry.shape[0], scanner)
 
@@ -125,18 +127,26 @@ class DEFTReconstructor(DiffusionReconstructor):
     def denoise(self, chain: Chain, model: Any) -> Denoised:
         """The clean images that score model and data agree on, not negative, and the noise that goes with them."""
         step = self._level(chain)
-        turn = orientation_of_step(step.index, self.num_steps)
-        v, _ = model.predict(chain.u, step.t, turn)
-        parts = [self._increment(x) for x in model.to_image(v).split(self.batch_size)]
-        u0 = self.h.estimate(model, chain.u, v, step.t, model.to_latent(torch.cat(parts)).to(v), self._counts, turn)
+        v, _ = model.predict(chain.u, step.t, orientation_of_step(step.index, self.num_steps))
+        parts = [self._increments(x) for x in model.to_image(v).split(self.batch_size)]
+        increments = [model.to_latent(torch.cat(part)).to(v) for part in zip(*parts, strict=True)]
+        u0 = self.h.estimate(model, chain.u, v, step.t, increments, self._counts)
         u0, eps = non_negative(model.schedule, chain.u, u0, step.t)
         return Denoised(step, u0, eps, model.to_image(u0).to(self.objective.sensitivity()))
 
-    def _increment(self, image: Tensor) -> Tensor:
-        """What one EM update adds to images, image units."""
+    def _increments(self, image: Tensor) -> list[Tensor]:
+        """What one EM update adds to images, image units; and what ordered subsets add, if it is wanted."""
         part = self.consistency
         x = part.admissible(image.to(part.sensitivity))
-        return x * self.objective.gradient(x) / torch.where(part.inside, part.sensitivity, torch.ones_like(x[0]))
+        gradient = self.objective.gradient(x)
+        found = [x * gradient / torch.where(part.inside, part.sensitivity, torch.ones_like(x[0]))]
+        if updates := self.h.config.num_updates:
+            after, order = x, cycle(update_order(self._subsets.num_subsets))
+            for _ in range(INCREMENTS):
+                for subset in islice(order, updates):
+                    after = em_update(self._subsets, after, subset)
+                found.append(after - x)
+        return found
 
     def _starting_image(self) -> Tensor:
         return self._initial if self._given else self.objective.early_image()
