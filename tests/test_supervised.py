@@ -195,7 +195,7 @@ def test_interrupted_it_gives_the_same_file(files, tmp_path, recipe, rings, plan
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"--config": "slices.toml", "--scanner": "ring3.hs"}, "planes = [0, 1, 2]"),
+    ({"--config": "slices.toml", "--scanner": "ring3.hs"}, "in_channels = 18"),
     ({"--counts": "9:8"}, "the lower first"),
     ({"--init": None}, "--supervised needs"),
     ({"--scanner": None}, "--supervised needs"),
