@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sirf_diffusion.data import load_example
+from sirf_diffusion.files.documents import digest
 from sirf_diffusion.files.outputs import jsonable
 from sirf_diffusion.geometry.gaussian import gaussian_smooth
 from sirf_diffusion.geometry.images import ImageGeometry
@@ -85,6 +86,14 @@ def test_the_bundled_h_transforms_are_small_and_help_their_score_model(example):
     result = reconstruct(example.acquisition, "deft", num_samples=2, seed=1)
     assert result.record["model"]["sha256"] == config.base_sha256
     assert nrmse(result.image, example.truth) < 0.35
+
+
+def test_in_volumes_another_h_transform_is_the_default():
+    example = load_example("brain3d")
+    result = reconstruct(example.acquisition, "deft", num_samples=1, seed=1)
+    assert result.record["h_transform"]["sha256"] == digest(find_h_transform("brain-fdg-deft-3d"))
+    assert result.record["h_transform"]["outside_training"] == []
+    assert nrmse(result.image, example.truth) < 0.28
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4, 0.8, 1.6])
